@@ -1,0 +1,112 @@
+"""Maths of the memory bank: momentum update and its order across ranks."""
+from typing import List, Sequence, Tuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = [
+    'initial_rows', 'last_occurrence', 'momentum_rows', 'pack_update',
+    'unpack_update'
+]
+
+
+def initial_rows(num_rows: int, embed_dim: int,
+                 generator: torch.Generator) -> Tensor:
+    """Rows of a fresh bank: uniform in [-a, a], a = 1 / sqrt(D / 3).
+
+    Their norm is about 1; they are not normalised until first written, as in
+    HobbitLong/RepDistiller ``crd/memory.py``.
+
+    Args:
+        num_rows (int): N.
+        embed_dim (int): D.
+        generator (torch.Generator): Source of randomness; its device is that
+            of the rows.
+
+    Returns:
+        Tensor: ``(N, D)`` float32.
+    """
+    bound = (embed_dim / 3)**-0.5
+    rows = torch.empty(num_rows, embed_dim, device=generator.device)
+    return rows.uniform_(-bound, bound, generator=generator)
+
+
+def momentum_rows(old: Tensor, embedding: Tensor, momentum: float) -> Tensor:
+    """New rows ``unit(m * old + (1 - m) * embedding)``.
+
+    A row whose sum is exactly zero (opposite embeddings, m = 0.5) keeps its
+    old value: dividing by its norm, as the public code does, gives NaN.
+
+    Args:
+        old (Tensor): Rows in the bank, ``(B, D)`` float.
+        embedding (Tensor): New embeddings, ``(B, D)`` float.
+        momentum (float): Weight of the OLD row, [0, 1).
+
+    Returns:
+        Tensor: ``(B, D)``, in the dtype of ``old``.
+    """
+    compute = torch.promote_types(old.dtype, torch.float32)
+    mixed = momentum * old.to(compute)
+    mixed += (1 - momentum) * embedding.to(compute)
+    unit = F.normalize(mixed, dim=1)
+    vanished = (mixed == 0).all(1, keepdim=True)
+    return torch.where(vanished, old.to(compute), unit).to(old.dtype)
+
+
+def last_occurrence(sample_idx: Tensor) -> Tensor:
+    """Position of the last entry that has the same id, for every entry.
+
+    With it, ids that occur twice (a sampler pads its last batch by repeating
+    samples) are written with one and the same value, so the result does not
+    depend on the order in which a device writes.
+
+    Args:
+        sample_idx (Tensor): Ids, ``(B,)`` int64.
+
+    Returns:
+        Tensor: Positions, ``(B,)`` int64. For ``[7, 3, 7]``: ``[2, 1, 2]``.
+    """
+    sorted_idx, order = torch.sort(sample_idx, stable=True)
+    end = torch.searchsorted(sorted_idx, sample_idx, right=True) - 1
+    return order[end]
+
+
+def pack_update(sample_idx: Tensor, embeddings: Sequence[Tensor],
+                length: int) -> Tensor:
+    """Lay ids and embeddings side by side, for one collective a step.
+
+    Ids keep all their bits: an int64 is carried as two float32. A batch that
+    is shorter than ``length`` is filled by repeating its last entry, which
+    :func:`last_occurrence` makes harmless.
+
+    Args:
+        sample_idx (Tensor): Ids, ``(B,)`` int64.
+        embeddings (Sequence[Tensor]): Each ``(B, D)`` float.
+        length (int): Entries to fill up to, at least B.
+
+    Returns:
+        Tensor: ``(length, 2 + sum of D)`` float32.
+    """
+    bits = sample_idx.contiguous().view(torch.float32).view(-1, 2)
+    packed = torch.cat([bits, *(e.float() for e in embeddings)], dim=1)
+    missing = length - packed.size(0)
+    if missing:
+        packed = torch.cat([packed, packed[-1:].expand(missing, -1)])
+    return packed
+
+
+def unpack_update(packed: Tensor,
+                  widths: Sequence[int]) -> Tuple[Tensor, List[Tensor]]:
+    """Undo :func:`pack_update`.
+
+    Args:
+        packed (Tensor): ``(B, 2 + sum of widths)`` float32.
+        widths (Sequence[int]): D of each embedding.
+
+    Returns:
+        tuple[Tensor, list[Tensor]]: Ids ``(B,)`` int64 and the embeddings.
+    """
+    bits, *embeddings = packed.split([2, *widths], dim=1)
+    sample_idx = bits.contiguous().view(torch.int64).view(-1)
+    return sample_idx, embeddings

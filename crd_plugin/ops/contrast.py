@@ -1,0 +1,373 @@
+"""Contrastive objectives of CRD as fused tensor functions.
+
+Loss and anchor gradient come out of the same pass over the bank, as in fused
+linear cross-entropy kernels: scores are made tile by tile, turned into their
+share of the loss and of the gradient, and dropped. A row of the bank needs no
+gradient. All is computed in float32 (float64 for float64 anchors) whatever
+autocast says, since exp(1 / 0.07) overflows float16.
+"""
+import math
+from typing import Callable, Iterator, NamedTuple, Optional, Tuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .negatives import Negatives
+
+__all__ = ['ContrastResult', 'info_nce', 'log_partition', 'nce', 'scores']
+
+# Added to K / N in the denominators of the public code.
+EPS = 1e-7
+
+# Elements of one tile of scores: within the second-level cache on a CPU,
+# enough to fill the chip on a GPU.
+_TILE_CPU, _TILE_GPU = 1 << 18, 1 << 24
+
+# Ids of an anchor's own are scored by one matrix product over the whole bank
+# while it has at most this many times K rows, above that by gathering K rows
+# an anchor. Measured on a 2-core AVX-512 CPU, D = 128: the product costs
+# about 5 ns a row and anchor, a gathered row about 100 ns.
+_DENSE_ROWS_PER_NEGATIVE = 16
+
+# softplus(x) = x from here on: exp(-40) vanishes in float64 too.
+_SOFTPLUS_LINEAR = 40.0
+
+
+class ContrastResult(NamedTuple):
+    """What one direction of the objective returns.
+
+    Attributes:
+        loss (Tensor): Scalar, differentiable with respect to the anchors.
+        log_h (Tensor): Mean over the batch of the log of the critic at the
+            positive pair, scalar without gradient.
+    """
+    loss: Tensor
+    log_h: Tensor
+
+
+def nce(anchor: Tensor,
+        rows: Tensor,
+        pos_idx: Tensor,
+        negatives: Negatives,
+        log_z: Tensor,
+        temperature: float,
+        eps: float = EPS) -> ContrastResult:
+    r"""Noise-contrastive objective of CRD for one direction.
+
+    With :math:`s_{ij} = \langle g_i, v_j \rangle / \tau`,
+    :math:`P = e^s / Z`, :math:`c = K / N` and
+    :math:`h = P / (P + c + \epsilon)`,
+
+    .. math::
+        L = -\frac{1}{B} \sum_i \Big[ \log h_{i,pos}
+            + \sum_k \log \frac{c}{P_{ik} + c + \epsilon} \Big].
+
+    Source: Tian et al., arXiv:1910.10699, eq. 17-18; numbers of
+    HobbitLong/RepDistiller ``crd/criterion.py``, its ``eps`` included, which
+    the paper does not have.
+
+    Args:
+        anchor (Tensor): Embeddings g, ``(B, D)`` float.
+        rows (Tensor): Bank of the other side, ``(N, D)`` float.
+        pos_idx (Tensor): Row of the positive of each anchor, ``(B,)`` int64.
+        negatives (Negatives): The rows to push away.
+        log_z (Tensor): Logarithm of the partition constant Z, scalar.
+        temperature (float): tau.
+        eps (float): Added to K / N. Defaults to 1e-7, as published.
+
+    Returns:
+        ContrastResult: Loss and mean ``log h``.
+    """
+    num_negatives = negatives.num_negatives
+    noise = num_negatives / rows.size(0)
+    with torch.no_grad(), _full_precision(anchor):
+        query = _compute_dtype(anchor.detach()) / temperature
+        # P / (c + eps) = exp(s - shift), so both logs are softplus of it.
+        shift = (log_z + math.log(noise + eps)).to(query.dtype)
+        positive = rows[pos_idx].to(query.dtype)
+        x = (query * positive).sum(1) - shift
+        positive_loss = F.softplus(-x, threshold=_SOFTPLUS_LINEAR)
+        grad = positive * torch.sigmoid(-x).neg_()[:, None]
+
+        negative_loss = torch.zeros_like(x)
+        negative_grad = torch.zeros_like(grad)
+        for part in _score_tiles(query, rows, negatives):
+            part.score.sub_(shift)
+            value = F.softplus(part.score, threshold=_SOFTPLUS_LINEAR)
+            slope = part.score.sigmoid_()
+            if part.count is not None:
+                value.mul_(part.count)
+                slope.mul_(part.count)
+            part.add(negative_loss, value.sum(1))
+            part.add_product(negative_grad, slope)
+        weight = _expectation_weight(negatives, x)
+        if weight is not None:
+            negative_loss *= weight
+            negative_grad *= weight[:, None]
+
+        # c / (c + eps), from the numerator of the negative term.
+        constant = num_negatives * math.log1p(eps / noise)
+        loss = (positive_loss + negative_loss).mean() + constant
+        grad = (grad + negative_grad) / (temperature * anchor.size(0))
+    return ContrastResult(_attach(anchor, loss, grad), -positive_loss.mean())
+
+
+def info_nce(anchor: Tensor, rows: Tensor, pos_idx: Tensor,
+             negatives: Negatives, temperature: float) -> ContrastResult:
+    """Softmax cross-entropy of the positive against the negatives.
+
+    The ablation of the CRD paper (section 4.4, "InfoNCE"): no partition
+    constant and no noise rate. Weighted negatives (``'shared'``, ``'all'``)
+    weigh the exponentials.
+
+    Args:
+        anchor (Tensor): Embeddings, ``(B, D)`` float.
+        rows (Tensor): Bank of the other side, ``(N, D)`` float.
+        pos_idx (Tensor): Row of the positive of each anchor, ``(B,)`` int64.
+        negatives (Negatives): The rows to push away.
+        temperature (float): tau.
+
+    Returns:
+        ContrastResult: Loss and mean log-probability of the positive.
+    """
+    with torch.no_grad(), _full_precision(anchor):
+        query = _compute_dtype(anchor.detach()) / temperature
+        positive = rows[pos_idx].to(query.dtype)
+        x = (query * positive).sum(1)
+        weight = _expectation_weight(negatives, x)
+        log_sum, mean_row = _softmax_pass(query, rows, negatives, weight)
+        total = torch.logaddexp(x, log_sum)
+        share = torch.exp(log_sum - total)
+        loss = (total - x).mean()
+        grad = share[:, None] * (mean_row - positive)
+        grad /= temperature * anchor.size(0)
+    return ContrastResult(_attach(anchor, loss, grad), -loss)
+
+
+def log_partition(anchor: Tensor, rows: Tensor, pos_idx: Tensor,
+                  negatives: Negatives, temperature: float) -> Tensor:
+    """Log of Z / N: mean of exp(s) over the positive and the K negatives.
+
+    Source: HobbitLong/RepDistiller ``crd/memory.py``, which sets
+    ``Z = N * mean(exp(s))`` on the first batch and keeps it. Computed in logs:
+    exp(1 / 0.01) is beyond float32.
+
+    Args:
+        anchor (Tensor): Embeddings, ``(B, D)`` float.
+        rows (Tensor): Bank of the other side, ``(N, D)`` float.
+        pos_idx (Tensor): Row of the positive of each anchor, ``(B,)`` int64.
+        negatives (Negatives): The rows scored.
+        temperature (float): tau.
+
+    Returns:
+        Tensor: Scalar float64 without gradient.
+    """
+    with torch.no_grad(), _full_precision(anchor):
+        query = _compute_dtype(anchor.detach()) / temperature
+        x = (query * rows[pos_idx].to(query.dtype)).sum(1)
+        weight = _expectation_weight(negatives, x)
+        log_sum, _ = _softmax_pass(query, rows, negatives, weight)
+        total = torch.logaddexp(x, log_sum).double().logsumexp(0)
+    return total - math.log(anchor.size(0) * (1 + negatives.num_negatives))
+
+
+def scores(anchor: Tensor, rows: Tensor, index: Tensor,
+           temperature: float) -> Tensor:
+    """Scores of given pairs, an anchor at a time.
+
+    Args:
+        anchor (Tensor): Embeddings, ``(B, D)`` float.
+        rows (Tensor): Bank, ``(N, D)`` float.
+        index (Tensor): Rows to score for each anchor, ``(B, M)`` int64.
+        temperature (float): tau.
+
+    Returns:
+        Tensor: ``<g_i, v_j> / tau``, ``(B, M)``.
+    """
+    query = _compute_dtype(anchor) / temperature
+    return torch.stack([
+        rows[ids].to(query.dtype) @ vector
+        for ids, vector in zip(index, query)
+    ])
+
+
+class _Tile(NamedTuple):
+    """Scores of some anchors against some rows.
+
+    Attributes:
+        score (Tensor): ``(b, m)``; minus infinity where a pair is left out.
+        rows (Tensor): ``(m, D)`` for all anchors or ``(b, m, D)``.
+        anchors (slice): Which anchors.
+        count (Tensor, optional): Times that a pair was drawn, ``(b, m)``.
+    """
+    score: Tensor
+    rows: Tensor
+    anchors: slice
+    count: Optional[Tensor]
+
+    def add(self, total: Tensor, value: Tensor) -> None:
+        """Add ``(b,)`` values to the totals of these anchors."""
+        total[self.anchors] += value
+
+    def add_product(self, total: Tensor, weight: Tensor) -> None:
+        """Add ``sum_j weight_ij v_j`` to the totals of these anchors."""
+        if self.rows.dim() == 2:
+            total[self.anchors].addmm_(weight, self.rows)
+        else:
+            total[self.anchors] += torch.bmm(weight[:, None],
+                                             self.rows).squeeze(1)
+
+
+def _score_tiles(query: Tensor, rows: Tensor,
+                 negatives: Negatives) -> Iterator[_Tile]:
+    """Yield the scores of all anchors against their negatives, in tiles."""
+    if not negatives.per_anchor:
+        yield from _common_rows(query, rows, negatives)
+    elif rows.size(0) <= _DENSE_ROWS_PER_NEGATIVE * negatives.num_negatives:
+        yield from _whole_bank(query, rows, negatives)
+    else:
+        yield from _gathered_rows(query, rows, negatives.index)
+
+
+def _common_rows(query: Tensor, rows: Tensor,
+                 negatives: Negatives) -> Iterator[_Tile]:
+    """Every anchor against the same rows, its own class left out."""
+    key = negatives.row_key
+    if negatives.index is not None:
+        rows, key = rows[negatives.index], key[negatives.index]
+
+    def mask(part: slice) -> Tuple[Tensor, None]:
+        return key[part] == negatives.anchor_key[:, None], None
+
+    yield from _matrix_tiles(query, rows, mask)
+
+
+def _whole_bank(query: Tensor, rows: Tensor,
+                negatives: Negatives) -> Iterator[_Tile]:
+    """Ids of an anchor's own as a mask over one product with the bank."""
+    shape = (query.size(0), rows.size(0))
+    if negatives.distinct:
+        left_out = torch.ones(shape, dtype=torch.bool, device=rows.device)
+        left_out.scatter_(1, negatives.index, False)
+
+        def mask(part: slice) -> Tuple[Tensor, None]:
+            return left_out[:, part], None
+    else:
+        count = torch.zeros(shape, dtype=query.dtype, device=rows.device)
+        one = count.new_ones(()).expand_as(negatives.index)
+        count.scatter_add_(1, negatives.index, one)
+
+        def mask(part: slice) -> Tuple[Tensor, Tensor]:
+            return count[:, part] == 0, count[:, part]
+
+    yield from _matrix_tiles(query, rows, mask)
+
+
+def _matrix_tiles(
+    query: Tensor, rows: Tensor,
+    mask: Callable[[slice], Tuple[Tensor,
+                                  Optional[Tensor]]]) -> Iterator[_Tile]:
+    """Matrix products of all anchors with one run of rows after another."""
+    size = max(1, _tile_elements(query) // query.size(0))
+    for begin in range(0, rows.size(0), size):
+        part = slice(begin, begin + size)
+        block = rows[part].to(query.dtype)
+        left_out, count = mask(part)
+        score = (query @ block.t()).masked_fill_(left_out, -math.inf)
+        yield _Tile(score, block, slice(None), count)
+
+
+def _gathered_rows(query: Tensor, rows: Tensor,
+                   index: Tensor) -> Iterator[_Tile]:
+    """K gathered rows an anchor, few anchors at a time."""
+    elements = index.size(1) * rows.size(1)
+    size = max(1, _tile_elements(query) // elements)
+    for begin in range(0, query.size(0), size):
+        part = slice(begin, begin + size)
+        block = rows[index[part]].to(query.dtype)
+        score = torch.bmm(block, query[part, :, None]).squeeze(2)
+        yield _Tile(score, block, part, None)
+
+
+def _softmax_pass(query: Tensor, rows: Tensor, negatives: Negatives,
+                  weight: Optional[Tensor]) -> Tuple[Tensor, Tensor]:
+    """Log of the sum of exp(score), and the mean row under the softmax.
+
+    One pass: the sums are kept relative to the largest score met so far.
+
+    Returns:
+        tuple[Tensor, Tensor]: ``(B,)`` and ``(B, D)``.
+    """
+    largest = query.new_full((query.size(0), ), -math.inf)
+    total = torch.zeros_like(largest)
+    mean_row = torch.zeros_like(query)
+    for part in _score_tiles(query, rows, negatives):
+        now = part.anchors
+        top = torch.maximum(largest[now], part.score.amax(1))
+        # A tile may hold nothing but left-out rows: keep -inf out of exp.
+        reference = top.clamp_min(torch.finfo(top.dtype).min)
+        shrink = torch.exp(largest[now] - reference)
+        value = part.score.sub_(reference[:, None]).exp_()
+        if part.count is not None:
+            value.mul_(part.count)
+        total[now] *= shrink
+        mean_row[now] *= shrink[:, None]
+        largest[now] = top
+        part.add(total, value.sum(1))
+        part.add_product(mean_row, value)
+    mean_row /= total.clamp_min(torch.finfo(total.dtype).tiny)[:, None]
+    log_sum = total.log() + largest
+    if weight is not None:
+        log_sum = log_sum + weight.log()
+    return log_sum, mean_row
+
+
+def _expectation_weight(negatives: Negatives,
+                        like: Tensor) -> Optional[Tensor]:
+    """Weight of a row so that K negatives are expected, ``(B,)``."""
+    if negatives.per_anchor:
+        return None
+    remaining = negatives.pool
+    if remaining is None:
+        key = negatives.row_key[negatives.index]
+        other = key != negatives.anchor_key[:, None]
+        # A draw may hold the anchor's class alone: then nothing is summed.
+        remaining = other.sum(1).clamp_min_(1)
+    return negatives.num_negatives / remaining.to(like.dtype)
+
+
+def _tile_elements(tensor: Tensor) -> int:
+    """Elements of a tile on the device of ``tensor``."""
+    return _TILE_CPU if tensor.device.type == 'cpu' else _TILE_GPU
+
+
+def _compute_dtype(tensor: Tensor) -> Tensor:
+    """Float64 stays, everything narrower becomes float32."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def _full_precision(tensor: Tensor) -> torch.autocast:
+    """Switch autocast off for the device of ``tensor``."""
+    return torch.autocast(tensor.device.type, enabled=False)
+
+
+class _AttachGradient(torch.autograd.Function):
+    """A loss whose gradient is already known."""
+
+    @staticmethod
+    def forward(ctx, anchor: Tensor, loss: Tensor, grad: Tensor) -> Tensor:
+        ctx.save_for_backward(grad)
+        return loss.clone()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad_loss: Tensor) -> Tuple[Tensor, None, None]:
+        grad, = ctx.saved_tensors
+        return grad * grad_loss, None, None
+
+
+def _attach(anchor: Tensor, loss: Tensor, grad: Tensor) -> Tensor:
+    """Make ``loss`` differentiable with respect to ``anchor``."""
+    # The cast is differentiable, so a float16 anchor gets a float16 gradient.
+    return _AttachGradient.apply(_compute_dtype(anchor), loss, grad)

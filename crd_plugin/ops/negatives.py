@@ -1,0 +1,304 @@
+"""Drawing the negatives of an anchor on the device, without the data loader.
+
+The published code draws 16,384 ids a sample in the data loader. Here a step
+draws one random permutation and hands every anchor a random set of blocks of
+it: for each anchor that is exactly a uniform K-subset of its pool, and the
+subsets of two anchors overlap about as much as independent ones would.
+"""
+from typing import NamedTuple, Optional
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    'LabelIndex', 'Negatives', 'all_negatives', 'build_label_index',
+    'draw_negatives', 'shared_negatives'
+]
+
+# Ids are moved in runs of this many: one cache line instead of one number.
+_BLOCK = 32
+
+
+class LabelIndex(NamedTuple):
+    """Rows of a memory bank sorted by class, to skip a class by arithmetic.
+
+    Attributes:
+        order (Tensor): Rows sorted by class, ``(N,)`` int64.
+        row_class (Tensor): Class position of every row, ``(N,)`` int64.
+        start (Tensor): First position of each class in ``order``, ``(C,)``.
+        count (Tensor): Rows of each class, ``(C,)``.
+        smallest_pool (int): Fewest negatives that any row has.
+        largest_pool (int): Most negatives that any row has.
+    """
+    order: Tensor
+    row_class: Tensor
+    start: Tensor
+    count: Tensor
+    smallest_pool: int
+    largest_pool: int
+
+
+class Negatives(NamedTuple):
+    """Which rows an anchor is scored against, and with which weight.
+
+    Exactly one of three forms:
+
+    * ``index (B, K)``: ids of its own for each anchor (``'sampled'`` and
+      explicit ids). ``distinct`` promises that no id repeats in a row.
+    * ``index (M,)``: one draw for all anchors (``'shared'``).
+    * ``index None``: every row (``'all'``).
+
+    In the last two forms, rows whose ``row_key`` equals the ``anchor_key`` are
+    left out and what remains is weighted ``num_negatives / remaining``.
+
+    Attributes:
+        num_negatives (int): K of the objective.
+        index (Tensor, optional): Row ids, int64.
+        distinct (bool): No id repeats within a row of ``index``.
+        row_key (Tensor, optional): Class or id of each row, ``(N,)``.
+        anchor_key (Tensor, optional): Class or id of each anchor, ``(B,)``.
+        pool (Tensor, optional): Rows that remain for each anchor when
+            ``index`` is None, ``(B,)`` int64.
+    """
+    num_negatives: int
+    index: Optional[Tensor] = None
+    distinct: bool = False
+    row_key: Optional[Tensor] = None
+    anchor_key: Optional[Tensor] = None
+    pool: Optional[Tensor] = None
+
+    @property
+    def per_anchor(self) -> bool:
+        """bool: Each anchor has ids of its own."""
+        return self.index is not None and self.index.dim() == 2
+
+
+def build_label_index(labels: Tensor) -> LabelIndex:
+    """Sort the rows of a bank by class.
+
+    Args:
+        labels (Tensor): Class of each row, ``(N,)`` integer; any values.
+
+    Returns:
+        LabelIndex: The index, on the device of ``labels``.
+
+    Raises:
+        ValueError: If all rows have one class: nothing could be a negative.
+    """
+    _, row_class, count = torch.unique(
+        labels, return_inverse=True, return_counts=True)
+    num_rows = labels.numel()
+    if count.numel() < 2:
+        raise ValueError(
+            f'labels holds {count.numel()} class over {num_rows} rows, so no '
+            "row of another class exists; use exclude='instance' or a "
+            'training set with at least two classes.')
+    return LabelIndex(
+        order=torch.argsort(row_class, stable=True),
+        row_class=row_class,
+        start=count.cumsum(0) - count,
+        count=count,
+        smallest_pool=num_rows - int(count.max()),
+        largest_pool=num_rows - int(count.min()))
+
+
+def draw_negatives(sample_idx: Tensor,
+                   num_rows: int,
+                   num_negatives: int,
+                   label_index: Optional[LabelIndex] = None,
+                   generator: Optional[torch.Generator] = None) -> Negatives:
+    """Draw K negatives for each anchor, uniform over its pool.
+
+    The pool of an anchor is every row of another class, or every other row
+    when no ``label_index`` is given. Without replacement where the pool has K
+    rows, with replacement where it has fewer, as HobbitLong/RepDistiller's
+    data set does. Nothing is read back to the host.
+
+    Args:
+        sample_idx (Tensor): Row of each anchor, ``(B,)`` int64.
+        num_rows (int): Rows N of the bank.
+        num_negatives (int): K, negatives an anchor.
+        label_index (LabelIndex, optional): From :func:`build_label_index`.
+        generator (torch.Generator, optional): Source of randomness on the
+            device of ``sample_idx``. Defaults to the device's global one.
+
+    Returns:
+        Negatives: ``index`` is ``(B, K)`` int64.
+    """
+    if label_index is None:
+        smallest = largest = num_rows - 1
+    else:
+        smallest = label_index.smallest_pool
+        largest = label_index.largest_pool
+    if num_negatives > largest:
+        index = _with_replacement(sample_idx, num_rows, num_negatives,
+                                  label_index, generator)
+        return Negatives(num_negatives, index)
+    if smallest == largest:
+        ranks = _random_subsets(sample_idx.numel(), smallest, num_negatives,
+                                sample_idx.device, generator)
+        index = _skip_own(ranks, sample_idx, label_index)
+        return Negatives(num_negatives, index, distinct=True)
+    index = _first_of_other_classes(sample_idx, num_rows, num_negatives,
+                                    label_index, generator)
+    if num_negatives <= smallest:
+        return Negatives(num_negatives, index, distinct=True)
+    # Classes so large that their pool has fewer than K rows repeat ids, the
+    # others do not.
+    small = _pool_size(sample_idx, num_rows, label_index) < num_negatives
+    repeated = _with_replacement(sample_idx, num_rows, num_negatives,
+                                 label_index, generator)
+    return Negatives(num_negatives, torch.where(small[:, None], repeated,
+                                                index))
+
+
+def shared_negatives(sample_idx: Tensor,
+                     num_rows: int,
+                     num_negatives: int,
+                     label_index: Optional[LabelIndex] = None,
+                     generator: Optional[torch.Generator] = None
+                     ) -> Negatives:
+    """Draw K rows once for the whole batch; each anchor leaves its own out.
+
+    Without replacement; all rows are taken when the bank has at most K.
+
+    Args:
+        sample_idx (Tensor): Row of each anchor, ``(B,)`` int64.
+        num_rows (int): Rows N of the bank.
+        num_negatives (int): K.
+        label_index (LabelIndex, optional): Leave out the anchor's class
+            rather than the anchor's row.
+        generator (torch.Generator, optional): Source of randomness.
+
+    Returns:
+        Negatives: ``index`` is ``(min(K, N),)`` int64.
+    """
+    drawn = torch.randperm(
+        num_rows, device=sample_idx.device, generator=generator)
+    every = all_negatives(sample_idx, num_rows, num_negatives, label_index)
+    return every._replace(index=drawn[:num_negatives], pool=None)
+
+
+def all_negatives(sample_idx: Tensor,
+                  num_rows: int,
+                  num_negatives: int,
+                  label_index: Optional[LabelIndex] = None) -> Negatives:
+    """Every row of each pool, weighted so that it counts as K negatives.
+
+    Args:
+        sample_idx (Tensor): Row of each anchor, ``(B,)`` int64.
+        num_rows (int): Rows N of the bank.
+        num_negatives (int): K.
+        label_index (LabelIndex, optional): Leave out the anchor's class
+            rather than the anchor's row.
+
+    Returns:
+        Negatives: ``index`` is None.
+    """
+    if label_index is None:
+        row_key = torch.arange(num_rows, device=sample_idx.device)
+        anchor_key = sample_idx
+    else:
+        row_key = label_index.row_class
+        anchor_key = row_key[sample_idx]
+    return Negatives(
+        num_negatives,
+        row_key=row_key,
+        anchor_key=anchor_key,
+        pool=_pool_size(sample_idx, num_rows, label_index))
+
+
+def _pool_size(sample_idx: Tensor, num_rows: int,
+               label_index: Optional[LabelIndex]) -> Tensor:
+    """Rows that may serve as negatives of each anchor, ``(B,)``."""
+    if label_index is None:
+        return torch.full_like(sample_idx, num_rows - 1)
+    return num_rows - label_index.count[label_index.row_class[sample_idx]]
+
+
+def _skip_own(ranks: Tensor, sample_idx: Tensor,
+              label_index: Optional[LabelIndex]) -> Tensor:
+    """Turn ranks within each pool, ``(B, K)``, into rows of the bank."""
+    if label_index is None:
+        return ranks.add_((ranks >= sample_idx[:, None]).to(ranks.dtype))
+    own = label_index.row_class[sample_idx]
+    start, count = label_index.start[own], label_index.count[own]
+    ranks += (ranks >= start[:, None]) * count[:, None]
+    return label_index.order[ranks]
+
+
+def _with_replacement(sample_idx: Tensor, num_rows: int, num_negatives: int,
+                      label_index: Optional[LabelIndex],
+                      generator: Optional[torch.Generator]) -> Tensor:
+    """Independent uniform draws from each pool, ``(B, K)``."""
+    pool = _pool_size(sample_idx, num_rows, label_index)
+    # 62 random bits modulo the pool: the bias is below 1e-12.
+    ranks = torch.randint(
+        1 << 62, (sample_idx.numel(), num_negatives),
+        device=sample_idx.device,
+        generator=generator)
+    return _skip_own(ranks % pool[:, None], sample_idx, label_index)
+
+
+def _first_of_other_classes(sample_idx: Tensor, num_rows: int,
+                            num_negatives: int, label_index: LabelIndex,
+                            generator: Optional[torch.Generator]) -> Tensor:
+    """First K rows of another class in a random order, ``(B, K)``.
+
+    For classes of unequal size. As many rows more than K are looked at as the
+    largest class has, so K are always found where the pool has K; a pool that
+    is smaller leaves an unspecified tail.
+    """
+    largest_class = num_rows - label_index.smallest_pool
+    candidates = _random_subsets(sample_idx.numel(), num_rows,
+                                 min(num_rows, num_negatives + largest_class),
+                                 sample_idx.device, generator)
+    own = label_index.row_class[sample_idx]
+    valid = label_index.row_class[candidates] != own[:, None]
+    place = valid.cumsum(1).sub_(1)
+    # What is not wanted goes to a column that is cut off.
+    place.masked_fill_(~valid, num_negatives).clamp_(max=num_negatives)
+    rows = candidates.new_zeros(sample_idx.numel(), num_negatives + 1)
+    return rows.scatter_(1, place, candidates)[:, :num_negatives]
+
+
+def _random_subsets(num_sets: int, size: int, length: int,
+                    device: torch.device,
+                    generator: Optional[torch.Generator]) -> Tensor:
+    """``num_sets`` uniform subsets of ``range(size)``, ``(num_sets, length)``.
+
+    The positions taken from one random permutation are an arithmetic
+    progression of blocks modulo a prime, with an offset and a stride of each
+    set's own. Any fixed set of positions of a uniform permutation is a
+    uniform subset, so each set alone is exactly that.
+    """
+    permutation = torch.randperm(size, device=device, generator=generator)
+    block = _BLOCK if size >= _BLOCK * _BLOCK else 1
+    num_blocks = _largest_prime(size // block)
+    if num_blocks * block < length:
+        block, num_blocks = 1, size
+    need = -(-length // block)
+    offset = torch.randint(
+        num_blocks, (num_sets, 1), device=device, generator=generator)
+    if num_blocks == size and block == 1:
+        # Nearly the whole permutation is taken; any order of it will do.
+        stride = torch.ones_like(offset)
+    else:
+        stride = torch.randint(
+            1,
+            max(num_blocks, 2), (num_sets, 1),
+            device=device,
+            generator=generator)
+    steps = torch.arange(need, device=device)
+    blocks = (offset + stride * steps) % num_blocks
+    sets = permutation[:num_blocks * block].view(num_blocks, block)[blocks]
+    sets = sets.view(num_sets, need * block)
+    return sets[:, :length] if need * block > length else sets
+
+
+def _largest_prime(limit: int) -> int:
+    """Largest prime that does not exceed ``limit`` (1 below 2)."""
+    for number in range(limit, 1, -1):
+        if all(number % d for d in range(2, int(number**0.5) + 1)):
+            return number
+    return 1

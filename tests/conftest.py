@@ -1,0 +1,6 @@
+"""Settings of the whole suite."""
+import os
+
+# Two processes of the distributed tests share the cores of a small machine.
+os.environ.setdefault('OMP_NUM_THREADS', '2')
+os.environ.setdefault('MPLBACKEND', 'Agg')

@@ -1,0 +1,245 @@
+"""The fused objectives against plain loops, on every path."""
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from crd_plugin.ops import (Negatives, all_negatives, build_label_index,
+                            contrast, draw_negatives, info_nce, log_partition,
+                            nce, scores, shared_negatives)
+
+B, N, K, D, TAU = 6, 200, 24, 16, 0.07
+
+
+@pytest.fixture
+def case():
+    """Random embeddings, a bank, labels of unequal classes, ids, log Z."""
+    generator = torch.Generator().manual_seed(0)
+    anchor = F.normalize(
+        torch.randn(B, D, generator=generator, dtype=torch.float64), dim=1)
+    rows = F.normalize(
+        torch.randn(N, D, generator=generator, dtype=torch.float64), dim=1)
+    labels = torch.randint(0, 5, (N, ), generator=generator)
+    ids = torch.randperm(N, generator=generator)[:B]
+    return anchor, rows, labels, ids, torch.tensor(6.5, dtype=torch.float64)
+
+
+def weights_of(negatives, ids):
+    """What each form of negatives means: a weight of every (i, j)."""
+    weight = torch.zeros(ids.numel(), N, dtype=torch.float64)
+    for i in range(ids.numel()):
+        if negatives.per_anchor:
+            for j in negatives.index[i].tolist():
+                weight[i, j] += 1
+            continue
+        index = negatives.index
+        drawn = range(N) if index is None else index.tolist()
+        kept = [
+            j for j in drawn
+            if negatives.row_key[j] != negatives.anchor_key[i]
+        ]
+        for j in kept:
+            weight[i, j] = negatives.num_negatives / len(kept)
+    return weight
+
+
+def naive_nce(anchor, rows, ids, negatives, log_z, eps=1e-7):
+    """Equation 18 of the paper with the eps of the public code, as loops."""
+    weight = weights_of(negatives, ids)
+    noise = negatives.num_negatives / N
+    total = 0
+    for i in range(len(ids)):
+        p = torch.exp(rows @ anchor[i] / TAU) / log_z.exp()
+        total = total + torch.log(p[ids[i]] / (p[ids[i]] + noise + eps))
+        total = total + (weight[i] * torch.log(noise /
+                                               (p + noise + eps))).sum()
+    return -total / len(ids)
+
+
+def naive_info_nce(anchor, rows, ids, negatives):
+    """Softmax cross-entropy with weighted negatives, as loops."""
+    weight = weights_of(negatives, ids)
+    total = 0
+    for i in range(len(ids)):
+        e = torch.exp(rows @ anchor[i] / TAU)
+        positive = e[ids[i]]
+        total = total - torch.log(positive /
+                                  (positive + (weight[i] * e).sum()))
+    return total / len(ids)
+
+
+def make_negatives(form, labels, ids):
+    """All forms that the objectives accept."""
+    index = build_label_index(labels)
+    torch.manual_seed(1)
+    if form == 'repeated':
+        return Negatives(K, torch.randint(0, N, (B, K)))
+    return {
+        'distinct': lambda: draw_negatives(ids, N, K, index),
+        'shared': lambda: shared_negatives(ids, N, K, index),
+        'all': lambda: all_negatives(ids, N, K, index),
+        'shared-instance': lambda: shared_negatives(ids, N, K),
+        'all-instance': lambda: all_negatives(ids, N, K),
+    }[form]()
+
+
+FORMS = [
+    'repeated', 'distinct', 'shared', 'all', 'shared-instance', 'all-instance'
+]
+# Tile sizes that end within, at and after the rows; rows gathered or masked.
+PATHS = {'one tile': (1 << 18, 16), 'tiles': (B * 37, 16),
+         'tile a row': (1, 16), 'gathered': (1 << 18, 0),
+         'gathered, tiles': (2 * K * D, 0)}
+
+
+@pytest.fixture(params=PATHS)
+def path(request, monkeypatch):
+    """Every way through the bank."""
+    tile, dense = PATHS[request.param]
+    monkeypatch.setattr(contrast, '_TILE_CPU', tile)
+    monkeypatch.setattr(contrast, '_DENSE_ROWS_PER_NEGATIVE', dense)
+
+
+@pytest.mark.parametrize('form', FORMS)
+@pytest.mark.parametrize('objective', ['nce', 'infonce'])
+def test_equals_loops(case, path, form, objective):
+    anchor, rows, labels, ids, log_z = case
+    negatives = make_negatives(form, labels, ids)
+    slow = anchor.clone().requires_grad_()
+    if objective == 'nce':
+        expected = naive_nce(slow, rows, ids, negatives, log_z)
+    else:
+        expected = naive_info_nce(slow, rows, ids, negatives)
+    (3 * expected).backward()
+    for dtype, rtol in ((torch.float64, 1e-10), (torch.float32, 1e-4)):
+        fast = anchor.to(dtype, copy=True).requires_grad_()
+        if objective == 'nce':
+            result = nce(fast, rows.to(dtype), ids, negatives, log_z, TAU)
+        else:
+            result = info_nce(fast, rows.to(dtype), ids, negatives, TAU)
+        assert result.loss.dtype == dtype
+        (3 * result.loss).backward()
+        torch.testing.assert_close(
+            result.loss.double(), expected, rtol=rtol, atol=0)
+        torch.testing.assert_close(
+            fast.grad.double(),
+            slow.grad,
+            rtol=rtol,
+            atol=rtol * float(slow.grad.abs().max()))
+
+
+@pytest.mark.parametrize('form', FORMS)
+def test_log_partition_is_the_mean_of_exp(case, path, form):
+    anchor, rows, labels, ids, _ = case
+    negatives = make_negatives(form, labels, ids)
+    e = torch.exp(anchor @ rows.t() / TAU)
+    weighted = (e * weights_of(negatives, ids)).sum()
+    expected = (weighted + e[torch.arange(B), ids].sum()) / (B * (1 + K))
+    actual = log_partition(anchor, rows, ids, negatives, TAU)
+    torch.testing.assert_close(actual, expected.log())
+
+
+def test_log_h_is_the_critic_at_the_positive(case):
+    anchor, rows, labels, ids, log_z = case
+    negatives = make_negatives('all', labels, ids)
+    p = torch.exp((anchor * rows[ids]).sum(1) / TAU) / log_z.exp()
+    expected = torch.log(p / (p + K / N + 1e-7)).mean()
+    result = nce(anchor, rows, ids, negatives, log_z, TAU)
+    torch.testing.assert_close(result.log_h, expected)
+    assert not result.log_h.requires_grad
+
+
+@pytest.mark.parametrize('exclude', ['class', 'instance'])
+@pytest.mark.parametrize('draw', [draw_negatives, shared_negatives])
+def test_draws_converge_to_all(case, draw, exclude):
+    """'sampled' and 'shared' are unbiased: mean over draws is 'all'."""
+    anchor, rows, labels, ids, log_z = case
+    index = build_label_index(labels) if exclude == 'class' else None
+    reference = anchor.clone().requires_grad_()
+    expected = nce(reference, rows, ids, all_negatives(ids, N, K, index),
+                   log_z, TAU).loss
+    expected.backward()
+    torch.manual_seed(3)
+    losses, grads = [], []
+    for _ in range(1500):
+        leaf = anchor.clone().requires_grad_()
+        loss = nce(leaf, rows, ids, draw(ids, N, K, index), log_z, TAU).loss
+        loss.backward()
+        losses.append(loss.detach())
+        grads.append(leaf.grad)
+    for drawn, exact in ((torch.stack(losses), expected),
+                         (torch.stack(grads), reference.grad)):
+        error = drawn.mean(0) - exact.detach()
+        standard_error = drawn.std(0) / len(drawn)**0.5
+        assert standard_error.max() > 0
+        assert ((error / (standard_error + 1e-12)).abs() < 4.5).all()
+
+
+@pytest.mark.parametrize('form', FORMS)
+@pytest.mark.parametrize('objective', ['nce', 'infonce'])
+@pytest.mark.parametrize('kind', ['identical', 'opposite', 'zero', 'random'])
+def test_extreme_inputs_stay_finite(case, form, objective, kind):
+    """Temperature 0.01 in float32: exp(100) is out of range."""
+    anchor, rows, labels, ids, _ = case
+    anchor, rows = anchor.float(), rows.float()
+    if kind in ('identical', 'opposite'):
+        anchor = anchor[:1].expand(B, D)
+        rows = anchor[:1].expand(N, D) * (1 if kind == 'identical' else -1)
+    elif kind == 'zero':
+        anchor = torch.zeros_like(anchor)
+    negatives = make_negatives(form, labels, ids)
+    leaf = anchor.clone().requires_grad_()
+    log_z = log_partition(leaf, rows, ids, negatives, 0.01) + math.log(N)
+    assert torch.isfinite(log_z)
+    if objective == 'nce':
+        loss = nce(leaf, rows, ids, negatives, log_z, 0.01).loss
+    else:
+        loss = info_nce(leaf, rows, ids, negatives, 0.01).loss
+    loss.backward()
+    assert torch.isfinite(loss) and torch.isfinite(leaf.grad).all()
+
+
+def test_float16_anchor_is_computed_in_float32(case):
+    """Also inside autocast; the gradient comes back in float16."""
+    anchor, rows, labels, ids, log_z = case
+    negatives = make_negatives('all', labels, ids)
+    half = anchor.half().requires_grad_()
+    full = half.detach().float().requires_grad_()
+    rows = rows.float()
+    with torch.autocast('cpu', torch.bfloat16):
+        result = nce(half, rows, ids, negatives, log_z, TAU)
+    expected = nce(full, rows, ids, negatives, log_z, TAU)
+    result.loss.backward()
+    expected.loss.backward()
+    assert torch.equal(result.loss, expected.loss)
+    assert half.grad.dtype == torch.float16
+    torch.testing.assert_close(half.grad.float(), full.grad, rtol=1e-3,
+                               atol=1e-4)
+
+
+def test_narrow_bank_is_read_in_float32(case):
+    """A float16 bank gives what its rows give in float32."""
+    anchor, rows, labels, ids, log_z = case
+    negatives = make_negatives('distinct', labels, ids)
+    narrow = rows.half()
+    result = nce(anchor.float(), narrow, ids, negatives, log_z, TAU)
+    expected = nce(anchor.float(), narrow.float(), ids, negatives, log_z, TAU)
+    assert torch.equal(result.loss, expected.loss)
+
+
+def test_bank_gets_no_gradient(case):
+    anchor, rows, labels, ids, log_z = case
+    rows.requires_grad_()
+    leaf = anchor.clone().requires_grad_()
+    negatives = make_negatives('all', labels, ids)
+    nce(leaf, rows, ids, negatives, log_z, TAU).loss.backward()
+    assert rows.grad is None
+    assert leaf.grad.abs().max() > 0
+
+
+def test_scores(case):
+    anchor, rows, _, _, _ = case
+    index = torch.randint(0, N, (B, 9))
+    expected = (anchor[:, None] * rows[index]).sum(2) / TAU
+    torch.testing.assert_close(scores(anchor, rows, index, TAU), expected)
