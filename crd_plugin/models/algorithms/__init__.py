@@ -1,0 +1,4 @@
+"""Distillation algorithms."""
+from .frozen_teacher_distill import FrozenTeacherDistill
+
+__all__ = ['FrozenTeacherDistill']

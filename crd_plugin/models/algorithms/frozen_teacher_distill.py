@@ -1,0 +1,204 @@
+"""Distillation from a teacher that stays as it is."""
+from typing import Dict, List, Optional, Sequence, Union
+
+import torch
+from mmengine.logging import MMLogger
+from mmengine.model import BaseModel
+from mmengine.runner import CheckpointLoader
+from mmengine.structures import BaseDataElement
+from mmrazor.models.algorithms import SingleTeacherDistill
+from mmrazor.models.utils import add_prefix
+from torch import Tensor, nn
+
+from crd_plugin.registry import MODELS
+
+
+@MODELS.register_module()
+class FrozenTeacherDistill(SingleTeacherDistill):
+    """``mmrazor.SingleTeacherDistill`` with what it leaves undone.
+
+    * The whole teacher is in eval mode. The original freezes only batch norm
+      (``teacher_norm_eval``), so its dropout and drop path stay random.
+    * Its checkpoint is loaded strictly, before training. The original calls
+      ``load_checkpoint`` without ``strict``, so a checkpoint of another
+      network leaves random weights behind a warning.
+    * Its loss is not computed: it runs in ``mode='tensor'``, head included.
+    * The student may start from given weights.
+    * Widths that connectors leave out are taken from one forward pass when
+      the model is built, before optimizer and DDP see the parameters.
+
+    Args:
+        distiller (dict): Config of a distiller.
+        teacher (dict | BaseModel): Config of the teacher, or the model.
+        teacher_ckpt (str, optional): Path or URL of its checkpoint. Defaults
+            to None: the teacher's own ``init_cfg`` counts; random weights are
+            warned of.
+        student_ckpt (str, optional): Path or URL of weights that the student
+            starts from, loaded strictly. Defaults to None.
+        input_shape (Sequence[int]): Channels, height and width of the image
+            that widths are inferred with. Defaults to (3, 32, 32).
+        **kwargs: Of ``mmrazor.SingleTeacherDistill``: ``architecture`` (the
+            student), ``student_trainable``, ``calculate_student_loss`` …
+
+    Raises:
+        ValueError: If ``teacher_trainable`` is asked for, a checkpoint does
+            not fit, or ``input_shape`` does not.
+        FileNotFoundError: If a checkpoint does not exist.
+    """
+
+    def __init__(self,
+                 distiller: dict,
+                 teacher: Union[BaseModel, Dict],
+                 teacher_ckpt: Optional[str] = None,
+                 student_ckpt: Optional[str] = None,
+                 input_shape: Sequence[int] = (3, 32, 32),
+                 **kwargs) -> None:
+        if kwargs.pop('teacher_trainable', False):
+            raise ValueError(
+                'teacher_trainable is True, but FrozenTeacherDistill trains '
+                'no teacher; use mmrazor.SingleTeacherDistill for that.')
+        super().__init__(distiller=distiller, teacher=teacher, **kwargs)
+        if teacher_ckpt:
+            load_strictly(self.teacher, teacher_ckpt, 'teacher')
+        elif self.teacher.init_cfg is None:
+            MMLogger.get_current_instance().warning(
+                'teacher_ckpt is not given: the teacher has random weights. '
+                'Set model.teacher_ckpt to a trained checkpoint.')
+        if student_ckpt:
+            load_strictly(self.student, student_ckpt, 'student')
+        self.teacher.eval()
+        self._infer_widths(input_shape)
+
+    def loss(
+        self,
+        batch_inputs: Tensor,
+        data_samples: Optional[List[BaseDataElement]] = None
+    ) -> Dict[str, Tensor]:
+        """Student's own losses and the distiller's.
+
+        Args:
+            batch_inputs (Tensor): Images, ``(B, C, H, W)``.
+            data_samples (list[BaseDataElement], optional): Annotations.
+
+        Returns:
+            dict[str, Tensor]: Losses under ``student.`` and ``distill.``.
+        """
+        distiller = self.distiller
+        distiller.set_deliveries_override(False)
+        with distiller.teacher_recorders, distiller.deliveries, \
+                torch.no_grad():
+            self.teacher(batch_inputs, data_samples, mode='tensor')
+
+        distiller.set_deliveries_override(True)
+        with distiller.student_recorders, distiller.deliveries, \
+                torch.set_grad_enabled(self.student_trainable
+                                       and torch.is_grad_enabled()):
+            student_losses = self.student(
+                batch_inputs, data_samples, mode='loss')
+
+        losses = {}
+        if self.calculate_student_loss:
+            losses.update(add_prefix(student_losses, 'student'))
+        if not self.distillation_stopped:
+            losses.update(
+                add_prefix(distiller.compute_distill_losses(), 'distill'))
+        return losses
+
+    def train(self, mode: bool = True) -> 'FrozenTeacherDistill':
+        """Set the mode of all but the teacher, which stays in eval mode."""
+        super().train(mode)
+        self.teacher.eval()
+        return self
+
+    @torch.no_grad()
+    def _infer_widths(self, input_shape: Sequence[int]) -> None:
+        """Send one image through, for connectors that lack their width."""
+        mappings = [
+            record for mapping in self.distiller.loss_forward_mappings.values()
+            for record in mapping.values() if record.get('connector')
+        ]
+        needy = [
+            record for record in mappings if any(
+                getattr(layer, 'needs_width', False) for layer in
+                self.distiller.connectors[record['connector']].modules())
+        ]
+        if not needy:
+            return
+        # Two images: batch norm of one value a channel would not run.
+        image = torch.zeros(2, *input_shape)
+        for role, model, recorders in (
+            ('teacher', self.teacher, self.distiller.teacher_recorders),
+            ('student', self.student, self.distiller.student_recorders)):
+            training = model.training
+            model.eval()
+            try:
+                with recorders:
+                    model(image, None, mode='tensor')
+            except (RuntimeError, ValueError, IndexError,
+                    AssertionError) as error:
+                raise ValueError(
+                    f'input_shape={tuple(input_shape)} does not go through '
+                    f'the {role}: {error}; set model.input_shape to '
+                    'channels, height and width of one image, or give '
+                    'in_channels of every connector.') from error
+            finally:
+                model.train(training)
+        for record in needy:
+            record = dict(record)
+            connector = self.distiller.connectors[record.pop('connector')]
+            record.pop('connector_idx', None)
+            feature = self.distiller.get_record(**record)
+            layers = connector if isinstance(connector,
+                                             nn.Sequential) else [connector]
+            for layer in layers:
+                if getattr(layer, 'needs_width', False):
+                    layer.infer_width(feature)
+                feature = layer(feature)
+
+
+def load_strictly(model: nn.Module, checkpoint: str, role: str) -> None:
+    """Load weights that must fit exactly, and keep them from being reset.
+
+    Args:
+        model (nn.Module): The network.
+        checkpoint (str): Path or URL.
+        role (str): ``'teacher'`` or ``'student'``, for messages.
+
+    Raises:
+        ValueError: If keys are missing, unexpected or of another shape.
+    """
+    loaded = CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu')
+    weights = loaded.get('state_dict', loaded)
+    own = model.state_dict()
+    missing = [key for key in own if key not in weights]
+    unexpected = [key for key in weights if key not in own]
+    shapes = [
+        f'{key} {tuple(weights[key].shape)} instead of {tuple(own[key].shape)}'
+        for key in own
+        if key in weights and weights[key].shape != own[key].shape
+    ]
+    if missing or unexpected or shapes:
+        raise ValueError(
+            f'{role}_ckpt={checkpoint} does not fit the {role}: '
+            f'missing {_shorten(missing)}; unexpected {_shorten(unexpected)}; '
+            f'other shapes {_shorten(shapes)}. {_mend(role, unexpected)}')
+    model.load_state_dict(weights)
+    model._is_init = True
+
+
+def _mend(role: str, unexpected: Sequence[str]) -> str:
+    """What to do about weights that do not fit."""
+    if any(key.startswith('architecture.') for key in unexpected):
+        return ('It is the checkpoint of a distillation: take the student '
+                'out with tools/model_converters/publish_student.py first.')
+    return (f'Give the config of the network that it was saved from as '
+            f'model.{"teacher" if role == "teacher" else "architecture"} '
+            '(depth, widths, number of classes).')
+
+
+def _shorten(keys: Sequence[str], most: int = 5) -> str:
+    """The first few keys and how many more there are."""
+    if not keys:
+        return 'none'
+    more = f' and {len(keys) - most} more' if len(keys) > most else ''
+    return ', '.join(keys[:most]) + more

@@ -1,0 +1,4 @@
+"""Distillation losses."""
+from .crd_loss import CRDLoss
+
+__all__ = ['CRDLoss']

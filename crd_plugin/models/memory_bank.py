@@ -1,0 +1,288 @@
+"""Memory bank of contrastive representation distillation."""
+from typing import NamedTuple, Optional
+
+import torch
+from torch import Tensor, nn
+
+from crd_plugin.ops import (LabelIndex, build_label_index, initial_rows,
+                            last_occurrence, momentum_rows, scores)
+from crd_plugin.registry import MODELS
+
+
+class PendingUpdate(NamedTuple):
+    """What one forward pass leaves for the bank.
+
+    Attributes:
+        sample_idx (Tensor): Row of each sample, ``(B,)`` int64.
+        student (Tensor): Student embeddings, ``(B, D)``.
+        teacher (Tensor): Teacher embeddings, ``(B, D)``.
+        log_z (Tensor, optional): Logarithm of the two partition constants,
+            ``(2,)`` float64, on the first step only.
+    """
+    sample_idx: Tensor
+    student: Tensor
+    teacher: Tensor
+    log_z: Optional[Tensor] = None
+
+
+@MODELS.register_module()
+class MemoryBank(nn.Module):
+    """Running embeddings of every training sample, student's and teacher's.
+
+    A forward pass reads the rows and leaves its embeddings with
+    :meth:`stage`; :meth:`commit` writes ``v <- unit(m v + (1 - m) g)`` after
+    the step. So a forward pass has no side effect on what it reads, and the
+    updates of all ranks can be written in one order everywhere.
+
+    Source: Tian et al., arXiv:1910.10699, section 3; behaviour matched:
+    HobbitLong/RepDistiller ``crd/memory.py``. Differs: settings are plain
+    attributes (there they share a buffer with the partition constants, so a
+    checkpoint silently restores old ones); the constants are kept as
+    logarithms, which do not overflow at small temperatures; ids that repeat
+    within a step are written in a defined way (the last one counts).
+
+    Args:
+        embed_dim (int): Width D of the embeddings.
+        momentum (float): Weight kept on the OLD row, [0, 1). Defaults to 0.5.
+        num_samples (int, optional): Rows N, the length of the training set.
+            ``MemoryBankHook`` calls :meth:`resize` when it is None.
+
+    Shape:
+        ``student``, ``teacher``: ``(N, D)`` float32. ``labels``: ``(N,)``
+        int64, or empty when unknown.
+
+    State in checkpoints: ``student``, ``teacher``, ``labels``, and
+    ``log_z_student``, ``log_z_teacher`` (NaN until the first step).
+
+    Raises:
+        ValueError: If an argument is out of range.
+    """
+
+    def __init__(self,
+                 embed_dim: int,
+                 momentum: float = 0.5,
+                 num_samples: Optional[int] = None) -> None:
+        super().__init__()
+        if embed_dim < 1:
+            raise ValueError(
+                f'embed_dim is {embed_dim}, expected a positive width such '
+                'as 128.')
+        if not 0 <= momentum < 1:
+            raise ValueError(
+                f'momentum is {momentum}, expected 0 <= momentum < 1: it is '
+                'the weight of the old row, and 1 would never learn.')
+        self.embed_dim = embed_dim
+        self.momentum = momentum
+        for name in ('student', 'teacher'):
+            self.register_buffer(name, torch.empty(0, embed_dim))
+            self.register_buffer(f'log_z_{name}',
+                                 torch.tensor(float('nan')).double())
+        self.register_buffer('labels', torch.empty(0, dtype=torch.int64))
+        # False: rows in a checkpoint are passed over (evaluation, export).
+        self.keep_rows = True
+        # Host-side copy of "the constants are set": no read-back in a step.
+        self._has_z = False
+        self._label_index: Optional[LabelIndex] = None
+        self._pending: Optional[PendingUpdate] = None
+        if num_samples is not None:
+            self.resize(num_samples)
+
+    @property
+    def num_samples(self) -> int:
+        """int: Rows N; 0 until the bank is sized."""
+        return self.student.size(0)
+
+    @property
+    def has_z(self) -> bool:
+        """bool: Both partition constants are set."""
+        return self._has_z
+
+    @property
+    def pending(self) -> Optional[PendingUpdate]:
+        """PendingUpdate: The update that waits for :meth:`commit`."""
+        return self._pending
+
+    @property
+    def label_index(self) -> LabelIndex:
+        """LabelIndex: Rows sorted by class.
+
+        Raises:
+            ValueError: If the bank has no labels.
+        """
+        if self._label_index is None:
+            if self.labels.numel() == 0:
+                raise ValueError(
+                    "exclude='class' needs the label of every row, but the "
+                    'memory bank has none; add '
+                    "dict(type='crd_plugin.MemoryBankHook') to custom_hooks "
+                    "or call resize(num_samples, labels), or use "
+                    "exclude='instance' for data without labels.")
+            self._label_index = build_label_index(self.labels)
+        return self._label_index
+
+    @torch.no_grad()
+    def resize(self,
+               num_samples: int,
+               labels: Optional[Tensor] = None,
+               seed: Optional[int] = None) -> None:
+        """Allocate fresh rows and forget constants and pending update.
+
+        Args:
+            num_samples (int): Rows N, the length of the training set.
+            labels (Tensor, optional): Class of each row, ``(N,)`` int64.
+            seed (int, optional): Seed of the rows, the same on every rank.
+                Defaults to None: drawn from the global generator.
+
+        Raises:
+            ValueError: If sizes do not fit.
+        """
+        if num_samples < 2:
+            raise ValueError(
+                f'num_samples is {num_samples}, expected at least 2: a bank '
+                'of one row has no negative.')
+        device = self.student.device
+        if labels is not None:
+            if labels.shape != (num_samples, ):
+                raise ValueError(
+                    f'labels has shape {tuple(labels.shape)}, expected '
+                    f'({num_samples},): one label for each row.')
+            labels = labels.to(device, torch.int64)
+        else:
+            labels = torch.empty(0, dtype=torch.int64, device=device)
+        generator = torch.Generator(device)
+        generator.manual_seed(torch.initial_seed() if seed is None else seed)
+        for name in ('student', 'teacher'):
+            rows = initial_rows(num_samples, self.embed_dim, generator)
+            setattr(self, name, rows.to(self.student.dtype))
+            getattr(self, f'log_z_{name}').fill_(float('nan'))
+        self.labels = labels
+        self._label_index = None
+        self._has_z = False
+        self._pending = None
+
+    def scores(self, anchor: Tensor, side: str, index: Tensor,
+               temperature: float) -> Tensor:
+        """Normalised scores P = exp(s) / Z of given pairs, for inspection.
+
+        Args:
+            anchor (Tensor): Embeddings of one side, ``(B, D)``.
+            side (str): ``'student'`` or ``'teacher'``: whose embeddings the
+                anchors are. They are scored against the other side's rows.
+            index (Tensor): Rows to score, ``(B, M)`` int64.
+            temperature (float): tau.
+
+        Returns:
+            Tensor: ``(B, M)``.
+
+        Raises:
+            ValueError: If ``side`` is another word.
+        """
+        if side not in ('student', 'teacher'):
+            raise ValueError(
+                f"side is '{side}', expected 'student' or 'teacher'.")
+        rows = self.teacher if side == 'student' else self.student
+        logits = scores(anchor, rows, index, temperature)
+        log_z = getattr(self, f'log_z_{side}').to(logits.dtype)
+        return torch.exp(logits - log_z)
+
+    def stage(self,
+              sample_idx: Tensor,
+              student: Tensor,
+              teacher: Tensor,
+              log_z: Optional[Tensor] = None) -> None:
+        """Leave an update for :meth:`commit`.
+
+        Args:
+            sample_idx (Tensor): Row of each sample, ``(B,)`` int64.
+            student (Tensor): Unit embeddings, ``(B, D)``.
+            teacher (Tensor): Unit embeddings, ``(B, D)``.
+            log_z (Tensor, optional): ``(2,)`` float64, student's and
+                teacher's constant, when they are to be set.
+
+        Raises:
+            RuntimeError: If the update before was never committed.
+        """
+        if self._pending is not None:
+            raise RuntimeError(
+                'The memory bank has an update that was never committed: '
+                "MemoryBankHook is missing; add "
+                "dict(type='crd_plugin.MemoryBankHook') to custom_hooks (in a "
+                'loop of your own, call bank.commit() after each step).')
+        self._pending = PendingUpdate(sample_idx.detach(), student.detach(),
+                                      teacher.detach(), log_z)
+
+    def discard(self) -> None:
+        """Drop the pending update, if any."""
+        self._pending = None
+
+    @torch.no_grad()
+    def commit(self, update: Optional[PendingUpdate] = None) -> None:
+        """Write an update into the rows.
+
+        Args:
+            update (PendingUpdate, optional): Of all ranks, in rank order.
+                Defaults to None: the pending one.
+
+        Raises:
+            RuntimeError: If there is nothing to commit.
+        """
+        update = self._pending if update is None else update
+        if update is None:
+            raise RuntimeError(
+                'The memory bank has no pending update; run a training '
+                'forward pass of CRDLoss before commit().')
+        self._pending = None
+        last = last_occurrence(update.sample_idx)
+        for name in ('student', 'teacher'):
+            rows = getattr(self, name)
+            new = momentum_rows(rows[update.sample_idx],
+                                getattr(update, name)[last], self.momentum)
+            rows.index_copy_(0, update.sample_idx, new)
+        if update.log_z is not None:
+            self.log_z_student.copy_(update.log_z[0])
+            self.log_z_teacher.copy_(update.log_z[1])
+            self._has_z = True
+
+    def _load_from_state_dict(self, state_dict, prefix, *args,
+                              **kwargs) -> None:
+        """Take over rows of a checkpoint; another size is an error."""
+        names = ('student', 'teacher', 'labels', 'log_z_student',
+                 'log_z_teacher')
+        if not self.keep_rows:
+            # Evaluation needs no bank: keep what is there, say nothing.
+            for name in names:
+                state_dict[prefix + name] = getattr(self, name)
+        rows = state_dict.get(prefix + 'student')
+        labels = state_dict.get(prefix + 'labels')
+        if rows is not None:
+            if self.num_samples == 0 and rows.size(0) > 0:
+                for name in ('student', 'teacher'):
+                    buffer = getattr(self, name)
+                    setattr(self, name, buffer.new_empty(rows.shape))
+            elif rows.shape != self.student.shape:
+                raise ValueError(
+                    f'The checkpoint\'s memory bank "{prefix[:-1]}" has '
+                    f'{rows.size(0)} rows of width {rows.size(1)}, this one '
+                    f'{self.num_samples} of width {self.embed_dim}; resume '
+                    'with the training set and embed_dim of that run, or '
+                    'start anew without --resume.')
+        if labels is not None and labels.numel() and self.labels.numel():
+            if not torch.equal(labels.to(self.labels.device), self.labels):
+                raise ValueError(
+                    f'The checkpoint\'s memory bank "{prefix[:-1]}" belongs '
+                    'to another data set or order of samples: its labels '
+                    'differ from those of the training set; resume with the '
+                    'data of that run.')
+        elif labels is not None and labels.numel() == self.num_samples:
+            self.labels = self.labels.new_empty(labels.shape)
+            self._label_index = None
+        else:
+            state_dict[prefix + 'labels'] = self.labels
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        self._has_z = not bool(torch.isnan(self.log_z_student))
+        self._pending = None
+
+    def extra_repr(self) -> str:
+        """Sizes and settings."""
+        return (f'num_samples={self.num_samples}, '
+                f'embed_dim={self.embed_dim}, momentum={self.momentum}')

@@ -1,0 +1,305 @@
+"""CRDLoss against the published numbers, and its contract."""
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from crd_plugin.models import CRDLoss, EmbeddingConnector
+import golden
+
+
+def build(case, dtype=torch.float32, **kwargs):
+    """A loss whose bank holds a case's initial rows."""
+    loss = CRDLoss(
+        int(case['D']),
+        int(case['K']),
+        temperature=float(case.get('T_eff', case['T'])),
+        momentum=float(case.get('momentum_eff', case['momentum'])),
+        num_samples=int(case['n_data']),
+        **kwargs).to(dtype)
+    loss.bank.student.copy_(case['memory_v1_init'])
+    loss.bank.teacher.copy_(case['memory_v2_init'])
+    return loss
+
+
+@pytest.fixture
+def loss():
+    """Forty rows of four classes, width 6."""
+    torch.manual_seed(0)
+    loss = CRDLoss(6, 8)
+    loss.bank.resize(40, torch.arange(40) % 4, seed=0)
+    return loss
+
+
+def batch(ids, width=6):
+    """Unit embeddings for some ids, as leaves."""
+    pair = [
+        F.normalize(torch.randn(len(ids), width), dim=1).requires_grad_()
+        for _ in range(2)
+    ]
+    return (*pair, torch.as_tensor(ids))
+
+
+@pytest.mark.parametrize(
+    'name', ['crd_small', 'crd_medium', 'crd_wide', 'crd_k_gt_n',
+             'crd_small_f64'])
+def test_two_published_steps(name):
+    """HobbitLong/RepDistiller crd/, two calls with an update between."""
+    case = golden.load(name)
+    loss = build(case, case['memory_v1_init'].dtype)
+    for call in ('call1', 'call2'):
+        feats = [
+            case[f'{call}_f_{side}'].clone().requires_grad_() for side in 'st'
+        ]
+        value = loss(*feats, case[f'{call}_idx'],
+                     contrast_idx=case[f'{call}_contrast_idx'])
+        value.backward()
+        loss.bank.commit()
+        golden.assert_value(value, case[f'{call}_loss'])
+        for feat, side in zip(feats, 'st'):
+            golden.assert_grad(feat.grad, case[f'{call}_grad_f_{side}'])
+        for name, v in (('student', 'v1'), ('teacher', 'v2')):
+            golden.assert_value(
+                getattr(loss.bank, name), case[f'{call}_memory_{v}_after'])
+            golden.assert_value(
+                getattr(loss.bank, f'log_z_{name}').exp(),
+                case[f'{call}_Z_{v}'])
+
+
+@pytest.mark.parametrize('name', ['crd_infonce_small', 'crd_infonce_medium'])
+def test_info_nce_step(name):
+    case = golden.load(name)
+    loss = build(case, objective='infonce')
+    feats = [case[f'f_{side}'].clone().requires_grad_() for side in 'st']
+    value = loss(*feats, case['idx'], contrast_idx=case['contrast_idx'])
+    value.backward()
+    loss.bank.commit()
+    golden.assert_value(value, case['loss'])
+    for feat, side in zip(feats, 'st'):
+        golden.assert_grad(feat.grad, case[f'grad_f_{side}'])
+    golden.assert_value(loss.bank.student, case['memory_v1_after'])
+    golden.assert_value(loss.bank.teacher, case['memory_v2_after'])
+    assert not loss.bank.has_z
+
+
+def test_with_the_heads_in_front():
+    """crd_full: raw features, both heads trained."""
+    case = golden.load('crd_full')
+    loss = build(case)
+    heads = {}
+    for side in 'st':
+        weight = case[f'embed_{side}_weight']
+        heads[side] = EmbeddingConnector(weight.size(1), weight.size(0))
+        with torch.no_grad():
+            heads[side].linear.weight.copy_(weight)
+            heads[side].linear.bias.copy_(case[f'embed_{side}_bias'])
+    student = case['f_s'].clone().requires_grad_()
+    embeddings = heads['s'](student), heads['t'](case['f_t'])
+    for embedding, side in zip(embeddings, 'st'):
+        golden.assert_value(embedding, case[f'emb_{side}'])
+    value = loss(*embeddings, case['idx'], contrast_idx=case['contrast_idx'])
+    value.backward()
+    loss.bank.commit()
+    golden.assert_value(value, case['loss'])
+    golden.assert_grad(student.grad, case['grad_f_s'])
+    for side in 'st':
+        linear = heads[side].linear
+        golden.assert_grad(linear.weight.grad,
+                           case[f'grad_embed_{side}_weight'])
+        golden.assert_grad(linear.bias.grad, case[f'grad_embed_{side}_bias'])
+    golden.assert_value(loss.bank.student, case['memory_v1_after'])
+
+
+@pytest.mark.parametrize('weight', [1.0, 0.8, 0.0, -2.0])
+def test_loss_weight_counts(loss, weight):
+    feats = batch([1, 2, 3])
+    loss.negatives = 'all'
+    plain = loss(*feats).detach()
+    loss.bank.discard()
+    loss.loss_weight = weight
+    value = loss(*feats)
+    value.backward()
+    torch.testing.assert_close(value, weight * plain)
+    assert (feats[0].grad.abs().sum() > 0) == (weight != 0)
+
+
+@pytest.mark.parametrize('objective', ['nce', 'infonce'])
+@pytest.mark.parametrize('negatives', ['sampled', 'shared', 'all'])
+@pytest.mark.parametrize('exclude', ['class', 'instance'])
+def test_every_mode_trains(objective, negatives, exclude):
+    """Free embeddings learn to agree; the bound on information rises."""
+    torch.manual_seed(0)
+    loss = CRDLoss(6, 8, 0.2, objective=objective, negatives=negatives,
+                   exclude=exclude)
+    loss.bank.resize(12, torch.arange(12) % 3, seed=0)
+    raw = [torch.randn(12, 6, requires_grad=True) for _ in range(2)]
+    optimizer = torch.optim.Adam(raw, 0.1)
+    history = []
+    for _ in range(60):
+        feats = [F.normalize(side, dim=1) for side in raw]
+        value = loss(*feats, torch.arange(12))
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+        loss.bank.commit()
+        history.append((value.item(), loss.mi_bound.item()))
+    assert history[-1][0] < 0.75 * history[0][0]
+    assert history[-1][1] > history[0][1]
+    assert history[-1][1] <= math.log(8)
+
+
+def test_bound_is_log_k_plus_log_h():
+    case = golden.load('crd_medium')
+    loss = build(case)
+    loss(case['call1_f_s'], case['call1_f_t'], case['call1_idx'],
+         contrast_idx=case['call1_contrast_idx'])
+    noise = int(case['K']) / int(case['n_data']) + 1e-7
+    log_h = [
+        torch.log(p / (p + noise)).mean()
+        for p in (case['call1_out_s'][:, 0], case['call1_out_t'][:, 0])
+    ]
+    golden.assert_value(
+        loss.mi_bound, math.log(int(case['K'])) + sum(log_h) / 2)
+
+
+def test_forward_leaves_the_bank_alone(loss):
+    before = {k: v.clone() for k, v in loss.state_dict().items()}
+    loss(*batch([4, 9]))
+    assert loss.bank.pending.sample_idx.tolist() == [4, 9]
+    for key, value in loss.state_dict().items():
+        torch.testing.assert_close(
+            value, before[key], rtol=0, atol=0, equal_nan=True)
+    loss.bank.discard()
+    loss.eval()
+    loss(*batch([4, 9]))
+    assert loss.bank.pending is None
+
+
+def test_gradient_reaches_the_embeddings_alone(loss):
+    s, t, ids = batch([4, 9])
+    loss(s, t, ids).backward()
+    assert s.grad.abs().sum() > 0 and t.grad.abs().sum() > 0
+    assert list(loss.parameters()) == []
+    assert not any(b.requires_grad for b in loss.buffers())
+
+
+def test_relaxed_positive(loss):
+    """A positive that is another sample: scored there, written here."""
+    s, t, ids = batch([4])
+    contrast_idx = torch.tensor([[8, 1, 2, 3]])
+    value = loss(s, t, ids, contrast_idx=contrast_idx)
+    loss.bank.discard()
+    moved = loss(s, t, torch.tensor([8]), contrast_idx=contrast_idx)
+    torch.testing.assert_close(value, moved)
+    loss.bank.discard()
+    loss(s, t, ids, contrast_idx=contrast_idx)
+    assert loss.bank.pending.sample_idx.tolist() == [4]
+
+
+def test_a_batch_of_one_and_more_negatives_than_rows():
+    loss = CRDLoss(6, 1000)
+    loss.bank.resize(5, torch.tensor([0, 1, 1, 1, 1]))
+    s, t, ids = batch([0])
+    value = loss(s, t, ids)
+    value.backward()
+    assert torch.isfinite(value) and torch.isfinite(s.grad).all()
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_narrow_embeddings(loss, dtype):
+    s, t, ids = batch([4, 9, 11])
+    with torch.autocast('cpu', dtype):
+        value = loss(s.to(dtype), t.to(dtype), ids)
+    assert value.dtype == torch.float32 and torch.isfinite(value)
+    value.backward()
+    assert torch.isfinite(s.grad).all() and s.grad.abs().sum() > 0
+
+
+def test_compiled_model_gives_the_same(loss):
+    """Graph breaks are allowed, wrong numbers are not."""
+    loss.negatives = 'all'
+    s, t, ids = batch([4, 9, 11])
+    for _ in range(2):
+        loss.bank.discard()
+        expected = loss(s, t, ids)
+        loss.bank.discard()
+        compiled = torch.compile(loss, backend='eager')(s, t, ids)
+        torch.testing.assert_close(compiled, expected)
+        loss.bank.commit()
+
+
+@pytest.mark.parametrize('kwargs, message', [
+    (dict(num_negatives=0), 'num_negatives is 0, expected at least 1'),
+    (dict(temperature=0), 'temperature is 0, expected a positive'),
+    (dict(loss_weight=float('nan')), 'loss_weight is nan, expected a finite'),
+    (dict(objective='mse'), r"objective is 'mse', expected one of \('nce'"),
+    (dict(negatives='none'), "negatives is 'none', expected one of"),
+    (dict(exclude='self'), "exclude is 'self', expected one of"),
+    (dict(momentum=1), 'momentum is 1, expected'),
+])
+def test_bad_arguments(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        CRDLoss(**kwargs)
+
+
+def test_bank_without_rows():
+    with pytest.raises(RuntimeError, match='MemoryBankHook is missing'):
+        CRDLoss(6)(*batch([0]))
+
+
+def test_second_step_without_a_hook(loss):
+    loss(*batch([0]))
+    with pytest.raises(RuntimeError, match='never committed.*MemoryBankHook'):
+        loss(*batch([1]))
+
+
+def nan_row(feats):
+    """One embedding that has diverged."""
+    feats = feats.detach().clone()
+    feats[1, 2] = float('nan')
+    return feats
+
+
+BAD_INPUT = {
+    'width of one side': (
+        lambda s, t, i: (s, t[:, :5], i),
+        r't_feats has shape \(2, 5\), expected \(2, 6\).*EmbeddingConnector'),
+    'feature map': (lambda s, t, i: (s[:, :, None, None], t, i),
+                    r's_feats has shape \(2, 6, 1, 1\), expected \(2, 6\)'),
+    'fewer ids': (lambda s, t, i: (s, t, i[:1]), r's_feats has shape'),
+    'float ids': (lambda s, t, i: (s, t, i.float()),
+                  'sample_idx is torch.float32.*SampleField'),
+    'id too large': (lambda s, t, i: (s, t, i + 36),
+                     'sample_idx 45 is outside the memory bank of 40 rows'),
+    'negative id': (lambda s, t, i: (s, t, i - 5), 'sample_idx -1 is outside'),
+    'not normalised': (lambda s, t, i: (s * 3, t, i),
+                       r's_feats: a student embedding has L2 norm 3, exp'),
+    'student diverged': (lambda s, t, i: (nan_row(s), t, i),
+                         's_feats: 1 of 2 student embeddings are NaN'),
+    'teacher diverged': (lambda s, t, i: (s, nan_row(t), i),
+                         't_feats: 1 of 2 teacher embeddings are NaN'),
+    'other labels': (
+        lambda s, t, i: (s, t, i, torch.tensor([0, 3])),
+        'sample 9 has label 3, the memory bank.s row has 1; the batch comes'),
+    'contrast ids of one column': (
+        lambda s, t, i: (s, t, i, None, i[:, None]),
+        r'contrast_idx has shape \(2, 1\), expected \(2, 1 \+ K\)'),
+    'contrast id too large': (
+        lambda s, t, i: (s, t, i, None, torch.full((2, 3), 40)),
+        'contrast_idx 40 is outside'),
+}
+
+
+@pytest.mark.parametrize('name', BAD_INPUT)
+def test_bad_input(loss, name):
+    spoil, message = BAD_INPUT[name]
+    before = loss.bank.student.clone()
+    with pytest.raises(ValueError, match=message):
+        loss(*spoil(*batch([4, 9])))
+    assert loss.bank.pending is None
+    assert torch.equal(loss.bank.student, before)
+
+
+def test_right_labels_pass(loss):
+    assert torch.isfinite(loss(*batch([4, 9]), torch.tensor([0, 1])))

@@ -1,0 +1,178 @@
+"""The memory bank: sizing, scores, updates, checkpoints."""
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from crd_plugin.models import MemoryBank
+from crd_plugin.models.memory_bank import PendingUpdate
+import golden
+
+
+def unit(*shape):
+    """Random unit vectors."""
+    return F.normalize(torch.randn(*shape), dim=-1)
+
+
+@pytest.fixture
+def bank():
+    """Ten rows of width 4 with labels."""
+    bank = MemoryBank(4)
+    bank.resize(10, torch.arange(10) % 3, seed=0)
+    return bank
+
+
+def test_rows_come_from_the_seed():
+    banks = [MemoryBank(8) for _ in range(3)]
+    for bank, seed in zip(banks, (1, 1, 2)):
+        torch.rand(3)
+        bank.resize(50, seed=seed)
+    assert torch.equal(banks[0].student, banks[1].student)
+    assert torch.equal(banks[0].teacher, banks[1].teacher)
+    assert not torch.equal(banks[0].student, banks[2].student)
+    assert not torch.equal(banks[0].student, banks[0].teacher)
+
+
+def test_num_samples_in_the_config_sizes_the_bank():
+    bank = MemoryBank(8, num_samples=20)
+    assert bank.num_samples == 20 and bank.student.shape == (20, 8)
+    assert MemoryBank(8).num_samples == 0
+    assert 'num_samples=20, embed_dim=8, momentum=0.5' in repr(bank)
+
+
+def test_commit_writes_only_its_rows(bank):
+    before = copy.deepcopy(bank)
+    ids, student, teacher = torch.tensor([7, 2]), unit(2, 4), unit(2, 4)
+    bank.stage(ids, student, teacher)
+    assert torch.equal(bank.student, before.student)
+    bank.commit()
+    assert bank.pending is None
+    for name, new in (('student', student), ('teacher', teacher)):
+        old, rows = getattr(before, name), getattr(bank, name)
+        torch.testing.assert_close(rows[ids],
+                                   F.normalize(old[ids] + new, dim=1))
+        untouched = [i for i in range(10) if i not in (2, 7)]
+        assert torch.equal(rows[untouched], old[untouched])
+
+
+def test_a_repeated_id_counts_once_and_last(bank):
+    other = copy.deepcopy(bank)
+    student, teacher = unit(3, 4), unit(3, 4)
+    bank.commit(PendingUpdate(torch.tensor([5, 1, 5]), student, teacher))
+    other.commit(PendingUpdate(torch.tensor([1, 5]), student[1:], teacher[1:]))
+    assert torch.equal(bank.student, other.student)
+    assert torch.equal(bank.teacher, other.teacher)
+
+
+def test_stage_detaches_and_refuses_a_second_time(bank):
+    student = unit(1, 4).requires_grad_()
+    bank.stage(torch.tensor([0]), student, unit(1, 4))
+    assert not bank.pending.student.requires_grad
+    with pytest.raises(RuntimeError, match='MemoryBankHook is missing'):
+        bank.stage(torch.tensor([0]), student, unit(1, 4))
+    bank.discard()
+    with pytest.raises(RuntimeError, match='no pending update'):
+        bank.commit()
+
+
+def test_constants_are_set_by_commit(bank):
+    log_z = torch.tensor([3.0, 4.0], dtype=torch.float64)
+    assert not bank.has_z
+    bank.stage(torch.tensor([0]), unit(1, 4), unit(1, 4), log_z)
+    assert not bank.has_z and torch.isnan(bank.log_z_student)
+    bank.commit()
+    assert bank.has_z
+    assert (bank.log_z_student.item(), bank.log_z_teacher.item()) == (3, 4)
+
+
+@pytest.mark.parametrize('side', ['student', 'teacher'])
+def test_scores_are_the_published_ones(side):
+    case = golden.load('crd_medium')
+    bank = MemoryBank(32, num_samples=500)
+    bank.student.copy_(case['memory_v1_init'])
+    bank.teacher.copy_(case['memory_v2_init'])
+    bank.log_z_student.copy_(case['call1_Z_v1'].log())
+    bank.log_z_teacher.copy_(case['call1_Z_v2'].log())
+    letter = side[0]
+    out = bank.scores(case[f'call1_f_{letter}'], side,
+                      case['call1_contrast_idx'], float(case['T_eff']))
+    golden.assert_value(out, case[f'call1_out_{letter}'])
+
+
+def test_scores_of_another_side(bank):
+    with pytest.raises(ValueError, match="side is 'both', expected 'student'"):
+        bank.scores(unit(1, 4), 'both', torch.zeros(1, 1).long(), 0.07)
+
+
+def test_state_dict_round_trip(bank):
+    bank.stage(torch.tensor([3]), unit(1, 4), unit(1, 4), torch.ones(2))
+    bank.commit()
+    for other in (MemoryBank(4), MemoryBank(4, num_samples=10)):
+        other.load_state_dict(bank.state_dict())
+        assert other.has_z and other.num_samples == 10
+        for name, value in bank.state_dict().items():
+            assert torch.equal(getattr(other, name), value)
+        assert torch.equal(other.label_index.order, bank.label_index.order)
+
+
+def test_fresh_state_dict_has_no_constants(bank):
+    other = MemoryBank(4)
+    other.load_state_dict(bank.state_dict())
+    assert not other.has_z
+
+
+def test_another_size_in_the_checkpoint(bank):
+    other = MemoryBank(4, num_samples=11)
+    before = other.student.clone()
+    with pytest.raises(ValueError, match='10 rows of width 4, this one 11'):
+        other.load_state_dict(bank.state_dict())
+    assert torch.equal(other.student, before)
+
+
+def test_other_labels_in_the_checkpoint(bank):
+    other = MemoryBank(4)
+    other.resize(10, torch.arange(10) % 5)
+    with pytest.raises(ValueError, match='another data set or order'):
+        other.load_state_dict(bank.state_dict())
+
+
+def test_rows_are_passed_over_in_evaluation(bank):
+    other = MemoryBank(4)
+    other.keep_rows = False
+    other.load_state_dict(bank.state_dict())
+    assert other.num_samples == 0
+
+
+def test_deepcopy_and_resize_forget(bank):
+    bank.stage(torch.tensor([3]), unit(1, 4), unit(1, 4), torch.ones(2))
+    bank.commit()
+    bank.stage(torch.tensor([3]), unit(1, 4), unit(1, 4))
+    twin = copy.deepcopy(bank)
+    assert torch.equal(twin.student, bank.student)
+    bank.resize(12)
+    assert bank.num_samples == 12 and bank.pending is None
+    assert not bank.has_z and bank.labels.numel() == 0
+    assert twin.num_samples == 10
+
+
+def test_label_index_without_labels():
+    bank = MemoryBank(4, num_samples=5)
+    with pytest.raises(ValueError, match="MemoryBankHook.*'instance'"):
+        bank.label_index
+
+
+@pytest.mark.parametrize('kwargs, message', [
+    (dict(embed_dim=0), 'embed_dim is 0, expected a positive'),
+    (dict(embed_dim=4, momentum=1.0), r'momentum is 1.0, expected 0 <='),
+    (dict(embed_dim=4, momentum=-0.1), r'momentum is -0.1, expected'),
+    (dict(embed_dim=4, num_samples=1), 'num_samples is 1, expected at least'),
+])
+def test_bad_arguments(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        MemoryBank(**kwargs)
+
+
+def test_labels_of_another_length():
+    with pytest.raises(ValueError, match=r'labels has shape \(4,\).*\(5,\)'):
+        MemoryBank(4).resize(5, torch.zeros(4).long())
