@@ -1,0 +1,5 @@
+"""Hooks."""
+from .memory_bank_hook import MemoryBankHook
+from .random_state_hook import RandomStateHook
+
+__all__ = ['MemoryBankHook', 'RandomStateHook']
