@@ -15,7 +15,9 @@ from torch import Tensor
 
 from .negatives import Negatives
 
-__all__ = ['ContrastResult', 'info_nce', 'log_partition', 'nce', 'scores']
+__all__ = [
+    'ContrastResult', 'info_nce', 'log_partition', 'nce', 'prepare', 'scores'
+]
 
 # Added to K / N in the denominators of the public code.
 EPS = 1e-7
@@ -96,9 +98,9 @@ def nce(anchor: Tensor,
             part.score.sub_(shift)
             value = F.softplus(part.score, threshold=_SOFTPLUS_LINEAR)
             slope = part.score.sigmoid_()
-            if part.count is not None:
-                value.mul_(part.count)
-                slope.mul_(part.count)
+            if part.weight is not None:
+                value.mul_(part.weight)
+                slope.mul_(part.weight)
             part.add(negative_loss, value.sum(1))
             part.add_product(negative_grad, slope)
         weight = _expectation_weight(negatives, x)
@@ -196,15 +198,16 @@ class _Tile(NamedTuple):
     """Scores of some anchors against some rows.
 
     Attributes:
-        score (Tensor): ``(b, m)``; minus infinity where a pair is left out.
+        score (Tensor): ``(b, m)``.
         rows (Tensor): ``(m, D)`` for all anchors or ``(b, m, D)``.
         anchors (slice): Which anchors.
-        count (Tensor, optional): Times that a pair was drawn, ``(b, m)``.
+        weight (Tensor, optional): How often a pair counts, ``(b, m)``: 0
+            where it is left out. None: once each.
     """
     score: Tensor
     rows: Tensor
     anchors: slice
-    count: Optional[Tensor]
+    weight: Optional[Tensor]
 
     def add(self, total: Tensor, value: Tensor) -> None:
         """Add ``(b,)`` values to the totals of these anchors."""
@@ -219,13 +222,49 @@ class _Tile(NamedTuple):
                                              self.rows).squeeze(1)
 
 
+def prepare(negatives: Negatives, num_rows: int,
+            dtype: torch.dtype) -> Negatives:
+    """Turn ids of an anchor's own into a mask, where that is faster.
+
+    Both directions of the objective score the same pairs, so this is done
+    once for both.
+
+    Args:
+        negatives (Negatives): As drawn.
+        num_rows (int): Rows N of the bank.
+        dtype (torch.dtype): Of the anchors.
+
+    Returns:
+        Negatives: With ``drawn`` set if the whole bank will be scored.
+    """
+    dense = num_rows <= _DENSE_ROWS_PER_NEGATIVE * negatives.num_negatives
+    if not (negatives.per_anchor and dense) or negatives.drawn is not None:
+        return negatives
+    index = negatives.index
+    shape = (index.size(0), num_rows)
+    if negatives.distinct:
+        drawn = torch.zeros(shape, dtype=torch.bool, device=index.device)
+        drawn.scatter_(1, index, True)
+    else:
+        dtype = torch.float64 if dtype == torch.float64 else torch.float32
+        drawn = torch.zeros(shape, dtype=dtype, device=index.device)
+        one = torch.ones((), dtype=dtype, device=index.device)
+        drawn.scatter_add_(1, index, one.expand_as(index))
+    return negatives._replace(drawn=drawn)
+
+
 def _score_tiles(query: Tensor, rows: Tensor,
                  negatives: Negatives) -> Iterator[_Tile]:
     """Yield the scores of all anchors against their negatives, in tiles."""
+    negatives = prepare(negatives, rows.size(0), query.dtype)
     if not negatives.per_anchor:
         yield from _common_rows(query, rows, negatives)
-    elif rows.size(0) <= _DENSE_ROWS_PER_NEGATIVE * negatives.num_negatives:
-        yield from _whole_bank(query, rows, negatives)
+    elif negatives.drawn is not None:
+
+        def weight(part: slice) -> Tensor:
+            return negatives.drawn[:, part].to(query.dtype)
+
+        yield from _matrix_tiles(query, rows, weight)
     else:
         yield from _gathered_rows(query, rows, negatives.index)
 
@@ -233,49 +272,25 @@ def _score_tiles(query: Tensor, rows: Tensor,
 def _common_rows(query: Tensor, rows: Tensor,
                  negatives: Negatives) -> Iterator[_Tile]:
     """Every anchor against the same rows, its own class left out."""
-    key = negatives.row_key
+    row_key, anchor_key = negatives.row_key, negatives.anchor_key[:, None]
     if negatives.index is not None:
-        rows, key = rows[negatives.index], key[negatives.index]
+        rows, row_key = rows[negatives.index], row_key[negatives.index]
 
-    def mask(part: slice) -> Tuple[Tensor, None]:
-        return key[part] == negatives.anchor_key[:, None], None
+    def weight(part: slice) -> Tensor:
+        other = row_key[part].expand(query.size(0), -1).clone()
+        return other.ne_(anchor_key).to(query.dtype)
 
-    yield from _matrix_tiles(query, rows, mask)
-
-
-def _whole_bank(query: Tensor, rows: Tensor,
-                negatives: Negatives) -> Iterator[_Tile]:
-    """Ids of an anchor's own as a mask over one product with the bank."""
-    shape = (query.size(0), rows.size(0))
-    if negatives.distinct:
-        left_out = torch.ones(shape, dtype=torch.bool, device=rows.device)
-        left_out.scatter_(1, negatives.index, False)
-
-        def mask(part: slice) -> Tuple[Tensor, None]:
-            return left_out[:, part], None
-    else:
-        count = torch.zeros(shape, dtype=query.dtype, device=rows.device)
-        one = count.new_ones(()).expand_as(negatives.index)
-        count.scatter_add_(1, negatives.index, one)
-
-        def mask(part: slice) -> Tuple[Tensor, Tensor]:
-            return count[:, part] == 0, count[:, part]
-
-    yield from _matrix_tiles(query, rows, mask)
+    yield from _matrix_tiles(query, rows, weight)
 
 
-def _matrix_tiles(
-    query: Tensor, rows: Tensor,
-    mask: Callable[[slice], Tuple[Tensor,
-                                  Optional[Tensor]]]) -> Iterator[_Tile]:
+def _matrix_tiles(query: Tensor, rows: Tensor,
+                  weight: Callable[[slice], Tensor]) -> Iterator[_Tile]:
     """Matrix products of all anchors with one run of rows after another."""
     size = max(1, _tile_elements(query) // query.size(0))
     for begin in range(0, rows.size(0), size):
         part = slice(begin, begin + size)
         block = rows[part].to(query.dtype)
-        left_out, count = mask(part)
-        score = (query @ block.t()).masked_fill_(left_out, -math.inf)
-        yield _Tile(score, block, slice(None), count)
+        yield _Tile(query @ block.t(), block, slice(None), weight(part))
 
 
 def _gathered_rows(query: Tensor, rows: Tensor,
@@ -304,13 +319,15 @@ def _softmax_pass(query: Tensor, rows: Tensor, negatives: Negatives,
     mean_row = torch.zeros_like(query)
     for part in _score_tiles(query, rows, negatives):
         now = part.anchors
+        if part.weight is not None:
+            part.score.masked_fill_(part.weight == 0, -math.inf)
         top = torch.maximum(largest[now], part.score.amax(1))
         # A tile may hold nothing but left-out rows: keep -inf out of exp.
         reference = top.clamp_min(torch.finfo(top.dtype).min)
         shrink = torch.exp(largest[now] - reference)
         value = part.score.sub_(reference[:, None]).exp_()
-        if part.count is not None:
-            value.mul_(part.count)
+        if part.weight is not None:
+            value.mul_(part.weight)
         total[now] *= shrink
         mean_row[now] *= shrink[:, None]
         largest[now] = top

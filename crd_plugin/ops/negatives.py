@@ -59,6 +59,8 @@ class Negatives(NamedTuple):
         anchor_key (Tensor, optional): Class or id of each anchor, ``(B,)``.
         pool (Tensor, optional): Rows that remain for each anchor when
             ``index`` is None, ``(B,)`` int64.
+        drawn (Tensor, optional): ``index (B, K)`` as a mask or as counts,
+            ``(B, N)``, see :func:`crd_plugin.ops.prepare`.
     """
     num_negatives: int
     index: Optional[Tensor] = None
@@ -66,6 +68,7 @@ class Negatives(NamedTuple):
     row_key: Optional[Tensor] = None
     anchor_key: Optional[Tensor] = None
     pool: Optional[Tensor] = None
+    drawn: Optional[Tensor] = None
 
     @property
     def per_anchor(self) -> bool:
@@ -137,7 +140,7 @@ def draw_negatives(sample_idx: Tensor,
     if smallest == largest:
         ranks = _random_subsets(sample_idx.numel(), smallest, num_negatives,
                                 sample_idx.device, generator)
-        index = _skip_own(ranks, sample_idx, label_index)
+        index = _skip_own_equal(ranks, sample_idx, num_rows, label_index)
         return Negatives(num_negatives, index, distinct=True)
     index = _first_of_other_classes(sample_idx, num_rows, num_negatives,
                                     label_index, generator)
@@ -195,16 +198,18 @@ def all_negatives(sample_idx: Tensor,
     Returns:
         Negatives: ``index`` is None.
     """
+    # As floats of the scores' width, keys are compared in place and fast;
+    # beyond 2**24 float32 no longer tells neighbours apart.
+    dtype = torch.float32 if num_rows < 1 << 24 else torch.float64
     if label_index is None:
-        row_key = torch.arange(num_rows, device=sample_idx.device)
-        anchor_key = sample_idx
+        row_key = torch.arange(
+            num_rows, dtype=dtype, device=sample_idx.device)
     else:
-        row_key = label_index.row_class
-        anchor_key = row_key[sample_idx]
+        row_key = label_index.row_class.to(dtype)
     return Negatives(
         num_negatives,
         row_key=row_key,
-        anchor_key=anchor_key,
+        anchor_key=row_key[sample_idx],
         pool=_pool_size(sample_idx, num_rows, label_index))
 
 
@@ -225,6 +230,22 @@ def _skip_own(ranks: Tensor, sample_idx: Tensor,
     start, count = label_index.start[own], label_index.count[own]
     ranks += (ranks >= start[:, None]) * count[:, None]
     return label_index.order[ranks]
+
+
+def _skip_own_equal(ranks: Tensor, sample_idx: Tensor, num_rows: int,
+                    label_index: Optional[LabelIndex]) -> Tensor:
+    """:func:`_skip_own` for classes of equal size and int32 ranks.
+
+    The size is then one number of the host, which saves two passes.
+    """
+    if label_index is None:
+        ranks = ranks.add_(ranks >= sample_idx.to(ranks.dtype)[:, None])
+        return ranks.long()
+    start = label_index.start[label_index.row_class[sample_idx]]
+    later = ranks >= start.to(ranks.dtype)[:, None]
+    ranks = ranks.add_(later, alpha=num_rows - label_index.smallest_pool)
+    rows = label_index.order.index_select(0, ranks.view(-1))
+    return rows.view(ranks.shape)
 
 
 def _with_replacement(sample_idx: Tensor, num_rows: int, num_negatives: int,
@@ -254,6 +275,7 @@ def _first_of_other_classes(sample_idx: Tensor, num_rows: int,
                                  min(num_rows, num_negatives + largest_class),
                                  sample_idx.device, generator)
     own = label_index.row_class[sample_idx]
+    candidates = candidates.long()
     valid = label_index.row_class[candidates] != own[:, None]
     place = valid.cumsum(1).sub_(1)
     # What is not wanted goes to a column that is cut off.
@@ -270,9 +292,10 @@ def _random_subsets(num_sets: int, size: int, length: int,
     The positions taken from one random permutation are an arithmetic
     progression of blocks modulo a prime, with an offset and a stride of each
     set's own. Any fixed set of positions of a uniform permutation is a
-    uniform subset, so each set alone is exactly that.
+    uniform subset, so each set alone is exactly that. int32: half the bytes.
     """
-    permutation = torch.randperm(size, device=device, generator=generator)
+    permutation = torch.randperm(
+        size, dtype=torch.int32, device=device, generator=generator)
     block = _BLOCK if size >= _BLOCK * _BLOCK else 1
     num_blocks = _largest_prime(size // block)
     if num_blocks * block < length:
@@ -293,7 +316,7 @@ def _random_subsets(num_sets: int, size: int, length: int,
     blocks = (offset + stride * steps) % num_blocks
     sets = permutation[:num_blocks * block].view(num_blocks, block)[blocks]
     sets = sets.view(num_sets, need * block)
-    return sets[:, :length] if need * block > length else sets
+    return sets[:, :length].contiguous()
 
 
 def _largest_prime(limit: int) -> int:

@@ -7,7 +7,8 @@ from mmengine.dist import all_gather
 from torch import Tensor, nn
 
 from crd_plugin.ops import (Negatives, all_negatives, draw_negatives,
-                            info_nce, log_partition, nce, shared_negatives)
+                            info_nce, log_partition, nce, prepare,
+                            shared_negatives)
 from crd_plugin.registry import MODELS
 
 from ..memory_bank import MemoryBank
@@ -137,6 +138,7 @@ class CRDLoss(nn.Module):
         else:
             pos_idx = sample_idx
             negatives = self._draw(sample_idx)
+        negatives = prepare(negatives, self.bank.num_samples, s_feats.dtype)
         sides = ((s_feats, self.bank.teacher), (t_feats, self.bank.student))
         log_z = new_log_z = None
         if self.objective == 'infonce':
