@@ -1,0 +1,73 @@
+# make demo     a distillation on real digits, from nothing to a table
+# make test     the whole test suite
+# make lint     style and import order
+# make install  the package with its tested requirements
+# make clean    remove what these made
+#
+# Variables: PYTHON (interpreter that makes the environment), VENV (its
+# folder), PIP_ARGS (more arguments of pip install), SEEDS, METHODS and
+# WORK_DIR (demo), PYTEST_ARGS (test).
+
+PYTHON ?= python3
+VENV ?= .venv
+PIP_ARGS ?=
+PYTEST_ARGS ?=
+SEEDS ?=
+METHODS ?=
+WORK_DIR ?=
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS)
+STAMPS := $(VENV)/.stamps
+
+.PHONY: demo test lint install clean
+.DELETE_ON_ERROR:
+
+demo: $(STAMPS)/package $(STAMPS)/demo
+	$(BIN)/python tools/demo.py \
+	    $(if $(SEEDS),--seeds $(SEEDS)) \
+	    $(if $(METHODS),--methods "$(METHODS)") \
+	    $(if $(WORK_DIR),--work-dir "$(WORK_DIR)")
+
+test: $(STAMPS)/package $(STAMPS)/tests
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(STAMPS)/lint
+	$(BIN)/python -m flake8
+	$(BIN)/python -m isort --check-only --diff .
+
+install: $(STAMPS)/package
+
+# A half-made environment would look complete to the next run.
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	    { echo 'error: $(PYTHON) is older than Python 3.10 or missing; give' \
+	           'another one with PYTHON=...' >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+	    { echo 'error: $(PYTHON) cannot make virtual environments; on Debian' \
+	           'and Ubuntu run: sudo apt install python3-venv' >&2; exit 1; }
+	$(PYTHON) -m venv "$(VENV)" || { rm -rf "$(VENV)"; exit 1; }
+
+$(STAMPS)/runtime: requirements/runtime.txt requirements/mmcv.txt \
+                   requirements/build.txt | $(BIN)/python
+	$(PIP) -r requirements/build.txt -r requirements/runtime.txt
+	@# Whatever MMCV there is, is kept; the package says if it does not fit.
+	$(BIN)/python -c 'import importlib.util as u, sys; \
+	    sys.exit(u.find_spec("mmcv") is None)' || \
+	    $(PIP) -r requirements/mmcv.txt
+	@mkdir -p $(STAMPS) && touch $@
+
+$(STAMPS)/package: setup.py setup.cfg pyproject.toml $(STAMPS)/runtime
+	$(PIP) --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(STAMPS)/demo $(STAMPS)/tests $(STAMPS)/lint: \
+        $(STAMPS)/%: requirements/%.txt | $(BIN)/python
+	$(PIP) -r $<
+	@mkdir -p $(STAMPS) && touch $@
+
+$(STAMPS)/tests: requirements/demo.txt
+
+clean:
+	rm -rf "$(VENV)" build dist *.egg-info crd_plugin/.mim .pytest_cache
+	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""A package, because others leave one of this name in site-packages."""

@@ -1,0 +1,234 @@
+"""The package installs with its configs and tools, and as documented."""
+import configparser
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def source(tmp_path):
+    """A copy of what a build reads, so that the checkout stays clean."""
+    folder = tmp_path / 'source'
+    folder.mkdir()
+    for name in ('crd_plugin', 'configs', 'tools', 'requirements'):
+        shutil.copytree(
+            ROOT / name,
+            folder / name,
+            ignore=shutil.ignore_patterns('__pycache__', '.mim'))
+    for path in ROOT.iterdir():
+        if path.is_file():
+            shutil.copy(path, folder)
+    return folder
+
+
+def build(source, kind, *argv):
+    """Call a hook of the build backend, as pip does, without a network."""
+    out = source.parent / kind
+    out.mkdir()
+    code = (f'import setuptools.build_meta as b; b.build_{kind}(r"{out}")')
+    subprocess.run([sys.executable, '-c', code],
+                   cwd=source,
+                   check=True,
+                   capture_output=True)
+    built, = out.iterdir()
+    return built
+
+
+def relative_files(folder):
+    """Files of a folder of the checkout, without caches."""
+    return {
+        path.relative_to(ROOT).as_posix()
+        for path in (ROOT / folder).rglob('*')
+        if path.is_file() and '__pycache__' not in path.parts
+    }
+
+
+def test_wheel_holds_configs_and_tools(source):
+    out = source.parent / 'wheel'
+    subprocess.run([
+        sys.executable, '-m', 'pip', 'wheel', '--quiet', '--no-index',
+        '--no-deps', '--no-build-isolation', '--wheel-dir', out, source
+    ],
+                   check=True,
+                   capture_output=True)
+    wheel, = out.glob('crd_plugin-*.whl')
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+    wanted = relative_files('configs') | relative_files('tools')
+    assert any(name.startswith('configs/_base_/') for name in wanted)
+    assert {f'crd_plugin/.mim/{name}' for name in wanted} <= names
+    assert relative_files('crd_plugin') - {
+        name
+        for name in relative_files('crd_plugin') if '/.mim/' in name
+    } <= names
+    tops = {name.split('/')[0] for name in names}
+    assert tops == {'crd_plugin', next(t for t in tops if 'dist-info' in t)}
+    assert not any('__pycache__' in name for name in names)
+
+
+def test_installed_config_is_inherited_by_package_name(source):
+    wheel = build(source, 'wheel')
+    site = source.parent / 'site'
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(site)
+    config = source.parent / 'mine.py'
+    config.write_text("_base_ = 'crd_plugin::_base_/default_runtime.py'\n")
+    code = ('import crd_plugin; from mmengine.config import Config;'
+            f'print(crd_plugin.__file__, '
+            f'Config.fromfile(r"{config}").default_scope)')
+    result = subprocess.run([sys.executable, '-c', code],
+                            env=dict(os.environ, PYTHONPATH=str(site)),
+                            cwd=source.parent,
+                            capture_output=True,
+                            text=True)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.split() == [
+        str(site / 'crd_plugin' / '__init__.py'), 'mmpretrain'
+    ]
+
+
+def test_source_distribution_builds_the_same_wheel(source):
+    with tarfile.open(build(source, 'sdist')) as archive:
+        if sys.version_info >= (3, 12):
+            archive.extractall(source.parent / 'unpacked', filter='data')
+        else:
+            archive.extractall(source.parent / 'unpacked')
+    unpacked, = (source.parent / 'unpacked').iterdir()
+    assert not (unpacked / 'crd_plugin' / '.mim').exists()
+    (unpacked.parent / 'again').mkdir()
+    moved = unpacked.rename(unpacked.parent / 'again' / 'source')
+    names = []
+    for folder in (source, moved):
+        with zipfile.ZipFile(build(folder, 'wheel')) as archive:
+            names.append(sorted(archive.namelist()))
+    assert names[0] == names[1]
+
+
+def test_editable_install_links_to_the_checkout(source):
+    build(source, 'editable')
+    mim = source / 'crd_plugin' / '.mim'
+    for name in ('configs', 'tools'):
+        assert (mim / name).is_symlink()
+        assert not os.path.isabs(os.readlink(mim / name))
+        assert (mim / name).resolve() == (source / name).resolve()
+
+
+# --- requirements ---------------------------------------------------------- #
+
+
+def requirements(name):
+    """The lines of a requirements file."""
+    lines = (ROOT / 'requirements' / name).read_text().splitlines()
+    lines = [line.split('#')[0].strip() for line in lines]
+    return [
+        Requirement(line) for line in lines
+        if line and not line.startswith('-')
+    ]
+
+
+def declared(*options):
+    """Requirements of setup.cfg."""
+    parser = configparser.ConfigParser(comment_prefixes='#')
+    parser.read(ROOT / 'setup.cfg')
+    lines = '\n'.join(parser.get(*option) for option in options).splitlines()
+    return [Requirement(line) for line in lines if line.strip()]
+
+
+def test_every_tested_version_is_exact():
+    for path in (ROOT / 'requirements').glob('*.txt'):
+        for requirement in requirements(path.name):
+            assert re.fullmatch(r'==[\w.]+', str(requirement.specifier)), path
+
+
+def test_ranges_admit_the_tested_versions():
+    tested = {}
+    for name in ('runtime.txt', 'demo.txt', 'tests.txt'):
+        for requirement in requirements(name):
+            tested.setdefault(requirement.name, []).append(requirement)
+    ranges = declared(('options', 'install_requires'),
+                      ('options.extras_require', 'demo'),
+                      ('options.extras_require', 'tests'))
+    assert len(ranges) > 10
+    for wanted in ranges:
+        assert wanted.name in tested, f'{wanted.name} is not pinned'
+        for requirement in tested[wanted.name]:
+            version = str(requirement.specifier)[2:]
+            assert wanted.specifier.contains(version), wanted
+
+
+def test_no_mmcv_among_the_requirements():
+    # The two distributions would overwrite each other.
+    names = {r.name for r in declared(('options', 'install_requires'))}
+    for file in (ROOT / 'requirements').glob('*.txt'):
+        if file.name != 'mmcv.txt':
+            names |= {r.name for r in requirements(file.name)}
+    assert not names & {'mmcv', 'mmcv-lite', 'mmcv-full'}
+    assert [r.name for r in requirements('mmcv.txt')] == ['mmcv-lite']
+
+
+# --- make ------------------------------------------------------------------ #
+
+
+def make(*argv):
+    """Run make in the checkout."""
+    return subprocess.run(['make', *map(str, argv)],
+                          cwd=ROOT,
+                          capture_output=True,
+                          text=True)
+
+
+def test_demo_passes_its_variables(tmp_path):
+    result = make('--dry-run', 'demo', 'SEEDS=5', 'METHODS=kd crd',
+                  'WORK_DIR=my runs', f'VENV={tmp_path}/v')
+    command = ' '.join(result.stdout.replace('\\\n', ' ').split())
+    assert ('tools/demo.py --seeds 5 --methods "kd crd" --work-dir "my runs"'
+            in command)
+    result = make('--dry-run', 'demo', f'VENV={tmp_path}/v')
+    assert '--seeds' not in result.stdout
+
+
+def test_mmcv_is_installed_only_where_there_is_none(tmp_path):
+    result = make('--dry-run', 'install', f'VENV={tmp_path}/v')
+    text = ' '.join(result.stdout.replace('\\\n', ' ').split())
+    assert re.search(r'find_spec\("mmcv"\) is None\)\' \|\| \S+ -m pip '
+                     r'install \S+ +-r requirements/mmcv.txt', text)
+
+
+@pytest.mark.parametrize('body, message', [
+    ('exit 1', 'is older than Python 3.10 or missing'),
+    ('case "$2" in *ensurepip*) exit 1;; esac', 'apt install python3-venv'),
+])
+def test_unfit_python_is_told_in_one_line(tmp_path, body, message):
+    python = tmp_path / 'python'
+    python.write_text(f'#!/bin/sh\n{body}\n')
+    python.chmod(0o755)
+    result = make('install', f'PYTHON={python}', f'VENV={tmp_path}/v')
+    assert result.returncode != 0
+    errors = [
+        line for line in result.stderr.splitlines()
+        if line.startswith('error: ')
+    ]
+    assert len(errors) == 1 and message in errors[0]
+    assert not (tmp_path / 'v').exists()
+
+
+def test_continuous_integration_runs_make_test():
+    script = ROOT / '.ci' / 'run'
+    assert os.access(script, os.X_OK)
+    commands = [
+        line for line in script.read_text().splitlines()
+        if line and not line.startswith('#')
+    ]
+    assert commands[0] == 'set -euo pipefail'
+    assert commands[-1] == 'make test'
+    assert sum('make' in line for line in commands) == 1

@@ -1,0 +1,67 @@
+"""The scope ``crd_plugin`` resolves from everywhere."""
+import os
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+from mmengine.registry import DefaultScope
+
+from crd_plugin import registry
+
+TYPES = [
+    ('MODELS', 'CRDLoss'),
+    ('MODELS', 'EmbeddingConnector'),
+    ('MODELS', 'FrozenTeacherDistill'),
+    ('TASK_UTILS', 'SampleFieldRecorder'),
+    ('DATASETS', 'SampleIndexDataset'),
+    ('HOOKS', 'MemoryBankHook'),
+]
+
+
+@pytest.mark.parametrize('scope', ['mmengine', 'mmpretrain', 'mmrazor'])
+@pytest.mark.parametrize('node, name', TYPES)
+def test_prefixed_type_resolves(scope, node, name):
+    root = import_module(f'{scope}.registry')
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        found = getattr(root, node).get(f'crd_plugin.{name}')
+    assert found is not None
+    assert found.__module__.startswith('crd_plugin.')
+    assert found.__name__ == name
+
+
+def test_equal_names_stay_apart():
+    from mmpretrain.registry import MODELS
+    ours = MODELS.get('crd_plugin.CRDLoss')
+    theirs = MODELS.get('mmrazor.CRDLoss')
+    assert theirs.__module__.startswith('mmrazor.')
+    assert ours is not theirs
+
+
+@pytest.mark.parametrize('node', registry.__all__)
+def test_locations_exist_and_root_knows_the_child(node):
+    ours = getattr(registry, node)
+    assert ours.scope == 'crd_plugin'
+    root = getattr(import_module('mmengine.registry'), node)
+    assert root.children['crd_plugin'] is ours
+    for location in ours._locations:
+        assert import_module(location)
+
+
+def test_unknown_type_is_refused():
+    with pytest.raises(KeyError, match='NoSuchLoss'):
+        registry.MODELS.build(dict(type='crd_plugin.NoSuchLoss'))
+
+
+def test_prefix_alone_loads_the_package():
+    # As in a config without `custom_imports`.
+    code = ('from mmengine.registry import DATASETS;'
+            'print(DATASETS.get("crd_plugin.SampleIndexDataset").__module__)')
+    root = str(Path(__file__).resolve().parent.parent)
+    result = subprocess.run([sys.executable, '-c', code],
+                            env=dict(os.environ, PYTHONPATH=root),
+                            capture_output=True,
+                            text=True,
+                            check=True)
+    assert result.stdout.strip().startswith('crd_plugin.datasets')
