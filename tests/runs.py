@@ -1,0 +1,274 @@
+"""Small but real training runs for the tests of hooks, loops and tools.
+
+Twenty of scikit-learn's digits, batches of six (the last one of two), a
+student with dropout and a random teacher: an epoch takes a tenth of a second.
+"""
+import copy
+import itertools
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, Dict, List, Optional
+
+import mmengine.config.config
+import torch
+from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.model import BaseModule
+from mmengine.registry import HOOKS
+from mmengine.runner import Runner
+from mmpretrain.registry import MODELS
+from torch import Tensor, nn
+
+import crd_plugin  # noqa: F401
+
+# Formatting the text of a config takes longer than such a run itself.
+mmengine.config.config.FormatCode = lambda text, **kwargs: (text, True)
+
+REPO = Path(__file__).parents[1]
+NUM_SAMPLES, BATCH_SIZE, STEPS = 20, 6, 4
+_COUNT = itertools.count()
+
+
+@MODELS.register_module()
+class TinyNet(BaseModule):
+    """One convolution, batch norm and dropout."""
+
+    def __init__(self, width: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, width, 3, stride=2, padding=1)
+        self.bn = nn.BatchNorm2d(width)
+        self.drop = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> tuple:
+        """One map, as backbones return them."""
+        return (self.drop(self.bn(self.conv(x)).relu()), )
+
+
+@HOOKS.register_module()
+class PauseHook(Hook):
+    """Stop for good after some iterations and say so with a file."""
+
+    priority = 'LOWEST'
+
+    def __init__(self, iteration: int, marker: str) -> None:
+        self.iteration = iteration
+        self.marker = marker
+
+    def after_train_iter(self, runner, *args, **kwargs) -> None:
+        """Wait to be killed."""
+        if runner.iter + 1 == self.iteration:
+            Path(self.marker).touch()
+            time.sleep(600)
+
+
+@HOOKS.register_module()
+class FailHook(Hook):
+    """Break down after some iterations."""
+
+    def __init__(self, iteration: int) -> None:
+        self.iteration = iteration
+
+    def before_train_iter(self, runner, *args, **kwargs) -> None:
+        """Raise what no caller expects."""
+        if runner.iter == self.iteration:
+            raise ArithmeticError('broken on purpose')
+
+
+def net(width: int, dropout: float = 0.0) -> Dict[str, Any]:
+    """Config of a classifier of digits."""
+    return dict(
+        type='mmpretrain.ImageClassifier',
+        data_preprocessor=dict(
+            type='mmpretrain.ClsDataPreprocessor',
+            num_classes=10,
+            mean=[78.0] * 3,
+            std=[81.4] * 3),
+        backbone=dict(
+            type='mmpretrain.TinyNet', width=width, dropout=dropout),
+        neck=dict(type='mmpretrain.GlobalAveragePooling'),
+        head=dict(
+            type='mmpretrain.LinearClsHead',
+            num_classes=10,
+            in_channels=width))
+
+
+def distiller(**loss: Any) -> Dict[str, Any]:
+    """Config of CRD on the neck's output; arguments go to the loss."""
+    loss = {
+        **dict(type='crd_plugin.CRDLoss', embed_dim=8, num_negatives=8),
+        **loss
+    }
+    connector = dict(type='crd_plugin.EmbeddingConnector', embed_dim=8)
+    return dict(
+        type='mmrazor.ConfigurableDistiller',
+        student_recorders=dict(
+            feat=dict(type='mmrazor.ModuleOutputs', source='neck'),
+            ids=dict(type='crd_plugin.SampleField', source='sample_idx'),
+            labels=dict(type='crd_plugin.SampleField', source='gt_label')),
+        teacher_recorders=dict(
+            feat=dict(type='mmrazor.ModuleOutputs', source='neck')),
+        connectors=dict(s=dict(connector), t=dict(connector)),
+        distill_losses=dict(loss_crd=loss),
+        loss_forward_mappings=dict(
+            loss_crd=dict(
+                s_feats=dict(recorder='feat', from_student=True,
+                             connector='s'),
+                t_feats=dict(recorder='feat', from_student=False,
+                             connector='t'),
+                sample_idx=dict(recorder='ids', from_student=True),
+                labels=dict(recorder='labels', from_student=True))))
+
+
+def model(**loss: Any) -> Dict[str, Any]:
+    """Config of the algorithm; arguments go to the loss."""
+    return dict(
+        type='crd_plugin.FrozenTeacherDistill',
+        architecture=net(6, dropout=0.2),
+        teacher=net(12),
+        input_shape=(3, 8, 8),
+        distiller=distiller(**loss))
+
+
+def config(work_dir: Any, **changes: Any) -> Config:
+    """A complete config.
+
+    Args:
+        work_dir (path): Where logs and checkpoints go.
+        **changes: Replacements; a double underscore stands for a dot.
+    """
+    pipeline = [
+        dict(type='RandomCrop', crop_size=8, padding=1),
+        dict(type='PackInputs')
+    ]
+    test_dataset = dict(
+        type='crd_plugin.Digits',
+        split='test',
+        indices=50,
+        pipeline=[dict(type='PackInputs')])
+    val_dataloader = dict(
+        batch_size=25,
+        num_workers=0,
+        dataset=test_dataset,
+        sampler=dict(type='DefaultSampler', shuffle=False))
+    cfg = Config(
+        dict(
+            default_scope='mmpretrain',
+            custom_imports=dict(imports=['crd_plugin', 'tests.runs']),
+            work_dir=str(work_dir),
+            model=model(),
+            train_dataloader=dict(
+                batch_size=BATCH_SIZE,
+                num_workers=0,
+                dataset=dict(
+                    type='crd_plugin.SampleIndexDataset',
+                    dataset=dict(
+                        type='crd_plugin.Digits',
+                        num_train_per_class=2,
+                        pipeline=pipeline)),
+                sampler=dict(type='DefaultSampler', shuffle=True)),
+            val_dataloader=val_dataloader,
+            val_evaluator=dict(type='Accuracy', topk=(1, 5)),
+            val_cfg=dict(),
+            test_dataloader=val_dataloader,
+            test_evaluator=dict(type='Accuracy', topk=(1, 5)),
+            test_cfg=dict(),
+            optim_wrapper=dict(
+                type='OptimWrapper',
+                optimizer=dict(
+                    type='SGD', lr=0.05, momentum=0.9, weight_decay=5e-4)),
+            train_cfg=dict(by_epoch=True, max_epochs=1, val_interval=1),
+            default_hooks=dict(
+                logger=dict(type='LoggerHook', interval=1),
+                checkpoint=dict(type='CheckpointHook', interval=1),
+                random_state=dict(type='crd_plugin.RandomStateHook')),
+            custom_hooks=[dict(type='crd_plugin.MemoryBankHook', interval=1)],
+            visualizer=dict(
+                type='UniversalVisualizer',
+                vis_backends=[dict(type='LocalVisBackend')]),
+            # One step a number in the log, not the mean of ten.
+            log_processor=dict(window_size=1),
+            log_level='INFO',
+            randomness=dict(seed=0),
+            # Loggers and message hubs are looked up by name in a process.
+            experiment_name=f'run-{os.getpid()}-{next(_COUNT)}'))
+    # Merging takes `_delete_` out of what it is given.
+    cfg.merge_from_dict({
+        key.replace('__', '.'): copy.deepcopy(value)
+        for key, value in changes.items()
+    })
+    return cfg
+
+
+def without_validation() -> Dict[str, None]:
+    """Changes that leave validation out."""
+    return dict(val_cfg=None, val_dataloader=None, val_evaluator=None)
+
+
+def build(work_dir: Any, *hooks: Hook, **changes: Any) -> Runner:
+    """A runner of :func:`config` with more hooks."""
+    runner = Runner.from_cfg(config(work_dir, **changes))
+    for hook in hooks:
+        runner.register_hook(hook)
+    return runner
+
+
+def write_config(path: Path, work_dir: Any, **changes: Any) -> Path:
+    """Write a config for a tool."""
+    cfg = config(work_dir, **changes)
+    cfg.pop('experiment_name')
+    cfg.dump(path)
+    return path
+
+
+def start(script: str,
+          *args: Any,
+          log: Path,
+          env: Optional[Dict[str, str]] = None) -> subprocess.Popen:
+    """Start a script of ``tools/``, its output in a file."""
+    path = REPO / 'tools' / script
+    program = ['bash'] if path.suffix == '.sh' else [sys.executable]
+    with open(log, 'wb') as file:
+        return subprocess.Popen(
+            [*program, str(path), *map(str, args)],
+            cwd=log.parent,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            env={
+                **os.environ, 'PYTHONPATH': str(REPO),
+                'PYTHON': sys.executable,
+                'OMP_NUM_THREADS': '1',
+                **(env or {})
+            })
+
+
+def finish(process: subprocess.Popen, log: Path, timeout: float = 180) -> str:
+    """Wait for a script that has to succeed and return its output."""
+    try:
+        status = process.wait(timeout)
+    finally:
+        process.kill()
+    output = log.read_text()
+    assert status == 0, output[-4000:]
+    return output
+
+
+def scalars(work_dir: Path) -> List[Dict[str, Any]]:
+    """Logged numbers of all runs in a work dir, oldest first, times left out.
+    """
+    lines = []
+    for path in sorted(Path(work_dir).glob('*/vis_data/scalars.json')):
+        lines += [json.loads(line) for line in path.read_text().splitlines()]
+    return [{
+        key: value
+        for key, value in line.items()
+        if key not in ('time', 'data_time', 'memory')
+    } for line in lines]
+
+
+def load(path: Path) -> Dict[str, Any]:
+    """Read a checkpoint."""
+    return torch.load(path, map_location='cpu', weights_only=True)

@@ -1,0 +1,519 @@
+"""tools/train.py and tools/test.py, their shell scripts and messages."""
+import importlib.util
+import json
+import os
+import pickle
+import re
+import resource
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import mmpretrain
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+
+from crd_plugin import cli
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+TOOLS = ROOT / 'tools'
+
+CONFIG = '''
+_base_ = 'mmpretrain::_base_/default_runtime.py'
+student = dict(
+    type='ImageClassifier',
+    backbone=dict(
+        type='ResNet_CIFAR', depth=18, stem_channels=4, base_channels=4),
+    neck=dict(type='GlobalAveragePooling'),
+    head=dict(type='LinearClsHead', num_classes=2, in_channels=32, topk=(1, )))
+data_preprocessor = dict(
+    type='ClsDataPreprocessor', mean=[127.] * 3, std=[64.] * 3, num_classes=2)
+model = dict(data_preprocessor=data_preprocessor, **student)
+data = dict(
+    type='CustomDataset',
+    data_root='IMAGES',
+    pipeline=[dict(type='LoadImageFromFile'), dict(type='PackInputs')])
+train_dataloader = dict(
+    batch_size=4, num_workers=0, dataset=data,
+    sampler=dict(type='DefaultSampler', shuffle=True))
+val_dataloader = dict(
+    batch_size=4, num_workers=0, dataset=data,
+    sampler=dict(type='DefaultSampler', shuffle=False))
+test_dataloader = val_dataloader
+val_evaluator = test_evaluator = dict(type='Accuracy', topk=(1, 2))
+train_cfg = dict(by_epoch=True, max_epochs=1)
+val_cfg = test_cfg = dict()
+optim_wrapper = dict(optimizer=dict(type='SGD', lr=0.01))
+param_scheduler = dict(type='StepLR', step_size=1)
+'''
+
+DISTILL = '''
+_base_ = 'plain.py'
+fc = dict(fc=dict(type='mmrazor.ModuleOutputs', source='head.fc'))
+model = dict(
+    _delete_=True,
+    type='mmrazor.SingleTeacherDistill',
+    data_preprocessor=_base_.data_preprocessor,
+    architecture=_base_.student,
+    teacher=_base_.student,
+    distiller=dict(
+        type='mmrazor.ConfigurableDistiller',
+        student_recorders=fc,
+        teacher_recorders=fc,
+        distill_losses=dict(loss_kl=dict(type='mmrazor.KLDivergence')),
+        loss_forward_mappings=dict(
+            loss_kl=dict(
+                preds_S=dict(from_student=True, recorder='fc'),
+                preds_T=dict(from_student=False, recorder='fc')))))
+'''
+
+
+def tool(name):
+    """One of the scripts, as a module."""
+    spec = importlib.util.spec_from_file_location(f'tools_{name}',
+                                                  TOOLS / f'{name}.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def call(name, *argv):
+    """Run a script in this process and return its exit status."""
+    return cli.run(tool(name).main, [str(arg) for arg in argv])
+
+
+def environment():
+    """Variables for a script in another process, without a GPU."""
+    return dict(
+        os.environ,
+        CUDA_VISIBLE_DEVICES='',
+        PYTHONPATH=str(ROOT),
+        PYTHON=sys.executable)
+
+
+@pytest.fixture(scope='module')
+def project(tmp_path_factory):
+    """A folder with ten images, a plain config and a distilling one."""
+    folder = tmp_path_factory.mktemp('my project')
+    random = np.random.default_rng(0)
+    for label in 'ab':
+        (folder / 'images' / label).mkdir(parents=True)
+        for i in range(5):
+            image = random.integers(0, 255, (32, 32, 3), dtype=np.uint8)
+            cv2.imwrite(str(folder / 'images' / label / f'{i}.png'), image)
+    images = str(folder / 'images')
+    (folder / 'plain.py').write_text(CONFIG.replace('IMAGES', images))
+    (folder / 'distill.py').write_text(DISTILL)
+    return folder
+
+
+@pytest.fixture
+def at_project(project, tmp_path, monkeypatch):
+    """Start in an empty folder beside copies of the configs."""
+    for name in ('plain.py', 'distill.py'):
+        shutil.copy(project / name, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv('LOCAL_RANK', raising=False)
+    return tmp_path
+
+
+@pytest.fixture(scope='module')
+def trained(project):
+    """Checkpoint of one epoch of the distilling config."""
+    work_dir = project / 'trained'
+    status = call('train', project / 'distill.py', '--work-dir', work_dir)
+    assert status == 0
+    return work_dir / 'epoch_1.pth'
+
+
+def log_of(work_dir):
+    """Text of all logs of a work dir."""
+    return '\n'.join(
+        path.read_text() for path in sorted(Path(work_dir).rglob('*.log')))
+
+
+# --- flags ----------------------------------------------------------------- #
+
+
+@pytest.mark.parametrize('name', ['train', 'test'])
+def test_every_flag_of_mmpretrain_is_taken(name, capsys):
+    theirs = Path(mmpretrain.__file__).parent / '.mim' / 'tools'
+    flags = re.findall(r"'(--[\w-]+)'", (theirs / f'{name}.py').read_text())
+    assert len(flags) > 8
+    parser_args = ['c.py'] + (['c.pth'] if name == 'test' else [])
+    module = tool(name)
+    with pytest.raises(SystemExit):
+        module.parse_args(['--help'])
+    text = capsys.readouterr().out
+    for flag in set(flags) - {'--local_rank', '--local-rank'}:
+        assert f'{flag} ' in text or f'{flag}]' in text, flag
+    for flag in ('--local_rank', '--local-rank'):
+        assert module.parse_args([*parser_args, flag, '3']).local_rank == 3
+
+
+@pytest.mark.parametrize('name', ['train', 'test'])
+def test_help_is_quick(name):
+    # Time on the processor, so that a busy machine does not count.
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([sys.executable, TOOLS / f'{name}.py', '--help'],
+                   env=environment(),
+                   check=True,
+                   capture_output=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert (after.ru_utime - before.ru_utime + after.ru_stime -
+            before.ru_stime) <= 1.5
+
+
+def merged(at_project, *argv):
+    """Config of plain.py after the arguments of train.py."""
+    train = tool('train')
+    args = train.parse_args(['plain.py', *argv])
+    cfg = cli.load_config(args.config)
+    train.merge_args(cfg, args)
+    return cfg
+
+
+def test_defaults(at_project):
+    cfg = merged(at_project)
+    assert cfg.work_dir == './work_dirs/plain'
+    assert cfg.launcher == 'none' and not cfg.resume
+    loader = cfg.train_dataloader
+    assert loader.collate_fn.type == 'default_collate'
+    assert loader.pin_memory is torch.cuda.is_available()
+    # No workers, none to keep.
+    assert loader.persistent_workers is False
+
+
+def test_work_dir_of_the_config_counts(at_project):
+    with open('plain.py', 'a') as file:
+        file.write("work_dir = 'mine'\n")
+    assert merged(at_project).work_dir == 'mine'
+    assert merged(at_project, '--work-dir', 'other').work_dir == 'other'
+
+
+def test_cfg_options_have_the_last_word(at_project):
+    cfg = merged(at_project, '--work-dir', 'a', '--cfg-options',
+                 'work_dir=b', 'train_cfg.max_epochs=7',
+                 'train_dataloader.num_workers=2')
+    assert cfg.work_dir == 'b' and cfg.train_cfg.max_epochs == 7
+    assert cfg.train_dataloader.persistent_workers is True
+    assert cfg.val_dataloader.persistent_workers is False
+
+
+def test_flags_of_the_data_loader(at_project, monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    options = ('--cfg-options', 'train_dataloader.num_workers=2')
+    loader = merged(at_project, *options).train_dataloader
+    assert loader.pin_memory and loader.persistent_workers
+    loader = merged(at_project, '--no-pin-memory', '--no-persistent-workers',
+                    *options).train_dataloader
+    assert not loader.pin_memory and not loader.persistent_workers
+
+
+def test_no_validate_and_amp_and_auto_scale(at_project):
+    with open('plain.py', 'a') as file:
+        file.write('auto_scale_lr = dict(base_batch_size=8)\n')
+    cfg = merged(at_project, '--no-validate', '--amp', '--auto-scale-lr')
+    assert cfg.val_cfg is None and cfg.val_dataloader is None
+    assert cfg.val_evaluator is None
+    assert cfg.optim_wrapper.type == 'AmpOptimWrapper'
+    assert cfg.optim_wrapper.loss_scale == 'dynamic'
+    assert cfg.auto_scale_lr.enable is True
+
+
+# --- mistakes -------------------------------------------------------------- #
+
+
+def error_of(capsys, status):
+    """The one line that a mistake gives."""
+    assert status == 1
+    lines = capsys.readouterr().err.strip().splitlines()
+    lines = [line for line in lines if line.startswith('error: ')]
+    assert len(lines) == 1
+    return lines[0]
+
+
+def test_missing_config_names_the_nearest(at_project, capsys):
+    error = error_of(capsys, call('train', 'plan.py'))
+    assert error.startswith('error: config plan.py does not exist; the near')
+    assert ' plain.py' in error
+
+
+def test_missing_config_in_another_process_has_no_traceback(tmp_path):
+    result = subprocess.run(
+        [sys.executable, TOOLS / 'train.py', 'zzzzzzzzzzz.py'],
+        env=environment(),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True)
+    assert result.returncode == 1
+    assert result.stderr == 'error: config zzzzzzzzzzz.py does not exist.\n'
+
+
+def test_missing_base_config(at_project, capsys):
+    Path('child.py').write_text("_base_ = 'no_such_base.py'\n")
+    assert 'no_such_base.py' in error_of(capsys, call('train', 'child.py'))
+
+
+def test_missing_checkpoints(at_project, capsys):
+    error = error_of(capsys, call('test', 'plain.py', 'nope.pth'))
+    assert 'checkpoint nope.pth does not exist' in error
+    error = error_of(capsys, call('train', 'plain.py', '--resume', 'no.pth'))
+    assert '--resume no.pth does not exist' in error
+    assert not Path('work_dirs').exists()
+
+
+@pytest.mark.parametrize('argv', [('test', ), ('train', '--resume')])
+def test_truncated_checkpoint(at_project, trained, capsys, argv):
+    Path('cut.pth').write_bytes(trained.read_bytes()[:1000])
+    name, *flag = argv
+    status = call(name, 'distill.py', *flag, 'cut.pth', '--work-dir', 'w')
+    assert 'cut.pth (1000 bytes) is truncated' in error_of(capsys, status)
+    assert not list(Path('w').glob('*.pth'))
+
+
+def test_dangling_last_checkpoint(at_project, capsys):
+    Path('w').mkdir()
+    Path('w/last_checkpoint').write_text('gone/epoch_7.pth')
+    status = call('train', 'plain.py', '--work-dir', 'w', '--resume')
+    error = error_of(capsys, status)
+    assert 'names gone/epoch_7.pth, which does not exist' in error
+
+
+@pytest.mark.parametrize('launcher, variable', [('pytorch', 'WORLD_SIZE'),
+                                                ('slurm', 'SLURM_PROCID'),
+                                                ('mpi', 'MASTER_ADDR')])
+def test_launcher_without_its_variables(at_project, capsys, monkeypatch,
+                                        launcher, variable):
+    monkeypatch.delenv(variable, raising=False)
+    status = call('train', 'plain.py', '--launcher', launcher)
+    error = error_of(capsys, status)
+    assert f'--launcher {launcher} needs' in error and variable in error
+
+
+def test_more_processes_than_gpus(at_project, capsys, monkeypatch):
+    for name in ('RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT'):
+        monkeypatch.setenv(name, '1')
+    monkeypatch.setenv('LOCAL_RANK', '1')
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 1)
+    status = call('train', 'plain.py', '--launcher', 'pytorch')
+    assert 'LOCAL_RANK is 1, but this machine has 1 GPU' in error_of(
+        capsys, status)
+
+
+def test_flags_that_do_not_fit_the_config(at_project, trained, capsys):
+    error = error_of(capsys, call('train', 'plain.py', '--auto-scale-lr'))
+    assert 'auto_scale_lr = dict(base_batch_size=' in error
+    Path('apex.py').write_text("_base_ = 'plain.py'\n"
+                               "optim_wrapper = dict(type='ApexOptimWrapper')")
+    error = error_of(capsys, call('train', 'apex.py', '--amp'))
+    assert 'the config has ApexOptimWrapper' in error
+    Path('untested.py').write_text("_base_ = 'plain.py'\n"
+                                   'test_evaluator = None\n')
+    error = error_of(capsys, call('test', 'untested.py', trained))
+    assert 'has no `test_evaluator`' in error
+    Path('unseen.py').write_text("_base_ = 'plain.py'\n"
+                                 'default_hooks = dict(_delete_=True)\n')
+    error = error_of(
+        capsys, call('test', 'unseen.py', trained, '--show-dir', 'x'))
+    assert 'VisualizationHook' in error
+
+
+@pytest.mark.parametrize('argv, message', [
+    (['--out-item', 'metrics'], 'add --out FILE'),
+    (['--out', 'a.txt'], 'must end in one of .pkl'),
+    (['--out', 'a.json'], 'must end in one of .pkl'),
+    (['--interval', '0'], 'at least 1'),
+    (['--tta', '--show-dir', 'x'], 'leave out --tta'),
+    (['--launcher', 'rocket'], 'invalid choice'),
+])
+def test_refused_arguments(capsys, argv, message):
+    with pytest.raises(SystemExit) as caught:
+        tool('test').parse_args(['c.py', 'c.pth', *argv])
+    assert caught.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_real_bug_keeps_its_traceback():
+
+    def main(argv):
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        cli.run(main)
+
+
+# --- running --------------------------------------------------------------- #
+
+
+def test_resume_goes_on(at_project):
+    argv = ('train', 'plain.py', '--work-dir', 'w', '--resume')
+    assert call(*argv) == 0
+    assert 'no checkpoint in w yet' in log_of('w')
+    assert not Path('w/epoch_2.pth').exists()
+    # A work dir may be moved between two runs.
+    os.rename('w', 'moved')
+    options = ('--cfg-options', 'train_cfg.max_epochs=2')
+    assert call('train', 'plain.py', '--work-dir', 'moved', '--resume',
+                'auto', *options) == 0
+    assert 'go on from moved/epoch_1.pth' in log_of('moved')
+    meta = torch.load('moved/epoch_2.pth', weights_only=True)['meta']
+    assert meta['epoch'] == 2 and meta['iter'] == 6
+    assert call('train', 'plain.py', '--work-dir', 'third', '--resume',
+                'moved/epoch_1.pth', *options) == 0
+    assert not Path('third/epoch_1.pth').exists()
+    assert Path('third/epoch_2.pth').exists()
+
+
+def test_amp_without_validation(at_project):
+    assert call('train', 'plain.py', '--work-dir', 'w', '--amp',
+                '--no-validate') == 0
+    checkpoint = torch.load('w/epoch_1.pth', weights_only=True)
+    assert 'loss_scaler' in checkpoint['optimizer']
+    assert 'accuracy/top1' not in log_of('w')
+
+
+def predictions(file):
+    """Scores as written by --out, by image."""
+    with open(file, 'rb') as opened:
+        return {
+            Path(item['img_path']).as_posix(): item['pred_score']
+            for item in pickle.load(opened)
+        }
+
+
+def test_the_student_is_tested(at_project, trained):
+    assert call('test', 'distill.py', trained, '--work-dir', 'a', '--out',
+                'out/distill.pkl') == 0
+    state = torch.load(trained, weights_only=True)['state_dict']
+    prefix = 'architecture.'
+    student = {
+        key[len(prefix):]: value
+        for key, value in state.items() if key.startswith(prefix)
+    }
+    torch.save(dict(state_dict=student), 'student.pth')
+    assert call('test', 'plain.py', 'student.pth', '--work-dir', 'b', '--out',
+                'out/plain.pkl') == 0
+    ours, plain = predictions('out/distill.pkl'), predictions('out/plain.pkl')
+    assert len(ours) == 10 and ours.keys() == plain.keys()
+    assert all(torch.equal(ours[name], plain[name]) for name in ours)
+    assert 'accuracy/top1' in log_of('a') and 'accuracy/top2' in log_of('a')
+
+
+def test_metrics_are_written(at_project, trained):
+    assert call('test', 'distill.py', trained, '--work-dir', 'a', '--out',
+                'm/metrics.json', '--out-item', 'metrics') == 0
+    metrics = json.loads(Path('m/metrics.json').read_text())
+    assert metrics['accuracy/top2'] == 100
+    assert 0 <= metrics['accuracy/top1'] <= 100
+
+
+def test_tta_averages_the_image_and_its_mirror(at_project, trained):
+    assert call('test', 'distill.py', trained, '--work-dir', 'a', '--tta',
+                '--out', 'tta.pkl') == 0
+    assert call('test', 'distill.py', trained, '--work-dir', 'b', '--out',
+                'plain.pkl') == 0
+    # The mirrored view, through a config of its own.
+    Path('mirror.py').write_text(
+        "_base_ = 'distill.py'\n"
+        'test_dataloader = dict(dataset=dict(pipeline=[\n'
+        "    dict(type='LoadImageFromFile'),\n"
+        "    dict(type='RandomFlip', prob=1.), dict(type='PackInputs')]))\n")
+    assert call('test', 'mirror.py', trained, '--work-dir', 'c', '--out',
+                'mirror.pkl') == 0
+    tta, plain = predictions('tta.pkl'), predictions('plain.pkl')
+    mirror = predictions('mirror.pkl')
+    for name in plain:
+        expected = (plain[name] + mirror[name]) / 2
+        assert torch.allclose(tta[name], expected, atol=1e-6)
+    assert any(not torch.equal(plain[name], mirror[name]) for name in plain)
+
+
+def test_amp_and_show_dir(at_project, trained):
+    assert call('test', 'distill.py', trained, '--work-dir', 'a', '--amp',
+                '--show-dir', 'shown', '--interval', '5') == 0
+    assert len(list(Path('shown').glob('*.png'))) == 2
+    cfg = Config.fromfile(next(Path('a').rglob('config.py')))
+    assert cfg.test_cfg.fp16 is True
+
+
+# --- shell scripts --------------------------------------------------------- #
+
+
+def shell(name, *argv, cwd, **variables):
+    """Run a shell script of tools/."""
+    return subprocess.run([TOOLS / name, *map(str, argv)],
+                          env=dict(environment(), **variables),
+                          cwd=cwd,
+                          capture_output=True,
+                          text=True)
+
+
+def test_two_processes_train_and_test_on_cpu(at_project):
+    work_dir = at_project / 'two processes'
+    result = shell(
+        'dist_train.sh',
+        'distill.py',
+        2,
+        '--work-dir',
+        work_dir,
+        cwd=at_project,
+        PORT='29731')
+    assert result.returncode == 0, result.stderr
+    assert 'Epoch(train) [1][2/2]' in log_of(work_dir)
+    result = shell(
+        'dist_test.sh',
+        'distill.py',
+        work_dir / 'epoch_1.pth',
+        2,
+        '--work-dir',
+        'tested',
+        '--out',
+        'metrics.json',
+        '--out-item',
+        'metrics',
+        cwd=at_project,
+        PORT='29732')
+    assert result.returncode == 0, result.stderr
+    assert call('test', 'distill.py', work_dir / 'epoch_1.pth', '--work-dir',
+                'one', '--out', 'one.json', '--out-item', 'metrics') == 0
+    assert json.loads(Path('metrics.json').read_text()) == json.loads(
+        Path('one.json').read_text())
+
+
+@pytest.mark.parametrize('name, argv', [
+    ('slurm_train.sh', ['part', 'my job', 'a config.py', 'work dir']),
+    ('slurm_test.sh', ['part', 'my job', 'a config.py', 'c.pth']),
+])
+def test_slurm_scripts_keep_arguments_whole(tmp_path, name, argv):
+    srun = tmp_path / 'srun'
+    srun.write_text('#!/bin/sh\nfor word; do echo "$word"; done\n')
+    srun.chmod(0o755)
+    result = shell(
+        name,
+        *argv,
+        '--amp',
+        cwd=tmp_path,
+        PATH=f'{tmp_path}{os.pathsep}{os.environ["PATH"]}',
+        GPUS='2',
+        SRUN_ARGS='--time=1 --quiet')
+    words = result.stdout.splitlines()
+    for word in ('--partition=part', '--job-name=my job', '--gres=gpu:2',
+                 '--ntasks=2', '--ntasks-per-node=2', '--time=1', '--quiet',
+                 'a config.py', '--launcher=slurm'):
+        assert word in words
+    script = name.split('_')[1].replace('.sh', '.py')
+    assert str(TOOLS / script) in words and words[-1] == '--amp'
+
+
+@pytest.mark.parametrize('name', [
+    'dist_train.sh', 'dist_test.sh', 'slurm_train.sh', 'slurm_test.sh'
+])
+def test_shell_scripts_say_how_to_use_them(tmp_path, name):
+    result = shell(name, cwd=tmp_path)
+    assert result.returncode == 2
+    assert result.stderr.startswith('usage: ') and 'CONFIG' in result.stderr

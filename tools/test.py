@@ -1,0 +1,174 @@
+"""Evaluate a checkpoint: ``python tools/test.py CONFIG CHECKPOINT``."""
+
+import argparse
+import os
+import os.path as osp
+import sys
+from copy import deepcopy
+from typing import Optional, Sequence
+
+from crd_plugin import cli
+
+
+def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
+    """Parse the command line.
+
+    Args:
+        argv (Sequence[str], optional): Arguments; defaults to those of the
+            command line.
+
+    Returns:
+        argparse.Namespace: The parsed arguments.
+    """
+    parser = argparse.ArgumentParser(
+        description='Evaluate a checkpoint. With the config of a '
+        'distillation it is the student that is evaluated.')
+    parser.add_argument('config', help='config file')
+    parser.add_argument('checkpoint', help='checkpoint file or URL')
+    parser.add_argument(
+        '--out',
+        metavar='FILE',
+        help='write the results to this file: predictions as .pkl, metrics '
+        'as .json, .yaml or .pkl')
+    parser.add_argument(
+        '--out-item',
+        choices=['metrics', 'pred'],
+        help='what --out writes; defaults to pred')
+    parser.add_argument(
+        '--show-dir',
+        metavar='DIR',
+        help='write the images with their predictions to this folder')
+    parser.add_argument(
+        '--show',
+        action='store_true',
+        help='show the images with their predictions in a window')
+    parser.add_argument(
+        '--interval',
+        type=int,
+        default=1,
+        help='show or write every n-th image (default: 1)')
+    parser.add_argument(
+        '--wait-time',
+        type=float,
+        default=2,
+        help='seconds that a window stays open (default: 2)')
+    parser.add_argument(
+        '--tta',
+        action='store_true',
+        help='average over augmented views: those of `tta_pipeline` and '
+        '`tta_model` in the config, else the image and its mirror image')
+    cli.add_common_arguments(parser)
+    args = parser.parse_args(argv)
+    if args.out is None and args.out_item is not None:
+        parser.error('--out-item needs the file to write: add --out FILE')
+    if args.tta and (args.show or args.show_dir is not None):
+        parser.error('--show and --show-dir draw one view of an image; leave '
+                     'out --tta')
+    if args.interval < 1:
+        parser.error(f'--interval must be at least 1, but is {args.interval}')
+    if args.out is not None:
+        kinds = ['.pkl', '.pickle']
+        if args.out_item == 'metrics':
+            kinds += ['.json', '.yaml', '.yml']
+        if osp.splitext(args.out)[1] not in kinds:
+            parser.error(f'--out {args.out} must end in one of '
+                         f'{", ".join(kinds)} for these results')
+    return args
+
+
+def merge_args(cfg, args: argparse.Namespace) -> None:
+    """Write the arguments into the config.
+
+    Args:
+        cfg (Config): The config, changed in place.
+        args (argparse.Namespace): The parsed arguments.
+
+    Raises:
+        UsageError: If an argument does not fit the config.
+    """
+    for name in ('test_cfg', 'test_dataloader', 'test_evaluator'):
+        if cfg.get(name) is None:
+            raise cli.UsageError(
+                f'{args.config} has no `{name}`, so there is nothing to '
+                'evaluate; add it, most often as a copy of '
+                f'`{name.replace("test", "val")}`.')
+    cfg.load_from = args.checkpoint
+    cfg.resume = False
+    if args.amp:
+        cfg.test_cfg.fp16 = True
+    if args.show or args.show_dir is not None:
+        _visualize(cfg, args)
+    if args.tta:
+        _augment(cfg)
+    cli.merge_common_arguments(cfg, args)
+
+
+def _visualize(cfg, args: argparse.Namespace) -> None:
+    """Switch the visualization hook on.
+
+    Args:
+        cfg (Config): The config, changed in place.
+        args (argparse.Namespace): The parsed arguments.
+
+    Raises:
+        UsageError: If the config has no such hook.
+    """
+    if 'visualization' not in cfg.get('default_hooks', {}):
+        raise cli.UsageError(
+            f'--show and --show-dir need a hook that {args.config} lacks; add '
+            "`visualization=dict(type='VisualizationHook')` to its "
+            '`default_hooks`.')
+    cfg.default_hooks.visualization.update(
+        enable=True,
+        show=args.show,
+        wait_time=args.wait_time,
+        out_dir=args.show_dir,
+        interval=args.interval)
+
+
+def _augment(cfg) -> None:
+    """Wrap the model and the test pipeline for test-time augmentation.
+
+    Args:
+        cfg (Config): The config, changed in place.
+    """
+    pipeline = cfg.test_dataloader.dataset.pipeline
+    if 'tta_model' not in cfg:
+        cfg.tta_model = dict(type='mmpretrain.AverageClsScoreTTA')
+    if 'tta_pipeline' not in cfg:
+        mirror = [dict(type='RandomFlip', prob=p) for p in (1., 0.)]
+        views = dict(
+            type='TestTimeAug', transforms=[mirror, [deepcopy(pipeline[-1])]])
+        cfg.tta_pipeline = [*deepcopy(pipeline[:-1]), views]
+    cfg.model = dict(**cfg.tta_model, module=cfg.model)
+    cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
+
+
+def main(argv: Optional[Sequence[str]] = None) -> None:
+    """Evaluate.
+
+    Args:
+        argv (Sequence[str], optional): Arguments; defaults to those of the
+            command line.
+    """
+    args = parse_args(argv)
+    cfg = cli.load_config(args.config)
+    cli.check_checkpoint(args.checkpoint, 'checkpoint')
+    merge_args(cfg, args)
+    runner = cli.build_runner(cfg)
+    if args.out is not None:
+        os.makedirs(osp.dirname(osp.abspath(args.out)), exist_ok=True)
+        if args.out_item != 'metrics':
+            from mmengine.evaluator import DumpResults
+            runner.test_evaluator.metrics.append(
+                DumpResults(out_file_path=args.out))
+    metrics = runner.test()
+    if args.out_item == 'metrics':
+        from mmengine.dist import is_main_process
+        from mmengine.fileio import dump
+        if is_main_process():
+            dump(metrics, args.out)
+
+
+if __name__ == '__main__':
+    sys.exit(cli.run(main))

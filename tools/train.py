@@ -1,0 +1,148 @@
+"""Train a model: ``python tools/train.py CONFIG [flags]``."""
+
+import argparse
+import os.path as osp
+import sys
+from typing import Optional, Sequence
+
+from crd_plugin import cli
+
+
+def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
+    """Parse the command line.
+
+    Args:
+        argv (Sequence[str], optional): Arguments; defaults to those of the
+            command line.
+
+    Returns:
+        argparse.Namespace: The parsed arguments.
+    """
+    parser = argparse.ArgumentParser(description='Train a model.')
+    parser.add_argument('config', help='config file')
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const='auto',
+        metavar='CHECKPOINT',
+        help='go on with a run: from this checkpoint, or, without a value or '
+        'with "auto", from the latest one of the work dir')
+    parser.add_argument(
+        '--no-validate',
+        action='store_true',
+        help='do not evaluate while training')
+    parser.add_argument(
+        '--auto-scale-lr',
+        action='store_true',
+        help='scale the learning rate with the global batch size')
+    parser.add_argument(
+        '--no-persistent-workers',
+        action='store_true',
+        help='start the data workers anew each epoch')
+    cli.add_common_arguments(parser)
+    return parser.parse_args(argv)
+
+
+def merge_args(cfg, args: argparse.Namespace) -> Optional[str]:
+    """Write the arguments into the config.
+
+    Args:
+        cfg (Config): The config, changed in place.
+        args (argparse.Namespace): The parsed arguments.
+
+    Returns:
+        str, optional: A remark for the log.
+
+    Raises:
+        UsageError: If an argument does not fit the config.
+    """
+    if args.no_validate:
+        cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
+    if args.amp:
+        _use_amp(cfg)
+    if args.auto_scale_lr:
+        if cfg.get('auto_scale_lr') is None:
+            raise cli.UsageError(
+                f'--auto-scale-lr: {args.config} has no `auto_scale_lr`; add '
+                '`auto_scale_lr = dict(base_batch_size=...)` with the batch '
+                'size its learning rate was chosen for.')
+        cfg.auto_scale_lr.enable = True
+    cli.merge_common_arguments(cfg, args)
+    return _resume(cfg, args.resume)
+
+
+def _use_amp(cfg) -> None:
+    """Turn the optimizer wrapper of the config into one for mixed precision.
+
+    Args:
+        cfg (Config): The config, changed in place.
+
+    Raises:
+        UsageError: If the config has another kind of wrapper.
+    """
+    wrapper = cfg.get('optim_wrapper') or {}
+    kind = wrapper.get('type', 'OptimWrapper')
+    if not wrapper or kind not in ('OptimWrapper', 'AmpOptimWrapper'):
+        raise cli.UsageError(
+            '--amp replaces an `optim_wrapper` of type OptimWrapper, but the '
+            f'config has {kind if wrapper else "none"}; set the type in the '
+            'config instead.')
+    wrapper.type = 'AmpOptimWrapper'
+    wrapper.setdefault('loss_scale', 'dynamic')
+
+
+def _resume(cfg, resume: Optional[str]) -> Optional[str]:
+    """Find the checkpoint to resume from.
+
+    Args:
+        cfg (Config): The config, changed in place.
+        resume (str, optional): Value of ``--resume``.
+
+    Returns:
+        str, optional: A remark for the log.
+
+    Raises:
+        UsageError: If the checkpoint does not exist.
+    """
+    if resume is None:
+        return None
+    if resume != 'auto':
+        cli.check_checkpoint(resume, '--resume')
+        cfg.resume, cfg.load_from = True, resume
+        return f'resume from {resume}'
+    pointer = osp.join(cfg.work_dir, 'last_checkpoint')
+    if not osp.isfile(pointer):
+        return (f'--resume auto: no checkpoint in {cfg.work_dir} yet, start '
+                'from the beginning')
+    with open(pointer, encoding='utf-8') as file:
+        named = file.read().strip()
+    # The work dir may have been moved since.
+    beside = osp.join(cfg.work_dir, osp.basename(named))
+    checkpoint = beside if osp.isfile(beside) else named
+    if not osp.isfile(checkpoint):
+        raise cli.UsageError(
+            f'{pointer} names {named}, which does not exist; give another '
+            'checkpoint of the work dir with --resume, or remove '
+            f'{pointer} to start from the beginning.')
+    cfg.resume, cfg.load_from = True, checkpoint
+    return f'--resume auto: go on from {checkpoint}'
+
+
+def main(argv: Optional[Sequence[str]] = None) -> None:
+    """Train.
+
+    Args:
+        argv (Sequence[str], optional): Arguments; defaults to those of the
+            command line.
+    """
+    args = parse_args(argv)
+    cfg = cli.load_config(args.config)
+    remark = merge_args(cfg, args)
+    runner = cli.build_runner(cfg)
+    if remark:
+        runner.logger.info(remark)
+    runner.train()
+
+
+if __name__ == '__main__':
+    sys.exit(cli.run(main))
