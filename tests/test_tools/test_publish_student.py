@@ -1,0 +1,422 @@
+"""Tests of publishing: the student alone is the student of the distiller."""
+import hashlib
+import importlib.util
+import json
+import os
+from pathlib import Path
+
+import mmpretrain
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import DefaultScope
+from mmengine.runner import Runner
+from mmpretrain.registry import MODELS
+
+from crd_plugin.compat import CheckpointError
+from crd_plugin.engine.publish import (parse_config_text, publish_student,
+                                       student_config)
+
+ROOT = Path(__file__).parents[2]
+
+
+def load_tool(path):
+    spec = importlib.util.spec_from_file_location('tool', ROOT / path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+TOOL = load_tool('tools/model_converters/publish_student.py')
+
+
+def run_tool(*argv):
+    from crd_plugin import cli
+    return cli.run(TOOL.main, [str(arg) for arg in argv])
+
+
+VANILLA = """
+default_scope = 'mmpretrain'
+custom_imports = dict(imports=['crd_plugin'])
+data_preprocessor = dict(
+    type='ClsDataPreprocessor', mean=[78.] * 3, std=[81.] * 3)
+pipeline = [dict(type='Resize', scale=16), dict(type='PackInputs')]
+train_dataloader = dict(
+    batch_size=25,
+    num_workers=0,
+    sampler=dict(type='DefaultSampler', shuffle=True),
+    dataset=dict(
+        type='crd_plugin.SampleIndexDataset',
+        dataset=dict(type='crd_plugin.Digits', num_train_per_class=10,
+                     pipeline=pipeline)))
+test_dataloader = dict(
+    batch_size=250,
+    num_workers=0,
+    sampler=dict(type='DefaultSampler', shuffle=False),
+    dataset=dict(type='crd_plugin.Digits', split='test', pipeline=pipeline))
+test_evaluator = dict(type='Accuracy', topk=(1, 5))
+test_cfg = dict()
+train_cfg = dict(by_epoch=True, max_epochs=2)
+optim_wrapper = dict(optimizer=dict(type='SGD', lr=0.05, momentum=0.9))
+randomness = dict(seed=0)
+student = dict(
+    type='ImageClassifier',
+    backbone=dict(type='crd_plugin.CIFARResNet', depth=8, base_channels=4),
+    neck=dict(type='GlobalAveragePooling'),
+    head=dict(type='LinearClsHead', num_classes=10, in_channels=16))
+"""
+DISTILLATION = """
+_base_ = ['base.py']
+model = dict(
+    type='crd_plugin.FrozenTeacherDistill',
+    architecture=_base_.student,
+    teacher=dict(
+        type='ImageClassifier',
+        backbone=dict(
+            type='crd_plugin.CIFARResNet', depth=8, base_channels=8),
+        neck=dict(type='GlobalAveragePooling'),
+        head=dict(type='LinearClsHead', num_classes=10, in_channels=32)),
+    distiller=dict(
+        type='mmrazor.ConfigurableDistiller',
+        student_recorders=dict(
+            feat=dict(type='mmrazor.ModuleOutputs', source='neck'),
+            ids=dict(type='crd_plugin.SampleField', source='sample_idx')),
+        teacher_recorders=dict(
+            feat=dict(type='mmrazor.ModuleOutputs', source='neck')),
+        connectors=dict(
+            student=dict(type='crd_plugin.EmbeddingConnector'),
+            teacher=dict(type='crd_plugin.EmbeddingConnector')),
+        distill_losses=dict(
+            loss_crd=dict(type='crd_plugin.CRDLoss', num_negatives=20)),
+        loss_forward_mappings=dict(loss_crd=dict(
+            s_feats=dict(
+                recorder='feat', from_student=True, connector='student'),
+            t_feats=dict(
+                recorder='feat', from_student=False, connector='teacher'),
+            sample_idx=dict(recorder='ids', from_student=True)))))
+custom_hooks = [dict(type='crd_plugin.MemoryBankHook'), dict(type='EMAHook')]
+"""
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+    """Work dir of two epochs of CRD with averaged weights, and configs."""
+    folder = tmp_path_factory.mktemp('run')
+    (folder / 'base.py').write_text(VANILLA)
+    (folder / 'crd.py').write_text(DISTILLATION)
+    (folder /
+     'vanilla.py').write_text("_base_ = ['base.py']\nmodel = _base_.student\n")
+    cfg = Config.fromfile(folder / 'crd.py')
+    cfg.work_dir = str(folder / 'work')
+    cfg.experiment_name = f'publish_{folder.name}'
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        Runner.from_cfg(cfg).train()
+    return folder
+
+
+@pytest.fixture(scope='module')
+def checkpoint(run):
+    return run / 'work' / 'epoch_2.pth'
+
+
+@pytest.fixture(scope='module')
+def raw(checkpoint):
+    return torch.load(checkpoint, weights_only=True)
+
+
+@pytest.fixture(scope='module')
+def published(checkpoint, run):
+    return publish_student(checkpoint, run / 'out' / 'student.pth')
+
+
+def student_of(raw):
+    prefix = 'architecture.'
+    return {
+        key[len(prefix):]: value
+        for key, value in raw['state_dict'].items() if key.startswith(prefix)
+    }
+
+
+def assert_same(state, expected):
+    assert list(state) == list(expected)
+    for key, value in expected.items():
+        assert torch.equal(state[key], value), key
+
+
+def test_holds_the_student_and_nothing_else(raw, checkpoint, published):
+    assert {'optimizer', 'message_hub', 'ema_state_dict'} < set(raw)
+    found = torch.load(published, weights_only=True)
+    assert set(found) == {'meta', 'state_dict'}
+    assert_same(found['state_dict'], student_of(raw))
+    assert set(found['meta']) == {
+        'dataset_meta', 'epoch', 'iter', 'seed', 'experiment_name', 'time',
+        'mmengine_version', 'cfg'
+    }
+    assert found['meta']['dataset_meta']['classes'] == tuple('0123456789')
+    assert found['meta']['epoch'] == 2
+    assert published.stat().st_size < checkpoint.stat().st_size / 3
+    text = found['meta']['cfg']
+    for word in ('teacher', 'CRDLoss', 'MemoryBankHook', 'optim_wrapper'):
+        assert word not in text
+
+
+def test_name_is_the_hash(checkpoint, run, published):
+    digest = hashlib.sha256(published.read_bytes()).hexdigest()[:8]
+    assert published.name == f'student-{digest}.pth'
+    # The same bytes under another name, in a folder, and a second time.
+    other = publish_student(checkpoint, run / 'out' / 'other')
+    assert other.name == f'other-{digest}.pth'
+    assert other.read_bytes() == published.read_bytes()
+    (run / 'folder').mkdir()
+    inside = publish_student(checkpoint, run / 'folder')
+    assert inside == run / 'folder' / f'epoch_2-{digest}.pth'
+    made = publish_student(checkpoint, str(run / 'made') + os.sep)
+    assert made == run / 'made' / f'epoch_2-{digest}.pth'
+    before = published.stat().st_mtime_ns
+    again = publish_student(checkpoint, run / 'out' / 'student.pth')
+    assert again == published
+    assert published.stat().st_mtime_ns == before
+    assert not list(run.rglob('*.tmp'))
+
+
+def test_never_overwrites_another_file(checkpoint, run, published):
+    name = published.name.replace('student', 'taken')
+    (run / name).write_text('mine')
+    with pytest.raises(FileExistsError, match='is another file; remove it'):
+        publish_student(checkpoint, run / 'taken.pth')
+    assert (run / name).read_text() == 'mine'
+    assert not list(run.glob('.taken*'))
+
+
+def test_nothing_is_left_when_writing_fails(checkpoint, tmp_path, monkeypatch):
+
+    def fail(*args):
+        raise OSError('no space left')
+
+    monkeypatch.setattr(os, 'replace', fail)
+    with pytest.raises(OSError, match='no space left'):
+        publish_student(checkpoint, tmp_path / 'student.pth')
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('as_file', [True, False])
+def test_get_model(run, raw, published, as_file):
+    path = str(run / 'vanilla.py')
+    cfg = path if as_file else Config.fromfile(path)
+    model = mmpretrain.get_model(cfg, pretrained=str(published))
+    assert_same(model.state_dict(), student_of(raw))
+    assert model._dataset_meta['classes'] == tuple('0123456789')
+
+
+def test_get_model_with_the_config_inside(raw, published):
+    text = torch.load(published, weights_only=True)['meta']['cfg']
+    cfg = Config.fromstring(text, '.py')
+    model = mmpretrain.get_model(cfg, pretrained=str(published))
+    assert_same(model.state_dict(), student_of(raw))
+    assert model.data_preprocessor.mean.flatten().tolist() == [78.] * 3
+
+
+def test_init_cfg_pretrained(run, raw, published):
+    cfg = Config.fromfile(run / 'vanilla.py').model
+    cfg.init_cfg = dict(type='Pretrained', checkpoint=str(published))
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        model = MODELS.build(cfg)
+    model.init_weights()
+    assert_same(model.state_dict(), student_of(raw))
+
+
+def test_same_results_from_the_test_tool(run, checkpoint, published):
+    """Accuracy and every prediction, of both configs."""
+    tool = load_tool('tools/test.py')
+    results = {}
+    for name, weights in (('crd', checkpoint), ('vanilla', published)):
+        metrics, scores = run / f'{name}.json', run / f'{name}.pkl'
+        for out, item in ((metrics, 'metrics'), (scores, 'pred')):
+            options = f'experiment_name={name}_{item}_{run.name}'
+            tool.main([
+                str(run / f'{name}.py'),
+                str(weights), '--out',
+                str(out), '--out-item', item, '--work-dir',
+                str(run / 'test'), '--cfg-options', options
+            ])
+        from mmengine.fileio import load
+        results[name] = json.loads(metrics.read_text()), np.stack(
+            [sample['pred_score'].numpy() for sample in load(scores)])
+    assert results['crd'][0] == results['vanilla'][0]
+    assert np.array_equal(results['crd'][1], results['vanilla'][1])
+    assert results['crd'][1].shape == (1000, 10)
+    assert set(results['crd'][0]) == {'accuracy/top1', 'accuracy/top5'}
+
+
+def build_distiller(run, **kwargs):
+    cfg = Config.fromfile(run / 'crd.py').model
+    cfg.update(kwargs)
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        return MODELS.build(cfg)
+
+
+def test_starts_a_student_and_serves_as_teacher(run, raw, published):
+    model = build_distiller(run, student_ckpt=str(published))
+    model.init_weights()
+    assert_same(model.student.state_dict(), student_of(raw))
+    teacher = Config.fromfile(run / 'vanilla.py').model
+    model = build_distiller(run, teacher=teacher, teacher_ckpt=str(published))
+    model.init_weights()
+    assert_same(model.teacher.state_dict(), student_of(raw))
+
+
+def test_ema(run, raw, checkpoint, published):
+    """EMAHook saves the averages as state_dict; the others can be had."""
+    last = publish_student(checkpoint, run / 'out' / 'last.pth', use_ema=False)
+    found = torch.load(last, weights_only=True)['state_dict']
+    key = 'backbone.conv1.weight'
+    assert torch.equal(found[key],
+                       raw['ema_state_dict'][f'module.architecture.{key}'])
+    assert not torch.equal(found[key], student_of(raw)[key])
+
+
+def test_vanilla_checkpoint_is_stripped(raw, tmp_path, caplog):
+    weights = student_of(raw)
+    source = tmp_path / 'plain.pth'
+    torch.save(
+        dict(
+            state_dict=weights,
+            optimizer=dict(state=torch.zeros(10000)),
+            meta=dict(raw['meta'], hook_msgs='x')), source)
+    found = torch.load(
+        publish_student(source, tmp_path / 'out.pth'), weights_only=True)
+    assert set(found) == {'meta', 'state_dict'}
+    assert 'hook_msgs' not in found['meta']
+    assert_same(found['state_dict'], weights)
+    # Bare weights too.
+    torch.save(weights, source)
+    found = torch.load(
+        publish_student(source, tmp_path / 'bare.pth'), weights_only=True)
+    assert_same(found['state_dict'], weights)
+
+
+def test_view_is_saved_without_its_storage(tmp_path):
+    large = torch.zeros(100000)
+    source = tmp_path / 'view.pth'
+    torch.save(dict(state_dict={'architecture.w': large[:10]}), source)
+    target = publish_student(source, tmp_path / 'out.pth')
+    assert source.stat().st_size > 400000 > 10000 > target.stat().st_size
+
+
+def test_preprocessor_of_the_distiller_counts(tmp_path):
+    source = tmp_path / 'distiller.pth'
+    weights = {
+        'data_preprocessor.scale': torch.tensor(2.),
+        'architecture.data_preprocessor.scale': torch.tensor(1.),
+        'architecture.w': torch.ones(2),
+        'teacher.w': torch.ones(3)
+    }
+    torch.save(dict(state_dict=weights), source)
+    found = torch.load(
+        publish_student(source, tmp_path / 'out.pth'),
+        weights_only=True)['state_dict']
+    assert set(found) == {'data_preprocessor.scale', 'w'}
+    assert found['data_preprocessor.scale'] == 2
+
+
+def test_config_must_fit(run, checkpoint, published):
+    for name in ('vanilla', 'crd'):
+        target = publish_student(checkpoint, run / 'out' / f'with_{name}.pth',
+                                 str(run / f'{name}.py'))
+        text = torch.load(target, weights_only=True)['meta']['cfg']
+        assert Config.fromstring(text, '.py').model.type == 'ImageClassifier'
+    wide = Config.fromfile(run / 'vanilla.py')
+    wide.model.head.num_classes = 7
+    with pytest.raises(ValueError, match='does not fit config.*head.fc'):
+        publish_student(checkpoint, run / 'out' / 'wide.pth', wide)
+    with pytest.raises(ValueError, match='config has no `model`'):
+        publish_student(checkpoint, run / 'out' / 'none.pth', Config({}))
+    assert not list(run.glob('out/wide*')) + list(run.glob('out/none*'))
+
+
+def test_bad_files(checkpoint, tmp_path):
+    with pytest.raises(FileNotFoundError, match='does not exist'):
+        publish_student(tmp_path / 'none.pth', tmp_path)
+    half = tmp_path / 'half.pth'
+    half.write_bytes(checkpoint.read_bytes()[:5000])
+    with pytest.raises(CheckpointError, match='truncated'):
+        publish_student(half, tmp_path)
+    foreign = tmp_path / 'foreign.pth'
+    for content, found in (([1, 2], 'holds list'), (dict(a=1), 'dict of a'),
+                           (dict(state_dict={}), 'dict of state_dict')):
+        torch.save(content, foreign)
+        with pytest.raises(ValueError, match=found):
+            publish_student(foreign, tmp_path)
+    torch.save({'distiller.w': torch.ones(1)}, foreign)
+    with pytest.raises(ValueError, match='has a distiller but no student'):
+        publish_student(foreign, tmp_path)
+    assert {path.name
+            for path in tmp_path.iterdir()} == {'half.pth', 'foreign.pth'}
+
+
+def test_config_text_is_not_run(tmp_path):
+    marker = tmp_path / 'marker'
+    evil = f"model = open({str(marker)!r}, 'w')\n"
+    with pytest.raises(ValueError, match='line 1'):
+        parse_config_text(evil)
+    with pytest.raises(ValueError, match='no plain assignment'):
+        parse_config_text('import os\n')
+    source = tmp_path / 'evil.pth'
+    torch.save(
+        dict(
+            state_dict={'architecture.w': torch.ones(2)}, meta=dict(cfg=evil)),
+        source)
+    target = publish_student(source, tmp_path / 'out.pth')
+    assert 'cfg' not in torch.load(target, weights_only=True)['meta']
+    assert not marker.exists()
+
+
+def test_config_text_of_every_kind():
+    values = dict(
+        number=-1.5,
+        nothing=None,
+        pair=(1, 'two'),
+        nested=dict(a=[dict(b=True)], c={
+            '1': 2,
+            3: {
+                'd-e': []
+            }
+        }),
+        infinite=float('inf'))
+    assert parse_config_text(Config(values).pretty_text) == values
+
+
+def test_student_config():
+    plain = student_config(
+        dict(
+            default_scope='mmpretrain',
+            work_dir='here',
+            data_preprocessor=dict(type='Runner'),
+            model=dict(
+                type='Distill',
+                data_preprocessor=dict(type='Own'),
+                teacher_ckpt='teacher.pth',
+                architecture=dict(
+                    type='Net',
+                    data_preprocessor=dict(type='Inner'),
+                    init_cfg=dict(type='Pretrained', checkpoint='here.pth'),
+                    backbone=dict(init_cfg=dict(type='Kaiming'))))))
+    assert plain == dict(
+        default_scope='mmpretrain',
+        data_preprocessor=dict(type='Own'),
+        model=dict(type='Net', backbone=dict(init_cfg=dict(type='Kaiming'))))
+
+
+def test_command_line(checkpoint, tmp_path, capsys):
+    assert run_tool(checkpoint, tmp_path / 'student.pth') == 0
+    target, = tmp_path.iterdir()
+    assert capsys.readouterr().out.strip().endswith(str(target))
+    assert run_tool(tmp_path / 'none.pth', tmp_path) == 1
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith('error: checkpoint') and 'none.pth' in error
+    target.write_text('mine')
+    assert run_tool(checkpoint, tmp_path / 'student.pth') == 1
+    assert 'is another file' in capsys.readouterr().err
+    assert run_tool(checkpoint, tmp_path, '--config', 'none.py') == 1
+    assert 'config none.py does not exist' in capsys.readouterr().err
