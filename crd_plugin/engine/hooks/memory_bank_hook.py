@@ -65,7 +65,14 @@ class MemoryBankHook(Hook):
                 'MemoryBankHook found no memory bank in the model; it can be '
                 'removed from custom_hooks.')
             return
-        dataset = find_index_dataset(runner.train_loop.dataloader.dataset)
+        given = runner.train_loop.dataloader.dataset
+        dataset = index_dataset(given)
+        if dataset is None:
+            raise ValueError(
+                f'train_dataloader.dataset is a {type(given).__name__}, whose '
+                'samples carry no ids for the memory bank; wrap it: '
+                "dataset=dict(type='crd_plugin.SampleIndexDataset', "
+                'dataset=...).')
         num_samples = dataset.num_samples
         self._labels = self._read_labels(dataset)
         labels = None
@@ -81,10 +88,9 @@ class MemoryBankHook(Hook):
             # Ranks may have been seeded differently.
             for rows in (bank.student, bank.teacher):
                 broadcast(rows)
-            mib = 2 * bank.student.numel() * bank.student.element_size() / 2**20
             runner.logger.info(
                 f'Memory bank {name}: {num_samples} rows of width '
-                f'{bank.embed_dim} a side, {mib:.1f} MiB.')
+                f'{bank.embed_dim} a side, {bank.num_bytes / 2**20:.1f} MiB.')
         for name, loss in self._losses.items():
             if loss.exclude == 'class':
                 self._check_pool(runner, name, loss)
@@ -226,28 +232,22 @@ class MemoryBankHook(Hook):
                         'that averages or overwrites them.')
 
 
-def find_index_dataset(dataset: Any) -> Any:
+def index_dataset(dataset: Any) -> Optional[Any]:
     """The data set that numbers the samples, inside wrappers or not.
+
+    ``RepeatDataset(SampleIndexDataset(...))`` lets the copies of a sample
+    share a row of the bank.
 
     Args:
         dataset (Dataset): Of the training data loader.
 
     Returns:
-        SampleIndexDataset: Or any that has ``num_samples`` and
-        ``get_gt_labels``.
-
-    Raises:
-        ValueError: If there is none.
+        SampleIndexDataset: Or any that has ``num_samples``; None if there is
+        none.
     """
-    inner = dataset
-    while inner is not None and not hasattr(inner, 'num_samples'):
-        inner = getattr(inner, 'dataset', None)
-    if inner is None:
-        raise ValueError(
-            f'train_dataloader.dataset is a {type(dataset).__name__}, whose '
-            'samples carry no ids for the memory bank; wrap it: dataset=dict('
-            "type='crd_plugin.SampleIndexDataset', dataset=...).")
-    return inner
+    while dataset is not None and not hasattr(dataset, 'num_samples'):
+        dataset = getattr(dataset, 'dataset', None)
+    return dataset
 
 
 def gather_updates(updates: Sequence[PendingUpdate],

@@ -1,0 +1,84 @@
+"""Try a config out before training: ``tools/check_config.py CONFIG``."""
+
+import argparse
+import os.path as osp
+import sys
+from typing import Optional, Sequence
+
+from mmengine.config import DictAction
+
+from crd_plugin import cli
+
+
+def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
+    """Parse the command line.
+
+    Args:
+        argv (Sequence[str], optional): Arguments; defaults to those of the
+            command line.
+
+    Returns:
+        argparse.Namespace: The parsed arguments.
+    """
+    parser = argparse.ArgumentParser(
+        description='Build everything of a config, run one forward and '
+        'backward pass on random data, and print what is recorded, every '
+        'loss with the gradient it sends, and the size of the memory bank. '
+        'Exit status 0 when all is fine; else 1 and one line a problem.')
+    parser.add_argument('config', help='config file')
+    parser.add_argument(
+        '--batch-size',
+        type=int,
+        metavar='N',
+        help='random samples (default: that of the config, at most 4)')
+    parser.add_argument(
+        '--device', default='cpu', help='where to run (default: cpu)')
+    parser.add_argument(
+        '--no-teacher-ckpt',
+        action='store_true',
+        help='go on with a random teacher when its checkpoint is not there '
+        'yet')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        metavar='KEY=VALUE',
+        help='replace settings of the config, for example '
+        'model.teacher_ckpt=teacher.pth')
+    return parser.parse_args(argv)
+
+
+def main(argv: Optional[Sequence[str]] = None) -> None:
+    """Check.
+
+    Args:
+        argv (Sequence[str], optional): Arguments; defaults to those of the
+            command line.
+
+    Raises:
+        UsageError: If an argument cannot be.
+        SystemExit: With status 1, if there is a problem.
+    """
+    args = parse_args(argv)
+    if not osp.isfile(args.config):
+        cli.load_config(args.config)  # says which the nearest are
+    from crd_plugin.engine.dry_run import dry_run_file, render
+    try:
+        report = dry_run_file(
+            args.config,
+            args.cfg_options,
+            batch_size=args.batch_size,
+            device=args.device,
+            use_teacher_ckpt=not args.no_teacher_ckpt)
+    except ValueError as error:
+        raise cli.UsageError(str(error)) from error
+    sys.stdout.write(render(report))
+    sys.stdout.flush()
+    for problem in report.problems:
+        sys.stderr.write(f'error: {problem}\n')
+    if not report.ok:
+        raise SystemExit(1)
+
+
+if __name__ == '__main__':
+    sys.exit(cli.run(main))
