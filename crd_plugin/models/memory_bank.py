@@ -93,6 +93,11 @@ class MemoryBank(nn.Module):
         return self.student.size(0)
 
     @property
+    def num_bytes(self) -> int:
+        """int: Memory of both sides' rows, in bytes."""
+        return 2 * self.student.numel() * self.student.element_size()
+
+    @property
     def has_z(self) -> bool:
         """bool: Both partition constants are set."""
         return self._has_z

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from crd_plugin.models import MemoryBank
 from crd_plugin.models.memory_bank import PendingUpdate
-import golden
+from tests import golden
 
 
 def unit(*shape):

@@ -126,9 +126,9 @@ class FrozenTeacherDistill(SingleTeacherDistill):
             return
         # Two images: batch norm of one value a channel would not run.
         image = torch.zeros(2, *input_shape)
-        for role, model, recorders in (
-            ('teacher', self.teacher, self.distiller.teacher_recorders),
-            ('student', self.student, self.distiller.student_recorders)):
+        sides = (('teacher', self.teacher, self.distiller.teacher_recorders),
+                 ('student', self.student, self.distiller.student_recorders))
+        for role, model, recorders in sides:
             training = model.training
             model.eval()
             try:

@@ -6,9 +6,8 @@ import torch
 from mmengine.dist import all_gather
 from torch import Tensor, nn
 
-from crd_plugin.ops import (Negatives, all_negatives, draw_negatives,
-                            info_nce, log_partition, nce, prepare,
-                            shared_negatives)
+from crd_plugin.ops import (Negatives, all_negatives, draw_negatives, info_nce,
+                            log_partition, nce, prepare, shared_negatives)
 from crd_plugin.registry import MODELS
 
 from ..memory_bank import MemoryBank
@@ -84,10 +83,10 @@ class CRDLoss(nn.Module):
         if not math.isfinite(loss_weight):
             raise ValueError(
                 f'loss_weight is {loss_weight}, expected a finite number.')
-        for name, value, words in (
-            ('objective', objective, ('nce', 'infonce')),
-            ('negatives', negatives, ('sampled', 'shared', 'all')),
-            ('exclude', exclude, ('class', 'instance'))):
+        choices = (('objective', objective, ('nce', 'infonce')),
+                   ('negatives', negatives, ('sampled', 'shared', 'all')),
+                   ('exclude', exclude, ('class', 'instance')))
+        for name, value, words in choices:
             if value not in words:
                 raise ValueError(
                     f'{name} is {value!r}, expected one of {words}.')

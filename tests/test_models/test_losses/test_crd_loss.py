@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from crd_plugin.models import CRDLoss, EmbeddingConnector
-import golden
+from tests import golden
 
 
 def build(case, dtype=torch.float32, **kwargs):
