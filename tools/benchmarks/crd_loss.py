@@ -13,7 +13,8 @@ import platform
 import statistics
 import sys
 import time
-from typing import Callable, Dict, List, Tuple
+from contextlib import contextmanager
+from typing import Callable, Dict, Iterator, List, Tuple
 
 SIZES = {
     # batch, samples, negatives, width, classes
@@ -160,7 +161,7 @@ def peak_mib(step: Callable[[], None], device: str) -> float:
         before = torch.cuda.memory_allocated()
         step()
         return (torch.cuda.max_memory_allocated() - before) / 2**20
-    with torch.profiler.profile(
+    with quiet_stderr(), torch.profiler.profile(
             activities=[torch.profiler.ProfilerActivity.CPU],
             profile_memory=True) as profile:
         step()
@@ -173,11 +174,36 @@ def peak_mib(step: Callable[[], None], device: str) -> float:
     return peak / 2**20
 
 
+def processor_name() -> str:
+    """Model of the CPU, as far as the system tells."""
+    try:
+        with open('/proc/cpuinfo') as file:
+            for line in file:
+                if line.startswith('model name'):
+                    return line.partition(':')[2].strip()
+    except OSError:
+        return platform.processor()
+    return platform.processor() or platform.machine()
+
+
+@contextmanager
+def quiet_stderr() -> Iterator[None]:
+    """Drop what torch's profiler writes to the error stream of the process."""
+    kept = os.dup(2)
+    with open(os.devnull, 'w') as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
 def render(args: argparse.Namespace, cases: List[dict]) -> str:
     """The table and what it was measured on."""
     import torch
     batch, num_samples, num_negatives, width, _ = SIZES[args.size]
-    hardware = f'{platform.processor() or platform.machine()}'
+    hardware = processor_name()
     if args.device != 'cpu':
         hardware = torch.cuda.get_device_name()
     lines = [
