@@ -1,0 +1,91 @@
+"""Digits: split, scaling and errors."""
+import sys
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+
+import crd_plugin  # noqa: F401
+from crd_plugin.datasets import Digits
+from crd_plugin.registry import DATASETS
+
+
+def _images(dataset):
+    return np.stack([dataset.get_data_info(i)['img'] for i in range(
+        len(dataset))])
+
+
+def _keys(dataset):
+    return {image.tobytes() for image in _images(dataset)}
+
+
+def test_split_is_stratified_and_covers_everything_once():
+    train, test = Digits('train'), Digits('test')
+    assert (len(train), len(test)) == (797, 1000)
+    assert np.bincount(test.get_gt_labels()).tolist() == [100] * 10
+    counts = np.bincount(train.get_gt_labels())
+    assert counts.min() == 74 and counts.max() == 83
+    # scikit-learn's 1,797 images are all different.
+    assert len(_keys(train) | _keys(test)) == 1797
+
+
+def test_images_are_scikit_learns_scaled_to_bytes():
+    bundle = load_digits()
+    table = {
+        np.rint(image * 255 / 16).astype(np.uint8).tobytes(): label
+        for image, label in zip(bundle.images, bundle.target)
+    }
+    test = Digits('test')
+    images, labels = _images(test), test.get_gt_labels()
+    assert images.shape == (1000, 8, 8, 3) and images.dtype == np.uint8
+    assert images.min() == 0 and images.max() == 255
+    assert (images[..., :1] == images).all()
+    assert [table[image[..., 0].tobytes()]
+            for image in images] == labels.tolist()
+
+
+def test_small_training_sets_lie_inside_larger_ones():
+    small = Digits('train', num_train_per_class=5)
+    middle = Digits('train', num_train_per_class=20)
+    assert np.bincount(small.get_gt_labels()).tolist() == [5] * 10
+    assert _keys(small) < _keys(middle) < _keys(Digits('train'))
+    assert not _keys(middle) & _keys(Digits('test'))
+
+
+def test_split_is_the_same_each_time():
+    np.random.seed(1)
+    first = _images(Digits('train', num_train_per_class=3))
+    np.random.seed(2)
+    second = _images(Digits('train', num_train_per_class=3))
+    assert (first == second).all()
+
+
+def test_build_by_config_with_a_pipeline():
+    dataset = DATASETS.build(
+        dict(
+            type='crd_plugin.Digits',
+            split='test',
+            indices=7,
+            pipeline=[dict(type='mmpretrain.PackInputs')]))
+    assert len(dataset) == 7
+    assert dataset.metainfo['classes'] == tuple('0123456789')
+    assert tuple(dataset[3]['inputs'].shape) == (3, 8, 8)
+    assert 'Split: \ttest' in repr(dataset)
+
+
+@pytest.mark.parametrize('kwargs, message', [
+    (dict(split='val'), "split must be 'train' or 'test', but got 'val'"),
+    (dict(num_train_per_class=0), 'positive int or None .*got 0'),
+    (dict(num_train_per_class=2.5), 'got 2.5'),
+    (dict(num_train_per_class=75), 'class . has only 74 training images'),
+    (dict(split='test', num_train_per_class=5), 'the test set is fixed'),
+])
+def test_bad_arguments_are_named(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        Digits(**kwargs)
+
+
+def test_missing_scikit_learn_is_told(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'sklearn.datasets', None)
+    with pytest.raises(ImportError, match='pip install scikit-learn'):
+        Digits()
