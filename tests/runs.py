@@ -87,12 +87,10 @@ def net(width: int, dropout: float = 0.0) -> Dict[str, Any]:
             num_classes=10,
             mean=[78.0] * 3,
             std=[81.4] * 3),
-        backbone=dict(
-            type='mmpretrain.TinyNet', width=width, dropout=dropout),
+        backbone=dict(type='mmpretrain.TinyNet', width=width, dropout=dropout),
         neck=dict(type='mmpretrain.GlobalAveragePooling'),
         head=dict(
-            type='mmpretrain.LinearClsHead',
-            num_classes=10,
+            type='mmpretrain.LinearClsHead', num_classes=10,
             in_channels=width))
 
 
@@ -115,10 +113,10 @@ def distiller(**loss: Any) -> Dict[str, Any]:
         distill_losses=dict(loss_crd=loss),
         loss_forward_mappings=dict(
             loss_crd=dict(
-                s_feats=dict(recorder='feat', from_student=True,
-                             connector='s'),
-                t_feats=dict(recorder='feat', from_student=False,
-                             connector='t'),
+                s_feats=dict(
+                    recorder='feat', from_student=True, connector='s'),
+                t_feats=dict(
+                    recorder='feat', from_student=False, connector='t'),
                 sample_idx=dict(recorder='ids', from_student=True),
                 labels=dict(recorder='labels', from_student=True))))
 

@@ -1,0 +1,286 @@
+"""What the processes of the distributed tests do; they import this file."""
+import os
+import traceback
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Dict, List, NamedTuple
+from unittest import mock
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from mmengine.hooks import Hook
+from mmengine.logging import MMLogger
+from mmengine.runner import BaseLoop
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+import crd_plugin  # noqa: F401
+from crd_plugin.engine import MemoryBankHook
+from crd_plugin.engine.hooks.memory_bank_hook import gather_updates
+from crd_plugin.models.losses import CRDLoss
+from crd_plugin.models.memory_bank import PendingUpdate
+
+from . import runs
+
+NUM_ROWS, BATCH_SIZE, NUM_NEGATIVES = 40, 6, 12
+WIDTHS = dict(loss_a=8, loss_b=5)  # one bank each
+# Bits of float32 that a careless copy might change: quiet and signalling NaN,
+# negative zero; and plain large ones.
+LARGE_IDS = [
+    2**32 + 5, 2**62 + 2**33 + 7, 0x7F800001_7FA00001,
+    0x7FC00000_FF800001 - 2**63, 0x80000000, 3
+]
+
+
+class Batch(NamedTuple):
+    """What one rank sees in one step, embeddings by loss."""
+    sample_idx: Tensor
+    contrast_idx: Tensor
+    embeddings: Dict[str, List[Tensor]]
+
+
+class Rows(Dataset):
+    """Forty samples of four classes, without any content."""
+
+    num_samples = NUM_ROWS
+
+    def __len__(self) -> int:
+        return NUM_ROWS
+
+    def get_gt_labels(self) -> Tensor:
+        """Class of each."""
+        return torch.arange(NUM_ROWS) % 4
+
+
+class Loop(BaseLoop):
+    """Stands for a training loop."""
+
+    def run(self) -> None:
+        """Not called."""
+
+
+def make_steps(world: int) -> List[List[Batch]]:
+    """Batches of all ranks in four steps."""
+    generator = torch.Generator().manual_seed(world)
+
+    def batch(sample_idx: Tensor) -> Batch:
+        size = sample_idx.numel()
+        negatives = torch.randint(
+            NUM_ROWS, (size, NUM_NEGATIVES), generator=generator)
+        return Batch(
+            sample_idx, torch.cat([sample_idx[:, None], negatives], 1), {
+                name: [
+                    F.normalize(
+                        torch.randn(
+                            size,
+                            width,
+                            generator=generator,
+                            dtype=torch.float64)) for _ in range(2)
+                ]
+                for name, width in WIDTHS.items()
+            })
+
+    def ids(count: int) -> Tensor:
+        return torch.randperm(NUM_ROWS, generator=generator)[:count]
+
+    steps = []
+    # The partition constants come from the first step: ranks of many sizes,
+    # then ranks of one size.
+    for sizes in ([max(1, BATCH_SIZE - 2 * rank)
+                   for rank in range(world)], [BATCH_SIZE] * world):
+        ranks = ids(sum(sizes)).split(sizes)
+        steps.append([batch(part) for part in ranks])
+    # A last batch of odd sizes, padded by repeating the first samples, once
+    # within a rank and once across ranks.
+    first = ids(5)
+    last = [batch(first[[0, 1, 2, 0, 4]])]
+    for rank in range(1, world):
+        last.append(batch(first[[3, 1, 4]][:max(1, 4 - rank)]))
+    steps.append(last)
+    # All ranks have the same ids.
+    same = ids(BATCH_SIZE)
+    steps.append([batch(same) for _ in range(world)])
+    return steps
+
+
+def concatenate(batches: List[Batch]) -> Batch:
+    """The batch of a single process that sees what all ranks see."""
+    return Batch(
+        torch.cat([batch.sample_idx for batch in batches]),
+        torch.cat([batch.contrast_idx for batch in batches]), {
+            name: [
+                torch.cat([batch.embeddings[name][side] for batch in batches])
+                for side in range(2)
+            ]
+            for name in WIDTHS
+        })
+
+
+def make_trainer(batch_size: int = BATCH_SIZE) -> SimpleNamespace:
+    """Losses, hook and the part of a runner that the hook looks at."""
+    model = nn.ModuleDict({
+        name:
+        CRDLoss(embed_dim=width, num_negatives=NUM_NEGATIVES)
+        for name, width in WIDTHS.items()
+    })
+    hook = MemoryBankHook()
+    loader = DataLoader(Rows(), batch_size=batch_size)
+    runner = SimpleNamespace(
+        model=model,
+        hooks=[hook],
+        seed=0,
+        logger=MMLogger.get_instance('dist_worker'),
+        message_hub=mock.Mock())
+    runner._train_loop = runner.train_loop = Loop(runner, loader)
+    hook.before_run(runner)
+    hook.before_train(runner)
+    return SimpleNamespace(model=model, hook=hook, runner=runner)
+
+
+def take_steps(trainer: SimpleNamespace, batches: List[Batch]) -> List[dict]:
+    """Forward and commit; returns losses and banks after each step."""
+    seen = []
+    for step, batch in enumerate(batches):
+        losses = {
+            name:
+            loss(
+                *batch.embeddings[name],
+                batch.sample_idx,
+                contrast_idx=batch.contrast_idx).detach()
+            for name, loss in trainer.model.items()
+        }
+        with mock.patch.object(
+                dist, 'all_gather', wraps=dist.all_gather) as gather:
+            trainer.hook.after_train_iter(trainer.runner, step + 1)
+        banks = {
+            name: {
+                key: value.clone()
+                for key, value in loss.bank.state_dict().items()
+            }
+            for name, loss in trainer.model.items()
+        }
+        seen.append(
+            dict(losses=losses, banks=banks, collectives=gather.call_count))
+    return seen
+
+
+def error_of(function, *args) -> str:
+    """Class and message of what a call raises."""
+    try:
+        function(*args)
+    except Exception as error:
+        return f'{type(error).__name__}: {error}'
+    return 'nothing was raised'
+
+
+def notice_drift(trainer: SimpleNamespace, rank: int) -> Dict[str, str]:
+    """Damage one rank's bank, one number at a time."""
+    bank = trainer.model['loss_b'].bank
+    messages = dict(none=error_of(trainer.hook.after_train_epoch, None))
+    damages = dict(
+        student=(bank.student, (17, 2)),
+        teacher=(bank.teacher, (0, 0)),
+        log_z=(bank.log_z_teacher, ()))
+    for name, (tensor, place) in damages.items():
+        good = tensor[place].clone()
+        if rank == 1:
+            # To the next number: one bit.
+            tensor[place] = torch.nextafter(good, good + 1)
+        messages[name] = error_of(trainer.hook.after_train_epoch, None)
+        tensor[place] = good
+    return messages
+
+
+def gather_large_ids(rank: int, world: int) -> Dict[str, Tensor]:
+    """Ids that need all of their 64 bits."""
+    found = {}
+    for name, batch_size in (('padded', 9), ('unknown', None)):
+        ids = torch.tensor(LARGE_IDS[:6 - rank])
+        embedding = torch.full((ids.numel(), 2), float(rank))
+        update = gather_updates([PendingUpdate(ids, embedding, embedding)],
+                                batch_size)[0]
+        found[name] = update.sample_idx
+        found[f'{name}_student'] = update.student
+    return found
+
+
+class Spy(Hook):
+    """Keeps what every rank stages."""
+
+    priority = 'VERY_HIGH'
+
+    def __init__(self) -> None:
+        self.start, self.updates, self.wrapper = None, [], None
+
+    def before_train(self, runner) -> None:
+        """The fresh rows."""
+        self.wrapper = runner.model.broadcast_buffers
+        bank = _bank(runner)
+        self.start = {
+            key: value.clone()
+            for key, value in bank.state_dict().items()
+        }
+
+    def after_train_iter(self, runner, *args, **kwargs) -> None:
+        """The update before it is committed."""
+        self.updates.append(tuple(_bank(runner).pending))
+
+
+def _bank(runner):
+    return runner.model.module.distiller.distill_losses['loss_crd'].bank
+
+
+def train_wrapped(folder: Path, broadcast_buffers: bool) -> dict:
+    """A real runner: 21 samples on two ranks, so one is read twice."""
+    spy = Spy()
+    runner = runs.build(
+        folder / f'runner_{broadcast_buffers}',
+        spy,
+        launcher='pytorch',
+        model_wrapper_cfg=dict(
+            type='MMDistributedDataParallel',
+            broadcast_buffers=broadcast_buffers),
+        default_hooks__checkpoint=None,
+        train_dataloader__dataset__dataset__num_train_per_class=3,
+        train_dataloader__dataset__dataset__indices=21,
+        train_cfg__max_epochs=2)
+    runner.train()
+    return dict(
+        broadcast_buffers=spy.wrapper,
+        start=spy.start,
+        updates=spy.updates,
+        bank={**_bank(runner).state_dict()},
+        student=runner.model.module.student.state_dict())
+
+
+def work(rank: int, folder: str) -> None:
+    """Entry point of a process: in a group of four, then, maybe, of two."""
+    torch.set_num_threads(1)
+    folder = Path(folder)
+    os.environ['LOCAL_RANK'] = str(rank)
+    for world in (4, 2):
+        if rank >= world:
+            return
+        dist.init_process_group(
+            'gloo',
+            init_method=f'file://{folder}/init_{world}',
+            rank=rank,
+            world_size=world)
+        result = {}
+        try:
+            trainer = make_trainer()
+            batches = [step[rank] for step in make_steps(world)]
+            result['steps'] = take_steps(trainer, batches)
+            result['drift'] = notice_drift(trainer, rank)
+            result['large_ids'] = gather_large_ids(rank, world)
+            if world == 2:
+                result['wrapped'] = [
+                    train_wrapped(folder, value) for value in (False, True)
+                ]
+        except Exception:
+            result['error'] = traceback.format_exc()
+            raise
+        finally:
+            torch.save(result, folder / f'world_{world}_rank_{rank}.pth')
+            dist.destroy_process_group()

@@ -1,0 +1,364 @@
+"""FrozenTeacherDistill: what it promises about teacher and widths."""
+import copy
+
+import pytest
+import torch
+from mmengine.logging import MMLogger
+from mmpretrain.registry import MODELS as MMPRETRAIN_MODELS
+from mmpretrain.structures import DataSample
+
+from crd_plugin.registry import MODELS
+from tests import runs
+
+
+@MMPRETRAIN_MODELS.register_module()
+class NoisyNet(runs.TinyNet):
+    """Adds a number of its own to the map."""
+
+    def draw(self) -> torch.Tensor:
+        """What a delivery hands from the teacher to the student."""
+        return torch.rand(())
+
+    def forward(self, x: torch.Tensor) -> tuple:
+        self.drawn = self.draw()
+        return (super().forward(x)[0] + self.drawn, )
+
+
+def _build(**changes):
+    cfg = runs.model(num_samples=20, exclude='instance')
+    cfg.update(copy.deepcopy(changes))
+    return MODELS.build(cfg)
+
+
+def _batch(size=6):
+    samples = []
+    for i in range(size):
+        sample = DataSample().set_gt_label(i)
+        sample.set_metainfo(dict(sample_idx=i))
+        samples.append(sample)
+    return torch.randn(size, 3, 8, 8), samples
+
+
+def _losses(model, batch=None):
+    inputs, samples = batch or _batch()
+    return model(inputs, samples, mode='loss')
+
+
+def _save(model, path, **extra):
+    torch.save(dict(state_dict=model.state_dict(), **extra), path)
+    return str(path)
+
+
+@pytest.fixture
+def teacher():
+    """A teacher with weights that no fresh one has."""
+    torch.manual_seed(11)
+    return MODELS.build(runs.net(12))
+
+
+# --- the teacher -----------------------------------------------------------
+
+
+def test_whole_teacher_is_in_eval_mode():
+    model = _build(teacher=runs.net(12, dropout=0.9))
+    for mode in (True, False, True):
+        assert model.train(mode) is model
+        assert model.student.training is mode
+        assert not any(module.training for module in model.teacher.modules())
+
+
+def test_teacher_does_not_change_and_is_not_random():
+    model = _build(teacher=runs.net(12, dropout=0.9)).train()
+    before = copy.deepcopy(model.teacher.state_dict())
+    batch, features = _batch(), []
+    for _ in range(2):
+        model.distiller.distill_losses['loss_crd'].bank.discard()
+        _losses(model, batch)
+        features.append(
+            model.distiller.get_record('feat', from_student=False)[0])
+    assert torch.equal(*features)
+    for name, value in model.teacher.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+def test_gradient_reaches_student_and_connectors_only():
+    model = _build().train()
+    sum(_losses(model).values()).backward()
+    for name, parameter in model.named_parameters():
+        if name.startswith('teacher.'):
+            assert parameter.grad is None and not parameter.requires_grad
+        else:
+            assert parameter.grad.abs().sum() > 0, name
+
+
+def test_loss_of_the_teachers_head_is_not_computed(monkeypatch):
+    model = _build().train()
+    seen = []
+
+    def refuse(*args, **kwargs):
+        raise AssertionError('the loss of the teacher was computed')
+
+    monkeypatch.setattr(model.teacher, 'loss', refuse)
+    monkeypatch.setattr(model.teacher.head, 'loss', refuse)
+    # Its head runs, since logits may be recorded.
+    model.teacher.head.fc.register_forward_hook(
+        lambda *args: seen.append(args[2].requires_grad))
+    assert set(_losses(model)) == {'student.loss', 'distill.loss_crd'}
+    assert seen == [False]
+
+
+def test_teacher_trainable_is_refused():
+    with pytest.raises(
+            ValueError,
+            match='teacher_trainable is True, but '
+            'FrozenTeacherDistill trains no teacher; use '
+            'mmrazor.SingleTeacherDistill'):
+        _build(teacher_trainable=True)
+    assert not _build(teacher_trainable=False).teacher_trainable
+
+
+def test_random_teacher_is_warned_of(caplog, tmp_path, teacher):
+    logger = MMLogger.get_current_instance()
+    logger.addHandler(caplog.handler)  # MMEngine's loggers have no parents
+    try:
+        _build()
+        text = caplog.text
+        caplog.clear()
+        _build(teacher_ckpt=_save(teacher, tmp_path / 'teacher.pth'))
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert 'teacher_ckpt is not given: the teacher has random' in text
+    assert 'teacher_ckpt' not in caplog.text
+
+
+# --- checkpoints -----------------------------------------------------------
+
+
+def test_teacher_checkpoint_is_loaded_and_kept(tmp_path, teacher):
+    model = _build(teacher_ckpt=_save(teacher, tmp_path / 'teacher.pth'))
+    model.init_weights()  # as a runner does
+    for name, value in teacher.state_dict().items():
+        assert torch.equal(model.teacher.state_dict()[name], value), name
+
+
+def test_bare_state_dict_will_do(tmp_path, teacher):
+    path = tmp_path / 'teacher.pth'
+    torch.save(teacher.state_dict(), path)
+    model = _build(teacher_ckpt=str(path))
+    assert torch.equal(model.teacher.head.fc.weight, teacher.head.fc.weight)
+
+
+def test_student_starts_from_given_weights(tmp_path):
+    student = MODELS.build(runs.net(6))
+    model = _build(student_ckpt=_save(student, tmp_path / 'student.pth'))
+    model.init_weights()
+    for name, value in student.state_dict().items():
+        assert torch.equal(model.student.state_dict()[name], value), name
+    model.train()
+    assert all(p.requires_grad for p in model.student.parameters())
+
+
+@pytest.mark.parametrize('role, width', [('teacher', 12), ('student', 6)])
+def test_checkpoint_that_does_not_fit(tmp_path, role, width):
+    net = MODELS.build(runs.net(width))
+    weights = net.state_dict()
+    weights['backbone.extra'] = torch.ones(1)
+    weights['head.fc.bias'] = torch.ones(100)
+    del weights['backbone.conv.weight']
+    path = tmp_path / 'net.pth'
+    torch.save(dict(state_dict=weights), path)
+    config = dict(teacher='teacher', student='architecture')[role]
+    with pytest.raises(ValueError) as caught:
+        _build(**{f'{role}_ckpt': str(path)})
+    message = str(caught.value)
+    assert message.startswith(
+        f'{role}_ckpt={path} does not fit the {role}: missing '
+        'backbone.conv.weight; unexpected backbone.extra; other shapes '
+        'head.fc.bias (100,) instead of (10,). ')
+    assert f'as model.{config} (depth, widths, number of classes)' in message
+
+
+def test_long_lists_of_keys_are_cut(tmp_path):
+    path = tmp_path / 'other.pth'
+    torch.save({f'layer{i}': torch.ones(1) for i in range(8)}, path)
+    with pytest.raises(ValueError, match='layer4 and 3 more'):
+        _build(teacher_ckpt=str(path))
+
+
+def test_checkpoint_of_a_distillation_as_teacher(tmp_path):
+    path = _save(_build(), tmp_path / 'distilled.pth')
+    with pytest.raises(
+            ValueError,
+            match='It is the checkpoint of a '
+            'distillation: take the student out with '
+            'tools/model_converters/publish_student.py'):
+        _build(teacher_ckpt=path)
+
+
+def test_checkpoint_that_is_not_there(tmp_path):
+    with pytest.raises(FileNotFoundError, match='gone.pth does not exist'):
+        _build(teacher_ckpt=str(tmp_path / 'gone.pth'))
+
+
+# --- widths ----------------------------------------------------------------
+
+
+def _explicit(**connector):
+    cfg = runs.distiller(num_samples=20, exclude='instance')
+    cfg['connectors']['s'].update(in_channels=6, **connector)
+    cfg['connectors']['t'].update(in_channels=12, **connector)
+    return cfg
+
+
+@pytest.mark.parametrize('head', ['linear', 'mlp', 'pad'])
+def test_inferred_widths_equal_given_ones(head):
+    cfg = runs.distiller(num_samples=20, exclude='instance')
+    for connector in cfg['connectors'].values():
+        connector['head'] = head
+    inferred = _build(distiller=cfg).train()
+    given = _build(distiller=_explicit(head=head)).train()
+    state = given.state_dict()
+    assert {
+        key: value.shape
+        for key, value in state.items()
+    } == {
+        key: value.shape
+        for key, value in inferred.state_dict().items()
+    }
+    inferred.load_state_dict(state)
+    batch, losses = _batch(), []
+    for model in (inferred, given):
+        torch.manual_seed(0)
+        losses.append(_losses(model, batch)['distill.loss_crd'])
+    assert torch.equal(*losses)
+
+
+def test_parameters_exist_before_the_optimizer_is_built(tmp_path):
+    runner = runs.build(tmp_path)
+    wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
+    known = {
+        id(parameter)
+        for group in wrapper.param_groups
+        for parameter in group['params']
+    }
+    connectors = list(runner.model.distiller.connectors.parameters())
+    assert len(connectors) == 4
+    assert {id(parameter) for parameter in connectors} <= known
+
+
+def test_connectors_in_a_row_are_inferred_one_after_another():
+    cfg = runs.distiller(num_samples=20, exclude='instance')
+    first = dict(type='crd_plugin.EmbeddingConnector', embed_dim=5)
+    cfg['connectors']['s'] = [first, cfg['connectors']['s']]
+    model = _build(distiller=cfg).train()
+    one, two = model.distiller.connectors['s']
+    assert (one.in_channels, two.in_channels) == (6, 5)
+    assert _losses(model)['distill.loss_crd'].isfinite()
+
+
+def test_inference_changes_nothing_else(monkeypatch):
+    modes = []
+    forward = runs.TinyNet.forward
+
+    def watch(self, x):
+        modes.append((self.training, torch.is_grad_enabled()))
+        return forward(self, x)
+
+    monkeypatch.setattr(runs.TinyNet, 'forward', watch)
+    model = _build()
+    assert modes == [(False, False)] * 2  # teacher and student, once each
+    assert torch.is_grad_enabled()
+    assert model.training and model.student.training
+    assert all(module.training for module in model.student.modules())
+    for net in (model.student, model.teacher):
+        bn = net.backbone.bn
+        assert torch.equal(bn.running_mean, torch.zeros(bn.num_features))
+        assert torch.equal(bn.running_var, torch.ones(bn.num_features))
+        assert bn.num_batches_tracked == 0
+    assert all(p.requires_grad and p.grad is None
+               for p in model.distiller.parameters())
+
+
+def test_given_widths_need_no_forward_pass(monkeypatch):
+
+    def refuse(self, x):
+        raise AssertionError('forward')
+
+    monkeypatch.setattr(runs.TinyNet, 'forward', refuse)
+    assert not _build(
+        distiller=_explicit()).distiller.connectors['s'].needs_width
+
+
+@pytest.mark.parametrize('input_shape', [(1, 8, 8), (3, 8)])
+def test_input_shape_that_does_not_fit(input_shape):
+    with pytest.raises(ValueError) as caught:
+        _build(input_shape=input_shape)
+    message = str(caught.value)
+    assert message.startswith(
+        f'input_shape={input_shape} does not go through the teacher: ')
+    assert ('set model.input_shape to channels, height and width of one '
+            'image, or give in_channels of every connector.') in message
+
+
+# --- what MMRazor's own does too -------------------------------------------
+
+
+def test_deliveries_hand_values_from_teacher_to_student():
+    noisy = [runs.net(width) for width in (6, 12)]
+    for cfg in noisy:
+        cfg['backbone'].update(type='mmpretrain.NoisyNet')
+    distiller = runs.distiller(num_samples=20, exclude='instance')
+    delivery = dict(
+        drawn=dict(
+            type='MethodOutputs',
+            # MMRazor takes no prefix here; this finds it from any scope.
+            _scope_='mmrazor',
+            max_keep_data=1,
+            method_path=f'{__name__}.NoisyNet.draw'))
+    drawn = []
+    for deliveries in (None, delivery):
+        model = _build(
+            architecture=noisy[0],
+            teacher=noisy[1],
+            distiller={
+                **distiller,
+                **(dict(distill_deliveries=deliveries) if deliveries else {})
+            }).train()
+        _losses(model)
+        drawn.append([
+            float(net.backbone.drawn) for net in (model.teacher, model.student)
+        ])
+    assert drawn[0][0] != drawn[0][1]  # without it, each draws its own
+    assert drawn[1][0] == drawn[1][1]
+
+
+def test_distillation_stopped():
+    model = _build().train()
+    model.distillation_stopped = True
+    assert set(_losses(model)) == {'student.loss'}
+    assert model.distiller.distill_losses['loss_crd'].bank.pending is None
+
+
+def test_students_own_loss_can_be_left_out():
+    model = _build(calculate_student_loss=False).train()
+    assert set(_losses(model)) == {'distill.loss_crd'}
+
+
+def test_student_that_is_not_trained():
+    model = _build(student_trainable=False).train()
+    losses = _losses(model)
+    assert not losses['student.loss'].requires_grad
+    losses['distill.loss_crd'].backward()
+    assert all(p.grad is None for p in model.student.parameters())
+    weight = model.distiller.connectors['s'].linear.weight
+    assert weight.grad.abs().sum() > 0
+
+
+def test_prediction_is_the_students():
+    model = _build().eval()
+    inputs, samples = _batch()
+    with torch.no_grad():
+        own = model.student(inputs, copy.deepcopy(samples), mode='predict')
+        found = model(inputs, samples, mode='predict')
+    for first, second in zip(own, found):
+        assert torch.equal(first.pred_score, second.pred_score)

@@ -1,0 +1,159 @@
+"""EmbeddingConnector against numbers from the original code.
+
+``embed_*`` are of HobbitLong/RepDistiller (``crd/criterion.py``),
+``cktf_heads`` of kaiqi123/CKTF.
+"""
+import pytest
+import torch
+import torch.nn.functional as F
+
+from crd_plugin.models.connectors import EmbeddingConnector
+from crd_plugin.registry import MODELS
+from tests import golden
+
+HEADS = ('linear', 'mlp', 'pad')
+
+
+def _loaded(weights, in_channels, embed_dim, head):
+    connector = EmbeddingConnector(in_channels, embed_dim, head)
+    connector.load_state_dict(weights)  # strict: the names are the original's
+    return connector
+
+
+@pytest.mark.parametrize('case', ['embed_vector', 'embed_map'])
+def test_linear_head_equals_the_original(case):
+    data = golden.load(case)
+    weights = {f'linear.{name}': data[name] for name in ('weight', 'bias')}
+    embed_dim, in_channels = data['weight'].shape
+    connector = _loaded(weights, in_channels, embed_dim, 'linear')
+    x = data['x'].requires_grad_()
+    y = connector(x)
+    golden.assert_value(y, data['y'])
+    (y * data['cotangent']).sum().backward()
+    golden.assert_grad(x.grad, data['grad_x'])
+    golden.assert_grad(connector.linear.weight.grad, data['grad_weight'])
+    golden.assert_grad(connector.linear.bias.grad, data['grad_bias'])
+
+
+@pytest.mark.parametrize('head', HEADS)
+def test_heads_equal_the_original(head):
+    data = golden.load('cktf_heads')
+    weights = {
+        key[len(head) + 1:]: value
+        for key, value in data.items() if key.startswith(f'{head}.linear')
+    }
+    assert len(weights) == dict(linear=2, mlp=4, pad=0)[head]
+    connector = _loaded(weights, 10, 24, head)
+    x = data['x'].requires_grad_()
+    y = connector(x)
+    golden.assert_value(y, data[f'{head}.y'])
+    (y * data['cotangent']).sum().backward()
+    golden.assert_grad(x.grad, data[f'{head}.grad_x'])
+
+
+def test_pad_crops_a_wide_input_on_both_sides():
+    data = golden.load('cktf_heads')
+    connector = EmbeddingConnector(10, int(data['pad_crop.dim_out']), 'pad')
+    golden.assert_value(connector(data['x']), data['pad_crop.y'])
+
+
+@pytest.mark.parametrize('head', HEADS)
+def test_output_has_unit_norm_and_a_map_is_flattened(head):
+    connector = EmbeddingConnector(12, 16, head)
+    feature = torch.randn(5, 3, 2, 2)
+    embedding = connector(feature)
+    assert embedding.shape == (5, 16) and embedding.dtype == torch.float32
+    torch.testing.assert_close(embedding.norm(dim=1), torch.ones(5))
+    assert torch.equal(connector(feature.flatten(1)), embedding)
+    assert torch.equal(connector((feature, )), embedding)
+
+
+def test_zero_feature_gives_zero_not_nan():
+    connector = EmbeddingConnector(4, 4, 'pad')
+    x = torch.zeros(2, 4, requires_grad=True)
+    embedding = connector(x)
+    assert torch.equal(embedding, torch.zeros(2, 4))
+    embedding.sum().backward()
+    assert torch.isfinite(x.grad).all()
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_large_half_precision_values(dtype):
+    """The sum of squares passes 65504, the largest float16, many times."""
+    connector = EmbeddingConnector(64, 64, 'pad')
+    x = (torch.randn(3, 64).sign() * 3e4).to(dtype)
+    embedding = connector(x)
+    assert embedding.dtype == torch.float32
+    torch.testing.assert_close(embedding, F.normalize(x.float()))
+
+
+def test_float64_stays_float64():
+    connector = EmbeddingConnector(6, 4).double()
+    assert connector(torch.randn(2, 6).double()).dtype == torch.float64
+
+
+@pytest.mark.parametrize('head', HEADS)
+def test_width_is_taken_from_a_feature(head):
+    connector = EmbeddingConnector(embed_dim=6, head=head)
+    assert connector.needs_width and not list(connector.parameters())
+    feature = torch.randn(3, 5, 2, 2)
+    connector.infer_width((feature, ))
+    explicit = EmbeddingConnector(20, 6, head)
+    assert not connector.needs_width and connector.in_channels == 20
+    connector.load_state_dict(explicit.state_dict())
+    assert torch.equal(connector(feature), explicit(feature))
+
+
+def test_registered_with_defaults_of_the_paper():
+    connector = MODELS.build(
+        dict(type='crd_plugin.EmbeddingConnector', in_channels=7))
+    assert (connector.embed_dim, connector.head) == (128, 'linear')
+    assert connector.linear.weight.shape == (128, 7)
+
+
+@pytest.mark.parametrize('kwargs, message', [
+    (dict(embed_dim=0), 'embed_dim is 0, expected positive'),
+    (dict(in_channels=-3), 'in_channels is -3 .*expected positive'),
+    (dict(head='conv'), "head is 'conv', expected 'linear', 'mlp' or 'pad'"),
+    (dict(in_channels=7, embed_dim=10, head='pad'),
+     'cannot bring 7 values to embed_dim=10: the difference must be even; use '
+     "embed_dim=11 or head='linear'"),
+])
+def test_arguments(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        EmbeddingConnector(**kwargs)
+
+
+def test_feature_of_another_width():
+    with pytest.raises(
+            ValueError,
+            match='The feature has 5 values a sample, '
+            'EmbeddingConnector has in_channels=4; set '
+            'in_channels=5, or leave it out'):
+        EmbeddingConnector(4)(torch.ones(2, 5))
+
+
+@pytest.mark.parametrize('head', HEADS)
+def test_unknown_width(head):
+    with pytest.raises(
+            ValueError,
+            match='in_channels of EmbeddingConnector '
+            'is not known: give it in the config, or use'):
+        EmbeddingConnector(head=head)(torch.ones(2, 5))
+
+
+def test_inferred_width_that_cannot_be_padded():
+    connector = EmbeddingConnector(embed_dim=8, head='pad')
+    with pytest.raises(ValueError, match='cannot bring 5 values'):
+        connector.infer_width(torch.ones(2, 5))
+
+
+def test_several_stages_at_once():
+    feature = (torch.ones(2, 3), torch.ones(2, 3))
+    with pytest.raises(ValueError, match='a sequence of 2 tensors.*data_idx'):
+        EmbeddingConnector(3)(feature)
+
+
+def test_feature_without_batch():
+    with pytest.raises(ValueError, match=r'has shape \(3,\), expected \(B'):
+        EmbeddingConnector(3)(torch.ones(3))

@@ -1,0 +1,129 @@
+"""SampleFieldRecorder, alone and in a distiller."""
+import pytest
+import torch
+from mmpretrain.structures import DataSample
+from mmrazor.models.task_modules import RecorderManager
+from torch import nn
+
+from crd_plugin.models.recorders import SampleFieldRecorder
+from crd_plugin.models.recorders.sample_field_recorder import stack_field
+
+
+class Net(nn.Module):
+    """Takes the arguments of a model of MMEngine."""
+
+    def forward(self, inputs, data_samples=None, mode='tensor'):
+        return inputs
+
+
+def _samples(count=3):
+    samples = []
+    for i in range(count):
+        sample = DataSample().set_gt_label(i + 1)
+        sample.set_metainfo(dict(sample_idx=10 * i))
+        sample.set_field(torch.arange(4) + i, 'contrast_idx')
+        samples.append(sample)
+    return samples
+
+
+def _recorded(source, call):
+    """Record while a net is called."""
+    net, recorder = Net(), SampleFieldRecorder(source)
+    recorder.initialize(net)
+    with recorder:
+        call(net)
+    return recorder
+
+
+@pytest.mark.parametrize('source, expected', [
+    ('sample_idx', [0, 10, 20]),
+    ('gt_label', [1, 2, 3]),
+    ('contrast_idx', [[0, 1, 2, 3], [1, 2, 3, 4], [2, 3, 4, 5]]),
+])
+def test_fields_are_stacked(source, expected):
+    images = torch.zeros(3, 1)
+    recorder = _recorded(source, lambda net: net(images, _samples(), 'loss'))
+    record = recorder.get_record_data()
+    assert record.dtype == torch.int64 and record.device == images.device
+    assert record.tolist() == expected
+
+
+def test_arguments_by_name_and_lists_of_views():
+    views = [torch.zeros(3, 1), torch.zeros(3, 1)]
+    recorder = _recorded(
+        'sample_idx',
+        lambda net: net(inputs=views, data_samples=_samples(), mode='loss'))
+    assert recorder.get_record_data().tolist() == [0, 10, 20]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs CUDA')
+def test_record_is_on_the_device_of_the_images():
+    images = torch.zeros(3, 1, device='cuda')
+    for source in ('sample_idx', 'gt_label'):
+        recorder = _recorded(source, lambda net: net(images, _samples()))
+        assert recorder.get_record_data().device == images.device
+
+
+def test_each_entry_starts_anew_and_nothing_is_kept_outside():
+    net, recorder = Net(), SampleFieldRecorder('sample_idx')
+    recorder.initialize(net)
+    images = torch.zeros(1)
+    net(images, _samples())
+    assert recorder.data_buffer == []
+    for count in (3, 2):
+        with recorder:
+            net(images, _samples(count))
+        net(images, _samples(1))
+        assert [len(record) for record in recorder.data_buffer] == [count]
+
+
+def test_recording_ends_when_the_model_fails():
+    net, recorder = Net(), SampleFieldRecorder('sample_idx')
+    recorder.initialize(net)
+    with pytest.raises(ZeroDivisionError):
+        with recorder:
+            1 / 0
+    net(torch.zeros(1), _samples())
+    assert recorder.data_buffer == []
+
+
+def test_call_without_samples_records_nothing():
+    recorder = _recorded('sample_idx', lambda net: net(torch.zeros(3, 1)))
+    assert recorder.data_buffer == []
+
+
+def test_manager_builds_it_without_the_suffix():
+    manager = RecorderManager(
+        dict(ids=dict(type='crd_plugin.SampleField', source='sample_idx')))
+    net = Net()
+    manager.initialize(net)
+    with manager:
+        net(torch.zeros(3, 1), _samples())
+    recorder = manager.get_recorder('ids')
+    assert isinstance(recorder, SampleFieldRecorder)
+    assert recorder.get_record_data().tolist() == [0, 10, 20]
+
+
+@pytest.mark.parametrize('field, mend', [
+    ('sample_idx', 'wrap the training data set in '
+     'crd_plugin.SampleIndexDataset'),
+    ('contrast_idx', 'crd_plugin.SampleIndexDataset'),
+    ('gt_label', 'check that the data set has labels'),
+])
+def test_missing_field(field, mend):
+    samples = [*_samples(1), DataSample()]
+    with pytest.raises(ValueError, match=f'have no field "{field}".*{mend}'):
+        stack_field(samples, field, torch.device('cpu'))
+
+
+def test_large_ids_keep_their_bits():
+    samples = [
+        DataSample(metainfo=dict(sample_idx=2**53 + i)) for i in range(3)
+    ]
+    ids = stack_field(samples, 'sample_idx', torch.device('cpu'))
+    assert ids.tolist() == [2**53, 2**53 + 1, 2**53 + 2]
+
+
+def test_model_has_to_be_given():
+    with pytest.raises(ValueError, match='model is None, expected'):
+        SampleFieldRecorder('sample_idx').initialize(None)
