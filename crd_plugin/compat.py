@@ -425,6 +425,30 @@ def _removing_last(save: Callable) -> Callable:
     return wrapper
 
 
+def format_config_once(config: ModuleType) -> None:
+    """Format the text of a config once, not for every checkpoint.
+
+    What breaks: nothing, but ``Config.pretty_text`` runs yapf over the whole
+    config, about two seconds, for every checkpoint that is saved; short runs
+    spent most of their time there. No upstream report known.
+    Mend: keep the last text until the config changes.
+    No longer needed: when ``Runner.save_checkpoint`` keeps the text.
+
+    Args:
+        config (ModuleType): ``mmengine.config.config``.
+    """
+    pretty_text = config.Config.pretty_text.fget
+    last = [None, None]
+
+    def format_once(self):
+        content = repr(self._cfg_dict)
+        if last[0] != content:
+            last[:] = content, pretty_text(self)
+        return last[1]
+
+    config.Config.pretty_text = property(format_once, doc=pretty_text.__doc__)
+
+
 # --------------------------------------------------------------------------- #
 # Loops
 # --------------------------------------------------------------------------- #
@@ -704,6 +728,7 @@ _BEFORE: Dict[str, Callable[[], None]] = {
 # Called with the module, once its code has run.
 _AFTER: Dict[str, Callable[[ModuleType], None]] = {
     'torch': allow_checkpoint_globals,
+    'mmengine.config.config': format_config_once,
     'mmengine.utils.package_utils': find_packages_without_setuptools,
     'mmengine.config.utils': name_our_configs,
     'mmengine.dist.utils': init_dist_on_cpu,

@@ -35,6 +35,22 @@ def mmrazor_models_import():
     importlib.import_module('mmrazor.models')
 
 
+def config_is_formatted_once():
+    """Ask twice for the text of a config, then change it."""
+    from unittest import mock
+
+    from mmengine.config import Config, config
+    cfg = Config(dict(a=1))
+    with mock.patch.object(
+            config, 'FormatCode', wraps=config.FormatCode) as formatter:
+        text = cfg.pretty_text
+        assert cfg.pretty_text == text == 'a = 1\n'
+        times = formatter.call_count
+        assert times == 1, f'formatted {times} times'
+        cfg.a = 2
+        assert cfg.pretty_text == 'a = 2\n'
+
+
 def checkpoint_loads():
     """Save and load the log history that every checkpoint holds."""
     import numpy as np
@@ -213,6 +229,7 @@ def external_config_is_inherited():
 
 
 PROBES = (external_config_is_inherited, failed_write_keeps_the_file,
+          config_is_formatted_once,
           checkpoint_loads, truncated_checkpoint_is_explained,
           failed_save_keeps_the_last_checkpoint, pytorch_launcher,
           slurm_launcher, mpi_launcher, model_is_wrapped, amp_trains,

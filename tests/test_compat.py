@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 BROKEN = dict(
     external_config_is_inherited='pkg_resources',
     failed_write_keeps_the_file="now holds b''",
+    config_is_formatted_once='formatted 2 times',
     checkpoint_loads='Weights only load failed',
     truncated_checkpoint_is_explained='PytorchStreamReader failed',
     failed_save_keeps_the_last_checkpoint='last_checkpoint',
