@@ -11,6 +11,6 @@ from .recorders import SampleFieldRecorder
 __all__ = [
     'CIFARFourStageResNet', 'CIFARMobileNetV2', 'CIFARResNet',
     'CIFARShuffleNetV1', 'CIFARShuffleNetV2', 'CIFARVGG', 'CIFARWideResNet',
-    'CRDLoss', 'EmbeddingConnector', 'FrozenTeacherDistill',
-    'MemoryBank', 'SampleFieldRecorder'
+    'CRDLoss', 'EmbeddingConnector', 'FrozenTeacherDistill', 'MemoryBank',
+    'SampleFieldRecorder'
 ]

@@ -1,0 +1,155 @@
+"""Three-stage wide ResNet for 32x32 images: WRN-d-w."""
+from typing import List, Optional, Sequence, Tuple, Union
+
+from mmpretrain.models.backbones.base_backbone import BaseBackbone
+from torch import Tensor, nn
+
+from crd_plugin.registry import MODELS
+
+from ._common import check_out_indices, check_positive, kaiming_init
+
+_NUM_STAGES = 3
+
+
+@MODELS.register_module()
+class CIFARWideResNet(BaseBackbone):
+    """Wide ResNet with (depth - 4) / 6 pre-activation blocks a stage.
+
+    A bare 3x3 stem of 16 channels, three stages of 16, 32 and 64 channels
+    times ``widen_factor``, then batch norm and ReLU. Where the width changes,
+    batch norm and ReLU stand before both branches and the shortcut is a bare
+    1x1 convolution.
+
+    Source: Zagoruyko and Komodakis, arXiv:1605.07146. Behaviour and parameter
+    names matched: HobbitLong/RepDistiller, ``models/wrn.py``. Why not
+    ``mmrazor.WideResNet``: its logits are the same, but it returns the last
+    map alone, no stage, and nothing before an activation.
+
+    The stages are raw residual sums, which no head reads; so the map after
+    the last batch norm and ReLU always comes last. Recorders reach the stem
+    as ``backbone.conv1``, a stage as ``backbone.block1`` to
+    ``backbone.block3``.
+
+    Args:
+        depth (int): 6 n + 4: 16, 22, 28, 40 in the literature.
+        widen_factor (int): Width of the stages in units of 16, 32, 64.
+            Defaults to 1.
+        in_channels (int): Image channels. Defaults to 3.
+        drop_rate (float): Dropout between the convolutions of a block, a
+            fraction. Defaults to 0, as in the distillation literature.
+        out_indices (Sequence[int]): Stages to return before the last map, 0
+            to 2, ascending. Defaults to (): the last map alone.
+        pre_activation (bool): Return the stages after the batch norm that
+            follows them, before its ReLU. Defaults to False.
+        init_cfg (dict or list[dict], optional): Defaults to the original's:
+            Kaiming normal, fan-out, for convolutions; 1 and 0 for batch norm.
+
+    Shape:
+        Input: (B, in_channels, H, W). Output: tuple of maps (B, C_i, H_i,
+        W_i), H_i = H, H / 2, H / 4 rounded up; then the last map, shaped as
+        stage 2.
+
+    Raises:
+        ValueError: If an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        depth: int,
+        widen_factor: int = 1,
+        in_channels: int = 3,
+        drop_rate: float = 0.,
+        out_indices: Sequence[int] = (),
+        pre_activation: bool = False,
+        init_cfg: Optional[Union[dict, List[dict]]] = None,
+    ) -> None:
+        if not isinstance(depth, int) or depth < 10 or (depth - 4) % 6:
+            raise ValueError('depth must be 6 n + 4 (16, 22, 28, 40, ...), '
+                             f'but got {depth!r}.')
+        check_positive(widen_factor=widen_factor, in_channels=in_channels)
+        if not 0 <= drop_rate < 1:
+            raise ValueError('drop_rate must be a fraction in [0, 1), but got '
+                             f'{drop_rate!r}.')
+        indices = check_out_indices(out_indices, _NUM_STAGES, needed=False)
+        super().__init__(kaiming_init() if init_cfg is None else init_cfg)
+        self.depth = depth
+        self.widen_factor = widen_factor
+        self.out_indices = indices
+        self.pre_activation = pre_activation
+
+        blocks = (depth - 4) // 6
+        widths = [16, *(2**i * 16 * widen_factor for i in range(_NUM_STAGES))]
+        self.conv1 = nn.Conv2d(in_channels, 16, 3, padding=1, bias=False)
+        self.block1 = _Stage(blocks, widths[0], widths[1], 1, drop_rate)
+        self.block2 = _Stage(blocks, widths[1], widths[2], 2, drop_rate)
+        self.block3 = _Stage(blocks, widths[2], widths[3], 2, drop_rate)
+        self.bn1 = nn.BatchNorm2d(widths[3])
+        self.relu = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tuple[Tensor, ...]:
+        """Compute the stages in ``out_indices`` and the last map.
+
+        Args:
+            x (Tensor): (B, in_channels, H, W), normalised images.
+
+        Returns:
+            tuple[Tensor]: One map a stage, then the one for the head.
+        """
+        stages = (self.block1, self.block2, self.block3)
+        # The batch norm after each stage; it runs once in either case.
+        norms = (self.block2.layer[0].bn1, self.block3.layer[0].bn1, self.bn1)
+        x, normed = self.conv1(x), None
+        outputs = []
+        for i, (stage, norm) in enumerate(zip(stages, norms)):
+            x = stage(x, normed)
+            if self.pre_activation or norm is self.bn1:
+                normed = norm(x)
+            if i in self.out_indices:
+                outputs.append(normed if self.pre_activation else x)
+        return (*outputs, self.relu(normed))
+
+
+class _Stage(nn.Module):
+    """Blocks of one width."""
+
+    def __init__(self, num_blocks: int, in_channels: int, channels: int,
+                 stride: int, drop_rate: float) -> None:
+        super().__init__()
+        first = _Block(in_channels, channels, stride, drop_rate)
+        rest = (
+            _Block(channels, channels, 1, drop_rate)
+            for _ in range(num_blocks - 1))
+        self.layer = nn.Sequential(first, *rest)
+
+    def forward(self, x: Tensor, normed: Optional[Tensor] = None) -> Tensor:
+        """Residual sum; ``normed`` is the first batch norm of ``x``."""
+        for block in self.layer:
+            x = block(x, normed)
+            normed = None
+        return x
+
+
+class _Block(nn.Module):
+    """Batch norm and ReLU before each of two 3x3 convolutions."""
+
+    def __init__(self, in_channels: int, channels: int, stride: int,
+                 drop_rate: float) -> None:
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(in_channels)
+        self.conv1 = nn.Conv2d(
+            in_channels, channels, 3, stride, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.relu = nn.ReLU()
+        self.dropout = nn.Dropout(drop_rate)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.convShortcut = None
+        if in_channels != channels:
+            self.convShortcut = nn.Conv2d(
+                in_channels, channels, 1, stride, bias=False)
+
+    def forward(self, x: Tensor, normed: Optional[Tensor] = None) -> Tensor:
+        active = self.relu(self.bn1(x) if normed is None else normed)
+        out = self.dropout(self.relu(self.bn2(self.conv1(active))))
+        if self.convShortcut is not None:
+            x = self.convShortcut(active)
+        return x + self.conv2(out)

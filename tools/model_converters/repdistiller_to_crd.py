@@ -1,0 +1,57 @@
+"""Use a teacher of RepDistiller: ``repdistiller_to_crd.py IN.pth OUT.pth``."""
+
+import argparse
+import sys
+from typing import Optional, Sequence
+
+from crd_plugin import cli
+
+
+def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
+    """Parse the command line.
+
+    Args:
+        argv (Sequence[str], optional): Arguments; defaults to those of the
+            command line.
+
+    Returns:
+        argparse.Namespace: The parsed arguments.
+    """
+    parser = argparse.ArgumentParser(
+        description='Write a checkpoint of HobbitLong/RepDistiller as one of '
+        'our configs, for teacher_ckpt or load_from.')
+    parser.add_argument(
+        'checkpoint',
+        metavar='IN.pth',
+        help='file of RepDistiller, such as '
+        'resnet32x4_vanilla/ckpt_epoch_240.pth')
+    parser.add_argument('out', metavar='OUT.pth', help='file to write')
+    parser.add_argument(
+        '--arch',
+        metavar='NAME',
+        help='architecture by its name in RepDistiller, such as resnet32x4 '
+        'or wrn_40_2; defaults to what the folder or the file is called')
+    return parser.parse_args(argv)
+
+
+def main(argv: Optional[Sequence[str]] = None) -> None:
+    """Convert.
+
+    Args:
+        argv (Sequence[str], optional): Arguments; defaults to those of the
+            command line.
+
+    Raises:
+        UsageError: If the checkpoint is of another format or network.
+    """
+    args = parse_args(argv)
+    from crd_plugin.engine.convert_repdistiller import convert_repdistiller
+    try:
+        target = convert_repdistiller(args.checkpoint, args.out, args.arch)
+    except (ValueError, OSError) as error:
+        raise cli.UsageError(str(error)) from error
+    sys.stdout.write(f'{target}\n')
+
+
+if __name__ == '__main__':
+    sys.exit(cli.run(main))
