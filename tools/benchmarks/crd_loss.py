@@ -50,8 +50,6 @@ def main() -> None:
     args = parse_args()
     if args.rounds < 1 or args.threads < 1:
         sys.exit('--rounds and --threads must be at least 1.')
-    # Waiting OpenMP threads that spin slow each other down when cores are few.
-    os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
     import torch
     torch.set_num_threads(args.threads)
     if args.device.startswith('cuda') and not torch.cuda.is_available():

@@ -11,7 +11,9 @@ from crd_plugin.models.backbones import CIFARWideResNet
 def test_mmrazors_gives_the_same_last_map_and_no_more(depth, factor):
     """Depths 22 and 28, which the original's tables lack, are right too."""
     theirs = MMRAZOR_MODELS.build(
-        dict(type='WideResNet', depth=depth, widen_factor=factor)).eval()
+        dict(
+            type='mmrazor.WideResNet', depth=depth,
+            widen_factor=factor)).eval()
     ours = CIFARWideResNet(depth, factor, out_indices=(0, 1, 2))
     ours.eval()  # mmpretrain's backbones return None here
     for value in theirs.state_dict().values():
