@@ -15,6 +15,7 @@ import torch
 from mmengine.logging import HistoryBuffer
 
 from crd_plugin import compat
+from crd_plugin.compat import checkpoints, training
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -183,24 +184,24 @@ def test_missing_mmcv_is_told_in_one_sentence():
 def test_working_torchvision_is_untouched():
     run_python('''
         import torch
-        from crd_plugin import compat
+        from crd_plugin.compat import packages
         def load(path):
             library = torch.library.Library('torchvision', 'FRAGMENT')
             library.define('nms(Tensor d, Tensor s, float t) -> Tensor')
             kept.append(library)
         kept, torch.ops.load_library, torch.version.cuda = [], load, None
-        compat.declare_torchvision_ops()
-        assert kept and not compat._LIBRARIES
+        packages.declare_torchvision_ops()
+        assert kept and not packages._LIBRARIES
         ''')
 
 
 def test_mismatched_cuda_torchvision_is_left_to_fail():
     run_python('''
         import torch
-        from crd_plugin import compat
+        from crd_plugin.compat import packages
         torch.version.cuda = '13.0'
-        compat.declare_torchvision_ops()
-        assert not compat._LIBRARIES
+        packages.declare_torchvision_ops()
+        assert not packages._LIBRARIES
         assert not hasattr(torch.ops.torchvision, 'nms')
         ''')
 
@@ -236,10 +237,10 @@ def test_gpus_keep_backend_and_device_ids(monkeypatch):
     module = type(sys)('dist_utils')
     for name in ('_init_dist_pytorch', '_init_dist_slurm', '_init_dist_mpi'):
         setattr(module, name, lambda backend, **kw: called.append(backend))
-    compat.init_dist_on_cpu(module)
-    monkeypatch.setattr(compat, '_has_accelerator', lambda: True)
+    training.init_dist_on_cpu(module)
+    monkeypatch.setattr(training, '_has_accelerator', lambda: True)
     module._init_dist_pytorch('nccl')
-    monkeypatch.setattr(compat, '_has_accelerator', lambda: False)
+    monkeypatch.setattr(training, '_has_accelerator', lambda: False)
     module._init_dist_pytorch('nccl')
     module._init_dist_slurm('mpi')
     assert called == ['nccl', 'gloo', 'mpi']
@@ -247,8 +248,8 @@ def test_gpus_keep_backend_and_device_ids(monkeypatch):
 
 def test_gpus_keep_their_scaler(monkeypatch):
     module = type(sys)('amp_optimizer_wrapper')
-    monkeypatch.setattr(compat, '_has_accelerator', lambda: True)
-    compat.amp_on_cpu(module)
+    monkeypatch.setattr(training, '_has_accelerator', lambda: True)
+    training.amp_on_cpu(module)
     assert not hasattr(module, 'GradScaler')
 
 
@@ -262,7 +263,7 @@ def test_model_on_gpu_keeps_device_ids():
 
     wrappers = type(sys)('distributed')
     wrappers.MMDistributedDataParallel = Wrapper
-    compat.wrap_model_on_cpu(wrappers)
+    training.wrap_model_on_cpu(wrappers)
     Wrapper(torch.nn.Linear(1, 1, device='meta'), device_ids=[3])
     assert given == dict(device_ids=[3])
 
@@ -474,6 +475,6 @@ def test_checkpoint_saved_again_under_its_name_stays(tmp_path):
         calls.append('saved')
 
     hook.file_backend, hook.last_ckpt = Backend(), 'epoch_2.pth'
-    compat._removing_last(save)(hook)
+    checkpoints._removing_last(save)(hook)
     assert calls == ['saved', 'epoch_1.pth']
     assert isinstance(hook.file_backend, Backend)
