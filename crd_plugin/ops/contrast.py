@@ -26,10 +26,11 @@ EPS = 1e-7
 # enough to fill the chip on a GPU.
 _TILE_CPU, _TILE_GPU = 1 << 18, 1 << 24
 
-# Ids of an anchor's own are scored by one matrix product over the whole bank
-# while it has at most this many times K rows, above that by gathering K rows
-# an anchor. Measured on a 2-core AVX-512 CPU, D = 128: the product costs
-# about 5 ns a row and anchor, a gathered row about 100 ns.
+# Ids of an anchor's own are scored by one matrix product with the rows that
+# they are drawn from while these are at most this many times K, above that
+# (given ids of a large bank) by gathering K rows an anchor. Measured on a
+# 2-core AVX-512 CPU, D = 128: the product costs about 5 ns a row and anchor,
+# a gathered row about 100 ns.
 _DENSE_ROWS_PER_NEGATIVE = 16
 
 # softplus(x) = x from here on: exp(-40) vanishes in float64 too.
@@ -235,8 +236,10 @@ def prepare(negatives: Negatives, num_rows: int,
         dtype (torch.dtype): Of the anchors.
 
     Returns:
-        Negatives: With ``drawn`` set if the whole bank will be scored.
+        Negatives: With ``drawn`` set if all rows drawn from are scored.
     """
+    if negatives.subset is not None:
+        num_rows = negatives.subset.numel()
     dense = num_rows <= _DENSE_ROWS_PER_NEGATIVE * negatives.num_negatives
     if not (negatives.per_anchor and dense) or negatives.drawn is not None:
         return negatives
@@ -264,9 +267,9 @@ def _score_tiles(query: Tensor, rows: Tensor,
         def weight(part: slice) -> Tensor:
             return negatives.drawn[:, part].to(query.dtype)
 
-        yield from _matrix_tiles(query, rows, weight)
+        yield from _matrix_tiles(query, rows, negatives.subset, weight)
     else:
-        yield from _gathered_rows(query, rows, negatives.index)
+        yield from _gathered_rows(query, rows, negatives.ids)
 
 
 def _common_rows(query: Tensor, rows: Tensor,
@@ -274,22 +277,27 @@ def _common_rows(query: Tensor, rows: Tensor,
     """Every anchor against the same rows, its own class left out."""
     row_key, anchor_key = negatives.row_key, negatives.anchor_key[:, None]
     if negatives.index is not None:
-        rows, row_key = rows[negatives.index], row_key[negatives.index]
+        row_key = row_key[negatives.index]
 
     def weight(part: slice) -> Tensor:
         other = row_key[part].expand(query.size(0), -1).clone()
         return other.ne_(anchor_key).to(query.dtype)
 
-    yield from _matrix_tiles(query, rows, weight)
+    yield from _matrix_tiles(query, rows, negatives.index, weight)
 
 
-def _matrix_tiles(query: Tensor, rows: Tensor,
+def _matrix_tiles(query: Tensor, rows: Tensor, chosen: Optional[Tensor],
                   weight: Callable[[slice], Tensor]) -> Iterator[_Tile]:
-    """Matrix products of all anchors with one run of rows after another."""
+    """Matrix products of all anchors with one run of rows after another.
+
+    Chosen rows are gathered a run at a time, while the cache holds them.
+    """
     size = max(1, _tile_elements(query) // query.size(0))
-    for begin in range(0, rows.size(0), size):
+    num_rows = rows.size(0) if chosen is None else chosen.numel()
+    for begin in range(0, num_rows, size):
         part = slice(begin, begin + size)
-        block = rows[part].to(query.dtype)
+        block = rows[part] if chosen is None else rows[chosen[part]]
+        block = block.to(query.dtype)
         yield _Tile(query @ block.t(), block, slice(None), weight(part))
 
 

@@ -3,7 +3,9 @@
 The published code draws 16,384 ids a sample in the data loader. Here a step
 draws one random permutation and hands every anchor a random set of blocks of
 it: for each anchor that is exactly a uniform K-subset of its pool, and the
-subsets of two anchors overlap about as much as independent ones would.
+subsets of two anchors overlap about as much as independent ones would. Of a
+bank much larger than K, a step looks at a random subset only; then two anchors
+share more rows, each still has a uniform K-subset.
 """
 from typing import NamedTuple, Optional
 
@@ -17,6 +19,10 @@ __all__ = [
 
 # Ids are moved in runs of this many: one cache line instead of one number.
 _BLOCK = 32
+
+# A bank of more than _WHOLE * K rows is not drawn from as a whole: a step
+# takes _SUBSET * K random rows, and every anchor its K of them.
+_WHOLE, _SUBSET = 8, 4
 
 
 class LabelIndex(NamedTuple):
@@ -53,14 +59,17 @@ class Negatives(NamedTuple):
 
     Attributes:
         num_negatives (int): K of the objective.
-        index (Tensor, optional): Row ids, int64.
+        index (Tensor, optional): Row ids, int64; positions in ``subset``
+            where that is given.
         distinct (bool): No id repeats within a row of ``index``.
         row_key (Tensor, optional): Class or id of each row, ``(N,)``.
         anchor_key (Tensor, optional): Class or id of each anchor, ``(B,)``.
         pool (Tensor, optional): Rows that remain for each anchor when
             ``index`` is None, ``(B,)`` int64.
+        subset (Tensor, optional): Rows that ``index (B, K)`` counts in,
+            ``(M,)`` int64. Defaults to None: all N.
         drawn (Tensor, optional): ``index (B, K)`` as a mask or as counts,
-            ``(B, N)``, see :func:`crd_plugin.ops.prepare`.
+            ``(B, N)`` or ``(B, M)``, see :func:`crd_plugin.ops.prepare`.
     """
     num_negatives: int
     index: Optional[Tensor] = None
@@ -68,12 +77,18 @@ class Negatives(NamedTuple):
     row_key: Optional[Tensor] = None
     anchor_key: Optional[Tensor] = None
     pool: Optional[Tensor] = None
+    subset: Optional[Tensor] = None
     drawn: Optional[Tensor] = None
 
     @property
     def per_anchor(self) -> bool:
         """bool: Each anchor has ids of its own."""
         return self.index is not None and self.index.dim() == 2
+
+    @property
+    def ids(self) -> Tensor:
+        """Tensor: Rows of the bank, in the shape of ``index``."""
+        return self.index if self.subset is None else self.subset[self.index]
 
 
 def build_label_index(labels: Tensor) -> LabelIndex:
@@ -128,6 +143,12 @@ def draw_negatives(sample_idx: Tensor,
     Returns:
         Negatives: ``index`` is ``(B, K)`` int64.
     """
+    largest_class = (1 if label_index is None else num_rows -
+                     label_index.smallest_pool)
+    if (num_rows > _WHOLE * num_negatives
+            and largest_class <= (_SUBSET - 1) * num_negatives):
+        return _draw_from_subset(sample_idx, num_rows, num_negatives,
+                                 label_index, largest_class, generator)
     if label_index is None:
         smallest = largest = num_rows - 1
     else:
@@ -273,15 +294,44 @@ def _first_of_other_classes(sample_idx: Tensor, num_rows: int,
     largest_class = num_rows - label_index.smallest_pool
     candidates = _random_subsets(sample_idx.numel(), num_rows,
                                  min(num_rows, num_negatives + largest_class),
-                                 sample_idx.device, generator)
-    own = label_index.row_class[sample_idx]
-    candidates = candidates.long()
-    valid = label_index.row_class[candidates] != own[:, None]
+                                 sample_idx.device, generator).long()
+    return _first_others(candidates, label_index.row_class,
+                         label_index.row_class[sample_idx], num_negatives)
+
+
+def _draw_from_subset(sample_idx: Tensor, num_rows: int, num_negatives: int,
+                      label_index: Optional[LabelIndex], largest_class: int,
+                      generator: Optional[torch.Generator]) -> Negatives:
+    """K negatives of each anchor from rows drawn for the whole step.
+
+    The subset holds at least K rows of other classes for every anchor.
+    """
+    subset = torch.randperm(
+        num_rows,
+        dtype=torch.int32,
+        device=sample_idx.device,
+        generator=generator)[:_SUBSET * num_negatives].long()
+    if label_index is None:
+        key, own = subset, sample_idx
+    else:
+        key = label_index.row_class[subset]
+        own = label_index.row_class[sample_idx]
+    candidates = _random_subsets(sample_idx.numel(), subset.numel(),
+                                 num_negatives + largest_class,
+                                 sample_idx.device, generator).long()
+    index = _first_others(candidates, key, own, num_negatives)
+    return Negatives(num_negatives, index, distinct=True, subset=subset)
+
+
+def _first_others(candidates: Tensor, key: Tensor, own: Tensor,
+                  num_negatives: int) -> Tensor:
+    """First K candidates of another key than the anchor's, ``(B, K)``."""
+    valid = key[candidates] != own[:, None]
     place = valid.cumsum(1).sub_(1)
     # What is not wanted goes to a column that is cut off.
     place.masked_fill_(~valid, num_negatives).clamp_(max=num_negatives)
-    rows = candidates.new_zeros(sample_idx.numel(), num_negatives + 1)
-    return rows.scatter_(1, place, candidates)[:, :num_negatives]
+    found = candidates.new_zeros(candidates.size(0), num_negatives + 1)
+    return found.scatter_(1, place, candidates)[:, :num_negatives]
 
 
 def _random_subsets(num_sets: int, size: int, length: int,

@@ -9,7 +9,7 @@ from crd_plugin.ops import (Negatives, all_negatives, build_label_index,
                             contrast, draw_negatives, info_nce, log_partition,
                             nce, scores, shared_negatives)
 
-B, N, K, D, TAU = 6, 200, 24, 16, 0.07
+B, N, K, D, TAU = 6, 200, 32, 16, 0.07
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def weights_of(negatives, ids):
     weight = torch.zeros(ids.numel(), N, dtype=torch.float64)
     for i in range(ids.numel()):
         if negatives.per_anchor:
-            for j in negatives.index[i].tolist():
+            for j in negatives.ids[i].tolist():
                 weight[i, j] += 1
             continue
         index = negatives.index
@@ -75,6 +75,12 @@ def make_negatives(form, labels, ids):
     torch.manual_seed(1)
     if form == 'repeated':
         return Negatives(K, torch.randint(0, N, (B, K)))
+    if form.startswith('subset'):
+        # So few that the bank of 200 rows counts as large.
+        drawn = draw_negatives(ids, N, 20,
+                               index if form == 'subset' else None)
+        assert drawn.subset.shape == (80, )
+        return drawn
     return {
         'distinct': lambda: draw_negatives(ids, N, K, index),
         'shared': lambda: shared_negatives(ids, N, K, index),
@@ -85,7 +91,8 @@ def make_negatives(form, labels, ids):
 
 
 FORMS = [
-    'repeated', 'distinct', 'shared', 'all', 'shared-instance', 'all-instance'
+    'repeated', 'distinct', 'subset', 'subset-instance', 'shared', 'all',
+    'shared-instance', 'all-instance'
 ]
 # Tile sizes that end within, at and after the rows; rows gathered or masked.
 PATHS = {'one tile': (1 << 18, 16), 'tiles': (B * 37, 16),
@@ -135,7 +142,8 @@ def test_log_partition_is_the_mean_of_exp(case, path, form):
     negatives = make_negatives(form, labels, ids)
     e = torch.exp(anchor @ rows.t() / TAU)
     weighted = (e * weights_of(negatives, ids)).sum()
-    expected = (weighted + e[torch.arange(B), ids].sum()) / (B * (1 + K))
+    expected = (weighted + e[torch.arange(B), ids].sum()) / (
+        B * (1 + negatives.num_negatives))
     actual = log_partition(anchor, rows, ids, negatives, TAU)
     torch.testing.assert_close(actual, expected.log())
 
@@ -150,28 +158,33 @@ def test_log_h_is_the_critic_at_the_positive(case):
     assert not result.log_h.requires_grad
 
 
+@pytest.mark.parametrize('num_negatives', [K, 20])
 @pytest.mark.parametrize('exclude', ['class', 'instance'])
 @pytest.mark.parametrize('draw', [draw_negatives, shared_negatives])
-def test_draws_converge_to_all(case, draw, exclude):
-    """'sampled' and 'shared' are unbiased: mean over draws is 'all'."""
+def test_draws_converge_to_all(case, draw, exclude, num_negatives):
+    """'sampled' and 'shared' are unbiased: mean over draws is 'all'.
+
+    Of 20 negatives the bank counts as large and is drawn from in part.
+    """
     anchor, rows, labels, ids, log_z = case
     index = build_label_index(labels) if exclude == 'class' else None
     reference = anchor.clone().requires_grad_()
-    expected = nce(reference, rows, ids, all_negatives(ids, N, K, index),
-                   log_z, TAU).loss
+    every = all_negatives(ids, N, num_negatives, index)
+    expected = nce(reference, rows, ids, every, log_z, TAU).loss
     expected.backward()
     torch.manual_seed(3)
     losses, grads = [], []
     for _ in range(1500):
         leaf = anchor.clone().requires_grad_()
-        loss = nce(leaf, rows, ids, draw(ids, N, K, index), log_z, TAU).loss
+        drawn = draw(ids, N, num_negatives, index)
+        loss = nce(leaf, rows, ids, drawn, log_z, TAU).loss
         loss.backward()
         losses.append(loss.detach())
         grads.append(leaf.grad)
-    for drawn, exact in ((torch.stack(losses), expected),
-                         (torch.stack(grads), reference.grad)):
-        error = drawn.mean(0) - exact.detach()
-        standard_error = drawn.std(0) / len(drawn)**0.5
+    for values, exact in ((torch.stack(losses), expected),
+                          (torch.stack(grads), reference.grad)):
+        error = values.mean(0) - exact.detach()
+        standard_error = values.std(0) / len(values)**0.5
         assert standard_error.max() > 0
         assert ((error / (standard_error + 1e-12)).abs() < 4.5).all()
 

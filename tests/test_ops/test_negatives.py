@@ -22,6 +22,12 @@ def unbalanced():
         len(labels), generator=torch.Generator().manual_seed(0))]
 
 
+def many_classes():
+    """Sixty classes of 60 to 110 rows."""
+    return torch.randint(
+        0, 60, (5000, ), generator=torch.Generator().manual_seed(0))
+
+
 CASES = {
     'balanced': (balanced(), 1024, False),
     'balanced, nearly all': (balanced(), 4499, False),
@@ -30,6 +36,9 @@ CASES = {
     'unbalanced': (unbalanced(), 300, False),
     'unbalanced, some with replacement': (unbalanced(), 1000, True),
     'more than there are': (balanced(4, 5), 50, True),
+    'large bank': (balanced(100, 50), 64, False),
+    'large bank, unbalanced': (many_classes(), 100, False),
+    'large bank, large class': (unbalanced(), 200, False),
 }
 
 
@@ -41,12 +50,12 @@ def test_other_class_and_distinct(name):
     for _ in range(20):
         ids = torch.randint(0, len(labels), (33, ))
         drawn = draw_negatives(ids, len(labels), num_negatives, index)
-        assert drawn.index.shape == (33, num_negatives)
+        assert drawn.ids.shape == (33, num_negatives)
         assert drawn.num_negatives == num_negatives
-        assert (labels[drawn.index] != labels[ids][:, None]).all()
+        assert (labels[drawn.ids] != labels[ids][:, None]).all()
         assert drawn.distinct is not repeats
         pool = (labels[None] != labels[ids][:, None]).sum(1)
-        for row, size in zip(drawn.index, pool):
+        for row, size in zip(drawn.ids, pool):
             if num_negatives <= size:
                 assert row.unique().numel() == num_negatives
 
@@ -57,7 +66,7 @@ def test_other_instance_and_distinct(num_rows, num_negatives):
     torch.manual_seed(0)
     for _ in range(50):
         ids = torch.randint(0, num_rows, (16, ))
-        drawn = draw_negatives(ids, num_rows, num_negatives).index
+        drawn = draw_negatives(ids, num_rows, num_negatives).ids
         assert (drawn != ids[:, None]).all()
         assert drawn.min() >= 0 and drawn.max() < num_rows
         if num_negatives < num_rows:
@@ -72,14 +81,15 @@ def count_draws(labels, num_negatives, anchor, rounds):
     total = torch.zeros(num_rows, dtype=torch.int64)
     for _ in range(rounds):
         drawn = draw_negatives(
-            torch.tensor([anchor, 3]), num_rows, num_negatives, index).index
+            torch.tensor([anchor, 3]), num_rows, num_negatives, index).ids
         total += torch.bincount(drawn[0], minlength=num_rows)
     return total
 
 
 @pytest.mark.parametrize('labels, num_negatives', [
     (balanced(10, 130), 200), (unbalanced(), 150), (balanced(4, 5), 7),
-    (balanced(4, 5), 50), (unbalanced(), 1000), (None, 200)
+    (balanced(4, 5), 50), (unbalanced(), 1000), (None, 200),
+    (balanced(100, 50), 64), (many_classes(), 100), (None, 100)
 ])
 def test_uniform_over_the_pool(labels, num_negatives):
     """Chi-square over rows, one anchor followed through many steps."""
@@ -101,7 +111,8 @@ def test_uniform_over_the_pool(labels, num_negatives):
     assert 1e-3 < p < 1 - 1e-3
 
 
-@pytest.mark.parametrize('labels', [balanced(10, 130), unbalanced()])
+@pytest.mark.parametrize(
+    'labels', [balanced(10, 130), unbalanced(), balanced(40, 50)])
 def test_pairs_of_rows_are_uniform(labels):
     """Two given rows are drawn together as often as a K-subset holds both."""
     torch.manual_seed(6)
@@ -114,13 +125,26 @@ def test_pairs_of_rows_are_uniform(labels):
     for _ in range(rounds):
         drawn = torch.zeros(len(labels), dtype=torch.bool)
         drawn[draw_negatives(ids, len(labels), num_negatives,
-                             index).index[0]] = True
+                             index).ids[0]] = True
         hits += torch.tensor(
             [float(drawn[pool[a]] & drawn[pool[b]]) for a, b in pairs])
     size = len(pool)
     p = num_negatives * (num_negatives - 1) / (size * (size - 1))
     z = (hits - rounds * p) / (rounds * p * (1 - p))**0.5
     assert z.abs().max() < 4
+
+
+def test_large_bank_is_drawn_from_in_part():
+    labels = many_classes()
+    index = build_label_index(labels)
+    drawn = draw_negatives(torch.arange(16), 5000, 100, index)
+    assert drawn.subset.shape == (400, )
+    assert drawn.subset.unique().numel() == 400
+    assert torch.equal(drawn.ids, drawn.subset[drawn.index])
+    assert draw_negatives(torch.arange(16), 5000, 700, index).subset is None
+    # A class that could fill the subset forbids it.
+    large = build_label_index(unbalanced())
+    assert draw_negatives(torch.arange(16), 2142, 200, large).subset is None
 
 
 def test_anchors_overlap_as_independent_draws_do():
@@ -133,7 +157,7 @@ def test_anchors_overlap_as_independent_draws_do():
     for _ in range(60):
         # Rows 0 and 10 have the same class, hence the same pool.
         drawn = draw_negatives(
-            torch.tensor([0, 10]), len(labels), num_negatives, index).index
+            torch.tensor([0, 10]), len(labels), num_negatives, index).ids
         both = torch.cat([drawn[0], drawn[1]])
         shared.append(2 * num_negatives - both.unique().numel())
     mean = sum(shared) / len(shared)
@@ -148,7 +172,7 @@ def test_generator_repeats_and_differs():
 
     def draw(seed):
         generator = torch.Generator().manual_seed(seed)
-        return draw_negatives(ids, len(labels), 64, index, generator).index
+        return draw_negatives(ids, len(labels), 64, index, generator).ids
 
     assert torch.equal(draw(1), draw(1))
     assert not torch.equal(draw(1), draw(2))
