@@ -9,86 +9,31 @@ the deviation is the student's alone. A finished run is not repeated; a run
 whose config or teacher changed is, and the old one moved to <name>_old1.
 """
 import argparse
-import collections
 import hashlib
 import json
 import os
 import platform
 import re
 import shlex
-import shutil
-import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import List, Optional, Sequence, Tuple
 
 REPO = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPO))
+
+from crd_plugin import cli, launch  # noqa: E402
+from crd_plugin.launch import LOG, Run, write_whole  # noqa: E402
+
 CONFIGS = REPO / 'configs'
 TEACHER, STUDENT = 'resnet14', 'resnet8w4'
 SETTING = 'b20-100e_digits'
 METHODS = 'kd crd crd-kd'
 RECORD = 'demo_run.json'
-LOG = 'train.log'
-# MMEngine's lines: Epoch(train)  [3][5/5]  lr: ...  Epoch(val) [3][4/4] ...
-EPOCH_LINE = re.compile(r'(Epoch\((train|val)\)\s+\[(\d+)\].*)')
 
 
-class DemoError(RuntimeError):
+class DemoError(cli.UsageError):
     """Something that the user can mend."""
-
-
-class Run:
-    """One training: its config, options and folder.
-
-    Args:
-        name (str): Row of the table.
-        config (Path): Config file.
-        seed (int): Seed.
-        run_dir (Path): Work dir of the training.
-        options (list[str]): ``key=value`` for ``--cfg-options``.
-    """
-
-    def __init__(self, name: str, config: Path, seed: int, run_dir: Path,
-                 options: Sequence[str]) -> None:
-        self.name = name
-        self.config = config
-        self.seed = seed
-        self.run_dir = run_dir
-        self.options = [f'randomness.seed={seed}', *options]
-        self.needs_teacher = any(
-            option.startswith('model.teacher_ckpt=') for option in options)
-        self.seconds: Optional[float] = None
-
-    def command(self, resume: bool = False) -> List[str]:
-        """Command line of the training."""
-        command = [
-            sys.executable,
-            str(REPO / 'tools' / 'train.py'),
-            str(self.config), '--work-dir',
-            str(self.run_dir)
-        ]
-        if resume:
-            command += ['--resume', 'auto']
-        return command + ['--cfg-options', *self.options]
-
-    def load_config(self):
-        """The config with the run's options."""
-        from mmengine.config import Config, DictAction
-        parser = argparse.ArgumentParser()
-        parser.add_argument('--options', nargs='+', action=DictAction)
-        args = parser.parse_args(['--options', *self.options])
-        config = Config.fromfile(self.config)
-        config.merge_from_dict(args.options)
-        return config
-
-    def signature(self) -> str:
-        """Changes whenever the config or one of the options does."""
-        text = json.dumps(
-            self.load_config().to_dict(), sort_keys=True, default=str)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
@@ -178,7 +123,7 @@ def plan(args: argparse.Namespace) -> Tuple[Run, List[Run]]:
     vanilla = CONFIGS / 'vanilla'
     teacher = Run(f'teacher ({TEACHER})',
                   vanilla / f'vanilla_{TEACHER}_{SETTING}.py', args.seeds[0],
-                  args.work_dir / 'teacher', args.cfg_options)
+                  args.work_dir / 'teacher', args.cfg_options, RECORD)
     teacher_ckpt = teacher.run_dir / 'teacher.pth'
     students = []
     configs = [(method, find_config(method)) for method in args.methods]
@@ -186,13 +131,15 @@ def plan(args: argparse.Namespace) -> Tuple[Run, List[Run]]:
         students.append(
             Run(f'student alone ({STUDENT})',
                 vanilla / f'vanilla_{STUDENT}_{SETTING}.py', seed,
-                args.work_dir / f'vanilla_seed{seed}', args.cfg_options))
+                args.work_dir / f'vanilla_seed{seed}', args.cfg_options,
+                RECORD))
         for method, config in configs:
             students.append(
                 Run(
                     method.upper().replace('-', '+'), config, seed,
                     args.work_dir / f'{method}_seed{seed}',
-                    [*args.cfg_options, f'model.teacher_ckpt={teacher_ckpt}']))
+                    [*args.cfg_options, f'model.teacher_ckpt={teacher_ckpt}'],
+                    RECORD))
     return teacher, students
 
 
@@ -209,14 +156,13 @@ def finished(run: Run, teacher_id: str = '') -> bool:
     Raises:
         DemoError: If the folder holds something else than a run of the demo.
     """
-    if not run.run_dir.exists() or not any(run.run_dir.iterdir()):
+    if run.is_empty():
         return False
-    record = run.run_dir / RECORD
-    if not record.is_file():
+    content = run.read_record()
+    if content is None:
         raise DemoError(
             f'{run.run_dir} is not empty and no run of this demo; give '
             'another --work-dir.')
-    content = json.loads(record.read_text())
     run.seconds = content['seconds']
     return (content['finished'] and content['signature'] == run.signature()
             and content['teacher'] == teacher_id)
@@ -236,80 +182,24 @@ def train(run: Run, teacher_id: str, resume: bool, display,
     Raises:
         DemoError: If the training fails.
     """
-    record = run.run_dir / RECORD
-    signature = run.signature()
-    content = dict(signature=signature, teacher=teacher_id)
-    if record.is_file():
-        previous = json.loads(record.read_text())
+    content = dict(signature=run.signature(), teacher=teacher_id)
+    previous = run.read_record()
+    if previous is None:
+        resume = False
+    else:
         resume = resume and content.items() <= previous.items()
         if not resume:
-            _make_room(run.run_dir, keep=previous['finished'])
-    else:
-        resume = False
-    run.run_dir.mkdir(parents=True, exist_ok=True)
-    content.update(finished=False, seconds=None)
-    _write(record, json.dumps(content, indent=1))
-
-    epochs = run.load_config().train_cfg.max_epochs
-    display.start(run, position, epochs)
-    started = time.perf_counter()
-    command = run.command(resume)
-    tail = collections.deque(maxlen=20)
-    with open(run.run_dir / LOG, 'a', encoding='utf-8') as log:
-        log.write(f'$ {shlex.join(command)}\n')
-        process = _start(command)
-        try:
-            for line in process.stdout:
-                log.write(line)
-                log.flush()
-                tail.append(line.rstrip())
-                match = EPOCH_LINE.search(line)
-                if match:
-                    text, kind, epoch = match.groups()
-                    display.update(int(epoch), kind == 'val', text)
-            code = process.wait()
-        finally:
-            if process.poll() is None:
-                process.terminate()
-                process.wait()
-    # What came before an interruption is not known any more.
-    run.seconds = None if resume else time.perf_counter() - started
-    if code:
+            launch.make_room(run.run_dir, keep=previous['finished'])
+    display.start(run, position, run.load_config().train_cfg.max_epochs)
+    try:
+        launch.execute(run, content, display.update,
+                       'auto' if resume else None)
+    except launch.TrainingFailed as error:
         raise DemoError('\n'.join([
-            *tail, '', f'{run.name}, seed {run.seed}: training ended with '
-            f'code {code}. The log is {run.run_dir / LOG}; rerun this command '
-            'once it is mended, finished runs are kept.'
-        ]))
-    content.update(finished=True, seconds=run.seconds)
-    _write(record, json.dumps(content, indent=1))
-
-
-def _make_room(run_dir: Path, keep: bool) -> None:
-    """Move a finished run of other settings aside; drop an unfinished one."""
-    if not keep:
-        shutil.rmtree(run_dir)
-        return
-    number = 1
-    while (old := run_dir.with_name(f'{run_dir.name}_old{number}')).exists():
-        number += 1
-    run_dir.rename(old)
-
-
-def _start(command: Sequence[str]) -> subprocess.Popen:
-    """Start a process that finds the package of this checkout."""
-    env = dict(os.environ, PYTHONUNBUFFERED='1')
-    # Threads that spin while they wait make such small nets three times as
-    # slow when anything else runs on the machine.
-    env.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
-    path = [str(REPO), env.get('PYTHONPATH')]
-    env['PYTHONPATH'] = os.pathsep.join(part for part in path if part)
-    return subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors='replace',
-        env=env)
+            *error.tail, '', f'{run.name}, seed {run.seed}: training ended '
+            f'with code {error.code}. The log is {error.log}; rerun this '
+            'command once it is mended, finished runs are kept.'
+        ])) from error
 
 
 def publish_teacher(run: Run) -> str:
@@ -353,8 +243,7 @@ class Display:
 
     def __init__(self, num_runs: int) -> None:
         self.num_runs = num_runs
-        self.done = 0.0  # runs
-        self.began = time.perf_counter()
+        self.queue = launch.Progress(num_runs)
         self.progress = None
         if sys.stdout.isatty():
             try:
@@ -380,10 +269,11 @@ class Display:
 
     def start(self, run: Run, position: int, epochs: int) -> None:
         """A run begins."""
-        self.position, self.epochs, self.epoch = position, epochs, 0
+        self.position, self.epochs = position, epochs
         self.label = (f'run {position}/{self.num_runs}: {run.name}, '
                       f'seed {run.seed}')
-        self.done = position - 1
+        self.queue.worked = position - 1.0
+        self.queue.start('current', epochs)
         self.say(f'{self.label} -> {run.run_dir / LOG}')
         if self.progress:
             self.progress.update(
@@ -395,25 +285,18 @@ class Display:
 
     def update(self, epoch: int, validated: bool, text: str) -> None:
         """MMEngine logged an epoch."""
-        before, self.epoch = self.epoch, epoch - (not validated)
-        self.done = self.position - 1 + self.epoch / self.epochs
-        elapsed = time.perf_counter() - self.began
-        left = '?'
-        if self.done > 0:
-            left = _clock(elapsed / self.done * (self.num_runs - self.done))
-        right = f'epoch {epoch}/{self.epochs}'
+        due = self.queue.update('current', epoch, validated)
         if self.progress:
             self.progress.update(
-                self.current, completed=self.epoch, right=right)
+                self.current,
+                completed=epoch - (not validated),
+                right=f'epoch {epoch}/{self.epochs}')
             self.progress.update(
                 self.whole,
-                completed=self.done,
-                right=f'{_clock(elapsed)} gone, {left} left')
-        # A tenth of the epochs, with MMEngine's own words.
-        step = max(1, self.epochs // 10)
-        due = epoch % step == 0 or epoch == self.epochs
-        if due and (not validated or self.epoch > before):
-            where = f'{self.position}/{self.num_runs} {left} left'
+                completed=self.queue.done,
+                right=f'{self.queue.elapsed} gone, {self.queue.left} left')
+        if due:  # MMEngine's own words
+            where = f'{self.position}/{self.num_runs} {self.queue.left} left'
             self.say(f'  [{where}] {" ".join(text.split())}')
 
     def say(self, line: str) -> None:
@@ -422,11 +305,6 @@ class Display:
             self.progress.console.print(line, markup=False, highlight=False)
         else:
             print(line, flush=True)
-
-
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    return f'{minutes}:{seconds:02d}'
 
 
 def describe_machine() -> dict:
@@ -484,7 +362,7 @@ def report(runs: Sequence[Run], work_dir: Path, argv: Sequence[str]) -> str:
     table = render_table(rows)
     machine = describe_machine()
     command = shlex.join(['python', 'tools/demo.py', *argv])
-    _write(
+    write_whole(
         work_dir / 'results.json',
         json.dumps(
             dict(
@@ -499,7 +377,7 @@ def report(runs: Sequence[Run], work_dir: Path, argv: Sequence[str]) -> str:
                     for run, result in zip(runs, results)
                 ]),
             indent=1))
-    _write(
+    write_whole(
         work_dir / 'results.md', '\n'.join([
             table, '',
             'Accuracies in percent on the 1,000 test digits, best epoch by '
@@ -513,13 +391,6 @@ def report(runs: Sequence[Run], work_dir: Path, argv: Sequence[str]) -> str:
         work_dir / 'curves.png',
         title=f'scikit-learn digits, {TEACHER} to {STUDENT}')
     return table
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    part = path.with_name(path.name + '.part')
-    part.write_text(text, encoding='utf-8')
-    part.replace(path)
 
 
 def demo(argv: Sequence[str]) -> None:
@@ -574,7 +445,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     """
     try:
         demo(sys.argv[1:] if argv is None else list(argv))
-    except DemoError as error:
+    except cli.UsageError as error:
         print(f'error: {error}', file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -586,12 +457,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     return 0
 
 
-def _interrupt(*_) -> None:
-    raise KeyboardInterrupt
-
-
 if __name__ == '__main__':
     # `kill` as well as Ctrl-C must not leave a training behind.
-    signal.signal(signal.SIGINT, _interrupt)
-    signal.signal(signal.SIGTERM, _interrupt)
+    launch.interrupt_on_signals()
     sys.exit(main())

@@ -156,6 +156,19 @@ def render_table(rows: Sequence[dict]) -> str:
             _cell(row['best_epoch'], 0 if len(row['seeds']) == 1 else 1),
             _cell(row['seconds'], 1),
         ])
+    return render_cells(cells)
+
+
+def render_cells(cells: Sequence[Sequence[str]]) -> str:
+    """Align cells as a Markdown table, the first column to the left.
+
+    Args:
+        cells (Sequence[Sequence[str]]): Lines of equal length, the headings
+            first.
+
+    Returns:
+        str: The table without a final line break.
+    """
     widths = [max(map(len, column)) for column in zip(*cells)]
     lines = []
     for line in cells:
