@@ -94,6 +94,11 @@ def merge_args(cfg, args: argparse.Namespace) -> None:
                 f'`{name.replace("test", "val")}`.')
     cfg.load_from = args.checkpoint
     cfg.resume = False
+    # It holds all weights; the files that a distillation started from may be
+    # gone by now.
+    for name in ('teacher_ckpt', 'student_ckpt'):
+        if cfg.model.get(name) is not None:
+            cfg.model[name] = None
     if args.amp:
         cfg.test_cfg.fp16 = True
     if args.show or args.show_dir is not None:

@@ -249,6 +249,21 @@ def test_same_results_from_the_test_tool(run, checkpoint, published):
     assert set(results['crd'][0]) == {'accuracy/top1', 'accuracy/top5'}
 
 
+def test_testing_needs_no_file_of_the_teacher(run, checkpoint):
+    config, out = run / 'crd_gone.py', run / 'gone.json'
+    config.write_text("_base_ = './crd.py'\n"
+                      "model = dict(teacher_ckpt='gone/teacher.pth')\n")
+    load_tool('tools/test.py').main([
+        str(config),
+        str(checkpoint), '--out',
+        str(out), '--out-item', 'metrics', '--work-dir',
+        str(run / 'test'), '--cfg-options', f'experiment_name=gone_{run.name}'
+    ])
+    assert set(json.loads(out.read_text())) == {
+        'accuracy/top1', 'accuracy/top5'
+    }
+
+
 def build_distiller(run, **kwargs):
     cfg = Config.fromfile(run / 'crd.py').model
     cfg.update(kwargs)

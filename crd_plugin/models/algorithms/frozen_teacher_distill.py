@@ -60,10 +60,6 @@ class FrozenTeacherDistill(SingleTeacherDistill):
         super().__init__(distiller=distiller, teacher=teacher, **kwargs)
         if teacher_ckpt:
             load_strictly(self.teacher, teacher_ckpt, 'teacher')
-        elif self.teacher.init_cfg is None:
-            MMLogger.get_current_instance().warning(
-                'teacher_ckpt is not given: the teacher has random weights. '
-                'Set model.teacher_ckpt to a trained checkpoint.')
         if student_ckpt:
             load_strictly(self.student, student_ckpt, 'student')
         self.teacher.eval()
@@ -109,6 +105,27 @@ class FrozenTeacherDistill(SingleTeacherDistill):
         super().train(mode)
         self.teacher.eval()
         return self
+
+    def init_weights(self) -> None:
+        """Start training; a teacher without weights is warned of."""
+        if not self.teacher.is_init and self.teacher.init_cfg is None:
+            MMLogger.get_current_instance().warning(
+                'teacher_ckpt is not given: the teacher has random weights '
+                'unless a checkpoint brings others. Set model.teacher_ckpt to '
+                'a trained checkpoint.')
+        super().init_weights()
+
+    def _load_from_state_dict(self, state_dict, prefix, *args,
+                              **kwargs) -> None:
+        """Refuse a checkpoint that is none of a distillation."""
+        if not any(key.startswith(f'{prefix}architecture.')
+                   for key in state_dict):
+            raise ValueError(
+                'The checkpoint has no weights under "architecture.", so it '
+                'is not one of a distillation; test it with the config of '
+                'the plain network, or start a student from it with '
+                'model.student_ckpt.')
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     @torch.no_grad()
     def _infer_widths(self, input_shape: Sequence[int]) -> None:

@@ -4,6 +4,7 @@ import copy
 import pytest
 import torch
 from mmengine.logging import MMLogger
+from mmengine.runner import load_checkpoint
 from mmpretrain.registry import MODELS as MMPRETRAIN_MODELS
 from mmpretrain.structures import DataSample
 
@@ -121,10 +122,12 @@ def test_random_teacher_is_warned_of(caplog, tmp_path, teacher):
     logger = MMLogger.get_current_instance()
     logger.addHandler(caplog.handler)  # MMEngine's loggers have no parents
     try:
-        _build()
+        _build().init_weights()
         text = caplog.text
         caplog.clear()
-        _build(teacher_ckpt=_save(teacher, tmp_path / 'teacher.pth'))
+        model = _build(teacher_ckpt=_save(teacher, tmp_path / 'teacher.pth'))
+        model.init_weights()
+        _build()  # to be tested: its weights are still to come
     finally:
         logger.removeHandler(caplog.handler)
     assert 'teacher_ckpt is not given: the teacher has random' in text
@@ -139,6 +142,19 @@ def test_teacher_checkpoint_is_loaded_and_kept(tmp_path, teacher):
     model.init_weights()  # as a runner does
     for name, value in teacher.state_dict().items():
         assert torch.equal(model.teacher.state_dict()[name], value), name
+
+
+def test_checkpoint_of_a_plain_network_is_refused(tmp_path, teacher):
+    """It would leave random weights behind a warning of the loader."""
+    model = _build()
+    path = _save(teacher, tmp_path / 'plain.pth')
+    message = 'no weights under "architecture.".*student_ckpt'
+    with pytest.raises(ValueError, match=message):
+        model.load_state_dict(teacher.state_dict())
+    with pytest.raises(ValueError, match=message):
+        load_checkpoint(model, path, map_location='cpu')
+    other = _build()
+    other.load_state_dict(model.state_dict())
 
 
 def test_bare_state_dict_will_do(tmp_path, teacher):
