@@ -1,0 +1,138 @@
+"""Tiny but real tables: configs of the digits for the tests of tools.
+
+Two epochs of five steps, 100 digits to validate on, a random teacher.
+"""
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any, List
+
+import torch
+from mmengine.config import Config
+from mmpretrain.registry import MODELS
+
+REPO = Path(__file__).parents[1]
+CONFIGS = REPO / 'configs'
+PAIR = 'resnet14_resnet8w4_b20-100e_digits'
+NUM_EPOCHS = 2
+# Registered as a function: tools that only read the config need no torch.
+PAUSE = '''
+from mmengine.registry import HOOKS
+
+
+@HOOKS.register_module()
+def pause_once(marker):
+    import time
+    from pathlib import Path
+
+    from mmengine.hooks import Hook
+
+    class PauseOnce(Hook):
+        """Wait in the second epoch to be killed, but not when resumed."""
+
+        def before_train_iter(self, runner, *args, **kwargs):
+            if runner.epoch == 1 and not Path(marker).exists():
+                Path(marker).touch()
+                time.sleep(600)
+
+    return PauseOnce()
+'''
+LEAF = '''
+_base_ = '{base}'
+train_cfg = dict(max_epochs={epochs})
+val_dataloader = dict(batch_size=50, dataset=dict(indices=100))
+default_hooks = dict(logger=dict(interval=1))
+'''
+
+
+def load_tool(name: str) -> ModuleType:
+    """A script of ``tools/`` as a module."""
+    spec = importlib.util.spec_from_file_location(
+        f'tool_{Path(name).stem}', REPO / 'tools' / name)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def write_teacher(path: Path) -> Path:
+    """Save the digits' teacher with random weights."""
+    config = Config.fromfile(CONFIGS / 'vanilla' /
+                             'vanilla_resnet14_b20-100e_digits.py')
+    torch.manual_seed(0)
+    torch.save(
+        dict(state_dict=MODELS.build(config.model).state_dict()), path)
+    return path
+
+
+def write_configs(folder: Path) -> Path:
+    """Write teacher.pth, student.py, crd.py and broken.py.
+
+    ``crd.py`` pauses in its second epoch until it is killed, unless the file
+    ``paused`` is there; ``broken.py`` fails when its data loader is built.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    teacher = write_teacher(folder / 'teacher.pth')
+    (folder / 'pausing.py').write_text(PAUSE)
+    student = CONFIGS / 'vanilla' / 'vanilla_resnet8w4_b20-100e_digits.py'
+    configs = folder / 'method'
+    configs.mkdir()
+    (configs / 'student.py').write_text(
+        LEAF.format(base=student, epochs=NUM_EPOCHS))
+    (configs / 'crd.py').write_text(
+        LEAF.format(
+            base=CONFIGS / 'crd' / f'crd_{PAIR}.py', epochs=NUM_EPOCHS) +
+        f"model = dict(teacher_ckpt='{teacher}')\n"
+        "custom_imports = dict(imports=['crd_plugin', 'pausing'])\n"
+        "custom_hooks = [dict(type='crd_plugin.MemoryBankHook'),\n"
+        f"    dict(type='pause_once', marker='{folder / 'paused'}')]\n")
+    (configs / 'broken.py').write_text("_base_ = './student.py'\n"
+                                       'train_dataloader = dict('
+                                       'batch_size=-1)\n')
+    return configs
+
+
+def start(folder: Path, name: str, *args: Any) -> subprocess.Popen:
+    """Start a tool in a folder, without a GPU."""
+    path = [str(REPO), str(folder), os.environ.get('PYTHONPATH', '')]
+    return subprocess.Popen(
+        [sys.executable,
+         str(REPO / 'tools' / name), *map(str, args)],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=dict(
+            os.environ,
+            CUDA_VISIBLE_DEVICES='',
+            OMP_NUM_THREADS='1',
+            PYTHONPATH=os.pathsep.join(filter(None, path))))
+
+
+def call(folder: Path,
+         name: str,
+         *args: Any,
+         status: int = 0) -> 'tuple[List[str], str]':
+    """Run a tool in a folder and check its exit status.
+
+    Returns:
+        tuple: Lines of stdout; stderr.
+    """
+    return finish(start(folder, name, *args), status)
+
+
+def finish(process: subprocess.Popen,
+           status: int = 0) -> 'tuple[List[str], str]':
+    """Wait for a tool and check its exit status.
+
+    Returns:
+        tuple: Lines of stdout; stderr.
+    """
+    try:
+        out, error = process.communicate(timeout=180)
+    finally:
+        process.terminate()  # its trainings end with it
+    assert process.returncode == status, out + error
+    return out.splitlines(), error

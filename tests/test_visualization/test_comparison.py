@@ -1,0 +1,207 @@
+"""Reading published figures and runs, and setting them side by side."""
+import csv
+import json
+
+import pytest
+
+from crd_plugin.visualization import (compare, read_metafile, read_table_runs,
+                                      render_csv, render_json, render_markdown)
+
+METAFILE = '''
+Models:
+  - Name: crd_a
+    Config: configs/crd/crd_a.py
+    Metadata: {Training Data: CIFAR-100}
+    Published: {Top 1 Accuracy: 75.48, Source: 'CRD paper, table 1'}
+    Results:
+      - Metrics: {Top 1 Accuracy: 11.0}
+  - Name: crd_b
+    Config: configs/crd/crd_b.py
+    Metadata: {Training Data: CIFAR-100}
+    Results:
+      - Task: Image Classification
+        Metrics: {Top 5 Accuracy: 99.0, Top 1 Accuracy: 70.5}
+  - Name: crd_c
+    Metadata: {Training Data: CIFAR-100}
+  - Name: crd_d
+    Config: configs/crd/crd_d.py
+    Metadata: {Training Data: ImageNet-1k}
+    Published: {top-1: '71.17 %'}
+'''
+
+
+@pytest.fixture
+def metafile(tmp_path):
+    path = tmp_path / 'metafile.yml'
+    path.write_text(METAFILE)
+    return path
+
+
+def _write(folder, config, seed, top1=(), **changes):
+    run_dir = folder / config / f'seed_{seed}'
+    log = run_dir / '20260101_000000' / 'vis_data' / 'scalars.json'
+    log.parent.mkdir(parents=True)
+    log.write_text('\n'.join(
+        json.dumps({
+            'accuracy/top1': value,
+            'accuracy/top5': 99.0,
+            'step': epoch
+        }) for epoch, value in enumerate(top1, 1)))
+    record = dict(
+        config=f'configs/crd/{config}.py',
+        seed=seed,
+        options=[],
+        epochs=3,
+        signature='s',
+        teacher='abcdef0123456789',
+        finished=True,
+        seconds=1.0)
+    (run_dir / 'run.json').write_text(json.dumps(record | changes))
+    return run_dir
+
+
+def _rows(folder, metafile):
+    rows = compare(read_table_runs([folder]), read_metafile(metafile))
+    return {row['config']: row for row in rows}
+
+
+def test_figures_of_a_metafile(metafile):
+    figures = read_metafile(metafile)
+    assert [(f.config, f.top1, f.source, f.data) for f in figures] == [
+        ('crd_a', 75.48, 'CRD paper, table 1', 'CIFAR-100'),
+        ('crd_b', 70.5, 'Results', 'CIFAR-100'),
+        ('crd_c', None, '', 'CIFAR-100'),
+        ('crd_d', 71.17, '', 'ImageNet-1k'),
+    ]
+
+
+@pytest.mark.parametrize('text, message', [
+    ('a: [1', 'metafile.yml is no YAML'),
+    ('Collections: []', 'has no list of `Models`'),
+    ('just words', 'has no list of `Models`'),
+])
+def test_other_files_are_refused(metafile, text, message):
+    metafile.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_metafile(metafile)
+
+
+def test_last_best_difference_and_missing_cells(tmp_path, metafile):
+    _write(tmp_path, 'crd_a', 0, (70.0, 76.0, 75.0))
+    _write(tmp_path, 'crd_a', 1, (78.0, 76.0, 77.0))
+    _write(tmp_path, 'own', 10, (50.0, 51.0, 52.0), teacher='')
+    rows = _rows(tmp_path, metafile)
+    # No cell is missing where nothing was published (crd_c), or where nothing
+    # of the data set was trained (crd_d).
+    assert list(rows) == ['crd_a', 'crd_b', 'own']
+    a = rows['crd_a']
+    assert a['published'] == 75.48 and a['source'] == 'CRD paper, table 1'
+    assert a['last'] == dict(mean=76.0, std=pytest.approx(2**0.5))
+    assert a['best'] == dict(mean=77.0, std=pytest.approx(2**0.5))
+    assert a['best_epoch']['mean'] == 1.5
+    assert a['difference'] == pytest.approx(0.52)
+    assert a['difference_best'] == pytest.approx(1.52)
+    assert a['seeds'] == [0, 1] and a['missing_seeds'] == [10]
+    assert a['teacher'] == 'abcdef01'
+    for key in ('last', 'best', 'best_epoch', 'difference', 'teacher'):
+        assert rows['crd_b'][key] is None
+    assert rows['crd_b']['published'] == 70.5
+    assert rows['crd_b']['missing_seeds'] == [0, 1, 10]
+    assert rows['own']['last'] == dict(mean=52.0, std=None)
+    assert rows['own']['missing_seeds'] == [0, 1]
+    assert rows['own']['published'] is rows['own']['difference'] is None
+    assert rows['own']['teacher'] is None
+
+
+def test_unfinished_runs_do_not_count(tmp_path, metafile):
+    _write(tmp_path, 'crd_a', 0, (70.0, 76.0, 75.0))
+    _write(tmp_path, 'crd_a', 1, (90.0, 90.0), finished=False)
+    _write(tmp_path, 'crd_b', 0, finished=False)
+    # All epochs are there, the process was killed before it said so.
+    _write(tmp_path, 'crd_b', 1, (1.0, 2.0, 3.0), finished=False)
+    rows = _rows(tmp_path, metafile)
+    assert rows['crd_a']['last']['mean'] == 75.0
+    assert rows['crd_a']['notes'] == ['seed 1 is at epoch 2 of 3']
+    assert rows['crd_b']['last']['mean'] == 3.0
+    assert rows['crd_b']['notes'] == ['seed 0 is at epoch 0 of 3']
+    assert [run['last'] and run['last']['top1']
+            for run in rows['crd_b']['runs']] == [None, 3.0]
+
+
+def test_what_makes_seeds_differ_is_noted(tmp_path, metafile):
+    _write(tmp_path, 'crd_a', 0, (1.0, ), options=['a.b=1'], signature='t')
+    _write(tmp_path, 'crd_a', 1, (1.0, ), teacher='9999999999')
+    url = 'https://example.com/resnet50_b16x8_20210528-f54bfad9.pth'
+    _write(tmp_path, 'crd_b', 0, (1.0, ), teacher=url)
+    rows = _rows(tmp_path, metafile)
+    assert rows['crd_a']['notes'] == [
+        'the seeds were trained with different settings',
+        'the seeds were trained with different teachers', 'trained with a.b=1'
+    ]
+    assert rows['crd_a']['teacher'] == 'abcdef01 99999999'
+    assert rows['crd_b']['teacher'] == 'f54bfad9'
+
+
+def test_runs_that_cannot_be_read(tmp_path):
+    with pytest.raises(ValueError, match='no run in .*seed_.*run.json'):
+        read_table_runs([tmp_path])
+    old = _write(tmp_path, 'crd_a', 0, (1.0, ))
+    old.rename(old.with_name('seed_0_old1'))
+    with pytest.raises(ValueError, match='no run in'):
+        read_table_runs([tmp_path])
+    _write(tmp_path, 'crd_a', 0, (1.0, ))
+    run, = read_table_runs([tmp_path, tmp_path / 'crd_a'])  # once
+    assert run.config == 'crd_a' and run.finished
+    _write(tmp_path / 'other', 'crd_a', 0, (2.0, ))
+    with pytest.raises(ValueError, match='both crd_a with seed 0; leave one'):
+        read_table_runs([tmp_path])
+    _write(tmp_path / 'unread', 'crd_b', 0)
+    with pytest.raises(ValueError, match='has no accuracy/top1'):
+        read_table_runs([tmp_path / 'unread'])
+
+
+@pytest.mark.parametrize('text, message', [
+    ('{"seed": 1', 'run.json is damaged'),
+    ('3', 'run.json is damaged'),
+    ('{"seed": 1}', 'run.json lacks config, epochs, finished'),
+])
+def test_damaged_records_are_told(tmp_path, text, message):
+    run_dir = _write(tmp_path, 'crd_a', 0, (1.0, ))
+    (run_dir / 'run.json').write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_table_runs([tmp_path])
+
+
+def test_formats(tmp_path, metafile):
+    _write(tmp_path, 'crd_a', 0, (70.0, 76.0, 75.0))
+    _write(tmp_path, 'crd_a', 1, (78.0, 76.0, 77.0))
+    _write(tmp_path, 'own', 1, (50.0, 52.0, 51.0), options=['a.b=1'])
+    rows = list(_rows(tmp_path, metafile).values())
+
+    lines = render_markdown(rows).splitlines()
+    cells = [[cell.strip() for cell in line.strip('|').split('|')]
+             for line in lines if line.startswith('|')]
+    assert cells[0] == [
+        'config', 'published', 'last epoch', 'best epoch', 'difference',
+        'seeds', 'teacher'
+    ]
+    assert cells[2:] == [
+        [
+            'crd_a', '75.48', '76.00 ± 1.41', '77.00 ± 1.41', '+0.52', '2',
+            'abcdef01'
+        ],
+        [
+            'crd_b', '70.50', 'missing', 'missing', '-', '0 of 2, missing 0 1',
+            '-'
+        ],
+        ['own', '-', '51.00', '52.00', '-', '1 of 2, missing 0', 'abcdef01'],
+    ]
+    assert lines[-1] == '- own: trained with a.b=1'
+
+    first, second, *_ = csv.DictReader(render_csv(rows).splitlines())
+    assert float(first['last_mean']) == 76 and first['seeds'] == '0 1'
+    assert float(first['difference']) == pytest.approx(0.52)
+    assert second['last_mean'] == second['difference'] == ''
+    assert second['missing_seeds'] == '0 1'
+
+    assert json.loads(render_json(rows)) == rows
