@@ -23,8 +23,8 @@ class RandomStateHook(Hook):
     ``set_seed`` and ``set_epoch`` (``SampleIndexDataset``) seeds each batch
     of augmentations likewise. Whatever was drawn before, iteration i then
     sees the same numbers. The cost is about 12 microseconds an iteration on a
-    CPU. An ``IterBasedTrainLoop`` that resumes reads its batches again up to where
-    it was, with the number of workers that the first run had.
+    CPU. An ``IterBasedTrainLoop`` that resumes reads its batches again up to
+    where it was, with the number of workers that the first run had.
 
     The seed and that of the sampler are in the checkpoint (MMEngine draws a
     new one for the sampler when the config gives none).
