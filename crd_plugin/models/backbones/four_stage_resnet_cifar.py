@@ -2,6 +2,7 @@
 from typing import Tuple
 
 from mmpretrain.models.backbones import ResNet_CIFAR
+from mmpretrain.models.backbones.resnet import BasicBlock
 from torch import Tensor, nn
 
 from crd_plugin.registry import MODELS
@@ -9,7 +10,7 @@ from crd_plugin.registry import MODELS
 
 @MODELS.register_module()
 class CIFARFourStageResNet(ResNet_CIFAR):
-    """ResNet-18 to ResNet-152 for 32x32 images, pre-activations reachable.
+    """ResNet-10 to ResNet-152 for 32x32 images, pre-activations reachable.
 
     Weights, names and everything else are those of
     ``mmpretrain.ResNet_CIFAR``, which at depth 50 is HobbitLong/RepDistiller's
@@ -21,7 +22,8 @@ class CIFARFourStageResNet(ResNet_CIFAR):
     ``backbone.layer1`` to ``backbone.layer4``.
 
     Args:
-        depth (int): 18, 34, 50, 101 or 152.
+        depth (int): 10 (of kaiqi123/CKTF, one basic block a stage; mmpretrain
+            has none), 18, 34, 50, 101 or 152.
         pre_activation (bool): Return the stages as they are before their last
             ReLU, and append the last stage's map after it, because necks and
             heads read the last entry. ``backbone.layerX`` itself then is not
@@ -34,6 +36,11 @@ class CIFARFourStageResNet(ResNet_CIFAR):
         Input: (B, in_channels, H, W). Output: tuple of maps (B, C_i, H_i,
         W_i), H_i = H, H / 2, H / 4, H / 8 rounded up.
     """
+
+    arch_settings = {
+        10: (BasicBlock, (1, 1, 1, 1)),
+        **ResNet_CIFAR.arch_settings
+    }
 
     def __init__(self,
                  depth: int,

@@ -38,3 +38,20 @@ def test_both_options_agree_with_mmpretrain(depth):
     assert middle.min() < 0 and before.min() < 0
     torch.testing.assert_close((middle.relu(), last), expected)
     torch.testing.assert_close(before.relu(), last)
+
+
+@torch.no_grad()
+def test_resnet10_has_one_basic_block_a_stage():
+    net = CIFARFourStageResNet(10, out_indices=(0, 1, 2, 3))
+    net.eval()
+    assert [len(getattr(net, name)) for name in net.res_layers] == [1] * 4
+    assert 10 not in ResNet_CIFAR.arch_settings
+    image = torch.randn(1, 3, 16, 16)
+    features = net(image)
+    assert [tuple(feature.shape[1:]) for feature in features
+            ] == [(64, 16, 16), (128, 8, 8), (256, 4, 4), (512, 2, 2)]
+    net.pre_activation = True
+    *before, last = net(image)
+    for map_before, feature in zip(before, features, strict=True):
+        torch.testing.assert_close(map_before.relu(), feature)
+    torch.testing.assert_close(last, features[-1])

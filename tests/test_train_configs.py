@@ -1,0 +1,133 @@
+"""One row of each table through ``tools/``, on few images in the true format.
+
+A teacher by its own config, then the distillation: two iterations, validation,
+checkpoint, two more after resuming, test. Networks, images and losses are
+those of the configs; batches, data sets and epochs are small, and the best
+checkpoint of the large networks is not saved beside the last one. MMPretrain's
+zoo is not asked: ResNet-34 has random weights in a file of the same layout.
+"""
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import DefaultScope
+
+from crd_plugin.registry import MODELS
+from tests import fake_data, runs
+from tests.test_tools.test_cli import call
+
+CONFIGS = runs.REPO / 'configs'
+# Config, data folder and what fills it, images a step of two, schedule's rate.
+ROWS = {
+    'cifar10':
+    ('crd/crd_wrn22-4_wrn16-2_8xb16-200e_cifar10', 'data/cifar10',
+     lambda root: fake_data.write_cifar10(root, num_train=10, num_test=6), 5,
+     0.1),
+    'cifar100':
+    ('crd/crd-kd_resnet56_resnet20_b64-240e_cifar100', 'data/cifar100',
+     lambda root: fake_data.write_cifar100(root, num_train=12, num_test=6), 6,
+     0.05),
+    'imagenet':
+    ('crd/crd_resnet34_resnet18_8xb32-100e_imagenet', 'data/imagenet',
+     lambda root: fake_data.write_imagenet(root, num_train=1, num_val=1), 2,
+     0.1),
+    'tiny-imagenet':
+    ('kd/kd_vgg16_vgg11_b64-240e_tiny-imagenet', 'data/tiny-imagenet-200',
+     lambda root: fake_data.write_tiny_imagenet(root, num_train=1, num_val=1),
+     5, 0.05),
+}
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Two gain nothing here, and wait for each other on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def options(batch, epochs, *more):
+    """Small batches in this process, every step logged."""
+    loaders = [
+        f'{name}_dataloader.num_workers=0' for name in ('train', 'val', 'test')
+    ]
+    return [
+        '--cfg-options', f'train_dataloader.batch_size={batch}',
+        f'train_cfg.max_epochs={epochs}', 'default_hooks.logger.interval=1',
+        'log_processor.window_size=1', *loaders, *more
+    ]
+
+
+def train_teacher(cfg, batch):
+    """Make the checkpoint that a config asks for; more options for it."""
+    checkpoint = cfg.model.teacher_ckpt
+    if '://' in checkpoint:
+        with DefaultScope.overwrite_default_scope('mmpretrain'):
+            model = MODELS.build(cfg.teacher)
+        torch.save(dict(meta={}, state_dict=model.state_dict()), 'zoo.pth')
+        return Path('zoo.pth'), ['model.teacher_ckpt=zoo.pth']
+    folder = Path(checkpoint).parent
+    vanilla = CONFIGS / 'vanilla' / f'{folder.name}.py'
+    assert call('train', vanilla, *options(batch, 1)) == 0
+    # The name of the last of all epochs.
+    return (folder / 'epoch_1.pth').rename(checkpoint), []
+
+
+@pytest.mark.parametrize('data', ROWS)
+def test_row(data, tmp_path, monkeypatch):
+    name, root, write, batch, rate = ROWS[data]
+    monkeypatch.chdir(tmp_path)
+    fake_data.without_md5(monkeypatch)
+    write(root)
+    leaf = CONFIGS / f'{name}.py'
+    cfg = Config.fromfile(leaf)
+    teacher, more = train_teacher(cfg, batch)
+    work_dir = Path('work_dirs', leaf.stem)
+    if 'imagenet' in data:
+        more = [*more, 'default_hooks.checkpoint.save_best=None']
+
+    assert call('train', leaf, *options(batch, 1, *more)) == 0
+    assert (work_dir / 'epoch_1.pth').is_file()
+    assert bool(list(work_dir.glob('best_*.pth'))) == ('imagenet' not in data)
+    lines = runs.scalars(work_dir)
+    steps = [line for line in lines if 'loss' in line]
+    assert len(steps) == 2
+    for step in steps:
+        assert step['lr'] == rate and 0 < step['loss'] < float('inf')
+        parts = [value for key, value in step.items() if '.loss' in key]
+        assert sum(parts) == pytest.approx(step['loss'], rel=1e-5)
+    assert {key for key in steps[0] if '.loss' in key} == {
+        'student.loss',
+        *(f'distill.{key}' for key in cfg.model.distiller.distill_losses)
+    }
+    assert ['accuracy/top1' in line for line in lines].count(True) == 1
+
+    assert call('train', leaf, '--resume', *options(batch, 2, *more)) == 0
+    state = runs.load(work_dir / 'epoch_2.pth')
+    assert state['meta']['epoch'] == 2 and state['meta']['iter'] == 4
+    assert len([line for line in runs.scalars(work_dir) if 'loss' in line
+                ]) == 4
+    weights = state['state_dict']
+    frozen = runs.load(teacher)['state_dict']
+    for key, value in frozen.items():
+        assert torch.equal(weights[f'teacher.{key}'], value), key
+    banks = [key for key in weights if key.endswith('bank.student')]
+    assert len(banks) == ('loss_crd' in cfg.model.distiller.distill_losses)
+    for key in banks:
+        # Two epochs have written the row of every image.
+        assert weights[key].shape == (2 * batch, 128)
+        norms = weights[key].norm(dim=1)
+        torch.testing.assert_close(norms, torch.ones(2 * batch))
+
+    # The checkpoint has the teacher; no file or URL of it is asked for.
+    teacher.unlink()
+    assert call('test', leaf, work_dir / 'epoch_2.pth', '--out', 'found.json',
+                '--out-item', 'metrics', *options(batch, 2)) == 0
+    found = json.loads(Path('found.json').read_text())
+    last = [line for line in runs.scalars(work_dir)
+            if 'accuracy/top1' in line and 'loss' not in line]
+    assert found['accuracy/top1'] in [line['accuracy/top1'] for line in last]
+    assert 0 <= found['accuracy/top1'] <= found['accuracy/top5'] <= 100
