@@ -82,10 +82,13 @@ def test_installed_config_is_inherited_by_package_name(source):
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(site)
     config = source.parent / 'mine.py'
-    config.write_text("_base_ = 'crd_plugin::_base_/default_runtime.py'\n")
+    config.write_text("_base_ = 'crd_plugin::crd/crd_resnet14_resnet8w4_"
+                      "b20-100e_digits.py'\n")
+    # The types of the config keep their own scope.
     code = ('import crd_plugin; from mmengine.config import Config;'
-            f'print(crd_plugin.__file__, '
-            f'Config.fromfile(r"{config}").default_scope)')
+            f'cfg = Config.fromfile(r"{config}");'
+            'print(crd_plugin.__file__, cfg.default_scope);'
+            'assert "_scope_" not in repr(cfg)')
     result = subprocess.run([sys.executable, '-c', code],
                             env=dict(os.environ, PYTHONPATH=str(site)),
                             cwd=source.parent,

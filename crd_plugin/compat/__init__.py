@@ -16,13 +16,21 @@ from .checkpoints import (CheckpointError, allow_checkpoint_globals,
                           load_checkpoint_file, load_local_checkpoints_clearly,
                           save_before_removing, write_files_at_once)
 from .packages import (check_mmcv, declare_torchvision_ops,
-                       find_packages_without_setuptools, name_our_configs,
+                       find_packages_without_setuptools,
+                       leave_our_configs_their_scope, name_our_configs,
                        quiet_mmcv, stand_in_for_quantization)
 from .training import (amp_on_cpu, autocast_half_on_cpu, format_config_once,
                        init_dist_on_cpu, read_data_when_training_starts,
                        wrap_model_on_cpu)
 
 __all__ = ['CheckpointError', 'apply', 'load_checkpoint_file']
+
+
+def _mend_config(config: ModuleType) -> None:
+    """Both mends of ``mmengine.config.config``."""
+    format_config_once(config)
+    leave_our_configs_their_scope(config)
+
 
 # Called before a module's code runs.
 _BEFORE: Dict[str, Callable[[], None]] = {
@@ -31,7 +39,7 @@ _BEFORE: Dict[str, Callable[[], None]] = {
 # Called with the module, once its code has run.
 _AFTER: Dict[str, Callable[[ModuleType], None]] = {
     'torch': allow_checkpoint_globals,
-    'mmengine.config.config': format_config_once,
+    'mmengine.config.config': _mend_config,
     'mmengine.utils.package_utils': find_packages_without_setuptools,
     'mmengine.config.utils': name_our_configs,
     'mmengine.dist.utils': init_dist_on_cpu,

@@ -1,5 +1,6 @@
 """Mends of what is missing, too new, or looked up in vain."""
 
+import functools
 import importlib.metadata
 import importlib.util
 import os.path as osp
@@ -227,6 +228,29 @@ def name_our_configs(config_utils: ModuleType) -> None:
         config_utils (ModuleType): ``mmengine.config.utils``.
     """
     config_utils.MODULE2PACKAGE.setdefault('crd_plugin', 'crd_plugin')
+
+
+def leave_our_configs_their_scope(config: ModuleType) -> None:
+    """Let an inherited config of ours mean what it says.
+
+    What breaks: what is inherited from another package gets its name as
+    ``_scope_``, so ``type='ImageNet'`` in a config of ours would be looked for
+    among our classes rather than in the ``default_scope`` of the config,
+    which is MMPretrain's.
+    Mend: no scope for configs of this package.
+    No longer needed: when MMEngine takes the ``default_scope`` of the file.
+
+    Args:
+        config (ModuleType): ``mmengine.config.config``.
+    """
+    find_path = config.Config._get_cfg_path
+
+    @functools.wraps(find_path)
+    def _get_cfg_path(cfg_path, filename):
+        path, scope = find_path(cfg_path, filename)
+        return path, None if scope == 'crd_plugin' else scope
+
+    config.Config._get_cfg_path = staticmethod(_get_cfg_path)
 
 
 def _find_top_level(name: str):
