@@ -2,7 +2,7 @@
 from .algorithms import FrozenTeacherDistill
 from .backbones import (CIFARVGG, CIFARFourStageResNet, CIFARMobileNetV2,
                         CIFARResNet, CIFARShuffleNetV1, CIFARShuffleNetV2,
-                        CIFARWideResNet)
+                        CIFARWideResNet, ImageNetResNet)
 from .connectors import EmbeddingConnector
 from .losses import CRDLoss
 from .memory_bank import MemoryBank
@@ -11,6 +11,6 @@ from .recorders import SampleFieldRecorder
 __all__ = [
     'CIFARFourStageResNet', 'CIFARMobileNetV2', 'CIFARResNet',
     'CIFARShuffleNetV1', 'CIFARShuffleNetV2', 'CIFARVGG', 'CIFARWideResNet',
-    'CRDLoss', 'EmbeddingConnector', 'FrozenTeacherDistill', 'MemoryBank',
-    'SampleFieldRecorder'
+    'CRDLoss', 'EmbeddingConnector', 'FrozenTeacherDistill',
+    'ImageNetResNet', 'MemoryBank', 'SampleFieldRecorder'
 ]
