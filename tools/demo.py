@@ -304,7 +304,8 @@ class Display:
         if self.progress:
             self.progress.console.print(line, markup=False, highlight=False)
         else:
-            print(line, flush=True)
+            sys.stdout.write(f'{line}\n')
+            sys.stdout.flush()
 
 
 def describe_machine() -> dict:
@@ -429,8 +430,8 @@ def demo(argv: Sequence[str]) -> None:
                 train(run, teacher_id if run.needs_teacher else '',
                       args.resume, display, position)
     table = report([teacher, *students], args.work_dir, argv)
-    print(f'\n{table}\n\nwritten: '
-          f'{args.work_dir}/results.md, results.json, curves.png')
+    sys.stdout.write(f'\n{table}\n\nwritten: {args.work_dir}/results.md, '
+                     'results.json, curves.png\n')
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
@@ -446,13 +447,12 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     try:
         demo(sys.argv[1:] if argv is None else list(argv))
     except cli.UsageError as error:
-        print(f'error: {error}', file=sys.stderr)
+        sys.stderr.write(f'error: {error}\n')
         return 1
     except KeyboardInterrupt:
-        print(
+        sys.stderr.write(
             'interrupted; the same command keeps finished runs, with '
-            '--resume it goes on inside the interrupted one.',
-            file=sys.stderr)
+            '--resume it goes on inside the interrupted one.\n')
         return 130
     return 0
 
