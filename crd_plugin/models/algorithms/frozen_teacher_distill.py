@@ -164,13 +164,24 @@ class FrozenTeacherDistill(SingleTeacherDistill):
             record = dict(record)
             connector = self.distiller.connectors[record.pop('connector')]
             record.pop('connector_idx', None)
-            feature = self.distiller.get_record(**record)
+            feature = self._recorded(record)
             layers = connector if isinstance(connector,
                                              nn.Sequential) else [connector]
             for layer in layers:
                 if getattr(layer, 'needs_width', False):
                     layer.infer_width(feature)
                 feature = layer(feature)
+
+    def _recorded(self, record: dict) -> Tensor:
+        """A record of the forward pass; MMRazor only asserts that it is."""
+        try:
+            return self.distiller.get_record(**record)
+        except (AssertionError, IndexError, TypeError) as error:
+            raise ValueError(
+                f'loss_forward_mappings asks for {record}, which was not '
+                f'recorded: {error} Choose another data_idx or record_idx; '
+                'tools/check_config.py shows what each recorder holds.'
+            ) from error
 
 
 def load_strictly(model: nn.Module, checkpoint: str, role: str) -> None:

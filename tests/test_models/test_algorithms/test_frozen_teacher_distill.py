@@ -249,6 +249,14 @@ def test_inferred_widths_equal_given_ones(head):
     assert torch.equal(*losses)
 
 
+@pytest.mark.parametrize('place', [dict(data_idx=3), dict(record_idx=1)])
+def test_record_that_does_not_exist(place):
+    cfg = runs.distiller(num_samples=20, exclude='instance')
+    cfg['loss_forward_mappings']['loss_crd']['s_feats'].update(place)
+    with pytest.raises(ValueError, match='not recorded.*another data_idx'):
+        _build(distiller=cfg)
+
+
 def test_parameters_exist_before_the_optimizer_is_built(tmp_path):
     runner = runs.build(tmp_path)
     wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
