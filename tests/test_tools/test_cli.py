@@ -16,6 +16,10 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.logging import MessageHub, MMLogger
+from mmengine.registry import DefaultScope
+from mmengine.visualization import Visualizer
+from mmpretrain.visualization import UniversalVisualizer
 
 from crd_plugin import cli
 
@@ -82,7 +86,15 @@ def tool(name):
 
 
 def call(name, *argv):
-    """Run a script in this process and return its exit status."""
+    """Run a script in this process and return its exit status.
+
+    MMEngine names a run by the second that it starts in and keeps logger and
+    visualizer under that name: forgotten here, or a second run in the same
+    second would write into the first one's files.
+    """
+    for kept in (MMLogger, MessageHub, Visualizer, UniversalVisualizer,
+                 DefaultScope):
+        kept._instance_dict.clear()
     return cli.run(tool(name).main, [str(arg) for arg in argv])
 
 
