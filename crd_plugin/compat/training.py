@@ -13,9 +13,9 @@ def format_config_once(config: ModuleType) -> None:
     """Format the text of a config once, not for every checkpoint.
 
     What breaks: nothing, but ``Config.pretty_text`` runs yapf over the whole
-    config for every checkpoint that is saved: 0.29 s for CRD on the digits (one
-    core of an AMD EPYC), more than such a short epoch. No upstream report
-    known.
+    config for every checkpoint that is saved: 0.29 s for CRD on the digits
+    (one core of an AMD EPYC), more than such a short epoch. No upstream
+    report known.
     Mend: keep the last text until the config changes.
     No longer needed: when ``Runner.save_checkpoint`` keeps the text.
 
