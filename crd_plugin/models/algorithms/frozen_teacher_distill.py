@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from crd_plugin.registry import MODELS
 
+from ..recorders import SampleFieldRecorder
+
 
 @MODELS.register_module()
 class FrozenTeacherDistill(SingleTeacherDistill):
@@ -24,8 +26,9 @@ class FrozenTeacherDistill(SingleTeacherDistill):
       network leaves random weights behind a warning.
     * Its loss is not computed: it runs in ``mode='tensor'``, head included.
     * The student may start from given weights.
-    * Widths that connectors leave out are taken from one forward pass when
-      the model is built, before optimizer and DDP see the parameters.
+    * Widths that connectors and losses leave out are taken from one forward
+      pass when the model is built, before optimizer and DDP see the
+      parameters.
 
     Args:
         distiller (dict): Config of a distiller.
@@ -129,22 +132,29 @@ class FrozenTeacherDistill(SingleTeacherDistill):
 
     @torch.no_grad()
     def _infer_widths(self, input_shape: Sequence[int]) -> None:
-        """Send one image through, for connectors that lack their width."""
-        mappings = [
-            record for mapping in self.distiller.loss_forward_mappings.values()
-            for record in mapping.values() if record.get('connector')
-        ]
-        needy = [
-            record for record in mappings if any(
+        """Send one image through, for parts that lack their widths.
+
+        A connector takes them from the feature it is given, a loss with
+        modules of its own from all that its ``forward`` will be given.
+        """
+        distiller = self.distiller
+        mappings = distiller.loss_forward_mappings
+        records = [
+            record for mapping in mappings.values()
+            for record in mapping.values() if record.get('connector') and any(
                 getattr(layer, 'needs_width', False) for layer in
-                self.distiller.connectors[record['connector']].modules())
+                distiller.connectors[record['connector']].modules())
         ]
-        if not needy:
+        losses = [
+            name for name in mappings
+            if getattr(distiller.distill_losses[name], 'needs_width', False)
+        ]
+        if not records and not losses:
             return
         # Two images: batch norm of one value a channel would not run.
         image = torch.zeros(2, *input_shape)
-        sides = (('teacher', self.teacher, self.distiller.teacher_recorders),
-                 ('student', self.student, self.distiller.student_recorders))
+        sides = (('teacher', self.teacher, distiller.teacher_recorders),
+                 ('student', self.student, distiller.student_recorders))
         for role, model, recorders in sides:
             training = model.training
             model.eval()
@@ -160,9 +170,9 @@ class FrozenTeacherDistill(SingleTeacherDistill):
                     'in_channels of every connector.') from error
             finally:
                 model.train(training)
-        for record in needy:
+        for record in records:
             record = dict(record)
-            connector = self.distiller.connectors[record.pop('connector')]
+            connector = distiller.connectors[record.pop('connector')]
             record.pop('connector_idx', None)
             feature = self._recorded(record)
             layers = connector if isinstance(connector,
@@ -171,6 +181,21 @@ class FrozenTeacherDistill(SingleTeacherDistill):
                 if getattr(layer, 'needs_width', False):
                     layer.infer_width(feature)
                 feature = layer(feature)
+        for name in losses:
+            distiller.distill_losses[name].infer_width(
+                **{
+                    key: self._recorded(record)
+                    for key, record in mappings[name].items()
+                    if not self._is_sample_field(record)
+                })
+
+    def _is_sample_field(self, record: dict) -> bool:
+        """Ids and labels, which one image without samples does not have."""
+        recorders = (
+            self.distiller.student_recorders if record['from_student'] else
+            self.distiller.teacher_recorders)
+        return isinstance(
+            recorders.get_recorder(record['recorder']), SampleFieldRecorder)
 
     def _recorded(self, record: dict) -> Tensor:
         """A record of the forward pass; MMRazor only asserts that it is."""

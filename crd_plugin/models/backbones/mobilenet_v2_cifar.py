@@ -56,6 +56,9 @@ class CIFARMobileNetV2(BaseBackbone):
         ValueError: If an argument is out of range.
     """
 
+    # Where ``StageOutputsRecorder`` finds the map before the first stage.
+    stem_name = 'conv1'
+
     def __init__(
         self,
         widen_factor: float = 0.5,

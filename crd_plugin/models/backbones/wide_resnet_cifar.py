@@ -53,6 +53,9 @@ class CIFARWideResNet(BaseBackbone):
         ValueError: If an argument is out of range.
     """
 
+    # Where ``StageOutputsRecorder`` finds the map before the first stage.
+    stem_name = 'conv1'
+
     def __init__(
         self,
         depth: int,
