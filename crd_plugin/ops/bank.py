@@ -1,14 +1,18 @@
 """Maths of the memory bank: momentum update and its order across ranks."""
-from typing import List, Sequence, Tuple
+from concurrent.futures import ThreadPoolExecutor
+from typing import Iterator, List, Optional, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 __all__ = [
-    'initial_rows', 'last_occurrence', 'momentum_rows', 'pack_update',
-    'unpack_update'
+    'initial_pieces', 'initial_rows', 'last_occurrence', 'momentum_rows',
+    'pack_update', 'unpack_update'
 ]
+
+# Numbers that are drawn at once; a larger bank is drawn in pieces.
+_PIECE = 1 << 20
 
 
 def initial_rows(num_rows: int, embed_dim: int,
@@ -17,6 +21,10 @@ def initial_rows(num_rows: int, embed_dim: int,
 
     Their norm is about 1; they are not normalised until first written, as in
     HobbitLong/RepDistiller ``crd/memory.py``.
+
+    A large bank is drawn in pieces, each from a seed of its own that
+    ``generator`` gives; on a CPU by as many threads as torch uses. The
+    numbers do not depend on how many these are.
 
     Args:
         num_rows (int): N.
@@ -27,8 +35,73 @@ def initial_rows(num_rows: int, embed_dim: int,
     Returns:
         Tensor: ``(N, D)`` float32.
     """
-    bound = (embed_dim / 3)**-0.5
     rows = torch.empty(num_rows, embed_dim, device=generator.device)
+    pieces, seeds = _pieces(num_rows, embed_dim, generator)
+    if seeds is None:
+        return _uniform(rows, generator)
+
+    def draw(piece: slice, seed: int) -> None:
+        _uniform(rows[piece], _seeded(generator.device, seed))
+
+    threads = torch.get_num_threads() if rows.device.type == 'cpu' else 1
+    # torch draws on one thread, and lets go of Python's lock meanwhile.
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in pool.map(draw, pieces, seeds):
+            pass
+    return rows
+
+
+def initial_pieces(
+        num_rows: int, embed_dim: int,
+        generator: torch.Generator) -> Iterator[Tuple[slice, Tensor]]:
+    """The same rows as of :func:`initial_rows`, a few of them at a time.
+
+    For a bank of which only some rows are kept.
+
+    Args:
+        num_rows (int): N.
+        embed_dim (int): D.
+        generator (torch.Generator): Source of randomness.
+
+    Yields:
+        tuple[slice, Tensor]: Which rows, and the rows.
+    """
+    pieces, seeds = _pieces(num_rows, embed_dim, generator)
+    for number, piece in enumerate(pieces):
+        rows = torch.empty(
+            piece.stop - piece.start, embed_dim, device=generator.device)
+        source = generator
+        if seeds is not None:
+            source = _seeded(generator.device, seeds[number])
+        yield piece, _uniform(rows, source)
+
+
+def _pieces(
+        num_rows: int, embed_dim: int, generator: torch.Generator
+) -> Tuple[List[slice], Optional[List[int]]]:
+    """Rows that are drawn at once, and seeds if there are several such."""
+    size = max(1, _PIECE // embed_dim)
+    pieces = [
+        slice(begin, min(begin + size, num_rows))
+        for begin in range(0, num_rows, size)
+    ]
+    if len(pieces) == 1:
+        return pieces, None
+    seeds = torch.randint(
+        1 << 62, (len(pieces), ),
+        device=generator.device,
+        generator=generator)
+    return pieces, seeds.tolist()
+
+
+def _seeded(device: torch.device, seed: int) -> torch.Generator:
+    """A generator of its own for a piece."""
+    return torch.Generator(device).manual_seed(seed)
+
+
+def _uniform(rows: Tensor, generator: torch.Generator) -> Tensor:
+    """Fill rows in place."""
+    bound = (rows.size(1) / 3)**-0.5
     return rows.uniform_(-bound, bound, generator=generator)
 
 

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .matmul import times_transposed
 from .negatives import Negatives
 
 __all__ = [
@@ -35,6 +36,9 @@ _DENSE_ROWS_PER_NEGATIVE = 16
 
 # softplus(x) = x from here on: exp(-40) vanishes in float64 too.
 _SOFTPLUS_LINEAR = 40.0
+
+# Up to here 1 - sigmoid(x) has lost less than five of its bits.
+_SIGMOID_EXACT = 3.0
 
 
 class ContrastResult(NamedTuple):
@@ -93,17 +97,8 @@ def nce(anchor: Tensor,
         positive_loss = F.softplus(-x, threshold=_SOFTPLUS_LINEAR)
         grad = positive * torch.sigmoid(-x).neg_()[:, None]
 
-        negative_loss = torch.zeros_like(x)
-        negative_grad = torch.zeros_like(grad)
-        for part in _score_tiles(query, rows, negatives):
-            part.score.sub_(shift)
-            value = F.softplus(part.score, threshold=_SOFTPLUS_LINEAR)
-            slope = part.score.sigmoid_()
-            if part.weight is not None:
-                value.mul_(part.weight)
-                slope.mul_(part.weight)
-            part.add(negative_loss, value.sum(1))
-            part.add_product(negative_grad, slope)
+        negative_loss, negative_grad = _negative_pass(query, rows, negatives,
+                                                      shift)
         weight = _expectation_weight(negatives, x)
         if weight is not None:
             negative_loss *= weight
@@ -217,7 +212,7 @@ class _Tile(NamedTuple):
     def add_product(self, total: Tensor, weight: Tensor) -> None:
         """Add ``sum_j weight_ij v_j`` to the totals of these anchors."""
         if self.rows.dim() == 2:
-            total[self.anchors].addmm_(weight, self.rows)
+            total[self.anchors] += times_transposed(weight, self.rows.t())
         else:
             total[self.anchors] += torch.bmm(weight[:, None],
                                              self.rows).squeeze(1)
@@ -298,7 +293,8 @@ def _matrix_tiles(query: Tensor, rows: Tensor, chosen: Optional[Tensor],
         part = slice(begin, begin + size)
         block = rows[part] if chosen is None else rows[chosen[part]]
         block = block.to(query.dtype)
-        yield _Tile(query @ block.t(), block, slice(None), weight(part))
+        yield _Tile(
+            times_transposed(query, block), block, slice(None), weight(part))
 
 
 def _gathered_rows(query: Tensor, rows: Tensor,
@@ -311,6 +307,40 @@ def _gathered_rows(query: Tensor, rows: Tensor,
         block = rows[index[part]].to(query.dtype)
         score = torch.bmm(block, query[part, :, None]).squeeze(2)
         yield _Tile(score, block, part, None)
+
+
+def _negative_pass(query: Tensor, rows: Tensor, negatives: Negatives,
+                   shift: Tensor) -> Tuple[Tensor, Tensor]:
+    """Sum of softplus(score - shift) over negatives, and its gradient.
+
+    Returns:
+        tuple[Tensor, Tensor]: ``(B,)`` and, of the query, ``(B, D)``.
+    """
+    loss = query.new_zeros(query.size(0))
+    grad = torch.zeros_like(query)
+    for part in _score_tiles(query, rows, negatives):
+        part.score.sub_(shift)
+        value, slope = _softplus_and_sigmoid(part.score)
+        if part.weight is not None:
+            value.mul_(part.weight)
+            slope.mul_(part.weight)
+        part.add(loss, value.sum(1))
+        part.add_product(grad, slope)
+    return loss, grad
+
+
+def _softplus_and_sigmoid(score: Tensor) -> Tuple[Tensor, Tensor]:
+    """Both functions of the scores, which are overwritten.
+
+    ``softplus(x) = -log(1 - sigmoid(x))`` is a third faster and as exact
+    where ``1 - sigmoid`` does not vanish: where no score of the tile is
+    large. Looking is free on a CPU; a GPU would be waited for.
+    """
+    if score.device.type == 'cpu' and float(score.amax()) <= _SIGMOID_EXACT:
+        slope = score.sigmoid_()
+        return slope.neg().log1p_().neg_(), slope
+    value = F.softplus(score, threshold=_SOFTPLUS_LINEAR)
+    return value, score.sigmoid_()
 
 
 def _softmax_pass(query: Tensor, rows: Tensor, negatives: Negatives,

@@ -7,7 +7,7 @@ subsets of two anchors overlap about as much as independent ones would. Of a
 bank much larger than K, a step looks at a random subset only; then two anchors
 share more rows, each still has a uniform K-subset.
 """
-from typing import NamedTuple, Optional
+from typing import NamedTuple, Optional, Tuple
 
 import torch
 from torch import Tensor
@@ -103,21 +103,42 @@ def build_label_index(labels: Tensor) -> LabelIndex:
     Raises:
         ValueError: If all rows have one class: nothing could be a negative.
     """
-    _, row_class, count = torch.unique(
-        labels, return_inverse=True, return_counts=True)
+    row_class, count = _classes(labels)
     num_rows = labels.numel()
     if count.numel() < 2:
         raise ValueError(
             f'labels holds {count.numel()} class over {num_rows} rows, so no '
             "row of another class exists; use exclude='instance' or a "
             'training set with at least two classes.')
+    # Of narrow integers torch sorts by counting.
+    narrow = torch.int16 if count.numel() < 1 << 15 else torch.int64
     return LabelIndex(
-        order=torch.argsort(row_class, stable=True),
+        order=torch.argsort(row_class.to(narrow), stable=True),
         row_class=row_class,
         start=count.cumsum(0) - count,
         count=count,
         smallest_pool=num_rows - int(count.max()),
         largest_pool=num_rows - int(count.min()))
+
+
+def _classes(labels: Tensor) -> Tuple[Tensor, Tensor]:
+    """Position of every row's class among those there are, and their sizes.
+
+    ``torch.unique`` sorts all rows for it; where labels count classes from
+    about 0, as they usually do, counting is enough.
+    """
+    if labels.numel():
+        smallest, largest = (int(end) for end in labels.aminmax())
+    if not labels.numel() or smallest < 0 or largest > labels.numel():
+        _, row_class, count = torch.unique(
+            labels, return_inverse=True, return_counts=True)
+        return row_class, count
+    count = torch.bincount(labels)
+    there = count > 0
+    if there.all():
+        return labels.long(), count
+    position = there.cumsum(0) - 1
+    return position[labels.long()], count[there]
 
 
 def draw_negatives(sample_idx: Tensor,

@@ -2,9 +2,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from scipy import stats
 
-from crd_plugin.ops import (initial_rows, last_occurrence, momentum_rows,
-                            pack_update, unpack_update)
+from crd_plugin.ops import bank as bank_ops
+from crd_plugin.ops import (initial_pieces, initial_rows, last_occurrence,
+                            momentum_rows, pack_update, unpack_update)
 
 
 def test_initial_rows():
@@ -15,6 +17,55 @@ def test_initial_rows():
     assert abs(float(rows.pow(2).sum(1).mean()) - 1) < 0.01
     again = initial_rows(4000, 48, torch.Generator().manual_seed(0))
     assert torch.equal(rows, again)
+
+
+@pytest.fixture
+def small_pieces(monkeypatch):
+    """Draw in pieces that are no whole number of rows."""
+    monkeypatch.setattr(bank_ops, '_PIECE', 1000)
+
+
+def test_large_bank_does_not_depend_on_threads(small_pieces):
+    threads, drawn = torch.get_num_threads(), []
+    before = torch.get_rng_state()
+    try:
+        for number in (1, 3):
+            torch.set_num_threads(number)
+            drawn.append(
+                initial_rows(4000, 48,
+                             torch.Generator().manual_seed(0)))
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(*drawn)
+    assert torch.equal(torch.get_rng_state(), before)
+    other = initial_rows(4000, 48, torch.Generator().manual_seed(1))
+    assert (other != drawn[0]).float().mean() > 0.99
+
+
+@pytest.mark.parametrize('num_rows', [15, 4000])
+def test_pieces_are_the_rows(small_pieces, num_rows):
+    rows = initial_rows(num_rows, 48, torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    begin = 0
+    for part, piece in initial_pieces(num_rows, 48, generator):
+        assert part.start == begin and part.stop - begin == len(piece)
+        assert torch.equal(rows[part], piece)
+        begin = part.stop
+    assert begin == num_rows
+
+
+def test_large_bank_is_uniform_and_does_not_repeat(small_pieces):
+    generator = torch.Generator().manual_seed(0)
+    student = initial_rows(4000, 48, generator)
+    teacher = initial_rows(4000, 48, generator)
+    assert student.shape == (4000, 48)
+    for rows in (student, teacher):
+        scaled = (rows.view(-1).double() + 0.25) * 2
+        assert 1e-3 < stats.kstest(scaled.numpy(), 'uniform').pvalue
+    # Neither piece nor side has the numbers of another: of 2 * 192,000 draws
+    # out of 2**24 only chance repeats some.
+    distinct = torch.cat([student, teacher]).unique().numel()
+    assert distinct > 0.98 * 2 * student.numel()
 
 
 def test_momentum_rows():

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from crd_plugin.ops import (Negatives, all_negatives, build_label_index,
                             contrast, draw_negatives, info_nce, log_partition,
-                            nce, scores, shared_negatives)
+                            matmul, nce, scores, shared_negatives)
 
 B, N, K, D, TAU = 6, 200, 32, 16, 0.07
 
@@ -94,18 +94,22 @@ FORMS = [
     'repeated', 'distinct', 'subset', 'subset-instance', 'shared', 'all',
     'shared-instance', 'all-instance'
 ]
-# Tile sizes that end within, at and after the rows; rows gathered or masked.
-PATHS = {'one tile': (1 << 18, 16), 'tiles': (B * 37, 16),
-         'tile a row': (1, 16), 'gathered': (1 << 18, 0),
-         'gathered, tiles': (2 * K * D, 0)}
+# Tile sizes that end within, at and after the rows; rows gathered or masked;
+# from which size on products are those of oneDNN.
+NEVER = 1 << 62
+PATHS = {'one tile': (1 << 18, 16, NEVER), 'tiles': (B * 37, 16, NEVER),
+         'tiles, oneDNN': (B * 37, 16, 0), 'tile a row': (1, 16, 0),
+         'gathered': (1 << 18, 0, NEVER),
+         'gathered, tiles': (2 * K * D, 0, NEVER)}
 
 
 @pytest.fixture(params=PATHS)
 def path(request, monkeypatch):
     """Every way through the bank."""
-    tile, dense = PATHS[request.param]
+    tile, dense, onednn = PATHS[request.param]
     monkeypatch.setattr(contrast, '_TILE_CPU', tile)
     monkeypatch.setattr(contrast, '_DENSE_ROWS_PER_NEGATIVE', dense)
+    monkeypatch.setattr(matmul, '_SMALL', onednn)
 
 
 @pytest.mark.parametrize('form', FORMS)
@@ -256,3 +260,23 @@ def test_scores(case):
     index = torch.randint(0, N, (B, 9))
     expected = (anchor[:, None] * rows[index]).sum(2) / TAU
     torch.testing.assert_close(scores(anchor, rows, index, TAU), expected)
+
+
+@pytest.mark.parametrize('dtype, rtol', [(torch.float32, 5e-7),
+                                         (torch.float64, 1e-14)])
+@pytest.mark.parametrize('largest', [-20.0, 3.0, 3.5, 60.0])
+def test_softplus_and_sigmoid(dtype, rtol, largest):
+    """Both ways, on either side of where they part."""
+    score = torch.linspace(-40, largest, 1001, dtype=dtype).view(7, 143)
+    exact = score.double()
+    value, slope = contrast._softplus_and_sigmoid(score.clone())
+    torch.testing.assert_close(
+        value.double(), F.softplus(exact, threshold=50), rtol=rtol, atol=0)
+    torch.testing.assert_close(
+        slope.double(), exact.sigmoid(), rtol=rtol, atol=0)
+
+
+def test_softplus_and_sigmoid_pass_nan_on():
+    score = torch.tensor([[0.5, float('nan')]])
+    for result in contrast._softplus_and_sigmoid(score):
+        assert result.isnan().tolist() == [[False, True]]

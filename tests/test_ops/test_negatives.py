@@ -42,6 +42,48 @@ CASES = {
 }
 
 
+@pytest.mark.parametrize('labels', [
+    torch.arange(30) % 5,
+    torch.arange(30).div(6, rounding_mode='floor') * 3 + 2,
+    torch.arange(30) % 4 - 2,
+    torch.arange(30) % 3 * 10**12,
+    torch.arange(30, 60),
+    (torch.arange(30) % 5).to(torch.int16),
+    (torch.arange(30) % 5).to(torch.uint8),
+], ids=['0 to C', 'gaps', 'negative', 'large', 'all', 'int16', 'uint8'])
+def test_label_index_whatever_the_labels_are(labels):
+    """Against the definition."""
+    index = build_label_index(labels)
+    classes = sorted(set(labels.tolist()))
+    rows = range(len(labels))
+    assert index.row_class.tolist() == [
+        classes.index(label) for label in labels.tolist()
+    ]
+    assert index.row_class.dtype == torch.int64
+    assert index.order.tolist() == sorted(
+        rows, key=lambda row: (labels[row], row))
+    sizes = [labels.tolist().count(label) for label in classes]
+    assert index.count.tolist() == sizes
+    assert index.start.tolist() == [
+        sum(sizes[:number]) for number in range(len(sizes))
+    ]
+    assert index.smallest_pool == len(labels) - max(sizes)
+    assert index.largest_pool == len(labels) - min(sizes)
+
+
+def test_label_index_of_more_classes_than_an_int16_has():
+    labels = torch.arange(1 << 16).flip(0) // 2 * 2
+    index = build_label_index(labels)
+    assert index.count.eq(2).all() and index.count.numel() == 1 << 15
+    assert torch.equal(labels[index.order], labels.sort().values)
+
+
+@pytest.mark.parametrize('labels', [torch.full((9, ), 4), torch.zeros(0)])
+def test_label_index_of_one_class(labels):
+    with pytest.raises(ValueError, match='labels holds . class over'):
+        build_label_index(labels.long())
+
+
 @pytest.mark.parametrize('name', CASES)
 def test_other_class_and_distinct(name):
     labels, num_negatives, repeats = CASES[name]
