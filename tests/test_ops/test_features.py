@@ -1,0 +1,170 @@
+"""Pairing, resizing and attention of feature maps."""
+import pytest
+import torch
+import torch.nn.functional as F
+
+from crd_plugin.ops import (attention_vector, full_precision, match_heights,
+                            no_autocast, pair_maps, pair_vectors, unit_vectors)
+
+
+def maps(*shapes, dtype=torch.float32):
+    """Seeded maps with gradient."""
+    generator = torch.Generator().manual_seed(0)
+    return [
+        torch.randn(shape, generator=generator).to(dtype).requires_grad_()
+        for shape in shapes
+    ]
+
+
+def test_full_precision():
+    for dtype in (torch.float16, torch.bfloat16, torch.float32):
+        assert full_precision(torch.ones(2, dtype=dtype)).dtype == (
+            torch.float32)
+    x = torch.ones(2, dtype=torch.float64)
+    assert full_precision(x) is x
+
+
+def test_no_autocast():
+    x = torch.full((2, 2), 1.0 + 2**-12)
+    with torch.autocast('cpu', torch.bfloat16):
+        assert (x @ x).dtype == torch.bfloat16
+        with no_autocast(x):
+            assert (x @ x).dtype == torch.float32
+
+
+# --- pairs ----------------------------------------------------------------- #
+
+
+def test_maps_are_paired_in_order_and_the_teacher_is_detached():
+    s0, s1, t0, t1 = maps((2, 3, 4, 4), (2, 5, 2, 2), (2, 4, 4, 4),
+                          (2, 6, 2, 2))
+    (a, b), (c, d) = pair_maps((s0, s1), [t0, t1])
+    assert a is s0 and c is s1
+    assert torch.equal(b, t0) and torch.equal(d, t1)
+    assert not b.requires_grad and not d.requires_grad
+    (a, b), = pair_maps(s0.half(), t0.bfloat16())
+    assert a.dtype == b.dtype == torch.float32
+    a.sum().backward()
+    assert torch.equal(s0.grad, torch.ones_like(s0))
+
+
+@pytest.mark.parametrize('s, t, text', [
+    ([(2, 3, 4, 4)], [(2, 3, 4, 4)] * 2, 's_feats has 1 layers and t_feats 2'),
+    ([(2, 3)], [(2, 3, 4, 4)], r's_feats\[0\] has shape \(2, 3\)'),
+    ([(2, 3, 4, 4)] * 2, [(2, 3, 4, 4), (2, 3)], r't_feats\[1\] has shape'),
+    ([(2, 3, 4, 4)], [(1, 3, 4, 4)], r's_feats\[0\] has 2 samples and '
+     r't_feats\[0\] 1'),
+    ([], [], 's_feats is empty'),
+])
+def test_maps_that_cannot_be_paired(s, t, text):
+    with pytest.raises(ValueError, match=text):
+        pair_maps(maps(*s), maps(*t))
+
+
+def test_what_is_no_tensor():
+    with pytest.raises(TypeError, match='t_feats holds tuple'):
+        pair_maps(maps((1, 2, 2, 2)), [tuple(maps((1, 2, 2, 2)))])
+    with pytest.raises(TypeError, match='s_feats holds NoneType'):
+        pair_vectors(None, maps((2, 3)))
+
+
+def test_vectors():
+    s, t = maps((3, 2, 2, 2), (3, 5))
+    a, b = pair_vectors((s, ), t.double())
+    assert torch.equal(a, s.flatten(1)) and a.requires_grad
+    assert b.dtype == torch.float64 and not b.requires_grad
+    a, _ = pair_vectors(s.bfloat16(), [t])
+    assert a.dtype == torch.float32
+
+
+@pytest.mark.parametrize('s, t, text', [
+    ([(2, 3)] * 2, [(2, 3)], 's_feats is a sequence of 2 tensors'),
+    ([(2, 3)], [(3, )], r't_feats has shape \(3,\)'),
+    ([(2, 3)], [(3, 3)], 's_feats has 2 samples and t_feats 3'),
+    ([(1, 3)], [(1, 3)], 'has 1 sample, expected at least 2.*drop_last=True'),
+])
+def test_vectors_that_cannot_be_paired(s, t, text):
+    with pytest.raises(ValueError, match=text):
+        pair_vectors(maps(*s), maps(*t), min_batch=2)
+
+
+# --- heights --------------------------------------------------------------- #
+
+
+def loop_pool(x, height, width):
+    """Mean of the pixels that each cell of the lower map covers."""
+    rows = torch.zeros(*x.shape[:2], height, width, dtype=x.dtype)
+    for i in range(height):
+        for j in range(width):
+            h, w = x.shape[2:]
+            top, bottom = i * h // height, -(-(i + 1) * h // height)
+            left, right = j * w // width, -(-(j + 1) * w // width)
+            rows[:, :, i, j] = x[:, :, top:bottom, left:right].mean((2, 3))
+    return rows
+
+
+@pytest.mark.parametrize('high, low', [((8, 8), (4, 4)), ((5, 5), (3, 3)),
+                                       ((8, 12), (4, 4)), ((6, 4), (3, 4))])
+def test_higher_map_is_reduced(high, low):
+    s, t = maps((2, 3, *high), (2, 5, *low), dtype=torch.float64)
+    a, b = match_heights(s, t)
+    assert b is t
+    torch.testing.assert_close(a, loop_pool(s, *low))
+    b, a = match_heights(t, s)
+    assert b is t
+    torch.testing.assert_close(a, loop_pool(s, *low))
+
+
+def test_equal_maps_are_left_alone():
+    s, t = maps((2, 3, 4, 4), (2, 5, 4, 4))
+    assert match_heights(s, t) == (s, t)
+
+
+@pytest.mark.parametrize('s, t', [((4, 2), (2, 4)), ((2, 4), (4, 2)),
+                                  ((4, 4), (4, 2))])
+def test_maps_that_no_scale_relates(s, t):
+    with pytest.raises(ValueError, match='must not be narrower'):
+        match_heights(*maps((1, 2, *s), (1, 2, *t)))
+
+
+# --- attention ------------------------------------------------------------- #
+
+
+@pytest.mark.parametrize('power', [1, 2, 3])
+def test_attention_against_a_loop(power):
+    x, = maps((2, 3, 2, 4), dtype=torch.float64)
+    q = attention_vector(x, power)
+    assert q.shape == (2, 8)
+    for b in range(2):
+        a = [
+            sum(abs(x[b, c, i, j].item())**power for c in range(3)) / 3
+            for i in range(2) for j in range(4)
+        ]
+        norm = sum(value**2 for value in a)**0.5
+        for value, expected in zip(q[b].tolist(), a):
+            assert value == pytest.approx(expected / norm, rel=1e-12)
+
+
+def test_attention_of_half_precision_and_of_nothing():
+    x = torch.full((1, 2, 2, 2), 300.0, dtype=torch.float16)  # Square: inf.
+    q = attention_vector(x)
+    assert q.dtype == torch.float32
+    torch.testing.assert_close(q, torch.full((1, 4), 0.5))
+    x = torch.zeros(1, 2, 2, 2, requires_grad=True)
+    q = attention_vector(x)
+    F.mse_loss(q, torch.ones_like(q)).backward()
+    assert torch.equal(q, torch.zeros(1, 4))
+    assert torch.equal(x.grad, torch.zeros_like(x))
+
+
+def test_unit_vectors():
+    x = torch.tensor([[3.0, 4.0], [0.0, 0.0]], requires_grad=True)
+    unit = unit_vectors(x, dim=1)
+    torch.testing.assert_close(unit, torch.tensor([[0.6, 0.8], [0.0, 0.0]]))
+    unit.sum().backward()
+    torch.testing.assert_close(
+        x.grad, torch.tensor([[0.032, -0.024], [1.0, 1.0]]))
+    y, = maps((2, 3, 4))
+    for dim in (0, 1, 2):
+        torch.testing.assert_close(
+            unit_vectors(y, dim), F.normalize(y, dim=dim))
