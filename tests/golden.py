@@ -1,8 +1,9 @@
 """Reference numbers and their tolerances.
 
 The arrays under ``tests/data/golden`` were made by running
-HobbitLong/RepDistiller (CRD) and kaiqi123/CKTF (heads) on seeded inputs, on a
-CPU with torch 2.13; InfoNCE, which RepDistiller lacks, by its definition.
+HobbitLong/RepDistiller (CRD, ``zoo_*``), kaiqi123/CKTF, ShipengFu/CoCoRD and
+Lan1991Xu/ONE_NeurIPS2018 (``online_kd``) on seeded inputs, on a CPU with torch
+2.13; InfoNCE, which RepDistiller lacks, by its definition.
 """
 from pathlib import Path
 from typing import Dict

@@ -1,0 +1,102 @@
+"""Relational knowledge distillation."""
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from crd_plugin.ops import no_autocast, pair_vectors, unit_vectors
+from crd_plugin.ops.features import Features
+from crd_plugin.registry import MODELS
+
+from ._common import finite
+
+
+@MODELS.register_module()
+class RKDLoss(nn.Module):
+    r"""Relational distillation: distances and angles between samples.
+
+    .. math::
+        L = w_d \operatorname{mean}_{ij} \ell(D^s_{ij}, D^t_{ij})
+          + w_a \operatorname{mean}_{ijk} \ell(A^s_{ijk}, A^t_{ijk})
+
+    with l the smooth L1 loss, D the Euclidean distances divided by their
+    mean and A the cosine of the angle at sample i between samples j and k.
+
+    Source: Park et al., arXiv:1904.05068, section 3.2; numbers of
+    HobbitLong/RepDistiller ``distiller_zoo/RKD.py``. In float32 it is the sum
+    of ``mmrazor.DistanceWiseRKD`` and ``mmrazor.AngleWiseRKD``, both with
+    ``with_l2_norm=False``; those overflow under autocast to float16 and
+    return NaN for a batch of one sample; here the first is computed in
+    float32 and the second is an error. A sample that a batch holds twice
+    has no gradient 1e12 times too large.
+
+    Args:
+        distance_weight (float): Factor w_d. Defaults to 25.0.
+        angle_weight (float): Factor w_a. Defaults to 50.0.
+        loss_weight (float): Factor of the sum. Defaults to 1.0, as published.
+
+    Shape:
+        s_feats: ``(B, D_s)``, t_feats: ``(B, D_t)``, B at least 2, though the
+        loss of two samples is always 0; maps are flattened. Output: scalar
+        float32 (float64 for float64 vectors).
+
+    Raises:
+        ValueError: If a weight is not finite, or both of the parts are 0.
+    """
+
+    def __init__(self,
+                 distance_weight: float = 25.0,
+                 angle_weight: float = 50.0,
+                 loss_weight: float = 1.0) -> None:
+        super().__init__()
+        self.distance_weight = finite('distance_weight', distance_weight)
+        self.angle_weight = finite('angle_weight', angle_weight)
+        self.loss_weight = finite('loss_weight', loss_weight)
+        if not (distance_weight or angle_weight):
+            raise ValueError(
+                'distance_weight and angle_weight are both 0, so nothing is '
+                'left of the loss; expected one of them at least (published: '
+                '25 and 50).')
+
+    def forward(self, s_feats: Features, t_feats: Features) -> Tensor:
+        """Loss of one batch.
+
+        Args:
+            s_feats (Tensor | Sequence[Tensor]): Student's vectors,
+                ``(B, D_s)``, or a sequence of one such tensor.
+            t_feats (Tensor | Sequence[Tensor]): Teacher's vectors, likewise.
+
+        Returns:
+            Tensor: Scalar, already multiplied by ``loss_weight``.
+
+        Raises:
+            ValueError: If shapes do not fit or B is below 2.
+        """
+        pair = pair_vectors(s_feats, t_feats, min_batch=2)
+        loss = 0.0
+        with no_autocast(pair[0]):
+            # A part of weight 0 costs nothing.
+            for weight, relation in ((self.distance_weight, _distances),
+                                     (self.angle_weight, _angles)):
+                if weight:
+                    student, teacher = map(relation, pair)
+                    loss = loss + weight * F.smooth_l1_loss(student, teacher)
+        return self.loss_weight * loss
+
+
+def _distances(x: Tensor) -> Tensor:
+    """Distances of all pairs over their mean, ``(B, B)``."""
+    squares = x.square().sum(1)
+    distance = squares[:, None] + squares - 2 * x @ x.t()
+    distance = distance.clamp(min=1e-12).sqrt()
+    batch = x.size(0)
+    own = torch.eye(batch, dtype=torch.bool, device=x.device)
+    distance = distance.masked_fill(own, 0)
+    # The clamp leaves all but the diagonal positive, so this is the mean of
+    # the positive ones without looking for them.
+    return distance * (batch * (batch - 1) / distance.sum())
+
+
+def _angles(x: Tensor) -> Tensor:
+    """Cosine of the angle at i between j and k, ``(B, B, B)``."""
+    unit = unit_vectors(x - x[:, None], dim=2)
+    return unit @ unit.transpose(1, 2)

@@ -1,0 +1,164 @@
+"""FTLoss against the published numbers, and its contract."""
+import pytest
+import torch
+from mmrazor.models.losses import FTLoss as RazorFTLoss
+
+from crd_plugin.models.losses import FTLoss
+from crd_plugin.models.losses.ft_loss import factor_loss
+from tests import golden, zoo
+
+
+def build(case):
+    """A loss with the networks of the golden case."""
+    loss = FTLoss(8, 16, float(case['k']), int(case['p1']), int(case['p2']))
+    for name in ('paraphraser', 'translator'):
+        zoo.load_parameters(getattr(loss, name), case, name)
+    return loss
+
+
+def pair(dtype=torch.float64):
+    """Maps of a student of three and a teacher of six channels."""
+    return zoo.random_maps((2, 3, 4, 4), (2, 6, 4, 4), dtype=dtype)
+
+
+@pytest.mark.parametrize('dtype', zoo.DTYPES)
+def test_published_numbers(dtype):
+    case = golden.load('zoo_ft')
+    loss = build(case)
+    zoo.check(loss, case, dtype, one=True)
+    zoo.check_parameters(loss.translator, case, 'translator')
+    assert all(p.grad is None for p in loss.paraphraser.parameters())
+
+
+def test_published_factors_and_reconstruction():
+    case = golden.load('zoo_ft')
+    loss = build(case)
+    golden.assert_value(loss.translator(case['s0']), case['factor_s'])
+    factor = loss.paraphraser.encoder(case['t0'])
+    golden.assert_value(factor, case['factor_t'])
+    golden.assert_value(loss.paraphraser(case['t0']), case['reconstruction'])
+    golden.assert_value(
+        loss.reconstruction(case['t0']), case['paraphraser_loss'])
+
+
+@pytest.mark.parametrize('dtype', zoo.DTYPES)
+@pytest.mark.parametrize('name', ['zoo_ft_pool', 'zoo_ft_p2'])
+def test_published_numbers_without_networks(name, dtype):
+    case = golden.load(name)
+    (student, ), (teacher, ) = zoo.features(case, dtype)
+    value = factor_loss(student, teacher, int(case['p1']), int(case['p2']))
+    value.backward()
+    suffix = '_f64' if dtype == torch.float64 else ''
+    golden.assert_value(value, case[f'loss{suffix}'])
+    golden.assert_grad(student.grad, case['grad_s0'])
+
+
+def test_mmrazor_compares_all_channels():
+    case = golden.load('zoo_ft')
+    value = RazorFTLoss()(case['factor_s'], case['factor_t'])
+    assert not torch.isclose(value, case['loss'], rtol=0.1)
+
+
+@pytest.mark.parametrize('p1, p2', [(2, 1), (1, 2), (3, 1.5)])
+def test_against_a_loop(p1, p2):
+    torch.manual_seed(0)
+    loss = FTLoss(3, 6, p1=p1, p2=p2).double().eval()
+    student, teacher = pair()
+
+    def attention(factor):
+        rows = []
+        for sample in factor:
+            row = [
+                sum(sample[c, i, j].abs()**p1 for c in range(3)) / 3
+                for i in range(4) for j in range(4)
+            ]
+            norm = sum(x**2 for x in row)**0.5
+            rows.append([x / norm for x in row])
+        return rows
+
+    def loop(s_feats, t_feats):
+        q_s = attention(loss.translator(s_feats[0]))
+        q_t = attention(loss.paraphraser.encoder(t_feats[0].detach()))
+        gaps = [(a - b).abs()**p2 for rows in zip(q_s, q_t)
+                for a, b in zip(*rows)]
+        return sum(gaps) / len(gaps)
+
+    zoo.check_against_loop(loss, loop, [student], [teacher])
+
+
+def test_reconstruction_trains_the_paraphraser_alone():
+    torch.manual_seed(0)
+    student, teacher = pair()
+    loss = FTLoss(3, 6, loss_weight=200).double()
+    value = loss.reconstruction(teacher)
+    value.backward()
+    assert teacher.grad is None
+    assert all(p.grad is None for p in loss.translator.parameters())
+    for name, parameter in loss.paraphraser.named_parameters():
+        assert parameter.grad.abs().sum() > 0, name
+    # Neither of the weights is the other's.
+    doubled = FTLoss(3, 6, reconstruction_weight=2.0).double()
+    doubled.load_state_dict(loss.state_dict())
+    torch.testing.assert_close(doubled.reconstruction(teacher), 2 * value)
+    torch.testing.assert_close(
+        loss(student, teacher), 200 * doubled(student, teacher))
+
+
+@pytest.mark.parametrize('given', [{}, {'s_channels': 3}, {'t_channels': [6]}])
+def test_channels_are_inferred(given):
+    student, teacher = pair()
+    loss = FTLoss(rate=0.4, **given)
+    assert loss.needs_width and not list(loss.parameters())
+    loss.infer_width(s_feats=student, t_feats=teacher)
+    assert not loss.needs_width
+    # Two of six channels.
+    assert loss.translator(student.float()).shape == (2, 2, 4, 4)
+    assert loss.paraphraser.encoder(teacher.float()).shape == (2, 2, 4, 4)
+    assert loss.paraphraser(teacher.float()).shape == teacher.shape
+
+
+def test_loss_weight_counts():
+    zoo.check_weight(lambda **kw: FTLoss(**kw), *([x] for x in pair()))
+
+
+def test_half_precision():
+    torch.manual_seed(0)
+    loss = FTLoss(3, 6)
+    # Fourth powers of what comes out of the networks, beyond float16.
+    s, t = pair()
+    zoo.check_half_precision(loss, [s], [t * 1000], rtol=0.05)
+    with torch.autocast('cpu', torch.bfloat16):
+        value = loss.reconstruction(t.float() * 1e4)
+    assert value.dtype == torch.float32
+    torch.testing.assert_close(
+        value, loss.reconstruction(t.float() * 1e4), rtol=0.02, atol=0)
+
+
+@pytest.mark.parametrize('kwargs, text', [
+    (dict(rate=0), 'rate is 0, expected a positive'),
+    (dict(p1=-1), 'p1 is -1'),
+    (dict(p2=0.0), 'p2 is 0.0'),
+    (dict(reconstruction_weight=float('nan')), 'reconstruction_weight is nan'),
+    (dict(s_channels=0), 's_channels is 0, expected a positive number'),
+    (dict(t_channels=[3, 4]), r't_channels is \[3, 4\], expected one'),
+    (dict(s_channels=3, t_channels=6, rate=0.1), 'rate is 0.1, of 6 teacher'),
+])
+def test_arguments_out_of_range(kwargs, text):
+    with pytest.raises(ValueError, match=text):
+        FTLoss(**kwargs)
+
+
+def test_features_that_do_not_fit():
+    s, t = pair(torch.float32)
+    for call in (lambda: FTLoss()(s, t), lambda: FTLoss().reconstruction(t)):
+        with pytest.raises(ValueError, match='s_channels and t_channels of F'):
+            call()
+    with pytest.raises(ValueError, match='s_channels is 4, but the recorded'):
+        FTLoss(s_channels=4).infer_width(s, t)
+    loss = FTLoss(3, 6)
+    with pytest.raises(ValueError, match='s_channels is 3, but .* have 6'):
+        loss(t, t)
+    with pytest.raises(ValueError, match='t_channels is 6, but .* have 3'):
+        loss.reconstruction(s)
+    with pytest.raises(ValueError, match='2 layers, FTLoss takes one'):
+        loss([s, s], [t, t])
