@@ -1,0 +1,4 @@
+"""Training loops."""
+from .staged_train_loop import StagedTrainLoop
+
+__all__ = ['StagedTrainLoop']

@@ -1,0 +1,294 @@
+"""StagedDistill: what each stage computes, runs and trains."""
+import copy
+from unittest import mock
+
+import pytest
+import torch
+from mmpretrain.structures import DataSample
+from torch import nn
+
+from crd_plugin.models import CIFARWideResNet
+from crd_plugin.registry import MODELS
+from tests import runs, staged
+
+AB = 'distiller.distill_losses.loss_ab'
+
+
+def build(method='ab', stages=None, **changes):
+    """The model, in training mode; a bank of twenty rows."""
+    torch.manual_seed(0)
+    cfg = staged.model(method, **changes)
+    if stages is not None:
+        cfg['stages'] = stages
+    losses = cfg['distiller']['distill_losses']
+    if 'loss_crd' in losses:
+        losses['loss_crd'].update(num_samples=20, exclude='instance')
+    return MODELS.build(copy.deepcopy(cfg)).train()
+
+
+def batch(size=6):
+    """Images and samples with ids."""
+    generator = torch.Generator().manual_seed(0)
+    samples = []
+    for i in range(size):
+        sample = DataSample().set_gt_label(i)
+        sample.set_metainfo(dict(sample_idx=i))
+        samples.append(sample)
+    return torch.randn(size, 3, 8, 8, generator=generator), samples
+
+
+def losses_of(model):
+    """Losses of one batch, always with the same dropout."""
+    torch.manual_seed(1)
+    return model(*batch(), mode='loss')
+
+
+def trained(model):
+    """Names of the parameters that train."""
+    return {name for name, p in model.named_parameters() if p.requires_grad}
+
+
+def stage_of(name='init', **kwargs):
+    """Two stages, one of them described."""
+    other = 'main' if name == 'init' else 'init'
+    return [dict(name=name, **kwargs), dict(name=other)]
+
+
+# --- what is computed ------------------------------------------------------
+
+
+@pytest.mark.parametrize('method, init, main', [
+    ('ab', {'distill.loss_ab'}, {'student.loss', 'distill.loss_crd'}),
+    ('ft', {'distill.loss_ft_reconstruction'
+            }, {'student.loss', 'distill.loss_crd', 'distill.loss_ft'}),
+])
+def test_losses_of_each_stage(method, init, main):
+    model = build(method)
+    for name, expected in (('init', init), ('main', main), ('init', init)):
+        model.set_stage(name)
+        model.distiller.distill_losses['loss_crd'].bank.discard()
+        losses = losses_of(model)
+        assert set(losses) == expected
+        sum(losses.values()).backward()
+        # What trains, and nothing else, has a gradient.
+        grads = {n for n, p in model.named_parameters() if p.grad is not None}
+        assert grads == trained(model)
+
+
+def test_stages_sum_up_to_the_plain_losses():
+    """The same numbers as without stages, from the same features."""
+    model = build('ft', stages=[dict(name='all')])
+    model.set_stage('all')
+    found = losses_of(model)
+    cfg = staged.model('ft')
+    cfg.pop('stages')
+    cfg['type'] = 'crd_plugin.FrozenTeacherDistill'
+    cfg['distiller']['distill_losses']['loss_crd'].update(
+        num_samples=20, exclude='instance')
+    reference = MODELS.build(cfg).train()
+    reference.load_state_dict(model.state_dict())
+    expected = losses_of(reference)
+    assert set(found) == set(expected)
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value)
+
+
+def test_the_bank_waits_for_its_stage():
+    model = build('ab')
+    bank = model.distiller.distill_losses['loss_crd'].bank
+    model.set_stage('init')
+    for _ in range(2):
+        losses_of(model)
+        assert bank.pending is None and not bank.has_z
+    model.set_stage('main')
+    losses_of(model)
+    assert bank.pending is not None
+
+
+@pytest.mark.parametrize('method, stage, teacher, student', [
+    ('ab', 'init', 1, 1),
+    ('ab', 'main', 0, 1),
+    ('ft', 'init', 1, 0),
+    ('ft', 'main', 1, 1),
+])
+def test_a_network_that_no_loss_looks_at_is_not_run(method, stage, teacher,
+                                                    student):
+    model = build(method, with_crd=False)
+    model.set_stage(stage)
+    calls = []
+    for net in (model.teacher, model.student):
+        hook = mock.Mock(return_value=None)
+        net.register_forward_hook(hook)
+        calls.append(hook)
+    losses_of(model)
+    assert [hook.call_count for hook in calls] == [teacher, student]
+
+
+def test_deliveries_need_both_networks():
+    delivery = dict(
+        _scope_='mmrazor',
+        type='MethodOutputs',
+        max_keep_data=1,
+        method_path='tests.runs.TinyNet.forward')
+    cfg = staged.model('ab', with_crd=False)
+    cfg['distiller']['distill_deliveries'] = dict(map=delivery)
+    model = build('ab', with_crd=False, distiller=cfg['distiller'])
+    model.set_stage('main')
+    hook = mock.Mock(return_value=None)
+    model.teacher.register_forward_hook(hook)
+    with pytest.raises(RuntimeError):  # six channels are not twelve
+        losses_of(model)
+    assert hook.call_count == 1
+
+
+def test_stopped_distillation():
+    model = build('ab')
+    model.set_stage('main')
+    model.distillation_stopped = True
+    assert set(losses_of(model)) == {'student.loss'}
+
+
+def test_student_loss_that_the_config_leaves_out():
+    model = build('ab', calculate_student_loss=False)
+    model.set_stage('main')
+    assert set(losses_of(model)) == {'distill.loss_crd'}
+
+
+def test_testing_needs_no_stage():
+    model = build('ab').eval()
+    assert len(model(*batch(), mode='predict')) == 6
+    with pytest.raises(ValueError, match='none was begun; train it with'):
+        losses_of(model)
+
+
+# --- what trains -----------------------------------------------------------
+
+
+def test_modes_and_statistics():
+    model = build('ab')
+    backbone, head = model.student.backbone, model.student.head
+    ours = model.distiller.distill_losses['loss_ab']
+    for name, modes in (('init', (True, False, True)), ('main', (True, True,
+                                                                 False))):
+        model.set_stage(name)
+        for _ in range(2):
+            model.eval()
+            assert not any(m.training for m in (backbone, head, ours))
+            model.train()  # as a loop does after each validation
+            assert tuple(m.training for m in (backbone, head, ours)) == modes
+            assert not model.teacher.training
+        before = {k: v.clone() for k, v in model.state_dict().items()}
+        losses_of(model)
+        moved = staged.changed(before, model.state_dict())
+        # The running statistics of what is in training mode and was run.
+        assert any(key.startswith('architecture.backbone') for key in moved)
+        assert any(key.startswith(AB) for key in moved) is (name == 'init')
+
+
+def test_gradients_of_another_stage_are_dropped():
+    model = build('ab')
+    model.set_stage('init')
+    sum(losses_of(model).values()).backward()
+    assert model.student.backbone.conv.weight.grad is not None
+    model.set_stage('main')
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_what_a_config_holds_still_stays_so():
+    with mock.patch.object(
+            runs.TinyNet,
+            '__init__',
+            autospec=True,
+            side_effect=_frozen(runs.TinyNet.__init__)):
+        model = build('ab')
+    for name in ('init', 'main'):
+        model.set_stage(name)
+        names = trained(model)
+        assert 'architecture.backbone.bn.weight' in names
+        assert 'architecture.backbone.conv.weight' not in names
+
+
+def _frozen(init):
+
+    def wrapper(self, *args, **kwargs):
+        init(self, *args, **kwargs)
+        self.conv.weight.requires_grad_(False)
+
+    return wrapper
+
+
+def test_what_lies_behind_the_last_stage_waits_for_the_head():
+    net = runs.net(16)
+    net['backbone'] = dict(
+        type='crd_plugin.CIFARWideResNet', depth=10, out_indices=(0, 1, 2))
+    net['head']['in_channels'] = 64
+    model = build('ab', architecture=net, teacher=net, with_crd=False)
+    assert CIFARWideResNet.tail_names == ('bn1', )
+    tail = model.student.backbone.bn1
+    model.set_stage('init')
+    assert not tail.training and not tail.weight.requires_grad
+    assert model.student.backbone.block3.training
+    model.set_stage('main')
+    assert tail.training and tail.weight.requires_grad
+
+
+# --- what cannot be --------------------------------------------------------
+
+
+@pytest.mark.parametrize('stages, text', [
+    (None, 'stages is None, expected a list'),
+    ([], r'stages is \[\], expected a list'),
+    (dict(init=dict()), 'expected a list with a dict for each'),
+    (['init'], "stages has 'init', expected a dict"),
+    ([dict(name='init', epochs=3)], "'epochs': 3.*expected a dict with a "),
+])
+def test_stages_of_another_kind(stages, text):
+    with pytest.raises(TypeError, match=text):
+        _build_with(stages)
+
+
+def _build_with(stages):
+    cfg = staged.model('ab', with_crd=False)
+    cfg['stages'] = stages
+    return MODELS.build(cfg)
+
+
+@pytest.mark.parametrize('stages, text', [
+    ([dict(losses=['loss_ab'])], 'stages has the name None, expected a word'),
+    ([dict(name='a'), dict(name='a')], "has the name 'a', expected a word"),
+    (stage_of(losses=['loss_ba']), r"stages.init names the loss 'loss_ba', "
+     r"which distill_losses has not; there are \('loss_ab',\)"),
+    (stage_of('main', without_losses=['loss_x'
+                                      ]), "stages.main names .*loss_x"),
+    (stage_of(losses=['loss_ab'], without_losses=['loss_ab']),
+     'stages.init has losses and without_losses'),
+    (stage_of(losses=[], student_loss=False), 'stages.init computes nothing'),
+    (stage_of(losses=dict(loss_ab='guess')), "stages.init.losses.loss_ab is "
+     "'guess', which is no method of ABLoss"),
+    (stage_of(losses=dict(loss_ab='infer_widths')), 'no method of ABLoss'),
+    (stage_of(losses=dict(loss_ab='set_extra_state')),
+     'set_extra_state of ABLoss needs state; add it to '
+     'loss_forward_mappings.loss_ab'),
+    (stage_of(trainable=['pupil']), "stages.init.trainable has 'pupil', "
+     'which is no module: .*the student is `architecture`'),
+    (stage_of(frozen=['distiller.x']), "stages.init.frozen has 'distiller.x'"),
+    (stage_of(trainable=['teacher.head']), 'the teacher never trains'),
+    (stage_of(trainable=['architecture.neck']), 'trains no parameter'),
+])
+def test_stages_that_cannot_be(stages, text):
+    with pytest.raises(ValueError, match=text):
+        _build_with(stages)
+
+
+def test_unknown_stage():
+    with pytest.raises(ValueError, match="no stage 'x', expected one of"):
+        build().set_stage('x')
+
+
+def test_a_single_path_is_a_list_of_one():
+    model = _build_with(stage_of(trainable='architecture.head'))
+    model.set_stage('init')
+    assert trained(model) == {
+        'architecture.head.fc.weight', 'architecture.head.fc.bias'
+    }
+    assert isinstance(model.student.head.fc, nn.Linear)
