@@ -1,0 +1,563 @@
+"""OnlineEnsembleDistill: losses, gate, predictions, checkpoints, errors."""
+import copy
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from mmengine.config import Config
+from mmengine.logging import MessageHub
+from mmengine.model import BaseModule
+from mmengine.registry import DefaultScope
+from mmpretrain.registry import MODELS as MMPRETRAIN_MODELS
+from mmpretrain.structures import DataSample
+from torch import nn
+
+from crd_plugin.engine.publish import publish_student
+from crd_plugin.registry import MODELS
+from tests import golden, runs
+from tests.online_loops import full_networks, looped_loss
+
+TYPE = 'crd_plugin.OnlineEnsembleDistill'
+
+
+@MMPRETRAIN_MODELS.register_module()
+class OneStage(BaseModule):
+    """A convolution behind a trunk that is its input."""
+
+    def __init__(self, in_channels: int, width: int) -> None:
+        super().__init__()
+        self.stem = nn.Identity()
+        self.layer3 = nn.Conv2d(in_channels, width, 3, 2, 1)
+
+    def forward(self, x):
+        return (self.layer3(self.stem(x)), )
+
+
+@pytest.fixture(autouse=True)
+def scope():
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        yield
+
+
+def net(**head):
+    """A ResNet-8 of 4, 4, 8 and 16 channels for five classes."""
+    return dict(
+        type='ImageClassifier',
+        backbone=dict(
+            type='crd_plugin.CIFARResNet',
+            depth=8,
+            stem_channels=4,
+            base_channels=4),
+        neck=dict(type='GlobalAveragePooling'),
+        head=dict(
+            type='LinearClsHead',
+            num_classes=5,
+            in_channels=16,
+            loss=dict(type='CrossEntropyLoss'),
+            **head))
+
+
+def config(**changes):
+    return {
+        **dict(
+            type=TYPE,
+            architecture=net(),
+            branch_from='backbone.layer3',
+            input_shape=(3, 8, 8)),
+        **changes
+    }
+
+
+def build(seed=0, **changes):
+    torch.manual_seed(seed)
+    model = MODELS.build(config(**changes))
+    # Logits that differ, and a gate that is not one third each.
+    for parameter in model.parameters():
+        parameter.data += 0.3 * torch.randn_like(parameter)
+    return model
+
+
+def batch(size=6, dtype=torch.float32, seed=5):
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randn(size, 3, 8, 8, generator=generator).to(dtype)
+    return images, [DataSample().set_gt_label(i % 5) for i in range(size)]
+
+
+def labels_of(samples):
+    return torch.cat([sample.gt_label for sample in samples])
+
+
+def summed(losses):
+    return sum(value for key, value in losses.items() if 'loss' in key)
+
+
+# --- value and gradient ----------------------------------------------------
+
+
+def test_numbers_of_the_original():
+    """Forward pass of its three branches and gate, its losses and gradients.
+
+    Made by running Lan1991Xu/ONE_NeurIPS2018 @ 54afde3, ``ONE_ResNet`` and
+    ``KLLoss``, with an identity as trunk and a convolution as each branch.
+    """
+    case = golden.load('online_kd')
+    feature, labels = case['feature'], case['labels']
+    model = MODELS.build(
+        config(
+            architecture=dict(
+                type='ImageClassifier',
+                backbone=dict(type='OneStage', in_channels=4, width=6),
+                neck=dict(type='GlobalAveragePooling'),
+                head=dict(type='LinearClsHead', num_classes=10,
+                          in_channels=6)),
+            input_shape=(4, 16, 16))).train()
+    names = {'gate.fc': 'control_v1', 'gate.bn': 'bn_v1'}
+    for i, branch in enumerate((model.architecture, *model.branches), 1):
+        prefix = f'branches.{i - 2}' if i > 1 else 'architecture'
+        names[f'{prefix}.backbone.layer3'] = f'layer3_{i}'
+        names[f'{prefix}.head.fc'] = f'classfier3_{i}'
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            module, _, kind = name.rpartition('.')
+            parameter.copy_(case[f'param_{names[module]}.{kind}'])
+
+    feature.requires_grad_()
+    samples = [DataSample().set_gt_label(int(label)) for label in labels]
+    losses = model(feature, samples, mode='loss')
+    golden.assert_value(
+        sum(value for key, value in losses.items() if key.endswith('.loss')),
+        case['loss_cross'])
+    golden.assert_value(losses['distill.loss_online_kd'], case['loss_kl'])
+    summed(losses).backward()
+    golden.assert_grad(feature.grad, case['grad_feature'])
+    for name, parameter in parameters.items():
+        module, _, kind = name.rpartition('.')
+        if name == 'gate.fc.bias':  # batch norm takes it away
+            assert parameter.grad.abs().max() < 1e-5
+            continue
+        golden.assert_grad(parameter.grad,
+                           case[f'grad_{names[module]}.{kind}'])
+
+    model.predict_with = 'ensemble'
+    golden.assert_value(model(feature), case['ensemble'])
+    model.predict_with = 'branch'
+    golden.assert_value(model(feature), case['logits'][0])
+
+
+@pytest.mark.parametrize('changes', [
+    dict(),
+    dict(num_branches=2, tau=1.5, detach_ensemble=False),
+    dict(branch_weight=0.5, ensemble_weight=2.0, kl_weight=0.7),
+])
+def test_value_and_gradient_equal_loops_over_full_networks(changes):
+    model = build(**changes).double().train()
+    nets = full_networks(model, net())
+    images, samples = batch(dtype=torch.float64)
+    images.requires_grad_()
+    value = summed(model(images, samples, mode='loss'))
+    value.backward()
+    grads = {name: p.grad for name, p in model.named_parameters()}
+    grad_images, images.grad = images.grad, None
+    for parameter in model.parameters():
+        parameter.grad = None
+
+    expected = looped_loss(model, nets, images, labels_of(samples))
+    expected.backward()
+    assert value.dtype == torch.float64
+    torch.testing.assert_close(value, expected, rtol=1e-9, atol=1e-10)
+
+    def same(actual, wanted):
+        torch.testing.assert_close(actual, wanted, rtol=1e-7, atol=1e-9)
+
+    same(grad_images, images.grad)
+    for name, parameter in model.gate.named_parameters():
+        same(grads[f'gate.{name}'], parameter.grad)
+    for i, whole in enumerate(nets):
+        for name, parameter in whole.named_parameters():
+            key = f'branches.{i - 1}.{name}'
+            if i == 0 and 'layer3' not in name and 'head' not in name:
+                # The trunk gets the gradients of all branches.
+                wanted = sum(
+                    dict(one.named_parameters())[name].grad for one in nets)
+                same(grads[f'architecture.{name}'], wanted)
+            elif i == 0:
+                same(grads[f'architecture.{name}'], parameter.grad)
+            elif key in grads:
+                same(grads[key], parameter.grad)
+
+
+def test_names_and_parts_of_the_losses():
+    model = build().train()
+    images, samples = batch()
+    losses = model(images, samples, mode='loss')
+    assert list(losses) == [
+        'student.loss', 'branch1.loss', 'branch2.loss', 'ensemble.loss',
+        'distill.loss_online_kd', 'student.accuracy', 'ensemble.accuracy'
+    ]
+    total, log = model.parse_losses(losses)
+    torch.testing.assert_close(total, summed(losses))
+    labels = labels_of(samples)
+    logits, gates = model._all_logits(images)
+    ensemble = sum(gates[:, i:i + 1] * one for i, one in enumerate(logits))
+    for name, one in (('student', logits[0]), ('ensemble', ensemble)):
+        torch.testing.assert_close(losses[f'{name}.loss'],
+                                   F.cross_entropy(one, labels))
+        right = (one.argmax(dim=1) == labels).double().mean()
+        assert float(losses[f'{name}.accuracy']) == pytest.approx(100 * right)
+
+
+def test_the_gate_in_evaluation():
+    """Running statistics instead of the batch's; importances sum to one."""
+    model = build().eval()
+    bn = model.gate.bn
+    bn.running_mean.normal_()
+    bn.running_var.uniform_(0.5, 2)
+    feature = torch.randn(7, 8, 4, 4)
+    scores = feature.mean(dim=(2, 3)) @ model.gate.fc.weight.T
+    scores = (scores + model.gate.fc.bias -
+              bn.running_mean) / (bn.running_var + bn.eps).sqrt()
+    expected = (scores * bn.weight + bn.bias).clamp(min=0).softmax(dim=1)
+    gates = model.gate(feature)
+    torch.testing.assert_close(gates, expected)
+    torch.testing.assert_close(gates.sum(dim=1), torch.ones(7))
+    # Tokens (B, L, C) and vectors (B, C) are pooled alike.
+    torch.testing.assert_close(
+        model.gate(feature.flatten(2).transpose(1, 2)), expected)
+    torch.testing.assert_close(model.gate(feature.mean(dim=(2, 3))), expected)
+
+
+@pytest.mark.parametrize('detach', [True, False])
+def test_the_divergence_teaches_the_gate_only_when_not_detached(detach):
+    model = build(detach_ensemble=detach).train()
+    losses = model(*batch(), mode='loss')
+    losses['distill.loss_online_kd'].backward(retain_graph=True)
+    grad = model.gate.fc.weight.grad
+    assert (grad is None) == detach
+    losses['ensemble.loss'].backward()
+    assert model.gate.fc.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize('changes', [
+    dict(),
+    dict(ensemble_weight=0, kl_weight=0),
+    dict(branch_weight=0, ensemble_weight=0),
+])
+def test_every_parameter_gets_a_gradient_each_step(changes):
+    """DistributedDataParallel waits for each of them."""
+    model = build(**changes).train()
+    summed(model(*batch(), mode='loss')).backward()
+    missing = [name for name, p in model.named_parameters() if p.grad is None]
+    assert missing == []
+
+
+def test_the_trunk_runs_once():
+    model = build().train()
+    calls = []
+    model.architecture.backbone.layer2.register_forward_hook(
+        lambda *args: calls.append(1))
+    model(*batch(), mode='loss')
+    assert len(calls) == 1
+    counts = {
+        int(value)
+        for key, value in model.state_dict().items()
+        if key.endswith('num_batches_tracked')
+    }
+    assert counts == {1}
+
+
+def test_mixed_labels_and_the_loss_of_the_config():
+    smooth = net()
+    smooth['head']['loss'] = dict(
+        type='LabelSmoothLoss', label_smooth_val=0.2, num_classes=5)
+    model = build(architecture=smooth).train()
+    images, samples = batch()
+    alone = model.architecture(images, samples, mode='loss')['loss']
+    losses = model(images, samples, mode='loss')
+    torch.testing.assert_close(losses['student.loss'], alone)
+
+    model = build().train()
+    scores = torch.rand(6, 5).softmax(dim=1)
+    for sample, score in zip(samples, scores):
+        sample.set_gt_score(score)
+    losses = model(images, samples, mode='loss')
+    expected = -(scores * model.architecture(images).log_softmax(dim=1)).sum(
+        dim=1).mean()
+    torch.testing.assert_close(losses['student.loss'], expected)
+    assert not any('accuracy' in key for key in losses)
+
+
+def test_half_precision():
+    """Under autocast losses are float32 and near those of float32."""
+    model = build().train()
+    images, samples = batch()
+    exact = model(images, samples, mode='loss')
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        losses = model(images, samples, mode='loss')
+    for key, value in losses.items():
+        assert value.dtype == torch.float32
+        if 'loss' in key:
+            torch.testing.assert_close(value, exact[key], rtol=0.1, atol=0.1)
+    summed(losses).backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_large_logits_in_half_precision_stay_finite():
+    from crd_plugin.models.algorithms.online_ensemble_distill import (
+        _at_least_float32, _softened_kl)
+    student = torch.tensor([[6e4, 0., -6e4]], dtype=torch.float16)
+    student, teacher = _at_least_float32(student), torch.zeros(1, 3)
+    expected = 9 * (2 * 2e4 - 0 - 2e4 + math.log(1 / 3) + 0)
+    value = _softened_kl(student, teacher, 3.0)
+    assert float(value) == pytest.approx(expected, rel=1e-3)
+
+
+# --- ramp-up ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    'epoch, expected',
+    [
+        # sigmoid_rampup(epoch, 80) of the original.
+        (0, 0.006737946999085467),
+        (20, 0.06006691208003602),
+        (40, 0.2865047968601901),
+        (79, 0.9992190549705546),
+        (80, 1.0),
+        (250, 1.0),
+    ])
+def test_ramp_up(monkeypatch, epoch, expected):
+    hub = MessageHub.get_instance(f'ramp-up-{epoch}')
+    hub.update_info('max_iters', 300 * 7)
+    hub.update_info('iter', epoch * 7)
+    monkeypatch.setattr(MessageHub, 'get_current_instance',
+                        classmethod(lambda cls: hub))
+    images, samples = batch()
+    key = 'distill.loss_online_kd'
+    plain, ramped = (
+        build(ramp_up=ramp).train()(images, samples, mode='loss')
+        for ramp in (0, 80 / 300))
+    torch.testing.assert_close(ramped[key], expected * plain[key])
+    torch.testing.assert_close(ramped['ensemble.loss'], plain['ensemble.loss'])
+
+
+def test_ramp_up_without_a_runner(monkeypatch):
+    """As in a dry run: the whole weight."""
+    hub = MessageHub.get_instance('ramp-up-without-a-runner')
+    monkeypatch.setattr(MessageHub, 'get_current_instance',
+                        classmethod(lambda cls: hub))
+    assert build(ramp_up=0.5)._ramp() == 1
+
+
+# --- prediction ------------------------------------------------------------
+
+
+def test_predictions():
+    branch = build().eval()
+    ensemble = build(predict_with='ensemble').eval()
+    images, samples = batch()
+    with torch.no_grad():
+        own = branch.architecture(images)
+        assert torch.equal(branch(images), own)
+        logits, gates = ensemble._all_logits(images)
+        joint = torch.einsum('bm,mbc->bc', gates, torch.stack(logits))
+        torch.testing.assert_close(ensemble(images), joint)
+        assert not torch.allclose(own, joint)
+        for model, expected in ((branch, own), (ensemble, joint)):
+            found = model(images, samples, mode='predict')
+            scores = torch.stack([sample.pred_score for sample in found])
+            torch.testing.assert_close(scores, expected.softmax(dim=1))
+            for sample, given, score in zip(found, samples, scores):
+                assert sample is given and 'gt_label' in sample
+                assert sample.pred_label.tolist() == [int(score.argmax())]
+            # Without annotations, as in inference.
+            assert len(model(images, mode='predict')) == len(images)
+
+
+def test_one_image_can_be_evaluated():
+    model = build(predict_with='ensemble').eval()
+    images, samples = batch(1)
+    assert model(images).shape == (1, 5)
+    # Validation of the losses does not need the batch's statistics either.
+    assert model(images, samples, mode='loss')['ensemble.loss'] > 0
+
+
+# --- weights ---------------------------------------------------------------
+
+
+def test_branches_start_with_weights_of_their_own():
+    torch.manual_seed(0)
+    model = MODELS.build(config())
+    nets = (model.architecture, *model.branches)
+    weights = [one.backbone.layer3[0].conv1.weight for one in nets]
+    built = [one.detach().clone() for one in weights]
+    model.init_weights()
+    # As built, as initialised, and before and after.
+    different = [*built, *weights]
+    for i, one in enumerate(different):
+        assert one.std() > 0.01
+        for other in different[:i]:
+            assert (one - other).abs().max() > 0.01
+    # By the backbone's init_cfg, fan-out: sqrt(2 / (16 * 9)).
+    for one in weights:
+        assert float(one.detach().std()) == pytest.approx(0.118, rel=0.15)
+
+
+def test_number_of_parameters():
+    model = build(num_branches=4)
+    sizes = {
+        name: p.numel()
+        for name, p in model.architecture.named_parameters()
+    }
+    branch = sum(size for name, size in sizes.items()
+                 if 'layer3' in name or 'head' in name)
+    gate = 8 * 4 + 4 + 2 * 4
+    assert len(model.branches) == 3
+    total = sum(p.numel() for p in model.parameters())
+    assert total == sum(sizes.values()) + 3 * branch + gate
+
+
+def test_state_dict_round_trip():
+    model, other = build(seed=0).train(), build(seed=1).train()
+    images, samples = batch()
+    model(images, samples, mode='loss')  # statistics are state too
+    other.load_state_dict(model.state_dict())
+    for predict_with in ('branch', 'ensemble'):
+        model.predict_with = other.predict_with = predict_with
+        assert torch.equal(model.eval()(images), other.eval()(images))
+    keys = {key.split('.')[0] for key in model.state_dict()}
+    assert keys == {'architecture', 'branches', 'gate'}
+
+
+def test_a_plain_checkpoint_is_refused():
+    model = build()
+    with pytest.raises(
+            ValueError,
+            match='no weights under "architecture.", so it is '
+            'not one of a distillation; test it with the config of the plain'):
+        model.load_state_dict(model.architecture.state_dict())
+
+
+def test_a_copy_is_independent():
+    """EMAHook and deep copies: nothing of the first model is shared."""
+    model = build(predict_with='ensemble').eval()
+    images, _ = batch()
+    before = model(images)
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.zero_()
+    assert torch.equal(model(images), before)
+    assert not other(images).any()
+
+
+def test_export_of_the_student(tmp_path):
+    model = build().eval()
+    path = tmp_path / 'epoch_1.pth'
+    torch.save(dict(state_dict=model.state_dict(), meta={}), path)
+    cfg = Config(dict(default_scope='mmpretrain', model=config()))
+    published = publish_student(path, tmp_path / 'student.pth', cfg)
+    plain = MODELS.build(net())
+    plain.load_state_dict(runs.load(published)['state_dict'])
+    images, _ = batch()
+    assert torch.equal(plain.eval()(images), model(images))
+
+
+# --- training --------------------------------------------------------------
+
+
+def training(work_dir, **changes):
+    return runs.build(
+        work_dir,
+        model=dict(
+            _delete_=True,
+            type=TYPE,
+            architecture=runs.net(6, dropout=0.2),
+            branch_from='backbone.bn',
+            ramp_up=1.0,
+            input_shape=(3, 8, 8)),
+        custom_hooks=[],
+        **changes)
+
+
+def test_a_resumed_training_equals_a_whole_one(tmp_path):
+    epochs = dict(train_cfg__max_epochs=2)
+    whole = training(tmp_path / 'whole', **epochs)
+    whole.train()
+    log = runs.scalars(tmp_path / 'whole')
+    steps = [line for line in log if 'ensemble.loss' in line]
+    assert len(steps) == 2 * runs.STEPS
+    assert {'student.accuracy', 'ensemble.accuracy'} <= set(steps[0])
+    assert any('accuracy/top1' in line for line in log)
+
+    resumed = training(
+        tmp_path / 'resumed',
+        resume=True,
+        load_from=str(tmp_path / 'whole' / 'epoch_1.pth'),
+        **epochs)
+    resumed.train()
+    assert len(runs.scalars(tmp_path / 'resumed')) < len(log)
+    expected = whole.model.state_dict()
+    for key, value in resumed.model.state_dict().items():
+        assert torch.equal(value, expected[key]), key
+
+
+# --- errors ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize('changes, message', [
+    (dict(num_branches=1), 'num_branches is 1, expected an int of 2 at least'),
+    (dict(num_branches=2.0), 'num_branches is 2.0, expected an int'),
+    (dict(num_branches=True), 'num_branches is True'),
+    (dict(tau=0), 'tau is 0, expected a finite temperature above 0'),
+    (dict(tau=float('inf')), 'tau is inf'),
+    (dict(tau='3'), "tau is '3'"),
+    (dict(branch_weight=-1), 'branch_weight is -1, expected a finite number'),
+    (dict(ensemble_weight=float('nan')), 'ensemble_weight is nan'),
+    (dict(kl_weight=float('inf')), 'kl_weight is inf'),
+    (dict(ramp_up=80), r'ramp_up is 80, expected a fraction of the training '
+     r'in \[0, 1\]'),
+    (dict(ramp_up=-0.1), 'ramp_up is -0.1'),
+    (dict(predict_with='both'), "predict_with is 'both', expected 'branch' or "
+     "'ensemble'"),
+    (dict(branch_from='layer3'), 'is no module of the architecture; the '
+     'nearest are backbone.layer3'),
+    (dict(input_shape=(1, 8, 8)), r'input_shape=\(1, 8, 8\) does not go'),
+    (dict(architecture={
+        **net(), 'head': None
+    }), 'architecture.head has no loss_module'),
+])
+def test_wrong_arguments(changes, message):
+    with pytest.raises(ValueError, match=message):
+        MODELS.build(config(**changes))
+
+
+def test_a_built_architecture_is_refused():
+    with pytest.raises(
+            TypeError,
+            match='architecture is ImageClassifier, expected the '
+            'config of a network: each branch is built from it'):
+        MODELS.build(config(architecture=MODELS.build(net())))
+
+
+def test_the_config_is_not_changed():
+    cfg = config()
+    before = copy.deepcopy(cfg)
+    MODELS.build(cfg)
+    assert cfg == before
+
+
+def test_a_batch_of_one():
+    model = build().train()
+    with pytest.raises(
+            ValueError,
+            match='has 1 sample; the batch norm of the '
+            'gate needs 2. Set train_dataloader.drop_last=True'):
+        model(*batch(1), mode='loss')
+
+
+@pytest.mark.parametrize('samples', [None, [], [DataSample()] * 6])
+def test_samples_without_labels(samples):
+    with pytest.raises(ValueError, match='neither gt_label nor gt_score'):
+        build().train()(batch()[0], samples, mode='loss')
