@@ -58,6 +58,8 @@ class CIFARMobileNetV2(BaseBackbone):
 
     # Where ``StageOutputsRecorder`` finds the map before the first stage.
     stem_name = 'conv1'
+    # What lies behind the last stage; only the head needs it.
+    tail_names = ('conv2', )
 
     def __init__(
         self,

@@ -102,6 +102,16 @@ class CIFARResNet(BaseBackbone):
         self.layer2 = _make_stage(width1, width2, num_blocks, stride=2)
         self.layer3 = _make_stage(width2, width3, num_blocks, stride=2)
 
+    @property
+    def block_names(self) -> Tuple[Tuple[str, ...], ...]:
+        """tuple[tuple[str]]: For each stage the modules whose last output in
+        a forward pass is a block's, ``pre_activation`` or not."""
+        stages = dict(
+            layer1=self.layer1, layer2=self.layer2, layer3=self.layer3)
+        return tuple(
+            tuple(f'{name}.{i}.relu' for i in range(len(stage)))
+            for name, stage in stages.items())
+
     def forward(self, x: Tensor) -> Tuple[Tensor, ...]:
         """Compute the maps of the stages in ``out_indices``.
 

@@ -55,6 +55,9 @@ class CIFARShuffleNetV2(BaseBackbone):
         ValueError: If an argument is out of range.
     """
 
+    # What lies behind the last stage; only the head needs it.
+    tail_names = ('conv2', 'bn2')
+
     def __init__(
         self,
         widen_factor: float = 1.0,

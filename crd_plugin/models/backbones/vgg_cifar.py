@@ -82,6 +82,19 @@ class CIFARVGG(BaseBackbone):
             in_channels = width
         self.pool = nn.MaxPool2d(2)
 
+    @property
+    def block_names(self) -> Tuple[Tuple[str, ...], ...]:
+        """tuple[tuple[str]]: For each stage the ReLUs that end a unit of
+        convolution, batch norm and ReLU. The stem has none."""
+        names = []
+        for i in range(1, _NUM_STAGES + 1):
+            stage = getattr(self, f'block{i}')
+            inner = (
+                f'block{i}.{j}' for j, layer in enumerate(stage)
+                if isinstance(layer, nn.ReLU))
+            names.append((*inner, f'relu{i}'))
+        return tuple(names)
+
     def forward(self, x: Tensor) -> Tuple[Tensor, ...]:
         """Compute the maps of the stages in ``out_indices``.
 

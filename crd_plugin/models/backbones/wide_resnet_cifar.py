@@ -55,6 +55,8 @@ class CIFARWideResNet(BaseBackbone):
 
     # Where ``StageOutputsRecorder`` finds the map before the first stage.
     stem_name = 'conv1'
+    # What lies behind the last stage; only the head needs it.
+    tail_names = ('bn1', )
 
     def __init__(
         self,
@@ -88,6 +90,16 @@ class CIFARWideResNet(BaseBackbone):
         self.block3 = _Stage(blocks, widths[2], widths[3], 2, drop_rate)
         self.bn1 = nn.BatchNorm2d(widths[3])
         self.relu = nn.ReLU()
+
+    @property
+    def block_names(self) -> Tuple[Tuple[str, ...], ...]:
+        """tuple[tuple[str]]: For each stage the modules whose output is a
+        block's residual sum."""
+        stages = dict(
+            block1=self.block1, block2=self.block2, block3=self.block3)
+        return tuple(
+            tuple(f'{name}.layer.{i}' for i in range(len(stage.layer)))
+            for name, stage in stages.items())
 
     def forward(self, x: Tensor) -> Tuple[Tensor, ...]:
         """Compute the stages in ``out_indices`` and the last map.
