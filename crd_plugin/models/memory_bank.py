@@ -46,10 +46,12 @@ class MemoryBank(nn.Module):
         momentum (float): Weight kept on the OLD row, [0, 1). Defaults to 0.5.
         num_samples (int, optional): Rows N, the length of the training set.
             ``MemoryBankHook`` calls :meth:`resize` when it is None.
+        dtype (torch.dtype): What rows are kept in, float32, float16 or
+            bfloat16; all maths is in float32. Defaults to float32.
 
     Shape:
-        ``student``, ``teacher``: ``(N, D)`` float32. ``labels``: ``(N,)``
-        int64, or empty when unknown.
+        ``student``, ``teacher``: ``(N, D)``. ``labels``: ``(N,)`` int64, or
+        empty when unknown.
 
     State in checkpoints: ``student``, ``teacher``, ``labels``, and
     ``log_z_student``, ``log_z_teacher`` (NaN until the first step).
@@ -61,7 +63,8 @@ class MemoryBank(nn.Module):
     def __init__(self,
                  embed_dim: int,
                  momentum: float = 0.5,
-                 num_samples: Optional[int] = None) -> None:
+                 num_samples: Optional[int] = None,
+                 dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         if embed_dim < 1:
             raise ValueError(
@@ -74,7 +77,7 @@ class MemoryBank(nn.Module):
         self.embed_dim = embed_dim
         self.momentum = momentum
         for name in ('student', 'teacher'):
-            self.register_buffer(name, torch.empty(0, embed_dim))
+            self._hold(name, torch.empty(0, embed_dim, dtype=dtype))
             self.register_buffer(f'log_z_{name}',
                                  torch.tensor(float('nan')).double())
         self.register_buffer('labels', torch.empty(0, dtype=torch.int64))
@@ -87,6 +90,10 @@ class MemoryBank(nn.Module):
         if num_samples is not None:
             self.resize(num_samples)
 
+    def _hold(self, name: str, rows: Tensor) -> None:
+        """Where rows are kept: in a buffer."""
+        self.register_buffer(name, rows)
+
     @property
     def num_samples(self) -> int:
         """int: Rows N; 0 until the bank is sized."""
@@ -96,6 +103,11 @@ class MemoryBank(nn.Module):
     def num_bytes(self) -> int:
         """int: Memory of both sides' rows, in bytes."""
         return 2 * self.student.numel() * self.student.element_size()
+
+    @property
+    def num_shards(self) -> int:
+        """int: Parts that the rows are kept in, on as many ranks."""
+        return 1
 
     @property
     def has_z(self) -> bool:
@@ -115,15 +127,19 @@ class MemoryBank(nn.Module):
             ValueError: If the bank has no labels.
         """
         if self._label_index is None:
-            if self.labels.numel() == 0:
-                raise ValueError(
-                    "exclude='class' needs the label of every row, but the "
-                    'memory bank has none; add '
-                    "dict(type='crd_plugin.MemoryBankHook') to custom_hooks "
-                    "or call resize(num_samples, labels), or use "
-                    "exclude='instance' for data without labels.")
+            self._require_labels()
             self._label_index = build_label_index(self.labels)
         return self._label_index
+
+    def _require_labels(self) -> None:
+        """Raise a ValueError if there are none."""
+        if self.labels.numel() == 0:
+            raise ValueError(
+                "exclude='class' needs the label of every row, but the "
+                'memory bank has none; add '
+                "dict(type='crd_plugin.MemoryBankHook') to custom_hooks "
+                "or call resize(num_samples, labels), or use "
+                "exclude='instance' for data without labels.")
 
     @torch.no_grad()
     def resize(self,
@@ -157,13 +173,37 @@ class MemoryBank(nn.Module):
         generator = torch.Generator(device)
         generator.manual_seed(torch.initial_seed() if seed is None else seed)
         for name in ('student', 'teacher'):
-            rows = initial_rows(num_samples, self.embed_dim, generator)
+            rows = self._fresh_rows(num_samples, generator)
             setattr(self, name, rows.to(self.student.dtype))
             getattr(self, f'log_z_{name}').fill_(float('nan'))
         self.labels = labels
         self._label_index = None
         self._has_z = False
         self._pending = None
+
+    def _fresh_rows(self, num_samples: int,
+                    generator: torch.Generator) -> Tensor:
+        """Rows of one side that nothing was written to."""
+        return initial_rows(num_samples, self.embed_dim, generator)
+
+    def share_labels(self, other: 'MemoryBank') -> None:
+        """Hold the labels of another bank of the same samples, not a copy.
+
+        Their index is shared too if the other bank has made it.
+
+        Args:
+            other (MemoryBank): The other bank, sized.
+
+        Raises:
+            ValueError: If it has another number of rows.
+        """
+        if other.num_samples != self.num_samples:
+            raise ValueError(
+                f'The other bank has {other.num_samples} rows, this one '
+                f'{self.num_samples}: labels are shared between banks of the '
+                'same samples.')
+        self.labels = other.labels
+        self._label_index = other._label_index
 
     def scores(self, anchor: Tensor, side: str, index: Tensor,
                temperature: float) -> Tensor:
@@ -239,24 +279,27 @@ class MemoryBank(nn.Module):
         self._pending = None
         last = last_occurrence(update.sample_idx)
         for name in ('student', 'teacher'):
-            rows = getattr(self, name)
-            new = momentum_rows(rows[update.sample_idx],
-                                getattr(update, name)[last], self.momentum)
-            rows.index_copy_(0, update.sample_idx, new)
+            self._write(
+                getattr(self, name), update.sample_idx,
+                getattr(update, name)[last])
         if update.log_z is not None:
             self.log_z_student.copy_(update.log_z[0])
             self.log_z_teacher.copy_(update.log_z[1])
             self._has_z = True
 
+    def _write(self, rows: Tensor, sample_idx: Tensor,
+               embedding: Tensor) -> None:
+        """Move rows towards embeddings, of which equal ids have equal ones."""
+        new = momentum_rows(rows[sample_idx], embedding, self.momentum)
+        rows.index_copy_(0, sample_idx, new)
+
     def _load_from_state_dict(self, state_dict, prefix, *args,
                               **kwargs) -> None:
         """Take over rows of a checkpoint; another size is an error."""
-        names = ('student', 'teacher', 'labels', 'log_z_student',
-                 'log_z_teacher')
         if not self.keep_rows:
             # Evaluation needs no bank: keep what is there, say nothing.
-            for name in names:
-                state_dict[prefix + name] = getattr(self, name)
+            for name, value in self._buffers.items():
+                state_dict[prefix + name] = value
         rows = state_dict.get(prefix + 'student')
         labels = state_dict.get(prefix + 'labels')
         if rows is not None:

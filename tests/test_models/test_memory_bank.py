@@ -176,3 +176,17 @@ def test_bad_arguments(kwargs, message):
 def test_labels_of_another_length():
     with pytest.raises(ValueError, match=r'labels has shape \(4,\).*\(5,\)'):
         MemoryBank(4).resize(5, torch.zeros(4).long())
+
+
+def test_labels_can_be_shared():
+    first, second = MemoryBank(4), MemoryBank(3)
+    for bank in (first, second):
+        bank.resize(6, torch.arange(6) % 3)
+    index = first.label_index
+    second.share_labels(first)
+    assert second.labels is first.labels and second.label_index is index
+    # What is loaded is compared with what is shared, and stays shared.
+    second.load_state_dict(second.state_dict())
+    assert second.labels is first.labels
+    with pytest.raises(ValueError, match='has 6 rows, this one 5'):
+        MemoryBank(4, num_samples=5).share_labels(first)

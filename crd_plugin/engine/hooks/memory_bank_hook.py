@@ -3,17 +3,22 @@ from typing import Any, Dict, List, Optional, Sequence
 
 import numpy as np
 import torch
-from mmengine.dist import all_gather, broadcast, get_rank, get_world_size
-from mmengine.hooks import Hook, SyncBuffersHook
+from mmengine.dist import all_gather, broadcast, get_world_size
+from mmengine.hooks import CheckpointHook, EMAHook, Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import BaseLoop
 from torch import Tensor
 
-from crd_plugin.models.losses.crd_loss import (CRDLoss, check_embeddings,
-                                               check_labels, check_range)
+from crd_plugin.models.losses import CRDLoss
+from crd_plugin.models.losses.crd_checks import (check_embeddings,
+                                                 check_labels, check_range)
 from crd_plugin.models.memory_bank import MemoryBank, PendingUpdate
+from crd_plugin.models.sharded_bank import ShardedBank
 from crd_plugin.ops import pack_update, unpack_update
 from crd_plugin.registry import HOOKS
+
+from ._checks import (bit_sum, check_buffers_are_ours, check_once,
+                      check_ranks_agree)
 
 
 @HOOKS.register_module()
@@ -26,6 +31,10 @@ class MemoryBankHook(Hook):
     of a single process that saw the same embeddings. No public code of CRD
     does this (HobbitLong/RepDistiller#3: accuracy drops on 8 GPUs).
 
+    Of a sharded bank each rank writes the rows that it keeps. Before a
+    checkpoint is saved they are gathered on the host of rank 0, so that it
+    holds the whole bank and any number of ranks can resume from it.
+
     Args:
         interval (int): Iterations between two looks at numbers (mutual
             information bound, norms), which wait for a GPU. Defaults to 50.
@@ -33,8 +42,8 @@ class MemoryBankHook(Hook):
     Raises:
         ValueError: Before training, if the training set has no ids or labels
             that a loss needs, a given ``num_samples`` differs from its
-            length, this hook is there twice, or a ``SyncBuffersHook`` would
-            average bank rows.
+            length, this hook is there twice, a ``SyncBuffersHook`` would
+            average bank rows, or an ``EMAHook`` meets a sharded bank.
     """
 
     # Before CheckpointHook and LoggerHook, and before EMAHook copies buffers.
@@ -48,6 +57,8 @@ class MemoryBankHook(Hook):
         self._banks: Dict[str, MemoryBank] = {}
         self._losses: Dict[str, CRDLoss] = {}
         self._labels: Optional[np.ndarray] = None
+        # Rows of the sharded banks for the checkpoint; empty when stale.
+        self._whole: Dict[str, Dict[str, Optional[Tensor]]] = {}
 
     def before_run(self, runner) -> None:
         """Size the banks, after the loop is built, before a checkpoint."""
@@ -84,16 +95,31 @@ class MemoryBankHook(Hook):
                     f'num_samples of {name} is {bank.num_samples}, the '
                     f'training set has {num_samples} samples; set it to that '
                     'or leave it out.')
-            bank.resize(num_samples, labels, seed=runner.seed + number)
             # Ranks may have been seeded differently.
-            for rows in (bank.student, bank.teacher):
-                broadcast(rows)
+            seed = torch.tensor(runner.seed + number)
+            broadcast(seed)
+            bank.resize(num_samples, labels, seed=int(seed))
+            if not isinstance(bank, ShardedBank):
+                for rows in (bank.student, bank.teacher):
+                    broadcast(rows)
+            shards = ('' if bank.num_shards == 1 else
+                      f' on each of {bank.num_shards} ranks')
             runner.logger.info(
                 f'Memory bank {name}: {num_samples} rows of width '
-                f'{bank.embed_dim} a side, {bank.num_bytes / 2**20:.1f} MiB.')
-        for name, loss in self._losses.items():
-            if loss.exclude == 'class':
-                self._check_pool(runner, name, loss)
+                f'{bank.embed_dim} a side, {bank.num_bytes / 2**20:.1f} MiB'
+                f'{shards}.')
+        first, *others = self._banks.values()
+        by_class = {
+            name: loss
+            for name, loss in self._losses.items()
+            if loss.bank is not None and loss.exclude == 'class'
+        }
+        if by_class:
+            first.label_index  # Made once, before it is shared.
+        for bank in others:
+            bank.share_labels(first)
+        for name, loss in by_class.items():
+            self._check_pool(runner, name, loss)
 
     def before_train(self, runner) -> None:
         """Compare the banks of all ranks, loaded or fresh."""
@@ -130,12 +156,50 @@ class MemoryBankHook(Hook):
         if get_world_size() > 1:
             updates = gather_updates(updates,
                                      runner.train_loop.dataloader.batch_size)
+        self._whole = {}
         for bank, update in zip(banks, updates):
             bank.commit(update)
+        if self._shards and any(
+                _saves_iteration(hook, runner) for hook in _savers(runner)):
+            self.gather_shards()
 
     def after_train_epoch(self, runner) -> None:
         """Compare the banks of all ranks, before they are saved."""
         self._check_ranks()
+        if self._shards and any(
+                _saves_epoch(hook, runner) for hook in _savers(runner)):
+            self.gather_shards()
+
+    def before_val_epoch(self, runner) -> None:
+        """The best checkpoint may be saved after validation."""
+        if self._shards and any(
+                hook.save_best for hook in _savers(runner)):
+            self.gather_shards()
+
+    def gather_shards(self) -> None:
+        """Gather rows of sharded banks for a checkpoint.
+
+        Called where a ``CheckpointHook`` is about to save. Before a call of
+        ``runner.save_checkpoint`` of your own, call it on every rank.
+        """
+        for name, bank in self._shards.items():
+            if name not in self._whole:
+                self._whole[name] = {
+                    side: bank.gather_rows(side)
+                    for side in ('student', 'teacher')
+                }
+
+    def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
+        """Put the whole of sharded banks in place of rank 0's rows."""
+        for name, bank in self._shards.items():
+            if name not in self._whole:
+                raise RuntimeError(
+                    f'The rows of {name} are split over '
+                    f'{bank.num_shards} ranks and were not gathered for this '
+                    'checkpoint; call gather_shards() of MemoryBankHook on '
+                    'every rank first (CheckpointHook needs no such call).')
+            for side, rows in self._whole[name].items():
+                checkpoint['state_dict'][f'{name}.{side}'] = rows
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         """Refuse to resume from a checkpoint without the banks."""
@@ -148,26 +212,36 @@ class MemoryBankHook(Hook):
                     'cannot be resumed from it exactly; start from its '
                     'weights with load_from instead of --resume.')
 
+    @property
+    def _shards(self) -> Dict[str, ShardedBank]:
+        """Banks of which this rank has a part only."""
+        return {
+            name: bank
+            for name, bank in self._banks.items()
+            if isinstance(bank, ShardedBank) and bank.num_shards > 1
+        }
+
     def _check_runner(self, runner) -> None:
         """Refuse what would damage a bank."""
-        hooks = [hook for hook in runner.hooks if isinstance(hook, type(self))]
-        if len(hooks) > 1:
+        check_once(self, runner)
+        check_buffers_are_ours(runner, 'a memory bank')
+        sharded = [
+            name for name, bank in self._banks.items()
+            if isinstance(bank, ShardedBank)
+        ]
+        if sharded and any(isinstance(hook, EMAHook) for hook in runner.hooks):
             raise ValueError(
-                f'MemoryBankHook is registered {len(hooks)} times, expected '
-                'once; remove it from custom_hooks where a base config '
-                'already has it.')
-        if any(isinstance(hook, SyncBuffersHook) for hook in runner.hooks):
-            raise ValueError(
-                'SyncBuffersHook averages every buffer over the ranks, which '
-                'is wrong for a memory bank; remove it from custom_hooks '
-                '(batch norm: use sync_bn).')
+                f'EMAHook keeps a copy of {sharded[0]}, whose rows are split '
+                'over the ranks, and would save one rank\'s rows; remove '
+                'EMAHook from custom_hooks, or use sharded=False.')
 
     def _read_labels(self, dataset: Any) -> Optional[np.ndarray]:
         """Labels of the training set; None where nothing needs them."""
         try:
             return np.asarray(dataset.get_gt_labels(), dtype=np.int64)
         except ValueError as error:
-            if any(loss.exclude == 'class' for loss in self._losses.values()):
+            if any(loss.bank is not None and loss.exclude == 'class'
+                   for loss in self._losses.values()):
                 raise ValueError(
                     f"exclude='class' needs labels: {error}") from error
             return None
@@ -175,6 +249,7 @@ class MemoryBankHook(Hook):
     def _check_pool(self, runner, name: str, loss: CRDLoss) -> None:
         """Every class needs negatives; fewer than K are repeated."""
         smallest = loss.bank.label_index.smallest_pool
+        smallest *= loss.bank.num_shards
         if loss.negatives == 'sampled' and smallest < loss.num_negatives:
             runner.logger.info(
                 f'{name}: num_negatives={loss.num_negatives} is more than '
@@ -222,14 +297,7 @@ class MemoryBankHook(Hook):
         if get_world_size() == 1:
             return
         for name, bank in self._banks.items():
-            sums = all_gather(checksum(bank))
-            for rank, other in enumerate(sums):
-                if not torch.equal(other, sums[0]):
-                    raise RuntimeError(
-                        f'{name} differs between rank 0 and rank {rank} (seen '
-                        f'on rank {get_rank()}); something other than '
-                        'MemoryBankHook changes its buffers, such as a hook '
-                        'that averages or overwrites them.')
+            check_ranks_agree(self, name, checksum(bank))
 
 
 def index_dataset(dataset: Any) -> Optional[Any]:
@@ -297,18 +365,32 @@ def checksum(bank: MemoryBank) -> Tensor:
 
     Returns:
         Tensor: Of the student's rows, the teacher's rows and both constants.
+        Shards are meant to differ: their rows count as zero.
     """
     log_z = torch.stack([bank.log_z_student, bank.log_z_teacher])
     parts = (bank.student, bank.teacher, log_z)
-    return torch.stack([_bit_sum(part) for part in parts])
+    if isinstance(bank, ShardedBank):
+        parts = (log_z.new_zeros(1), log_z.new_zeros(1), log_z)
+    return torch.stack([bit_sum(part) for part in parts])
 
 
-def _bit_sum(tensor: Tensor) -> Tensor:
-    """Position-weighted sum of the bits of a tensor, modulo 2**64."""
-    bits = tensor.contiguous().view(-1).view(torch.int32).view(
-        tensor.size(0), -1).sum(1, dtype=torch.int64)
-    weight = torch.arange(1, bits.numel() + 1, device=bits.device)
-    return (bits * weight).sum()
+def _savers(runner) -> List[CheckpointHook]:
+    """Hooks that save checkpoints."""
+    return [hook for hook in runner.hooks if isinstance(hook, CheckpointHook)]
+
+
+def _saves_iteration(hook: CheckpointHook, runner) -> bool:
+    """Whether it saves after this iteration."""
+    return not hook.by_epoch and (
+        hook.every_n_train_iters(runner, hook.interval, hook.save_begin) or
+        (hook.save_last and hook.is_last_train_iter(runner)))
+
+
+def _saves_epoch(hook: CheckpointHook, runner) -> bool:
+    """Whether it saves after this epoch."""
+    return hook.by_epoch and (
+        hook.every_n_epochs(runner, hook.interval, hook.save_begin) or
+        (hook.save_last and hook.is_last_train_epoch(runner)))
 
 
 def _unwrap(model: torch.nn.Module) -> torch.nn.Module:

@@ -1,20 +1,22 @@
 """The objective of contrastive representation distillation."""
 import math
-from typing import Optional
+from typing import Optional, Union
 
 import torch
 from mmengine.dist import all_gather
 from torch import Tensor, nn
 
-from crd_plugin.ops import (Negatives, all_negatives, draw_negatives, info_nce,
-                            log_partition, nce, prepare, shared_negatives)
+from crd_plugin.ops import (Negatives, ShardNegatives, all_negatives,
+                            draw_negatives, info_nce, log_partition, nce,
+                            prepare, shared_negatives)
 from crd_plugin.registry import MODELS
 
 from ..memory_bank import MemoryBank
-
-# How far from 1 the norm of an embedding may be: float16 rounding of 128
-# numbers stays below it, a forgotten normalisation does not.
-_NORM_TOLERANCE = 1e-2
+from ..sharded_bank import ShardedBank
+from .crd_checks import (check_column, check_embeddings, check_labels,
+                         check_left_out, check_range)
+from .in_batch_contrast import InBatchContrast
+from .sharded_contrast import contrast_with_shards, draw_from_shards
 
 
 @MODELS.register_module()
@@ -35,22 +37,39 @@ class CRDLoss(nn.Module):
     exclude the anchor's class without ids from the data loader, a forward pass
     changes no bank, and ranks agree on Z.
 
-    ``MemoryBankHook`` sizes the bank and commits its updates.
+    ``MemoryBankHook`` sizes the bank and commits its updates. Without a bank,
+    ``negatives='batch'``, no hook and no ids are needed: keys are the other
+    side's embeddings of the global batch, gathered over ranks, and carry
+    gradient like the anchors. K is then the number of other samples, N that
+    of all, and Z / N is fixed by the first batch.
 
     Args:
         embed_dim (int): Width D of the embeddings. Defaults to 128.
-        num_negatives (int): K. Defaults to 16384.
+        num_negatives (int, optional): K. Defaults to None: 16384, as
+            published. Not to be given with ``negatives='batch'``.
         temperature (float): tau. Defaults to 0.07.
-        momentum (float): Weight of the OLD row of the bank. Defaults to 0.5.
+        momentum (float, optional): Weight of the OLD row of the bank.
+            Defaults to None: 0.5, as published. Not to be given with
+            ``negatives='batch'``.
         objective (str): ``'nce'`` or ``'infonce'`` (the paper's ablation).
         negatives (str): ``'sampled'``: K ids for each anchor, as published;
             ``'shared'``: one draw of K rows for the batch; ``'all'``: every
-            row weighted K / pool, which is the expectation of ``'sampled'``.
+            row weighted K / pool, which is the expectation of ``'sampled'``;
+            ``'batch'``: the other samples of the global batch, no bank;
+            ``objective='infonce'`` is recommended with it.
         exclude (str): ``'class'``: negatives are of another class;
             ``'instance'``: any other row, for data without labels.
         num_samples (int, optional): Rows N. Defaults to None: the length of
-            the training set, set by ``MemoryBankHook``.
+            the training set, set by ``MemoryBankHook``. Not to be given with
+            ``negatives='batch'``.
         loss_weight (float): Factor of the loss. Defaults to 1.0.
+        sharded (bool): Split the rows of the bank over the ranks: each keeps
+            N / W of them, scores the anchors of all ranks against these, and
+            the sums are reduced. The same loss with ``negatives='all'``, the
+            same expectation otherwise. Defaults to False.
+        bank_dtype (str, optional): What rows are kept in: ``'float32'``,
+            ``'float16'`` or ``'bfloat16'``; all maths is in float32. Defaults
+            to None: float32.
 
     Shape:
         s_feats, t_feats: ``(B, D)`` float with unit L2 norm.
@@ -63,16 +82,18 @@ class CRDLoss(nn.Module):
 
     def __init__(self,
                  embed_dim: int = 128,
-                 num_negatives: int = 16384,
+                 num_negatives: Optional[int] = None,
                  temperature: float = 0.07,
-                 momentum: float = 0.5,
+                 momentum: Optional[float] = None,
                  objective: str = 'nce',
                  negatives: str = 'sampled',
                  exclude: str = 'class',
                  num_samples: Optional[int] = None,
-                 loss_weight: float = 1.0) -> None:
+                 loss_weight: float = 1.0,
+                 sharded: bool = False,
+                 bank_dtype: Optional[str] = None) -> None:
         super().__init__()
-        if num_negatives < 1:
+        if num_negatives is not None and num_negatives < 1:
             raise ValueError(
                 f'num_negatives is {num_negatives}, expected at least 1 '
                 '(published: 16384).')
@@ -84,42 +105,70 @@ class CRDLoss(nn.Module):
             raise ValueError(
                 f'loss_weight is {loss_weight}, expected a finite number.')
         choices = (('objective', objective, ('nce', 'infonce')),
-                   ('negatives', negatives, ('sampled', 'shared', 'all')),
-                   ('exclude', exclude, ('class', 'instance')))
+                   ('negatives', negatives, ('sampled', 'shared', 'all',
+                                             'batch')),
+                   ('exclude', exclude, ('class', 'instance')),
+                   ('bank_dtype', bank_dtype,
+                    (None, 'float32', 'float16', 'bfloat16')))
         for name, value, words in choices:
             if value not in words:
                 raise ValueError(
                     f'{name} is {value!r}, expected one of {words}.')
         self.embed_dim = embed_dim
-        self.num_negatives = num_negatives
         self.temperature = temperature
         self.objective = objective
         self.negatives = negatives
         self.exclude = exclude
         self.loss_weight = loss_weight
-        self.bank = MemoryBank(embed_dim, momentum, num_samples)
+        self.num_negatives: Optional[int] = None
+        self.bank: Optional[MemoryBank] = None
+        if negatives == 'batch':
+            check_left_out(
+                num_negatives=num_negatives,
+                momentum=momentum,
+                num_samples=num_samples,
+                sharded=sharded or None,
+                bank_dtype=bank_dtype)
+            self.batch = InBatchContrast()
+        else:
+            self.num_negatives = 16384 if num_negatives is None else (
+                num_negatives)
+            momentum = 0.5 if momentum is None else momentum
+            bank = ShardedBank if sharded else MemoryBank
+            self.bank = bank(embed_dim, momentum, num_samples,
+                             getattr(torch, bank_dtype or 'float32'))
         # Lower bound of the mutual information, in nats; for the hook's log.
         self.mi_bound: Optional[Tensor] = None
 
     def forward(self,
                 s_feats: Tensor,
                 t_feats: Tensor,
-                sample_idx: Tensor,
+                sample_idx: Optional[Tensor] = None,
                 labels: Optional[Tensor] = None,
-                contrast_idx: Optional[Tensor] = None) -> Tensor:
+                contrast_idx: Optional[Tensor] = None,
+                negatives: Union[Negatives, ShardNegatives, None] = None
+                ) -> Tensor:
         """Loss of one batch; in training mode an update is left in the bank.
 
         Args:
             s_feats (Tensor): Student embeddings, ``(B, D)``, unit norm.
             t_feats (Tensor): Teacher embeddings, ``(B, D)``, unit norm.
-            sample_idx (Tensor): Position of each sample in the training set,
-                ``(B,)`` int64.
+            sample_idx (Tensor, optional): Position of each sample in the
+                training set, ``(B,)`` int64. A bank needs it; with
+                ``negatives='batch'`` and ``exclude='instance'`` it tells
+                copies of a sample apart from others.
             labels (Tensor, optional): Class of each sample, ``(B,)`` int64.
                 The bank knows the labels; these are compared with it, on
                 CPU tensors, to notice a training set that is not the bank's.
+                With ``negatives='batch'`` they are needed for
+                ``exclude='class'`` and not looked at otherwise.
             contrast_idx (Tensor, optional): Rows to score, ``(B, 1 + K)``
                 int64, the first column the positive. Replaces the drawing of
                 negatives, for parity with the published code.
+            negatives (Negatives | ShardNegatives, optional): What
+                :meth:`draw` of a loss with a bank of the same samples
+                returned for this batch, so that several losses share it.
+                Defaults to None: drawn here.
 
         Returns:
             Tensor: Scalar, already multiplied by ``loss_weight``.
@@ -129,30 +178,20 @@ class CRDLoss(nn.Module):
             RuntimeError: If the bank has no size, or its last update was
                 never committed.
         """
+        if self.bank is None:
+            check_left_out(contrast_idx=contrast_idx, negatives=negatives)
+            return self._forward_batch(s_feats, t_feats, sample_idx, labels)
         self._check(s_feats, t_feats, sample_idx, labels, contrast_idx)
-        if contrast_idx is not None:
-            pos_idx = contrast_idx[:, 0]
-            negatives = Negatives(contrast_idx.size(1) - 1,
-                                  contrast_idx[:, 1:])
+        if negatives is None:
+            negatives = self.draw(sample_idx, contrast_idx, s_feats.dtype)
+        pos_idx = sample_idx if contrast_idx is None else contrast_idx[:, 0]
+        if isinstance(self.bank, ShardedBank):
+            student, teacher, new_log_z = contrast_with_shards(
+                s_feats, t_feats, self.bank, negatives, self.objective,
+                self.temperature)
         else:
-            pos_idx = sample_idx
-            negatives = self._draw(sample_idx)
-        negatives = prepare(negatives, self.bank.num_samples, s_feats.dtype)
-        sides = ((s_feats, self.bank.teacher), (t_feats, self.bank.student))
-        log_z = new_log_z = None
-        if self.objective == 'infonce':
-            student, teacher = (
-                info_nce(anchor, rows, pos_idx, negatives, self.temperature)
-                for anchor, rows in sides)
-        else:
-            if self.bank.has_z:
-                log_z = (self.bank.log_z_student, self.bank.log_z_teacher)
-            else:
-                log_z = new_log_z = self._estimate_log_z(
-                    sides, pos_idx, negatives)
-            student, teacher = (
-                nce(anchor, rows, pos_idx, negatives, z, self.temperature)
-                for (anchor, rows), z in zip(sides, log_z))
+            student, teacher, new_log_z = self._contrast(
+                s_feats, t_feats, pos_idx, negatives)
         if self.training:
             self.bank.stage(sample_idx, s_feats, t_feats, new_log_z)
         # I(T; S) >= log K + E[log h], section 3.1 of the paper; the mean of
@@ -161,8 +200,80 @@ class CRDLoss(nn.Module):
             student.log_h + teacher.log_h) / 2
         return self.loss_weight * (student.loss + teacher.loss)
 
-    def _draw(self, sample_idx: Tensor) -> Negatives:
-        """Negatives of this batch, by the rule of ``self.negatives``."""
+    def _contrast(self, s_feats: Tensor, t_feats: Tensor, pos_idx: Tensor,
+                  negatives: Negatives):
+        """Both directions, and the log of Z if it has to be set."""
+        sides = ((s_feats, self.bank.teacher), (t_feats, self.bank.student))
+        log_z = new_log_z = None
+        if self.objective == 'infonce':
+            student, teacher = (
+                info_nce(anchor, rows, pos_idx, negatives, self.temperature)
+                for anchor, rows in sides)
+            return student, teacher, None
+        if self.bank.has_z:
+            log_z = (self.bank.log_z_student, self.bank.log_z_teacher)
+        else:
+            log_z = new_log_z = self._estimate_log_z(sides, pos_idx, negatives)
+        student, teacher = (
+            nce(anchor, rows, pos_idx, negatives, z, self.temperature)
+            for (anchor, rows), z in zip(sides, log_z))
+        return student, teacher, new_log_z
+
+    def _forward_batch(self, s_feats: Tensor, t_feats: Tensor,
+                       sample_idx: Optional[Tensor],
+                       labels: Optional[Tensor]) -> Tensor:
+        """:meth:`forward` without a bank."""
+        batch = s_feats.size(0)
+        self._check_feats(s_feats, t_feats, batch)
+        key, name = sample_idx, 'sample_idx'
+        if self.exclude == 'class':
+            key, name = labels, 'labels'
+            if labels is None:
+                raise ValueError(
+                    "labels is None, but exclude='class' with "
+                    "negatives='batch' needs the class of each sample; "
+                    "record it with crd_plugin.SampleField, or use "
+                    "exclude='instance' for data without labels.")
+        if key is not None:
+            check_column(name, key, batch)
+        result = self.batch(s_feats, t_feats, key, self.objective,
+                            self.temperature)
+        self.mi_bound = result.mi_bound
+        return self.loss_weight * result.loss
+
+    def draw(self,
+             sample_idx: Tensor,
+             contrast_idx: Optional[Tensor] = None,
+             dtype: torch.dtype = torch.float32
+             ) -> Union[Negatives, ShardNegatives]:
+        """Negatives of a batch, by the rule of ``self.negatives``.
+
+        With a sharded bank they are those of all ranks' batches: every rank
+        must call it.
+
+        Args:
+            sample_idx (Tensor): As for :meth:`forward`.
+            contrast_idx (Tensor, optional): As for :meth:`forward`; then
+                these are the negatives.
+            dtype (torch.dtype): Of the embeddings. Defaults to float32.
+
+        Returns:
+            Negatives | ShardNegatives: Ready to be scored, by this loss or by
+            several.
+
+        Raises:
+            ValueError: If ids are not as described.
+            RuntimeError: If the bank has no size.
+        """
+        self._check_ids(sample_idx, contrast_idx)
+        if isinstance(self.bank, ShardedBank):
+            return draw_from_shards(self.bank, sample_idx, contrast_idx,
+                                    self.num_negatives, self.negatives,
+                                    self.exclude, dtype)
+        num_samples = self.bank.num_samples
+        if contrast_idx is not None:
+            given = Negatives(contrast_idx.size(1) - 1, contrast_idx[:, 1:])
+            return prepare(given, num_samples, dtype)
         draw = {
             'sampled': draw_negatives,
             'shared': shared_negatives,
@@ -171,8 +282,8 @@ class CRDLoss(nn.Module):
         label_index = None
         if self.exclude == 'class':
             label_index = self.bank.label_index
-        return draw(sample_idx, self.bank.num_samples, self.num_negatives,
-                    label_index)
+        drawn = draw(sample_idx, num_samples, self.num_negatives, label_index)
+        return prepare(drawn, num_samples, dtype)
 
     def _estimate_log_z(self, sides, pos_idx: Tensor,
                         negatives: Negatives) -> Tensor:
@@ -187,98 +298,58 @@ class CRDLoss(nn.Module):
         mean = (ranks[:, :2] + weight).logsumexp(0) - weight.logsumexp(0)
         return mean + math.log(self.bank.num_samples)
 
-    def _check(self, s_feats: Tensor, t_feats: Tensor, sample_idx: Tensor,
-               labels: Optional[Tensor],
+    def _check(self, s_feats: Tensor, t_feats: Tensor,
+               sample_idx: Optional[Tensor], labels: Optional[Tensor],
                contrast_idx: Optional[Tensor]) -> None:
         """Say what is wrong with the input; no read-back from a GPU."""
-        if self.bank.num_samples == 0:
+        self._check_ids(sample_idx, contrast_idx)
+        self._check_feats(s_feats, t_feats, sample_idx.numel())
+        if (sample_idx.device.type == 'cpu' and labels is not None
+                and self.bank.labels.numel()):
+            check_labels(labels, self.bank.labels[sample_idx], sample_idx)
+
+    def _check_ids(self, sample_idx: Optional[Tensor],
+                   contrast_idx: Optional[Tensor]) -> None:
+        """The bank has rows, and the ids are rows of it."""
+        num_samples = self.bank.num_samples
+        if num_samples == 0:
             raise RuntimeError(
                 'CRDLoss has a memory bank without rows: MemoryBankHook is '
                 "missing; add dict(type='crd_plugin.MemoryBankHook') to "
                 'custom_hooks, or give num_samples.')
-        batch = sample_idx.numel()
-        for name, feats in (('s_feats', s_feats), ('t_feats', t_feats)):
-            if feats.shape != (batch, self.embed_dim):
-                raise ValueError(
-                    f'{name} has shape {tuple(feats.shape)}, expected '
-                    f'({batch}, {self.embed_dim}): one embedding of width '
-                    'embed_dim a sample; put a crd_plugin.EmbeddingConnector '
-                    f'with embed_dim={self.embed_dim} in front of it.')
-        if sample_idx.dtype != torch.int64 or sample_idx.dim() != 1:
+        if sample_idx is None:
             raise ValueError(
-                f'sample_idx is {sample_idx.dtype} of shape '
-                f'{tuple(sample_idx.shape)}, expected int64 of shape (B,); '
-                'record it with crd_plugin.SampleField.')
+                'sample_idx is None, but the memory bank needs the position '
+                'of each sample in the training set; record it with '
+                "crd_plugin.SampleField, or use negatives='batch'.")
+        check_column('sample_idx', sample_idx)
+        batch = sample_idx.numel()
         if contrast_idx is not None and (contrast_idx.dim() != 2
                                          or contrast_idx.size(0) != batch
                                          or contrast_idx.size(1) < 2):
             raise ValueError(
                 f'contrast_idx has shape {tuple(contrast_idx.shape)}, '
                 f'expected ({batch}, 1 + K) with the positive first.')
-        if sample_idx.device.type == 'cpu':
-            self._check_values(s_feats, t_feats, sample_idx, labels,
-                               contrast_idx)
-
-    @torch.no_grad()
-    def _check_values(self, s_feats: Tensor, t_feats: Tensor,
-                      sample_idx: Tensor, labels: Optional[Tensor],
-                      contrast_idx: Optional[Tensor]) -> None:
-        """Checks that look at numbers, for tensors on the host."""
+        if sample_idx.device.type != 'cpu':
+            return  # Looking at numbers would wait for the GPU.
         for name, ids in (('sample_idx', sample_idx), ('contrast_idx',
                                                        contrast_idx)):
             if ids is not None and ids.numel():
-                check_range(name, int(ids.min()), int(ids.max()),
-                            self.bank.num_samples)
-        if labels is not None and self.bank.labels.numel():
-            check_labels(labels, self.bank.labels[sample_idx], sample_idx)
-        for name, side, feats in (('s_feats', 'student', s_feats),
-                                  ('t_feats', 'teacher', t_feats)):
-            norm = feats.detach().float().norm(dim=1)
-            check_embeddings(name, side, norm)
+                check_range(name, int(ids.min()), int(ids.max()), num_samples)
 
-
-def check_range(name: str, smallest: int, largest: int,
-                num_rows: int) -> None:
-    """Raise a ValueError for ids that the bank has no row for."""
-    if smallest < 0 or largest >= num_rows:
-        wrong = smallest if smallest < 0 else largest
-        raise ValueError(
-            f'{name} {wrong} is outside the memory bank of {num_rows} rows; '
-            'the bank must be sized from the training set: leave num_samples '
-            'out, and wrap that data set in crd_plugin.SampleIndexDataset.')
-
-
-def check_labels(given: Tensor, expected: Tensor, sample_idx: Tensor) -> None:
-    """Raise a ValueError for samples that are not those of the bank."""
-    wrong = (given != expected).nonzero()
-    if wrong.numel():
-        at = int(wrong[0])
-        raise ValueError(
-            f'labels: sample {int(sample_idx[at])} has label '
-            f'{int(given[at])}, the memory bank\'s row has '
-            f'{int(expected[at])}; the batch comes from another data set, or '
-            'another order of it, than the bank was sized from.')
-
-
-def check_embeddings(name: str, side: str, norm: Tensor) -> None:
-    """Raise a ValueError for embeddings that are not of unit norm.
-
-    Args:
-        name (str): Argument, for the message.
-        side (str): ``'student'`` or ``'teacher'``.
-        norm (Tensor): L2 norm of each embedding, ``(B,)``.
-    """
-    if not torch.isfinite(norm).all():
-        bad = int((~torch.isfinite(norm)).sum())
-        raise ValueError(
-            f'{name}: {bad} of {norm.numel()} {side} embeddings are NaN or '
-            f'infinite; the {side} or its connector has diverged: lower the '
-            'learning rate, clip gradients, or check its checkpoint.')
-    # A zero vector stays zero under F.normalize; it is no error of scale.
-    off = ((norm - 1).abs() > _NORM_TOLERANCE) & (norm > 0)
-    if off.any():
-        raise ValueError(
-            f'{name}: a {side} embedding has L2 norm '
-            f'{float(norm[off][0]):.4g}, expected 1; put a '
-            'crd_plugin.EmbeddingConnector, which normalises, in front of '
-            'the loss.')
+    def _check_feats(self, s_feats: Tensor, t_feats: Tensor,
+                     batch: int) -> None:
+        """One embedding a sample and side; of unit norm, on the host."""
+        sides = (('s_feats', 'student', s_feats), ('t_feats', 'teacher',
+                                                   t_feats))
+        for name, _, feats in sides:
+            if feats.shape != (batch, self.embed_dim):
+                raise ValueError(
+                    f'{name} has shape {tuple(feats.shape)}, expected '
+                    f'({batch}, {self.embed_dim}): one embedding of width '
+                    'embed_dim a sample; put a crd_plugin.EmbeddingConnector '
+                    f'with embed_dim={self.embed_dim} in front of it.')
+        if s_feats.device.type == 'cpu':
+            for name, side, feats in sides:
+                check_embeddings(name, side,
+                                 feats.detach().float().norm(dim=1))

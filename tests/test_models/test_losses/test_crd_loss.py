@@ -303,3 +303,24 @@ def test_bad_input(loss, name):
 
 def test_right_labels_pass(loss):
     assert torch.isfinite(loss(*batch([4, 9]), torch.tensor([0, 1])))
+
+
+def test_negatives_drawn_before(loss):
+    *feats, ids = batch([4, 9, 21])
+    drawn = loss.draw(ids)
+    given = torch.cat([ids[:, None], drawn.ids], 1)
+    value = loss(*feats, ids, negatives=drawn)
+    loss.bank.discard()
+    torch.testing.assert_close(value, loss(*feats, ids, contrast_idx=given))
+    loss.bank.discard()
+    # The next step draws others.
+    assert not torch.equal(value, loss(*feats, ids))
+
+
+def test_drawing_checks_the_ids(loss):
+    with pytest.raises(ValueError, match='sample_idx 40 is outside'):
+        loss.draw(torch.tensor([40]))
+    with pytest.raises(ValueError, match='contrast_idx 41 is outside'):
+        loss.draw(torch.tensor([4]), torch.tensor([[4, 41]]))
+    with pytest.raises(RuntimeError, match='MemoryBankHook is missing'):
+        CRDLoss(6, 8).draw(torch.tensor([4]))

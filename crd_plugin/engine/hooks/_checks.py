@@ -1,0 +1,77 @@
+"""Checks that hooks share: nothing else may change what they keep in step."""
+import torch
+from mmengine.dist import all_gather, get_rank
+from mmengine.hooks import Hook, SyncBuffersHook
+from torch import Tensor
+
+
+def check_once(hook: Hook, runner) -> None:
+    """Refuse a hook that is registered twice.
+
+    Args:
+        hook (Hook): One of them.
+        runner (Runner): The runner.
+
+    Raises:
+        ValueError: If there are several of its class.
+    """
+    number = sum(isinstance(other, type(hook)) for other in runner.hooks)
+    if number > 1:
+        raise ValueError(
+            f'{type(hook).__name__} is registered {number} times, expected '
+            'once; remove it from custom_hooks where a base config already '
+            'has it.')
+
+
+def check_buffers_are_ours(runner, what: str) -> None:
+    """Refuse a hook that averages every buffer over the ranks.
+
+    Args:
+        runner (Runner): The runner.
+        what (str): What it would damage, for the message.
+
+    Raises:
+        ValueError: If there is a ``SyncBuffersHook``.
+    """
+    if any(isinstance(hook, SyncBuffersHook) for hook in runner.hooks):
+        raise ValueError(
+            'SyncBuffersHook averages every buffer over the ranks, which is '
+            f'wrong for {what}; remove it from custom_hooks (batch norm: use '
+            'sync_bn).')
+
+
+def check_ranks_agree(hook: Hook, name: str, checksum: Tensor) -> None:
+    """Compare checksums of all ranks; every rank must call it.
+
+    Args:
+        hook (Hook): That keeps the ranks in step.
+        name (str): What the checksum is of, for the message.
+        checksum (Tensor): This rank's, of one shape everywhere.
+
+    Raises:
+        RuntimeError: If two ranks differ.
+    """
+    sums = all_gather(checksum)
+    for rank, other in enumerate(sums):
+        if not other.equal(sums[0]):
+            raise RuntimeError(
+                f'{name} differs between rank 0 and rank {rank} (seen on '
+                f'rank {get_rank()}); something other than '
+                f'{type(hook).__name__} changes its buffers, such as a hook '
+                'that averages or overwrites them.')
+
+
+def bit_sum(tensor: Tensor) -> Tensor:
+    """Position-weighted sum of the bits of a tensor.
+
+    Args:
+        tensor (Tensor): ``(N, ...)``, of two or four bytes an element.
+
+    Returns:
+        Tensor: Scalar int64, modulo 2**64.
+    """
+    word = torch.int16 if tensor.element_size() == 2 else torch.int32
+    bits = tensor.contiguous().view(-1).view(word).view(
+        tensor.size(0), -1).sum(1, dtype=torch.int64)
+    weight = torch.arange(1, bits.numel() + 1, device=bits.device)
+    return (bits * weight).sum()

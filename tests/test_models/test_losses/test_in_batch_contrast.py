@@ -1,0 +1,275 @@
+"""CRD without a bank: the contract of CRDLoss(negatives='batch')."""
+import copy
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from crd_plugin.models import CRDLoss
+from crd_plugin.models.losses import in_batch_contrast
+from crd_plugin.ops import (all_negatives, batch_info_nce, batch_nce,
+                            batch_weights, log_partition, nce)
+
+B, D = 6, 5
+LABELS = torch.tensor([0, 1, 0, 2, 1, 2])
+
+
+def build(**kwargs):
+    """A loss for any data set."""
+    return CRDLoss(D, negatives='batch', **kwargs)
+
+
+def batch(size=B, dtype=torch.float64, seed=0):
+    """Unit embeddings of two sides, as leaves."""
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        F.normalize(
+            torch.randn(size, D, generator=generator, dtype=dtype),
+            dim=1).requires_grad_() for _ in range(2)
+    ]
+
+
+@pytest.mark.parametrize('exclude', ['class', 'instance'])
+def test_info_nce_is_a_symmetric_cross_entropy(exclude):
+    """The loss of CLIP, its two directions summed."""
+    loss = build(objective='infonce', exclude=exclude, temperature=0.3)
+    s, t = batch()
+    value = loss(s, t, labels=LABELS)
+    grads = torch.autograd.grad(value, (s, t))
+    logits = s @ t.t() / 0.3
+    if exclude == 'class':
+        # Classes have two samples: of five others, four count 5 / 4.
+        same = LABELS[:, None] == LABELS
+        logits = logits + math.log(5 / 4)
+        logits = logits.masked_fill(same, -math.inf)
+        logits = logits.diagonal_scatter((s * t).sum(1) / 0.3)
+    target = torch.arange(B)
+    expected = F.cross_entropy(logits, target) + F.cross_entropy(
+        logits.t(), target)
+    torch.testing.assert_close(value, expected)
+    for grad, other in zip(grads, torch.autograd.grad(expected, (s, t))):
+        torch.testing.assert_close(grad, other)
+
+
+def test_nce_takes_its_constants_from_the_first_batch():
+    loss = build(exclude='instance')
+    steps = [batch(seed=seed) for seed in range(2)]
+    ids = torch.arange(B)
+    negatives = all_negatives(ids, B, B - 1)
+    log_z = None
+    for s, t in steps:
+        sides = [(s, t.detach()), (t, s.detach())]
+        if log_z is None:
+            log_z = [
+                log_partition(*side, ids, negatives, 0.07) + math.log(B)
+                for side in sides
+            ]
+        expected = sum(
+            nce(*side, ids, negatives, z, 0.07).loss
+            for side, z in zip(sides, log_z))
+        torch.testing.assert_close(loss(s, t), expected)
+        torch.testing.assert_close(loss.batch.log_mean,
+                                   torch.stack(log_z) - math.log(B))
+
+
+def test_gradient_flows_through_anchors_and_keys():
+    """Without keys' gradient the student would get half of it."""
+    for objective in ('nce', 'infonce'):
+        loss = build(objective=objective, exclude='instance')
+        s, t = batch()
+        loss(s, t).backward()
+        as_anchor = torch.autograd.grad(
+            _direction(loss, s, t.detach(), objective), s)[0]
+        as_key = torch.autograd.grad(
+            _direction(loss, t.detach(), s, objective), s)[0]
+        assert as_key.abs().max() > 0.01 * as_anchor.abs().max()
+        torch.testing.assert_close(s.grad, as_anchor + as_key)
+
+
+def _direction(loss, anchor, rows, objective):
+    """One direction, anchors against rows."""
+    score = anchor @ rows.t() / 0.07
+    weight = batch_weights(torch.arange(B), torch.arange(B), score.dtype)
+    positive = torch.arange(B)
+    if objective == 'infonce':
+        return batch_info_nce(score, positive, weight)[0].mean()
+    return batch_nce(score, positive, weight,
+                     loss.batch.log_mean[0])[0].mean()
+
+
+@pytest.mark.parametrize('objective', ['nce', 'infonce'])
+def test_copies_of_a_sample_are_no_negatives_of_each_other(objective):
+    s, t = batch()
+    ids = torch.tensor([4, 9, 4, 7, 1, 2])
+    plain = build(objective=objective, exclude='instance')(s, t)
+    aware = build(objective=objective, exclude='instance')(s, t, ids)
+    by_class = build(objective=objective)(s, t, ids, labels=ids)
+    assert not torch.isclose(plain, aware, rtol=1e-7)
+    torch.testing.assert_close(aware, by_class)
+    distinct = build(
+        objective=objective,
+        exclude='instance')(s, t, torch.tensor([3, 9, 4, 7, 1, 2]))
+    torch.testing.assert_close(distinct, plain)
+
+
+@pytest.mark.parametrize('objective', ['nce', 'infonce'])
+@pytest.mark.parametrize('exclude', ['class', 'instance'])
+def test_it_trains(objective, exclude):
+    """Free embeddings learn to agree; the bound on information rises."""
+    loss = build(objective=objective, exclude=exclude, temperature=0.2)
+    raw = [side.detach().requires_grad_() for side in batch(12)]
+    labels = torch.arange(12) % 3
+    optimizer = torch.optim.Adam(raw, 0.1)
+    history = []
+    for _ in range(60):
+        feats = [F.normalize(side, dim=1) for side in raw]
+        value = loss(*feats, labels=labels)
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+        history.append((value.item(), loss.mi_bound.item()))
+    assert history[-1][0] < 0.75 * history[0][0]
+    assert history[-1][1] > history[0][1]
+    assert history[-1][1] <= math.log(11)
+
+
+def test_bound_is_log_k_minus_info_nce():
+    loss = build(objective='infonce', exclude='instance')
+    value = loss(*batch())
+    torch.testing.assert_close(loss.mi_bound, math.log(B - 1) - value / 2)
+    assert not loss.mi_bound.requires_grad
+
+
+@pytest.mark.parametrize('weight', [0.8, 0.0, -2.0])
+def test_loss_weight_counts(weight):
+    plain = build(exclude='instance')(*batch())
+    value = build(exclude='instance', loss_weight=weight)(*batch())
+    torch.testing.assert_close(value, weight * plain)
+
+
+def test_no_bank_in_state_and_constants_in_it():
+    loss = build(exclude='instance')
+    assert loss.bank is None and loss.num_negatives is None
+    assert list(loss.state_dict()) == ['batch.log_mean']
+    assert list(loss.parameters()) == []
+    fresh = copy.deepcopy(loss.state_dict())
+    loss(*batch(seed=0))
+    resumed = build(exclude='instance')
+    resumed.load_state_dict(loss.state_dict())
+    assert resumed.batch.has_z
+    torch.testing.assert_close(
+        resumed(*batch(seed=1)), loss(*batch(seed=1)), rtol=0, atol=0)
+    # A checkpoint from before the first step brings no constants.
+    resumed.load_state_dict(fresh)
+    assert not resumed.batch.has_z
+    other = build(exclude='instance')
+    torch.testing.assert_close(resumed(*batch(seed=1)), other(*batch(seed=1)))
+
+
+def test_only_training_fixes_the_constants():
+    loss = build(exclude='instance').eval()
+    value = loss(*batch())
+    assert not loss.batch.has_z and loss.batch.log_mean.isnan().all()
+    torch.testing.assert_close(loss.train()(*batch()), value)
+    assert loss.batch.has_z and loss.batch.log_mean.isfinite().all()
+    info = build(objective='infonce', exclude='instance')
+    info(*batch())
+    assert not info.batch.has_z
+
+
+@pytest.mark.parametrize('objective', ['nce', 'infonce'])
+def test_a_batch_of_one_adds_nothing_and_says_so(objective, monkeypatch):
+    said = []
+    monkeypatch.setattr(
+        in_batch_contrast.MMLogger, 'get_current_instance',
+        lambda: type('Log', (), dict(warning=lambda _, m: said.append(m)))())
+    loss = build(objective=objective, exclude='instance')
+    for _ in range(2):
+        s, t = batch(1)
+        value = loss(s, t)
+        value.backward()
+        assert value == 0 and s.grad.abs().sum() == 0
+    assert not loss.batch.has_z
+    assert len(said) == 1 and 'a global batch of 1 sample has no' in said[0]
+    assert 'drop_last=True' in said[0]
+
+
+def test_last_batch_of_another_size():
+    """K and N are those of each batch, Z / N stays."""
+    loss = build(exclude='instance')
+    loss(*batch())
+    s, t = batch(3, seed=1)
+    value = loss(s, t)
+    ids = torch.arange(3)
+    expected = sum(
+        nce(a, r.detach(), ids, all_negatives(ids, 3, 2), z +
+            math.log(3), 0.07).loss
+        for a, r, z in zip((s, t), (t, s), loss.batch.log_mean))
+    torch.testing.assert_close(value, expected)
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_narrow_embeddings(dtype):
+    loss = build(exclude='instance')
+    s, t = (side.detach().to(dtype).requires_grad_() for side in batch())
+    with torch.autocast('cpu', dtype):
+        value = loss(s, t)
+    assert value.dtype == torch.float32 and torch.isfinite(value)
+    value.backward()
+    assert s.grad.dtype == dtype and s.grad.abs().sum() > 0
+    exact = build(exclude='instance')(s.float(), t.float())
+    torch.testing.assert_close(value, exact)
+
+
+@pytest.mark.parametrize('given', [
+    dict(num_negatives=16384),
+    dict(momentum=0.5),
+    dict(num_samples=100),
+    dict(num_negatives=8, momentum=0.9),
+])
+def test_arguments_of_a_bank_are_refused(given):
+    with pytest.raises(
+            ValueError,
+            match=f"{', '.join(given)} given, but negatives='batch' has no "
+            'memory bank'):
+        build(**given)
+
+
+BAD_INPUT = {
+    'no labels': (dict(), "labels is None, but exclude='class'.*'instance'"),
+    'soft labels': (dict(labels=torch.rand(B, 3)),
+                    r'labels is torch.float32 of shape \(6, 3\), expected '
+                    r'int64 of shape \(6,\)'),
+    'fewer labels': (dict(labels=LABELS[:2]), r'labels is torch.int64 of sh'),
+    'contrast ids': (dict(labels=LABELS, contrast_idx=torch.zeros(B, 2)),
+                     "contrast_idx given, but negatives='batch'"),
+    'drawn negatives':
+    (dict(labels=LABELS, negatives=all_negatives(torch.arange(2), 4, 2)),
+     "negatives given, but negatives='batch'"),
+}
+
+
+@pytest.mark.parametrize('name', BAD_INPUT)
+def test_bad_input(name):
+    kwargs, message = BAD_INPUT[name]
+    with pytest.raises(ValueError, match=message):
+        build()(*batch(), **kwargs)
+
+
+def test_bad_embeddings():
+    s, t = batch()
+    loss = build(exclude='instance')
+    with pytest.raises(ValueError, match=r't_feats has shape \(5, 5\)'):
+        loss(s, t[:5])
+    with pytest.raises(ValueError, match='a student embedding has L2 norm 2'):
+        loss(2 * s, t)
+    with pytest.raises(ValueError, match='sample_idx is torch.float64'):
+        loss(s, t, torch.zeros(B).double())
+    assert not loss.batch.has_z
+
+
+def test_a_bank_needs_ids():
+    loss = CRDLoss(D, num_samples=20, exclude='instance')
+    with pytest.raises(ValueError, match="sample_idx is None.*'batch'"):
+        loss(*batch())

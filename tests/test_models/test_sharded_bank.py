@@ -1,0 +1,276 @@
+"""A bank split by rows: each rank's part, updates, checkpoints.
+
+Several ranks are played by one process here; real ones are in
+test_collectives.py.
+"""
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from crd_plugin.models import CRDLoss, MemoryBank
+from crd_plugin.models import sharded_bank as module
+from crd_plugin.models.memory_bank import PendingUpdate
+from crd_plugin.models.sharded_bank import ShardedBank
+
+N, D, WORLD = 11, 4, 3
+SIDES = ('student', 'teacher')
+
+
+@pytest.fixture
+def be(monkeypatch):
+    """Make this process one of several ranks."""
+
+    def become(rank, world=WORLD):
+        monkeypatch.setattr(module, 'get_rank', lambda: rank)
+        monkeypatch.setattr(module, 'get_world_size', lambda: world)
+
+    return become
+
+
+def whole_bank():
+    """The same bank in one piece."""
+    bank = MemoryBank(D)
+    bank.resize(N, torch.arange(N) // 4, seed=5)
+    return bank
+
+
+def ranks(be):
+    """The bank of each rank in turn; the process is that rank meanwhile."""
+    for rank in range(WORLD):
+        be(rank)
+        bank = ShardedBank(D)
+        bank.resize(N, torch.arange(N) // 4, seed=5)
+        yield rank, bank
+
+
+def unit(*shape, seed=0):
+    """Random unit vectors."""
+    generator = torch.Generator().manual_seed(seed)
+    return F.normalize(torch.randn(*shape, generator=generator), dim=-1)
+
+
+@pytest.mark.parametrize('chunk', [1 << 16, 4])
+def test_ranks_keep_every_third_row(be, monkeypatch, chunk):
+    """Drawn alike everywhere, in chunks that fit no number of ranks."""
+    monkeypatch.setattr(module, '_CHUNK', chunk)
+    whole = whole_bank()
+    for rank, bank in ranks(be):
+        assert bank.num_samples == N and bank.num_shards == WORLD
+        for side in SIDES:
+            assert torch.equal(
+                getattr(bank, side),
+                getattr(whole, side)[rank::WORLD])
+        assert bank.num_bytes == 2 * len(bank.student) * D * 4
+        assert torch.equal(bank.labels, whole.labels)
+        assert 'num_samples=11, embed_dim=4' in repr(bank)
+        assert 'num_shards=3' in repr(bank)
+
+
+@pytest.mark.parametrize('ids', [[7, 2, 7, 10], [0, 3, 6, 9], [1], [2, 5]])
+def test_each_rank_writes_the_rows_that_it_keeps(be, ids):
+    update = PendingUpdate(
+        torch.tensor(ids), unit(len(ids), D), unit(len(ids), D, seed=1),
+        torch.tensor([3.0, 4.0]).double())
+    whole = whole_bank()
+    whole.commit(update)
+    for rank, bank in ranks(be):
+        before = copy.deepcopy(bank)
+        bank.commit(update)
+        touched = sorted({i // WORLD for i in ids if i % WORLD == rank})
+        for side in SIDES:
+            new, old = getattr(bank, side), getattr(before, side)
+            assert torch.equal(new, getattr(whole, side)[rank::WORLD])
+            assert (new != old).any(1).nonzero().view(-1).tolist() == touched
+        assert bank.has_z and bank.log_z_teacher == 4
+
+
+def test_rows_are_no_buffers(be):
+    """Nothing may average or broadcast them, but they move."""
+    names = ['log_z_student', 'log_z_teacher', 'labels']
+    for _, bank in ranks(be):
+        assert [name for name, _ in bank.named_buffers()] == names
+        assert list(bank.state_dict()) == names
+        rows = bank.student.clone()
+        bank.double()
+        assert bank.student.dtype == torch.float64
+        assert torch.equal(bank.student, rows.double())
+        copied = copy.deepcopy(bank)
+        bank.student.zero_()
+        assert copied.student.abs().sum() > 0
+    be(0, 1)
+    alone = ShardedBank(D, num_samples=N)
+    assert [name for name, _ in alone.named_buffers()] == names
+    assert set(alone.state_dict()) == {*names, *SIDES}
+
+
+def test_any_number_of_ranks_loads_the_whole(be):
+    whole = whole_bank()
+    whole.commit(
+        PendingUpdate(
+            torch.arange(N), unit(N, D), unit(N, D, seed=1),
+            torch.tensor([3.0, 4.0]).double()))
+    state = whole.state_dict()
+    for world in (1, 2, 3):
+        for rank in range(world):
+            be(rank, world)
+            sized = ShardedBank(D)
+            sized.resize(N, whole.labels, seed=9)
+            for bank in (sized, ShardedBank(D)):
+                bank.load_state_dict(copy.deepcopy(state))
+                assert bank.num_samples == N and bank.has_z
+                for side in SIDES:
+                    own = getattr(bank, side)
+                    assert torch.equal(own, state[side][rank::world])
+                    assert own.untyped_storage().nbytes() == own.nbytes
+    be(0, 1)
+    # A bank in one piece takes what one rank has, and the other way round.
+    alone = ShardedBank(D)
+    alone.load_state_dict(state)
+    plain = MemoryBank(D)
+    plain.load_state_dict(alone.state_dict())
+    assert torch.equal(plain.teacher, state['teacher'])
+
+
+def test_a_checkpoint_of_another_size(be):
+    state = whole_bank().state_dict()
+    for name in SIDES:
+        state[name] = state[name][:4]
+    for _, bank in ranks(be):
+        with pytest.raises(
+                ValueError,
+                match='has 4 rows of width 4, this one 11 of width 4; resume'):
+            bank.load_state_dict(state)
+        with pytest.raises(RuntimeError, match='Missing key.*student'):
+            bank.load_state_dict(bank.state_dict())
+
+
+def test_missing_rows_and_evaluation(be):
+    be(0)
+    bank = ShardedBank(D)
+    state = whole_bank().state_dict()
+    bank.keep_rows = False
+    bank.load_state_dict(state)
+    assert bank.num_samples == 0 and len(bank.student) == 0
+    bank.keep_rows = True
+    del state['teacher']
+    with pytest.raises(RuntimeError, match='Missing key.*teacher'):
+        bank.load_state_dict(state)
+
+
+def test_labels_of_another_data_set(be):
+    state = whole_bank().state_dict()
+    state['labels'] = state['labels'].flip(0)
+    for _, bank in ranks(be):
+        with pytest.raises(ValueError, match='another data set or order'):
+            bank.load_state_dict(state)
+
+
+def test_shards_are_made_once_and_shared(be):
+    for _, bank in ranks(be):
+        assert bank.shard('class') is bank.shard('class')
+        assert bank.label_index is bank.shard('class').index
+        assert bank.shard('instance').values is None
+        other = ShardedBank(D)
+        other.resize(N, bank.labels, seed=1)
+        other.share_labels(bank)
+        assert other.shard('class') is bank.shard('class')
+        assert other.labels is bank.labels
+        other.resize(N)
+        with pytest.raises(ValueError, match='needs the label of every row'):
+            other.shard('class')
+
+
+def test_scores_are_for_one_rank(be):
+    for _, bank in ranks(be):
+        with pytest.raises(RuntimeError, match=r'keeps 1 / 3'):
+            bank.scores(unit(2, D), 'student', torch.zeros(2, 1).long(), 0.1)
+    be(0, 1)
+    alone = ShardedBank(D, num_samples=N)
+    alone.commit(
+        PendingUpdate(
+            torch.tensor([3]), unit(1, D), unit(1, D),
+            torch.zeros(2).double()))
+    found = alone.scores(unit(1, D), 'student', torch.tensor([[3, 4]]), 0.5)
+    expected = torch.exp(unit(1, D) @ alone.teacher[[3, 4]].t() / 0.5)
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize('objective', ['nce', 'infonce'])
+@pytest.mark.parametrize('negatives', ['sampled', 'shared', 'all'])
+@pytest.mark.parametrize('exclude', ['class', 'instance'])
+def test_one_process(objective, negatives, exclude):
+    """With one shard the loss is the one of a bank in one piece."""
+    losses = []
+    for sharded in (False, True):
+        loss = CRDLoss(
+            D,
+            # Classes of 3 or 4 of 11 rows: all that is left, or each other.
+            num_negatives=7 if exclude == 'class' else 10,
+            objective=objective,
+            negatives=negatives,
+            exclude=exclude,
+            sharded=sharded)
+        loss.bank.resize(N, torch.arange(N) // 4, seed=5)
+        losses.append(loss)
+    for step in range(2):
+        ids = torch.tensor([[1, 4, 7], [3, 1, 0]][step])
+        seen = []
+        for loss in losses:
+            feats = [unit(3, D, seed=i).requires_grad_() for i in range(2)]
+            torch.manual_seed(step)
+            value = loss(*feats, ids)
+            value.backward()
+            loss.bank.commit()
+            seen.append((value.detach(), loss.mi_bound, *(feat.grad
+                                                          for feat in feats)))
+        for ours, expected in zip(*seen):
+            torch.testing.assert_close(ours, expected)
+    first, second = (loss.bank.state_dict() for loss in losses)
+    assert set(first) == set(second)
+    for key, value in first.items():
+        torch.testing.assert_close(second[key], value, equal_nan=True)
+
+
+@pytest.mark.parametrize('sharded', [False, True])
+@pytest.mark.parametrize('word', ['float16', 'bfloat16'])
+def test_narrow_rows(sharded, word):
+    """Half the memory; the maths stays in float32."""
+    dtype = getattr(torch, word)
+    losses = []
+    for given in (word, None):
+        loss = CRDLoss(
+            D,
+            negatives='all',
+            num_samples=N,
+            exclude='instance',
+            sharded=sharded,
+            bank_dtype=given)
+        loss.bank.resize(N, seed=5)
+        losses.append(loss)
+    narrow, wide = losses
+    assert narrow.bank.student.dtype == dtype
+    assert narrow.bank.num_bytes * 2 == wide.bank.num_bytes
+    ids = torch.tensor([1, 5])
+    for step in range(2):
+        for loss in losses:
+            value = loss(unit(2, D), unit(2, D, seed=1), ids)
+            assert value.dtype == torch.float32
+            loss.bank.commit()
+        assert narrow.bank.teacher.dtype == dtype
+        torch.testing.assert_close(
+            narrow.bank.teacher.float(), wide.bank.teacher, rtol=0, atol=4e-3)
+        assert not torch.equal(narrow.bank.teacher.float(), wide.bank.teacher)
+    # The two kinds of checkpoint are read by each other.
+    narrow.load_state_dict(wide.state_dict())
+    assert torch.equal(narrow.bank.student, wide.bank.student.to(dtype))
+
+
+def test_bad_arguments():
+    with pytest.raises(ValueError, match="bank_dtype is 'int8', expected one"):
+        CRDLoss(D, bank_dtype='int8')
+    with pytest.raises(ValueError, match='sharded, bank_dtype given, but neg'):
+        CRDLoss(D, negatives='batch', sharded=True, bank_dtype='float16')
+    with pytest.raises(ValueError, match='num_samples is 1, expected at leas'):
+        ShardedBank(D, num_samples=1)
