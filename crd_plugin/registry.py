@@ -6,6 +6,7 @@ resolves from any default scope. ``locations`` are imported on first lookup.
 """
 
 from mmengine.registry import DATASETS as MMENGINE_DATASETS
+from mmengine.registry import FUNCTIONS as MMENGINE_FUNCTIONS
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import LOOPS as MMENGINE_LOOPS
 from mmengine.registry import MODEL_WRAPPERS as MMENGINE_MODEL_WRAPPERS
@@ -38,6 +39,12 @@ TRANSFORMS = Registry(
     parent=MMENGINE_TRANSFORMS,
     scope=_SCOPE,
     locations=['crd_plugin.datasets'])
+# Functions that join the samples of a batch.
+FUNCTIONS = Registry(
+    'function',
+    parent=MMENGINE_FUNCTIONS,
+    scope=_SCOPE,
+    locations=['crd_plugin.datasets'])
 HOOKS = Registry(
     'hook',
     parent=MMENGINE_HOOKS,
@@ -55,6 +62,6 @@ MODEL_WRAPPERS = Registry(
     locations=['crd_plugin.engine'])
 
 __all__ = [
-    'DATASETS', 'HOOKS', 'LOOPS', 'MODELS', 'MODEL_WRAPPERS', 'TASK_UTILS',
-    'TRANSFORMS'
+    'DATASETS', 'FUNCTIONS', 'HOOKS', 'LOOPS', 'MODELS', 'MODEL_WRAPPERS',
+    'TASK_UTILS', 'TRANSFORMS'
 ]

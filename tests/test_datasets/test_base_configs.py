@@ -38,9 +38,13 @@ FACTS = dict(
 SCHEDULES = {
     'cifar_b64-240e': (0.05, 5e-4, 240, (150, 180, 210), 64),
     'cifar_b64-240e_lr001': (0.01, 5e-4, 240, (150, 180, 210), 64),
+    'cifar_b64-30e-240e': (0.05, 5e-4, 270, (180, 210, 240), 64),
+    'cifar_b64-30e-240e_lr001': (0.01, 5e-4, 270, (180, 210, 240), 64),
+    'cifar_b64-30e-240e_init001': (0.05, 5e-4, 270, (180, 210, 240), 64),
     'cifar_8xb16-200e': (0.1, 1e-4, 200, (100, 150), 128),
     'imagenet_b256-100e': (0.1, 1e-4, 100, (30, 60, 90), 256),
     'tiny_b64-240e': (0.05, 5e-4, 240, (150, 180, 210), 64),
+    'tiny_b64-30e-240e': (0.05, 5e-4, 270, (180, 210, 240), 64),
 }
 
 
@@ -250,11 +254,13 @@ def test_settings_of_the_loaders(name):
 @pytest.mark.parametrize('folder, tested', [('datasets', WRITERS),
                                             ('schedules', SCHEDULES)])
 def test_every_base_is_tested(folder, tested):
-    # Those of the digits are run by the tests of the demo.
+    # Those of the digits are run by the tests of the demo, resident ones by
+    # test_resident.py.
     assert set(tested) == {
         path.stem
         for path in (BASE / folder).glob('*.py')
         if not path.stem.startswith('digits')
+        and not path.stem.endswith('_resident')
     }
 
 
@@ -268,13 +274,23 @@ def test_schedule(name):
     assert cfg.auto_scale_lr.base_batch_size == batch
     # The published code lowers the rate after so many whole epochs.
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=lr)
-    scheduler = PARAM_SCHEDULERS.build(
-        cfg.param_scheduler, default_args=dict(optimizer=optimizer))
+    given = cfg.param_scheduler
+    schedulers = [
+        PARAM_SCHEDULERS.build(one, default_args=dict(optimizer=optimizer))
+        for one in (given if isinstance(given, list) else [given])
+    ]
     for epoch in range(epochs):
         factor = 0.1**sum(epoch >= decay for decay in decays)
+        if name.endswith('_init001') and epoch < 30:
+            factor = 0.01 / lr
         assert optimizer.param_groups[0]['lr'] == pytest.approx(lr * factor)
         optimizer.step()
-        scheduler.step()
+        for scheduler in schedulers:
+            scheduler.step()
+    # A first stage is in front of as many epochs as without it.
+    first = cfg.train_cfg.get('stage_epochs', {}).get('init', 0)
+    assert (first == 30) == ('-30e-' in name)
+    assert epochs - first in (100, 200, 240)
 
 
 @pytest.mark.parametrize('dataset, schedule', [

@@ -1,0 +1,132 @@
+"""Random images in the place of a data set that is not there."""
+import sys
+from pathlib import Path
+from typing import Any, List, NamedTuple
+
+import crd_plugin  # isort: skip  # noqa: F401  mends the imports below
+import numpy as np
+from mmengine.dataset import BaseDataset
+from mmengine.registry import DATASETS
+from PIL import Image
+
+# Different JPEG files that the samples take turns with.
+_NUM_FILES = 200
+
+
+class Kind(NamedTuple):
+    """Size of a training set.
+
+    Attributes:
+        samples (int): Images.
+        classes (int): Classes.
+        height (int): Pixels.
+        width (int): Pixels.
+        files (bool): JPEG files rather than arrays in memory.
+    """
+    samples: int
+    classes: int
+    height: int
+    width: int
+    files: bool
+
+
+KINDS = {
+    'CIFAR10': Kind(50000, 10, 32, 32, False),
+    'CIFAR100': Kind(50000, 100, 32, 32, False),
+    'ImageNet': Kind(1281167, 1000, 375, 500, True),
+    'STL10': Kind(5000, 10, 96, 96, False),
+    'TinyImageNet200': Kind(100000, 200, 64, 64, True),
+}
+
+
+@DATASETS.register_module()
+class StandIn(BaseDataset):
+    """Random images of the number and size of a real training set.
+
+    As in the real ones, small images are arrays in the annotations and large
+    ones are decoded from files.
+
+    Args:
+        kind (str): Key of ``KINDS``.
+        folder (str): Where files go.
+        **kwargs: Of MMEngine's ``BaseDataset``.
+    """
+
+    def __init__(self, kind: str, folder: str, **kwargs) -> None:
+        self.kind, self.folder = KINDS[kind], Path(folder)
+        classes = tuple(map(str, range(self.kind.classes)))
+        super().__init__(metainfo=dict(classes=classes), **kwargs)
+
+    def load_data_list(self) -> List[dict]:
+        """Annotations with an image or the path of one."""
+        kind = self.kind
+        labels = self.get_gt_labels().tolist()
+        if kind.files:
+            paths = write_images(self.folder, kind)
+            return [
+                dict(img_path=paths[number % len(paths)], gt_label=label)
+                for number, label in enumerate(labels)
+            ]
+        images = np.random.default_rng(0).integers(
+            0,
+            256, (kind.samples, kind.height, kind.width, 3),
+            dtype=np.uint8)
+        return [
+            dict(img=image, gt_label=label)
+            for image, label in zip(images, labels)
+        ]
+
+    def get_gt_labels(self) -> np.ndarray:
+        """Class of every sample, ``(N,)`` int64."""
+        return np.arange(self.kind.samples) % self.kind.classes
+
+
+def write_images(folder: Path, kind: Kind) -> List[str]:
+    """JPEG files with about the detail of a photograph.
+
+    Args:
+        folder (Path): Where they go.
+        kind (Kind): Their size.
+
+    Returns:
+        list[str]: Paths.
+    """
+    generator = np.random.default_rng(0)
+    paths = []
+    for number in range(_NUM_FILES):
+        path = folder / f'{kind.height}x{kind.width}_{number}.jpg'
+        coarse = generator.integers(
+            0,
+            256, (kind.height // 8, kind.width // 8, 3),
+            dtype=np.uint8)
+        if not path.is_file():
+            image = Image.fromarray(coarse).resize((kind.width, kind.height),
+                                                   Image.BICUBIC)
+            image.save(path, quality=90)
+        paths.append(str(path))
+    return paths
+
+
+def replace_dataset(loader: Any, config: str, folder: Path) -> None:
+    """Put random images in the place of a loader's innermost data set.
+
+    Args:
+        loader (dict): Config of the data loader, changed in place.
+        config (str): Name of the config, for the message.
+        folder (Path): Where files go.
+
+    Raises:
+        SystemExit: If there is no stand-in for the data set.
+    """
+    holder, dataset = None, loader
+    while isinstance(dataset.get('dataset'), dict):
+        holder, dataset = dataset, dataset['dataset']
+    kind = str(dataset.get('type')).rpartition('.')[2]
+    if holder is None or kind not in KINDS:
+        sys.exit(f'error: --synthetic has no stand-in for the {kind} of '
+                 f'{config}; it knows {", ".join(KINDS)}.')
+    holder['dataset'] = dict(
+        type='StandIn',
+        kind=kind,
+        folder=str(folder),
+        pipeline=dataset.get('pipeline', []))
