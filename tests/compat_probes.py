@@ -51,6 +51,28 @@ def config_is_formatted_once():
         assert cfg.pretty_text == 'a = 2\n'
 
 
+def losses_are_read_when_asked():
+    """Log a number that pretends to be on a GPU."""
+    import torch
+    from mmengine.logging import MessageHub
+
+    class OnGpu(torch.Tensor):
+        """Counts how often it is read back."""
+        reads = 0
+        device = torch.device('cuda')
+
+        def item(self):
+            """Read it."""
+            OnGpu.reads += 1
+            return super().item()
+
+    hub = MessageHub('on_gpu')
+    for number in (1.5, 2.5):
+        hub.update_scalar('loss', torch.tensor(number).as_subclass(OnGpu))
+    assert OnGpu.reads == 0, f'read {OnGpu.reads} times before it was asked'
+    assert hub.get_scalar('loss').data[0].tolist() == [1.5, 2.5]
+
+
 def checkpoint_loads():
     """Save and load the log history that every checkpoint holds."""
     import numpy as np
@@ -229,7 +251,7 @@ def external_config_is_inherited():
 
 
 PROBES = (external_config_is_inherited, failed_write_keeps_the_file,
-          config_is_formatted_once,
+          config_is_formatted_once, losses_are_read_when_asked,
           checkpoint_loads, truncated_checkpoint_is_explained,
           failed_save_keeps_the_last_checkpoint, pytorch_launcher,
           slurm_launcher, mpi_launcher, model_is_wrapped, amp_trains,

@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from mmengine.logging import HistoryBuffer
+from mmengine.logging import HistoryBuffer, MessageHub
 
 from crd_plugin import compat
-from crd_plugin.compat import checkpoints, training
+from crd_plugin.compat import checkpoints, logs, training
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -25,6 +25,7 @@ BROKEN = dict(
     external_config_is_inherited='pkg_resources',
     failed_write_keeps_the_file="now holds b''",
     config_is_formatted_once='formatted 2 times',
+    losses_are_read_when_asked='read 2 times before it was asked',
     checkpoint_loads='Weights only load failed',
     truncated_checkpoint_is_explained='PytorchStreamReader failed',
     failed_save_keeps_the_last_checkpoint='last_checkpoint',
@@ -478,3 +479,72 @@ def test_checkpoint_saved_again_under_its_name_stays(tmp_path):
     checkpoints._removing_last(save)(hook)
     assert calls == ['saved', 'epoch_1.pth']
     assert isinstance(hook.file_backend, Backend)
+
+
+# --- the log --------------------------------------------------------------- #
+
+
+class OnGpu(torch.Tensor):
+    """A tensor of the host that pretends to be on a GPU."""
+
+    @property
+    def device(self):
+        """Not where it is."""
+        return torch.device('cuda')
+
+
+def on_gpu(number, dtype=torch.float32):
+    """A number that is not on the host."""
+    return torch.tensor(number, dtype=dtype).as_subclass(OnGpu)
+
+
+def logged(hub, key):
+    """All numbers and counts of a key."""
+    return [part.tolist() for part in hub.get_scalar(key).data]
+
+
+def test_numbers_on_a_gpu_keep_order_and_counts():
+    hub = MessageHub('order')
+    hub.update_scalar('loss', on_gpu(1.0), count=2)
+    hub.update_scalar('other', on_gpu(7.0, torch.float64))
+    hub.update_scalar('loss', on_gpu([2.0]))
+    hub.update_scalar('loss', 3.0)  # of the host, after two of the GPU
+    hub.update_scalar('loss', on_gpu(4.0, torch.float16))
+    assert logged(hub, 'loss') == [[1.0, 2.0, 3.0, 4.0], [2, 1, 1, 1]]
+    assert logged(hub, 'other') == [[7.0], [1]]
+    with pytest.raises(AssertionError):
+        hub.update_scalar('loss', on_gpu([1.0, 2.0]))
+    with pytest.raises(AssertionError, match='resumed'):
+        hub.update_scalar('loss', on_gpu(5.0), resumed=False)
+    with pytest.raises(KeyError, match='absent'):
+        hub.get_scalar('absent')
+
+
+def test_reading_one_number_leaves_the_others_on_the_gpu():
+    hub = MessageHub('one')
+    hub.update_scalar('time', 0.5)
+    hub.update_scalar('loss', on_gpu(1.0))
+    assert logged(hub, 'time') == [[0.5], [1]]
+    assert 'loss' not in hub._log_scalars
+    assert list(hub.log_scalars) == ['time', 'loss']
+
+
+def test_numbers_on_a_gpu_are_saved_and_loaded():
+    hub = MessageHub('saved')
+    hub.update_scalar('loss', on_gpu(1.0))
+    state = hub.state_dict()
+    hub.update_scalar('loss', on_gpu(2.0))
+    for source, numbers in ((state, [1.0]), (hub, [1.0, 2.0])):
+        other = MessageHub('loaded')
+        other.update_scalar('stale', on_gpu(0.0))
+        other.load_state_dict(source)
+        assert logged(other, 'loss')[0] == numbers
+
+
+def test_numbers_on_a_gpu_are_not_kept_for_ever(monkeypatch):
+    monkeypatch.setattr(logs, '_MOST_KEPT', 3)
+    hub = MessageHub('many')
+    for number in range(7):
+        hub.update_scalar('loss', on_gpu(float(number)))
+    assert hub._log_scalars['loss'].data[0].tolist() == [0, 1, 2, 3, 4, 5]
+    assert logged(hub, 'loss')[0] == [0, 1, 2, 3, 4, 5, 6]

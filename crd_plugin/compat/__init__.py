@@ -15,6 +15,7 @@ from typing import Callable, Dict
 from .checkpoints import (CheckpointError, allow_checkpoint_globals,
                           load_checkpoint_file, load_local_checkpoints_clearly,
                           save_before_removing, write_files_at_once)
+from .logs import read_numbers_when_asked
 from .packages import (check_mmcv, declare_torchvision_ops,
                        find_packages_without_setuptools,
                        leave_our_configs_their_scope, name_our_configs,
@@ -43,6 +44,7 @@ _AFTER: Dict[str, Callable[[ModuleType], None]] = {
     'mmengine.utils.package_utils': find_packages_without_setuptools,
     'mmengine.config.utils': name_our_configs,
     'mmengine.dist.utils': init_dist_on_cpu,
+    'mmengine.logging.message_hub': read_numbers_when_asked,
     'mmengine.model.wrappers.distributed': wrap_model_on_cpu,
     'mmengine.optim.optimizer.amp_optimizer_wrapper': amp_on_cpu,
     'mmengine.runner.amp': autocast_half_on_cpu,

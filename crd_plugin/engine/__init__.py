@@ -1,4 +1,7 @@
-"""What runs around the models: hooks."""
-from .hooks import MemoryBankHook, RandomStateHook
+"""What runs around the models: hooks and loops."""
+from .hooks import CoCoRDHook, MemoryBankHook, RandomStateHook
+from .loops import StagedTrainLoop
 
-__all__ = ['MemoryBankHook', 'RandomStateHook']
+__all__ = [
+    'CoCoRDHook', 'MemoryBankHook', 'RandomStateHook', 'StagedTrainLoop'
+]

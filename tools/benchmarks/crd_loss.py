@@ -4,6 +4,12 @@ A step is forward, backward and the update of the banks. Ours draws its
 negatives within the step; the reference is given its ids for free. Steps of
 all candidates are interleaved, so a drift of the machine hits all of them,
 and the median is shown.
+
+FLOP and bytes are those that the method cannot do without: for ours two
+products a direction with the rows that are scored, which are read once; for
+the reference a copy of K + 1 rows an anchor, written once and read twice, as
+its operations do. They are set against what the machine reaches in one large
+matrix product and one large copy.
 """
 import argparse
 import gc
@@ -14,7 +20,7 @@ import statistics
 import sys
 import time
 from contextlib import contextmanager
-from typing import Callable, Dict, Iterator, List, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Tuple
 
 SIZES = {
     # batch, samples, negatives, width, classes
@@ -22,6 +28,7 @@ SIZES = {
     'imagenet': (32, 1281167, 16384, 128, 1000),
     'smoke': (8, 1000, 64, 16, 10),
 }
+FIELDS = ('batch-size', 'samples', 'negatives', 'width', 'classes')
 
 
 def parse_args() -> argparse.Namespace:
@@ -35,6 +42,21 @@ def parse_args() -> argparse.Namespace:
         default=['sampled', 'shared', 'all'],
         choices=['sampled', 'shared', 'all'],
         help='how negatives are taken; default: all three')
+    for name, what in zip(FIELDS, ('samples a step', 'rows of the bank',
+                                   'negatives of a sample',
+                                   'width of an embedding', 'classes')):
+        parser.add_argument(
+            f'--{name}',
+            type=int,
+            metavar='N',
+            help=f'{what}; default: that of --size')
+    parser.add_argument(
+        '--dtypes',
+        nargs='+',
+        default=['float32'],
+        choices=['float64', 'float32', 'bfloat16', 'float16'],
+        help='of the embeddings; default: float32, which the objective is '
+        'computed in for narrower ones too')
     parser.add_argument(
         '--rounds', type=int, default=7, help='timed steps of each; default 7')
     parser.add_argument(
@@ -50,12 +72,19 @@ def main() -> None:
     args = parse_args()
     if args.rounds < 1 or args.threads < 1:
         sys.exit('--rounds and --threads must be at least 1.')
+    # The size in numbers, some of them perhaps given one by one.
+    args.numbers = []
+    for field, default in zip(FIELDS, SIZES[args.size]):
+        given = getattr(args, field.replace('-', '_'))
+        args.numbers.append(default if given is None else given)
+        if args.numbers[-1] < 1:
+            sys.exit(f'--{field} is {given}, expected at least 1.')
     import torch
     torch.set_num_threads(args.threads)
     if args.device.startswith('cuda') and not torch.cuda.is_available():
         sys.exit('--device cuda: no GPU is available; use --device cpu.')
 
-    steps, build = make_steps(args)
+    steps, work = make_steps(args)
     times: Dict[str, List[float]] = {name: [] for name in steps}
     for step in steps.values():
         step()
@@ -66,17 +95,24 @@ def main() -> None:
         name: peak_mib(step, args.device)
         for name, step in steps.items()
     }
+    gflops, gbytes = ceilings(args.device)
 
     reference = statistics.median(times['mmrazor'])
-    cases = [
-        dict(
-            name=name,
-            seconds=statistics.median(times[name]),
-            reference_seconds=reference,
-            ratio=reference / statistics.median(times[name]),
-            peak_mib=peaks[name],
-            build_seconds=build[name]) for name in steps
-    ]
+    cases = []
+    for name in steps:
+        seconds = statistics.median(times[name])
+        cases.append(
+            dict(
+                name=name,
+                seconds=seconds,
+                reference_seconds=reference,
+                ratio=reference / seconds,
+                peak_mib=peaks[name],
+                gflop_per_second=work[name]['flop'] / seconds / 1e9,
+                gbyte_per_second=work[name]['bytes'] / seconds / 1e9,
+                ceiling_gflop_per_second=gflops,
+                ceiling_gbyte_per_second=gbytes,
+                **work[name]))
     sys.stdout.write(render(args, cases))
     if args.json:
         with open(args.json, 'w') as file:
@@ -85,8 +121,8 @@ def main() -> None:
 
 def make_steps(
     args: argparse.Namespace
-) -> Tuple[Dict[str, Callable[[], None]], Dict[str, float]]:
-    """A function that does one step for each candidate, and build seconds."""
+) -> Tuple[Dict[str, Callable[[], None]], Dict[str, dict]]:
+    """A function that does one step for each candidate, and what it does."""
     import torch
     import torch.nn.functional as F
 
@@ -95,7 +131,7 @@ def make_steps(
     from mmpretrain.structures import DataSample  # isort: skip
     from mmrazor.models.losses import CRDLoss as ReferenceLoss  # isort: skip
 
-    batch, num_samples, num_negatives, width, num_classes = SIZES[args.size]
+    batch, num_samples, num_negatives, width, num_classes = args.numbers
     device = torch.device(args.device)
     torch.manual_seed(0)
     labels = torch.arange(num_samples) % num_classes
@@ -104,12 +140,17 @@ def make_steps(
         F.normalize(torch.randn(batch, width),
                     dim=1).to(device).requires_grad_() for _ in range(2)
     ]
-    steps, build = {}, {}
+    steps, work = {}, {}
 
     start = time.perf_counter()
     reference = ReferenceLoss(
         neg_num=num_negatives, sample_n=num_samples, dim_out=width).to(device)
-    build['mmrazor'] = time.perf_counter() - start
+    copies = 2 * batch * (1 + num_negatives) * width
+    work['mmrazor'] = dict(
+        build_seconds=time.perf_counter() - start,
+        flop=4 * copies,
+        bytes=4 * 4 * copies,
+        draw_seconds=0.0)
     ids = torch.randint(num_samples, (batch, 1 + num_negatives))
     ids[:, 0] = sample_idx
     samples = []
@@ -129,14 +170,56 @@ def make_steps(
         loss = CRDLoss(width, num_negatives, negatives=mode).to(device)
         loss.bank.resize(num_samples, labels, seed=0)
         loss.bank.label_index
-        build[mode] = time.perf_counter() - start
+        built = time.perf_counter() - start
+        drawing = statistics.median(
+            time_step(lambda: loss.draw(on_device), args.device)
+            for _ in range(1 + args.rounds))
+        for dtype in args.dtypes:
+            embeddings = [
+                feat.detach().to(getattr(torch, dtype)).requires_grad_()
+                for feat in feats
+            ]
+            name = mode if dtype == 'float32' else f'{mode} {dtype}'
+            # Both directions read the rows once and use them twice.
+            rows = 2 * scored_rows(loss, on_device) * width
+            work[name] = dict(
+                build_seconds=built,
+                flop=4 * batch * rows,
+                bytes=4 * rows,
+                draw_seconds=drawing)
 
-        def step(loss: CRDLoss = loss) -> None:
-            loss(*feats, on_device).backward()
-            loss.bank.commit()
+            def step(loss: Any = loss, embeddings: Any = embeddings) -> None:
+                loss(*embeddings, on_device).backward()
+                loss.bank.commit()
 
-        steps[mode] = step
-    return steps, build
+            steps[name] = step
+    return steps, work
+
+
+def scored_rows(loss: Any, sample_idx: Any) -> int:
+    """Rows of the bank that a step multiplies all anchors with."""
+    drawn = loss.draw(sample_idx)
+    if drawn.drawn is not None:
+        return drawn.drawn.size(1)
+    return (loss.bank.num_samples
+            if drawn.index is None else drawn.index.size(-1))
+
+
+def ceilings(device: str) -> Tuple[float, float]:
+    """GFLOP/s of a large float32 product and GB/s of a large copy."""
+    import torch
+
+    from crd_plugin.ops.matmul import times_transposed
+    side, size = (1024, 1 << 25) if device == 'cpu' else (8192, 1 << 28)
+    left, right = torch.randn(2, side, side, device=device)
+    source = torch.randn(size, device=device)
+    target = torch.empty_like(source)
+    product = min(
+        time_step(lambda: times_transposed(left, right), device)
+        for _ in range(10))
+    copy = min(
+        time_step(lambda: target.copy_(source), device) for _ in range(5))
+    return 2 * side**3 / product / 1e9, 2 * 4 * size / copy / 1e9
 
 
 def time_step(step: Callable[[], None], device: str) -> float:
@@ -200,7 +283,7 @@ def quiet_stderr() -> Iterator[None]:
 def render(args: argparse.Namespace, cases: List[dict]) -> str:
     """The table and what it was measured on."""
     import torch
-    batch, num_samples, num_negatives, width, _ = SIZES[args.size]
+    batch, num_samples, num_negatives, width, _ = args.numbers
     hardware = processor_name()
     if args.device != 'cpu':
         hardware = torch.cuda.get_device_name()
@@ -208,13 +291,21 @@ def render(args: argparse.Namespace, cases: List[dict]) -> str:
         f'B={batch} N={num_samples} K={num_negatives} D={width} float32, '
         f'{args.device} ({hardware}, {args.threads} threads), '
         f'torch {torch.__version__}, median of {args.rounds}',
-        f'{"case":<10}{"ms a step":>12}{"ratio":>9}{"peak MiB":>11}'
-        f'{"build s":>10}',
+        f'{"case":<18}{"ms a step":>12}{"ratio":>9}{"drawing":>9}'
+        f'{"peak MiB":>11}{"GFLOP/s":>9}{"GB/s":>7}{"build s":>10}',
     ]
     for case in cases:
-        lines.append(f'{case["name"]:<10}{case["seconds"] * 1e3:>12.2f}'
-                     f'{case["ratio"]:>8.1f}x{case["peak_mib"]:>11.1f}'
+        lines.append(f'{case["name"]:<18}{case["seconds"] * 1e3:>12.2f}'
+                     f'{case["ratio"]:>8.1f}x'
+                     f'{case["draw_seconds"] / case["seconds"]:>9.0%}'
+                     f'{case["peak_mib"]:>11.1f}'
+                     f'{case["gflop_per_second"]:>9.0f}'
+                     f'{case["gbyte_per_second"]:>7.1f}'
                      f'{case["build_seconds"]:>10.3f}')
+    lines.append('The machine reaches '
+                 f'{cases[0]["ceiling_gflop_per_second"]:.0f} GFLOP/s in a '
+                 'matrix product and '
+                 f'{cases[0]["ceiling_gbyte_per_second"]:.1f} GB/s in a copy.')
     return '\n'.join(lines) + '\n'
 
 

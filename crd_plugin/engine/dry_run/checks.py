@@ -4,7 +4,7 @@ from typing import Any, Dict, Optional
 from mmengine.registry import HOOKS, MODELS
 from torch import nn
 
-from crd_plugin.models.losses import CRDLoss
+from crd_plugin.models.losses import CKTFLoss, CRDLoss
 
 from ..hooks import MemoryBankHook
 from .data import DataFacts
@@ -55,12 +55,11 @@ def plans_bank(model_cfg: Dict[str, Any]) -> Optional[bool]:
     Returns:
         bool | None: None if the type of a loss is unknown.
     """
-    losses = (model_cfg.get('distiller') or {}).get('distill_losses') or {}
-    classes = [
-        find_type(MODELS, str(loss.get('type'))) for loss in losses.values()
-        if isinstance(loss, dict)
-    ]
-    if any(cls is CRDLoss for cls in classes):
+    found = (model_cfg.get('distiller') or {}).get('distill_losses') or {}
+    losses = [loss for loss in found.values() if isinstance(loss, dict)]
+    classes = [find_type(MODELS, str(loss.get('type'))) for loss in losses]
+    if any(cls in (CRDLoss, CKTFLoss) and loss.get('negatives') != 'batch'
+           for cls, loss in zip(classes, losses)):
         return True
     return None if None in classes else False
 
@@ -82,13 +81,16 @@ def check_classes(model: nn.Module, model_cfg: Dict[str, Any],
     """
     student = _head_classes(getattr(model, 'architecture', model))
     place = 'model.architecture' if hasattr(model, 'architecture') else 'model'
-    if None not in (student, facts.num_classes):
+    # A student that is not asked for classes may have any.
+    asked = getattr(model, 'calculate_student_loss', True)
+    if asked and None not in (student, facts.num_classes):
         if student != facts.num_classes:
             report.problem(
                 f'{place}.head.num_classes is {student}, the data set has '
                 f'{facts.num_classes} classes; set it to '
                 f'{facts.num_classes}.')
-    if student is not None and facts.labels is not None and len(facts.labels):
+    if (asked and student is not None and facts.labels is not None
+            and len(facts.labels)):
         largest = int(facts.labels.max())
         if largest >= student and facts.num_classes is None:
             report.problem(

@@ -5,6 +5,7 @@ from typing import Any, Dict
 from torch import Tensor, nn
 
 from crd_plugin.models.connectors import EmbeddingConnector
+from crd_plugin.models.key_queue import KeyQueue
 from crd_plugin.models.memory_bank import MemoryBank
 
 from .report import DryRunReport, describe, one_line
@@ -37,13 +38,18 @@ def find_culprits(model: nn.Module, data: Dict[str, Any],
     for side, net, mode in (('teacher', model.teacher, 'tensor'),
                             ('student', model.architecture, 'loss')):
         try:
+            if hasattr(model, f'run_{side}'):
+                getattr(model, f'run_{side}')(inputs, samples)
+                continue
             with getattr(distiller, f'{side}_recorders'):
                 net(inputs, samples, mode=mode)
         except Exception as error:  # Any layer may fail in its own way.
             report.problem(
-                f'{side}: images of shape {tuple(inputs.shape)} do not go '
+                f'{side}: images of shape {describe(inputs)} do not go '
                 f'through: {one_line(error)}')
             return False
+    if not isinstance(inputs, Tensor):
+        inputs = inputs[0]  # the views are of one shape
     broken = []
     for name, mapping in distiller.loss_forward_mappings.items():
         arguments = {}
@@ -133,7 +139,7 @@ def _width_line(name: str, feature: Any, error: Exception, inputs: Tensor,
 
 
 def discard_updates(model: nn.Module) -> None:
-    """Forget what a forward pass has left for the memory banks."""
+    """Forget what a forward pass has left for banks and queues."""
     for module in model.modules():
-        if isinstance(module, MemoryBank):
+        if isinstance(module, (KeyQueue, MemoryBank)):
             module.discard()

@@ -33,6 +33,7 @@ class DataFacts:
         num_classes (int, optional): Length of ``metainfo['classes']``.
         gives_ids (bool): Its samples carry ids.
         contrast (int, optional): Negatives that its samples carry.
+        num_views (int, optional): Views of each image; None for one alone.
         image (tuple): Channels, height and width.
         image_from (str): Where that is known from.
         dtype (torch.dtype): Of the images.
@@ -43,6 +44,7 @@ class DataFacts:
     num_classes: Optional[int] = None
     gives_ids: bool = False
     contrast: Optional[int] = None
+    num_views: Optional[int] = None
     image: Tuple[int, int, int] = (3, 32, 32)
     image_from: str = ''
     dtype: torch.dtype = torch.uint8
@@ -126,6 +128,12 @@ def random_batch(facts: DataFacts, batch_size: int,
         inputs = torch.randn(size).to(facts.dtype)
     else:
         inputs = torch.randint(0, 256, size).to(facts.dtype)
+    if facts.num_views:
+        # A list of images a view, each view its own.
+        inputs = [
+            list(inputs[torch.randperm(batch_size)])
+            for _ in range(facts.num_views)
+        ]
     rows = torch.randperm(labels.numel())[:batch_size]
     if rows.numel() < batch_size:
         rows = rows.repeat(batch_size)[:batch_size]
@@ -249,6 +257,9 @@ def _facts_of_dataset(dataset: Any, facts: DataFacts,
                        'the pipeline or the data.')
         return
     inputs = sample.get('inputs') if isinstance(sample, dict) else None
+    if isinstance(inputs, list) and inputs:
+        facts.num_views = len(inputs)
+        inputs = inputs[0]
     if isinstance(inputs, Tensor) and inputs.dim() == 3:
         facts.image = tuple(inputs.shape)
         facts.image_from = 'a training sample'
@@ -292,5 +303,6 @@ def image_text(facts: DataFacts, batch_size: int) -> str:
     """
     shape: Sequence[int] = (batch_size, *facts.image)
     kind = str(facts.dtype).replace('torch.', '')
-    return (f'random, {" x ".join(map(str, shape))} {kind} (size from '
+    views = f', {facts.num_views} views' if facts.num_views else ''
+    return (f'random, {" x ".join(map(str, shape))} {kind}{views} (size from '
             f'{facts.image_from})')

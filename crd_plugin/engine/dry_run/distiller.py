@@ -3,7 +3,7 @@ import copy
 import hashlib
 import inspect
 import os.path as osp
-from typing import Any, Callable, Dict, List, Optional, Sequence, Set
+from typing import Any, Callable, Dict, Iterable, List, Optional, Sequence, Set
 
 import torch
 from mmengine.registry import MODELS, TASK_UTILS
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from crd_plugin.compat import CheckpointError
 
 from .report import DryRunReport, one_line
+from .stages import prune_stages
 from .types import check_type, explain, find_type, nearest, walk
 
 _RECORD_KEYS = ('recorder', 'from_student', 'record_idx', 'data_idx',
@@ -135,9 +136,34 @@ def check_parts(model: Dict[str, Any], image: Sequence[int],
             if any(_try_build(one, path, report) is None for one in several):
                 names.add(name)
     _check_mappings(distiller, bad, report)
-    if not found or None in nets.values():
+    if not found or None in nets.values() or lacks_loss(
+            model, bad.losses):
         return None
     _prune(distiller, bad)
+    prune_stages(model, bad.losses)
+    return model
+
+
+def check_student(model: Dict[str, Any], image: Sequence[int],
+                  report: DryRunReport) -> Optional[Dict[str, Any]]:
+    """Build the student of an algorithm that has no teacher.
+
+    Args:
+        model (dict): Config of the algorithm.
+        image (Sequence[int]): Channels, height and width of an image.
+        report (DryRunReport): Takes every problem.
+
+    Returns:
+        dict: The config with a head that fits, so that the rest can be run;
+        None if the student cannot be built.
+    """
+    model = copy.deepcopy(model)
+    path = 'model.architecture'
+    found = check_type(model, 'model', MODELS, report)
+    student = _try_build(model['architecture'], path, report)
+    if student is None or not found:
+        return None
+    check_head(student, model['architecture'], path, image, report)
     return model
 
 
@@ -148,6 +174,24 @@ class _Bad:
         self.recorders: Set[tuple] = set()
         self.connectors: Set[str] = set()
         self.losses: Set[str] = set()
+
+
+def lacks_loss(model: Dict[str, Any], broken: Iterable[str]) -> bool:
+    """Whether a loss that the algorithm is made for cannot work.
+
+    Args:
+        model (dict): Config of the distillation.
+        broken (Iterable[str]): Names of losses that cannot.
+
+    Returns:
+        bool: The algorithm's ``loss_class`` is among them.
+    """
+    needed = getattr(
+        find_type(MODELS, str(model.get('type'))), 'loss_class', None)
+    losses = (model.get('distiller') or {}).get('distill_losses') or {}
+    return needed is not None and any(
+        find_type(MODELS, str(losses[name].get('type'))) is needed
+        for name in broken if name in losses)
 
 
 def _try_build(cfg: Any, path: str,

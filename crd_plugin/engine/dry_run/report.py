@@ -5,6 +5,10 @@ from typing import Any, List, Optional, Sequence, Union
 import torch
 from torch import Tensor
 
+# Parts that have a name of their own in the tables.
+_PARTS = ('model', 'student', 'connectors', 'losses', 'slow student',
+          'teacher')
+
 
 @dataclass
 class RecorderRow:
@@ -43,7 +47,8 @@ class LossRow:
         value (float): Mean over the batch, weighted.
         summed (bool): Whether it is part of what is minimised.
         student, connectors, teacher (float | str): L2 norm of its gradient
-            over these parameters, or why there is none.
+            over these parameters, or why there is none. Without a distiller
+            ``connectors`` is all that a model has beside its student.
     """
     name: str
     value: float
@@ -159,7 +164,10 @@ def render(report: DryRunReport) -> str:
     Returns:
         str: Tables, notes and a summary; the problems are not in it.
     """
-    whose = 'student' if report.recorders or report.teacher else 'model'
+    parts = [row.part for row in report.parts]
+    whose = 'student' if 'student' in parts or report.teacher else 'model'
+    # Of a model without distiller: what it has beside the student.
+    others = ', '.join(part for part in parts if part not in _PARTS)
     head = (('Config', report.config), ('Data', report.data),
             ('Images', report.images), ('Teacher', report.teacher))
     blocks = ['\n'.join(f'{name:<9}{text}' for name, text in head if text)]
@@ -171,8 +179,8 @@ def render(report: DryRunReport) -> str:
             (row.name, row.kind, row.inputs, row.output, f'{row.parameters:,}')
             for row in report.connectors
         ]),
-        _table('Losses', ('name', 'value', f'gradient: {whose}', 'connectors',
-                          'teacher', ''),
+        _table('Losses', ('name', 'value', f'gradient: {whose}', others
+                          or 'connectors', 'teacher', ''),
                [(row.name, _number(row.value), _number(
                    row.student), _number(row.connectors), _number(
                        row.teacher), '' if row.summed else 'not summed')

@@ -22,9 +22,12 @@ from .banks import named_banks, size_banks
 from .checks import check_classes, check_hooks, check_ids, plans_bank
 from .culprits import find_culprits
 from .data import describe_data, image_text, inspect_data, random_batch
-from .distiller import check_head, check_parts, check_weights, is_distillation
+from .distiller import (check_head, check_parts, check_student, check_weights,
+                        is_distillation, lacks_loss)
 from .report import DryRunReport, PartRow, RecorderRow, describe, one_line
+from .stages import check_stages, computes, each_stage
 from .types import check_types, explain
+from .views import check_views
 
 _BATCH_SIZE = 4
 
@@ -118,8 +121,12 @@ def _run(cfg: Dict[str, Any], batch_size: Optional[int], device: str,
     if cfg.get('data_preprocessor') is not None:
         model_cfg.setdefault('data_preprocessor', cfg['data_preprocessor'])
     check_weights(model_cfg, report, use_teacher_ckpt)
+    check_stages(cfg, report)
+    check_views(cfg, model_cfg, facts, report)
     if is_distillation(model_cfg):
         sound_cfg = check_parts(model_cfg, facts.image, report)
+    elif isinstance(model_cfg.get('architecture'), dict):
+        sound_cfg = check_student(model_cfg, facts.image, report)
     else:
         sound_cfg = model_cfg
     model = None if sound_cfg is None else _build(sound_cfg, report)
@@ -142,24 +149,36 @@ def _run(cfg: Dict[str, Any], batch_size: Optional[int], device: str,
     report.images = image_text(facts, batch_size)
     data = random_batch(facts, batch_size, labels)
     model.to(device)
-    _train_step(model, cfg, sound_cfg, data, report)
+    for _ in each_stage(model, report):
+        _train_step(model, cfg, sound_cfg, data, report)
 
 
 def _parts(model: nn.Module) -> List[PartRow]:
-    """Parameter counts of student, connectors and teacher."""
+    """Parameter counts of student, connectors, teacher or what there is."""
     if not hasattr(model, 'architecture'):
         return [PartRow('model', *step.count(model))]
     distiller = getattr(model, 'distiller', None)
-    parts = dict(
-        student=model.architecture,
-        connectors=getattr(distiller, 'connectors', None),
-        losses=getattr(distiller, 'distill_losses', None),
-        teacher=getattr(model, 'teacher', None))
+    if distiller is None:
+        parts = dict(model.named_children())
+        parts = dict(student=parts.pop('architecture'), **parts)
+    else:
+        parts = _parts_of_distillation(model, distiller)
     rows = [
         PartRow(name, *step.count(module)) for name, module in parts.items()
         if isinstance(module, nn.Module)
     ]
     return [row for row in rows if row.total]
+
+
+def _parts_of_distillation(model: nn.Module,
+                           distiller: nn.Module) -> Dict[str, Any]:
+    """Modules by the names of the table."""
+    return dict(
+        student=model.architecture,
+        connectors=getattr(distiller, 'connectors', None),
+        losses=getattr(distiller, 'distill_losses', None),
+        teacher=getattr(model, 'teacher', None),
+        **{'slow student': getattr(model, 'slow_student', None)})
 
 
 def _build(model_cfg: Dict[str, Any],
@@ -172,20 +191,32 @@ def _build(model_cfg: Dict[str, Any],
     # Widths are inferred from what a loss asks for; which one is it?
     mappings = (model_cfg.get('distiller') or {}).get('loss_forward_mappings')
     for name in list(mappings or ()):
-        single = copy.deepcopy(model_cfg)
-        single['distiller']['loss_forward_mappings'] = {name: mappings[name]}
-        try:
-            _built(single)
-        except Exception as error:
-            if one_line(error) == one_line(failure):
-                path = f'model.distiller.loss_forward_mappings.{name}'
-                report.problem(explain(error, path, mappings[name]))
-                del mappings[name]
+        # Without any loss, it would be none of them.
+        if _fails_alike(model_cfg, {}, failure):
+            break
+        if _fails_alike(model_cfg, {name: mappings[name]}, failure):
+            path = f'model.distiller.loss_forward_mappings.{name}'
+            report.problem(explain(failure, path, mappings[name]))
+            del mappings[name]
+            if lacks_loss(model_cfg, [name]):
+                return None
     try:
         return _built(model_cfg)
     except Exception as error:
         report.problem(explain(error, 'model', model_cfg))
         return None
+
+
+def _fails_alike(model_cfg: Dict[str, Any], mappings: Dict[str, Any],
+                 failure: Exception) -> bool:
+    """Whether it still fails in the same way with these losses alone."""
+    fewer = copy.deepcopy(model_cfg)
+    fewer['distiller']['loss_forward_mappings'] = mappings
+    try:
+        _built(fewer)
+    except Exception as error:
+        return one_line(error) == one_line(failure)
+    return False
 
 
 def _built(model_cfg: Dict[str, Any]) -> nn.Module:
@@ -217,7 +248,7 @@ def _train_step(model: nn.Module, cfg: Dict[str, Any], model_cfg: Dict[str,
                 if len(report.problems) == known:
                     report.problem(f'one training step fails: '
                                    f'{one_line(error)} ({_place(error)}).')
-                if last_try or not again:
+                if last_try or not again or not computes(model):
                     break
     finally:
         for handle in handles:

@@ -87,7 +87,8 @@ def parameters_of(
         model (nn.Module): A distillation or a plain model.
 
     Returns:
-        tuple: Three lists of parameters.
+        tuple: Three lists of parameters; where there is no distiller, the
+        second has all that belong neither to the student nor to a teacher.
     """
     parts = []
     for part in (getattr(model, 'architecture',
@@ -95,6 +96,12 @@ def parameters_of(
                  getattr(model, 'teacher', None)):
         found = part.parameters() if isinstance(part, nn.Module) else ()
         parts.append([p for p in found if p.requires_grad])
+    if not hasattr(model, 'distiller'):
+        known = {id(p) for part in parts for p in part}
+        parts[1] = [
+            p for p in model.parameters()
+            if p.requires_grad and id(p) not in known
+        ]
     return tuple(parts)
 
 

@@ -1,5 +1,6 @@
 """Hooks."""
+from .cocord_hook import CoCoRDHook
 from .memory_bank_hook import MemoryBankHook
 from .random_state_hook import RandomStateHook
 
-__all__ = ['MemoryBankHook', 'RandomStateHook']
+__all__ = ['CoCoRDHook', 'MemoryBankHook', 'RandomStateHook']

@@ -1,5 +1,5 @@
 """Distillation from a teacher that stays as it is."""
-from typing import Dict, List, Optional, Sequence, Union
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Union
 
 import torch
 from mmengine.logging import MMLogger
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from crd_plugin.registry import MODELS
 
 from ..recorders import SampleFieldRecorder
+from . import speed
 
 
 @MODELS.register_module()
@@ -24,7 +25,9 @@ class FrozenTeacherDistill(SingleTeacherDistill):
     * Its checkpoint is loaded strictly, before training. The original calls
       ``load_checkpoint`` without ``strict``, so a checkpoint of another
       network leaves random weights behind a warning.
-    * Its loss is not computed: it runs in ``mode='tensor'``, head included.
+    * Its loss is not computed: it runs in ``mode='tensor'``, head included,
+      and so does the student with ``calculate_student_loss=False``, which
+      then needs no labels.
     * The student may start from given weights.
     * Widths that connectors and losses leave out are taken from one forward
       pass when the model is built, before optimizer and DDP see the
@@ -40,12 +43,17 @@ class FrozenTeacherDistill(SingleTeacherDistill):
             starts from, loaded strictly. Defaults to None.
         input_shape (Sequence[int]): Channels, height and width of the image
             that widths are inferred with. Defaults to (3, 32, 32).
+        channels_last (bool): Lay images and weights out with channels last,
+            see ``docs/performance.md``. Defaults to False.
+        compile (bool | dict): Let ``torch.compile`` translate the backbones
+            of both networks; a dict has its arguments. Defaults to False.
         **kwargs: Of ``mmrazor.SingleTeacherDistill``: ``architecture`` (the
             student), ``student_trainable``, ``calculate_student_loss`` …
 
     Raises:
         ValueError: If ``teacher_trainable`` is asked for, a checkpoint does
-            not fit, or ``input_shape`` does not.
+            not fit, ``input_shape`` does not, or ``compile`` has what
+            ``torch.compile`` does not take.
         FileNotFoundError: If a checkpoint does not exist.
     """
 
@@ -55,6 +63,8 @@ class FrozenTeacherDistill(SingleTeacherDistill):
                  teacher_ckpt: Optional[str] = None,
                  student_ckpt: Optional[str] = None,
                  input_shape: Sequence[int] = (3, 32, 32),
+                 channels_last: bool = False,
+                 compile: Union[bool, Mapping[str, Any]] = False,
                  **kwargs) -> None:
         if kwargs.pop('teacher_trainable', False):
             raise ValueError(
@@ -67,6 +77,31 @@ class FrozenTeacherDistill(SingleTeacherDistill):
             load_strictly(self.student, student_ckpt, 'student')
         self.teacher.eval()
         self._infer_widths(input_shape)
+        self.channels_last = channels_last
+        networks = dict(teacher=self.teacher, student=self.student)
+        for role, network in networks.items():
+            if channels_last:
+                network.to(memory_format=torch.channels_last)
+            if compile is not False:
+                speed.compile_backbone(network, role, compile)
+
+    def forward(self,
+                inputs: Tensor,
+                data_samples: Optional[List[BaseDataElement]] = None,
+                mode: str = 'tensor') -> Any:
+        """As in MMRazor, with images laid out as ``channels_last`` says.
+
+        Args:
+            inputs (Tensor): Images, ``(B, C, H, W)``.
+            data_samples (list[BaseDataElement], optional): Annotations.
+            mode (str): ``'loss'``, ``'predict'`` or ``'tensor'``.
+
+        Returns:
+            dict | list | Tensor: What the mode asks for.
+        """
+        if self.channels_last:
+            inputs = speed.channels_last(inputs)
+        return super().forward(inputs, data_samples, mode)
 
     def loss(
         self,
@@ -92,8 +127,10 @@ class FrozenTeacherDistill(SingleTeacherDistill):
         with distiller.student_recorders, distiller.deliveries, \
                 torch.set_grad_enabled(self.student_trainable
                                        and torch.is_grad_enabled()):
+            # Without a loss of its own the student needs no labels.
+            mode = 'loss' if self.calculate_student_loss else 'tensor'
             student_losses = self.student(
-                batch_inputs, data_samples, mode='loss')
+                batch_inputs, data_samples, mode=mode)
 
         losses = {}
         if self.calculate_student_loss:

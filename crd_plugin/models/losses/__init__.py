@@ -1,4 +1,22 @@
 """Distillation losses."""
+from .ab_loss import ABLoss
+from .at_loss import ATLoss
+from .cc_loss import CCLoss
+from .cktf_loss import CKTFLoss
+from .cocord_loss import CoCoRDLoss
 from .crd_loss import CRDLoss
+from .fitnet_loss import FitNetLoss
+from .fsp_loss import FSPLoss
+from .ft_loss import FTLoss
+from .kdsvd_loss import KDSVDLoss
+from .nst_loss import NSTLoss
+from .pkt_loss import PKTLoss
+from .rkd_loss import RKDLoss
+from .sp_loss import SPLoss
+from .vid_loss import VIDLoss
 
-__all__ = ['CRDLoss']
+__all__ = [
+    'ABLoss', 'ATLoss', 'CCLoss', 'CKTFLoss', 'CRDLoss', 'CoCoRDLoss',
+    'FSPLoss', 'FTLoss', 'FitNetLoss', 'KDSVDLoss', 'NSTLoss', 'PKTLoss',
+    'RKDLoss', 'SPLoss', 'VIDLoss'
+]

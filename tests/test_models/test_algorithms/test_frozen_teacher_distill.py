@@ -368,6 +368,22 @@ def test_students_own_loss_can_be_left_out():
     assert set(_losses(model)) == {'distill.loss_crd'}
 
 
+def test_samples_without_labels():
+    """In-batch CRD of a student without a loss of its own."""
+    cfg = runs.model(
+        num_negatives=None, negatives='batch', exclude='instance')
+    distiller = cfg['distiller']
+    for name in ('ids', 'labels'):
+        del distiller['student_recorders'][name]
+    for name in ('sample_idx', 'labels'):
+        del distiller['loss_forward_mappings']['loss_crd'][name]
+    model = MODELS.build(dict(cfg, calculate_student_loss=False)).train()
+    losses = model.loss(torch.rand(4, 3, 8, 8), [DataSample()] * 4)
+    assert set(losses) == {'distill.loss_crd'}
+    losses['distill.loss_crd'].backward()
+    assert model.student.backbone.conv.weight.grad.abs().sum() > 0
+
+
 def test_student_that_is_not_trained():
     model = _build(student_trainable=False).train()
     losses = _losses(model)

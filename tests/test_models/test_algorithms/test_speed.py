@@ -1,0 +1,300 @@
+"""Options that make a step faster change none of its numbers."""
+import copy
+
+import pytest
+import torch
+from mmpretrain.structures import DataSample
+from torch import nn
+
+from crd_plugin.models.algorithms import speed
+from crd_plugin.models.backbones import build_cifar_classifier_cfg
+from crd_plugin.registry import MODELS
+from tests import runs
+
+# Without code generation, which takes long, but traced in the same way. A
+# break of the graph, such as a hook that cannot be traced, is an error.
+TRACED = dict(backend='eager', fullgraph=True)
+OPTIONS = {
+    'channels_last': dict(channels_last=True),
+    'compile': dict(compile=TRACED),
+    'both': dict(channels_last=True, compile=TRACED)
+}
+
+
+def model(**options):
+    """CRD with every kind of recorder, inside the backbones too."""
+    student = build_cifar_classifier_cfg('resnet8', 10, out_indices=(0, 1, 2))
+    teacher = build_cifar_classifier_cfg('resnet8', 10, out_indices=(0, 1, 2))
+    for cfg in (student, teacher):
+        cfg['data_preprocessor'] = dict(
+            type='mmpretrain.ClsDataPreprocessor', num_classes=10)
+    cfg = runs.model(num_samples=20, exclude='instance')
+    cfg.update(architecture=student, teacher=teacher, input_shape=(3, 16, 16))
+    inner = dict(
+        stages=dict(
+            type='crd_plugin.StageOutputs', source='backbone', stem=True),
+        inner=dict(
+            type='mmrazor.ModuleOutputs', source='backbone.layer2.0.conv1'),
+        logits=dict(type='mmrazor.ModuleOutputs', source='head.fc'))
+    for feature in ('s_feats', 't_feats'):
+        mappings = cfg['distiller']['loss_forward_mappings']
+        mappings['loss_crd'][feature]['data_idx'] = -1
+    cfg['distiller']['student_recorders'].update(inner)
+    cfg['distiller']['teacher_recorders'].update(copy.deepcopy(inner))
+    cfg.update(copy.deepcopy(options))
+    torch.manual_seed(0)
+    return MODELS.build(cfg).double().train()
+
+
+def batch(size=4, seed=1):
+    """Images and samples."""
+    samples = []
+    for index in range(size):
+        sample = DataSample().set_gt_label(index)
+        sample.set_metainfo(dict(sample_idx=index))
+        samples.append(sample)
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randn(size, 3, 16, 16, generator=generator).double()
+    return images, samples
+
+
+def step(net, images, samples):
+    """Losses, gradients and everything that was recorded."""
+    # Negatives are drawn.
+    torch.manual_seed(5)
+    net.zero_grad()
+    losses = net(images, samples, mode='loss')
+    sum(losses.values()).backward()
+    net.distiller.distill_losses['loss_crd'].bank.discard()
+    gradients = {
+        name: parameter.grad
+        for name, parameter in net.named_parameters()
+        if parameter.grad is not None
+    }
+    return losses, gradients, recorded(net)
+
+
+def recorded(net):
+    """Every record of both networks by side and name, as a flat list."""
+    found = {}
+    for side in ('student', 'teacher'):
+        manager = getattr(net.distiller, f'{side}_recorders')
+        for name, recorder in manager.recorders.items():
+            flat = []
+            for record in recorder.data_buffer:
+                flat += record if isinstance(record,
+                                             (tuple, list)) else [record]
+            found[side, name] = flat
+    return found
+
+
+@pytest.fixture(autouse=True)
+def forget_compiled():
+    """Each test traces anew."""
+    torch._dynamo.reset()
+
+
+@pytest.fixture(scope='module')
+def plain():
+    """The model without options."""
+    return model()
+
+
+@pytest.mark.parametrize('name', OPTIONS)
+def test_step_equals_the_plain_one(plain, name):
+    fast = model(**OPTIONS[name])
+    assert list(fast.state_dict()) == list(plain.state_dict())
+    # The second batch is smaller, as the last of an epoch.
+    for size in (4, 3):
+        expected = step(plain, *batch(size))
+        given = step(fast, *batch(size))
+        for one, other in zip(expected, given):
+            assert list(one) == list(other) and one
+            for key, value in one.items():
+                torch.testing.assert_close(
+                    other[key], value, rtol=1e-8, atol=1e-10)
+    sizes = {key: len(value) for key, value in given[2].items()}
+    for side in ('student', 'teacher'):
+        # The stem and three stages.
+        assert sizes[side, 'stages'] == 4
+        assert sizes[side, 'inner'] == sizes[side, 'logits'] == 1
+        assert sizes[side, 'feat'] == 3
+    assert sizes['student', 'ids'] == sizes['student', 'labels'] == 1
+    for key, records in given[2].items():
+        # Features of the student carry gradient, the teacher's do not.
+        feature = records[0].dtype == torch.float64
+        assert records[0].requires_grad == (feature and key[0] == 'student')
+
+
+@pytest.mark.parametrize('name', OPTIONS)
+def test_prediction_equals_the_plain_one(plain, name):
+    # Running statistics are those after two steps.
+    images, samples = batch()
+    fast = model(**OPTIONS[name])
+    fast.load_state_dict(plain.state_dict())
+    try:
+        plain.eval()
+        fast.eval()
+        with torch.no_grad():
+            expected = plain(images, samples, mode='predict')
+            given = fast(images, samples, mode='predict')
+    finally:
+        plain.train()
+    for one, other in zip(expected, given):
+        torch.testing.assert_close(other.pred_score, one.pred_score)
+
+
+def test_weights_have_their_channels_last():
+    net = model(channels_last=True)
+    for side in (net.teacher, net.student):
+        for name, value in side.named_parameters():
+            if value.dim() == 4:
+                assert value.is_contiguous(
+                    memory_format=torch.channels_last), name
+    # A checkpoint of the usual layout does not bring it back.
+    net.load_state_dict(model().state_dict())
+    weight = net.student.backbone.layer2[0].conv1.weight
+    assert weight.is_contiguous(memory_format=torch.channels_last)
+    assert not weight.is_contiguous()
+    step(net, *batch())
+    # What comes out of the backbone has kept the layout.
+    stages = net.distiller.student_recorders.get_recorder('stages')
+    for feature in stages.data_buffer[0]:
+        assert feature.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_channels_last_takes_views_and_leaves_the_rest():
+    images = torch.randn(2, 3, 4, 4)
+    views = speed.channels_last([images, images + 1])
+    assert isinstance(views, list) and torch.equal(views[1], images + 1)
+    for view in views:
+        assert view.is_contiguous(memory_format=torch.channels_last)
+    vector = torch.randn(2, 3)
+    assert speed.channels_last(vector) is vector
+    assert speed.channels_last(None) is None
+
+
+def test_compiled_backbones_are_called(monkeypatch):
+    traced = []
+
+    def backend(graph, inputs):
+        traced.append(graph)
+        return graph.forward
+
+    net = model(compile=dict(backend=backend))
+    step(net, *batch())
+    # Teacher's and student's, once each; not again for equal shapes.
+    assert len(traced) == 2
+    step(net, *batch(seed=2))
+    assert len(traced) == 2
+
+
+def test_copies_are_not_compiled_and_stand_alone():
+    net = model(compile=TRACED)
+    assert net.student.backbone._compiled_call_impl is not None
+    other = copy.deepcopy(net)
+    assert other.student.backbone._compiled_call_impl is None
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.zero_()
+    expected = step(model(), *batch())
+    torch.testing.assert_close(step(net, *batch())[0], expected[0])
+
+
+@pytest.mark.parametrize('given, kind, message', [
+    (dict(mood='fast'), ValueError, r"compile has \['mood'\], expected"),
+    ('inductor', TypeError, "compile is 'inductor', expected True or a dict"),
+])
+def test_wrong_compile_options(given, kind, message):
+    with pytest.raises(kind, match=message):
+        model(compile=given)
+
+
+def test_network_without_a_backbone():
+    with pytest.raises(
+            ValueError, match='the student, a Linear, has no backbone'):
+        speed.compile_backbone(nn.Linear(2, 2), 'student', True)
+
+
+def test_true_takes_the_defaults_of_torch_compile(monkeypatch):
+    seen = []
+    monkeypatch.setattr(nn.Module, 'compile',
+                        lambda self, **options: seen.append(options))
+    model(compile=True)
+    model(compile=dict(mode='max-autotune'))
+    model(compile=False)
+    assert seen == [{}, {}] + [dict(mode='max-autotune')] * 2
+
+
+# --- mixed precision and optimizer -----------------------------------------
+
+
+def test_both_networks_run_under_autocast_and_the_objective_does_not():
+    net = model().float()
+    images, samples = batch()
+    torch.manual_seed(5)  # negatives are drawn
+    expected = net(images.float(), samples, mode='loss')
+    crd = net.distiller.distill_losses['loss_crd']
+    crd.bank.discard()
+    given = []
+    crd.register_forward_pre_hook(
+        lambda module, args, kwargs: given.append(kwargs), with_kwargs=True)
+    torch.manual_seed(5)
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        losses = net(images.float(), samples, mode='loss')
+    for (side, name), records in recorded(net).items():
+        if name == 'logits':
+            assert records[0].dtype == torch.bfloat16, side
+    # Embeddings are normalised, and the objective computed, in float32.
+    for name in ('s_feats', 't_feats'):
+        assert given[0][name].dtype == torch.float32
+        torch.testing.assert_close(given[0][name].norm(dim=1), torch.ones(4))
+    assert losses['distill.loss_crd'].dtype == torch.float32
+    torch.testing.assert_close(
+        losses['distill.loss_crd'],
+        expected['distill.loss_crd'],
+        rtol=0.1,
+        atol=0)
+    sum(losses.values()).backward()
+    for name, parameter in net.student.named_parameters():
+        assert parameter.grad.dtype == torch.float32, name
+
+
+def final_weights(folder, **changes):
+    """Student's weights after an epoch."""
+    runner = runs.build(folder, **changes, **runs.without_validation())
+    runner.train()
+    return {
+        name: value
+        for name, value in runner.model.state_dict().items()
+        if name.startswith('architecture.')
+    }
+
+
+def test_training_with_every_option(tmp_path):
+    """The options together, through runner, hooks and optimizer wrapper."""
+    plain = dict(
+        model__architecture=runs.net(6), default_hooks__checkpoint=None)
+    expected = final_weights(tmp_path / 'plain', **plain)
+    given = final_weights(
+        tmp_path / 'fast',
+        **plain,
+        model__channels_last=True,
+        model__compile=TRACED,
+        optim_wrapper__optimizer__fused=True)
+    assert list(given) == list(expected)
+    for name, value in expected.items():
+        torch.testing.assert_close(given[name], value, rtol=1e-3, atol=1e-4)
+    mixed = final_weights(
+        tmp_path / 'mixed',
+        **plain,
+        model__channels_last=True,
+        model__compile=TRACED,
+        optim_wrapper__type='AmpOptimWrapper',
+        optim_wrapper__dtype='bfloat16')
+    for name, value in expected.items():
+        if value.is_floating_point():
+            assert mixed[name].dtype == value.dtype, name
+            torch.testing.assert_close(mixed[name], value, rtol=0, atol=0.1)
+    weight = 'architecture.backbone.conv.weight'
+    assert not torch.equal(mixed[weight], expected[weight])
