@@ -29,6 +29,14 @@ CONFIGS = REPO / 'configs'
 TEACHER, STUDENT = 'resnet14', 'resnet8w4'
 SETTING = 'b20-100e_digits'
 METHODS = 'kd crd crd-kd'
+# What the table calls a method; the others in capitals, a hyphen as a plus.
+TITLES = {
+    'fitnet': 'FitNet',
+    'online-kd': 'Online KD',
+    'cocord': 'CoCoRD',
+    'cocord-kd': 'CoCoRD+KD',
+    'crd-batch': 'CRD in-batch',
+}
 RECORD = 'demo_run.json'
 
 
@@ -91,20 +99,21 @@ def _parse_seeds(words: Sequence[str]) -> List[int]:
 
 
 def find_config(method: str) -> Path:
-    """Config of a method for the demo's pair.
+    """Config of a method for the demo's pair, or for its student alone.
 
     Args:
-        method (str): Such as 'crd'.
+        method (str): Such as 'crd', or 'online-kd', which has no teacher.
 
     Raises:
         DemoError: If there is none.
     """
-    tail = f'_{TEACHER}_{STUDENT}_{SETTING}.py'
-    configs = {
-        path.name[:-len(tail)]: path
-        for path in sorted(CONFIGS.glob(f'*/*{tail}'))
-    }
+    name = re.compile(rf'([^_]+)_(?:{TEACHER}_)?{STUDENT}_{SETTING}\.py')
+    matches = [(name.fullmatch(path.name), path)
+               for path in sorted(CONFIGS.glob(f'*/*_{SETTING}.py'))]
+    configs = {match[1]: path for match, path in matches if match}
+    configs.pop('vanilla', None)  # trained in any case
     if method not in configs:
+        tail = f'_{TEACHER}_{STUDENT}_{SETTING}.py'
         raise DemoError(
             f'--methods {method}: there is no configs/*/{method}{tail}; '
             f'available: {" ".join(configs) or "none"}.')
@@ -134,12 +143,15 @@ def plan(args: argparse.Namespace) -> Tuple[Run, List[Run]]:
                 args.work_dir / f'vanilla_seed{seed}', args.cfg_options,
                 RECORD))
         for method, config in configs:
+            options = list(args.cfg_options)
+            # A method without a teacher is named after the student alone.
+            if TEACHER in config.stem.split('_'):
+                options.append(f'model.teacher_ckpt={teacher_ckpt}')
             students.append(
                 Run(
-                    method.upper().replace('-', '+'), config, seed,
-                    args.work_dir / f'{method}_seed{seed}',
-                    [*args.cfg_options, f'model.teacher_ckpt={teacher_ckpt}'],
-                    RECORD))
+                    TITLES.get(method,
+                               method.upper().replace('-', '+')), config, seed,
+                    args.work_dir / f'{method}_seed{seed}', options, RECORD))
     return teacher, students
 
 

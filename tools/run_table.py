@@ -160,7 +160,10 @@ class Cell:
         self._interval = 0
         if config.get('val_cfg') is not None:
             self._interval = config.train_cfg.get('val_interval', 1)
-        self._begin = config.train_cfg.get('val_begin', 1)
+        # StagedTrainLoop validates in the last stage only.
+        first = config.train_cfg.get('stage_epochs') or {}
+        self._begin = config.train_cfg.get('val_begin') or 1 + sum(
+            first.values())
         self.warning = _batch_warning(config)
         self._teacher = (config.get('model') or {}).get('teacher_ckpt')
         (config.get('randomness') or {}).pop('seed', None)

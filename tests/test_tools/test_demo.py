@@ -119,6 +119,20 @@ def test_methods_are_split_and_planned(demo, tmp_path):
     assert config.randomness.seed == 4
 
 
+def test_a_method_without_a_teacher(demo, tmp_path):
+    config = demo.find_config('online-kd')
+    assert config.name == 'online-kd_resnet8w4_b20-100e_digits.py'
+    args = _args(demo, '--methods', 'online-kd kd', '--work-dir', tmp_path)
+    _, (_, online, kd) = demo.plan(args)
+    assert online.name == 'Online KD' and kd.name == 'KD'
+    assert not online.needs_teacher and kd.needs_teacher
+    assert online.run_dir == tmp_path / 'online-kd_seed0'
+    model = online.load_config().model
+    assert model.type == 'crd_plugin.OnlineEnsembleDistill'
+    # The option would be refused as an argument that it does not have.
+    assert 'teacher_ckpt' not in model and 'teacher' not in model
+
+
 def test_every_default_method_has_its_config(demo):
     for method in demo.METHODS.split():
         assert demo.find_config(method).is_file()
@@ -128,6 +142,8 @@ def test_every_default_method_has_its_config(demo):
     (['--seeds', 'x'], '--seeds x: expected a count'),
     (['--seeds', '0'], 'at least one seed'),
     (['--methods', 'magic'], r'--methods magic: .* available: .*crd'),
+    (['--methods', 'vanilla'], '--methods vanilla: there is no configs'),
+    (['--methods', 'crd_resnet14'], r'no configs/\*/crd_resnet14_resnet14_'),
 ])
 def test_wrong_arguments_are_told(demo, words, message):
     with pytest.raises(demo.DemoError, match=message):

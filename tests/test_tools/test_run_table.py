@@ -214,6 +214,7 @@ def test_epochs_that_are_validated(tool):
     assert validated() == [1, 2, 3, 4, 5, 6, 7]
     assert validated('train_cfg.val_interval=3') == [3, 6, 7]
     assert validated('train_cfg.val_begin=5') == [5, 6, 7]
+    assert validated('train_cfg.stage_epochs.init=3') == [4, 5, 6, 7]
     assert validated('val_cfg=None') == []
 
 

@@ -1,0 +1,9 @@
+"""VGG-19 twice, of Tiny-ImageNet's 200 classes."""
+# An empty _base_ keeps MMEngine's text format in spite of the import.
+_base_ = []
+from crd_plugin.models.backbones import build_cifar_classifier_cfg  # noqa
+
+student = build_cifar_classifier_cfg('vgg19', 200, out_indices=(0, 1, 2, 3))
+teacher = build_cifar_classifier_cfg('vgg19', 200, out_indices=(0, 1, 2, 3))
+# Train it with configs/vanilla/vanilla_vgg19_b64-240e_tiny-imagenet.py.
+teacher_ckpt = 'work_dirs/vanilla_vgg19_b64-240e_tiny-imagenet/epoch_240.pth'

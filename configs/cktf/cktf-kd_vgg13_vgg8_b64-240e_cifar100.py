@@ -1,0 +1,5 @@
+_base_ = [
+    './cktf_vgg13_vgg8_b64-240e_cifar100.py',
+    '../_base_/distillers/with_kd.py',
+]
+model = dict(distiller=_base_.with_kd)
