@@ -5,6 +5,7 @@ applied before, or with them applied after the upstream packages were
 imported. Writes ``{probe: 'ok' or the error}`` as JSON.
 """
 import importlib
+import importlib.util
 import io
 import json
 import os
@@ -12,7 +13,7 @@ import os.path as osp
 import sys
 import tempfile
 from contextlib import contextmanager
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 
 def no_cuda_libraries(path):
@@ -33,6 +34,35 @@ def mmrazor_models_import():
     """Import MMRazor's models."""
     importlib.import_module('mmrazor.structures')
     importlib.import_module('mmrazor.models')
+
+
+def records_are_not_overwritten():
+    """Build an algorithm around a network with an in-place ReLU."""
+    from mmengine.model import BaseModel
+    from torch import nn
+
+    # Comes after `mmrazor_models_import`, which leaves it here if it worked.
+    base = sys.modules.get('mmrazor.models.algorithms.base')
+    if base is None:
+        root = importlib.util.find_spec(
+            'mmrazor').submodule_search_locations[0]
+        for name in ('mmrazor.models', 'mmrazor.models.algorithms'):
+            sys.modules[name] = ModuleType(name)
+            sys.modules[name].__path__ = [osp.join(root, *name.split('.')[1:])]
+        base = importlib.import_module('mmrazor.models.algorithms.base')
+
+    class Net(BaseModel):
+        """Any network."""
+
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Sequential(nn.Linear(1, 1), nn.ReLU(inplace=True))
+
+        def forward(self, inputs, data_samples=None, mode='tensor'):
+            """Nothing is asked of it."""
+
+    net = base.BaseAlgorithm(Net()).architecture
+    assert not net.layer[1].inplace, 'the ReLU works in place'
 
 
 def config_is_formatted_once():
@@ -255,7 +285,8 @@ PROBES = (external_config_is_inherited, failed_write_keeps_the_file,
           checkpoint_loads, truncated_checkpoint_is_explained,
           failed_save_keeps_the_last_checkpoint, pytorch_launcher,
           slurm_launcher, mpi_launcher, model_is_wrapped, amp_trains,
-          half_amp_trains, torchvision_imports, mmrazor_models_import)
+          half_amp_trains, torchvision_imports, mmrazor_models_import,
+          records_are_not_overwritten)
 
 
 def main(mode, out):

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import mmpretrain
 import pytest
-import torch
 from mmengine.fileio import load
 from mmengine.registry import TASK_UTILS, DefaultScope
 
@@ -35,15 +34,6 @@ RESIDENT = {
 def scope():
     with DefaultScope.overwrite_default_scope('mmpretrain'):
         yield
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Two gain nothing here, and wait for each other on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 # --- every file ------------------------------------------------------------ #

@@ -2,7 +2,6 @@
 import re
 
 import pytest
-import torch
 from mmengine.config import Config
 
 from crd_plugin.engine.dry_run import run_dry
@@ -11,15 +10,6 @@ from tests import runs
 DOCS = runs.REPO / 'docs'
 EXAMPLES = sorted((DOCS / 'examples').glob('*.py'))
 TEXT = (DOCS / 'your_own_pair.md').read_text()
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Two gain nothing here, and wait for each other on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def test_the_doc_shows_every_example():

@@ -40,15 +40,6 @@ ROWS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Two gain nothing here, and wait for each other on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def options(batch, epochs, *more):
     """Small batches in this process, every step logged."""
     loaders = [

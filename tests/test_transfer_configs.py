@@ -28,11 +28,8 @@ LOSSES = dict(
 
 @pytest.fixture(autouse=True)
 def scope():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     with DefaultScope.overwrite_default_scope('mmpretrain'):
         yield
-    torch.set_num_threads(threads)
 
 
 def stem_of(path):

@@ -22,7 +22,7 @@ from .packages import (check_mmcv, declare_torchvision_ops,
                        quiet_mmcv, stand_in_for_quantization)
 from .training import (amp_on_cpu, autocast_half_on_cpu, format_config_once,
                        init_dist_on_cpu, read_data_when_training_starts,
-                       wrap_model_on_cpu)
+                       switch_inplace_off, wrap_model_on_cpu)
 
 __all__ = ['CheckpointError', 'apply', 'load_checkpoint_file']
 
@@ -52,6 +52,7 @@ _AFTER: Dict[str, Callable[[ModuleType], None]] = {
     'mmengine.runner.loops': read_data_when_training_starts,
     'mmengine.fileio.backends.local_backend': write_files_at_once,
     'mmengine.hooks.checkpoint_hook': save_before_removing,
+    'mmrazor.models.algorithms.base': switch_inplace_off,
 }
 # Called with the module and the ImportError that its code raised.
 _RESCUE: Dict[str, Callable[[ModuleType, ImportError], None]] = {

@@ -197,3 +197,28 @@ def autocast_half_on_cpu(amp: ModuleType) -> None:
             yield
 
     replace('mmengine', autocast, wrapper)
+
+
+def switch_inplace_off(algorithms: ModuleType) -> None:
+    """Let MMRazor switch off layers that overwrite what is recorded.
+
+    What breaks: ``BaseAlgorithm.set_module_inplace_false`` looks for an
+    ``OrderedDict`` of submodules; that of torch >= 2 is a plain ``dict``, so
+    it changes nothing, and an in-place ReLU overwrites the record of the
+    layer before it. No upstream report known.
+    Mend: look at ``modules()``.
+    No longer needed: when MMRazor does.
+
+    Args:
+        algorithms (ModuleType): ``mmrazor.models.algorithms.base``.
+    """
+
+    def set_module_inplace_false(self, architecture, varstr):
+        if not hasattr(architecture, 'modules'):
+            return
+        for module in architecture.modules():
+            if hasattr(module, 'inplace'):
+                module.inplace = False
+
+    algorithms.BaseAlgorithm.set_module_inplace_false = (
+        set_module_inplace_false)

@@ -5,7 +5,6 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 import torch
 from mmengine.model import BaseModel
 from mmengine.structures import BaseDataElement
-from mmrazor.models.utils import add_prefix
 from mmrazor.registry import MODELS as RAZOR_MODELS
 from torch import Tensor, nn
 
@@ -103,33 +102,6 @@ class CoCoRDDistill(FrozenTeacherDistill):
         """CoCoRDLoss: The distiller's."""
         return self.distiller.distill_losses[self._loss_name]
 
-    def loss(
-        self,
-        batch_inputs: Sequence[Tensor],
-        data_samples: Optional[List[BaseDataElement]] = None
-    ) -> Dict[str, Tensor]:
-        """Student's own losses, of the first view, and the distiller's.
-
-        Args:
-            batch_inputs (Sequence[Tensor]): Three views of the same images:
-                two for the student, one for the teacher, each
-                ``(B, C, H, W)``.
-            data_samples (list[BaseDataElement], optional): Annotations.
-
-        Returns:
-            dict[str, Tensor]: Losses under ``student.`` and ``distill.``.
-
-        Raises:
-            ValueError: If there are not three views.
-        """
-        self.run_teacher(batch_inputs, data_samples)
-        student_losses = self.run_student(batch_inputs, data_samples)
-        losses = dict(add_prefix(student_losses, 'student'))
-        if not self.distillation_stopped:
-            losses.update(
-                add_prefix(self.distiller.compute_distill_losses(), 'distill'))
-        return losses
-
     def run_teacher(
             self,
             batch_inputs: Sequence[Tensor],
@@ -137,30 +109,27 @@ class CoCoRDDistill(FrozenTeacherDistill):
         """Show the teacher its view, and record.
 
         Args:
-            batch_inputs (Sequence[Tensor]): As in :meth:`loss`.
+            batch_inputs (Sequence[Tensor]): Three views of the same images:
+                two for the student, one for the teacher, each
+                ``(B, C, H, W)``.
             data_samples (list[BaseDataElement], optional): Annotations.
         """
-        view = self._views(batch_inputs)[2]
-        distiller = self.distiller
-        distiller.set_deliveries_override(False)
-        with distiller.teacher_recorders, distiller.deliveries, \
-                torch.no_grad():
-            self.teacher(view, data_samples, mode='tensor')
+        super().run_teacher(self._views(batch_inputs)[2], data_samples)
 
-    def run_student(
-        self,
-        batch_inputs: Sequence[Tensor],
-        data_samples: Optional[List[BaseDataElement]] = None
-    ) -> Dict[str, Tensor]:
+    def run_student(self,
+                    batch_inputs: Sequence[Tensor],
+                    data_samples: Optional[List[BaseDataElement]] = None,
+                    with_loss: bool = True) -> Dict[str, Tensor]:
         """Show both students their views, and record.
 
         Args:
-            batch_inputs (Sequence[Tensor]): As in :meth:`loss`.
+            batch_inputs (Sequence[Tensor]): As for :meth:`run_teacher`.
             data_samples (list[BaseDataElement], optional): Annotations.
+            with_loss (bool): Compute the student's own losses of the first
+                view, which needs labels. Defaults to True.
 
         Returns:
-            dict[str, Tensor]: The student's own losses of the first view;
-            empty without ``calculate_student_loss``, which needs no labels.
+            dict[str, Tensor]: These losses, if any.
         """
         view, view_2, _ = self._views(batch_inputs)
         distiller = self.distiller
@@ -169,14 +138,13 @@ class CoCoRDDistill(FrozenTeacherDistill):
                 self.student_trainable and torch.is_grad_enabled()):
             # What is delivered is of one view.
             with distiller.deliveries:
-                if self.calculate_student_loss:
-                    losses = self.student(view, data_samples, mode='loss')
-                else:
-                    losses = {}
-                    self.student(view, data_samples, mode='tensor')
+                result = self.student(
+                    view,
+                    data_samples,
+                    mode='loss' if with_loss else 'tensor')
             if not self.distillation_stopped:
                 self._other_passes(view, view_2, data_samples)
-        return losses
+        return result if with_loss else {}
 
     def update_averages(self) -> None:
         """Move slow student and averaged projectors towards the student.

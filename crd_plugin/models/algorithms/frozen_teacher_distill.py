@@ -117,28 +117,56 @@ class FrozenTeacherDistill(SingleTeacherDistill):
         Returns:
             dict[str, Tensor]: Losses under ``student.`` and ``distill.``.
         """
+        self.run_teacher(batch_inputs, data_samples)
+        student_losses = self.run_student(batch_inputs, data_samples,
+                                          self.calculate_student_loss)
+        losses = dict(add_prefix(student_losses, 'student'))
+        if not self.distillation_stopped:
+            losses.update(
+                add_prefix(self.distiller.compute_distill_losses(), 'distill'))
+        return losses
+
+    def run_teacher(
+            self,
+            batch_inputs: Tensor,
+            data_samples: Optional[List[BaseDataElement]] = None) -> None:
+        """Forward pass of the teacher, recorded.
+
+        Args:
+            batch_inputs (Tensor): Images, ``(B, C, H, W)``.
+            data_samples (list[BaseDataElement], optional): Annotations.
+        """
         distiller = self.distiller
         distiller.set_deliveries_override(False)
         with distiller.teacher_recorders, distiller.deliveries, \
                 torch.no_grad():
             self.teacher(batch_inputs, data_samples, mode='tensor')
 
+    def run_student(self,
+                    batch_inputs: Tensor,
+                    data_samples: Optional[List[BaseDataElement]] = None,
+                    with_loss: bool = True) -> Dict[str, Tensor]:
+        """Forward pass of the student, recorded.
+
+        Args:
+            batch_inputs (Tensor): Images, ``(B, C, H, W)``.
+            data_samples (list[BaseDataElement], optional): Annotations.
+            with_loss (bool): Compute its own losses, which needs labels.
+                Defaults to True.
+
+        Returns:
+            dict[str, Tensor]: The student's own losses, if any.
+        """
+        distiller = self.distiller
         distiller.set_deliveries_override(True)
         with distiller.student_recorders, distiller.deliveries, \
                 torch.set_grad_enabled(self.student_trainable
                                        and torch.is_grad_enabled()):
-            # Without a loss of its own the student needs no labels.
-            mode = 'loss' if self.calculate_student_loss else 'tensor'
-            student_losses = self.student(
-                batch_inputs, data_samples, mode=mode)
-
-        losses = {}
-        if self.calculate_student_loss:
-            losses.update(add_prefix(student_losses, 'student'))
-        if not self.distillation_stopped:
-            losses.update(
-                add_prefix(distiller.compute_distill_losses(), 'distill'))
-        return losses
+            result = self.student(
+                batch_inputs,
+                data_samples,
+                mode='loss' if with_loss else 'tensor')
+        return result if with_loss else {}
 
     def train(self, mode: bool = True) -> 'FrozenTeacherDistill':
         """Set the mode of all but the teacher, which stays in eval mode."""

@@ -1,8 +1,7 @@
 """Distillation in stages that train different parts by different losses."""
 import inspect
-from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence
+from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence
 
-import torch
 from mmengine.structures import BaseDataElement
 from mmrazor.models.utils import add_prefix
 from torch import Tensor, nn
@@ -165,12 +164,11 @@ class StagedDistill(FrozenTeacherDistill):
             and self.stages[self.stage].student_loss)
         delivering = bool(self.distiller.deliveries.deliveries)
         if False in sides or delivering:
-            self._run_teacher(batch_inputs, data_samples)
+            self.run_teacher(batch_inputs, data_samples)
         losses = {}
         if True in sides or counts or delivering:
-            result = self._run_student(batch_inputs, data_samples, counts)
-            if counts:
-                losses.update(add_prefix(result, 'student'))
+            result = self.run_student(batch_inputs, data_samples, counts)
+            losses.update(add_prefix(result, 'student'))
         for name, method in active.items():
             suffix = '' if method == 'forward' else f'_{method}'
             module = self.distiller.distill_losses[name]
@@ -197,27 +195,6 @@ class StagedDistill(FrozenTeacherDistill):
         for module in self._frozen_modules(stage):
             module.eval()
         return self
-
-    def _run_teacher(self, batch_inputs: Tensor, data_samples: Any) -> None:
-        """Forward pass of the teacher, recorded."""
-        distiller = self.distiller
-        distiller.set_deliveries_override(False)
-        with distiller.teacher_recorders, distiller.deliveries, \
-                torch.no_grad():
-            self.teacher(batch_inputs, data_samples, mode='tensor')
-
-    def _run_student(self, batch_inputs: Tensor, data_samples: Any,
-                     with_loss: bool) -> Any:
-        """Forward pass of the student, recorded; its own losses if wanted."""
-        distiller = self.distiller
-        distiller.set_deliveries_override(True)
-        with distiller.student_recorders, distiller.deliveries, \
-                torch.set_grad_enabled(self.student_trainable
-                                       and torch.is_grad_enabled()):
-            return self.student(
-                batch_inputs,
-                data_samples,
-                mode='loss' if with_loss else 'tensor')
 
     def _arguments(self, name: str, method: str) -> Dict[str, dict]:
         """Records that the method of a loss asks for."""
