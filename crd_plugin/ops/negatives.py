@@ -218,10 +218,9 @@ def shared_negatives(sample_idx: Tensor,
     Returns:
         Negatives: ``index`` is ``(min(K, N),)`` int64.
     """
-    drawn = torch.randperm(
-        num_rows, device=sample_idx.device, generator=generator)
+    drawn = _random_rows(num_rows, num_negatives, sample_idx.device, generator)
     every = all_negatives(sample_idx, num_rows, num_negatives, label_index)
-    return every._replace(index=drawn[:num_negatives], pool=None)
+    return every._replace(index=drawn, pool=None)
 
 
 def all_negatives(sample_idx: Tensor,
@@ -327,11 +326,8 @@ def _draw_from_subset(sample_idx: Tensor, num_rows: int, num_negatives: int,
 
     The subset holds at least K rows of other classes for every anchor.
     """
-    subset = torch.randperm(
-        num_rows,
-        dtype=torch.int32,
-        device=sample_idx.device,
-        generator=generator)[:_SUBSET * num_negatives].long()
+    subset = _random_rows(num_rows, _SUBSET * num_negatives,
+                          sample_idx.device, generator)
     if label_index is None:
         key, own = subset, sample_idx
     else:
@@ -342,6 +338,38 @@ def _draw_from_subset(sample_idx: Tensor, num_rows: int, num_negatives: int,
                                  sample_idx.device, generator).long()
     index = _first_others(candidates, key, own, num_negatives)
     return Negatives(num_negatives, index, distinct=True, subset=subset)
+
+
+def _random_rows(num_rows: int, most: int, device: torch.device,
+                 generator: Optional[torch.Generator]) -> Tensor:
+    """A uniform subset of at most ``most`` rows, ``(min(most, N),)``."""
+    if device.type == 'cpu' and 8 * most < num_rows:
+        return _first_distinct(num_rows, most, generator)
+    return torch.randperm(
+        num_rows, dtype=torch.int32, device=device,
+        generator=generator)[:most].long()
+
+
+def _first_distinct(num_rows: int, number: int,
+                    generator: Optional[torch.Generator]) -> Tensor:
+    """The first distinct ones of independent draws, ``(number,)``.
+
+    That is a uniform subset, for a fraction of what a permutation of all
+    rows costs where few of them are needed. Only on the host, where looking
+    at how many are distinct does not wait for a GPU.
+    """
+    # About number**2 / (2 N) repeat: below a sixteenth.
+    draws = torch.randint(
+        num_rows, (number + number // 8 + 8, ), generator=generator)
+    value, place = draws.sort(stable=True)
+    repeated = place[1:][value[1:] == value[:-1]]
+    first = torch.ones_like(draws, dtype=torch.bool)
+    first[repeated] = False
+    distinct = draws[first][:number]
+    if distinct.numel() == number:
+        return distinct
+    # Nearly never; starting anew with a permutation leaves it uniform.
+    return torch.randperm(num_rows, generator=generator)[:number]
 
 
 def _first_others(candidates: Tensor, key: Tensor, own: Tensor,

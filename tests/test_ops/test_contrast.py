@@ -264,19 +264,50 @@ def test_scores(case):
 
 @pytest.mark.parametrize('dtype, rtol', [(torch.float32, 5e-7),
                                          (torch.float64, 1e-14)])
-@pytest.mark.parametrize('largest', [-20.0, 3.0, 3.5, 60.0])
-def test_softplus_and_sigmoid(dtype, rtol, largest):
-    """Both ways, on either side of where they part."""
+@pytest.mark.parametrize('largest', [-20.0, 3.0])
+def test_softplus_of_sigmoid(dtype, rtol, largest):
+    """As exact as softplus wherever it is used."""
     score = torch.linspace(-40, largest, 1001, dtype=dtype).view(7, 143)
-    exact = score.double()
-    value, slope = contrast._softplus_and_sigmoid(score.clone())
+    assert contrast._sigmoid_suffices(score)
+    value = contrast._softplus_of_sigmoid(score.sigmoid())
     torch.testing.assert_close(
-        value.double(), F.softplus(exact, threshold=50), rtol=rtol, atol=0)
-    torch.testing.assert_close(
-        slope.double(), exact.sigmoid(), rtol=rtol, atol=0)
+        value.double(),
+        F.softplus(score.double(), threshold=50),
+        rtol=rtol,
+        atol=0)
 
 
-def test_softplus_and_sigmoid_pass_nan_on():
-    score = torch.tensor([[0.5, float('nan')]])
-    for result in contrast._softplus_and_sigmoid(score):
-        assert result.isnan().tolist() == [[False, True]]
+@pytest.mark.parametrize('largest', [3.5, 60.0, float('nan')])
+def test_sigmoid_does_not_suffice(largest):
+    assert not contrast._sigmoid_suffices(torch.tensor([[0.5, largest]]))
+
+
+@pytest.mark.parametrize('scale', [1.0, 30.0])
+def test_both_ways_of_the_negatives_agree(scale):
+    """Scores on either side of the limit, against float64 softplus."""
+    torch.manual_seed(3)
+    rows, query = torch.randn(90, 4), torch.randn(5, 4) * scale
+    index = torch.randint(90, (5, 40))
+    drawn = negatives_of(index)
+    loss, grad = contrast._negative_pass(query, rows, drawn,
+                                         torch.tensor(2.0))
+    exact = query.double().requires_grad_()
+    score = (exact[:, None] * rows.double()[index]).sum(2) - 2
+    expected = F.softplus(score, threshold=50).sum(1)
+    expected.sum().backward()
+    torch.testing.assert_close(loss.double(), expected.detach(), rtol=1e-5,
+                               atol=1e-6)
+    torch.testing.assert_close(grad.double(), exact.grad, rtol=1e-5,
+                               atol=1e-5)
+
+
+def test_nan_passes_on():
+    rows, query = torch.randn(9, 4), torch.full((1, 4), float('nan'))
+    loss, grad = contrast._negative_pass(
+        query, rows, negatives_of(torch.arange(9)[None]), torch.tensor(0.0))
+    assert loss.isnan().all() and grad.isnan().all()
+
+
+def negatives_of(index):
+    """Given ids, as a draw."""
+    return Negatives(index.size(1), index)

@@ -1,10 +1,12 @@
 """Drawn negatives: never of the class, without repeats, uniform."""
+from unittest import mock
+
 import pytest
 import torch
 from scipy import stats
 
 from crd_plugin.ops import (all_negatives, build_label_index, draw_negatives,
-                            shared_negatives)
+                            negatives, shared_negatives)
 
 
 def balanced(num_classes=10, each=500):
@@ -187,6 +189,32 @@ def test_large_bank_is_drawn_from_in_part():
     # A class that could fill the subset forbids it.
     large = build_label_index(unbalanced())
     assert draw_negatives(torch.arange(16), 2142, 200, large).subset is None
+
+
+def test_few_of_many_rows():
+    """Distinct, uniform over rows and pairs, also where draws ran out."""
+    torch.manual_seed(9)
+    size, number, rounds = 170, 20, 4000
+    cpu = torch.device('cpu')
+    total, both = torch.zeros(size), 0
+    for _ in range(rounds):
+        drawn = negatives._random_rows(size, number, cpu, None)
+        assert drawn.shape == (number, ) and drawn.dtype == torch.int64
+        assert drawn.unique().numel() == number
+        total += torch.bincount(drawn, minlength=size)
+        both += bool((drawn == 3).any() and (drawn == 141).any())
+    expected = rounds * number / size
+    statistic = ((total - expected)**2 / expected).sum()
+    p = stats.chi2.sf(float(statistic / (1 - number / size)), size - 1)
+    assert 1e-3 < p < 1 - 1e-3
+    p = number * (number - 1) / (size * (size - 1))
+    assert abs(both - rounds * p) < 4 * (rounds * p * (1 - p))**0.5
+
+    all_alike = mock.patch.object(
+        torch, 'randint', return_value=torch.full((30, ), 7))
+    with all_alike:
+        drawn = negatives._random_rows(size, number, cpu, None)
+    assert drawn.unique().numel() == number and drawn.max() < size
 
 
 def test_anchors_overlap_as_independent_draws_do():
