@@ -97,9 +97,9 @@ def _load(source: Path) -> Dict[str, Any]:
         if 'object of class' not in str(error):
             raise
         raise CheckpointError(
-            f'{error} For a file of RepDistiller that you trust, do so where '
-            f'it was made: c = torch.load({source.name!r}, '
-            "weights_only=False); torch.save({'model': c['model']}, NEW)."
+            f'{error} For a file of RepDistiller that you trust, keep its '
+            f'weights alone: load {source.name} with the code that made it, '
+            "then torch.save({'model': loaded['model']}, NEW)."
         ) from error
 
 
