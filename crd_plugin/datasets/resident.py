@@ -242,7 +242,7 @@ class ResidentDataset:
         MMLogger.get_current_instance().info(
             f'{len(row_of):,} images of {"x".join(map(str, images.shape[1:]))}'
             f' read in {time.perf_counter() - start:.1f} s, now '
-            f'{images.nbytes / 1e9:.2f} GB on {device}.')
+            f'{images.nbytes / 1e6:,.2f} MB on {device}.')
         return held
 
     def _epoch_draws(self, held: '_Held') -> Dict[str, Tensor]:

@@ -5,8 +5,9 @@ from .batch_contrast import (batch_info_nce, batch_log_total, batch_nce,
                              batch_weights)
 from .contrast import (ContrastResult, info_nce, log_partition, nce, prepare,
                        scores)
-from .features import (attention_vector, full_precision, match_heights,
-                       no_autocast, pair_maps, pair_vectors, unit_vectors)
+from .features import (absolute_power, attention_vector, full_precision,
+                       match_heights, no_autocast, pair_maps, pair_vectors,
+                       unit_vectors)
 from .moving_average import move_averages
 from .negatives import (LabelIndex, Negatives, all_negatives,
                         build_label_index, draw_negatives, shared_negatives)
@@ -21,7 +22,7 @@ from .singular_vectors import right_singular_vectors
 
 __all__ = [
     'ContrastResult', 'LabelIndex', 'Negatives', 'Shard', 'ShardNegatives',
-    'all_negatives', 'attention_vector', 'batch_info_nce',
+    'absolute_power', 'all_negatives', 'attention_vector', 'batch_info_nce',
     'batch_log_total', 'batch_nce', 'batch_weights', 'block_cosines',
     'build_label_index', 'build_shard', 'draw_negatives', 'draw_shard',
     'enqueue', 'full_precision', 'given_shard', 'info_nce',

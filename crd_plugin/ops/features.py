@@ -172,9 +172,29 @@ def attention_vector(feature_map: Tensor, power: float = 2) -> Tensor:
         Tensor: ``(B, H * W)``, float32 (float64 stays), unit L2 norm; zero
         where the map is zero.
     """
-    x = full_precision(feature_map)
-    x = x.square() if power == 2 else x.abs().pow(power)
+    x = absolute_power(full_precision(feature_map), power)
     return unit_vectors(x.mean(1).flatten(1), dim=1)
+
+
+def absolute_power(x: Tensor, power: float) -> Tensor:
+    """``|x|^p``, whose gradient is 0 at 0.
+
+    For p below 1 the slope at 0 is infinite, which the sign of 0 would make
+    NaN; maps after a ReLU are full of zeros.
+
+    Args:
+        x (Tensor): Any shape.
+        power (float): p, positive.
+
+    Returns:
+        Tensor: The same shape.
+    """
+    if power == 2:
+        return x.square()
+    if power >= 1:
+        return x.abs().pow(power)
+    is_zero = x == 0
+    return x.abs().masked_fill(is_zero, 1).pow(power).masked_fill(is_zero, 0)
 
 
 def unit_vectors(x: Tensor, dim: int) -> Tensor:

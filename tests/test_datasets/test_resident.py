@@ -380,7 +380,7 @@ def test_reading_is_logged():
         ResidentDataset(numbers()).__getitems__([0])
     message = logger().info.call_args.args[0]
     assert '5 images of 3x4x4 read in' in message
-    assert 'now 0.00 GB on cpu' in message
+    assert 'now 0.00 MB on cpu' in message
 
 
 def test_loader_with_workers_is_refused():

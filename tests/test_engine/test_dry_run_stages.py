@@ -99,6 +99,10 @@ def test_a_loss_that_cannot_be_built(tmp_path):
     # The other stage is tried all the same.
     assert set(
         losses(report)) == {'main: student.loss', 'main: distill.loss_crd'}
+    for stage, key in zip(cfg['model']['stages'], ('losses',
+                                                   'without_losses')):
+        stage[key] = 'loss_ab'  # one name instead of a list
+    assert 'margin is -1' in only(check(cfg))
 
 
 def test_a_loss_that_does_not_fit_the_features(tmp_path):
@@ -109,6 +113,27 @@ def test_a_loss_that_does_not_fit_the_features(tmp_path):
     assert 't_channels is 5, but the recorded features have 12' in (
         only(report))
     assert 'main: student.loss' in losses(report)
+
+
+def test_a_loss_whose_parts_cannot_be_made(tmp_path):
+    """The stage that trains these parts is left out with them."""
+    cfg = config(tmp_path, 'ft')
+    cfg['model']['distiller']['distill_losses']['loss_ft']['rate'] = 0.001
+    report = check(cfg)
+    assert 'rate is 0.001, of 12 teacher channels' in only(report)
+    assert 'main: student.loss' in losses(report)
+
+
+@pytest.mark.parametrize('change, text', [
+    (dict(source='backbon'), "student_recorders.stages.source: the student "
+     "has no module 'backbon'; the nearest are backbone, "),
+    (dict(steam=True), "student_recorders.stages: StageOutputsRecorder."
+     "__init__() got an unexpected keyword argument 'steam'"),
+])
+def test_recorder_of_stages(tmp_path, change, text):
+    cfg = config(tmp_path)
+    cfg['model']['distiller']['student_recorders']['stages'].update(change)
+    assert text in only(check(cfg))
 
 
 def test_stages_that_cannot_be(tmp_path):

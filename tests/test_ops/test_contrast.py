@@ -235,14 +235,31 @@ def test_float16_anchor_is_computed_in_float32(case):
                                atol=1e-4)
 
 
-def test_narrow_bank_is_read_in_float32(case):
-    """A float16 bank gives what its rows give in float32."""
+@pytest.mark.parametrize('form', ['distinct', 'subset', 'shared'])
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_narrow_bank_is_read_in_float32(case, form, dtype, path):
+    """A narrow bank gives what its rows give in float32."""
     anchor, rows, labels, ids, log_z = case
-    negatives = make_negatives('distinct', labels, ids)
-    narrow = rows.half()
+    negatives = make_negatives(form, labels, ids)
+    narrow = rows.to(dtype)
     result = nce(anchor.float(), narrow, ids, negatives, log_z, TAU)
     expected = nce(anchor.float(), narrow.float(), ids, negatives, log_z, TAU)
     assert torch.equal(result.loss, expected.loss)
+
+
+@pytest.mark.parametrize('form', ['shared-instance', 'all-instance'])
+@pytest.mark.parametrize('key', [torch.float64, torch.int64])
+def test_ids_beyond_float32(case, form, key):
+    """Of 2**24 rows or more the anchor's own row is still left out."""
+    anchor, rows, labels, ids, log_z = case
+    anchor, rows = anchor.float(), rows.float()
+    near = make_negatives(form, labels, ids)
+    far = near._replace(
+        row_key=near.row_key.to(key) + 2**24,
+        anchor_key=near.anchor_key.to(key) + 2**24)
+    found = nce(anchor, rows, ids, far, log_z, TAU)
+    assert torch.equal(found.loss,
+                       nce(anchor, rows, ids, near, log_z, TAU).loss)
 
 
 def test_bank_gets_no_gradient(case):

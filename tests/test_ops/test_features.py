@@ -3,8 +3,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from crd_plugin.ops import (attention_vector, full_precision, match_heights,
-                            no_autocast, pair_maps, pair_vectors, unit_vectors)
+from crd_plugin.ops import (absolute_power, attention_vector, full_precision,
+                            match_heights, no_autocast, pair_maps,
+                            pair_vectors, unit_vectors)
 
 
 def maps(*shapes, dtype=torch.float32):
@@ -155,6 +156,26 @@ def test_attention_of_half_precision_and_of_nothing():
     F.mse_loss(q, torch.ones_like(q)).backward()
     assert torch.equal(q, torch.zeros(1, 4))
     assert torch.equal(x.grad, torch.zeros_like(x))
+
+
+@pytest.mark.parametrize('power', [0.5, 1, 1.5, 2, 3])
+def test_absolute_power(power):
+    x = torch.tensor([-4.0, 0.0, 0.25], dtype=torch.float64)
+    x.requires_grad_()
+    y = absolute_power(x, power)
+    expected = torch.tensor([4.0**power, 0.0, 0.25**power]).double()
+    torch.testing.assert_close(y, expected)
+    y.sum().backward()
+    slope = power * torch.tensor([-(4.0**(power - 1)), 0, 0.25**(power - 1)])
+    torch.testing.assert_close(x.grad, slope.double())
+
+
+def test_attention_of_roots_where_nothing_is_active():
+    x = torch.tensor([1.0, 0.0, 4.0, 0.0]).view(1, 1, 2, 2).requires_grad_()
+    q = attention_vector(x, 0.5)
+    torch.testing.assert_close(q, torch.tensor([[1., 0., 2., 0.]]) / 5**0.5)
+    q[0, 0].backward()
+    assert torch.isfinite(x.grad).all() and x.grad[0, 0, 0, 0] > 0
 
 
 def test_unit_vectors():

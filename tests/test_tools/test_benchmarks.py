@@ -67,6 +67,11 @@ def test_crd_loss_of_another_size_and_dtype(tmp_path):
     (('--rounds', '0'), '--rounds and --threads must be at least 1'),
     (('--size', 'huge'), "invalid choice: 'huge'"),
     (('--width', '0'), '--width is 0, expected at least 1'),
+    (('--device', 'tpu'), "invalid choice: 'tpu'"),
+    (('--size', 'smoke', '--classes', '1'),
+     '--classes is 1, expected 2 to the 1000 of --samples'),
+    (('--size', 'smoke', '--batch-size', '1001'),
+     '--batch-size is 1001, expected at most the 1000 of --samples'),
 ])
 def test_wrong_arguments(args, message):
     done = run(*args)

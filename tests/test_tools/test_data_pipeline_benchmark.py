@@ -1,9 +1,12 @@
 """The benchmark of data loaders runs and writes what it promises."""
+import importlib.util
+import itertools
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -53,6 +56,20 @@ def test_rows_that_are_left_out(tmp_path):
     assert done.returncode == 0, done.stderr
     cases = json.loads(target.read_text())['cases']
     assert [case['name'] for case in cases] == ['resident']
+
+
+def test_images_of_short_batches_are_counted(monkeypatch):
+    spec = importlib.util.spec_from_file_location('data_pipeline', _SCRIPT)
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    now = itertools.count()
+    monkeypatch.setattr(script.time, 'perf_counter', lambda: next(now))
+    sizes = iter([4, 4, 4, 2])
+    source = SimpleNamespace(ready=0, step=lambda: next(sizes))
+    args = SimpleNamespace(device='cpu', rounds=1, batches=2, batch_size=4)
+    # Of the four steps the first two are not timed: 4 + 2 images a second.
+    seconds = script.measure(dict(plain=source), args)
+    assert seconds == dict(plain=[pytest.approx(4 / 6)])
 
 
 @pytest.mark.parametrize('args, message', [

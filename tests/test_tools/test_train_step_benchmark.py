@@ -78,6 +78,8 @@ def test_digits(tmp_path):
 @pytest.mark.parametrize('args, message', [
     (('--iters', 0), '--iters is 0, expected more'),
     (('--warmup', -1), '--warmup is -1, expected more'),
+    (('--num-workers', -1), '--num-workers is -1, expected more'),
+    (('--vary', 'model.compile'), 'model.compile is no KEY=VALUE'),
     (('--device', 'tpu'), "invalid choice: 'tpu'"),
     (('--device', 'cpu', '--check-sync'), '--check-sync looks for waits on a'),
     (('--device', 'cpu', '--synthetic'),
@@ -147,6 +149,33 @@ def test_wait_for_the_gpu_is_found(script, monkeypatch):
     assert 'called a synchronizing CUDA operation)' in case.wait
     assert 'test_train_step_benchmark.py' in case.wait
     assert modes == ['error', 'default'] * 2
+
+
+def test_wait_while_fetching_is_found(script, monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'set_sync_debug_mode', lambda mode: None)
+    monkeypatch.setattr(torch.cuda, 'synchronize', lambda: None)
+
+    def broken():
+        raise RuntimeError('called a synchronizing CUDA operation')
+        yield
+
+    def ignore(*args):
+        return None
+
+    case = script.Case('name', None, SimpleNamespace(device='cpu',
+                                                     clock='wall'))
+    loop = SimpleNamespace(run_iter=ignore, dataloader=[
+        dict(inputs=['view', 'view', 'view'], data_samples=['one', 'two'])
+    ])
+    case.runner = SimpleNamespace(
+        train_loop=loop,
+        call_hook=ignore,
+        model=SimpleNamespace(train=ignore))
+    case._batches = broken()
+    case.check_sync()
+    assert 'called a synchronizing CUDA operation)' in case.wait
+    # It goes on; images are counted, not the views of them.
+    assert case.steps(1) == 2
 
 
 @pytest.mark.parametrize('kind', ['CIFAR100', 'ImageNet'])

@@ -45,7 +45,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--rounds', type=int, default=7, help='timed steps of each; default 7')
     parser.add_argument(
-        '--device', default='cpu', help='cpu or cuda; default: cpu')
+        '--device',
+        choices=['cpu', 'cuda'],
+        default='cpu',
+        help='default: cpu')
     parser.add_argument(
         '--threads', type=int, default=2, help='CPU threads; default 2')
     parser.add_argument(
@@ -64,7 +67,7 @@ def main() -> None:
         sys.exit('--rounds and --threads must be at least 1.')
     import torch
     torch.set_num_threads(args.threads)
-    if args.device.startswith('cuda') and not torch.cuda.is_available():
+    if args.device == 'cuda' and not torch.cuda.is_available():
         sys.exit('--device cuda: no GPU is available; use --device cpu.')
     if args.clock == 'cpu' and args.device != 'cpu':
         sys.exit('--clock cpu says nothing of a GPU; use --clock wall.')

@@ -60,7 +60,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--rounds', type=int, default=7, help='timed steps of each; default 7')
     parser.add_argument(
-        '--device', default='cpu', help='cpu or cuda; default: cpu')
+        '--device',
+        choices=['cpu', 'cuda'],
+        default='cpu',
+        help='default: cpu')
     parser.add_argument(
         '--threads', type=int, default=2, help='CPU threads; default 2')
     parser.add_argument('--json', help='write the cases to this file')
@@ -79,9 +82,17 @@ def main() -> None:
         args.numbers.append(default if given is None else given)
         if args.numbers[-1] < 1:
             sys.exit(f'--{field} is {given}, expected at least 1.')
+    batch, num_samples, _, _, num_classes = args.numbers
+    if batch > num_samples:
+        sys.exit(f'--batch-size is {batch}, expected at most the '
+                 f'{num_samples} of --samples.')
+    if not 1 < num_classes <= num_samples:
+        sys.exit(f'--classes is {num_classes}, expected 2 to the '
+                 f'{num_samples} of --samples: negatives are of another '
+                 'class.')
     import torch
     torch.set_num_threads(args.threads)
-    if args.device.startswith('cuda') and not torch.cuda.is_available():
+    if args.device == 'cuda' and not torch.cuda.is_available():
         sys.exit('--device cuda: no GPU is available; use --device cpu.')
 
     steps, work = make_steps(args)

@@ -116,9 +116,9 @@ class Source:
             self.loader.prefetch_factor or 0)
         self.batches = self._endless()
 
-    def step(self) -> None:
-        """Wait for the next batch."""
-        next(self.batches)
+    def step(self) -> int:
+        """Wait for the next batch; its images, fewer at an epoch's end."""
+        return len(next(self.batches)[0])
 
     def _endless(self) -> Iterator[Any]:
         from crd_plugin.models.recorders.sample_field_recorder import \
@@ -181,7 +181,7 @@ def make_sources(args: argparse.Namespace, folder: Path) -> Dict[str, Source]:
 
 def measure(sources: Dict[str, Source],
             args: argparse.Namespace) -> Dict[str, List[float]]:
-    """Seconds a batch, one number a turn, by loader."""
+    """Seconds of a full batch's images, one number a turn, by loader."""
     import torch
     wait = torch.cuda.synchronize if args.device == 'cuda' else (lambda: None)
     seconds: Dict[str, List[float]] = {name: [] for name in sources}
@@ -196,10 +196,10 @@ def measure(sources: Dict[str, Source],
                 source.step()
             wait()
             start = time.perf_counter()
-            for _ in range(args.batches):
-                source.step()
+            images = sum(source.step() for _ in range(args.batches))
             wait()
-            seconds[name].append((time.perf_counter() - start) / args.batches)
+            seconds[name].append(
+                (time.perf_counter() - start) * args.batch_size / images)
     return seconds
 
 

@@ -106,11 +106,16 @@ def main() -> None:
         rounds=args.rounds,
         warmup=args.warmup,
         threads=args.threads,
-        batch_size=args.batch_size)
+        batch_size=args.batch_size,
+        num_workers=args.num_workers)
     for name, number in numbers.items():
-        if number is not None and number < (name != 'warmup'):
+        least = 0 if name in ('warmup', 'num_workers') else 1
+        if number is not None and number < least:
             sys.exit(f'--{name.replace("_", "-")} is {number}, expected '
                      'more.')
+    for option in sum(args.vary, args.cfg_options):
+        if '=' not in option:
+            sys.exit(f'{option} is no KEY=VALUE.')
     if args.device == 'cpu':
         # Before torch looks; MMEngine takes whatever GPU it can see.
         os.environ['CUDA_VISIBLE_DEVICES'] = ''
@@ -325,7 +330,7 @@ class Case:
             self.clock.mark('data')
             self.runner.train_loop.run_iter(*args)
             self.clock.mark('other')
-            images += len(args[-1]['inputs'])
+            images += len(args[-1]['data_samples'])
         return images
 
     def turn(self, warmup: Optional[int], iters: int) -> None:
@@ -338,12 +343,13 @@ class Case:
         self.turns.append((seconds, images, parts))
 
     def check_sync(self) -> None:
-        """Do one step in which waiting for the GPU is an error."""
+        """Fetch and do one step in which waiting for the GPU is an error."""
         import torch
-        args = next(self._batches)
+        args = None
         wait('cuda')
         torch.cuda.set_sync_debug_mode('error')
         try:
+            args = next(self._batches)
             self.runner.train_loop.run_iter(*args)
         except RuntimeError as error:
             places = traceback.extract_tb(error.__traceback__)
@@ -352,6 +358,8 @@ class Case:
                          f'{place.line} ({str(error).splitlines()[0]})')
         finally:
             torch.cuda.set_sync_debug_mode('default')
+        if args is None:  # the error has ended the generator
+            self._batches = endless(self.runner, self.runner.train_loop)
 
 
 def charged(function: Callable, clock: Clock, name: str) -> Callable:

@@ -279,16 +279,19 @@ def _check_recorder(cfg: Dict[str, Any], path: str, net: Optional[nn.Module],
     from mmrazor.models.task_modules import (ModuleInputsRecorder,
                                              ModuleOutputsRecorder)
     from mmrazor.models.task_modules.recorder import ParameterRecorder
+
+    from crd_plugin.models.recorders import (BlockOutputsRecorder,
+                                             StageOutputsRecorder)
+    modules = (ModuleOutputsRecorder, ModuleInputsRecorder,
+               BlockOutputsRecorder, StageOutputsRecorder)
     cls = find_type(TASK_UTILS, cfg['type'] + _SUFFIX)
     source = cfg.get('source')
     names: List[str] = []
-    if issubclass(cls, (ModuleOutputsRecorder, ModuleInputsRecorder)):
+    if issubclass(cls, modules):
         kind, names = 'module', [name for name, _ in net.named_modules()]
     elif issubclass(cls, ParameterRecorder):
         kind, names = 'parameter', [name for name, _ in net.named_parameters()]
-    if names:
-        if source in names:
-            return True
+    if names and source not in names:
         side = 'teacher' if 'teacher_recorders' in path else 'student'
         known = [name for name in names if name]
         report.problem(f"{path}.source: the {side} has no {kind} '{source}'; "

@@ -25,7 +25,7 @@ from .data import describe_data, image_text, inspect_data, random_batch
 from .distiller import (check_head, check_parts, check_student, check_weights,
                         is_distillation, lacks_loss)
 from .report import DryRunReport, PartRow, RecorderRow, describe, one_line
-from .stages import check_stages, computes, each_stage
+from .stages import check_stages, computes, each_stage, prune_stages
 from .types import check_types, explain
 from .views import check_views
 
@@ -198,6 +198,7 @@ def _build(model_cfg: Dict[str, Any],
             path = f'model.distiller.loss_forward_mappings.{name}'
             report.problem(explain(failure, path, mappings[name]))
             del mappings[name]
+            prune_stages(model_cfg, [name])
             if lacks_loss(model_cfg, [name]):
                 return None
     try:

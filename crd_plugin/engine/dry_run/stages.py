@@ -66,6 +66,8 @@ def prune_stages(model: Dict[str, Any], losses: Iterable[str]) -> None:
         for stage in stages:
             for key in ('losses', 'without_losses'):
                 given = stage.get(key)
+                if isinstance(given, str):
+                    given = [given]  # the model takes one name too
                 if isinstance(given, dict):
                     given.pop(loss, None)
                 elif given and loss in given:

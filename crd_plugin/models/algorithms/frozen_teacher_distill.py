@@ -54,6 +54,7 @@ class FrozenTeacherDistill(SingleTeacherDistill):
         ValueError: If ``teacher_trainable`` is asked for, a checkpoint does
             not fit, ``input_shape`` does not, or ``compile`` has what
             ``torch.compile`` does not take.
+        TypeError: If ``channels_last`` or ``compile`` is of another type.
         FileNotFoundError: If a checkpoint does not exist.
     """
 
@@ -70,6 +71,9 @@ class FrozenTeacherDistill(SingleTeacherDistill):
             raise ValueError(
                 'teacher_trainable is True, but FrozenTeacherDistill trains '
                 'no teacher; use mmrazor.SingleTeacherDistill for that.')
+        if not isinstance(channels_last, bool):
+            raise TypeError(f'channels_last is {channels_last!r}, expected '
+                            'True or False.')
         super().__init__(distiller=distiller, teacher=teacher, **kwargs)
         if teacher_ckpt:
             load_strictly(self.teacher, teacher_ckpt, 'teacher')

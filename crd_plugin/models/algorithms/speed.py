@@ -48,8 +48,8 @@ def compile_backbone(network: nn.Module, role: str,
         options = {}
     if not isinstance(options, Mapping):
         raise TypeError(
-            f'compile is {options!r}, expected True or a dict with arguments '
-            "of torch.compile such as dict(mode='max-autotune').")
+            f'compile is {options!r}, expected True, False or a dict with '
+            "arguments of torch.compile such as dict(mode='max-autotune').")
     known = set(inspect.signature(torch.compile).parameters) - {'model'}
     unknown = sorted(set(options) - known)
     if unknown:

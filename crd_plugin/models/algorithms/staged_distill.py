@@ -239,8 +239,10 @@ class StagedDistill(FrozenTeacherDistill):
                 f'stages has the name {name!r}, expected a word of its own '
                 "for each, such as 'init' and 'main'.")
         known = self.distiller.distill_losses
-        without = given.get('without_losses', ())
+        without = _listed(given.get('without_losses', []))
         losses = given.get('losses')
+        if isinstance(losses, str):
+            losses = [losses]
         if losses is None:
             losses = [loss for loss in known if loss not in without]
         elif without:
@@ -312,7 +314,7 @@ class StagedDistill(FrozenTeacherDistill):
 
 
 def _listed(paths: Optional[Sequence[str]]) -> Optional[List[str]]:
-    """One path or several as a list."""
+    """One name or several as a list."""
     if paths is None:
         return None
     return [paths] if isinstance(paths, str) else list(paths)

@@ -1,6 +1,7 @@
 """Checks that the losses share."""
 import math
-from typing import Optional, Sequence, Tuple, Union
+from numbers import Integral, Real
+from typing import Any, Optional, Sequence, Tuple, Union
 
 Widths = Union[int, Sequence[int]]
 
@@ -16,8 +17,10 @@ def finite(name: str, value: float) -> float:
         float: The same.
 
     Raises:
+        TypeError: If it is no number.
         ValueError: If it is NaN or infinite.
     """
+    _check_number(name, value)
     if not math.isfinite(value):
         raise ValueError(f'{name} is {value}, expected a finite number.')
     return value
@@ -35,11 +38,35 @@ def positive(name: str, value: float, published: float) -> float:
         float: The same.
 
     Raises:
-        ValueError: If it is not.
+        TypeError: If it is no number.
+        ValueError: If it is not positive and finite.
     """
+    _check_number(name, value)
     if not (value > 0 and math.isfinite(value)):
         raise ValueError(f'{name} is {value}, expected a positive number '
                          f'(published: {published}).')
+    return value
+
+
+def count(name: str, value: int, hint: str = '') -> int:
+    """A whole number above zero.
+
+    Args:
+        name (str): Argument, for the message.
+        value (int): Its value.
+        hint (str): Behind what is expected, such as ``' (published: 128)'``.
+            Defaults to nothing.
+
+    Returns:
+        int: The same.
+
+    Raises:
+        ValueError: If it is no integer, or below one.
+    """
+    if not isinstance(value, Integral) or isinstance(value, bool):
+        raise ValueError(f'{name} is {value!r}, expected an integer{hint}.')
+    if value < 1:
+        raise ValueError(f'{name} is {value}, expected at least 1{hint}.')
     return value
 
 
@@ -59,8 +86,10 @@ def widths(name: str, value: Optional[Widths]) -> Optional[Tuple[int, ...]]:
     if value is None:
         return None
     several = tuple(value) if isinstance(value, Sequence) else (value, )
-    if not several or not all(isinstance(n, int) and n > 0 for n in several):
-        raise ValueError(f'{name} is {value}, expected a positive number of '
+    if not several or not all(
+            isinstance(n, int) and not isinstance(n, bool) and n > 0
+            for n in several):
+        raise ValueError(f'{name} is {value!r}, expected a positive number of '
                          'channels, or a list with one for each layer.')
     return several
 
@@ -98,6 +127,12 @@ def not_inferred(loss: str, arguments: str) -> ValueError:
         f'{arguments} of {loss} are not known: give them in the config, or '
         'use crd_plugin.FrozenTeacherDistill, which infers them when the '
         'model is built.')
+
+
+def _check_number(name: str, value: Any) -> None:
+    """Say which argument is no number."""
+    if not isinstance(value, Real):
+        raise TypeError(f'{name} is {value!r}, expected a number.')
 
 
 def _short(numbers: Tuple[int, ...]) -> str:

@@ -7,7 +7,7 @@ from crd_plugin.ops import full_precision, no_autocast, pair_vectors
 from crd_plugin.ops.features import Features
 from crd_plugin.registry import MODELS
 
-from ._common import check_given, finite, not_inferred, widths
+from ._common import check_given, count, finite, not_inferred, widths
 
 
 @MODELS.register_module()
@@ -49,7 +49,7 @@ class CCLoss(nn.Module):
                  loss_weight: float = 1.0) -> None:
         super().__init__()
         self.loss_weight = finite('loss_weight', loss_weight)
-        self.embed_dim, = _one('embed_dim', embed_dim)
+        self.embed_dim = count('embed_dim', embed_dim)
         self._s_given = _one('s_channels', s_channels)
         self._t_given = _one('t_channels', t_channels)
         self.embed_s: Optional[nn.Linear] = None

@@ -8,7 +8,7 @@ from crd_plugin.ops import pool_flat
 from crd_plugin.registry import MODELS
 
 from ..connectors import EmbeddingConnector
-from ._common import finite, not_inferred
+from ._common import count, finite, not_inferred
 from .block_pairing import BlockPairing, Blocks
 from .crd_loss import CRDLoss
 
@@ -85,9 +85,8 @@ class CKTFLoss(nn.Module):
                  loss_weight: float = 1.0,
                  **kwargs: Any) -> None:
         super().__init__()
-        if num_groups is not None and num_groups < 1:
-            raise ValueError(f'num_groups is {num_groups}, expected at least '
-                             '1, or None for all groups.')
+        if num_groups is not None:
+            count('num_groups', num_groups, ', or None for all groups')
         self.beta = finite('beta', beta)
         self.theta = finite('theta', theta)
         self.loss_weight = finite('loss_weight', loss_weight)

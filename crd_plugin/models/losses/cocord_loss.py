@@ -1,6 +1,5 @@
 """The objective of CoCoRD and the small networks that belong to it."""
 import copy
-import math
 from typing import NamedTuple, Optional, Sequence, Union
 
 import torch
@@ -12,6 +11,7 @@ from crd_plugin.ops.features import full_precision
 from crd_plugin.registry import MODELS
 
 from ..key_queue import KeyQueue
+from ._common import count, finite, positive
 
 
 class CoCoRDTerms(NamedTuple):
@@ -250,23 +250,18 @@ def _check_numbers(given: dict) -> None:
     for name in ('s_channels', 't_channels', 'hidden_dim', 'embed_dim',
                  'predictor_dim', 'queue_size'):
         value = given[name]
-        if value is not None and value < 1:
-            raise ValueError(f'{name} is {value}, expected at least 1.')
-    if not given['temperature'] > 0:
-        raise ValueError(
-            f'temperature is {given["temperature"]}, expected a positive '
-            'number (published: 0.1).')
+        if value is not None:
+            count(name, value)
+    positive('temperature', given['temperature'], 0.1)
     for name, published in (('slow_momentum', 0.9), ('teacher_momentum',
                                                      0.999)):
-        if not 0 <= given[name] < 1:
+        if not 0 <= finite(name, given[name]) < 1:
             raise ValueError(
                 f'{name} is {given[name]}, expected 0 <= {name} < 1: it is '
                 'the weight of the old value, and 1 would never move '
                 f'(published: {published}).')
     for name in ('contrast_weight', 'prediction_weight', 'loss_weight'):
-        if not math.isfinite(given[name]):
-            raise ValueError(
-                f'{name} is {given[name]}, expected a finite number.')
+        finite(name, given[name])
 
 
 def _mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:

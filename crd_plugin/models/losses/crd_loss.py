@@ -13,6 +13,7 @@ from crd_plugin.registry import MODELS
 
 from ..memory_bank import MemoryBank
 from ..sharded_bank import ShardedBank
+from ._common import count, finite, positive
 from .crd_checks import (check_column, check_embeddings, check_labels,
                          check_left_out, check_range)
 from .in_batch_contrast import InBatchContrast
@@ -78,6 +79,7 @@ class CRDLoss(nn.Module):
 
     Raises:
         ValueError: If an argument is out of range or not one of its words.
+        TypeError: If one is no number where a number is expected.
     """
 
     def __init__(self,
@@ -93,17 +95,11 @@ class CRDLoss(nn.Module):
                  sharded: bool = False,
                  bank_dtype: Optional[str] = None) -> None:
         super().__init__()
-        if num_negatives is not None and num_negatives < 1:
-            raise ValueError(
-                f'num_negatives is {num_negatives}, expected at least 1 '
-                '(published: 16384).')
-        if not temperature > 0:
-            raise ValueError(
-                f'temperature is {temperature}, expected a positive number '
-                '(published: 0.07).')
-        if not math.isfinite(loss_weight):
-            raise ValueError(
-                f'loss_weight is {loss_weight}, expected a finite number.')
+        if num_negatives is not None:
+            count('num_negatives', num_negatives, ' (published: 16384)')
+        count('embed_dim', embed_dim, ' (published: 128)')
+        positive('temperature', temperature, 0.07)
+        finite('loss_weight', loss_weight)
         choices = (('objective', objective, ('nce', 'infonce')),
                    ('negatives', negatives, ('sampled', 'shared', 'all',
                                              'batch')),

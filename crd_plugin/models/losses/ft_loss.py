@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from crd_plugin.ops import (attention_vector, full_precision, match_heights,
-                            pair_maps)
+from crd_plugin.ops import (absolute_power, attention_vector, full_precision,
+                            match_heights, pair_maps)
 from crd_plugin.registry import MODELS
 
 from ._common import check_given, finite, not_inferred, positive, widths
@@ -219,7 +219,7 @@ def factor_loss(factor_s: Tensor,
     factor_s, factor_t = match_heights(
         full_precision(factor_s), full_precision(factor_t))
     gap = attention_vector(factor_s, p1) - attention_vector(factor_t, p1)
-    return gap.abs().mean() if p2 == 1 else gap.abs().pow(p2).mean()
+    return gap.abs().mean() if p2 == 1 else absolute_power(gap, p2).mean()
 
 
 def _encoder(channels: int, width: int, batch_norm: bool) -> nn.Sequential:

@@ -203,11 +203,17 @@ def test_copies_are_not_compiled_and_stand_alone():
 
 @pytest.mark.parametrize('given, kind, message', [
     (dict(mood='fast'), ValueError, r"compile has \['mood'\], expected"),
-    ('inductor', TypeError, "compile is 'inductor', expected True or a dict"),
+    ('inductor', TypeError, "compile is 'inductor', expected True, False or"),
 ])
 def test_wrong_compile_options(given, kind, message):
     with pytest.raises(kind, match=message):
         model(compile=given)
+
+
+@pytest.mark.parametrize('given', ['no', 1, None])
+def test_wrong_channels_last(given):
+    with pytest.raises(TypeError, match=f'channels_last is {given!r}, exp'):
+        model(channels_last=given)
 
 
 def test_network_without_a_backbone():

@@ -292,3 +292,15 @@ def test_a_single_path_is_a_list_of_one():
         'architecture.head.fc.weight', 'architecture.head.fc.bias'
     }
     assert isinstance(model.student.head.fc, nn.Linear)
+
+
+def test_a_single_loss_is_a_list_of_one():
+    stages = [
+        dict(name='init', losses='loss_ab', student_loss=False),
+        dict(name='main', without_losses='loss_ab')
+    ]
+    model = _build_with(stages)
+    model.set_stage('init')
+    assert model.active_losses() == dict(loss_ab='forward')
+    model.set_stage('main')
+    assert model.active_losses() == {}

@@ -77,6 +77,9 @@ def test_errors():
     for power in (0, -1.0, float('inf')):
         with pytest.raises(ValueError, match=f'power is {power}'):
             ATLoss(power=power)
+    for name in ('power', 'loss_weight'):
+        with pytest.raises(TypeError, match=f"{name} is '2', expected a num"):
+            ATLoss(**{name: '2'})
     student, teacher = features()
     with pytest.raises(ValueError, match='2 layers and t_feats 1'):
         ATLoss()(student, teacher[:1])

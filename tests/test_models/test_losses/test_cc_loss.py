@@ -87,7 +87,8 @@ def test_half_precision():
 def test_errors():
     (s, ), (t, ) = vectors(torch.float32)
     for kwargs in (dict(s_channels=0), dict(t_channels=-2),
-                   dict(embed_dim=0), dict(embed_dim=2.5)):
+                   dict(embed_dim=0), dict(embed_dim=2.5),
+                   dict(embed_dim=None)):
         name = list(kwargs)[0]
         with pytest.raises(ValueError, match=f'{name} is'):
             CCLoss(**kwargs)

@@ -341,6 +341,7 @@ def test_levels_are_those_of_the_widths():
     (dict(theta=math.inf), 'theta is inf'),
     (dict(loss_weight=math.nan), 'loss_weight is nan'),
     (dict(num_groups=0), 'num_groups is 0'),
+    (dict(num_groups='3'), "num_groups is '3', expected an integer, or None"),
     (dict(embed_dim=0), 'embed_dim'),
     (dict(temperature=0), 'temperature is 0'),
     (dict(num_negatives=0), 'num_negatives is 0'),

@@ -281,6 +281,14 @@ def test_bad_numbers(name, value, message):
         build(**{name: value})
 
 
+def test_arguments_of_another_type():
+    with pytest.raises(ValueError, match='queue_size is 10.5, expected an in'):
+        build(queue_size=10.5)
+    for name in ('temperature', 'slow_momentum', 'loss_weight'):
+        with pytest.raises(TypeError, match=f"{name} is '1', expected a num"):
+            build(**{name: '1'})
+
+
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
 def test_mixed_precision(dtype):
     loss = build(t_channels=9).float()

@@ -237,10 +237,19 @@ def test_compiled_model_gives_the_same(loss):
     (dict(negatives='none'), "negatives is 'none', expected one of"),
     (dict(exclude='self'), "exclude is 'self', expected one of"),
     (dict(momentum=1), 'momentum is 1, expected'),
+    (dict(num_negatives=2.5), 'num_negatives is 2.5, expected an integer'),
+    (dict(embed_dim='128'), "embed_dim is '128', expected an integer"),
+    (dict(temperature=float('inf')), 'temperature is inf, expected a posit'),
 ])
 def test_bad_arguments(kwargs, message):
     with pytest.raises(ValueError, match=message):
         CRDLoss(**kwargs)
+
+
+@pytest.mark.parametrize('name', ['temperature', 'loss_weight'])
+def test_what_is_no_number(name):
+    with pytest.raises(TypeError, match=f"{name} is '1', expected a number"):
+        CRDLoss(**{name: '1'})
 
 
 def test_bank_without_rows():

@@ -112,6 +112,7 @@ def test_half_precision():
     (dict(s_channels=0), 's_channels is 0'),
     (dict(t_channels=[2, -1]), 't_channels is .2, -1.'),
     (dict(t_channels=[]), 't_channels is '),
+    (dict(s_channels=True), 's_channels is True'),
     (dict(s_channels=[2, 3], t_channels=4), '2 layers and t_channels 1'),
     (dict(init_variance=0.0), 'init_variance is 0.0.*published: 5.0'),
     (dict(eps=0.0), 'eps is 0.0'),
