@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any, Callable, Dict, List, Tuple
 
 sys.path.insert(0, str(Path(__file__).parent))
-from crd_loss import peak_mib, processor_name, time_step  # noqa: E402
+from crd_loss import (add_run_arguments, peak_mib, prepare,  # noqa: E402
+                      processor_name, time_step)
 
 SIZES = {
     # batch, samples, negatives, width, classes
@@ -43,32 +44,18 @@ def parse_args() -> argparse.Namespace:
         choices=[1, 3, 4, 5, 6],
         help='levels of CKTF; default: 1 4 5 6 (5: three stages, 6: four)')
     parser.add_argument(
-        '--rounds', type=int, default=7, help='timed steps of each; default 7')
-    parser.add_argument(
-        '--device',
-        choices=['cpu', 'cuda'],
-        default='cpu',
-        help='default: cpu')
-    parser.add_argument(
-        '--threads', type=int, default=2, help='CPU threads; default 2')
-    parser.add_argument(
         '--clock',
         choices=['wall', 'cpu'],
         default='wall',
         help='cpu: time of the processor, for a busy machine; default: wall')
-    parser.add_argument('--json', help='write the cases to this file')
+    add_run_arguments(parser)
     return parser.parse_args()
 
 
 def main() -> None:
     """Run, print the table, write the JSON."""
     args = parse_args()
-    if args.rounds < 1 or args.threads < 1:
-        sys.exit('--rounds and --threads must be at least 1.')
-    import torch
-    torch.set_num_threads(args.threads)
-    if args.device == 'cuda' and not torch.cuda.is_available():
-        sys.exit('--device cuda: no GPU is available; use --device cpu.')
+    prepare(args)
     if args.clock == 'cpu' and args.device != 'cpu':
         sys.exit('--clock cpu says nothing of a GPU; use --clock wall.')
 

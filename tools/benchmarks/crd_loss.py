@@ -57,6 +57,17 @@ def parse_args() -> argparse.Namespace:
         choices=['float64', 'float32', 'bfloat16', 'float16'],
         help='of the embeddings; default: float32, which the objective is '
         'computed in for narrower ones too')
+    add_run_arguments(parser)
+    return parser.parse_args()
+
+
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what any benchmark of an objective takes.
+
+    Args:
+        parser (ArgumentParser): Gets ``--rounds``, ``--device``,
+            ``--threads`` and ``--json``.
+    """
     parser.add_argument(
         '--rounds', type=int, default=7, help='timed steps of each; default 7')
     parser.add_argument(
@@ -67,14 +78,25 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--threads', type=int, default=2, help='CPU threads; default 2')
     parser.add_argument('--json', help='write the cases to this file')
-    return parser.parse_args()
+
+
+def prepare(args: argparse.Namespace) -> None:
+    """Check what :func:`add_run_arguments` added, set the threads.
+
+    Args:
+        args (Namespace): The parsed command line.
+    """
+    if args.rounds < 1 or args.threads < 1:
+        sys.exit('--rounds and --threads must be at least 1.')
+    import torch
+    torch.set_num_threads(args.threads)
+    if args.device == 'cuda' and not torch.cuda.is_available():
+        sys.exit('--device cuda: no GPU is available; use --device cpu.')
 
 
 def main() -> None:
     """Run, print the table, write the JSON."""
     args = parse_args()
-    if args.rounds < 1 or args.threads < 1:
-        sys.exit('--rounds and --threads must be at least 1.')
     # The size in numbers, some of them perhaps given one by one.
     args.numbers = []
     for field, default in zip(FIELDS, SIZES[args.size]):
@@ -90,10 +112,7 @@ def main() -> None:
         sys.exit(f'--classes is {num_classes}, expected 2 to the '
                  f'{num_samples} of --samples: negatives are of another '
                  'class.')
-    import torch
-    torch.set_num_threads(args.threads)
-    if args.device == 'cuda' and not torch.cuda.is_available():
-        sys.exit('--device cuda: no GPU is available; use --device cpu.')
+    prepare(args)
 
     steps, work = make_steps(args)
     times: Dict[str, List[float]] = {name: [] for name in steps}
