@@ -15,6 +15,8 @@ from torch import Tensor
 
 from .matmul import times_transposed
 from .negatives import Negatives
+from .parts import Parts
+from .scratch import scratch
 
 __all__ = [
     'ContrastResult', 'info_nce', 'log_partition', 'nce', 'prepare', 'scores'
@@ -37,8 +39,11 @@ _DENSE_ROWS_PER_NEGATIVE = 12
 # softplus(x) = x from here on: exp(-40) vanishes in float64 too.
 _SOFTPLUS_LINEAR = 40.0
 
-# Up to here 1 - sigmoid(x) has lost less than five of its bits.
-_SIGMOID_EXACT = 3.0
+# Up to here 1 - p has lost less than five of its bits.
+_COMPLEMENT_EXACT = 0.95
+
+# Probabilities that are multiplied before a logarithm is taken, as a power.
+_FOLDS = 3
 
 
 class ContrastResult(NamedTuple):
@@ -194,11 +199,12 @@ class _Tile(NamedTuple):
     """Scores of some anchors against some rows.
 
     Attributes:
-        score (Tensor): ``(b, m)``.
-        rows (Tensor): ``(m, D)`` for all anchors or ``(b, m, D)``.
-        anchors (slice): Which anchors.
-        weight (Tensor, optional): How often a pair counts, ``(b, m)``, valid
-            until the next tile: 0 where it is left out. None: once each.
+        score (Tensor): ``(a, m)``, or of c groups ``(c, a, m)``.
+        rows (Tensor): ``(m, D)``, or each group's own ``(c, m, D)``.
+        anchors (slice): Which anchors, or places of parts.
+        weight (Tensor, optional): How often a pair counts, in the shape of
+            ``score``, valid until the next tile: 0 where it is left out.
+            None: once each.
         repeats (bool): Whether a weight may be more than 1.
     """
     score: Tensor
@@ -208,16 +214,15 @@ class _Tile(NamedTuple):
     repeats: bool = False
 
     def add(self, total: Tensor, value: Tensor) -> None:
-        """Add ``(b,)`` values to the totals of these anchors."""
-        total[self.anchors] += value
+        """Add a value for each anchor to the totals of these anchors."""
+        total[self.anchors] += value.view(-1)
 
     def add_product(self, total: Tensor, weight: Tensor) -> None:
         """Add ``sum_j weight_ij v_j`` to the totals of these anchors."""
         if self.rows.dim() == 2:
             total[self.anchors] += times_transposed(weight, self.rows.t())
         else:
-            total[self.anchors] += torch.bmm(weight[:, None],
-                                             self.rows).squeeze(1)
+            total[self.anchors] += torch.bmm(weight, self.rows).flatten(0, 1)
 
 
 def prepare(negatives: Negatives, num_rows: int,
@@ -235,12 +240,11 @@ def prepare(negatives: Negatives, num_rows: int,
     Returns:
         Negatives: With ``drawn`` set if all rows drawn from are scored.
     """
-    if negatives.subset is not None:
-        num_rows = negatives.subset.numel()
     dense = num_rows <= _DENSE_ROWS_PER_NEGATIVE * negatives.num_negatives
-    if not (negatives.per_anchor and dense) or negatives.drawn is not None:
-        return negatives
     index = negatives.index
+    if index is None or index.dim() == 1 or not dense or (negatives.drawn
+                                                          is not None):
+        return negatives
     shape = (index.size(0), num_rows)
     if negatives.distinct:
         drawn = torch.zeros(shape, dtype=torch.bool, device=index.device)
@@ -255,21 +259,58 @@ def prepare(negatives: Negatives, num_rows: int,
 
 def _score_tiles(query: Tensor, rows: Tensor,
                  negatives: Negatives) -> Iterator[_Tile]:
-    """Yield the scores of all anchors against their negatives, in tiles."""
+    """Yield the scores of all anchors against their negatives, in tiles.
+
+    Of parts, ``query`` and the tiles' anchors are those of the places.
+    """
     negatives = prepare(negatives, rows.size(0), query.dtype)
-    if not negatives.per_anchor:
+    if negatives.parts is not None:
+        yield from _parts(query, rows, negatives.parts)
+    elif not negatives.per_anchor:
         yield from _common_rows(query, rows, negatives)
     elif negatives.drawn is not None:
-
-        drawn = negatives.drawn
+        drawn = _as_numbers(negatives.drawn)
 
         def weigh(weight: Tensor, part: slice) -> None:
             weight.copy_(drawn[:, part])
 
-        yield from _matrix_tiles(query, rows, negatives.subset, weigh,
-                                 drawn.dtype != torch.bool)
+        yield from _matrix_tiles(query, rows, None, weigh,
+                                 negatives.drawn.dtype != torch.bool)
     else:
-        yield from _gathered_rows(query, rows, negatives.ids)
+        yield from _gathered_rows(query, rows, negatives.index)
+
+
+def _parts(query: Tensor, rows: Tensor, parts: Parts) -> Iterator[_Tile]:
+    """Every part against those who are in its places."""
+    number, places = parts.anchor.shape
+    length, width = parts.rows.size(1), rows.size(1)
+    elements = _tile_elements(query)
+    # Small parts and those of a GPU together, others one by one, since a CPU
+    # has a faster product for that.
+    size = min(max(1, elements // 4 // (places * length)), number)
+    few = min(max(1, elements // (size * length)), places)
+    gather = _Gather(rows, size * length)
+    memory = scratch('weight', (size, few, length), query)
+    query = query.view(number, places, width)
+    drawn = _as_numbers(parts.drawn)
+    for begin in range(0, number, size):
+        part = slice(begin, min(begin + size, number))
+        ids = parts.rows[part]
+        block = gather(ids.view(-1)).to(query.dtype)
+        block = block.view(*ids.shape, width)
+        for first in range(0, places, few):
+            some = slice(first, min(first + few, places))
+            weight = memory[:len(ids), :some.stop - first]
+            weight.copy_(drawn[part, some])
+            # Either all places of some parts or some of one part.
+            here = slice(begin * places + first,
+                         (part.stop - 1) * places + some.stop)
+            if len(ids) == 1:
+                score = times_transposed(query[begin, some], block[0])
+                yield _Tile(score, block[0], here, weight[0])
+            else:
+                score = torch.bmm(query[part, some], block.transpose(1, 2))
+                yield _Tile(score, block, here, weight)
 
 
 def _common_rows(query: Tensor, rows: Tensor,
@@ -304,7 +345,7 @@ def _matrix_tiles(query: Tensor,
     num_rows = rows.size(0) if chosen is None else chosen.numel()
     size = min(max(1, _tile_elements(query) // query.size(0)), num_rows)
     gather = None if chosen is None else _Gather(rows, size)
-    memory = query.new_empty(query.size(0), size)
+    memory = scratch('weight', (query.size(0), size), query)
     for begin in range(0, num_rows, size):
         part = slice(begin, begin + size)
         block = rows[part] if gather is None else gather(chosen[part])
@@ -326,12 +367,17 @@ class _Gather:
 
     def __init__(self, rows: Tensor, most: int) -> None:
         self._rows = rows
-        self._memory = rows.new_empty(most, rows.size(1))
+        self._memory = scratch('rows', (most, rows.size(1)), rows)
 
     def __call__(self, index: Tensor) -> Tensor:
         """Rows of ``index``, ``(m,)``; valid until the next call."""
         return torch.index_select(
             self._rows, 0, index, out=self._memory[:index.numel()])
+
+
+def _as_numbers(mask: Tensor) -> Tensor:
+    """A mask as bytes, which turn into floats eight times as fast."""
+    return mask.view(torch.int8) if mask.dtype == torch.bool else mask
 
 
 def _gathered_rows(query: Tensor, rows: Tensor,
@@ -345,7 +391,7 @@ def _gathered_rows(query: Tensor, rows: Tensor,
         ids = index[part]
         block = gather(ids.reshape(-1)).to(query.dtype)
         block = block.view(*ids.shape, rows.size(1))
-        score = torch.bmm(block, query[part, :, None]).squeeze(2)
+        score = torch.bmm(query[part, None], block.transpose(1, 2))
         yield _Tile(score, block, part)
 
 
@@ -356,41 +402,68 @@ def _negative_pass(query: Tensor, rows: Tensor, negatives: Negatives,
     Returns:
         tuple[Tensor, Tensor]: ``(B,)`` and, of the query, ``(B, D)``.
     """
+    parts = negatives.parts
+    if parts is not None:
+        query = parts.spread(query)
     loss = query.new_zeros(query.size(0))
     grad = torch.zeros_like(query)
-    for part in _score_tiles(query, rows, negatives):
-        score = part.score.sub_(shift)
-        value = None
-        if part.repeats or not _sigmoid_suffices(score):
-            value = F.softplus(score, threshold=_SOFTPLUS_LINEAR)
-            if part.weight is not None:
-                value.mul_(part.weight)
-        slope = score.sigmoid_()
-        if part.weight is not None:
-            slope.mul_(part.weight)
-        part.add_product(grad, slope)
-        if value is None:
-            value = _softplus_of_sigmoid(slope)
-        part.add(loss, value.sum(1))
+    for tile in _score_tiles(query, rows, negatives):
+        score = tile.score.sub_(shift)
+        slope = torch.sigmoid(score, out=scratch('slope', score.shape, score))
+        if tile.weight is not None:
+            slope.mul_(tile.weight)
+        tile.add_product(grad, slope)
+        tile.add(loss, _sum_softplus(score, slope, tile))
+    if parts is not None:
+        loss, grad = (parts.collect(value).sum(1) for value in (loss, grad))
     return loss, grad
 
 
-def _sigmoid_suffices(score: Tensor) -> bool:
-    """Whether softplus may be taken from sigmoid, which is a third faster.
+def _sum_softplus(score: Tensor, slope: Tensor, tile: _Tile) -> Tensor:
+    """Sum of softplus(score) over the rows of a tile.
 
-    It is as exact where 1 - sigmoid does not vanish: where no score of the
-    tile is large. Looking is free on a CPU; a GPU would be waited for.
+    Args:
+        score (Tensor): Shifted scores.
+        slope (Tensor): Their sigmoid times the tile's weight.
+        tile (_Tile): The tile.
+
+    Returns:
+        Tensor: In the shape of ``score`` without the last dimension.
     """
-    return (score.device.type == 'cpu'
-            and float(score.amax()) <= _SIGMOID_EXACT)
+    if score.device.type == 'cpu' and not tile.repeats:
+        total = _log_of_complements(slope)
+        if total is not None:
+            return total.neg_()
+    value = F.softplus(score, threshold=_SOFTPLUS_LINEAR)
+    if tile.weight is not None:
+        value.mul_(tile.weight)
+    return value.sum(-1)
 
 
-def _softplus_of_sigmoid(slope: Tensor) -> Tensor:
-    """``softplus(x) = -log(1 - sigmoid(x))``, in the memory of the latter.
+def _log_of_complements(p: Tensor) -> Optional[Tensor]:
+    """``log(1 - p)`` summed over the last dimension, for few logarithms.
 
-    A new tensor costs more than the function, most of it page faults.
+    ``softplus(x) = -log(1 - sigmoid(x))``. Pairs are put together before:
+    ``1 - (1 - p)(1 - q) = p + q (1 - p)`` loses no digit of small p and q,
+    other than a product of ``1 - p`` would. A CPU is looked at for whether
+    all is far enough from 1; a GPU would be waited for.
+
+    Returns:
+        Tensor, optional: None where digits would be lost.
     """
-    return slope.neg_().log1p_().neg_()
+    one = p.new_ones(())
+    for fold in range(_FOLDS):
+        half = p.size(-1) // 2
+        if half == 0:
+            break
+        odd = p[..., 2 * half:]
+        memory = scratch(f'fold{fold}', (*p.shape[:-1], half), p)
+        p = torch.lerp(p[..., :half], one, p[..., half:2 * half], out=memory)
+        if odd.numel():
+            p[..., :1].lerp_(one, odd)
+    if not float(p.amax()) <= _COMPLEMENT_EXACT:
+        return None
+    return p.neg().log1p_().sum(-1)
 
 
 def _softmax_pass(query: Tensor, rows: Tensor, negatives: Negatives,
@@ -402,27 +475,36 @@ def _softmax_pass(query: Tensor, rows: Tensor, negatives: Negatives,
     Returns:
         tuple[Tensor, Tensor]: ``(B,)`` and ``(B, D)``.
     """
+    parts = negatives.parts
+    if parts is not None:
+        query = parts.spread(query)
     largest = query.new_full((query.size(0), ), -math.inf)
     total = torch.zeros_like(largest)
     mean_row = torch.zeros_like(query)
-    for part in _score_tiles(query, rows, negatives):
-        now = part.anchors
-        if part.weight is not None:
-            part.score.masked_fill_(part.weight == 0, -math.inf)
-        top = torch.maximum(largest[now], part.score.amax(1))
+    for tile in _score_tiles(query, rows, negatives):
+        now = tile.anchors
+        score = tile.score
+        if tile.weight is not None:
+            score.masked_fill_(tile.weight == 0, -math.inf)
+        top = torch.maximum(largest[now], score.amax(-1).view(-1))
         # A tile may hold nothing but left-out rows: keep -inf out of exp.
         reference = top.clamp_min(torch.finfo(top.dtype).min)
         shrink = torch.exp(largest[now] - reference)
-        value = part.score.sub_(reference[:, None]).exp_()
-        if part.repeats:
-            value.mul_(part.weight)
+        value = score.sub_(reference.view(*score.shape[:-1], 1)).exp_()
+        if tile.repeats:
+            value.mul_(tile.weight)
         total[now] *= shrink
         mean_row[now] *= shrink[:, None]
         largest[now] = top
-        part.add(total, value.sum(1))
-        part.add_product(mean_row, value)
+        tile.add(total, value.sum(-1))
+        tile.add_product(mean_row, value)
     mean_row /= total.clamp_min(torch.finfo(total.dtype).tiny)[:, None]
     log_sum = total.log() + largest
+    if parts is not None:
+        log_sum = parts.collect(log_sum)
+        share = log_sum.softmax(1)[:, None]
+        mean_row = torch.bmm(share, parts.collect(mean_row)).squeeze(1)
+        log_sum = log_sum.logsumexp(1)
     if weight is not None:
         log_sum = log_sum + weight.log()
     return log_sum, mean_row

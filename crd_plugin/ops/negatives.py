@@ -1,28 +1,26 @@
 """Drawing the negatives of an anchor on the device, without the data loader.
 
 The published code draws 16,384 ids a sample in the data loader. Here a step
-draws one random permutation and hands every anchor a random set of blocks of
-it: for each anchor that is exactly a uniform K-subset of its pool, and the
-subsets of two anchors overlap about as much as independent ones would. Of a
-bank much larger than K, a step looks at a random subset only; then two anchors
-share more rows, each still has a uniform K-subset.
+draws once and deals what it drew to the anchors, see
+:mod:`crd_plugin.ops.parts`: for each anchor that is exactly a uniform K-subset
+of its pool. Where that is not possible (a bank of hardly more than K rows, a
+class that is most of it) each anchor gets ids of its own.
 """
 from typing import NamedTuple, Optional, Tuple
 
 import torch
 from torch import Tensor
 
+from .parts import Parts, draw_parts, part_sizes
+from .subsets import random_rows, random_subsets
+
 __all__ = [
     'LabelIndex', 'Negatives', 'all_negatives', 'build_label_index',
     'draw_negatives', 'shared_negatives'
 ]
 
-# Ids are moved in runs of this many: one cache line instead of one number.
-_BLOCK = 32
-
-# A bank of more than _WHOLE * K rows is not drawn from as a whole: a step
-# takes _SUBSET * K random rows, and every anchor its K of them.
-_WHOLE, _SUBSET = 8, 4
+# Candidates that are looked at together where classes are of unequal size.
+_CANDIDATES = 1 << 22
 
 
 class LabelIndex(NamedTuple):
@@ -47,29 +45,29 @@ class LabelIndex(NamedTuple):
 class Negatives(NamedTuple):
     """Which rows an anchor is scored against, and with which weight.
 
-    Exactly one of three forms:
+    Exactly one of four forms:
 
-    * ``index (B, K)``: ids of its own for each anchor (``'sampled'`` and
-      explicit ids). ``distinct`` promises that no id repeats in a row.
+    * ``parts``: those of each anchor as parts of one draw (``'sampled'``).
+    * ``index (B, K)``: ids of its own for each anchor (explicit ids, and
+      ``'sampled'`` where there can be no parts). ``distinct`` promises that
+      no id repeats in a row.
     * ``index (M,)``: one draw for all anchors (``'shared'``).
-    * ``index None``: every row (``'all'``).
+    * neither: every row (``'all'``).
 
     In the last two forms, rows whose ``row_key`` equals the ``anchor_key`` are
     left out and what remains is weighted ``num_negatives / remaining``.
 
     Attributes:
         num_negatives (int): K of the objective.
-        index (Tensor, optional): Row ids, int64; positions in ``subset``
-            where that is given.
+        index (Tensor, optional): Row ids, int64.
         distinct (bool): No id repeats within a row of ``index``.
         row_key (Tensor, optional): Class or id of each row, ``(N,)``.
         anchor_key (Tensor, optional): Class or id of each anchor, ``(B,)``.
-        pool (Tensor, optional): Rows that remain for each anchor when
-            ``index`` is None, ``(B,)`` int64.
-        subset (Tensor, optional): Rows that ``index (B, K)`` counts in,
-            ``(M,)`` int64. Defaults to None: all N.
+        pool (Tensor, optional): Rows that remain for each anchor of
+            ``'all'``, ``(B,)`` int64.
+        parts (Parts, optional): From :func:`crd_plugin.ops.draw_parts`.
         drawn (Tensor, optional): ``index (B, K)`` as a mask or as counts,
-            ``(B, N)`` or ``(B, M)``, see :func:`crd_plugin.ops.prepare`.
+            ``(B, N)``, see :func:`crd_plugin.ops.prepare`.
     """
     num_negatives: int
     index: Optional[Tensor] = None
@@ -77,18 +75,19 @@ class Negatives(NamedTuple):
     row_key: Optional[Tensor] = None
     anchor_key: Optional[Tensor] = None
     pool: Optional[Tensor] = None
-    subset: Optional[Tensor] = None
+    parts: Optional[Parts] = None
     drawn: Optional[Tensor] = None
 
     @property
     def per_anchor(self) -> bool:
-        """bool: Each anchor has ids of its own."""
-        return self.index is not None and self.index.dim() == 2
+        """bool: Each anchor has K of its own."""
+        return self.parts is not None or (self.index is not None
+                                          and self.index.dim() == 2)
 
     @property
-    def ids(self) -> Tensor:
-        """Tensor: Rows of the bank, in the shape of ``index``."""
-        return self.index if self.subset is None else self.subset[self.index]
+    def ids(self) -> Optional[Tensor]:
+        """Tensor: Ids of each anchor's own negatives, ``(B, K)``."""
+        return self.index if self.parts is None else self.parts.ids
 
 
 def build_label_index(labels: Tensor) -> LabelIndex:
@@ -162,39 +161,19 @@ def draw_negatives(sample_idx: Tensor,
             device of ``sample_idx``. Defaults to the device's global one.
 
     Returns:
-        Negatives: ``index`` is ``(B, K)`` int64.
+        Negatives: With ``parts``, or with ``index (B, K)``.
     """
     largest_class = (1 if label_index is None else num_rows -
                      label_index.smallest_pool)
-    if (num_rows > _WHOLE * num_negatives
-            and largest_class <= (_SUBSET - 1) * num_negatives):
-        return _draw_from_subset(sample_idx, num_rows, num_negatives,
-                                 label_index, largest_class, generator)
-    if label_index is None:
-        smallest = largest = num_rows - 1
-    else:
-        smallest = label_index.smallest_pool
-        largest = label_index.largest_pool
-    if num_negatives > largest:
-        index = _with_replacement(sample_idx, num_rows, num_negatives,
-                                  label_index, generator)
-        return Negatives(num_negatives, index)
-    if smallest == largest:
-        ranks = _random_subsets(sample_idx.numel(), smallest, num_negatives,
-                                sample_idx.device, generator)
-        index = _skip_own_equal(ranks, sample_idx, num_rows, label_index)
-        return Negatives(num_negatives, index, distinct=True)
-    index = _first_of_other_classes(sample_idx, num_rows, num_negatives,
-                                    label_index, generator)
-    if num_negatives <= smallest:
-        return Negatives(num_negatives, index, distinct=True)
-    # Classes so large that their pool has fewer than K rows repeat ids, the
-    # others do not.
-    small = _pool_size(sample_idx, num_rows, label_index) < num_negatives
-    repeated = _with_replacement(sample_idx, num_rows, num_negatives,
-                                 label_index, generator)
-    return Negatives(num_negatives, torch.where(small[:, None], repeated,
-                                                index))
+    sizes = part_sizes(num_rows, num_negatives, largest_class)
+    if sizes is not None:
+        row_class = None if label_index is None else label_index.row_class
+        parts = draw_parts(sample_idx, num_rows, num_negatives, sizes,
+                           row_class, largest_class, generator)
+        return Negatives(num_negatives, distinct=True, parts=parts)
+    index, distinct = _own_ids(sample_idx, num_rows, num_negatives,
+                               label_index, generator)
+    return Negatives(num_negatives, index, distinct)
 
 
 def shared_negatives(sample_idx: Tensor,
@@ -218,7 +197,7 @@ def shared_negatives(sample_idx: Tensor,
     Returns:
         Negatives: ``index`` is ``(min(K, N),)`` int64.
     """
-    drawn = _random_rows(num_rows, num_negatives, sample_idx.device, generator)
+    drawn = random_rows(num_rows, num_negatives, sample_idx.device, generator)
     every = all_negatives(sample_idx, num_rows, num_negatives, label_index)
     return every._replace(index=drawn, pool=None)
 
@@ -262,6 +241,32 @@ def _pool_size(sample_idx: Tensor, num_rows: int,
     return num_rows - label_index.count[label_index.row_class[sample_idx]]
 
 
+def _own_ids(
+        sample_idx: Tensor, num_rows: int, num_negatives: int,
+        label_index: Optional[LabelIndex],
+        generator: Optional[torch.Generator]) -> Tuple[Tensor, bool]:
+    """Ids of each anchor's own, ``(B, K)``, and whether none repeats."""
+    arguments = sample_idx, num_rows, num_negatives, label_index, generator
+    smallest = largest = num_rows - 1
+    if label_index is not None:
+        smallest = label_index.smallest_pool
+        largest = label_index.largest_pool
+    if num_negatives > largest:
+        return _with_replacement(*arguments), False
+    if smallest == largest:
+        ranks = random_subsets(sample_idx.numel(), smallest, num_negatives,
+                               sample_idx.device, generator)
+        return _skip_own(ranks.long(), sample_idx, label_index), True
+    index = _first_of_other_classes(*arguments)
+    if num_negatives <= smallest:
+        return index, True
+    # Classes so large that their pool has fewer than K rows repeat ids, the
+    # others do not.
+    small = _pool_size(sample_idx, num_rows, label_index) < num_negatives
+    repeated = _with_replacement(*arguments)
+    return torch.where(small[:, None], repeated, index), False
+
+
 def _skip_own(ranks: Tensor, sample_idx: Tensor,
               label_index: Optional[LabelIndex]) -> Tensor:
     """Turn ranks within each pool, ``(B, K)``, into rows of the bank."""
@@ -271,22 +276,6 @@ def _skip_own(ranks: Tensor, sample_idx: Tensor,
     start, count = label_index.start[own], label_index.count[own]
     ranks += (ranks >= start[:, None]) * count[:, None]
     return label_index.order[ranks]
-
-
-def _skip_own_equal(ranks: Tensor, sample_idx: Tensor, num_rows: int,
-                    label_index: Optional[LabelIndex]) -> Tensor:
-    """:func:`_skip_own` for classes of equal size and int32 ranks.
-
-    The size is then one number of the host, which saves two passes.
-    """
-    if label_index is None:
-        ranks = ranks.add_(ranks >= sample_idx.to(ranks.dtype)[:, None])
-        return ranks.long()
-    start = label_index.start[label_index.row_class[sample_idx]]
-    later = ranks >= start.to(ranks.dtype)[:, None]
-    ranks = ranks.add_(later, alpha=num_rows - label_index.smallest_pool)
-    rows = label_index.order.index_select(0, ranks.view(-1))
-    return rows.view(ranks.shape)
 
 
 def _with_replacement(sample_idx: Tensor, num_rows: int, num_negatives: int,
@@ -312,64 +301,16 @@ def _first_of_other_classes(sample_idx: Tensor, num_rows: int,
     is smaller leaves an unspecified tail.
     """
     largest_class = num_rows - label_index.smallest_pool
-    candidates = _random_subsets(sample_idx.numel(), num_rows,
-                                 min(num_rows, num_negatives + largest_class),
-                                 sample_idx.device, generator).long()
-    return _first_others(candidates, label_index.row_class,
-                         label_index.row_class[sample_idx], num_negatives)
-
-
-def _draw_from_subset(sample_idx: Tensor, num_rows: int, num_negatives: int,
-                      label_index: Optional[LabelIndex], largest_class: int,
-                      generator: Optional[torch.Generator]) -> Negatives:
-    """K negatives of each anchor from rows drawn for the whole step.
-
-    The subset holds at least K rows of other classes for every anchor.
-    """
-    subset = _random_rows(num_rows, _SUBSET * num_negatives,
-                          sample_idx.device, generator)
-    if label_index is None:
-        key, own = subset, sample_idx
-    else:
-        key = label_index.row_class[subset]
-        own = label_index.row_class[sample_idx]
-    candidates = _random_subsets(sample_idx.numel(), subset.numel(),
-                                 num_negatives + largest_class,
-                                 sample_idx.device, generator).long()
-    index = _first_others(candidates, key, own, num_negatives)
-    return Negatives(num_negatives, index, distinct=True, subset=subset)
-
-
-def _random_rows(num_rows: int, most: int, device: torch.device,
-                 generator: Optional[torch.Generator]) -> Tensor:
-    """A uniform subset of at most ``most`` rows, ``(min(most, N),)``."""
-    if device.type == 'cpu' and 8 * most < num_rows:
-        return _first_distinct(num_rows, most, generator)
-    return torch.randperm(
-        num_rows, dtype=torch.int32, device=device,
-        generator=generator)[:most].long()
-
-
-def _first_distinct(num_rows: int, number: int,
-                    generator: Optional[torch.Generator]) -> Tensor:
-    """The first distinct ones of independent draws, ``(number,)``.
-
-    That is a uniform subset, for a fraction of what a permutation of all
-    rows costs where few of them are needed. Only on the host, where looking
-    at how many are distinct does not wait for a GPU.
-    """
-    # About number**2 / (2 N) repeat: below a sixteenth.
-    draws = torch.randint(
-        num_rows, (number + number // 8 + 8, ), generator=generator)
-    value, place = draws.sort(stable=True)
-    repeated = place[1:][value[1:] == value[:-1]]
-    first = torch.ones_like(draws, dtype=torch.bool)
-    first[repeated] = False
-    distinct = draws[first][:number]
-    if distinct.numel() == number:
-        return distinct
-    # Nearly never; starting anew with a permutation leaves it uniform.
-    return torch.randperm(num_rows, generator=generator)[:number]
+    length = min(num_rows, num_negatives + largest_class)
+    together = max(1, _CANDIDATES // length)
+    found = []
+    for anchors in sample_idx.split(together):
+        candidates = random_subsets(anchors.numel(), num_rows, length,
+                                    anchors.device, generator).long()
+        found.append(
+            _first_others(candidates, label_index.row_class,
+                          label_index.row_class[anchors], num_negatives))
+    return torch.cat(found)
 
 
 def _first_others(candidates: Tensor, key: Tensor, own: Tensor,
@@ -381,46 +322,3 @@ def _first_others(candidates: Tensor, key: Tensor, own: Tensor,
     place.masked_fill_(~valid, num_negatives).clamp_(max=num_negatives)
     found = candidates.new_zeros(candidates.size(0), num_negatives + 1)
     return found.scatter_(1, place, candidates)[:, :num_negatives]
-
-
-def _random_subsets(num_sets: int, size: int, length: int,
-                    device: torch.device,
-                    generator: Optional[torch.Generator]) -> Tensor:
-    """``num_sets`` uniform subsets of ``range(size)``, ``(num_sets, length)``.
-
-    The positions taken from one random permutation are an arithmetic
-    progression of blocks modulo a prime, with an offset and a stride of each
-    set's own. Any fixed set of positions of a uniform permutation is a
-    uniform subset, so each set alone is exactly that. int32: half the bytes.
-    """
-    permutation = torch.randperm(
-        size, dtype=torch.int32, device=device, generator=generator)
-    block = _BLOCK if size >= _BLOCK * _BLOCK else 1
-    num_blocks = _largest_prime(size // block)
-    if num_blocks * block < length:
-        block, num_blocks = 1, size
-    need = -(-length // block)
-    offset = torch.randint(
-        num_blocks, (num_sets, 1), device=device, generator=generator)
-    if num_blocks == size and block == 1:
-        # Nearly the whole permutation is taken; any order of it will do.
-        stride = torch.ones_like(offset)
-    else:
-        stride = torch.randint(
-            1,
-            max(num_blocks, 2), (num_sets, 1),
-            device=device,
-            generator=generator)
-    steps = torch.arange(need, device=device)
-    blocks = (offset + stride * steps) % num_blocks
-    sets = permutation[:num_blocks * block].view(num_blocks, block)[blocks]
-    sets = sets.view(num_sets, need * block)
-    return sets[:, :length].contiguous()
-
-
-def _largest_prime(limit: int) -> int:
-    """Largest prime that does not exceed ``limit`` (1 below 2)."""
-    for number in range(limit, 1, -1):
-        if all(number % d for d in range(2, int(number**0.5) + 1)):
-            return number
-    return 1

@@ -75,14 +75,14 @@ def make_negatives(form, labels, ids):
     torch.manual_seed(1)
     if form == 'repeated':
         return Negatives(K, torch.randint(0, N, (B, K)))
-    if form.startswith('subset'):
-        # So few that the bank of 200 rows counts as large.
-        drawn = draw_negatives(ids, N, 20,
-                               index if form == 'subset' else None)
-        assert drawn.subset.shape == (80, )
+    if form == 'distinct':
+        own = draw_negatives(ids, N, K, index).ids
+        return Negatives(K, own, distinct=True)
+    if form.startswith('parts'):
+        drawn = draw_negatives(ids, N, K, index if form == 'parts' else None)
+        assert drawn.parts is not None
         return drawn
     return {
-        'distinct': lambda: draw_negatives(ids, N, K, index),
         'shared': lambda: shared_negatives(ids, N, K, index),
         'all': lambda: all_negatives(ids, N, K, index),
         'shared-instance': lambda: shared_negatives(ids, N, K),
@@ -91,7 +91,7 @@ def make_negatives(form, labels, ids):
 
 
 FORMS = [
-    'repeated', 'distinct', 'subset', 'subset-instance', 'shared', 'all',
+    'repeated', 'distinct', 'parts', 'parts-instance', 'shared', 'all',
     'shared-instance', 'all-instance'
 ]
 # Tile sizes that end within, at and after the rows; rows gathered or masked;
@@ -168,7 +168,7 @@ def test_log_h_is_the_critic_at_the_positive(case):
 def test_draws_converge_to_all(case, draw, exclude, num_negatives):
     """'sampled' and 'shared' are unbiased: mean over draws is 'all'.
 
-    Of 20 negatives the bank counts as large and is drawn from in part.
+    Of 20 negatives most of the bank is not looked at in a step.
     """
     anchor, rows, labels, ids, log_z = case
     index = build_label_index(labels) if exclude == 'class' else None
@@ -235,7 +235,7 @@ def test_float16_anchor_is_computed_in_float32(case):
                                atol=1e-4)
 
 
-@pytest.mark.parametrize('form', ['distinct', 'subset', 'shared'])
+@pytest.mark.parametrize('form', ['distinct', 'parts', 'shared'])
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
 def test_narrow_bank_is_read_in_float32(case, form, dtype, path):
     """A narrow bank gives what its rows give in float32."""
@@ -279,24 +279,40 @@ def test_scores(case):
     torch.testing.assert_close(scores(anchor, rows, index, TAU), expected)
 
 
+@pytest.mark.parametrize('width', [1, 2, 3, 7, 8, 16, 143, 1000])
 @pytest.mark.parametrize('dtype, rtol', [(torch.float32, 5e-7),
                                          (torch.float64, 1e-14)])
-@pytest.mark.parametrize('largest', [-20.0, 3.0])
-def test_softplus_of_sigmoid(dtype, rtol, largest):
-    """As exact as softplus wherever it is used."""
-    score = torch.linspace(-40, largest, 1001, dtype=dtype).view(7, 143)
-    assert contrast._sigmoid_suffices(score)
-    value = contrast._softplus_of_sigmoid(score.sigmoid())
-    torch.testing.assert_close(
-        value.double(),
-        F.softplus(score.double(), threshold=50),
-        rtol=rtol,
-        atol=0)
+@pytest.mark.parametrize('largest', [-20.0, -1.0])
+def test_log_of_complements(dtype, rtol, largest, width):
+    """As exact as a sum of softplus wherever it is used, of any width."""
+    torch.manual_seed(width)
+    score = torch.empty(7, width, dtype=dtype).uniform_(-40, largest)
+    total = contrast._log_of_complements(score.sigmoid())
+    expected = F.softplus(score.double(), threshold=50).sum(1)
+    torch.testing.assert_close(-total.double(), expected, rtol=rtol, atol=0)
 
 
-@pytest.mark.parametrize('largest', [3.5, 60.0, float('nan')])
-def test_sigmoid_does_not_suffice(largest):
-    assert not contrast._sigmoid_suffices(torch.tensor([[0.5, largest]]))
+@pytest.mark.parametrize('dtype, rtol', [(torch.float32, 2e-6),
+                                         (torch.float64, 1e-14)])
+def test_log_of_complements_near_its_limit(dtype, rtol):
+    score = torch.full((1, 8), -10.0, dtype=dtype)
+    score[0, 5] = 2.9
+    total = contrast._log_of_complements(score.sigmoid())
+    expected = F.softplus(score.double(), threshold=50).sum(1)
+    torch.testing.assert_close(-total.double(), expected, rtol=rtol, atol=0)
+
+
+@pytest.mark.parametrize('p', [[0.5, 0.96], [0.8] * 4, [0.0, 1.0],
+                               [float('nan'), 0.1]])
+def test_digits_of_complements_would_be_lost(p):
+    assert contrast._log_of_complements(torch.tensor([p])) is None
+
+
+def test_complements_leave_what_they_are_given():
+    p = torch.rand(3, 17) * 0.1
+    before = p.clone()
+    contrast._log_of_complements(p)
+    assert torch.equal(p, before)
 
 
 @pytest.mark.parametrize('scale', [1.0, 30.0])

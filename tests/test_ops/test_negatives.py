@@ -1,6 +1,4 @@
 """Drawn negatives: never of the class, without repeats, uniform."""
-from unittest import mock
-
 import pytest
 import torch
 from scipy import stats
@@ -178,60 +176,53 @@ def test_pairs_of_rows_are_uniform(labels):
     assert z.abs().max() < 4
 
 
-def test_large_bank_is_drawn_from_in_part():
+def test_parts_wherever_they_can_be():
+    """A few rows of a large bank; ids where a class is most of the bank."""
     labels = many_classes()
     index = build_label_index(labels)
     drawn = draw_negatives(torch.arange(16), 5000, 100, index)
-    assert drawn.subset.shape == (400, )
-    assert drawn.subset.unique().numel() == 400
-    assert torch.equal(drawn.ids, drawn.subset[drawn.index])
-    assert draw_negatives(torch.arange(16), 5000, 700, index).subset is None
-    # A class that could fill the subset forbids it.
+    assert drawn.index is None and drawn.per_anchor
+    assert drawn.parts.rows.numel() < 1000
+    assert torch.equal(drawn.ids, drawn.parts.ids)
     large = build_label_index(unbalanced())
-    assert draw_negatives(torch.arange(16), 2142, 200, large).subset is None
+    drawn = draw_negatives(torch.arange(16), 2142, 200, large)
+    assert drawn.parts is None and drawn.per_anchor
+    assert torch.equal(drawn.ids, drawn.index)
 
 
-def test_few_of_many_rows():
-    """Distinct, uniform over rows and pairs, also where draws ran out."""
-    torch.manual_seed(9)
-    size, number, rounds = 170, 20, 4000
-    cpu = torch.device('cpu')
-    total, both = torch.zeros(size), 0
-    for _ in range(rounds):
-        drawn = negatives._random_rows(size, number, cpu, None)
-        assert drawn.shape == (number, ) and drawn.dtype == torch.int64
-        assert drawn.unique().numel() == number
-        total += torch.bincount(drawn, minlength=size)
-        both += bool((drawn == 3).any() and (drawn == 141).any())
-    expected = rounds * number / size
-    statistic = ((total - expected)**2 / expected).sum()
-    p = stats.chi2.sf(float(statistic / (1 - number / size)), size - 1)
-    assert 1e-3 < p < 1 - 1e-3
-    p = number * (number - 1) / (size * (size - 1))
-    assert abs(both - rounds * p) < 4 * (rounds * p * (1 - p))**0.5
-
-    all_alike = mock.patch.object(
-        torch, 'randint', return_value=torch.full((30, ), 7))
-    with all_alike:
-        drawn = negatives._random_rows(size, number, cpu, None)
-    assert drawn.unique().numel() == number and drawn.max() < size
-
-
-def test_anchors_overlap_as_independent_draws_do():
-    """Sets of two anchors share about K * K / pool rows, not all or none."""
-    torch.manual_seed(7)
-    labels = balanced(10, 1000)
+def test_candidates_of_unequal_classes_in_lots(monkeypatch):
+    """Anchor by anchor they are drawn as they are together."""
+    labels = unbalanced()
     index = build_label_index(labels)
-    num_negatives = 2048
+    monkeypatch.setattr(negatives, '_CANDIDATES', 1)
+    torch.manual_seed(0)
+    ids = torch.randint(0, len(labels), (33, ))
+    drawn = draw_negatives(ids, len(labels), 300, index)
+    assert drawn.parts is None and drawn.index.shape == (33, 300)
+    assert (labels[drawn.index] != labels[ids][:, None]).all()
+    assert all(len(set(row.tolist())) == 300 for row in drawn.index)
+
+
+@pytest.mark.parametrize('num_negatives', [300, 2048])
+def test_anchors_overlap_as_independent_draws_do(num_negatives):
+    """Two anchors share about K * K / pool rows in the mean.
+
+    Of a bank with many times K rows a step looks at some: then a quarter.
+    """
+    torch.manual_seed(7)
+    labels = balanced(500, 20)
+    index = build_label_index(labels)
     shared = []
-    for _ in range(60):
-        # Rows 0 and 10 have the same class, hence the same pool.
+    for _ in range(40):
+        # All of one class, hence of the same pool.
         drawn = draw_negatives(
-            torch.tensor([0, 10]), len(labels), num_negatives, index).ids
-        both = torch.cat([drawn[0], drawn[1]])
-        shared.append(2 * num_negatives - both.unique().numel())
+            torch.arange(0, 10000, 500).repeat(4)[:64], len(labels),
+            num_negatives, index).ids
+        count = torch.bincount(drawn.view(-1), minlength=len(labels)).double()
+        # Ordered pairs of anchors that have a row in common.
+        shared.append(float((count * (count - 1)).sum()) / (64 * 63))
     mean = sum(shared) / len(shared)
-    expected = num_negatives**2 / 9000
+    expected = num_negatives * max(1 / 4, num_negatives / 9980)
     assert 0.85 * expected < mean < 1.15 * expected
 
 
@@ -266,7 +257,7 @@ def test_one_class_only_except_for_one_sample():
     labels = torch.zeros(40, dtype=torch.int64)
     labels[13] = 1
     index = build_label_index(labels)
-    drawn = draw_negatives(torch.tensor([0, 13]), 40, 6, index).index
+    drawn = draw_negatives(torch.tensor([0, 13]), 40, 6, index).ids
     assert drawn[0].tolist() == [13] * 6
     assert (drawn[1] != 13).all() and drawn[1].unique().numel() == 6
 

@@ -1,0 +1,231 @@
+"""Negatives of an anchor as whole parts of one random draw of a step.
+
+A product of all anchors with all rows is mostly for nothing: of CIFAR's
+50,000 rows an anchor needs 16,384. Here the rows that a step draws are cut
+into parts, and each anchor takes a few of them whole. A part is scored by the
+anchors that took it alone, so only what is needed is multiplied.
+
+Any positions, chosen without looking, of a uniform random order hold a
+uniform subset. So the negatives of each anchor are exactly a uniform K-subset
+of its pool. How the draws of two anchors go together depends on how many rows
+they share, in the mean about K * K / N, as for independent draws; one pair of
+anchors may share none or most.
+"""
+import functools
+import math
+from typing import NamedTuple, Optional, Tuple
+
+import torch
+from torch import Tensor
+
+from .subsets import random_rows
+
+__all__ = ['Parts', 'draw_parts', 'part_sizes']
+
+# Parts that each anchor takes, and most that a step draws: of a large bank
+# an anchor takes a quarter of the rows that the step looks at.
+_TAKEN, _MOST = 4, 16
+
+# A class may be this many times K: own rows are drawn in vain.
+_LARGEST_CLASS = 3
+
+
+class Parts(NamedTuple):
+    """Rows drawn for a step, in S parts, and who is scored against them.
+
+    A part has G places. An anchor is in s places, no two of one part.
+
+    Attributes:
+        rows (Tensor): Rows of each part, ``(S, L)`` int64, all different.
+        anchor (Tensor): Who is in each place, ``(S, G)`` int64.
+        place (Tensor): Places of each anchor, counted through all parts,
+            ``(B, s)`` int64.
+        drawn (Tensor): Which rows of its part are negatives of who is in a
+            place, ``(S, G, L)`` bool: K over the places of an anchor, none
+            in a place that nobody is in.
+    """
+    rows: Tensor
+    anchor: Tensor
+    place: Tensor
+    drawn: Tensor
+
+    @property
+    def num_places(self) -> int:
+        """int: Places of all parts, S * G."""
+        return self.anchor.numel()
+
+    @property
+    def ids(self) -> Tensor:
+        """Tensor: Negatives of each anchor as ids, ``(B, K)`` int64.
+
+        For inspection: it reads back how many there are.
+        """
+        num_anchors = self.place.size(0)
+        drawn = self.drawn.flatten(0, 1)[self.place]
+        part = self.place.div(self.anchor.size(1), rounding_mode='floor')
+        return self.rows[part][drawn].view(num_anchors, -1)
+
+    def spread(self, query: Tensor) -> Tensor:
+        """A row for each place, from a row for each anchor.
+
+        Args:
+            query (Tensor): ``(B, D)``.
+
+        Returns:
+            Tensor: ``(S * G, D)``.
+        """
+        return query[self.anchor.view(-1)]
+
+    def collect(self, values: Tensor) -> Tensor:
+        """What was found in the places of each anchor.
+
+        Args:
+            values (Tensor): ``(S * G, ...)``.
+
+        Returns:
+            Tensor: ``(B, s, ...)``.
+        """
+        found = values[self.place.view(-1)]
+        return found.view(*self.place.shape, *values.shape[1:])
+
+
+def part_sizes(num_rows: int, num_negatives: int,
+               largest_class: int) -> Optional[Tuple[int, int]]:
+    """Into how many parts of how many rows a draw is cut.
+
+    The parts of an anchor hold K rows of other classes, whatever is drawn.
+
+    Args:
+        num_rows (int): Rows N of the bank.
+        num_negatives (int): K.
+        largest_class (int): Most rows that no negative of an anchor may be.
+
+    Returns:
+        tuple[int, int], optional: S and L; None if the bank is too small for
+        it, or a class so large that most of the rows would be drawn in vain.
+    """
+    if largest_class > _LARGEST_CLASS * num_negatives:
+        return None
+    wanted = num_negatives + largest_class
+    # Rows in eights are counted faster; of many, a few more are nothing.
+    for unit in (8, 1) if wanted >= 1024 else (1, ):
+        length = -(-wanted // (_TAKEN * unit)) * unit
+        number = min(num_rows // length, _MOST)
+        if number >= _TAKEN:
+            return number, length
+    return None
+
+
+def draw_parts(sample_idx: Tensor,
+               num_rows: int,
+               num_negatives: int,
+               sizes: Tuple[int, int],
+               row_class: Optional[Tensor] = None,
+               largest_class: int = 1,
+               generator: Optional[torch.Generator] = None) -> Parts:
+    """Draw a step's rows and deal them to the anchors.
+
+    Nothing is read back to the host.
+
+    Args:
+        sample_idx (Tensor): Row of each anchor, ``(B,)`` int64.
+        num_rows (int): Rows N of the bank.
+        num_negatives (int): K.
+        sizes (tuple[int, int]): From :func:`part_sizes`.
+        row_class (Tensor, optional): Class of each row, ``(N,)`` int64.
+            Defaults to None: every row is a class of its own.
+        largest_class (int): Rows of the largest class. Defaults to 1.
+        generator (torch.Generator, optional): Source of randomness on the
+            device of ``sample_idx``.
+
+    Returns:
+        Parts: K negatives of each anchor.
+    """
+    number, length = sizes
+    device = sample_idx.device
+    rows = random_rows(num_rows, number * length, device, generator)
+    rows = rows.view(number, length)
+    anchor, place = _deal(sample_idx.numel(), number, device, generator)
+    missing = anchor.numel() - place.numel()
+    # False sorts before True: places that nobody is in.
+    empty = (anchor.view(-1) < sample_idx.numel()).int().argsort(
+        stable=True)[:missing]
+    anchor = anchor.clamp_(max=sample_idx.numel() - 1)
+    row_key, own = rows, sample_idx
+    if row_class is not None:
+        row_key, own = row_class[rows], row_class[sample_idx]
+    drawn = row_key[:, None] != own[anchor][:, :, None]
+    flat = drawn.view(anchor.numel(), length)
+    flat.index_fill_(0, empty, False)
+    _leave(flat, place, num_negatives)
+    return Parts(rows, anchor, place, drawn)
+
+
+def _deal(num_anchors: int, number: int, device: torch.device,
+          generator: Optional[torch.Generator]) -> Tuple[Tensor, Tensor]:
+    """Who takes which parts.
+
+    ``number`` anchors after one another begin at different parts and go on
+    with one stride, so that each part is taken equally often; the next ones
+    have another stride.
+
+    Returns:
+        tuple[Tensor, Tensor]: Anchor of each place, ``(S, G)``, too large
+        where nobody is in it; places of each anchor, ``(B, s)``.
+    """
+    strides = _strides(number, device)
+    rounds = -(-num_anchors // number)
+    stride = strides[torch.randint(
+        len(strides), (rounds, 1), device=device, generator=generator)]
+    jump = stride * torch.arange(_TAKEN, device=device)
+    part = torch.arange(number, device=device)
+    base = number * torch.arange(rounds, device=device)
+    anchor = (part[:, None, None] - jump) % number + base[:, None]
+    column = torch.arange(rounds * _TAKEN, device=device).view(rounds, 1, -1)
+    # Part of each anchor in each of its turns: (rounds, number, s).
+    taken = (part[:, None] + jump[:, None]) % number
+    place = taken * (rounds * _TAKEN) + column
+    return anchor.view(number, -1), place.flatten(0, 1)[:num_anchors]
+
+
+@functools.lru_cache(maxsize=None)
+def _strides(number: int, device: torch.device) -> Tensor:
+    """Strides that reach s different parts of ``number``."""
+    return torch.tensor([
+        stride for stride in range(1, number)
+        if number // math.gcd(stride, number) >= _TAKEN
+    ], device=device)
+
+
+def _leave(drawn: Tensor, place: Tensor, num_negatives: int) -> None:
+    """Leave the first K in the places of each anchor, in place.
+
+    Args:
+        drawn (Tensor): ``(S * G, L)`` bool, at least K of each anchor.
+        place (Tensor): ``(B, s)``.
+        num_negatives (int): K.
+    """
+    num_anchors, taken = place.shape
+    length = drawn.size(1)
+    too_many = _count(drawn)[place].sum(1, keepdim=True) - num_negatives
+    # The surplus is all among this many last rows, whichever are left out.
+    tail = taken * length - num_negatives
+    where = place[:, taken - -(-tail // length):].reshape(-1)
+    some = drawn[where].view(num_anchors, -1)
+    last = some[:, -tail:]
+    rank = last.cumsum(1, dtype=torch.int32)
+    last.logical_and_(rank <= rank[:, -1:] - too_many)
+    drawn.index_copy_(0, where, some.view(-1, length))
+
+
+def _count(mask: Tensor) -> Tensor:
+    """How many are true in each row of ``(n, L)``, int32.
+
+    Bytes are added eight at a time where L allows it: ``sum`` would first
+    make an integer of each, in memory that has to be found.
+    """
+    if mask.size(1) % 8:
+        return mask.sum(1, dtype=torch.int32)
+    # No byte of a sum of 255 words overflows into the next.
+    sums = [words.sum(1) for words in mask.view(torch.int64).split(255, 1)]
+    return torch.stack(sums, 1).view(torch.uint8).sum(1, dtype=torch.int32)

@@ -1,0 +1,134 @@
+"""Dealing the parts of a draw to the anchors."""
+import pytest
+import torch
+
+from crd_plugin.ops import parts as parts_module
+from crd_plugin.ops.parts import draw_parts, part_sizes
+
+# N, K, rows of the largest class
+BANKS = [(50000, 16384, 500), (50000, 16384, 1), (50000, 16384, 5000),
+         (1281167, 16384, 1300), (100, 32, 12), (20, 7, 1), (20, 15, 5),
+         (5000, 1200, 2000), (8, 4, 4), (64, 8, 8)]
+
+
+@pytest.mark.parametrize('num_rows, num_negatives, largest', BANKS)
+def test_sizes_hold_enough_rows_of_other_classes(num_rows, num_negatives,
+                                                 largest):
+    number, length = part_sizes(num_rows, num_negatives, largest)
+    assert number * length <= num_rows
+    assert 4 <= number <= 16
+    assert 4 * length >= num_negatives + largest
+    # And hardly more than that.
+    assert 4 * length < 1.05 * (num_negatives + largest) + 4
+
+
+@pytest.mark.parametrize('num_rows, num_negatives, largest', [
+    (20, 16, 5), (20, 19, 2), (2, 1, 1), (1000000, 100, 301)
+])
+def test_no_parts(num_rows, num_negatives, largest):
+    """Of too few rows, and where own rows are most of what is drawn."""
+    assert part_sizes(num_rows, num_negatives, largest) is None
+
+
+def test_sizes_are_in_eights_where_rows_are_many():
+    assert part_sizes(50000, 16384, 500) == (11, 4224)
+    # Not where that would be one row more than there are.
+    assert part_sizes(5001, 4996, 5) is None
+    assert part_sizes(5004, 4996, 5) == (4, 1251)
+
+
+@pytest.mark.parametrize('number', range(4, 17))
+@pytest.mark.parametrize('num_anchors', [1, 7, 16, 33])
+def test_deal(number, num_anchors):
+    """Four different parts for each, all parts about equally often."""
+    torch.manual_seed(number)
+    anchor, place = parts_module._deal(num_anchors, number,
+                                       torch.device('cpu'), None)
+    assert place.shape == (num_anchors, 4)
+    places = anchor.size(1)
+    assert anchor.shape[0] == number
+    for who, where in enumerate(place.tolist()):
+        assert len({spot // places for spot in where}) == 4
+        assert anchor.view(-1)[where].tolist() == [who] * 4
+    # Nobody else is anywhere.
+    assert (anchor < num_anchors).sum() == 4 * num_anchors
+    whole = num_anchors // number
+    taken = (anchor < num_anchors).sum(1)
+    assert taken.min() >= 4 * whole and taken.max() <= 4 * whole + 4
+
+
+@pytest.mark.parametrize('number', range(4, 17))
+def test_all_strides_reach_four_parts_and_all_parts_are_reached(number):
+    for stride in parts_module._strides(number, torch.device('cpu')).tolist():
+        assert len({turn * stride % number for turn in range(4)}) == 4
+
+
+@pytest.mark.parametrize('num_rows, num_negatives, num_classes', [
+    (1000, 130, 20), (1000, 130, None), (300, 32, 5), (9000, 4000, 10),
+    (40, 31, 10), (700, 150, 2)
+])
+def test_first_k_of_other_classes(num_rows, num_negatives, num_classes):
+    """Against a walk along the rows of each anchor's parts."""
+    torch.manual_seed(0)
+    largest = 1
+    row_class = None
+    if num_classes:
+        row_class = torch.randint(num_classes, (num_rows, ))
+        largest = int(row_class.bincount().max())
+    sizes = part_sizes(num_rows, num_negatives, largest)
+    assert sizes is not None
+    ids = torch.randint(num_rows, (37, ))
+    parts = draw_parts(ids, num_rows, num_negatives, sizes, row_class, largest)
+    key = torch.arange(num_rows) if row_class is None else row_class
+    flat = parts.drawn.flatten(0, 1)
+    places = parts.anchor.size(1)
+    used = torch.zeros(parts.num_places, dtype=torch.bool)
+    for i, where in enumerate(parts.place.tolist()):
+        left, ids_of_i = num_negatives, []
+        for spot in where:
+            used[spot] = True
+            rows = parts.rows[spot // places]
+            expected = []
+            for row in rows.tolist():
+                wanted = left > 0 and bool(key[row] != key[ids[i]])
+                expected.append(wanted)
+                left -= wanted
+                ids_of_i += [row] * wanted
+            assert flat[spot].tolist() == expected
+        assert left == 0
+        assert parts.ids[i].tolist() == ids_of_i
+    assert not flat[~used].any()
+
+
+def test_spread_and_collect():
+    torch.manual_seed(0)
+    parts = draw_parts(torch.arange(5), 100, 8, (7, 3))
+    query = torch.randn(5, 2)
+    spread = parts.spread(query)
+    assert spread.shape == (parts.num_places, 2)
+    collected = parts.collect(spread)
+    assert torch.equal(collected, query[:, None].expand(5, 4, 2))
+    assert torch.equal(parts.collect(spread[:, 0]), collected[..., 0])
+
+
+@pytest.mark.parametrize('length', [3, 8, 2032, 2040, 2048, 6000, 6008])
+def test_count(length):
+    """Bytes that would overflow if all were added into one."""
+    torch.manual_seed(length)
+    mask = torch.rand(5, length) < 0.9
+    mask[0] = True
+    mask[1] = False
+    assert torch.equal(
+        parts_module._count(mask).long(), mask.long().sum(1))
+
+
+def test_generator_repeats():
+
+    def draw(seed):
+        generator = torch.Generator().manual_seed(seed)
+        return draw_parts(
+            torch.arange(5), 100, 8, (7, 3), generator=generator)
+
+    for one, other in zip(draw(1), draw(1)):
+        assert torch.equal(one, other)
+    assert not torch.equal(draw(1).rows, draw(2).rows)
