@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Callable, List, Optional, Sequence
 
 from mmengine.config import Config, ConfigDict, DictAction
 
-from .compat import CheckpointError
+from .compat import CheckpointError, keep_freed_memory
 
 if TYPE_CHECKING:
     from mmengine.runner import Runner
@@ -194,14 +194,20 @@ def _check_launcher(args: argparse.Namespace) -> None:
 def build_runner(cfg: Config) -> 'Runner':
     """Build the runner that the config asks for.
 
+    On a machine without a GPU, freed memory is kept from then on, see
+    :func:`crd_plugin.compat.keep_freed_memory`.
+
     Args:
         cfg (Config): The complete config.
 
     Returns:
         Runner: MMEngine's runner, or the one named by ``runner_type``.
     """
+    import torch
     from mmengine.registry import RUNNERS
     from mmengine.runner import Runner
+    if not torch.cuda.is_available():
+        keep_freed_memory()
     if 'runner_type' in cfg:
         return RUNNERS.build(cfg)
     return Runner.from_cfg(cfg)

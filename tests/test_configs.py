@@ -4,6 +4,7 @@ Each distinct network is built once, on the meta device where it can be, and
 each pair and each distinct distiller goes through one dry run: a leaf is one
 of these networks and distillers joined, which is checked too.
 """
+import copy
 import re
 from pathlib import Path
 
@@ -350,7 +351,7 @@ def test_dry_run(leaf, tmp_path, monkeypatch):
     there. Nothing else is reduced.
     """
     monkeypatch.chdir(tmp_path)  # where no data are
-    cfg = parsed(leaf).copy()
+    cfg = copy.deepcopy(parsed(leaf))
     name = facts(leaf)
     if name['data'] == 'imagenet':
         size = 32 if 'wrn' in name['nets'] else 64

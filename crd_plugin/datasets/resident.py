@@ -169,7 +169,8 @@ class ResidentDataset:
         if ids and not 0 <= min(ids) <= max(ids) < len(self):
             raise IndexError(f'Positions {min(ids)} to {max(ids)} are not all '
                              f'in the data set of {len(self)} samples.')
-        sample_idx = _upload(ids, held.images.device)
+        sample_idx = _upload(
+            torch.tensor(ids, dtype=torch.int64), held.images.device)
         draws = {
             name: table[sample_idx]
             for name, table in self._epoch_draws(held).items()
@@ -258,7 +259,8 @@ class ResidentDataset:
             uniform = augment.uniform_table(
                 len(self), held.pipeline.num_draws,
                 int(words[0]) << 32 | int(words[1]))
-            self._draws = held.pipeline.draw(uniform.to(held.images.device))
+            self._draws = held.pipeline.draw(
+                _upload(uniform, held.images.device))
             self._drawn_for = key
         return self._draws
 
@@ -339,9 +341,8 @@ def _device_of_rank() -> torch.device:
     return device
 
 
-def _upload(ids: List[int], device: torch.device) -> Tensor:
-    """Positions as a tensor on the device, without waiting for it."""
-    tensor = torch.tensor(ids, dtype=torch.int64)
+def _upload(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the host on the device, without waiting for it."""
     if device.type == 'cuda':
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)

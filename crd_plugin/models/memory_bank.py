@@ -1,5 +1,5 @@
 """Memory bank of contrastive representation distillation."""
-from typing import NamedTuple, Optional
+from typing import Any, Callable, NamedTuple, Optional
 
 import torch
 from torch import Tensor, nn
@@ -293,6 +293,12 @@ class MemoryBank(nn.Module):
         new = momentum_rows(rows[sample_idx], embedding, self.momentum)
         rows.index_copy_(0, sample_idx, new)
 
+    def _apply(self, fn, *args, **kwargs) -> 'MemoryBank':
+        """The index of the labels follows them to another device."""
+        super()._apply(fn, *args, **kwargs)
+        self._label_index = apply_to_tensors(self._label_index, fn)
+        return self
+
     def _load_from_state_dict(self, state_dict, prefix, *args,
                               **kwargs) -> None:
         """Take over rows of a checkpoint; another size is an error."""
@@ -334,3 +340,20 @@ class MemoryBank(nn.Module):
         """Sizes and settings."""
         return (f'num_samples={self.num_samples}, '
                 f'embed_dim={self.embed_dim}, momentum={self.momentum}')
+
+
+def apply_to_tensors(value: Any, fn: Callable[[Tensor], Tensor]) -> Any:
+    """Apply a function to the tensors in a named tuple of named tuples.
+
+    Args:
+        value (Any): A tensor, a named tuple, or what has no tensor.
+        fn (Callable): Of a tensor.
+
+    Returns:
+        Any: The same with other tensors.
+    """
+    if isinstance(value, Tensor):
+        return fn(value)
+    if isinstance(value, tuple):
+        return type(value)(*(apply_to_tensors(part, fn) for part in value))
+    return value

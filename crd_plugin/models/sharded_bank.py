@@ -9,7 +9,7 @@ from crd_plugin.ops import (LabelIndex, Shard, build_shard, initial_pieces,
                             momentum_rows, shard_size)
 from crd_plugin.registry import MODELS
 
-from .memory_bank import MemoryBank
+from .memory_bank import MemoryBank, apply_to_tensors
 
 # Rows that are sent to rank 0 at a time.
 _CHUNK = 1 << 16
@@ -184,10 +184,13 @@ class ShardedBank(MemoryBank):
         rows.index_copy_(0, place, torch.where(owned[source, None], new, old))
 
     def _apply(self, fn, *args, **kwargs) -> 'ShardedBank':
-        """Rows follow the module to another device or type."""
+        """Rows and shards follow the module to another device or type."""
         super()._apply(fn, *args, **kwargs)
         self.student, self.teacher = fn(self.student), fn(self.teacher)
-        self._shards = {}
+        self._shards = {
+            exclude: apply_to_tensors(shard, fn)
+            for exclude, shard in self._shards.items()
+        }
         return self
 
     def _save_to_state_dict(self, destination, prefix, keep_vars) -> None:

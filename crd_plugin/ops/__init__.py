@@ -11,7 +11,6 @@ from .features import (absolute_power, attention_vector, full_precision,
 from .moving_average import move_averages
 from .negatives import (LabelIndex, Negatives, all_negatives,
                         build_label_index, draw_negatives, shared_negatives)
-from .parts import Parts, draw_parts, part_sizes
 from .pairing import block_cosines, pad_channels, pool_flat, unit_over_batch
 from .prediction import prediction_distance
 from .queue import enqueue, queue_logits

@@ -145,56 +145,60 @@ def draw_parts(sample_idx: Tensor,
     device = sample_idx.device
     rows = random_rows(num_rows, number * length, device, generator)
     rows = rows.view(number, length)
-    anchor, place = _deal(sample_idx.numel(), number, device, generator)
-    missing = anchor.numel() - place.numel()
-    # False sorts before True: places that nobody is in.
-    empty = (anchor.view(-1) < sample_idx.numel()).int().argsort(
-        stable=True)[:missing]
-    anchor = anchor.clamp_(max=sample_idx.numel() - 1)
+    deal = _deal(sample_idx.numel(), number, device)
     row_key, own = rows, sample_idx
     if row_class is not None:
         row_key, own = row_class[rows], row_class[sample_idx]
-    drawn = row_key[:, None] != own[anchor][:, :, None]
-    flat = drawn.view(anchor.numel(), length)
-    flat.index_fill_(0, empty, False)
-    _leave(flat, place, num_negatives)
-    return Parts(rows, anchor, place, drawn)
+    drawn = row_key[:, None] != own[deal.anchor][:, :, None]
+    flat = drawn.view(-1, length)
+    flat.index_fill_(0, deal.empty, False)
+    _leave(flat, deal.place, num_negatives)
+    return Parts(rows, deal.anchor, deal.place, drawn)
 
 
-def _deal(num_anchors: int, number: int, device: torch.device,
-          generator: Optional[torch.Generator]) -> Tuple[Tensor, Tensor]:
-    """Who takes which parts.
+class _Deal(NamedTuple):
+    """Who takes which parts: ``anchor`` and ``place`` of :class:`Parts`.
 
-    ``number`` anchors after one another begin at different parts and go on
-    with one stride, so that each part is taken equally often; the next ones
-    have another stride.
-
-    Returns:
-        tuple[Tensor, Tensor]: Anchor of each place, ``(S, G)``, too large
-        where nobody is in it; places of each anchor, ``(B, s)``.
+    Attributes:
+        anchor (Tensor): ``(S, G)``; any where nobody is.
+        place (Tensor): ``(B, s)``.
+        empty (Tensor): Places that nobody is in.
     """
-    strides = _strides(number, device)
-    rounds = -(-num_anchors // number)
-    stride = strides[torch.randint(
-        len(strides), (rounds, 1), device=device, generator=generator)]
-    jump = stride * torch.arange(_TAKEN, device=device)
-    part = torch.arange(number, device=device)
-    base = number * torch.arange(rounds, device=device)
-    anchor = (part[:, None, None] - jump) % number + base[:, None]
-    column = torch.arange(rounds * _TAKEN, device=device).view(rounds, 1, -1)
-    # Part of each anchor in each of its turns: (rounds, number, s).
-    taken = (part[:, None] + jump[:, None]) % number
-    place = taken * (rounds * _TAKEN) + column
-    return anchor.view(number, -1), place.flatten(0, 1)[:num_anchors]
+    anchor: Tensor
+    place: Tensor
+    empty: Tensor
 
 
-@functools.lru_cache(maxsize=None)
-def _strides(number: int, device: torch.device) -> Tensor:
-    """Strides that reach s different parts of ``number``."""
-    return torch.tensor([
+@functools.lru_cache(maxsize=64)
+@torch.inference_mode(False)
+def _deal(num_anchors: int, number: int, device: torch.device) -> _Deal:
+    """Deal S = ``number`` parts to anchors.
+
+    S anchors after one another begin at different parts and go on with one
+    stride, so that each part is taken equally often; the next S have another
+    stride. Nothing of it is random: the rows in the parts are, and so is
+    where a sample stands in a shuffled batch.
+    """
+    # Strides that reach s different parts.
+    strides = [
         stride for stride in range(1, number)
         if number // math.gcd(stride, number) >= _TAKEN
-    ], device=device)
+    ]
+    rounds = -(-num_anchors // number)
+    anchor = torch.full((number, rounds * _TAKEN), num_anchors)
+    place = torch.empty(num_anchors, _TAKEN, dtype=torch.int64)
+    for who in range(num_anchors):
+        time, first = divmod(who, number)
+        stride = strides[time % len(strides)]
+        for turn in range(_TAKEN):
+            part, column = (first + turn * stride) % number, (
+                time * _TAKEN + turn)
+            anchor[part, column] = who
+            place[who, turn] = part * anchor.size(1) + column
+    empty = (anchor.view(-1) == num_anchors).nonzero().view(-1)
+    return _Deal(
+        anchor.clamp_(max=num_anchors - 1).to(device), place.to(device),
+        empty.to(device))
 
 
 def _leave(drawn: Tensor, place: Tensor, num_negatives: int) -> None:

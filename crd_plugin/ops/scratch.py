@@ -6,7 +6,7 @@ from typing import Dict, Sequence, Tuple
 import torch
 from torch import Tensor
 
-__all__ = ['scratch']
+__all__ = ['release', 'scratch']
 
 
 class _Kept(threading.local):
@@ -46,3 +46,8 @@ def scratch(name: str, shape: Sequence[int], like: Tensor) -> Tensor:
             kept = torch.empty(number, dtype=like.dtype)
         _KEPT.tensors[name, like.dtype] = kept
     return kept[:number].view(tuple(shape))
+
+
+def release() -> None:
+    """Give back what this thread keeps."""
+    _KEPT.tensors.clear()

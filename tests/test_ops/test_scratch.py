@@ -3,7 +3,7 @@ import threading
 
 import torch
 
-from crd_plugin.ops.scratch import scratch
+from crd_plugin.ops.scratch import release, scratch
 
 
 def test_kept_by_name_dtype_and_thread():
@@ -39,3 +39,11 @@ def test_first_asked_for_in_inference_mode():
     kept = scratch('inference', (3, ), like)
     assert not kept.is_inference()
     kept.fill_(1)
+
+
+def test_release():
+    like = torch.zeros(())
+    kept = scratch('release', (3, ), like).fill_(5)
+    release()
+    scratch('release', (3, ), like).fill_(1)
+    assert kept.tolist() == [5, 5, 5]

@@ -38,12 +38,12 @@ def test_crd_loss(tmp_path):
             case['flop'] / case['seconds'] / 1e9)
         assert case['gbyte_per_second'] == pytest.approx(
             case['bytes'] / case['seconds'] / 1e9)
-    # Two directions, two products each, 2 FLOP a multiplication; of the
-    # bank's 1,000 rows 4 K are drawn for `sampled`.
+    # Two directions, two products each, 2 FLOP a multiplication; `sampled`
+    # draws 16 parts of (64 + 100) / 4 rows with four places in each.
     flop = {case['name']: case['flop'] for case in cases}
     assert flop == {
         'mmrazor': 2 * 2 * 2 * 8 * 65 * 16,
-        'sampled': 2 * 2 * 2 * 8 * 256 * 16,
+        'sampled': 2 * 2 * 2 * 16 * 41 * 4 * 16,
         'all': 2 * 2 * 2 * 8 * 1000 * 16
     }
     assert cases[0]['draw_seconds'] == 0 < cases[1]['draw_seconds']
@@ -72,6 +72,8 @@ def test_crd_loss_of_another_size_and_dtype(tmp_path):
      '--classes is 1, expected 2 to the 1000 of --samples'),
     (('--size', 'smoke', '--batch-size', '1001'),
      '--batch-size is 1001, expected at most the 1000 of --samples'),
+    (('--json', 'no/such/folder.json'),
+     '--json is no/such/folder.json, expected a file in a folder'),
 ])
 def test_wrong_arguments(args, message):
     done = run(*args)

@@ -78,6 +78,8 @@ def test_images_of_short_batches_are_counted(monkeypatch):
     (('--negatives', -1), '--negatives is -1, expected at least 0'),
     (('--workers', -2), r'--workers is [-2], expected at least 0'),
     (('--data', 'imagenet'), "invalid choice: 'imagenet'"),
+    (('--out', 'no/such/folder.json'),
+     '--out is no/such/folder.json, expected a file in a folder'),
 ])
 def test_wrong_arguments(args, message):
     done = run(*args)

@@ -84,6 +84,8 @@ def test_digits(tmp_path):
     (('--device', 'cpu', '--check-sync'), '--check-sync looks for waits on a'),
     (('--device', 'cpu', '--synthetic'),
      'error: --synthetic has no stand-in for the Digits of'),
+    (('--out', 'no/such/folder.json'),
+     '--out is no/such/folder.json, expected a file in a folder'),
 ])
 def test_wrong_arguments(args, message):
     done = run(REPO / f'configs/kd/kd_{DIGITS}.py', *args)

@@ -20,7 +20,7 @@ import statistics
 import sys
 import time
 from contextlib import contextmanager
-from typing import Any, Callable, Dict, Iterator, List, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
 SIZES = {
     # batch, samples, negatives, width, classes
@@ -88,10 +88,26 @@ def prepare(args: argparse.Namespace) -> None:
     """
     if args.rounds < 1 or args.threads < 1:
         sys.exit('--rounds and --threads must be at least 1.')
+    check_writable('--json', args.json)
     import torch
     torch.set_num_threads(args.threads)
     if args.device == 'cuda' and not torch.cuda.is_available():
         sys.exit('--device cuda: no GPU is available; use --device cpu.')
+
+
+def check_writable(option: str, path: Optional[str]) -> None:
+    """End the program if a result could not be written, before it is made.
+
+    Args:
+        option (str): Of the command line, for the message.
+        path (str, optional): Given for it.
+    """
+    if path is None:
+        return
+    folder = os.path.dirname(os.path.abspath(path))
+    if os.path.isdir(path) or not os.path.isdir(folder):
+        sys.exit(f'{option} is {path}, expected a file in a folder that '
+                 f'exists; make {folder} first, or name another.')
 
 
 def main() -> None:
@@ -211,11 +227,11 @@ def make_steps(
             ]
             name = mode if dtype == 'float32' else f'{mode} {dtype}'
             # Both directions read the rows once and use them twice.
-            rows = 2 * scored_rows(loss, on_device) * width
+            rows, pairs = scored(loss, on_device)
             work[name] = dict(
                 build_seconds=built,
-                flop=4 * batch * rows,
-                bytes=4 * rows,
+                flop=2 * 4 * pairs * width,
+                bytes=2 * 4 * rows * width,
                 draw_seconds=drawing)
 
             def step(loss: Any = loss, embeddings: Any = embeddings) -> None:
@@ -226,13 +242,16 @@ def make_steps(
     return steps, work
 
 
-def scored_rows(loss: Any, sample_idx: Any) -> int:
-    """Rows of the bank that a step multiplies all anchors with."""
+def scored(loss: Any, sample_idx: Any) -> Tuple[int, int]:
+    """Rows of the bank that a step reads, and pairs that it multiplies."""
     drawn = loss.draw(sample_idx)
-    if drawn.drawn is not None:
-        return drawn.drawn.size(1)
-    return (loss.bank.num_samples
-            if drawn.index is None else drawn.index.size(-1))
+    if drawn.parts is not None:
+        rows, anchors = drawn.parts.rows.numel(), drawn.parts.anchor.size(1)
+        return rows, rows * anchors
+    rows = (loss.bank.num_samples
+            if drawn.index is None or drawn.drawn is not None else
+            drawn.index.size(-1))
+    return rows, rows * len(sample_idx)
 
 
 def ceilings(device: str) -> Tuple[float, float]:
@@ -266,7 +285,10 @@ def time_step(step: Callable[[], None], device: str) -> float:
 def peak_mib(step: Callable[[], None], device: str) -> float:
     """MiB that one step holds at most beyond what was held before it."""
     import torch
+
+    from crd_plugin.ops.scratch import release
     gc.collect()
+    release()  # Memory that is kept counts as well.
     if device != 'cpu':
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()

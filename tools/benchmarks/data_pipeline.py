@@ -61,6 +61,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     """Build the loaders, measure, print the table, write the JSON."""
+    from crd_loss import check_writable
     args = parse_args()
     for name, least in dict(
             batch_size=1, batches=1, rounds=1, threads=1, negatives=0).items():
@@ -70,6 +71,7 @@ def main() -> None:
                      f'least {least}.')
     if any(number < 0 for number in args.workers):
         sys.exit(f'--workers is {args.workers}, expected at least 0 each.')
+    check_writable('--out', args.out)
     if args.device == 'cpu':
         # Before torch looks; MMEngine takes whatever GPU it can see.
         os.environ['CUDA_VISIBLE_DEVICES'] = ''

@@ -100,6 +100,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     """Build the runners, measure, print the table, write the JSON."""
+    from crd_loss import check_writable
     args = parse_args()
     numbers = dict(
         iters=args.iters,
@@ -113,6 +114,7 @@ def main() -> None:
         if number is not None and number < least:
             sys.exit(f'--{name.replace("_", "-")} is {number}, expected '
                      'more.')
+    check_writable('--out', args.out)
     for option in sum(args.vary, args.cfg_options):
         if '=' not in option:
             sys.exit(f'{option} is no KEY=VALUE.')

@@ -41,8 +41,8 @@ def compile_backbone(network: nn.Module, role: str,
 
     Raises:
         TypeError: If ``options`` is no bool and no dict.
-        ValueError: If ``torch.compile`` has no such argument or the network
-            has no backbone.
+        ValueError: If ``torch.compile`` has no such argument or refuses its
+            value, or the network has no backbone.
     """
     if isinstance(options, bool):
         options = {}
@@ -60,4 +60,8 @@ def compile_backbone(network: nn.Module, role: str,
         raise ValueError(
             f'compile: the {role}, a {type(network).__name__}, has no '
             'backbone to be compiled; leave compile out.')
-    backbone.compile(**options)
+    try:
+        backbone.compile(**options)
+    except Exception as error:  # Of many types, all of them from options.
+        raise ValueError(f'compile is {dict(options)}, which torch.compile '
+                         f'refuses: {error}') from error

@@ -288,7 +288,7 @@ class CRDLoss(nn.Module):
             log_partition(anchor, rows, pos_idx, negatives, self.temperature)
             for anchor, rows in sides
         ])
-        size = local.new_tensor([float(pos_idx.numel())])
+        size = local.new_full((1, ), pos_idx.numel())
         ranks = torch.stack(all_gather(torch.cat([local, size])))
         weight = ranks[:, 2:].log()
         mean = (ranks[:, :2] + weight).logsumexp(0) - weight.logsumexp(0)

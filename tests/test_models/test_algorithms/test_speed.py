@@ -204,6 +204,9 @@ def test_copies_are_not_compiled_and_stand_alone():
 @pytest.mark.parametrize('given, kind, message', [
     (dict(mood='fast'), ValueError, r"compile has \['mood'\], expected"),
     ('inductor', TypeError, "compile is 'inductor', expected True, False or"),
+    (dict(mode='nonsense'), ValueError,
+     "compile is {'mode': 'nonsense'}, which torch.compile refuses"),
+    (dict(backend='fast'), ValueError, 'refuses: .*fast'),
 ])
 def test_wrong_compile_options(given, kind, message):
     with pytest.raises(kind, match=message):
