@@ -12,7 +12,7 @@ _SETTINGS = ('MALLOC_TRIM_THRESHOLD_', 'MALLOC_MMAP_THRESHOLD_',
 
 
 def keep_freed_memory() -> bool:
-    """Let glibc keep tensors of up to 32 MiB that are freed, for the next ones.
+    """Let glibc keep freed tensors of up to 32 MiB for the next ones.
 
     By default it gives them back to the system, which has to find and clear
     the same pages again a moment later. For a training step on a CPU that is

@@ -42,8 +42,9 @@ _SOFTPLUS_LINEAR = 40.0
 # Up to here 1 - p has lost less than five of its bits.
 _COMPLEMENT_EXACT = 0.95
 
-# Probabilities that are multiplied before a logarithm is taken, as a power.
-_FOLDS = 3
+# How often pairs are put together before logarithms are taken, and the names
+# of the memory for it.
+_FOLDS = 'pairs', 'fours', 'eights'
 
 
 class ContrastResult(NamedTuple):
@@ -452,14 +453,15 @@ def _log_of_complements(p: Tensor) -> Optional[Tensor]:
         Tensor, optional: None where digits would be lost.
     """
     one = p.new_ones(())
-    for fold in range(_FOLDS):
-        half = p.size(-1) // 2
+    for name in _FOLDS:
+        width = p.size(-1)
+        half = width // 2
         if half == 0:
             break
-        odd = p[..., 2 * half:]
-        memory = scratch(f'fold{fold}', (*p.shape[:-1], half), p)
-        p = torch.lerp(p[..., :half], one, p[..., half:2 * half], out=memory)
-        if odd.numel():
+        first, second = p.narrow(-1, 0, half), p.narrow(-1, half, half)
+        odd = None if width % 2 == 0 else p[..., -1:]
+        p = torch.lerp(first, one, second, out=scratch(name, first.shape, p))
+        if odd is not None:
             p[..., :1].lerp_(one, odd)
     if not float(p.amax()) <= _COMPLEMENT_EXACT:
         return None

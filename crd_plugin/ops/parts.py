@@ -24,7 +24,7 @@ __all__ = ['Parts', 'draw_parts', 'part_sizes']
 
 # Parts that each anchor takes, and most that a step draws: of a large bank
 # an anchor takes a quarter of the rows that the step looks at.
-_TAKEN, _MOST = 4, 16
+_TAKEN, _MOST = 3, 12
 
 # A class may be this many times K: own rows are drawn in vain.
 _LARGEST_CLASS = 3

@@ -37,7 +37,7 @@ WIDTH, BATCH = 8, 12
 # Sizes of the classes of a bank, and K, for each way of drawing negatives.
 BANKS = dict(
     parts=([60] * 10, 64),
-    own_ids=([7] * 3, 14),
+    own_ids=([5] * 4, 15),
     unequal=([11, 6, 5], 11),
     # With replacement: for some classes, for all.
     some_repeat=([11, 6, 5], 14),

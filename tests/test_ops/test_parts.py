@@ -5,10 +5,13 @@ import torch
 from crd_plugin.ops import parts as parts_module
 from crd_plugin.ops.parts import draw_parts, part_sizes
 
+# Parts that each anchor takes.
+TAKEN = 3
+
 # N, K, rows of the largest class
 BANKS = [(50000, 16384, 500), (50000, 16384, 1), (50000, 16384, 5000),
-         (1281167, 16384, 1300), (100, 32, 12), (20, 7, 1), (20, 15, 5),
-         (5000, 1200, 2000), (8, 4, 4), (64, 8, 8)]
+         (1281167, 16384, 1300), (100, 32, 12), (20, 7, 1), (21, 15, 5),
+         (5000, 1200, 2000), (9, 4, 4), (64, 8, 8)]
 
 
 @pytest.mark.parametrize('num_rows, num_negatives, largest', BANKS)
@@ -16,14 +19,14 @@ def test_sizes_hold_enough_rows_of_other_classes(num_rows, num_negatives,
                                                  largest):
     number, length = part_sizes(num_rows, num_negatives, largest)
     assert number * length <= num_rows
-    assert 4 <= number <= 16
-    assert 4 * length >= num_negatives + largest
+    assert TAKEN <= number <= 12
+    assert TAKEN * length >= num_negatives + largest
     # And hardly more than that.
-    assert 4 * length < 1.05 * (num_negatives + largest) + 4
+    assert TAKEN * length < 1.05 * (num_negatives + largest) + TAKEN
 
 
 @pytest.mark.parametrize('num_rows, num_negatives, largest', [
-    (20, 16, 5), (20, 19, 2), (2, 1, 1), (1000000, 100, 301)
+    (20, 16, 5), (20, 15, 5), (20, 19, 2), (2, 1, 1), (1000000, 100, 301)
 ])
 def test_no_parts(num_rows, num_negatives, largest):
     """Of too few rows, and where own rows are most of what is drawn."""
@@ -31,42 +34,43 @@ def test_no_parts(num_rows, num_negatives, largest):
 
 
 def test_sizes_are_in_eights_where_rows_are_many():
-    assert part_sizes(50000, 16384, 500) == (11, 4224)
-    # Not where that would be one row more than there are.
-    assert part_sizes(5001, 4996, 5) is None
-    assert part_sizes(5004, 4996, 5) == (4, 1251)
+    assert part_sizes(50000, 16384, 500) == (8, 5632)
+    # Not where that would be more rows than there are.
+    assert part_sizes(5001, 4996, 5) == (3, 1667)
+    assert part_sizes(5000, 4996, 5) is None
 
 
-@pytest.mark.parametrize('number', range(4, 17))
+@pytest.mark.parametrize('number', range(3, 13))
 @pytest.mark.parametrize('num_anchors', [1, 7, 16, 33, 300])
 def test_deal(number, num_anchors):
-    """Four different parts for each, all parts about equally often."""
+    """Three different parts for each, all parts about equally often."""
     anchor, place, empty = parts_module._deal(num_anchors, number,
                                               torch.device('cpu'))
-    assert place.shape == (num_anchors, 4)
+    assert place.shape == (num_anchors, TAKEN)
     places = anchor.size(1)
     assert anchor.shape[0] == number and anchor.max() < num_anchors
     for who, where in enumerate(place.tolist()):
-        assert len({spot // places for spot in where}) == 4
-        assert anchor.view(-1)[where].tolist() == [who] * 4
+        assert len({spot // places for spot in where}) == TAKEN
+        assert anchor.view(-1)[where].tolist() == [who] * TAKEN
     # Nobody else is anywhere.
     used = place.view(-1).tolist()
     assert sorted(used + empty.tolist()) == list(range(anchor.numel()))
     whole = num_anchors // number
     taken = (place // places).view(-1).bincount(minlength=number)
-    assert taken.min() >= 4 * whole and taken.max() <= 4 * whole + 4
+    assert taken.min() >= TAKEN * whole
+    assert taken.max() <= TAKEN * whole + TAKEN
 
 
 def test_pairs_of_anchors_share_as_many_parts_as_by_chance():
-    place = parts_module._deal(64, 11, torch.device('cpu')).place
+    place = parts_module._deal(64, 8, torch.device('cpu')).place
     parts = [set((where // 24).tolist()) for where in place]
     shared = [
         len(one & other) for number, one in enumerate(parts)
         for other in parts[:number]
     ]
-    # By chance 4 * 4 / 11 of four; a deal that is even has slightly less.
-    assert 1.35 < sum(shared) / len(shared) < 16 / 11
-    assert max(shared) == 4 and min(shared) == 0
+    # By chance 3 * 3 / 8 of three; a deal that is even has slightly less.
+    assert 1.05 < sum(shared) / len(shared) < 9 / 8
+    assert set(shared) == {0, 1, 2, 3}
 
 
 @pytest.mark.parametrize('num_rows, num_negatives, num_classes', [
@@ -113,7 +117,7 @@ def test_spread_and_collect():
     spread = parts.spread(query)
     assert spread.shape == (parts.num_places, 2)
     collected = parts.collect(spread)
-    assert torch.equal(collected, query[:, None].expand(5, 4, 2))
+    assert torch.equal(collected, query[:, None].expand(5, TAKEN, 2))
     assert torch.equal(parts.collect(spread[:, 0]), collected[..., 0])
 
 
