@@ -16,7 +16,7 @@ def keep_freed_memory() -> bool:
 
     By default it gives them back to the system, which has to find and clear
     the same pages again a moment later. For a training step on a CPU that is
-    a tenth of its time (docs/performance.md). Memory is held until the
+    a tenth of its time or more (docs/performance.md). Memory is held until the
     process ends, up to what it needed at most.
 
     Settings of the user in the environment are left alone.

@@ -29,9 +29,9 @@ EPS = 1e-7
 # enough to fill the chip on a GPU.
 _TILE_CPU, _TILE_GPU = 1 << 18, 1 << 24
 
-# Ids of an anchor's own are scored by one matrix product with the rows that
-# they are drawn from while these are at most this many times K, above that
-# (given ids of a large bank) by gathering K rows an anchor. Measured on an
+# Ids of an anchor's own are scored by one matrix product with all rows of the
+# bank while these are at most this many times K, above that by gathering K
+# rows an anchor. Measured on an
 # AVX-512 CPU, D = 128: the product costs about 5 ns a row and anchor, a
 # gathered row 40 to 80 ns.
 _DENSE_ROWS_PER_NEGATIVE = 12
@@ -239,7 +239,7 @@ def prepare(negatives: Negatives, num_rows: int,
         dtype (torch.dtype): Of the anchors.
 
     Returns:
-        Negatives: With ``drawn`` set if all rows drawn from are scored.
+        Negatives: With ``drawn`` set where that is faster.
     """
     dense = num_rows <= _DENSE_ROWS_PER_NEGATIVE * negatives.num_negatives
     index = negatives.index
@@ -286,9 +286,11 @@ def _parts(query: Tensor, rows: Tensor, parts: Parts) -> Iterator[_Tile]:
     number, places = parts.anchor.shape
     length, width = parts.rows.size(1), rows.size(1)
     elements = _tile_elements(query)
-    # Small parts and those of a GPU together, others one by one, since a CPU
-    # has a faster product for that.
+    # A GPU takes all parts at once. A CPU takes them one by one, since it has
+    # a faster product for that, unless they are so small (a quarter of a tile
+    # holds two) that calling it would take longer.
     size = min(max(1, elements // 4 // (places * length)), number)
+    # Of a large batch some places at a time.
     few = min(max(1, elements // (size * length)), places)
     gather = _Gather(rows, size * length)
     memory = scratch('weight', (size, few, length), query)

@@ -4,7 +4,7 @@ The published code draws 16,384 ids a sample in the data loader. Here a step
 draws once and deals what it drew to the anchors, see
 :mod:`crd_plugin.ops.parts`: for each anchor that is exactly a uniform K-subset
 of its pool. Where that is not possible (a bank of hardly more than K rows, a
-class that is most of it) each anchor gets ids of its own.
+class of more than 3 K) each anchor gets ids of its own.
 """
 from typing import NamedTuple, Optional, Tuple
 
@@ -65,7 +65,7 @@ class Negatives(NamedTuple):
         anchor_key (Tensor, optional): Class or id of each anchor, ``(B,)``.
         pool (Tensor, optional): Rows that remain for each anchor of
             ``'all'``, ``(B,)`` int64.
-        parts (Parts, optional): From :func:`crd_plugin.ops.draw_parts`.
+        parts (Parts, optional): From :func:`crd_plugin.ops.parts.draw_parts`.
         drawn (Tensor, optional): ``index (B, K)`` as a mask or as counts,
             ``(B, N)``, see :func:`crd_plugin.ops.prepare`.
     """

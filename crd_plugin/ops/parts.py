@@ -5,11 +5,16 @@ A product of all anchors with all rows is mostly for nothing: of CIFAR's
 into parts, and each anchor takes a few of them whole. A part is scored by the
 anchors that took it alone, so only what is needed is multiplied.
 
-Any positions, chosen without looking, of a uniform random order hold a
-uniform subset. So the negatives of each anchor are exactly a uniform K-subset
-of its pool. How the draws of two anchors go together depends on how many rows
-they share, in the mean about K * K / N, as for independent draws; one pair of
-anchors may share none or most.
+The parts of an anchor, one after another, are a uniform random order of
+rows. All that is asked of a row is whether it is of the anchor's class, so
+exchanging two rows of the pool changes no probability; and K of the pool are
+always found. Hence the first K are exactly a uniform K-subset of the pool.
+
+How the draws of two anchors go together depends on how many rows they share:
+in the mean 3 / S of K, for S parts of which an anchor takes three. At CIFAR's
+size that is 6 % more than of independent draws; of a bank of hardly more than
+K rows all anchors share the three parts that there are; of one with many
+times K rows they share a quarter.
 """
 import functools
 import math
@@ -40,9 +45,9 @@ class Parts(NamedTuple):
         anchor (Tensor): Who is in each place, ``(S, G)`` int64.
         place (Tensor): Places of each anchor, counted through all parts,
             ``(B, s)`` int64.
-        drawn (Tensor): Which rows of its part are negatives of who is in a
-            place, ``(S, G, L)`` bool: K over the places of an anchor, none
-            in a place that nobody is in.
+        drawn (Tensor): Whether a row of the part is a negative of the anchor
+            in that place, ``(S, G, L)`` bool: K over the places of an anchor,
+            none in a place that nobody is in.
     """
     rows: Tensor
     anchor: Tensor
@@ -107,7 +112,8 @@ def part_sizes(num_rows: int, num_negatives: int,
     if largest_class > _LARGEST_CLASS * num_negatives:
         return None
     wanted = num_negatives + largest_class
-    # Rows in eights are counted faster; of many, a few more are nothing.
+    # Rows in eights are counted faster; up to 23 rows more cost nothing where
+    # there are 1,024.
     for unit in (8, 1) if wanted >= 1024 else (1, ):
         length = -(-wanted // (_TAKEN * unit)) * unit
         number = min(num_rows // length, _MOST)
@@ -125,7 +131,8 @@ def draw_parts(sample_idx: Tensor,
                generator: Optional[torch.Generator] = None) -> Parts:
     """Draw a step's rows and deal them to the anchors.
 
-    Nothing is read back to the host.
+    Nothing is read back to the host. Who takes which parts is uploaded once
+    for each batch size.
 
     Args:
         sample_idx (Tensor): Row of each anchor, ``(B,)`` int64.
@@ -185,8 +192,9 @@ def _deal(num_anchors: int, number: int, device: torch.device) -> _Deal:
         if number // math.gcd(stride, number) >= _TAKEN
     ]
     rounds = -(-num_anchors // number)
-    anchor = torch.full((number, rounds * _TAKEN), num_anchors)
-    place = torch.empty(num_anchors, _TAKEN, dtype=torch.int64)
+    # On the host, whatever the default device is.
+    anchor = torch.full((number, rounds * _TAKEN), num_anchors, device='cpu')
+    place = torch.empty(num_anchors, _TAKEN, dtype=torch.int64, device='cpu')
     for who in range(num_anchors):
         time, first = divmod(who, number)
         stride = strides[time % len(strides)]
@@ -214,8 +222,9 @@ def _leave(drawn: Tensor, place: Tensor, num_negatives: int) -> None:
     too_many = _count(drawn)[place].sum(1, keepdim=True) - num_negatives
     # The surplus is all among this many last rows, whichever are left out.
     tail = taken * length - num_negatives
-    where = place[:, taken - -(-tail // length):].reshape(-1)
-    some = drawn[where].view(num_anchors, -1)
+    turns = -(-tail // length)
+    where = place[:, taken - turns:].reshape(-1)
+    some = drawn[where].view(num_anchors, turns * length)
     last = some[:, -tail:]
     rank = last.cumsum(1, dtype=torch.int32)
     last.logical_and_(rank <= rank[:, -1:] - too_many)

@@ -20,7 +20,7 @@ _KEPT = _Kept()
 
 
 def scratch(name: str, shape: Sequence[int], like: Tensor) -> Tensor:
-    """A tensor for what is not needed any more after the next one.
+    """Memory for a short while: the next tensor of this name overwrites it.
 
     On a CPU a new tensor of a megabyte costs more than most functions of it,
     since the system has to give, and to clear, its pages: 1.3 ms became 5 ms
@@ -29,21 +29,21 @@ def scratch(name: str, shape: Sequence[int], like: Tensor) -> Tensor:
     torch itself; there it is a new tensor.
 
     Args:
-        name (str): Of the purpose; the last tensor of this name is
-            overwritten.
+        name (str): Of the purpose.
         shape (Sequence[int]): Of the tensor.
         like (Tensor): Has its dtype and device.
 
     Returns:
         Tensor: Of undefined values, without gradient.
     """
-    if like.device.type != 'cpu':
+    if like.device.type != 'cpu' or type(like) is not Tensor:
+        # Those of other types, such as fake tensors, are not to be kept.
         return like.new_empty(shape)
     number = math.prod(shape)
     kept = _KEPT.tensors.get((name, like.dtype))
     if kept is None or kept.numel() < number:
         with torch.inference_mode(False):
-            kept = torch.empty(number, dtype=like.dtype)
+            kept = torch.empty(number, dtype=like.dtype, device='cpu')
         _KEPT.tensors[name, like.dtype] = kept
     return kept[:number].view(tuple(shape))
 

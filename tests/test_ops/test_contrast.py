@@ -140,6 +140,32 @@ def test_equals_loops(case, path, form, objective):
             atol=rtol * float(slow.grad.abs().max()))
 
 
+@pytest.mark.parametrize('objective', ['nce', 'infonce'])
+@pytest.mark.parametrize('num_anchors', [1, 9, 20])
+def test_more_anchors_than_parts(case, path, num_anchors, objective):
+    """Then places of several rounds, some of which nobody is in."""
+    _, rows, labels, _, log_z = case
+    generator = torch.Generator().manual_seed(2)
+    anchor = F.normalize(
+        torch.randn(
+            num_anchors, D, generator=generator, dtype=torch.float64), dim=1)
+    ids = torch.randint(N, (num_anchors, ), generator=generator)
+    drawn = draw_negatives(ids, N, K, build_label_index(labels))
+    assert drawn.parts is not None
+    index = drawn.ids
+    exact, fast = (anchor.clone().requires_grad_() for _ in '12')
+    if objective == 'nce':
+        expected = naive_nce(exact, rows, ids, Negatives(K, index), log_z)
+        actual = nce(fast, rows, ids, drawn, log_z, TAU)
+    else:
+        expected = naive_info_nce(exact, rows, ids, Negatives(K, index))
+        actual = info_nce(fast, rows, ids, drawn, TAU)
+    expected.backward()
+    actual.loss.backward()
+    torch.testing.assert_close(actual.loss, expected, rtol=1e-10, atol=0)
+    torch.testing.assert_close(fast.grad, exact.grad, rtol=1e-8, atol=1e-12)
+
+
 @pytest.mark.parametrize('form', FORMS)
 def test_log_partition_is_the_mean_of_exp(case, path, form):
     anchor, rows, labels, ids, _ = case

@@ -1,4 +1,8 @@
 """Dealing the parts of a draw to the anchors."""
+import itertools
+from collections import Counter
+from unittest import mock
+
 import pytest
 import torch
 
@@ -108,6 +112,39 @@ def test_first_k_of_other_classes(num_rows, num_negatives, num_classes):
         assert left == 0
         assert parts.ids[i].tolist() == ids_of_i
     assert not flat[~used].any()
+
+
+@pytest.mark.parametrize('num_negatives', [1, 2, 3])
+def test_exactly_uniform(num_negatives):
+    """All orders of the rows: every K-subset of every pool equally often."""
+    row_class = torch.tensor([0, 0, 1, 1, 2, 3])
+    sizes = part_sizes(6, num_negatives, 2)
+    ids = torch.tensor([0, 2, 4, 5, 3])
+    found = [Counter() for _ in ids]
+    drawn = sizes[0] * sizes[1]
+    for order in itertools.permutations(range(6), drawn):
+        with mock.patch.object(
+                parts_module, 'random_rows', return_value=torch.tensor(order)):
+            parts = draw_parts(ids, 6, num_negatives, sizes, row_class, 2)
+        for counter, row in zip(found, parts.ids.tolist()):
+            counter[tuple(sorted(row))] += 1
+    for anchor, counter in zip(ids, found):
+        pool = (row_class != row_class[anchor]).nonzero().view(-1).tolist()
+        assert set(counter) == set(
+            itertools.combinations(pool, num_negatives))
+        assert len(set(counter.values())) == 1
+
+
+def test_deal_on_another_default_device():
+    parts_module._deal.cache_clear()
+    with torch.device('meta'):
+        deal = parts_module._deal(5, 4, torch.device('cpu'))
+    assert all(table.device.type == 'cpu' for table in deal)
+
+
+def test_no_anchors():
+    parts = draw_parts(torch.arange(0), 100, 8, (7, 3))
+    assert parts.num_places == 0 and parts.place.shape == (0, TAKEN)
 
 
 def test_spread_and_collect():

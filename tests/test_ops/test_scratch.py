@@ -2,6 +2,7 @@
 import threading
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from crd_plugin.ops.scratch import release, scratch
 
@@ -39,6 +40,22 @@ def test_first_asked_for_in_inference_mode():
     kept = scratch('inference', (3, ), like)
     assert not kept.is_inference()
     kept.fill_(1)
+
+
+def test_the_default_device_does_not_count():
+    like = torch.zeros(())
+    release()
+    with torch.device('meta'):
+        assert scratch('device', (3, ), like).device.type == 'cpu'
+    assert scratch('device', (3, ), like).device.type == 'cpu'
+
+
+def test_fake_tensors_are_not_kept():
+    release()
+    with FakeTensorMode() as mode:
+        fake = scratch('fake', (3, ), mode.from_tensor(torch.zeros(())))
+        assert isinstance(fake, FakeTensor)
+    assert type(scratch('fake', (3, ), torch.zeros(()))) is torch.Tensor
 
 
 def test_release():

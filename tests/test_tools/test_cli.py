@@ -537,3 +537,14 @@ def test_shell_scripts_say_how_to_use_them(tmp_path, name):
     result = shell(name, cwd=tmp_path)
     assert result.returncode == 2
     assert result.stderr.startswith('usage: ') and 'CONFIG' in result.stderr
+
+
+@pytest.mark.parametrize('gpu', [False, True])
+def test_freed_memory_is_kept_where_there_is_no_gpu(monkeypatch, gpu):
+    done = []
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: gpu)
+    monkeypatch.setattr(cli, 'keep_freed_memory', lambda: done.append('kept'))
+    monkeypatch.setattr('mmengine.runner.Runner.from_cfg',
+                        lambda cfg: done.append('built'))
+    cli.build_runner(Config())
+    assert done == (['built'] if gpu else ['kept', 'built'])
