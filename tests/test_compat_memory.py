@@ -30,8 +30,11 @@ def page_faults(*args):
     return took_effect == 'True', int(number)
 
 
-@pytest.mark.skipif(
+GLIBC = pytest.mark.skipif(
     not sys.platform.startswith('linux'), reason='glibc is asked')
+
+
+@GLIBC
 def test_freed_memory_is_kept(monkeypatch):
     for name in memory._SETTINGS:
         monkeypatch.delenv(name, raising=False)
@@ -41,6 +44,7 @@ def test_freed_memory_is_kept(monkeypatch):
     assert kept < 0.7 * default
 
 
+@GLIBC
 def test_memory_settings_of_the_user_stand(monkeypatch):
     monkeypatch.setenv('MALLOC_TRIM_THRESHOLD_', '131072')
     took_effect, number = page_faults('keep')
