@@ -1,5 +1,5 @@
 """Memory bank of contrastive representation distillation."""
-from typing import Any, Callable, NamedTuple, Optional
+from typing import Any, Callable, Dict, NamedTuple, Optional
 
 import torch
 from torch import Tensor, nn
@@ -7,6 +7,9 @@ from torch import Tensor, nn
 from crd_plugin.ops import (LabelIndex, build_label_index, initial_rows,
                             last_occurrence, momentum_rows, scores)
 from crd_plugin.registry import MODELS
+
+# The two sides of a bank, in the order in which their rows are drawn.
+SIDES = ('student', 'teacher')
 
 
 class PendingUpdate(NamedTuple):
@@ -33,6 +36,10 @@ class MemoryBank(nn.Module):
     :meth:`stage`; :meth:`commit` writes ``v <- unit(m v + (1 - m) g)`` after
     the step. So a forward pass has no side effect on what it reads, and the
     updates of all ranks can be written in one order everywhere.
+
+    Sizing a bank costs nothing: its rows are drawn when they are first read
+    (or copied, pickled, saved), on the device that they are then on. Rows
+    that a checkpoint brings are never drawn.
 
     Source: Tian et al., arXiv:1910.10699, section 3; behaviour matched:
     HobbitLong/RepDistiller ``crd/memory.py``. Differs: settings are plain
@@ -76,7 +83,10 @@ class MemoryBank(nn.Module):
                 'the weight of the old row, and 1 would never learn.')
         self.embed_dim = embed_dim
         self.momentum = momentum
-        for name in ('student', 'teacher'):
+        self._num_samples = 0
+        # Seed of rows that are still to be drawn.
+        self._seed: Optional[int] = None
+        for name in SIDES:
             self._hold(name, torch.empty(0, embed_dim, dtype=dtype))
             self.register_buffer(f'log_z_{name}',
                                  torch.tensor(float('nan')).double())
@@ -92,17 +102,51 @@ class MemoryBank(nn.Module):
 
     def _hold(self, name: str, rows: Tensor) -> None:
         """Where rows are kept: in a buffer."""
-        self.register_buffer(name, rows)
+        self._buffers[name] = rows
+
+    def _held(self, name: str) -> Tensor:
+        """What is kept there: no rows while they are still to be drawn."""
+        return self._buffers[name]
+
+    def __getattr__(self, name: str) -> Any:
+        """Rows are there as soon as somebody looks at them."""
+        if name in SIDES:
+            self.draw_rows()
+        return super().__getattr__(name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Rows that are given stay: nothing is drawn over them."""
+        if name not in SIDES:
+            super().__setattr__(name, value)
+            return
+        expected = (self.num_own_rows, self.embed_dim)
+        if tuple(value.shape) != expected:
+            raise ValueError(
+                f'{name} has shape {tuple(value.shape)}, expected {expected}: '
+                'a row for each sample; call resize(num_samples) first.')
+        self.draw_rows()
+        self._hold(name, value)
+
+    def __getstate__(self) -> Dict[str, Any]:
+        """A copy has the rows, not the intention to draw them."""
+        self.draw_rows()
+        return self.__dict__
 
     @property
     def num_samples(self) -> int:
         """int: Rows N; 0 until the bank is sized."""
-        return self.student.size(0)
+        return self._num_samples
+
+    @property
+    def num_own_rows(self) -> int:
+        """int: Rows of a side that this rank keeps: all of them."""
+        return self._num_samples
 
     @property
     def num_bytes(self) -> int:
-        """int: Memory of both sides' rows, in bytes."""
-        return 2 * self.student.numel() * self.student.element_size()
+        """int: Memory of both sides' rows on this rank, in bytes."""
+        size = self._held('student').element_size()
+        return 2 * self.num_own_rows * self.embed_dim * size
 
     @property
     def num_shards(self) -> int:
@@ -141,12 +185,13 @@ class MemoryBank(nn.Module):
                 "or call resize(num_samples, labels), or use "
                 "exclude='instance' for data without labels.")
 
-    @torch.no_grad()
     def resize(self,
                num_samples: int,
                labels: Optional[Tensor] = None,
                seed: Optional[int] = None) -> None:
-        """Allocate fresh rows and forget constants and pending update.
+        """Have fresh rows, forget constants and pending update.
+
+        The rows are drawn later, see :meth:`draw_rows`.
 
         Args:
             num_samples (int): Rows N, the length of the training set.
@@ -161,7 +206,7 @@ class MemoryBank(nn.Module):
             raise ValueError(
                 f'num_samples is {num_samples}, expected at least 2: a bank '
                 'of one row has no negative.')
-        device = self.student.device
+        device = self.labels.device
         if labels is not None:
             if labels.shape != (num_samples, ):
                 raise ValueError(
@@ -170,21 +215,41 @@ class MemoryBank(nn.Module):
             labels = labels.to(device, torch.int64)
         else:
             labels = torch.empty(0, dtype=torch.int64, device=device)
-        generator = torch.Generator(device)
-        generator.manual_seed(torch.initial_seed() if seed is None else seed)
-        for name in ('student', 'teacher'):
-            rows = self._fresh_rows(num_samples, generator)
-            setattr(self, name, rows.to(self.student.dtype))
+        self._seed = torch.initial_seed() if seed is None else seed
+        self._num_samples = num_samples
+        for name in SIDES:
+            self._hold(name, self._held(name).new_empty(0, self.embed_dim))
             getattr(self, f'log_z_{name}').fill_(float('nan'))
         self.labels = labels
         self._label_index = None
         self._has_z = False
         self._pending = None
 
-    def _fresh_rows(self, num_samples: int,
-                    generator: torch.Generator) -> Tensor:
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def draw_rows(self) -> bool:
+        """Draw the rows now, if they are not there yet.
+
+        ``MemoryBankHook`` does so before the first iteration, so that memory
+        that is too small shows before training.
+
+        Returns:
+            bool: They were drawn now.
+        """
+        if self._seed is None:
+            return False
+        kept = self._held('student')
+        generator = torch.Generator(kept.device)
+        generator.manual_seed(self._seed)
+        drawn = [self._fresh_rows(generator).to(kept.dtype) for _ in SIDES]
+        for name, rows in zip(SIDES, drawn):
+            self._hold(name, rows)
+        self._seed = None
+        return True
+
+    def _fresh_rows(self, generator: torch.Generator) -> Tensor:
         """Rows of one side that nothing was written to."""
-        return initial_rows(num_samples, self.embed_dim, generator)
+        return initial_rows(self.num_samples, self.embed_dim, generator)
 
     def share_labels(self, other: 'MemoryBank') -> None:
         """Hold the labels of another bank of the same samples, not a copy.
@@ -222,7 +287,7 @@ class MemoryBank(nn.Module):
         Raises:
             ValueError: If ``side`` is another word.
         """
-        if side not in ('student', 'teacher'):
+        if side not in SIDES:
             raise ValueError(
                 f"side is '{side}', expected 'student' or 'teacher'.")
         rows = self.teacher if side == 'student' else self.student
@@ -278,7 +343,7 @@ class MemoryBank(nn.Module):
                 'forward pass of CRDLoss before commit().')
         self._pending = None
         last = last_occurrence(update.sample_idx)
-        for name in ('student', 'teacher'):
+        for name in SIDES:
             self._write(
                 getattr(self, name), update.sample_idx,
                 getattr(update, name)[last])
@@ -302,24 +367,21 @@ class MemoryBank(nn.Module):
     def _load_from_state_dict(self, state_dict, prefix, *args,
                               **kwargs) -> None:
         """Take over rows of a checkpoint; another size is an error."""
+        rows = [state_dict.get(prefix + name) for name in SIDES]
+        there = [found is not None for found in rows]
         if not self.keep_rows:
             # Evaluation needs no bank: keep what is there, say nothing.
             for name, value in self._buffers.items():
                 state_dict[prefix + name] = value
-        rows = state_dict.get(prefix + 'student')
+        elif all(there):
+            self._check_whole(prefix, rows[0])
+            for name, found in zip(SIDES, rows):
+                if self._held(name).shape != found.shape:
+                    self._hold(name, self._held(name).new_empty(found.shape))
+            self._num_samples, self._seed = len(rows[0]), None
+        elif any(there):
+            self.draw_rows()  # The other side stays fresh.
         labels = state_dict.get(prefix + 'labels')
-        if rows is not None:
-            if self.num_samples == 0 and rows.size(0) > 0:
-                for name in ('student', 'teacher'):
-                    buffer = getattr(self, name)
-                    setattr(self, name, buffer.new_empty(rows.shape))
-            elif rows.shape != self.student.shape:
-                raise ValueError(
-                    f'The checkpoint\'s memory bank "{prefix[:-1]}" has '
-                    f'{rows.size(0)} rows of width {rows.size(1)}, this one '
-                    f'{self.num_samples} of width {self.embed_dim}; resume '
-                    'with the training set and embed_dim of that run, or '
-                    'start anew without --resume.')
         if labels is not None and labels.numel() and self.labels.numel():
             if not torch.equal(labels.to(self.labels.device), self.labels):
                 raise ValueError(
@@ -335,6 +397,22 @@ class MemoryBank(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         self._has_z = not bool(torch.isnan(self.log_z_student))
         self._pending = None
+
+    def _check_whole(self, prefix: str, found: Tensor) -> None:
+        """The checkpoint must have all rows."""
+        given = self.num_samples or len(found)
+        if found.shape != (given, self.embed_dim):
+            raise ValueError(
+                f'The checkpoint\'s memory bank "{prefix[:-1]}" has '
+                f'{len(found)} rows of width {found.size(1)}, this one '
+                f'{given} of width {self.embed_dim}; resume with the training '
+                'set and embed_dim of that run, or start anew without '
+                '--resume.')
+
+    def _save_to_state_dict(self, destination, prefix, keep_vars) -> None:
+        """A checkpoint has the rows."""
+        self.draw_rows()
+        super()._save_to_state_dict(destination, prefix, keep_vars)
 
     def extra_repr(self) -> str:
         """Sizes and settings."""

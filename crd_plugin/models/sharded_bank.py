@@ -9,7 +9,7 @@ from crd_plugin.ops import (LabelIndex, Shard, build_shard, initial_pieces,
                             momentum_rows, shard_size)
 from crd_plugin.registry import MODELS
 
-from .memory_bank import MemoryBank, apply_to_tensors
+from .memory_bank import SIDES, MemoryBank, apply_to_tensors
 
 # Rows that are sent to rank 0 at a time.
 _CHUNK = 1 << 16
@@ -47,18 +47,34 @@ class ShardedBank(MemoryBank):
                  momentum: float = 0.5,
                  num_samples: Optional[int] = None,
                  dtype: torch.dtype = torch.float32) -> None:
-        self._num_samples = 0
+        self._rows: Dict[str, Tensor] = {}
         self._shards: Dict[str, Shard] = {}
         super().__init__(embed_dim, momentum, num_samples, dtype)
 
     def _hold(self, name: str, rows: Tensor) -> None:
-        """Where rows are kept: in an attribute."""
-        setattr(self, name, rows)
+        """Where rows are kept: beside the buffers."""
+        self._rows[name] = rows
+
+    def _held(self, name: str) -> Tensor:
+        """What is kept there: no rows while they are still to be drawn."""
+        return self._rows[name]
 
     @property
-    def num_samples(self) -> int:
-        """int: Rows N of all ranks; 0 until the bank is sized."""
-        return self._num_samples
+    def student(self) -> Tensor:
+        """Tensor: Own rows of the student, ``(N / W, D)``."""
+        self.draw_rows()
+        return self._rows['student']
+
+    @property
+    def teacher(self) -> Tensor:
+        """Tensor: Own rows of the teacher, ``(N / W, D)``."""
+        self.draw_rows()
+        return self._rows['teacher']
+
+    @property
+    def num_own_rows(self) -> int:
+        """int: Rows of a side that this rank keeps."""
+        return shard_size(self.num_samples, get_rank(), self.num_shards)
 
     @property
     def num_shards(self) -> int:
@@ -93,7 +109,7 @@ class ShardedBank(MemoryBank):
                 labels = self.labels
             self._shards[exclude] = build_shard(self.num_samples, get_rank(),
                                                 get_world_size(), labels,
-                                                self.student.device)
+                                                self.labels.device)
         return self._shards[exclude]
 
     def resize(self,
@@ -103,7 +119,6 @@ class ShardedBank(MemoryBank):
         """As :meth:`MemoryBank.resize`; ``seed`` must be given where there
         are several ranks that were not seeded alike."""
         super().resize(num_samples, labels, seed)
-        self._num_samples = num_samples
         self._shards = {}
 
     def share_labels(self, other: MemoryBank) -> None:
@@ -152,17 +167,13 @@ class ShardedBank(MemoryBank):
                 target.copy_(received[:len(target)])
         return whole
 
-    def _fresh_rows(self, num_samples: int,
-                    generator: torch.Generator) -> Tensor:
+    def _fresh_rows(self, generator: torch.Generator) -> Tensor:
         """Own rows of those that all ranks draw alike."""
         rank, world = get_rank(), get_world_size()
-        own = torch.empty(
-            shard_size(num_samples, rank, world),
-            self.embed_dim,
-            dtype=self.student.dtype,
-            device=self.student.device)
+        own = self._held('student').new_empty(self.num_own_rows,
+                                              self.embed_dim)
         done = 0
-        for part, rows in initial_pieces(num_samples, self.embed_dim,
+        for part, rows in initial_pieces(self.num_samples, self.embed_dim,
                                          generator):
             kept = rows[(rank - part.start) % world::world]
             own[done:done + len(kept)] = kept
@@ -186,7 +197,7 @@ class ShardedBank(MemoryBank):
     def _apply(self, fn, *args, **kwargs) -> 'ShardedBank':
         """Rows and shards follow the module to another device or type."""
         super()._apply(fn, *args, **kwargs)
-        self.student, self.teacher = fn(self.student), fn(self.teacher)
+        self._rows = {name: fn(rows) for name, rows in self._rows.items()}
         self._shards = {
             exclude: apply_to_tensors(shard, fn)
             for exclude, shard in self._shards.items()
@@ -198,43 +209,32 @@ class ShardedBank(MemoryBank):
         super()._save_to_state_dict(destination, prefix, keep_vars)
         if self.num_shards > 1:
             return
-        for name in ('student', 'teacher'):
-            destination[prefix + name] = getattr(self, name)
+        for name in SIDES:
+            destination[prefix + name] = self._held(name)
 
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict,
                               missing_keys, *args, **kwargs) -> None:
         """Take this rank's rows out of a checkpoint with all of them."""
         rows = {
             name: state_dict.pop(prefix + name)
-            for name in ('student', 'teacher') if prefix + name in state_dict
+            for name in SIDES if prefix + name in state_dict
         }
-        found = rows.get('student')
-        if self.keep_rows and found is not None:
-            self._check_whole(prefix, found)
-            self._num_samples = len(found)
+        if self.keep_rows and len(rows) == len(SIDES):
+            self._check_whole(prefix, rows['student'])
+            self._num_samples, self._seed = len(rows['student']), None
         super()._load_from_state_dict(state_dict, prefix, local_metadata,
                                       strict, missing_keys, *args, **kwargs)
         state_dict.update({prefix + name: rows[name] for name in rows})
         if not self.keep_rows:
             return
-        for name in ('student', 'teacher'):
+        self.draw_rows()  # Only if the checkpoint lacks some.
+        for name in SIDES:
             if name not in rows:
                 missing_keys.append(prefix + name)
                 continue
             own = rows[name][get_rank()::get_world_size()]
-            setattr(self, name, own.to(getattr(self, name), copy=True))
+            self._hold(name, own.to(self._held(name), copy=True))
         self._shards = {}
-
-    def _check_whole(self, prefix: str, found: Tensor) -> None:
-        """The checkpoint must have all rows."""
-        given = self.num_samples or len(found)
-        if found.shape != (given, self.embed_dim):
-            raise ValueError(
-                f'The checkpoint\'s memory bank "{prefix[:-1]}" has '
-                f'{len(found)} rows of width {found.size(1)}, this one '
-                f'{given} of width {self.embed_dim}; resume with the training '
-                'set and embed_dim of that run, or start anew without '
-                '--resume.')
 
     def extra_repr(self) -> str:
         """Sizes and settings."""

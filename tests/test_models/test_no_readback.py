@@ -172,6 +172,7 @@ def crd_loss(sizes, num_negatives, **arguments):
     loss.bank.resize(len(labels), labels, seed=0)
     if loss.exclude == 'class':
         assert loss.bank.label_index.largest_pool == sum(sizes) - min(sizes)
+    loss.bank.draw_rows()
     return loss.to('meta')
 
 

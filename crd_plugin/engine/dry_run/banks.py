@@ -63,8 +63,7 @@ def size_banks(model: nn.Module, banks: Dict[str, MemoryBank],
         bank.resize(len(labels), labels)
         mib = None
         if rows is not None:
-            size = bank.student.element_size()
-            mib = 2 * rows * bank.embed_dim * size / 2**20
+            mib = bank.num_bytes / bank.num_samples * rows / 2**20
         report.banks.append(
             BankRow(name, rows, bank.embed_dim, mib,
                     None if len(labels) == rows else len(labels)))

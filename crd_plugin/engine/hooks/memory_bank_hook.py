@@ -99,9 +99,6 @@ class MemoryBankHook(Hook):
             seed = torch.tensor(runner.seed + number)
             broadcast(seed)
             bank.resize(num_samples, labels, seed=int(seed))
-            if not isinstance(bank, ShardedBank):
-                for rows in (bank.student, bank.teacher):
-                    broadcast(rows)
             shards = ('' if bank.num_shards == 1 else
                       f' on each of {bank.num_shards} ranks')
             runner.logger.info(
@@ -122,7 +119,9 @@ class MemoryBankHook(Hook):
             self._check_pool(runner, name, loss)
 
     def before_train(self, runner) -> None:
-        """Compare the banks of all ranks, loaded or fresh."""
+        """Have all rows, loaded or fresh, and compare those of all ranks."""
+        for bank in self._banks.values():
+            bank.draw_rows()
         self._check_ranks()
 
     def before_train_iter(self,
