@@ -4,11 +4,12 @@ Tensors on torch's meta device have shapes and no values. So whoever reads a
 value back to the host gets an error, and whoever asks for the type of the
 device is not told ``'cpu'``, as on a GPU. :class:`Watch` adds what the meta
 device lets pass: tensors of host and device in one operator, copies that the
-host would wait for, and operators that read in their CUDA code alone.
+host would wait for, and operators that read in their CUDA code alone. It also
+counts what a GPU would be called for.
 """
 import sys
 from contextlib import ExitStack
-from typing import Any, Iterator, NamedTuple, Set
+from typing import Any, Iterator, List, NamedTuple, Set
 
 import numpy as np
 import torch
@@ -23,6 +24,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 _READING = ('_linalg_', 'linalg_', 'cholesky', 'multinomial')
 _HARMLESS = ('linalg_vector_norm', )
 _WRITES = ('index_put', 'index_put_', '_index_put_impl_', '_unsafe_index_put')
+# Neither work for a device nor a view.
+_NO_WORK = ('empty', 'new_empty', 'empty_like', 'empty_strided',
+            'promote_types')
 _FROM_NUMBERS = (torch.tensor, torch.as_tensor, torch.asarray,
                  torch.Tensor.new_tensor)
 _INDEXING = (torch.Tensor.__getitem__, torch.Tensor.__setitem__)
@@ -45,6 +49,8 @@ class Watch:
 
     Attributes:
         waits (set[Wait]): What was met.
+        calls (list[str]): Names of the operators that were called, one after
+            the other, but those that only view or find memory.
 
     Raises:
         RuntimeError: From the line that does it: if values are read back, by
@@ -55,12 +61,13 @@ class Watch:
 
     def __init__(self) -> None:
         self.waits: Set[Wait] = set()
+        self.calls: List[str] = []
         self._stack = ExitStack()
 
     def __enter__(self) -> 'Watch':
         """Begin."""
         self._stack.enter_context(_Functions(self.waits))
-        self._stack.enter_context(_Operators(self.waits))
+        self._stack.enter_context(_Operators(self.waits, self.calls))
         return self
 
     def __exit__(self, *exception: Any) -> None:
@@ -93,13 +100,16 @@ class _Functions(TorchFunctionMode):
 class _Operators(TorchDispatchMode):
     """All that reaches a device, backward passes included."""
 
-    def __init__(self, waits: Set[Wait]) -> None:
+    def __init__(self, waits: Set[Wait], calls: List[str]) -> None:
         super().__init__()
         self._waits = waits
+        self._calls = calls
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         name = func._schema.name.partition('::')[2]
+        if not func.is_view and name not in _NO_WORK:
+            self._calls.append(name)
         given = list(_tensors((args, kwargs)))
         on_meta = [tensor.is_meta for tensor in given]
         if name in ('copy_', '_to_copy'):

@@ -159,6 +159,12 @@ class MemoryBank(nn.Module):
         return self._has_z
 
     @property
+    def log_z(self) -> Tensor:
+        """Tensor: Logarithm of student's and teacher's partition constant,
+        ``(2,)`` float64; NaN until they are set."""
+        return torch.stack([self.log_z_student, self.log_z_teacher])
+
+    @property
     def pending(self) -> Optional[PendingUpdate]:
         """PendingUpdate: The update that waits for :meth:`commit`."""
         return self._pending
@@ -343,20 +349,27 @@ class MemoryBank(nn.Module):
                 'forward pass of CRDLoss before commit().')
         self._pending = None
         last = last_occurrence(update.sample_idx)
-        for name in SIDES:
-            self._write(
-                getattr(self, name), update.sample_idx,
-                getattr(update, name)[last])
+        embeddings = torch.stack([update.student, update.teacher])
+        self._write(update.sample_idx, embeddings.index_select(1, last))
         if update.log_z is not None:
             self.log_z_student.copy_(update.log_z[0])
             self.log_z_teacher.copy_(update.log_z[1])
             self._has_z = True
 
-    def _write(self, rows: Tensor, sample_idx: Tensor,
-               embedding: Tensor) -> None:
-        """Move rows towards embeddings, of which equal ids have equal ones."""
-        new = momentum_rows(rows[sample_idx], embedding, self.momentum)
-        rows.index_copy_(0, sample_idx, new)
+    def _write(self, sample_idx: Tensor, embeddings: Tensor) -> None:
+        """Move rows towards embeddings, of which equal ids have equal ones.
+
+        Both sides at once: a GPU waits for calls here, not for work.
+
+        Args:
+            sample_idx (Tensor): Rows, ``(B,)`` int64.
+            embeddings (Tensor): Student's and teacher's, ``(2, B, D)``.
+        """
+        sides = (self.student, self.teacher)
+        old = torch.stack([rows.index_select(0, sample_idx) for rows in sides])
+        for rows, new in zip(sides,
+                             momentum_rows(old, embeddings, self.momentum)):
+            rows.index_copy_(0, sample_idx, new)
 
     def _apply(self, fn, *args, **kwargs) -> 'MemoryBank':
         """The index of the labels follows them to another device."""

@@ -180,19 +180,23 @@ class ShardedBank(MemoryBank):
             done += len(kept)
         return own
 
-    def _write(self, rows: Tensor, sample_idx: Tensor,
-               embedding: Tensor) -> None:
-        """Write the rows that are here."""
+    def _write(self, sample_idx: Tensor, embeddings: Tensor) -> None:
+        """As :meth:`MemoryBank._write`, the rows that are here."""
         owned = sample_idx % self.num_shards == get_rank()
-        place = (sample_idx // self.num_shards).clamp_max_(len(rows) - 1)
+        place = sample_idx // self.num_shards
+        place.clamp_max_(self.num_own_rows - 1)
         # In place of another rank's row the first own one of the batch is
         # written once more: shapes do not depend on ids, so no read-back. If
         # there is none, a row is written as it is.
         source = torch.arange(len(owned), device=owned.device)
         source = torch.where(owned, source, owned.to(torch.uint8).argmax())
-        place, old = place[source], rows[place[source]]
-        new = momentum_rows(old, embedding[source], self.momentum)
-        rows.index_copy_(0, place, torch.where(owned[source, None], new, old))
+        place, owned = place[source], owned[source, None]
+        sides = (self.student, self.teacher)
+        old = torch.stack([rows.index_select(0, place) for rows in sides])
+        new = momentum_rows(old, embeddings.index_select(1, source),
+                            self.momentum)
+        for rows, value in zip(sides, torch.where(owned, new, old)):
+            rows.index_copy_(0, place, value)
 
     def _apply(self, fn, *args, **kwargs) -> 'ShardedBank':
         """Rows and shards follow the module to another device or type."""

@@ -3,7 +3,6 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Iterator, List, Optional, Sequence, Tuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 __all__ = [
@@ -108,23 +107,22 @@ def _uniform(rows: Tensor, generator: torch.Generator) -> Tensor:
 def momentum_rows(old: Tensor, embedding: Tensor, momentum: float) -> Tensor:
     """New rows ``unit(m * old + (1 - m) * embedding)``.
 
-    A row whose sum is exactly zero (opposite embeddings, m = 0.5) keeps its
+    A row whose sum has no length (opposite embeddings, m = 0.5) keeps its
     old value: dividing by its norm, as the public code does, gives NaN.
 
     Args:
-        old (Tensor): Rows in the bank, ``(B, D)`` float.
-        embedding (Tensor): New embeddings, ``(B, D)`` float.
+        old (Tensor): Rows in the bank, ``(..., D)`` float.
+        embedding (Tensor): New embeddings, ``(..., D)`` float.
         momentum (float): Weight of the OLD row, [0, 1).
 
     Returns:
-        Tensor: ``(B, D)``, in the dtype of ``old``.
+        Tensor: ``(..., D)``, in the dtype of ``old``.
     """
     compute = torch.promote_types(old.dtype, torch.float32)
-    mixed = momentum * old.to(compute)
-    mixed += (1 - momentum) * embedding.to(compute)
-    unit = F.normalize(mixed, dim=1)
-    vanished = (mixed == 0).all(1, keepdim=True)
-    return torch.where(vanished, old.to(compute), unit).to(old.dtype)
+    kept = old.to(compute)
+    mixed = (momentum * kept).add_(embedding.to(compute), alpha=1 - momentum)
+    norm = torch.linalg.vector_norm(mixed, dim=-1, keepdim=True)
+    return torch.where(norm == 0, kept, mixed / norm).to(old.dtype)
 
 
 def last_occurrence(sample_idx: Tensor) -> Tensor:

@@ -167,9 +167,12 @@ def draw_negatives(sample_idx: Tensor,
                      label_index.smallest_pool)
     sizes = part_sizes(num_rows, num_negatives, largest_class)
     if sizes is not None:
-        row_class = None if label_index is None else label_index.row_class
+        row_class = num_classes = None
+        if label_index is not None:
+            row_class = label_index.row_class
+            num_classes = label_index.count.numel()
         parts = draw_parts(sample_idx, num_rows, num_negatives, sizes,
-                           row_class, largest_class, generator)
+                           row_class, num_classes, generator)
         return Negatives(num_negatives, distinct=True, parts=parts)
     index, distinct = _own_ids(sample_idx, num_rows, num_negatives,
                                label_index, generator)

@@ -23,6 +23,7 @@ from typing import NamedTuple, Optional, Tuple
 import torch
 from torch import Tensor
 
+from .scratch import scratch
 from .subsets import random_rows
 
 __all__ = ['Parts', 'draw_parts', 'part_sizes']
@@ -74,24 +75,24 @@ class Parts(NamedTuple):
         """A row for each place, from a row for each anchor.
 
         Args:
-            query (Tensor): ``(B, D)``.
+            query (Tensor): Of E directions, ``(E, B, D)``.
 
         Returns:
-            Tensor: ``(S * G, D)``.
+            Tensor: ``(E, S * G, D)``.
         """
-        return query[self.anchor.view(-1)]
+        return query.index_select(1, self.anchor.view(-1))
 
     def collect(self, values: Tensor) -> Tensor:
         """What was found in the places of each anchor.
 
         Args:
-            values (Tensor): ``(S * G, ...)``.
+            values (Tensor): Of E directions, ``(E, S * G, ...)``.
 
         Returns:
-            Tensor: ``(B, s, ...)``.
+            Tensor: ``(E, B, s, ...)``.
         """
-        found = values[self.place.view(-1)]
-        return found.view(*self.place.shape, *values.shape[1:])
+        found = values.index_select(1, self.place.view(-1))
+        return found.view(-1, *self.place.shape, *values.shape[2:])
 
 
 def part_sizes(num_rows: int, num_negatives: int,
@@ -127,7 +128,7 @@ def draw_parts(sample_idx: Tensor,
                num_negatives: int,
                sizes: Tuple[int, int],
                row_class: Optional[Tensor] = None,
-               largest_class: int = 1,
+               num_classes: Optional[int] = None,
                generator: Optional[torch.Generator] = None) -> Parts:
     """Draw a step's rows and deal them to the anchors.
 
@@ -139,9 +140,10 @@ def draw_parts(sample_idx: Tensor,
         num_rows (int): Rows N of the bank.
         num_negatives (int): K.
         sizes (tuple[int, int]): From :func:`part_sizes`.
-        row_class (Tensor, optional): Class of each row, ``(N,)`` int64.
-            Defaults to None: every row is a class of its own.
-        largest_class (int): Rows of the largest class. Defaults to 1.
+        row_class (Tensor, optional): Class of each row, counted from 0,
+            ``(N,)`` int64. Defaults to None: every row is a class of its own.
+        num_classes (int, optional): How many these are. Defaults to None: at
+            most N.
         generator (torch.Generator, optional): Source of randomness on the
             device of ``sample_idx``.
 
@@ -151,14 +153,15 @@ def draw_parts(sample_idx: Tensor,
     number, length = sizes
     device = sample_idx.device
     rows = random_rows(num_rows, number * length, device, generator)
-    rows = rows.view(number, length)
     deal = _deal(sample_idx.numel(), number, device)
     row_key, own = rows, sample_idx
     if row_class is not None:
-        row_key, own = row_class[rows], row_class[sample_idx]
-    drawn = row_key[:, None] != own[deal.anchor][:, :, None]
+        row_key, own = (row_class.index_select(0, ids) for ids in (rows, own))
+    rows, row_key = (side.view(number, length) for side in (rows, row_key))
+    drawn = _differ(row_key, own[deal.anchor], num_classes or num_rows)
     flat = drawn.view(-1, length)
-    flat.index_fill_(0, deal.empty, False)
+    if deal.empty.numel():
+        flat.index_fill_(0, deal.empty, False)
     _leave(flat, deal.place, num_negatives)
     return Parts(rows, deal.anchor, deal.place, drawn)
 
@@ -209,6 +212,35 @@ def _deal(num_anchors: int, number: int, device: torch.device) -> _Deal:
         empty.to(device))
 
 
+def _differ(row_key: Tensor, own: Tensor, num_keys: int) -> Tensor:
+    """Which rows of a part have another key than who is in its places.
+
+    A CPU compares numbers of a byte thirty times as fast as long integers, and
+    into numbers of the same type rather than into bools.
+
+    Args:
+        row_key (Tensor): Of each part, ``(S, L)`` int64.
+        own (Tensor): Of each place, ``(S, G)`` int64.
+        num_keys (int): Keys are from 0 to below it.
+
+    Returns:
+        Tensor: ``(S, G, L)`` bool.
+    """
+    row_key, own = row_key[:, None], own[:, :, None]
+    if own.device.type != 'cpu':
+        return row_key != own
+    narrow = next(dtype
+                  for dtype in (torch.uint8, torch.int16, torch.int32,
+                                torch.int64)
+                  if num_keys - 1 <= torch.iinfo(dtype).max)
+    row_key, own = row_key.to(narrow), own.to(narrow)
+    differ = torch.ne(
+        row_key,
+        own,
+        out=scratch('differ', (*own.shape[:2], row_key.size(2)), own))
+    return differ.to(torch.uint8, copy=True).view(torch.bool)
+
+
 def _leave(drawn: Tensor, place: Tensor, num_negatives: int) -> None:
     """Leave the first K in the places of each anchor, in place.
 
@@ -234,10 +266,10 @@ def _leave(drawn: Tensor, place: Tensor, num_negatives: int) -> None:
 def _count(mask: Tensor) -> Tensor:
     """How many are true in each row of ``(n, L)``, int32.
 
-    Bytes are added eight at a time where L allows it: ``sum`` would first
+    A CPU adds bytes eight at a time where L allows it: ``sum`` would first
     make an integer of each, in memory that has to be found.
     """
-    if mask.size(1) % 8:
+    if mask.device.type != 'cpu' or mask.size(1) % 8:
         return mask.sum(1, dtype=torch.int32)
     # No byte of a sum of 255 words overflows into the next.
     sums = [words.sum(1) for words in mask.view(torch.int64).split(255, 1)]

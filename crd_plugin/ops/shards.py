@@ -6,15 +6,15 @@ the anchors of all ranks against its own rows; what the functions here return
 is summed over the ranks. Where W is 1 they give what ``contrast.py`` gives.
 """
 import math
-from typing import NamedTuple, Optional, Tuple
+from typing import NamedTuple, Optional, Sequence, Tuple, Union
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .contrast import (_SOFTPLUS_LINEAR, EPS, ContrastResult, _attach,
-                       _compute_dtype, _full_precision, _negative_pass,
-                       _softmax_pass, prepare)
+                       _directions, _full_precision, _negative_pass,
+                       _positives, _softmax_pass, prepare)
 from .negatives import (LabelIndex, Negatives, all_negatives, draw_negatives,
                         shared_negatives)
 
@@ -231,7 +231,7 @@ def given_shard(shard: Shard, contrast_idx: Tensor, sizes: Tuple[int, ...],
 
 
 def shard_nce(anchor: Tensor,
-              rows: Tensor,
+              rows: Union[Tensor, Sequence[Tensor]],
               negatives: ShardNegatives,
               log_z: Tensor,
               temperature: float,
@@ -239,32 +239,37 @@ def shard_nce(anchor: Tensor,
     """This shard's part of :func:`crd_plugin.ops.nce`.
 
     Args:
-        anchor (Tensor): Embeddings of all ranks, ``(B, D)`` float.
-        rows (Tensor): Own rows of the other side, ``(N / W, D)`` float.
+        anchor (Tensor): Embeddings of all ranks, ``(B, D)`` float, or of E
+            directions ``(E, B, D)``.
+        rows (Tensor | Sequence[Tensor]): Own rows of the other side,
+            ``(N / W, D)`` float, or E of them.
         negatives (ShardNegatives): From :func:`draw_shard`.
-        log_z (Tensor): Logarithm of the partition constant, scalar.
+        log_z (Tensor): Logarithm of the partition constant, scalar, or
+            ``(E,)``.
         temperature (float): tau.
         eps (float): Added to K / N. Defaults to 1e-7, as published.
 
     Returns:
-        Tensor: To be summed over the ranks, ``(B, 2 + D)``: loss of the
-        positive, loss of the negatives, gradient of the scaled anchor.
+        Tensor: To be summed over the ranks, ``(B, 2 + D)`` or
+        ``(E, B, 2 + D)``: loss of the positive, loss of the negatives,
+        gradient of the scaled anchor.
     """
     with torch.no_grad(), _full_precision(anchor):
-        query, x, positive, owned = _positives(anchor, rows, negatives,
-                                               temperature)
+        query, banks = _directions(anchor, rows, temperature)
+        x, positive, owned = _own_positives(query, banks, negatives)
         noise = negatives.num_negatives / negatives.shard.num_rows
-        shift = (log_z + math.log(noise + eps)).to(query.dtype)
-        loss = F.softplus(shift - x, threshold=_SOFTPLUS_LINEAR) * owned
-        slope = torch.sigmoid(shift - x) * owned
-        other, grad = _negative_pass(
-            query, rows, prepare(negatives.local, len(rows), query.dtype),
-            shift)
+        shift = (log_z + math.log(noise + eps)).to(query.dtype).view(-1, 1)
+        below = shift - x
+        loss = F.softplus(below, threshold=_SOFTPLUS_LINEAR) * owned
+        slope = torch.sigmoid(below) * owned
+        local = prepare(negatives.local, len(banks[0]), query.dtype)
+        other, grad = _negative_pass(query, banks, local, shift)
         if negatives.weight is not None:
             weight = negatives.weight.to(query.dtype)
             other, grad = other * weight, grad * weight[:, None]
-        grad = grad - positive * slope[:, None]
-        return torch.cat([loss[:, None], other[:, None], grad], 1)
+        grad = grad - positive * slope[..., None]
+        sums = torch.cat([loss[..., None], other[..., None], grad], -1)
+    return sums.view(*anchor.shape[:-1], -1)
 
 
 def nce_of_sums(anchor: Tensor,
@@ -275,68 +280,74 @@ def nce_of_sums(anchor: Tensor,
     """Loss of one rank's anchors from what all shards gave.
 
     Args:
-        anchor (Tensor): Own embeddings, ``(b, D)`` float.
+        anchor (Tensor): Own embeddings, ``(b, D)`` or ``(E, b, D)`` float.
         sums (Tensor): Sum of :func:`shard_nce` over the ranks, the rows of
-            these anchors, ``(b, 2 + D)``.
+            these anchors, ``(..., b, 2 + D)``.
         negatives (ShardNegatives): As given there.
         temperature (float): tau.
         eps (float): As in :func:`shard_nce`.
 
     Returns:
-        ContrastResult: Loss and mean ``log h``.
+        ContrastResult: Losses and ``log h``.
     """
-    positive, negative, grad = sums[:, 0], sums[:, 1], sums[:, 2:]
+    positive, negative, grad = sums[..., 0], sums[..., 1], sums[..., 2:]
     num_negatives = negatives.num_negatives
     noise = num_negatives / negatives.shard.num_rows
     constant = num_negatives * math.log1p(eps / noise)
-    loss = (positive + negative).mean() + constant
-    grad = grad / (temperature * anchor.size(0))
-    return ContrastResult(_attach(anchor, loss, grad), -positive.mean())
+    grad = grad / (temperature * anchor.size(-2))
+    return ContrastResult(
+        _attach(anchor, positive + negative, grad, constant),
+        _by_direction(positive))
 
 
-def shard_softmax(anchor: Tensor, rows: Tensor, negatives: ShardNegatives,
+def shard_softmax(anchor: Tensor, rows: Union[Tensor, Sequence[Tensor]],
+                  negatives: ShardNegatives,
                   temperature: float) -> Tuple[Tensor, Tensor]:
     """This shard's part of a softmax over positive and negatives.
 
     Args:
-        anchor (Tensor): Embeddings of all ranks, ``(B, D)`` float.
-        rows (Tensor): Own rows of the other side, ``(N / W, D)`` float.
+        anchor (Tensor): Embeddings of all ranks, ``(B, D)`` float, or of E
+            directions ``(E, B, D)``.
+        rows (Tensor | Sequence[Tensor]): Own rows of the other side,
+            ``(N / W, D)`` float, or E of them.
         negatives (ShardNegatives): From :func:`draw_shard`.
         temperature (float): tau.
 
     Returns:
         tuple[Tensor, Tensor]: Log of the sum of exp(score) over own
-        negatives, ``(B,)``; own mean row under the softmax, score of the
+        negatives, ``(..., B)``; own mean row under the softmax, score of the
         positive and its row, 0 where another rank keeps it,
-        ``(B, D + 1 + D)``.
+        ``(..., B, D + 1 + D)``.
     """
     with torch.no_grad(), _full_precision(anchor):
-        query, x, positive, owned = _positives(anchor, rows, negatives,
-                                               temperature)
+        query, banks = _directions(anchor, rows, temperature)
+        x, positive, owned = _own_positives(query, banks, negatives)
         weight = negatives.weight
         log_sum, mean_row = _softmax_pass(
-            query, rows, prepare(negatives.local, len(rows), query.dtype),
+            query, banks, prepare(negatives.local, len(banks[0]), query.dtype),
             None if weight is None else weight.to(query.dtype))
-        positive = positive * owned[:, None]
-        return log_sum, torch.cat([mean_row, (x * owned)[:, None], positive],
-                                  1)
+        part = torch.cat([mean_row, (x * owned)[..., None],
+                          positive * owned[:, None]], -1)
+    lead = anchor.shape[:-1]
+    return log_sum.view(lead), part.view(*lead, -1)
 
 
 def merge_softmax(log_sum: Tensor, largest: Tensor, part: Tensor) -> Tensor:
     """Bring the parts of all shards to one scale, to be summed.
 
     Args:
-        log_sum (Tensor): From :func:`shard_softmax`, ``(B,)``.
-        largest (Tensor): The largest of it over the ranks, ``(B,)``.
-        part (Tensor): From :func:`shard_softmax`, ``(B, 2 D + 1)``.
+        log_sum (Tensor): From :func:`shard_softmax`, ``(..., B)``.
+        largest (Tensor): The largest of it over the ranks, ``(..., B)``.
+        part (Tensor): From :func:`shard_softmax`, ``(..., B, 2 D + 1)``.
 
     Returns:
-        Tensor: To be summed over the ranks, ``(B, 1 + 2 D + 1)``.
+        Tensor: To be summed over the ranks, ``(..., B, 1 + 2 D + 1)``.
     """
     finite = largest.clamp_min(torch.finfo(largest.dtype).min)
-    share = torch.exp(log_sum - finite)[:, None]
-    width = part.size(1) // 2
-    return torch.cat([share, share * part[:, :width], part[:, width:]], 1)
+    share = torch.exp(log_sum - finite)[..., None]
+    width = part.size(-1) // 2
+    return torch.cat([share, share * part[..., :width], part[..., width:]],
+                     -1)
 
 
 def log_partition_of_sums(sums: Tensor, largest: Tensor,
@@ -345,15 +356,15 @@ def log_partition_of_sums(sums: Tensor, largest: Tensor,
 
     Args:
         sums (Tensor): Sum of :func:`merge_softmax`, of all anchors.
-        largest (Tensor): As given there, ``(B,)``.
+        largest (Tensor): As given there, ``(..., B)``.
         num_negatives (int): K.
 
     Returns:
-        Tensor: Scalar float64.
+        Tensor: Scalar, or ``(E,)``, float64.
     """
     x, log_sum, _, _ = _softmax_of_sums(sums, largest)
-    total = torch.logaddexp(x, log_sum).double().logsumexp(0)
-    return total - math.log(len(sums) * (1 + num_negatives))
+    total = torch.logaddexp(x, log_sum).double().logsumexp(-1)
+    return total - math.log(sums.size(-2) * (1 + num_negatives))
 
 
 def info_nce_of_sums(anchor: Tensor, sums: Tensor, largest: Tensor,
@@ -361,23 +372,24 @@ def info_nce_of_sums(anchor: Tensor, sums: Tensor, largest: Tensor,
     """:func:`crd_plugin.ops.info_nce` of one rank's anchors.
 
     Args:
-        anchor (Tensor): Own embeddings, ``(b, D)`` float.
+        anchor (Tensor): Own embeddings, ``(b, D)`` or ``(E, b, D)`` float.
         sums (Tensor): Sum of :func:`merge_softmax` over the ranks, the rows
             of these anchors.
-        largest (Tensor): As given there, of these anchors, ``(b,)``.
+        largest (Tensor): As given there, of these anchors, ``(..., b)``.
         temperature (float): tau.
 
     Returns:
-        ContrastResult: Loss and mean log-probability of the positive.
+        ContrastResult: Losses and log-probability of the positive.
     """
     with torch.no_grad():
         x, log_sum, mean_row, positive = _softmax_of_sums(sums, largest)
         total = torch.logaddexp(x, log_sum)
-        share = torch.exp(log_sum - total)[:, None]
-        loss = (total - x).mean()
+        share = torch.exp(log_sum - total)[..., None]
+        losses = total - x
         grad = share * (mean_row - positive)
-        grad /= temperature * anchor.size(0)
-    return ContrastResult(_attach(anchor, loss, grad), -loss)
+        grad /= temperature * anchor.size(-2)
+    return ContrastResult(
+        _attach(anchor, losses, grad), _by_direction(losses))
 
 
 def _places(shard: Shard, sample_idx: Tensor,
@@ -391,20 +403,25 @@ def _places(shard: Shard, sample_idx: Tensor,
     return shard.size + found, shard.num_rows - shard.count[found]
 
 
-def _positives(anchor: Tensor, rows: Tensor, negatives: ShardNegatives,
-               temperature: float) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Scaled anchors, scores and rows of positives, and which are here."""
-    query = _compute_dtype(anchor.detach()) / temperature
+def _own_positives(
+        query: Tensor, banks: Sequence[Tensor],
+        negatives: ShardNegatives) -> Tuple[Tensor, Tensor, Tensor]:
+    """Scores and rows of positives, as if all were here, and which are."""
     owned, place = negatives.shard.locate(negatives.pos_idx)
-    positive = rows[place].to(query.dtype)
-    return query, (query * positive).sum(1), positive, owned.to(query.dtype)
+    positive, x = _positives(query, banks, place)
+    return x, positive, owned.to(query.dtype)
+
+
+def _by_direction(values: Tensor) -> Tensor:
+    """A value of each anchor as ``(E, B)``."""
+    return values.view(-1, values.size(-1))
 
 
 def _softmax_of_sums(sums: Tensor,
                      largest: Tensor) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
     """Score of the positive, log of the negatives' sum, mean row, positive."""
-    width = sums.size(1) // 2 - 1
-    share, mean_row, x, positive = sums.split([1, width, 1, width], dim=1)
+    width = sums.size(-1) // 2 - 1
+    share, mean_row, x, positive = sums.split([1, width, 1, width], dim=-1)
     tiny = torch.finfo(sums.dtype).tiny
-    log_sum = share.squeeze(1).log() + largest
-    return x.squeeze(1), log_sum, mean_row / share.clamp_min(tiny), positive
+    log_sum = share.squeeze(-1).log() + largest
+    return x.squeeze(-1), log_sum, mean_row / share.clamp_min(tiny), positive

@@ -25,8 +25,10 @@ def random_rows(num_rows: int, most: int, device: torch.device,
     """
     if device.type == 'cpu' and 8 * most < num_rows:
         return _first_distinct(num_rows, most, generator)
+    # A CPU is faster with half the bytes, a GPU with one call less.
+    dtype = torch.int32 if device.type == 'cpu' else torch.int64
     return torch.randperm(
-        num_rows, dtype=torch.int32, device=device,
+        num_rows, dtype=dtype, device=device,
         generator=generator)[:most].long()
 
 

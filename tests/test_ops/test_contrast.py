@@ -95,18 +95,28 @@ FORMS = [
     'shared-instance', 'all-instance'
 ]
 # Tile sizes that end within, at and after the rows; rows gathered or masked;
-# from which size on products are those of oneDNN.
+# from which size on products are those of oneDNN; whether a tile has all
+# directions, as on a GPU.
 NEVER = 1 << 62
-PATHS = {'one tile': (1 << 18, 16, NEVER), 'tiles': (B * 37, 16, NEVER),
-         'tiles, oneDNN': (B * 37, 16, 0), 'tile a row': (1, 16, 0),
-         'gathered': (1 << 18, 0, NEVER),
-         'gathered, tiles': (2 * K * D, 0, NEVER)}
+PATHS = {'one tile': (1 << 18, 16, NEVER, False),
+         'tiles': (B * 37, 16, NEVER, False),
+         'tiles, oneDNN': (B * 37, 16, 0, False),
+         'tile a row': (1, 16, 0, False),
+         'gathered': (1 << 18, 0, NEVER, False),
+         'gathered, tiles': (2 * K * D, 0, NEVER, False),
+         'together': (1 << 24, 16, NEVER, True),
+         'together, tiles': (B * 37, 16, 0, True),
+         'together, tile a row': (1, 16, 0, True),
+         'together, gathered': (2 * K * D, 0, NEVER, True)}
 
 
 @pytest.fixture(params=PATHS)
 def path(request, monkeypatch):
     """Every way through the bank."""
-    tile, dense, onednn = PATHS[request.param]
+    tile, dense, onednn, together = PATHS[request.param]
+    if together:
+        monkeypatch.setattr(contrast, '_together',
+                            lambda query: [slice(0, query.size(0))])
     monkeypatch.setattr(contrast, '_TILE_CPU', tile)
     monkeypatch.setattr(contrast, '_DENSE_ROWS_PER_NEGATIVE', dense)
     monkeypatch.setattr(matmul, '_SMALL', onednn)
@@ -138,6 +148,41 @@ def test_equals_loops(case, path, form, objective):
             slow.grad,
             rtol=rtol,
             atol=rtol * float(slow.grad.abs().max()))
+
+
+@pytest.mark.parametrize('form', FORMS)
+@pytest.mark.parametrize('objective', ['nce', 'infonce'])
+@pytest.mark.parametrize('bank_dtype', [torch.float64, torch.bfloat16])
+def test_directions_do_not_touch_each_other(case, path, form, objective,
+                                            bank_dtype):
+    """Several directions at once are each of them alone."""
+    anchor, rows, labels, ids, log_z = case
+    negatives = make_negatives(form, labels, ids)
+    anchors = torch.stack([anchor, anchor.flip(0), anchor.roll(1, 1)])
+    anchors.requires_grad_()
+    banks = [part.to(bank_dtype) for part in (rows, rows.flip(1), -rows)]
+    constants = log_z + torch.arange(3)
+    weight = torch.tensor([1.0, -2.0, 3.0], dtype=torch.float64)
+
+    def both(anchor, bank, z):
+        partition = log_partition(anchor, bank, ids, negatives, TAU)
+        if objective == 'nce':
+            return partition, nce(anchor, bank, ids, negatives, z, TAU)
+        return partition, info_nce(anchor, bank, ids, negatives, TAU)
+
+    partition, result = both(anchors, banks, constants)
+    assert result.positive_loss.shape == (3, B)
+    (weight * result.loss).sum().backward()
+    for i in range(3):
+        leaf = anchors[i].detach().clone().requires_grad_()
+        expected, alone = both(leaf, banks[i], constants[i])
+        (weight[i] * alone.loss).backward()
+        for found, wanted in ((partition[i], expected),
+                              (result.loss[i], alone.loss),
+                              (result.log_h[i], alone.log_h),
+                              (anchors.grad[i], leaf.grad)):
+            assert found.shape == wanted.shape
+            torch.testing.assert_close(found, wanted, rtol=1e-11, atol=1e-13)
 
 
 @pytest.mark.parametrize('objective', ['nce', 'infonce'])
@@ -348,8 +393,9 @@ def test_both_ways_of_the_negatives_agree(scale):
     rows, query = torch.randn(90, 4), torch.randn(5, 4) * scale
     index = torch.randint(90, (5, 40))
     drawn = negatives_of(index)
-    loss, grad = contrast._negative_pass(query, rows, drawn,
-                                         torch.tensor(2.0))
+    loss, grad = (
+        value[0] for value in contrast._negative_pass(
+            query[None], (rows, ), drawn, torch.full((1, 1), 2.0)))
     exact = query.double().requires_grad_()
     score = (exact[:, None] * rows.double()[index]).sum(2) - 2
     expected = F.softplus(score, threshold=50).sum(1)
@@ -362,8 +408,9 @@ def test_both_ways_of_the_negatives_agree(scale):
 
 def test_nan_passes_on():
     rows, query = torch.randn(9, 4), torch.full((1, 4), float('nan'))
-    loss, grad = contrast._negative_pass(
-        query, rows, negatives_of(torch.arange(9)[None]), torch.tensor(0.0))
+    loss, grad = contrast._negative_pass(query[None], (rows, ),
+                                         negatives_of(torch.arange(9)[None]),
+                                         torch.zeros(1, 1))
     assert loss.isnan().all() and grad.isnan().all()
 
 

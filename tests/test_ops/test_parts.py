@@ -79,7 +79,7 @@ def test_pairs_of_anchors_share_as_many_parts_as_by_chance():
 
 @pytest.mark.parametrize('num_rows, num_negatives, num_classes', [
     (1000, 130, 20), (1000, 130, None), (300, 32, 5), (9000, 4000, 10),
-    (40, 31, 10), (700, 150, 2)
+    (40, 31, 10), (700, 150, 2), (2000, 260, 300), (40000, 50, None)
 ])
 def test_first_k_of_other_classes(num_rows, num_negatives, num_classes):
     """Against a walk along the rows of each anchor's parts."""
@@ -92,7 +92,8 @@ def test_first_k_of_other_classes(num_rows, num_negatives, num_classes):
     sizes = part_sizes(num_rows, num_negatives, largest)
     assert sizes is not None
     ids = torch.randint(num_rows, (37, ))
-    parts = draw_parts(ids, num_rows, num_negatives, sizes, row_class, largest)
+    parts = draw_parts(ids, num_rows, num_negatives, sizes, row_class,
+                       num_classes)
     key = torch.arange(num_rows) if row_class is None else row_class
     flat = parts.drawn.flatten(0, 1)
     places = parts.anchor.size(1)
@@ -125,7 +126,7 @@ def test_exactly_uniform(num_negatives):
     for order in itertools.permutations(range(6), drawn):
         with mock.patch.object(
                 parts_module, 'random_rows', return_value=torch.tensor(order)):
-            parts = draw_parts(ids, 6, num_negatives, sizes, row_class, 2)
+            parts = draw_parts(ids, 6, num_negatives, sizes, row_class, 4)
         for counter, row in zip(found, parts.ids.tolist()):
             counter[tuple(sorted(row))] += 1
     for anchor, counter in zip(ids, found):
@@ -150,12 +151,12 @@ def test_no_anchors():
 def test_spread_and_collect():
     torch.manual_seed(0)
     parts = draw_parts(torch.arange(5), 100, 8, (7, 3))
-    query = torch.randn(5, 2)
+    query = torch.randn(3, 5, 2)
     spread = parts.spread(query)
-    assert spread.shape == (parts.num_places, 2)
+    assert spread.shape == (3, parts.num_places, 2)
     collected = parts.collect(spread)
-    assert torch.equal(collected, query[:, None].expand(5, TAKEN, 2))
-    assert torch.equal(parts.collect(spread[:, 0]), collected[..., 0])
+    assert torch.equal(collected, query[:, :, None].expand(3, 5, TAKEN, 2))
+    assert torch.equal(parts.collect(spread[..., 0]), collected[..., 0])
 
 
 @pytest.mark.parametrize('length', [3, 8, 2032, 2040, 2048, 6000, 6008])
@@ -167,6 +168,23 @@ def test_count(length):
     mask[1] = False
     assert torch.equal(
         parts_module._count(mask).long(), mask.long().sum(1))
+
+
+@pytest.mark.parametrize('num_keys', [
+    2, 255, 256, 257, 1 << 15, (1 << 15) + 1, 1 << 31, (1 << 31) + 1, 1 << 40
+])
+def test_keys_are_compared_in_a_type_that_holds_them(num_keys):
+    """Keys that equal each other in a narrower type among them."""
+    keys = torch.tensor([[0, 1, 256, 1 << 16, 1 << 32, num_keys - 1]])
+    keys = keys.clamp(max=num_keys - 1).repeat(2, 1)
+    own = torch.stack([keys[0, :3], keys[0, 3:]])
+    differ = parts_module._differ(keys, own, num_keys)
+    assert differ.dtype == torch.bool
+    assert torch.equal(differ, keys[:, None] != own[:, :, None])
+    # What was found stays when the next is looked for.
+    kept = differ.clone()
+    parts_module._differ(keys.flip(1), own, num_keys)
+    assert torch.equal(differ, kept)
 
 
 def test_generator_repeats():

@@ -1,14 +1,14 @@
 """The objective of contrastive representation distillation."""
 import math
-from typing import Optional, Union
+from typing import Optional, Sequence, Tuple, Union
 
 import torch
 from mmengine.dist import all_gather
 from torch import Tensor, nn
 
-from crd_plugin.ops import (Negatives, ShardNegatives, all_negatives,
-                            draw_negatives, info_nce, log_partition, nce,
-                            prepare, shared_negatives)
+from crd_plugin.ops import (ContrastResult, Negatives, ShardNegatives,
+                            all_negatives, draw_negatives, info_nce,
+                            log_partition, nce, prepare, shared_negatives)
 from crd_plugin.registry import MODELS
 
 from ..memory_bank import MemoryBank
@@ -133,8 +133,8 @@ class CRDLoss(nn.Module):
             bank = ShardedBank if sharded else MemoryBank
             self.bank = bank(embed_dim, momentum, num_samples,
                              getattr(torch, bank_dtype or 'float32'))
-        # Lower bound of the mutual information, in nats; for the hook's log.
-        self.mi_bound: Optional[Tensor] = None
+        # log K, and the mean loss of positives, of which mi_bound is made.
+        self._critic: Optional[Tuple[float, Tensor]] = None
 
     def forward(self,
                 s_feats: Tensor,
@@ -181,39 +181,43 @@ class CRDLoss(nn.Module):
         if negatives is None:
             negatives = self.draw(sample_idx, contrast_idx, s_feats.dtype)
         pos_idx = sample_idx if contrast_idx is None else contrast_idx[:, 0]
+        anchors = torch.stack([s_feats, t_feats])
         if isinstance(self.bank, ShardedBank):
-            student, teacher, new_log_z = contrast_with_shards(
-                s_feats, t_feats, self.bank, negatives, self.objective,
-                self.temperature)
+            result, new_log_z = contrast_with_shards(anchors, self.bank,
+                                                     negatives, self.objective,
+                                                     self.temperature)
         else:
-            student, teacher, new_log_z = self._contrast(
-                s_feats, t_feats, pos_idx, negatives)
+            result, new_log_z = self._contrast(anchors, pos_idx, negatives)
         if self.training:
             self.bank.stage(sample_idx, s_feats, t_feats, new_log_z)
-        # I(T; S) >= log K + E[log h], section 3.1 of the paper; the mean of
-        # both directions.
-        self.mi_bound = math.log(negatives.num_negatives) + (
-            student.log_h + teacher.log_h) / 2
-        return self.loss_weight * (student.loss + teacher.loss)
+        self._critic = math.log(negatives.num_negatives), result.positive_loss
+        return self.loss_weight * result.loss.sum()
 
-    def _contrast(self, s_feats: Tensor, t_feats: Tensor, pos_idx: Tensor,
-                  negatives: Negatives):
+    @property
+    def mi_bound(self) -> Optional[Tensor]:
+        """Tensor: Lower bound of the mutual information, in nats, scalar
+        without gradient; None before the first batch.
+
+        ``I(T; S) >= log K + E[log h]``, section 3.1 of the paper; the mean of
+        both directions.
+        """
+        if self._critic is None:
+            return None
+        log_k, positive_loss = self._critic
+        return log_k - positive_loss.mean()
+
+    def _contrast(
+            self, anchors: Tensor, pos_idx: Tensor, negatives: Negatives
+    ) -> Tuple[ContrastResult, Optional[Tensor]]:
         """Both directions, and the log of Z if it has to be set."""
-        sides = ((s_feats, self.bank.teacher), (t_feats, self.bank.student))
-        log_z = new_log_z = None
+        bank = self.bank
+        arguments = anchors, (bank.teacher, bank.student), pos_idx, negatives
         if self.objective == 'infonce':
-            student, teacher = (
-                info_nce(anchor, rows, pos_idx, negatives, self.temperature)
-                for anchor, rows in sides)
-            return student, teacher, None
-        if self.bank.has_z:
-            log_z = (self.bank.log_z_student, self.bank.log_z_teacher)
-        else:
-            log_z = new_log_z = self._estimate_log_z(sides, pos_idx, negatives)
-        student, teacher = (
-            nce(anchor, rows, pos_idx, negatives, z, self.temperature)
-            for (anchor, rows), z in zip(sides, log_z))
-        return student, teacher, new_log_z
+            return info_nce(*arguments, self.temperature), None
+        log_z, new_log_z = bank.log_z, None
+        if not bank.has_z:
+            log_z = new_log_z = self._estimate_log_z(*arguments)
+        return nce(*arguments, log_z, self.temperature), new_log_z
 
     def _forward_batch(self, s_feats: Tensor, t_feats: Tensor,
                        sample_idx: Optional[Tensor],
@@ -234,7 +238,7 @@ class CRDLoss(nn.Module):
             check_column(name, key, batch)
         result = self.batch(s_feats, t_feats, key, self.objective,
                             self.temperature)
-        self.mi_bound = result.mi_bound
+        self._critic = 0.0, -result.mi_bound
         return self.loss_weight * result.loss
 
     def draw(self,
@@ -281,13 +285,11 @@ class CRDLoss(nn.Module):
         drawn = draw(sample_idx, num_samples, self.num_negatives, label_index)
         return prepare(drawn, num_samples, dtype)
 
-    def _estimate_log_z(self, sides, pos_idx: Tensor,
-                        negatives: Negatives) -> Tensor:
+    def _estimate_log_z(self, anchors: Tensor, rows: Sequence[Tensor],
+                        pos_idx: Tensor, negatives: Negatives) -> Tensor:
         """Partition constants of the first batch over all ranks, ``(2,)``."""
-        local = torch.stack([
-            log_partition(anchor, rows, pos_idx, negatives, self.temperature)
-            for anchor, rows in sides
-        ])
+        local = log_partition(anchors, rows, pos_idx, negatives,
+                              self.temperature)
         size = local.new_full((1, ), pos_idx.numel())
         ranks = torch.stack(all_gather(torch.cat([local, size])))
         weight = ranks[:, 2:].log()

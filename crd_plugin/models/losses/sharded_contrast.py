@@ -1,6 +1,6 @@
 """Contrast of a batch with a memory bank that is split over the ranks."""
 import math
-from typing import Optional, Tuple
+from typing import Optional, Sequence, Tuple
 
 import torch
 from mmengine.dist import all_reduce
@@ -48,9 +48,9 @@ def draw_from_shards(bank: ShardedBank, sample_idx: Tensor,
 
 
 def contrast_with_shards(
-    s_feats: Tensor, t_feats: Tensor, bank: ShardedBank,
-    negatives: ShardNegatives, objective: str, temperature: float
-) -> Tuple[ContrastResult, ContrastResult, Optional[Tensor]]:
+        anchors: Tensor, bank: ShardedBank, negatives: ShardNegatives,
+        objective: str,
+        temperature: float) -> Tuple[ContrastResult, Optional[Tensor]]:
     """Both directions of the objective for this rank's anchors.
 
     Collective: every rank must call it. The anchors of all ranks are gathered
@@ -58,60 +58,47 @@ def contrast_with_shards(
     the ranks.
 
     Args:
-        s_feats (Tensor): Student embeddings, ``(b, D)``.
-        t_feats (Tensor): Teacher embeddings, ``(b, D)``.
+        anchors (Tensor): Embeddings of student and teacher, ``(2, b, D)``.
         bank (ShardedBank): The bank.
         negatives (ShardNegatives): From :func:`draw_from_shards`.
         objective (str): ``'nce'`` or ``'infonce'``.
         temperature (float): tau.
 
     Returns:
-        tuple: Results of student's and teacher's anchors, and ``(2,)`` log of
-        Z if it has to be set, else None.
+        tuple[ContrastResult, Tensor | None]: Of student's and teacher's
+        anchors, and ``(2,)`` log of Z if it has to be set.
     """
-    own, width = own_part(negatives.sizes), s_feats.size(1)
-    feats = [full_precision(side.detach()) for side in (s_feats, t_feats)]
-    gathered = gather_rows(torch.cat(feats, 1), negatives.sizes)
-    sides = tuple(
-        zip((s_feats, t_feats), gathered.split(width, 1),
-            (bank.teacher, bank.student)))
-    # Of a side: anchors of this rank, anchors of all, rows to score.
+    own, width = own_part(negatives.sizes), anchors.size(2)
+    # Side by side, for one collective.
+    gathered = gather_rows(
+        full_precision(anchors.detach()).transpose(0, 1).flatten(1),
+        negatives.sizes)
+    every = gathered.view(-1, 2, width).transpose(0, 1)
+    rows = (bank.teacher, bank.student)
     if objective == 'infonce':
-        sums, largest = _softmax_sums(sides, negatives, temperature)
-        student, teacher = (info_nce_of_sums(anchor, total[own], top[own],
-                                             temperature)
-                            for (anchor, _,
-                                 _), total, top in zip(sides, sums, largest))
-        return student, teacher, None
-    log_z = new_log_z = None
-    if bank.has_z:
-        log_z = (bank.log_z_student, bank.log_z_teacher)
-    else:
-        sums, largest = _softmax_sums(sides, negatives, temperature)
-        log_z = new_log_z = torch.stack([
-            log_partition_of_sums(total, top, negatives.num_negatives)
-            for total, top in zip(sums, largest)
-        ]) + math.log(bank.num_samples)
-    sums = torch.stack([
-        shard_nce(every, rows, negatives, z, temperature)
-        for (_, every, rows), z in zip(sides, log_z)
-    ])
+        sums, largest = _softmax_sums(every, rows, negatives, temperature)
+        result = info_nce_of_sums(anchors, sums[:, own], largest[:, own],
+                                  temperature)
+        return result, None
+    log_z, new_log_z = bank.log_z, None
+    if not bank.has_z:
+        sums, largest = _softmax_sums(every, rows, negatives, temperature)
+        log_z = new_log_z = math.log(
+            bank.num_samples) + log_partition_of_sums(sums, largest,
+                                                      negatives.num_negatives)
+    sums = shard_nce(every, rows, negatives, log_z, temperature)
     all_reduce(sums)
-    student, teacher = (nce_of_sums(anchor, total[own], negatives, temperature)
-                        for (anchor, _, _), total in zip(sides, sums))
-    return student, teacher, new_log_z
+    return nce_of_sums(anchors, sums[:, own], negatives,
+                       temperature), new_log_z
 
 
-def _softmax_sums(sides, negatives: ShardNegatives,
+def _softmax_sums(every: Tensor, rows: Sequence[Tensor],
+                  negatives: ShardNegatives,
                   temperature: float) -> Tuple[Tensor, Tensor]:
     """Parts of all shards summed, ``(2, B, ...)``, and their scale."""
-    log_sums, parts = zip(*(shard_softmax(every, rows, negatives, temperature)
-                            for _, every, rows in sides))
-    largest = torch.stack(log_sums)
+    log_sum, part = shard_softmax(every, rows, negatives, temperature)
+    largest = log_sum.clone()
     all_reduce(largest, 'max')
-    sums = torch.stack([
-        merge_softmax(log_sum, top, part)
-        for log_sum, top, part in zip(log_sums, largest, parts)
-    ])
+    sums = merge_softmax(log_sum, largest, part)
     all_reduce(sums)
     return sums, largest
