@@ -1,7 +1,9 @@
 """Memory bank of contrastive representation distillation."""
+import threading
 from typing import Any, Callable, Dict, NamedTuple, Optional
 
 import torch
+from mmengine.dist import get_world_size
 from torch import Tensor, nn
 
 from crd_plugin.ops import (LabelIndex, build_label_index, initial_rows,
@@ -10,6 +12,9 @@ from crd_plugin.registry import MODELS
 
 # The two sides of a bank, in the order in which their rows are drawn.
 SIDES = ('student', 'teacher')
+
+# Held while rows are drawn.
+_DRAWING = threading.Lock()
 
 
 class PendingUpdate(NamedTuple):
@@ -37,9 +42,10 @@ class MemoryBank(nn.Module):
     the step. So a forward pass has no side effect on what it reads, and the
     updates of all ranks can be written in one order everywhere.
 
-    Sizing a bank costs nothing: its rows are drawn when they are first read
-    (or copied, pickled, saved), on the device that they are then on. Rows
-    that a checkpoint brings are never drawn.
+    Sizing a bank costs nothing: in a single process its rows are drawn when
+    they are first read (or copied, pickled, saved, moved). Of several, all
+    draw at once, since whoever makes their buffers alike takes these as they
+    are.
 
     Source: Tian et al., arXiv:1910.10699, section 3; behaviour matched:
     HobbitLong/RepDistiller ``crd/memory.py``. Differs: settings are plain
@@ -115,7 +121,7 @@ class MemoryBank(nn.Module):
         return super().__getattr__(name)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Rows that are given stay: nothing is drawn over them."""
+        """Rows that are given stay, in the type of the bank."""
         if name not in SIDES:
             super().__setattr__(name, value)
             return
@@ -125,7 +131,7 @@ class MemoryBank(nn.Module):
                 f'{name} has shape {tuple(value.shape)}, expected {expected}: '
                 'a row for each sample; call resize(num_samples) first.')
         self.draw_rows()
-        self._hold(name, value)
+        self._hold(name, value.to(self._held(name)))
 
     def __getstate__(self) -> Dict[str, Any]:
         """A copy has the rows, not the intention to draw them."""
@@ -197,7 +203,7 @@ class MemoryBank(nn.Module):
                seed: Optional[int] = None) -> None:
         """Have fresh rows, forget constants and pending update.
 
-        The rows are drawn later, see :meth:`draw_rows`.
+        In a single process the rows are drawn later, see :meth:`draw_rows`.
 
         Args:
             num_samples (int): Rows N, the length of the training set.
@@ -221,7 +227,9 @@ class MemoryBank(nn.Module):
             labels = labels.to(device, torch.int64)
         else:
             labels = torch.empty(0, dtype=torch.int64, device=device)
-        self._seed = torch.initial_seed() if seed is None else seed
+        seed = torch.initial_seed() if seed is None else int(seed)
+        torch.Generator().manual_seed(seed)  # Refuses what is no seed.
+        self._seed = seed
         self._num_samples = num_samples
         for name in SIDES:
             self._hold(name, self._held(name).new_empty(0, self.embed_dim))
@@ -230,9 +238,9 @@ class MemoryBank(nn.Module):
         self._label_index = None
         self._has_z = False
         self._pending = None
+        if get_world_size() > 1:
+            self.draw_rows()
 
-    @torch.inference_mode(False)
-    @torch.no_grad()
     def draw_rows(self) -> bool:
         """Draw the rows now, if they are not there yet.
 
@@ -244,13 +252,17 @@ class MemoryBank(nn.Module):
         """
         if self._seed is None:
             return False
-        kept = self._held('student')
-        generator = torch.Generator(kept.device)
-        generator.manual_seed(self._seed)
-        drawn = [self._fresh_rows(generator).to(kept.dtype) for _ in SIDES]
-        for name, rows in zip(SIDES, drawn):
-            self._hold(name, rows)
-        self._seed = None
+        # What is drawn while a model is only tried must be writable later.
+        with _DRAWING, torch.inference_mode(False), torch.no_grad():
+            if self._seed is None:
+                return False
+            kept = self._held('student')
+            generator = torch.Generator(kept.device)
+            generator.manual_seed(self._seed)
+            drawn = [self._fresh_rows(generator).to(kept.dtype) for _ in SIDES]
+            for name, rows in zip(SIDES, drawn):
+                self._hold(name, rows)
+            self._seed = None
         return True
 
     def _fresh_rows(self, generator: torch.Generator) -> Tensor:
@@ -373,6 +385,7 @@ class MemoryBank(nn.Module):
 
     def _apply(self, fn, *args, **kwargs) -> 'MemoryBank':
         """The index of the labels follows them to another device."""
+        self.draw_rows()
         super()._apply(fn, *args, **kwargs)
         self._label_index = apply_to_tensors(self._label_index, fn)
         return self
@@ -380,20 +393,33 @@ class MemoryBank(nn.Module):
     def _load_from_state_dict(self, state_dict, prefix, *args,
                               **kwargs) -> None:
         """Take over rows of a checkpoint; another size is an error."""
-        rows = [state_dict.get(prefix + name) for name in SIDES]
-        there = [found is not None for found in rows]
         if not self.keep_rows:
             # Evaluation needs no bank: keep what is there, say nothing.
             for name, value in self._buffers.items():
                 state_dict[prefix + name] = value
-        elif all(there):
-            self._check_whole(prefix, rows[0])
-            for name, found in zip(SIDES, rows):
-                if self._held(name).shape != found.shape:
-                    self._hold(name, self._held(name).new_empty(found.shape))
-            self._num_samples, self._seed = len(rows[0]), None
-        elif any(there):
-            self.draw_rows()  # The other side stays fresh.
+        else:
+            self._check_state(state_dict, prefix)
+            self._make_room(state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        self._has_z = not bool(torch.isnan(self.log_z_student))
+        self._pending = None
+
+    def _check_state(self, state_dict: Dict[str, Tensor],
+                     prefix: str) -> None:
+        """Refuse rows and labels of another data set; nothing is changed."""
+        given = self.num_samples
+        for name in SIDES:
+            found = state_dict.get(prefix + name)
+            if found is None:
+                continue
+            given = given or len(found)
+            if found.shape != (given, self.embed_dim):
+                raise ValueError(
+                    f'The checkpoint\'s memory bank "{prefix[:-1]}" has '
+                    f'{len(found)} rows of width {found.size(1)}, this one '
+                    f'{given} of width {self.embed_dim}; resume with the '
+                    'training set and embed_dim of that run, or start anew '
+                    'without --resume.')
         labels = state_dict.get(prefix + 'labels')
         if labels is not None and labels.numel() and self.labels.numel():
             if not torch.equal(labels.to(self.labels.device), self.labels):
@@ -402,25 +428,29 @@ class MemoryBank(nn.Module):
                     'to another data set or order of samples: its labels '
                     'differ from those of the training set; resume with the '
                     'data of that run.')
-        elif labels is not None and labels.numel() == self.num_samples:
+
+    @torch.inference_mode(False)
+    def _make_room(self, state_dict: Dict[str, Tensor], prefix: str) -> None:
+        """Buffers in the sizes of a checkpoint that was checked."""
+        rows = [state_dict.get(prefix + name) for name in SIDES]
+        if all(found is not None for found in rows):
+            self._num_samples, self._seed = len(rows[0]), None
+            self._hold_empty(len(rows[0]))
+        elif any(found is not None for found in rows):
+            self.draw_rows()  # The other side stays fresh.
+        labels = state_dict.get(prefix + 'labels')
+        if labels is None or labels.numel() != self.num_samples:
+            state_dict[prefix + 'labels'] = self.labels
+        elif self.labels.numel() == 0:
             self.labels = self.labels.new_empty(labels.shape)
             self._label_index = None
-        else:
-            state_dict[prefix + 'labels'] = self.labels
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-        self._has_z = not bool(torch.isnan(self.log_z_student))
-        self._pending = None
 
-    def _check_whole(self, prefix: str, found: Tensor) -> None:
-        """The checkpoint must have all rows."""
-        given = self.num_samples or len(found)
-        if found.shape != (given, self.embed_dim):
-            raise ValueError(
-                f'The checkpoint\'s memory bank "{prefix[:-1]}" has '
-                f'{len(found)} rows of width {found.size(1)}, this one '
-                f'{given} of width {self.embed_dim}; resume with the training '
-                'set and embed_dim of that run, or start anew without '
-                '--resume.')
+    def _hold_empty(self, num_samples: int) -> None:
+        """Have as many rows, of any values."""
+        for name in SIDES:
+            held = self._held(name)
+            if len(held) != num_samples:
+                self._hold(name, held.new_empty(num_samples, self.embed_dim))
 
     def _save_to_state_dict(self, destination, prefix, keep_vars) -> None:
         """A checkpoint has the rows."""

@@ -219,12 +219,14 @@ class ShardedBank(MemoryBank):
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict,
                               missing_keys, *args, **kwargs) -> None:
         """Take this rank's rows out of a checkpoint with all of them."""
+        if self.keep_rows:
+            self._check_state(state_dict, prefix)
         rows = {
             name: state_dict.pop(prefix + name)
             for name in SIDES if prefix + name in state_dict
         }
-        if self.keep_rows and len(rows) == len(SIDES):
-            self._check_whole(prefix, rows['student'])
+        complete = len(rows) == len(SIDES)
+        if self.keep_rows and complete:
             self._num_samples, self._seed = len(rows['student']), None
         super()._load_from_state_dict(state_dict, prefix, local_metadata,
                                       strict, missing_keys, *args, **kwargs)
@@ -235,9 +237,10 @@ class ShardedBank(MemoryBank):
         for name in SIDES:
             if name not in rows:
                 missing_keys.append(prefix + name)
-                continue
-            own = rows[name][get_rank()::get_world_size()]
-            self._hold(name, own.to(self._held(name), copy=True))
+            elif complete or self.num_samples:
+                own = rows[name][get_rank()::get_world_size()]
+                with torch.inference_mode(False):
+                    self._hold(name, own.to(self._held(name), copy=True))
         self._shards = {}
 
     def extra_repr(self) -> str:

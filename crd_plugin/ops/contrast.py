@@ -36,9 +36,8 @@ _TILE_CPU, _TILE_GPU = 1 << 18, 1 << 24
 
 # Ids of an anchor's own are scored by one matrix product with all rows of the
 # bank while these are at most this many times K, above that by gathering K
-# rows an anchor. Measured on an
-# AVX-512 CPU, D = 128: the product costs about 5 ns a row and anchor, a
-# gathered row 40 to 80 ns.
+# rows an anchor. Measured on an AVX-512 CPU, D = 128: the product costs about
+# 5 ns a row and anchor, a gathered row 40 to 80 ns.
 _DENSE_ROWS_PER_NEGATIVE = 12
 
 # softplus(x) = x from here on: exp(-40) vanishes in float64 too.
@@ -59,7 +58,8 @@ class ContrastResult(NamedTuple):
         loss (Tensor): Scalar, or ``(E,)`` of E directions, differentiable
             with respect to the anchors.
         positive_loss (Tensor): ``-log h`` at the positive pair of each
-            anchor, h the critic, ``(E, B)`` without gradient.
+            anchor, h the critic, ``(E, B)`` without gradient; E is 1 where
+            ``loss`` is a scalar.
     """
     loss: Tensor
     positive_loss: Tensor
@@ -112,7 +112,7 @@ def nce(anchor: Tensor,
         query, banks = _directions(anchor, rows, temperature)
         noise = num_negatives / banks[0].size(0)
         # P / (c + eps) = exp(s - shift), so both logs are softplus of it.
-        shift = (log_z + math.log(noise + eps)).to(query.dtype).view(-1, 1)
+        shift = _shift(log_z, noise + eps, query)
         positive, score = _positives(query, banks, pos_idx)
         below = shift - score
         positive_loss = F.softplus(below, threshold=_SOFTPLUS_LINEAR)
@@ -218,6 +218,12 @@ def _directions(
     query = _compute_dtype(anchor.detach()) / temperature
     banks = (rows, ) if isinstance(rows, Tensor) else rows
     return query.view(len(banks), *query.shape[-2:]), banks
+
+
+def _shift(log_z: Tensor, noise: float, query: Tensor) -> Tensor:
+    """``log Z + log noise`` of each direction, ``(E, 1)``."""
+    shift = (log_z + math.log(noise)).to(query.dtype)
+    return shift.view(-1, 1).expand(len(query), 1)
 
 
 def _positives(query: Tensor, banks: Sequence[Tensor],

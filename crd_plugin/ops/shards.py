@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .contrast import (_SOFTPLUS_LINEAR, EPS, ContrastResult, _attach,
                        _directions, _full_precision, _negative_pass,
-                       _positives, _softmax_pass, prepare)
+                       _positives, _shift, _softmax_pass, prepare)
 from .negatives import (LabelIndex, Negatives, all_negatives, draw_negatives,
                         shared_negatives)
 
@@ -258,7 +258,7 @@ def shard_nce(anchor: Tensor,
         query, banks = _directions(anchor, rows, temperature)
         x, positive, owned = _own_positives(query, banks, negatives)
         noise = negatives.num_negatives / negatives.shard.num_rows
-        shift = (log_z + math.log(noise + eps)).to(query.dtype).view(-1, 1)
+        shift = _shift(log_z, noise + eps, query)
         below = shift - x
         loss = F.softplus(below, threshold=_SOFTPLUS_LINEAR) * owned
         slope = torch.sigmoid(below) * owned
@@ -297,7 +297,7 @@ def nce_of_sums(anchor: Tensor,
     grad = grad / (temperature * anchor.size(-2))
     return ContrastResult(
         _attach(anchor, positive + negative, grad, constant),
-        _by_direction(positive))
+        _by_direction(positive.clone()))
 
 
 def shard_softmax(anchor: Tensor, rows: Union[Tensor, Sequence[Tensor]],
@@ -414,7 +414,7 @@ def _own_positives(
 
 def _by_direction(values: Tensor) -> Tensor:
     """A value of each anchor as ``(E, B)``."""
-    return values.view(-1, values.size(-1))
+    return values if values.dim() == 2 else values[None]
 
 
 def _softmax_of_sums(sums: Tensor,

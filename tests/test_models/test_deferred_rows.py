@@ -2,6 +2,7 @@
 import copy
 import io
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -63,8 +64,6 @@ def test_sizes_are_known_without_rows(kind, draws):
     assert bank.label_index.smallest_pool == N - 4
     other = kind(D, num_samples=N)
     other.share_labels(bank)
-    bank.half()
-    assert bank.num_bytes == N * D * 4
     sum(buffer.numel() for buffer in nn.ModuleList([bank]).buffers())
     bank.resize(N + 2)
     assert not draws
@@ -79,6 +78,7 @@ def test_sizes_are_known_without_rows(kind, draws):
     lambda bank: bank.scores(torch.ones(1, D), 'student',
                              torch.tensor([[0, 1]]), 1.0),
     lambda bank: bank.draw_rows(),
+    lambda bank: bank.to('cpu'),
 ])
 def test_whoever_looks_finds_them(kind, draws, look):
     bank = sized(kind)
@@ -157,15 +157,61 @@ def test_a_side_that_a_checkpoint_lacks_stays_fresh(kind, lacking):
         assert torch.equal(getattr(bank, name), wanted)
 
 
+@pytest.mark.parametrize('change, message', [
+    (dict(labels=LABELS + 1), 'another data set or order'),
+    (dict(student=torch.ones(7, D)), 'has 7 rows of width 4, this one 10'),
+    (dict(teacher=torch.ones(7, D)), 'has 7 rows of width 4, this one 10'),
+    (dict(teacher=torch.ones(N, 5)), 'has 10 rows of width 5, this one 10'),
+    (dict(student=None, teacher=torch.ones(7, D)), 'has 7 rows of width 4'),
+])
+@pytest.mark.parametrize('drawn', [False, True])
+def test_a_refused_checkpoint_changes_nothing(kind, drawn, change, message):
+    saved = {**sized(kind).state_dict(), **change}
+    saved = {name: value for name, value in saved.items() if value is not None}
+    bank = sized(kind)
+    if drawn:
+        bank.draw_rows()
+    with pytest.raises(ValueError, match=message):
+        bank.load_state_dict(saved, strict=False)
+    assert bank.num_samples == N and not bank.has_z
+    assert_rows(bank, expected())
+
+
+def test_one_side_for_a_bank_without_a_size():
+    saved = sized(ShardedBank).state_dict()
+    del saved['teacher']
+    bank = ShardedBank(D)
+    assert bank.load_state_dict(saved, strict=False).missing_keys == [
+        'teacher'
+    ]
+    assert len(bank.student) == len(bank.teacher) == bank.num_samples == 0
+
+
+def test_loaded_in_inference_mode(kind):
+    saved = sized(kind).state_dict()
+    for bank in (sized(kind), kind(D)):
+        with torch.inference_mode():
+            bank.load_state_dict(saved)
+        bank.stage(torch.tensor([2]), torch.ones(1, D), torch.ones(1, D))
+        bank.commit()
+        assert not torch.equal(bank.student[2], saved['student'][2])
+
+
 def test_another_width_in_the_checkpoint_of_an_unsized_bank(kind):
     bank = kind(D + 1)
     with pytest.raises(ValueError, match='rows of width 4, this one .* 5'):
         bank.load_state_dict(sized(kind).state_dict())
 
 
-def test_they_are_drawn_where_and_in_what_the_bank_is_then(kind):
+def test_a_moved_bank_has_the_rows_that_it_had(kind):
     bank = sized(kind).double()
     assert_rows(bank, expected(torch.float64))
+    bank = sized(kind).half()
+    assert_rows(bank, expected(torch.float16))
+    bank.share_memory()
+    assert bank.labels.is_shared()
+    # Rows of a sharded bank are no buffers, but they are passed on as well.
+    assert bank.student.is_shared() and bank.teacher.is_shared()
     bank = sized(kind, dtype=torch.bfloat16)
     assert_rows(bank, expected(torch.bfloat16))
 
@@ -188,6 +234,8 @@ def test_rows_that_are_given_stay(kind):
     assert_rows(bank, (rows, expected()[1]))
     bank.double()
     assert_rows(bank, (rows.double(), expected(torch.float64)[1]))
+    bank.teacher = rows.half()
+    assert bank.teacher.dtype == torch.float64
     with pytest.raises(
             ValueError, match=r'teacher has shape \(9, 4\), expected \(10, 4'):
         bank.teacher = torch.ones(N - 1, D)
@@ -207,6 +255,34 @@ def test_memory_that_is_too_small_can_be_tried_again(kind, monkeypatch):
         patch.setattr(kind, '_fresh_rows', fresh)
         with pytest.raises(MemoryError):
             bank.draw_rows()
+    assert_rows(bank, expected())
+
+
+@pytest.mark.parametrize('seed', [2**70, 'seven'])
+def test_what_is_no_seed_is_refused_at_once(kind, seed):
+    with pytest.raises((RuntimeError, ValueError, OverflowError)):
+        kind(D).resize(N, seed=seed)
+    bank = kind(D)
+    bank.resize(N, seed=torch.tensor(3))
+    assert_rows(bank, expected())
+
+
+def test_several_readers_find_the_same(kind):
+    """The first one draws, the others wait for it."""
+    for _ in range(5):
+        bank = kind(D)
+        bank.resize(20000, seed=3)
+        with ThreadPoolExecutor(4) as pool:
+            found = list(pool.map(lambda _: bank.student, range(4)))
+        assert len({rows.data_ptr() for rows in found}) == 1
+
+
+def test_of_several_processes_each_draws_at_once(kind, draws, monkeypatch):
+    """Before DistributedDataParallel makes their buffers alike."""
+    monkeypatch.setattr('crd_plugin.models.memory_bank.get_world_size',
+                        lambda: 2)
+    bank = sized(kind)
+    assert len(draws) == 2
     assert_rows(bank, expected())
 
 

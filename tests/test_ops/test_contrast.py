@@ -185,6 +185,15 @@ def test_directions_do_not_touch_each_other(case, path, form, objective,
             torch.testing.assert_close(found, wanted, rtol=1e-11, atol=1e-13)
 
 
+def test_one_constant_for_all_directions(case, path):
+    anchor, rows, labels, ids, log_z = case
+    negatives = make_negatives('parts', labels, ids)
+    arguments = torch.stack([anchor, -anchor]), (rows, rows), ids, negatives
+    one = nce(*arguments, log_z, TAU)
+    each = nce(*arguments, log_z.expand(2), TAU)
+    assert torch.equal(one.loss, each.loss)
+
+
 @pytest.mark.parametrize('objective', ['nce', 'infonce'])
 @pytest.mark.parametrize('num_anchors', [1, 9, 20])
 def test_more_anchors_than_parts(case, path, num_anchors, objective):

@@ -233,3 +233,64 @@ def test_narrow_rows_are_scored_in_float32(case):
                 TAU)
     torch.testing.assert_close(
         nce_of_sums(anchor, sums, parts[0], TAU).loss, whole.loss)
+
+
+@pytest.mark.parametrize('objective', ['nce', 'infonce'])
+@pytest.mark.parametrize('lead', [(), (2, )])
+def test_a_rank_without_anchors(lead, objective):
+    """It has a share in the others' all the same."""
+    anchor = torch.zeros(*lead, 0, D, requires_grad=True)
+    whole = torch.arange(N)
+    part, = negatives_of(shards_of(1), whole[:B], 'all')
+    if objective == 'nce':
+        result = nce_of_sums(anchor, torch.zeros(*lead, 0, 2 + D), part, TAU)
+    else:
+        result = info_nce_of_sums(anchor, torch.zeros(*lead, 0, 2 + 2 * D),
+                                  torch.zeros(*lead, 0), TAU)
+    assert result.loss.shape == lead
+    assert result.positive_loss.shape == (*(lead or (1, )), 0)
+    result.loss.sum().backward()
+    assert anchor.grad.shape == anchor.shape
+
+
+@pytest.mark.parametrize('objective', ['nce', 'infonce'])
+@pytest.mark.parametrize('world', WORLDS)
+def test_directions_do_not_touch_each_other(case, world, objective):
+    anchor, rows, labels, ids = case
+    drawn = negatives_of(shards_of(world, labels), ids, 'all', labels)
+    anchors = torch.stack([anchor, anchor.flip(0)])
+    banks = (rows, rows.flip(1))
+
+    def over(given, bank):
+        if objective == 'infonce':
+            sums, largest = softmax_over(given, bank, drawn)
+            return info_nce_of_sums(given, sums, largest, TAU)
+        return nce_over(given, bank, drawn)
+
+    alone = [over(*side) for side in zip(anchors, banks)]
+    if objective == 'infonce':
+        found = [
+            shard_softmax(anchors, [bank[part.shard.rank::world]
+                                    for bank in banks], part, TAU)
+            for part in drawn
+        ]
+        largest = torch.stack([log_sum for log_sum, _ in found]).amax(0)
+        sums = sum(
+            merge_softmax(log_sum, largest, part) for log_sum, part in found)
+        both = info_nce_of_sums(anchors, sums, largest, TAU)
+    else:
+        sums = sum(
+            shard_nce(anchors, [bank[part.shard.rank::world]
+                                for bank in banks], part, LOG_Z, TAU)
+            for part in drawn)
+        both = nce_of_sums(anchors, sums, drawn[0], TAU)
+    weight = torch.tensor([2.0, -3.0], dtype=torch.float64)
+    grads = [
+        torch.autograd.grad(loss, anchor)[0]
+        for loss in ((weight * both.loss).sum(),
+                     weight[0] * alone[0].loss + weight[1] * alone[1].loss)
+    ]
+    torch.testing.assert_close(*grads)
+    for i in range(2):
+        torch.testing.assert_close(both.loss[i], alone[i].loss)
+        torch.testing.assert_close(both.log_h[i], alone[i].log_h)

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from crd_plugin.ops import (ContrastResult, Negatives, ShardNegatives,
                             all_negatives, draw_negatives, info_nce,
-                            log_partition, nce, prepare, shared_negatives)
+                            log_partition, nce, no_autocast, prepare,
+                            shared_negatives)
 from crd_plugin.registry import MODELS
 
 from ..memory_bank import MemoryBank
@@ -133,7 +134,7 @@ class CRDLoss(nn.Module):
             bank = ShardedBank if sharded else MemoryBank
             self.bank = bank(embed_dim, momentum, num_samples,
                              getattr(torch, bank_dtype or 'float32'))
-        # log K, and the mean loss of positives, of which mi_bound is made.
+        # log K and the losses of positives, of which mi_bound is made.
         self._critic: Optional[Tuple[float, Tensor]] = None
 
     def forward(self,
@@ -181,7 +182,9 @@ class CRDLoss(nn.Module):
         if negatives is None:
             negatives = self.draw(sample_idx, contrast_idx, s_feats.dtype)
         pos_idx = sample_idx if contrast_idx is None else contrast_idx[:, 0]
-        anchors = torch.stack([s_feats, t_feats])
+        with no_autocast(s_feats):
+            # It would refuse the other of the two half types.
+            anchors = torch.stack([s_feats, t_feats])
         if isinstance(self.bank, ShardedBank):
             result, new_log_z = contrast_with_shards(anchors, self.bank,
                                                      negatives, self.objective,

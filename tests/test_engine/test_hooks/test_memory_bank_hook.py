@@ -189,11 +189,7 @@ def test_rows_are_drawn_once_before_the_first_iteration(
         Watch(point, look)
         for point in ('before_run', 'before_train_iter', 'after_train')
     ]
-    _quiet(tmp_path, *looks, **{
-        f'{LOSS}num_samples': runs.NUM_SAMPLES,
-        f'{LOSS}sharded': sharded
-    }).train()
-    # Sized by the config and again by the hook, drawn neither time.
+    _quiet(tmp_path, *looks, **{f'{LOSS}sharded': sharded}).train()
     assert seen[0] == 0 and set(seen[1:]) == {2}
 
 

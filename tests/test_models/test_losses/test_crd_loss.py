@@ -333,3 +333,43 @@ def test_drawing_checks_the_ids(loss):
         loss.draw(torch.tensor([4]), torch.tensor([[4, 41]]))
     with pytest.raises(RuntimeError, match='MemoryBankHook is missing'):
         CRDLoss(6, 8).draw(torch.tensor([4]))
+
+
+HALVES = [torch.float16, torch.bfloat16, torch.float32]
+
+
+@pytest.mark.parametrize('teacher_dtype', HALVES)
+@pytest.mark.parametrize('student_dtype', HALVES)
+@pytest.mark.parametrize('autocast', [None, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize('sharded', [False, True])
+def test_any_pair_of_types_in_any_autocast(sharded, autocast, student_dtype,
+                                           teacher_dtype):
+    """Autocast refuses to stack what is of the other half type."""
+    torch.manual_seed(0)
+    feats = [F.normalize(torch.randn(3, 8), dim=1) for _ in '12']
+    feats = [
+        feat.to(dtype).requires_grad_()
+        for feat, dtype in zip(feats, (student_dtype, teacher_dtype))
+    ]
+    exact = [feat.detach().float().requires_grad_() for feat in feats]
+    results = []
+    for given, kind in ((feats, autocast), (exact, None)):
+        loss = CRDLoss(
+            8,
+            16,
+            num_samples=20,
+            exclude='instance',
+            negatives='all',
+            sharded=sharded)
+        loss.bank.resize(20, seed=1)
+        with torch.autocast('cpu', kind, enabled=kind is not None):
+            value = loss(*given, torch.arange(3))
+        value.backward()
+        loss.bank.commit()
+        results.append((value, loss.bank.student, loss.bank.teacher,
+                        *(feat.grad.float() for feat in given)))
+    for feat in feats:
+        assert feat.grad.dtype == feat.dtype
+    for found, wanted in zip(*results):
+        torch.testing.assert_close(found, wanted, rtol=1e-2, atol=1e-3)
+    assert torch.equal(results[0][0], results[1][0])
