@@ -3,8 +3,7 @@ from .bank import (initial_pieces, initial_rows, last_occurrence,
                    momentum_rows, pack_update, unpack_update)
 from .batch_contrast import (batch_info_nce, batch_log_total, batch_nce,
                              batch_weights)
-from .contrast import (ContrastResult, info_nce, log_partition, nce, prepare,
-                       scores)
+from .contrast import ContrastResult, info_nce, log_partition, nce, scores
 from .features import (absolute_power, attention_vector, full_precision,
                        match_heights, no_autocast, pair_maps, pair_vectors,
                        unit_vectors)
@@ -19,6 +18,7 @@ from .shards import (Shard, ShardNegatives, build_shard, draw_shard,
                      merge_softmax, nce_of_sums, shard_nce, shard_size,
                      shard_softmax)
 from .singular_vectors import right_singular_vectors
+from .tiles import prepare
 
 __all__ = [
     'ContrastResult', 'LabelIndex', 'Negatives', 'Shard', 'ShardNegatives',

@@ -13,10 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .contrast import (_SOFTPLUS_LINEAR, EPS, ContrastResult, _attach,
-                       _directions, _full_precision, _negative_pass,
-                       _positives, _shift, _softmax_pass, prepare)
+                       _directions, _negative_pass, _positives, _shift,
+                       _softmax_pass)
+from .features import no_autocast
 from .negatives import (LabelIndex, Negatives, all_negatives, draw_negatives,
                         shared_negatives)
+from .tiles import prepare
 
 __all__ = [
     'Shard', 'ShardNegatives', 'build_shard', 'draw_shard', 'given_shard',
@@ -254,7 +256,7 @@ def shard_nce(anchor: Tensor,
         ``(E, B, 2 + D)``: loss of the positive, loss of the negatives,
         gradient of the scaled anchor.
     """
-    with torch.no_grad(), _full_precision(anchor):
+    with torch.no_grad(), no_autocast(anchor):
         query, banks = _directions(anchor, rows, temperature)
         x, positive, owned = _own_positives(query, banks, negatives)
         noise = negatives.num_negatives / negatives.shard.num_rows
@@ -319,7 +321,7 @@ def shard_softmax(anchor: Tensor, rows: Union[Tensor, Sequence[Tensor]],
         positive and its row, 0 where another rank keeps it,
         ``(..., B, D + 1 + D)``.
     """
-    with torch.no_grad(), _full_precision(anchor):
+    with torch.no_grad(), no_autocast(anchor):
         query, banks = _directions(anchor, rows, temperature)
         x, positive, owned = _own_positives(query, banks, negatives)
         weight = negatives.weight

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from crd_plugin.ops import (Negatives, all_negatives, build_label_index,
                             contrast, draw_negatives, info_nce, log_partition,
-                            matmul, nce, scores, shared_negatives)
+                            matmul, nce, scores, shared_negatives, tiles)
 
 B, N, K, D, TAU = 6, 200, 32, 16, 0.07
 
@@ -115,10 +115,10 @@ def path(request, monkeypatch):
     """Every way through the bank."""
     tile, dense, onednn, together = PATHS[request.param]
     if together:
-        monkeypatch.setattr(contrast, '_together',
+        monkeypatch.setattr(tiles, '_together',
                             lambda query: [slice(0, query.size(0))])
-    monkeypatch.setattr(contrast, '_TILE_CPU', tile)
-    monkeypatch.setattr(contrast, '_DENSE_ROWS_PER_NEGATIVE', dense)
+    monkeypatch.setattr(tiles, '_TILE_CPU', tile)
+    monkeypatch.setattr(tiles, '_DENSE_ROWS_PER_NEGATIVE', dense)
     monkeypatch.setattr(matmul, '_SMALL', onednn)
 
 
