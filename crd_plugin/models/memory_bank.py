@@ -371,7 +371,7 @@ class MemoryBank(nn.Module):
     def _write(self, sample_idx: Tensor, embeddings: Tensor) -> None:
         """Move rows towards embeddings, of which equal ids have equal ones.
 
-        Both sides at once: a GPU waits for calls here, not for work.
+        Both sides at once, for half the calls.
 
         Args:
             sample_idx (Tensor): Rows, ``(B,)`` int64.

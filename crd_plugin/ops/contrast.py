@@ -6,9 +6,10 @@ share of the loss and of the gradient, and dropped. A row of the bank needs no
 gradient. All is computed in float32 (float64 for float64 anchors) whatever
 autocast says, since exp(1 / 0.07) overflows float16.
 
-Both directions go through together. A GPU does all for both in one call: what
-takes its time is to be called. A CPU does so with what is small; the tiles of
-one direction follow those of the other, as its cache holds them.
+Both directions go through together. A GPU does all for both in one call, which
+halves the calls (what that gains was not measured). A CPU does so with what is
+small; the tiles of one direction follow those of the other, as its cache holds
+them.
 """
 import math
 from typing import NamedTuple, Optional, Sequence, Tuple, Union

@@ -259,7 +259,6 @@ def test_banks_are_drawn_from_in_all_ways():
 def test_calls_of_a_published_step(negatives, most):
     """Both directions are done by one call wherever they can be.
 
-    At this size a GPU takes longer to be called than to work.
     ``mmrazor.CRDLoss`` makes 115 calls, five of which wait for their result,
     and is given its negatives.
     """
