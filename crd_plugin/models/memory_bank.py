@@ -1,9 +1,7 @@
 """Memory bank of contrastive representation distillation."""
-import threading
 from typing import Any, Callable, Dict, NamedTuple, Optional
 
 import torch
-from mmengine.dist import get_world_size
 from torch import Tensor, nn
 
 from crd_plugin.ops import (LabelIndex, build_label_index, initial_rows,
@@ -12,9 +10,6 @@ from crd_plugin.registry import MODELS
 
 # The two sides of a bank, in the order in which their rows are drawn.
 SIDES = ('student', 'teacher')
-
-# Held while rows are drawn.
-_DRAWING = threading.Lock()
 
 
 class PendingUpdate(NamedTuple):
@@ -41,11 +36,6 @@ class MemoryBank(nn.Module):
     :meth:`stage`; :meth:`commit` writes ``v <- unit(m v + (1 - m) g)`` after
     the step. So a forward pass has no side effect on what it reads, and the
     updates of all ranks can be written in one order everywhere.
-
-    Sizing a bank costs nothing: in a single process its rows are drawn when
-    they are first read (or copied, pickled, saved, moved). Of several, all
-    draw at once, since whoever makes their buffers alike takes these as they
-    are.
 
     Source: Tian et al., arXiv:1910.10699, section 3; behaviour matched:
     HobbitLong/RepDistiller ``crd/memory.py``. Differs: settings are plain
@@ -89,9 +79,6 @@ class MemoryBank(nn.Module):
                 'the weight of the old row, and 1 would never learn.')
         self.embed_dim = embed_dim
         self.momentum = momentum
-        self._num_samples = 0
-        # Seed of rows that are still to be drawn.
-        self._seed: Optional[int] = None
         for name in SIDES:
             self._hold(name, torch.empty(0, embed_dim, dtype=dtype))
             self.register_buffer(f'log_z_{name}',
@@ -108,51 +95,18 @@ class MemoryBank(nn.Module):
 
     def _hold(self, name: str, rows: Tensor) -> None:
         """Where rows are kept: in a buffer."""
-        self._buffers[name] = rows
-
-    def _held(self, name: str) -> Tensor:
-        """What is kept there: no rows while they are still to be drawn."""
-        return self._buffers[name]
-
-    def __getattr__(self, name: str) -> Any:
-        """Rows are there as soon as somebody looks at them."""
-        if name in SIDES:
-            self.draw_rows()
-        return super().__getattr__(name)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        """Rows that are given stay, in the type of the bank."""
-        if name not in SIDES:
-            super().__setattr__(name, value)
-            return
-        expected = (self.num_own_rows, self.embed_dim)
-        if tuple(value.shape) != expected:
-            raise ValueError(
-                f'{name} has shape {tuple(value.shape)}, expected {expected}: '
-                'a row for each sample; call resize(num_samples) first.')
-        self.draw_rows()
-        self._hold(name, value.to(self._held(name)))
-
-    def __getstate__(self) -> Dict[str, Any]:
-        """A copy has the rows, not the intention to draw them."""
-        self.draw_rows()
-        return self.__dict__
+        self.register_buffer(name, rows)
 
     @property
     def num_samples(self) -> int:
         """int: Rows N; 0 until the bank is sized."""
-        return self._num_samples
-
-    @property
-    def num_own_rows(self) -> int:
-        """int: Rows of a side that this rank keeps: all of them."""
-        return self._num_samples
+        return len(self.student)
 
     @property
     def num_bytes(self) -> int:
         """int: Memory of both sides' rows on this rank, in bytes."""
-        size = self._held('student').element_size()
-        return 2 * self.num_own_rows * self.embed_dim * size
+        return sum(rows.numel() * rows.element_size()
+                   for rows in (self.student, self.teacher))
 
     @property
     def num_shards(self) -> int:
@@ -197,13 +151,12 @@ class MemoryBank(nn.Module):
                 "or call resize(num_samples, labels), or use "
                 "exclude='instance' for data without labels.")
 
+    @torch.no_grad()
     def resize(self,
                num_samples: int,
                labels: Optional[Tensor] = None,
                seed: Optional[int] = None) -> None:
         """Have fresh rows, forget constants and pending update.
-
-        In a single process the rows are drawn later, see :meth:`draw_rows`.
 
         Args:
             num_samples (int): Rows N, the length of the training set.
@@ -227,47 +180,32 @@ class MemoryBank(nn.Module):
             labels = labels.to(device, torch.int64)
         else:
             labels = torch.empty(0, dtype=torch.int64, device=device)
-        seed = torch.initial_seed() if seed is None else int(seed)
-        torch.Generator().manual_seed(seed)  # Refuses what is no seed.
-        self._seed = seed
-        self._num_samples = num_samples
-        for name in SIDES:
-            self._hold(name, self._held(name).new_empty(0, self.embed_dim))
-            getattr(self, f'log_z_{name}').fill_(float('nan'))
+        generator = torch.Generator(device)
+        generator.manual_seed(
+            torch.initial_seed() if seed is None else int(seed))
+        self._forget()
+        drawn = [
+            self._fresh_rows(num_samples, generator).to(self.student.dtype)
+            for _ in SIDES
+        ]
+        for name, rows in zip(SIDES, drawn):
+            self._hold(name, rows)
         self.labels = labels
+
+    def _forget(self) -> None:
+        """Be without a size; there may be no room for old and new rows."""
+        self._hold_empty(0)
+        for name in SIDES:
+            getattr(self, f'log_z_{name}').fill_(float('nan'))
+        self.labels = self.labels.new_empty(0)
         self._label_index = None
         self._has_z = False
         self._pending = None
-        if get_world_size() > 1:
-            self.draw_rows()
 
-    def draw_rows(self) -> bool:
-        """Draw the rows now, if they are not there yet.
-
-        ``MemoryBankHook`` does so before the first iteration, so that memory
-        that is too small shows before training.
-
-        Returns:
-            bool: They were drawn now.
-        """
-        if self._seed is None:
-            return False
-        # What is drawn while a model is only tried must be writable later.
-        with _DRAWING, torch.inference_mode(False), torch.no_grad():
-            if self._seed is None:
-                return False
-            kept = self._held('student')
-            generator = torch.Generator(kept.device)
-            generator.manual_seed(self._seed)
-            drawn = [self._fresh_rows(generator).to(kept.dtype) for _ in SIDES]
-            for name, rows in zip(SIDES, drawn):
-                self._hold(name, rows)
-            self._seed = None
-        return True
-
-    def _fresh_rows(self, generator: torch.Generator) -> Tensor:
+    def _fresh_rows(self, num_samples: int,
+                    generator: torch.Generator) -> Tensor:
         """Rows of one side that nothing was written to."""
-        return initial_rows(self.num_samples, self.embed_dim, generator)
+        return initial_rows(num_samples, self.embed_dim, generator)
 
     def share_labels(self, other: 'MemoryBank') -> None:
         """Hold the labels of another bank of the same samples, not a copy.
@@ -385,7 +323,6 @@ class MemoryBank(nn.Module):
 
     def _apply(self, fn, *args, **kwargs) -> 'MemoryBank':
         """The index of the labels follows them to another device."""
-        self.draw_rows()
         super()._apply(fn, *args, **kwargs)
         self._label_index = apply_to_tensors(self._label_index, fn)
         return self
@@ -432,12 +369,9 @@ class MemoryBank(nn.Module):
     @torch.inference_mode(False)
     def _make_room(self, state_dict: Dict[str, Tensor], prefix: str) -> None:
         """Buffers in the sizes of a checkpoint that was checked."""
-        rows = [state_dict.get(prefix + name) for name in SIDES]
-        if all(found is not None for found in rows):
-            self._num_samples, self._seed = len(rows[0]), None
-            self._hold_empty(len(rows[0]))
-        elif any(found is not None for found in rows):
-            self.draw_rows()  # The other side stays fresh.
+        found = [state_dict.get(prefix + name) for name in SIDES]
+        if self.num_samples == 0 and all(rows is not None for rows in found):
+            self._hold_empty(len(found[0]))
         labels = state_dict.get(prefix + 'labels')
         if labels is None or labels.numel() != self.num_samples:
             state_dict[prefix + 'labels'] = self.labels
@@ -448,14 +382,9 @@ class MemoryBank(nn.Module):
     def _hold_empty(self, num_samples: int) -> None:
         """Have as many rows, of any values."""
         for name in SIDES:
-            held = self._held(name)
-            if len(held) != num_samples:
-                self._hold(name, held.new_empty(num_samples, self.embed_dim))
-
-    def _save_to_state_dict(self, destination, prefix, keep_vars) -> None:
-        """A checkpoint has the rows."""
-        self.draw_rows()
-        super()._save_to_state_dict(destination, prefix, keep_vars)
+            self._hold(
+                name,
+                getattr(self, name).new_empty(num_samples, self.embed_dim))
 
     def extra_repr(self) -> str:
         """Sizes and settings."""

@@ -47,34 +47,18 @@ class ShardedBank(MemoryBank):
                  momentum: float = 0.5,
                  num_samples: Optional[int] = None,
                  dtype: torch.dtype = torch.float32) -> None:
-        self._rows: Dict[str, Tensor] = {}
+        self._num_samples = 0
         self._shards: Dict[str, Shard] = {}
         super().__init__(embed_dim, momentum, num_samples, dtype)
 
     def _hold(self, name: str, rows: Tensor) -> None:
-        """Where rows are kept: beside the buffers."""
-        self._rows[name] = rows
-
-    def _held(self, name: str) -> Tensor:
-        """What is kept there: no rows while they are still to be drawn."""
-        return self._rows[name]
+        """Where rows are kept: in an attribute."""
+        setattr(self, name, rows)
 
     @property
-    def student(self) -> Tensor:
-        """Tensor: Own rows of the student, ``(N / W, D)``."""
-        self.draw_rows()
-        return self._rows['student']
-
-    @property
-    def teacher(self) -> Tensor:
-        """Tensor: Own rows of the teacher, ``(N / W, D)``."""
-        self.draw_rows()
-        return self._rows['teacher']
-
-    @property
-    def num_own_rows(self) -> int:
-        """int: Rows of a side that this rank keeps."""
-        return shard_size(self.num_samples, get_rank(), self.num_shards)
+    def num_samples(self) -> int:
+        """int: Rows N of all ranks; 0 until the bank is sized."""
+        return self._num_samples
 
     @property
     def num_shards(self) -> int:
@@ -119,7 +103,12 @@ class ShardedBank(MemoryBank):
         """As :meth:`MemoryBank.resize`; ``seed`` must be given where there
         are several ranks that were not seeded alike."""
         super().resize(num_samples, labels, seed)
-        self._shards = {}
+        self._num_samples = num_samples
+
+    def _forget(self) -> None:
+        """As :meth:`MemoryBank._forget`, the shards too."""
+        super()._forget()
+        self._num_samples, self._shards = 0, {}
 
     def share_labels(self, other: MemoryBank) -> None:
         """As :meth:`MemoryBank.share_labels`, the shards of it too."""
@@ -167,13 +156,14 @@ class ShardedBank(MemoryBank):
                 target.copy_(received[:len(target)])
         return whole
 
-    def _fresh_rows(self, generator: torch.Generator) -> Tensor:
+    def _fresh_rows(self, num_samples: int,
+                    generator: torch.Generator) -> Tensor:
         """Own rows of those that all ranks draw alike."""
         rank, world = get_rank(), get_world_size()
-        own = self._held('student').new_empty(self.num_own_rows,
-                                              self.embed_dim)
+        own = self.student.new_empty(
+            shard_size(num_samples, rank, world), self.embed_dim)
         done = 0
-        for part, rows in initial_pieces(self.num_samples, self.embed_dim,
+        for part, rows in initial_pieces(num_samples, self.embed_dim,
                                          generator):
             kept = rows[(rank - part.start) % world::world]
             own[done:done + len(kept)] = kept
@@ -184,7 +174,7 @@ class ShardedBank(MemoryBank):
         """As :meth:`MemoryBank._write`, the rows that are here."""
         owned = sample_idx % self.num_shards == get_rank()
         place = sample_idx // self.num_shards
-        place.clamp_max_(self.num_own_rows - 1)
+        place.clamp_max_(len(self.student) - 1)
         # In place of another rank's row the first own one of the batch is
         # written once more: shapes do not depend on ids, so no read-back. If
         # there is none, a row is written as it is.
@@ -201,7 +191,8 @@ class ShardedBank(MemoryBank):
     def _apply(self, fn, *args, **kwargs) -> 'ShardedBank':
         """Rows and shards follow the module to another device or type."""
         super()._apply(fn, *args, **kwargs)
-        self._rows = {name: fn(rows) for name, rows in self._rows.items()}
+        for name in SIDES:
+            self._hold(name, fn(getattr(self, name)))
         self._shards = {
             exclude: apply_to_tensors(shard, fn)
             for exclude, shard in self._shards.items()
@@ -214,7 +205,7 @@ class ShardedBank(MemoryBank):
         if self.num_shards > 1:
             return
         for name in SIDES:
-            destination[prefix + name] = self._held(name)
+            destination[prefix + name] = getattr(self, name)
 
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict,
                               missing_keys, *args, **kwargs) -> None:
@@ -227,20 +218,19 @@ class ShardedBank(MemoryBank):
         }
         complete = len(rows) == len(SIDES)
         if self.keep_rows and complete:
-            self._num_samples, self._seed = len(rows['student']), None
+            self._num_samples = len(rows['student'])
         super()._load_from_state_dict(state_dict, prefix, local_metadata,
                                       strict, missing_keys, *args, **kwargs)
         state_dict.update({prefix + name: rows[name] for name in rows})
         if not self.keep_rows:
             return
-        self.draw_rows()  # Only if the checkpoint lacks some.
         for name in SIDES:
             if name not in rows:
                 missing_keys.append(prefix + name)
             elif complete or self.num_samples:
                 own = rows[name][get_rank()::get_world_size()]
                 with torch.inference_mode(False):
-                    self._hold(name, own.to(self._held(name), copy=True))
+                    self._hold(name, own.to(getattr(self, name), copy=True))
         self._shards = {}
 
     def extra_repr(self) -> str:

@@ -172,7 +172,6 @@ def crd_loss(sizes, num_negatives, **arguments):
     loss.bank.resize(len(labels), labels, seed=0)
     if loss.exclude == 'class':
         assert loss.bank.label_index.largest_pool == sum(sizes) - min(sizes)
-    loss.bank.draw_rows()
     return loss.to('meta')
 
 
@@ -266,7 +265,6 @@ def test_calls_of_a_published_step(negatives, most):
     loss = CRDLoss(128, 16384, negatives=negatives)
     loss.bank.resize(50000, labels, seed=0)
     assert loss.bank.label_index.count.numel() == 100
-    loss.bank.draw_rows()
     loss.to('meta')
     step(loss, 64)
     calls = watched_step(loss, 64).calls

@@ -201,7 +201,6 @@ def held_mib(losses: List[Any]) -> float:
     """MiB of rows, labels and their index; what is shared counts once."""
     stored = {}
     for loss in losses:
-        loss.bank.draw_rows()
         tensors = [*loss.bank.buffers(), *loss.bank.label_index]
         for tensor in tensors:
             if hasattr(tensor, 'untyped_storage'):

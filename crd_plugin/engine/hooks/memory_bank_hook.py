@@ -119,9 +119,7 @@ class MemoryBankHook(Hook):
             self._check_pool(runner, name, loss)
 
     def before_train(self, runner) -> None:
-        """Have all rows, loaded or fresh, and compare those of all ranks."""
-        for bank in self._banks.values():
-            bank.draw_rows()
+        """Compare the banks of all ranks, loaded or fresh."""
         self._check_ranks()
 
     def before_train_iter(self,

@@ -12,7 +12,6 @@ from mmpretrain.structures import DataSample
 
 from crd_plugin.datasets import Digits
 from crd_plugin.engine import MemoryBankHook
-from crd_plugin.models import MemoryBank, ShardedBank
 from crd_plugin.ops import last_occurrence, momentum_rows
 from tests import runs
 
@@ -168,29 +167,6 @@ def test_seed_decides_the_fresh_rows(tmp_path):
             train_cfg__max_epochs=0).train()
     assert torch.equal(rows[0], rows[1])
     assert not torch.equal(rows[0], rows[2])
-
-
-@pytest.mark.parametrize('sharded', [False, True])
-def test_rows_are_drawn_once_before_the_first_iteration(
-        tmp_path, monkeypatch, sharded):
-    drawn, seen = [], []
-    kind = ShardedBank if sharded else MemoryBank
-    original = kind._fresh_rows
-
-    def fresh(bank, generator):
-        drawn.append(bank)
-        return original(bank, generator)
-
-    def look(runner, *args, **kwargs):
-        seen.append(len(drawn))
-
-    monkeypatch.setattr(kind, '_fresh_rows', fresh)
-    looks = [
-        Watch(point, look)
-        for point in ('before_run', 'before_train_iter', 'after_train')
-    ]
-    _quiet(tmp_path, *looks, **{f'{LOSS}sharded': sharded}).train()
-    assert seen[0] == 0 and set(seen[1:]) == {2}
 
 
 def test_copies_can_share_a_row(tmp_path):
