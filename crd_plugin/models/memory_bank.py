@@ -8,6 +8,8 @@ from crd_plugin.ops import (LabelIndex, build_label_index, initial_rows,
                             last_occurrence, momentum_rows, scores)
 from crd_plugin.registry import MODELS
 
+from ._numbers import check_number, count
+
 # The two sides of a bank, in the order in which their rows are drawn.
 SIDES = ('student', 'teacher')
 
@@ -48,9 +50,10 @@ class MemoryBank(nn.Module):
         embed_dim (int): Width D of the embeddings.
         momentum (float): Weight kept on the OLD row, [0, 1). Defaults to 0.5.
         num_samples (int, optional): Rows N, the length of the training set.
-            ``MemoryBankHook`` calls :meth:`resize` when it is None.
-        dtype (torch.dtype): What rows are kept in, float32, float16 or
-            bfloat16; all maths is in float32. Defaults to float32.
+            Can be left out with ``MemoryBankHook``, which sizes the bank by
+            the training set and refuses another number.
+        dtype (torch.dtype): What rows are kept in, such as float16 or
+            bfloat16; all maths is in float32 at least. Defaults to float32.
 
     Shape:
         ``student``, ``teacher``: ``(N, D)``. ``labels``: ``(N,)`` int64, or
@@ -61,6 +64,7 @@ class MemoryBank(nn.Module):
 
     Raises:
         ValueError: If an argument is out of range.
+        TypeError: If ``momentum`` is no number.
     """
 
     def __init__(self,
@@ -69,10 +73,12 @@ class MemoryBank(nn.Module):
                  num_samples: Optional[int] = None,
                  dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
-        if embed_dim < 1:
+        count('embed_dim', embed_dim, ' (published: 128)')
+        check_number('momentum', momentum)
+        if not dtype.is_floating_point:
             raise ValueError(
-                f'embed_dim is {embed_dim}, expected a positive width such '
-                'as 128.')
+                f'dtype is {dtype}, expected a floating type such as '
+                'torch.float32.')
         if not 0 <= momentum < 1:
             raise ValueError(
                 f'momentum is {momentum}, expected 0 <= momentum < 1: it is '
@@ -160,23 +166,31 @@ class MemoryBank(nn.Module):
 
         Args:
             num_samples (int): Rows N, the length of the training set.
-            labels (Tensor, optional): Class of each row, ``(N,)`` int64.
+            labels (Tensor, optional): Class of each row, ``(N,)`` of any
+                integers; kept as int64.
             seed (int, optional): Seed of the rows, the same on every rank.
-                Defaults to None: drawn from the global generator.
+                Defaults to None: that of the global generator, so banks
+                that are sized without one begin alike.
 
         Raises:
-            ValueError: If sizes do not fit.
+            ValueError: If sizes do not fit, or labels are no integers.
         """
+        count('num_samples', num_samples)
         if num_samples < 2:
             raise ValueError(
                 f'num_samples is {num_samples}, expected at least 2: a bank '
                 'of one row has no negative.')
         device = self.labels.device
         if labels is not None:
+            labels = torch.as_tensor(labels)
             if labels.shape != (num_samples, ):
                 raise ValueError(
                     f'labels has shape {tuple(labels.shape)}, expected '
                     f'({num_samples},): one label for each row.')
+            if labels.is_floating_point() or labels.is_complex():
+                raise ValueError(
+                    f'labels is {labels.dtype}, expected integers: one class '
+                    'for each row.')
             labels = labels.to(device, torch.int64)
         else:
             labels = torch.empty(0, dtype=torch.int64, device=device)

@@ -40,6 +40,7 @@ class ShardedBank(MemoryBank):
 
     Raises:
         ValueError: If an argument is out of range.
+        TypeError: If ``momentum`` is no number.
     """
 
     def __init__(self,

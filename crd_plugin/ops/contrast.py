@@ -93,7 +93,7 @@ def nce(anchor: Tensor,
         eps (float): Added to K / N. Defaults to 1e-7, as published.
 
     Returns:
-        ContrastResult: Losses and ``log h``.
+        ContrastResult: Losses, and ``-log h`` of each positive.
     """
     num_negatives = negatives.num_negatives
     with torch.no_grad(), no_autocast(anchor):
@@ -135,7 +135,8 @@ def info_nce(anchor: Tensor, rows: Union[Tensor, Sequence[Tensor]],
         temperature (float): tau.
 
     Returns:
-        ContrastResult: Losses and log-probability of the positive.
+        ContrastResult: Losses, and minus the log-probability of each
+            positive.
     """
     with torch.no_grad(), no_autocast(anchor):
         query, banks = _directions(anchor, rows, temperature)

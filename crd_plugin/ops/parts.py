@@ -11,10 +11,10 @@ exchanging two rows of the pool changes no probability; and K of the pool are
 always found. Hence the first K are exactly a uniform K-subset of the pool.
 
 How the draws of two anchors go together depends on how many rows they share:
-in the mean 3 / S of K, for S parts of which an anchor takes three. At CIFAR's
-size that is 6 % more than of independent draws; of a bank of hardly more than
-K rows all anchors share the three parts that there are; of one with many
-times K rows they share a quarter.
+in the mean about 3 / S of K, for S parts of which an anchor takes three. At
+CIFAR's size that is 9 % more than of independent draws; of a bank of hardly
+more than K rows all anchors share the three parts that there are; of one with
+many times K rows they share a quarter.
 """
 import functools
 import math

@@ -290,7 +290,7 @@ def nce_of_sums(anchor: Tensor,
         eps (float): As in :func:`shard_nce`.
 
     Returns:
-        ContrastResult: Losses and ``log h``.
+        ContrastResult: Losses, and ``-log h`` of each positive.
     """
     positive, negative, grad = sums[..., 0], sums[..., 1], sums[..., 2:]
     num_negatives = negatives.num_negatives
@@ -381,7 +381,8 @@ def info_nce_of_sums(anchor: Tensor, sums: Tensor, largest: Tensor,
         temperature (float): tau.
 
     Returns:
-        ContrastResult: Losses and log-probability of the positive.
+        ContrastResult: Losses, and minus the log-probability of each
+            positive.
     """
     with torch.no_grad():
         x, log_sum, mean_row, positive = _softmax_of_sums(sums, largest)

@@ -71,6 +71,8 @@ def test_resized_as_if_new(kind):
 
 @pytest.mark.parametrize('arguments, error', [
     (dict(num_samples=1), ValueError),
+    (dict(num_samples=10.5), ValueError),
+    (dict(num_samples=N, labels=LABELS.double()), ValueError),
     (dict(num_samples=N, labels=LABELS[1:]), ValueError),
     (dict(num_samples=N, seed=2**70), (RuntimeError, ValueError)),
     (dict(num_samples=N, seed='seven'), ValueError),

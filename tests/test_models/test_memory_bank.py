@@ -136,14 +136,32 @@ def test_label_index_without_labels():
 
 
 @pytest.mark.parametrize('kwargs, message', [
-    (dict(embed_dim=0), 'embed_dim is 0, expected a positive'),
+    (dict(embed_dim=0), 'embed_dim is 0, expected at least 1'),
     (dict(embed_dim=4, momentum=1.0), r'momentum is 1.0, expected 0 <='),
     (dict(embed_dim=4, momentum=-0.1), r'momentum is -0.1, expected'),
     (dict(embed_dim=4, num_samples=1), 'num_samples is 1, expected at least'),
+    (dict(embed_dim=4, num_samples=2.5), 'num_samples is 2.5, expected an in'),
+    (dict(embed_dim='a'), "embed_dim is 'a', expected an integer"),
+    (dict(embed_dim=4, dtype=torch.int32), 'dtype is torch.int32, expected'),
 ])
 def test_bad_arguments(kwargs, message):
     with pytest.raises(ValueError, match=message):
         MemoryBank(**kwargs)
+
+
+def test_momentum_that_is_no_number():
+    with pytest.raises(TypeError, match="momentum is 'half', expected a num"):
+        MemoryBank(4, 'half')
+
+
+def test_labels_are_any_integers():
+    bank = MemoryBank(4)
+    bank.resize(3, [0, 1, 1])
+    assert bank.labels.dtype == torch.int64 and bank.labels.tolist() == [
+        0, 1, 1
+    ]
+    with pytest.raises(ValueError, match='labels is torch.float32, expected'):
+        bank.resize(3, torch.ones(3))
 
 
 def test_labels_of_another_length():

@@ -8,6 +8,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import BaseLoop
 from torch import Tensor
 
+from crd_plugin.models._numbers import count
 from crd_plugin.models.algorithms import CoCoRDDistill
 from crd_plugin.models.key_queue import KeyQueue
 from crd_plugin.models.memory_bank import PendingUpdate
@@ -49,9 +50,7 @@ class CoCoRDHook(Hook):
     priority = 'ABOVE_NORMAL'
 
     def __init__(self, interval: int = 50) -> None:
-        if interval < 1:
-            raise ValueError(
-                f'interval is {interval}, expected at least 1 iteration.')
+        count('interval', interval, ' (iterations)')
         self.interval = interval
         self._model: Optional[CoCoRDDistill] = None
 

@@ -9,6 +9,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import BaseLoop
 from torch import Tensor
 
+from crd_plugin.models._numbers import count
 from crd_plugin.models.losses import CRDLoss
 from crd_plugin.models.losses.crd_checks import (check_embeddings,
                                                  check_labels, check_range)
@@ -50,9 +51,7 @@ class MemoryBankHook(Hook):
     priority = 'ABOVE_NORMAL'
 
     def __init__(self, interval: int = 50) -> None:
-        if interval < 1:
-            raise ValueError(
-                f'interval is {interval}, expected at least 1 iteration.')
+        count('interval', interval, ' (iterations)')
         self.interval = interval
         self._banks: Dict[str, MemoryBank] = {}
         self._losses: Dict[str, CRDLoss] = {}

@@ -18,10 +18,11 @@ def check_out_indices(out_indices: Sequence[int],
     Raises:
         ValueError: If a stage does not exist, or the order is another.
     """
-    indices = tuple(out_indices)
+    given = isinstance(out_indices, Sequence)
+    indices = tuple(out_indices) if given else ()
     stages = tuple(range(num_stages))
     known = tuple(sorted(set(indices) & set(stages)))
-    if indices != known or (needed and not indices):
+    if not given or indices != known or (needed and not indices):
         raise ValueError(f'out_indices must be ascending stages out of '
                          f'{stages}, but got {out_indices!r}.')
     return indices

@@ -6,6 +6,8 @@ from torch import Tensor, nn
 
 from crd_plugin.registry import MODELS
 
+from ._common import check_out_indices, check_positive
+
 _NUM_STAGES = 3
 
 
@@ -66,18 +68,11 @@ class CIFARResNet(BaseBackbone):
         if not isinstance(depth, int) or depth < 8 or (depth - 2) % 6:
             raise ValueError('depth must be 6 n + 2 (8, 14, 20, 32, 44, 56, '
                              f'110, ...), but got {depth!r}.')
-        for name, width in (('in_channels', in_channels),
-                            ('stem_channels', stem_channels),
-                            ('base_channels', base_channels)):
-            if not isinstance(width, int) or width < 1:
-                raise ValueError(
-                    f'{name} must be a positive int, but got {width!r}.')
-        indices = tuple(out_indices)
-        if not indices or indices != tuple(
-                sorted(set(indices) & set(range(_NUM_STAGES)))):
-            raise ValueError(
-                'out_indices must be ascending stages out of (0, 1, 2), but '
-                f'got {out_indices!r}.')
+        check_positive(
+            in_channels=in_channels,
+            stem_channels=stem_channels,
+            base_channels=base_channels)
+        indices = check_out_indices(out_indices, _NUM_STAGES)
         if init_cfg is None:
             init_cfg = [
                 dict(

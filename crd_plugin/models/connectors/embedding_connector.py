@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
+from crd_plugin.models._numbers import count
 from crd_plugin.registry import MODELS
 
 
@@ -21,8 +22,8 @@ class EmbeddingConnector(BaseModule):
 
     Args:
         in_channels (int, optional): Values a sample, after flattening.
-            Defaults to None: taken from the first feature seen, which
-            ``FrozenTeacherDistill`` sends through at build time.
+            Defaults to None: inferred by ``FrozenTeacherDistill`` when the
+            model is built.
         embed_dim (int): Width D of the embedding. Defaults to 128.
         head (str): ``'linear'``: one linear layer; ``'mlp'``: two with a ReLU
             between and the input's width inside; ``'pad'``: no parameters,
@@ -44,10 +45,9 @@ class EmbeddingConnector(BaseModule):
                  head: str = 'linear',
                  init_cfg: Optional[dict] = None) -> None:
         super().__init__(init_cfg)
-        if embed_dim < 1 or (in_channels is not None and in_channels < 1):
-            raise ValueError(
-                f'in_channels is {in_channels} and embed_dim is {embed_dim}, '
-                'expected positive widths.')
+        count('embed_dim', embed_dim, ' (published: 128)')
+        if in_channels is not None:
+            count('in_channels', in_channels)
         self.in_channels = in_channels
         self.embed_dim = embed_dim
         self.head = head

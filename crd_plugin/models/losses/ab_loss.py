@@ -53,6 +53,7 @@ class ABLoss(nn.Module):
     Raises:
         ValueError: If an argument is out of range, or one convolution does
             not lead from a student shape to its teacher's.
+        TypeError: If one is no number where a number is expected.
     """
 
     def __init__(self,

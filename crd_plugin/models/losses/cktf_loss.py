@@ -62,7 +62,7 @@ class CKTFLoss(nn.Module):
         loss_weight (float): Factor of the loss. Defaults to 1.0.
         **kwargs: Of every :class:`CRDLoss`: ``num_negatives``, ``momentum``,
             ``objective``, ``negatives``, ``exclude``, ``num_samples``,
-            ``sharded``.
+            ``sharded``, ``bank_dtype``.
 
     Shape:
         See :meth:`forward`. Output: scalar float32 (float64 for float64
@@ -70,6 +70,7 @@ class CKTFLoss(nn.Module):
 
     Raises:
         ValueError: If an argument is out of range or not one of its words.
+        TypeError: If one is no number where a number is expected.
     """
 
     def __init__(self,
@@ -230,7 +231,7 @@ class CKTFLoss(nn.Module):
 
     def _build(self, in_channels: Sequence[Tuple[int, int]]) -> None:
         """Connectors and losses of all levels, of given widths."""
-        pairs = list(in_channels)
+        pairs = in_channels if isinstance(in_channels, Sequence) else ()
         top = [_PENULTIMATE] if self.beta else []
         names = top
         if self.theta:

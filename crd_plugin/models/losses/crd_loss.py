@@ -266,8 +266,13 @@ class CRDLoss(nn.Module):
 
         Raises:
             ValueError: If ids are not as described.
-            RuntimeError: If the bank has no size.
+            RuntimeError: If there is no bank, or it has no size.
         """
+        if self.bank is None:
+            raise RuntimeError(
+                "CRDLoss with negatives='batch' draws nothing: its negatives "
+                'are the other samples of the global batch; call forward() '
+                "alone, or use negatives='sampled'.")
         self._check_ids(sample_idx, contrast_idx)
         if isinstance(self.bank, ShardedBank):
             return draw_from_shards(self.bank, sample_idx, contrast_idx,
@@ -305,9 +310,10 @@ class CRDLoss(nn.Module):
         """Say what is wrong with the input; no read-back from a GPU."""
         self._check_ids(sample_idx, contrast_idx)
         self._check_feats(s_feats, t_feats, sample_idx.numel())
-        if (sample_idx.device.type == 'cpu' and labels is not None
-                and self.bank.labels.numel()):
-            check_labels(labels, self.bank.labels[sample_idx], sample_idx)
+        if labels is not None and self.bank.labels.numel():
+            check_column('labels', labels, sample_idx.numel())
+            if sample_idx.device.type == 'cpu':
+                check_labels(labels, self.bank.labels[sample_idx], sample_idx)
 
     def _check_ids(self, sample_idx: Optional[Tensor],
                    contrast_idx: Optional[Tensor]) -> None:
@@ -325,12 +331,14 @@ class CRDLoss(nn.Module):
                 "crd_plugin.SampleField, or use negatives='batch'.")
         check_column('sample_idx', sample_idx)
         batch = sample_idx.numel()
-        if contrast_idx is not None and (contrast_idx.dim() != 2
+        if contrast_idx is not None and (contrast_idx.dtype != torch.int64
+                                         or contrast_idx.dim() != 2
                                          or contrast_idx.size(0) != batch
                                          or contrast_idx.size(1) < 2):
             raise ValueError(
-                f'contrast_idx has shape {tuple(contrast_idx.shape)}, '
-                f'expected ({batch}, 1 + K) with the positive first.')
+                f'contrast_idx is {contrast_idx.dtype} of shape '
+                f'{tuple(contrast_idx.shape)}, expected int64 of shape '
+                f'({batch}, 1 + K) with the positive first.')
         if sample_idx.device.type != 'cpu':
             return  # Looking at numbers would wait for the GPU.
         for name, ids in (('sample_idx', sample_idx), ('contrast_idx',

@@ -44,6 +44,7 @@ class FitNetLoss(nn.Module):
     Raises:
         ValueError: If an argument is out of range, or one convolution does
             not lead from one shape to the other.
+        TypeError: If one is no number where a number is expected.
     """
 
     def __init__(self,

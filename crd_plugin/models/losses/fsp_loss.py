@@ -52,6 +52,7 @@ class FSPLoss(nn.Module):
     Raises:
         ValueError: If an argument is out of range, or the maps of student and
             teacher differ in number, channels or size.
+        TypeError: If one is no number where a number is expected.
     """
 
     def __init__(self,

@@ -54,6 +54,7 @@ class FTLoss(nn.Module):
 
     Raises:
         ValueError: If an argument is out of range.
+        TypeError: If one is no number where a number is expected.
     """
 
     def __init__(self,

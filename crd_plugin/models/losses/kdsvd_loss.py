@@ -44,6 +44,7 @@ class KDSVDLoss(nn.Module):
 
     Raises:
         ValueError: If an argument is out of range.
+        TypeError: If one is no number where a number is expected.
     """
 
     def __init__(self, num_vectors: int = 1, loss_weight: float = 1.0) -> None:

@@ -36,6 +36,7 @@ class NSTLoss(nn.Module):
 
     Raises:
         ValueError: If an argument is out of range.
+        TypeError: If one is no number where a number is expected.
     """
 
     def __init__(self, loss_weight: float = 1.0) -> None:

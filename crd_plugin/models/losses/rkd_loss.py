@@ -41,6 +41,7 @@ class RKDLoss(nn.Module):
 
     Raises:
         ValueError: If a weight is not finite, or both of the parts are 0.
+        TypeError: If one is no number where a number is expected.
     """
 
     def __init__(self,

@@ -51,6 +51,7 @@ class VIDLoss(nn.Module):
 
     Raises:
         ValueError: If an argument is out of range.
+        TypeError: If one is no number where a number is expected.
     """
 
     def __init__(self,

@@ -204,6 +204,8 @@ def test_interval(tmp_path):
 def test_bad_interval():
     with pytest.raises(ValueError, match='interval is 0, expected at least'):
         CoCoRDHook(interval=0)
+    with pytest.raises(ValueError, match='interval is 1.5, expected an int'):
+        CoCoRDHook(interval=1.5)
 
 
 def test_keys_that_are_not_finite(tmp_path):

@@ -319,6 +319,8 @@ def test_interval_spaces_the_looks(tmp_path):
     assert bounds[0] == bounds[1] != bounds[2] == bounds[3]
     with pytest.raises(ValueError, match='interval is 0, expected at least'):
         MemoryBankHook(interval=0)
+    with pytest.raises(ValueError, match='interval is 1.5, expected an int'):
+        MemoryBankHook(interval=1.5)
 
 
 def test_more_negatives_than_rows_are_told(tmp_path):

@@ -38,6 +38,7 @@ def test_width_and_expansion():
     (dict(widen_factor=0), 'widen_factor must be .* but got 0'),
     (dict(expansion=0), 'expansion must be a positive int, but got 0'),
     (dict(out_indices=(4, )), r'out_indices .* but got \(4,\)'),
+    (dict(out_indices=4), 'out_indices must be ascending stages .* got 4'),
 ])
 def test_bad_arguments_are_named(kwargs, message):
     with pytest.raises(ValueError, match=message):

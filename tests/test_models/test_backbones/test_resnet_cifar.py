@@ -175,6 +175,7 @@ def test_initial_weights_follow_the_original():
     (dict(depth=2), 'but got 2'),
     (dict(depth=8, out_indices=(3, )), r'out_indices .* but got \(3,\)'),
     (dict(depth=8, out_indices=()), 'out_indices'),
+    (dict(depth=8, out_indices=2), 'out_indices must be .* but got 2'),
     (dict(depth=8, out_indices=(1, 0)), 'ascending'),
     (dict(depth=8, base_channels=0), 'base_channels must be a positive int'),
 ])

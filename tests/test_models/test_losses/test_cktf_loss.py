@@ -318,6 +318,8 @@ def test_widths_are_inferred_or_given():
         given(**random_inputs(pixels=24))
     with pytest.raises(ValueError, match='a pair of widths'):
         CKTFLoss(in_channels=[5, 6, 7])
+    with pytest.raises(ValueError, match='in_channels is 64, expected a pair'):
+        CKTFLoss(in_channels=64)
     with pytest.raises(ValueError, match='a pair of widths'):
         CKTFLoss(in_channels=[(5, 6), (7, 8)])
 

@@ -293,7 +293,17 @@ BAD_INPUT = {
         'sample 9 has label 3, the memory bank.s row has 1; the batch comes'),
     'contrast ids of one column': (
         lambda s, t, i: (s, t, i, None, i[:, None]),
-        r'contrast_idx has shape \(2, 1\), expected \(2, 1 \+ K\)'),
+        r'contrast_idx is torch.int64 of shape \(2, 1\), expected int64 of '
+        r'shape \(2, 1 \+ K\)'),
+    'contrast ids that are no integers': (
+        lambda s, t, i: (s, t, i, None, torch.ones(2, 3)),
+        r'contrast_idx is torch.float32 of shape \(2, 3\), expected int64'),
+    'labels of another length': (
+        lambda s, t, i: (s, t, i, torch.zeros(3).long()),
+        r'labels is torch.int64 of shape \(3,\), expected .* shape \(2,\)'),
+    'labels in a column': (
+        lambda s, t, i: (s, t, i, torch.zeros(2, 1).long()),
+        r'labels is torch.int64 of shape \(2, 1\), expected .* \(2,\)'),
     'contrast id too large': (
         lambda s, t, i: (s, t, i, None, torch.full((2, 3), 40)),
         'contrast_idx 40 is outside'),

@@ -273,3 +273,9 @@ def test_a_bank_needs_ids():
     loss = CRDLoss(D, num_samples=20, exclude='instance')
     with pytest.raises(ValueError, match="sample_idx is None.*'batch'"):
         loss(*batch())
+
+
+def test_there_is_nothing_to_draw():
+    loss = CRDLoss(4, negatives='batch')
+    with pytest.raises(RuntimeError, match="negatives='batch' draws nothing"):
+        loss.draw(torch.arange(3))
