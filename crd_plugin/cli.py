@@ -195,7 +195,9 @@ def build_runner(cfg: Config) -> 'Runner':
     """Build the runner that the config asks for.
 
     On a machine without a GPU, freed memory is kept from then on, see
-    :func:`crd_plugin.compat.keep_freed_memory`.
+    :func:`crd_plugin.compat.keep_freed_memory`. With
+    ``randomness.deterministic`` cuBLAS is told to be so, unless the
+    environment says how.
 
     Args:
         cfg (Config): The complete config.
@@ -208,6 +210,9 @@ def build_runner(cfg: Config) -> 'Runner':
     from mmengine.runner import Runner
     if not torch.cuda.is_available():
         keep_freed_memory()
+    if cfg.get('randomness', {}).get('deterministic', False):
+        # cuBLAS is refused without it, and reads it when it is first used.
+        os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
     if 'runner_type' in cfg:
         return RUNNERS.build(cfg)
     return Runner.from_cfg(cfg)

@@ -13,6 +13,8 @@ from ._numbers import check_number, count
 # The two sides of a bank, in the order in which their rows are drawn.
 SIDES = ('student', 'teacher')
 
+_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
 
 class PendingUpdate(NamedTuple):
     """What one forward pass leaves for the bank.
@@ -52,8 +54,9 @@ class MemoryBank(nn.Module):
         num_samples (int, optional): Rows N, the length of the training set.
             Can be left out with ``MemoryBankHook``, which sizes the bank by
             the training set and refuses another number.
-        dtype (torch.dtype): What rows are kept in, such as float16 or
-            bfloat16; all maths is in float32 at least. Defaults to float32.
+        dtype (torch.dtype): What rows are kept in, float64, float32, float16
+            or bfloat16; all maths is in float32 at least. Defaults to
+            float32.
 
     Shape:
         ``student``, ``teacher``: ``(N, D)``. ``labels``: ``(N,)`` int64, or
@@ -75,10 +78,8 @@ class MemoryBank(nn.Module):
         super().__init__()
         count('embed_dim', embed_dim, ' (published: 128)')
         check_number('momentum', momentum)
-        if not dtype.is_floating_point:
-            raise ValueError(
-                f'dtype is {dtype}, expected a floating type such as '
-                'torch.float32.')
+        if dtype not in _DTYPES:
+            raise ValueError(f'dtype is {dtype}, expected one of {_DTYPES}.')
         if not 0 <= momentum < 1:
             raise ValueError(
                 f'momentum is {momentum}, expected 0 <= momentum < 1: it is '
@@ -157,6 +158,7 @@ class MemoryBank(nn.Module):
                 "or call resize(num_samples, labels), or use "
                 "exclude='instance' for data without labels.")
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def resize(self,
                num_samples: int,

@@ -14,6 +14,7 @@ __all__ = [
 _PIECE = 1 << 20
 
 
+@torch.inference_mode(False)
 def initial_rows(num_rows: int, embed_dim: int,
                  generator: torch.Generator) -> Tensor:
     """Rows of a fresh bank: uniform in [-a, a], a = 1 / sqrt(D / 3).
@@ -42,9 +43,13 @@ def initial_rows(num_rows: int, embed_dim: int,
     def draw(piece: slice, seed: int) -> None:
         _uniform(rows[piece], _seeded(generator.device, seed))
 
-    threads = torch.get_num_threads() if rows.device.type == 'cpu' else 1
+    if rows.device.type != 'cpu':
+        # A thread has a stream of its own that nobody waits for.
+        for piece, seed in zip(pieces, seeds):
+            draw(piece, seed)
+        return rows
     # torch draws on one thread, and lets go of Python's lock meanwhile.
-    with ThreadPoolExecutor(threads) as pool:
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         for _ in pool.map(draw, pieces, seeds):
             pass
     return rows

@@ -154,8 +154,20 @@ def match_heights(s_map: Tensor, t_map: Tensor) -> Tuple[Tensor, Tensor]:
             'narrower, and equal heights need equal widths. Choose stages '
             'whose maps differ by a scale.')
     if s_is_higher:
-        return F.adaptive_avg_pool2d(s_map, t_size), t_map
-    return s_map, F.adaptive_avg_pool2d(t_map, s_size)
+        return _pool(s_map, t_size), t_map
+    return s_map, _pool(t_map, s_size)
+
+
+def _pool(feature_map: Tensor, size: Tuple[int, int]) -> Tensor:
+    """Means of equal parts, of which there are so many.
+
+    Where the sizes divide this is ``adaptive_avg_pool2d``, whose backward
+    pass on a GPU is refused under ``torch.use_deterministic_algorithms``.
+    """
+    height, width = feature_map.shape[-2:]
+    if height % size[0] or width % size[1]:
+        return F.adaptive_avg_pool2d(feature_map, size)
+    return F.avg_pool2d(feature_map, (height // size[0], width // size[1]))
 
 
 def attention_vector(feature_map: Tensor, power: float = 2) -> Tensor:

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from crd_plugin.engine.hooks._checks import bit_sum
 from crd_plugin.models import MemoryBank, ShardedBank
 from crd_plugin.ops import initial_rows
 
@@ -210,3 +211,32 @@ def test_loaded_in_inference_mode(kind):
         bank.stage(torch.tensor([2]), torch.ones(1, D), torch.ones(1, D))
         bank.commit()
         assert not torch.equal(bank.student[2], saved['student'][2])
+
+
+def test_sized_in_inference_mode(kind):
+    """Rows of several pieces, which threads draw."""
+    bank = kind(128, dtype=torch.bfloat16)
+    with torch.inference_mode():
+        bank.resize(20000, seed=3)
+        ones = F.normalize(torch.ones(1, 128))
+    bank.stage(torch.tensor([2]), ones, ones)
+    before = bank.student[2].clone()
+    bank.commit()
+    assert not torch.equal(bank.student[2], before)
+
+
+@pytest.mark.parametrize('dtype', [
+    torch.float64, torch.float32, torch.float16, torch.bfloat16
+])
+def test_bit_sum_adds_all_bits(monkeypatch, dtype):
+    rows = torch.randn(10, D).to(dtype)
+    whole = bit_sum(rows)
+    monkeypatch.setattr('crd_plugin.engine.hooks._checks._ROWS_AT_ONCE', 3)
+    assert torch.equal(bit_sum(rows), whole)
+    halves = rows.view(torch.int16).long()
+    if dtype.itemsize > 2:
+        halves = rows.view(torch.int32).long()
+    expected = (halves.sum(1) * torch.arange(1, 11)).sum()
+    assert torch.equal(whole, expected)
+    rows[7, 1] += 1
+    assert not torch.equal(bit_sum(rows), whole)

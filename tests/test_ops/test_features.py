@@ -189,3 +189,19 @@ def test_unit_vectors():
     for dim in (0, 1, 2):
         torch.testing.assert_close(
             unit_vectors(y, dim), F.normalize(y, dim=dim))
+
+
+@pytest.mark.parametrize('size', [(8, 12), (4, 6), (5, 7), (3, 12)])
+def test_higher_maps_are_reduced_to_means(size):
+    """By whole windows where sizes divide, as the general pooling does."""
+    s = torch.randn(2, 3, 12, 12, dtype=torch.float64, requires_grad=True)
+    t = torch.randn(2, 5, *size, dtype=torch.float64)
+    found = match_heights(s, t)[0]
+    expected = F.adaptive_avg_pool2d(s, size)
+    torch.testing.assert_close(found, expected)
+    weight = torch.randn_like(found)
+    torch.testing.assert_close(*(torch.autograd.grad((value * weight).sum(),
+                                                     s)[0]
+                                 for value in (found, expected)))
+    windows = not (12 % size[0] or 12 % size[1])
+    assert ('Adaptive' not in found.grad_fn.name()) == windows

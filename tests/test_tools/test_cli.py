@@ -539,6 +539,23 @@ def test_shell_scripts_say_how_to_use_them(tmp_path, name):
     assert result.stderr.startswith('usage: ') and 'CONFIG' in result.stderr
 
 
+@pytest.mark.parametrize('given, found', [
+    (dict(), None),
+    (dict(randomness=dict(seed=1)), None),
+    (dict(randomness=dict(deterministic=True)), ':4096:8'),
+])
+def test_cublas_is_deterministic_on_demand(monkeypatch, given, found):
+    name = 'CUBLAS_WORKSPACE_CONFIG'
+    monkeypatch.setenv(name, '')  # What is set is taken back.
+    monkeypatch.delenv(name)
+    monkeypatch.setattr('mmengine.runner.Runner.from_cfg', lambda cfg: None)
+    cli.build_runner(Config(given))
+    assert os.environ.get(name) == found
+    monkeypatch.setenv(name, ':16:8')
+    cli.build_runner(Config(given))
+    assert os.environ[name] == ':16:8'
+
+
 @pytest.mark.parametrize('gpu', [False, True])
 def test_freed_memory_is_kept_where_there_is_no_gpu(monkeypatch, gpu):
     done = []

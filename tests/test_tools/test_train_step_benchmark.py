@@ -161,6 +161,30 @@ def test_wait_while_fetching_is_found(script, monkeypatch):
         raise RuntimeError('called a synchronizing CUDA operation')
         yield
 
+    case = script.Case('name', None, SimpleNamespace(device='cpu',
+                                                     clock='wall'))
+    case.runner = SimpleNamespace(train_loop=SimpleNamespace(run_iter=None))
+    case._batches = broken()
+    case.check_sync()
+    assert 'called a synchronizing CUDA operation)' in case.wait
+
+
+def test_waits_are_looked_for_at_the_end(script):
+    """A step that breaks off leaves nothing to be measured."""
+    order = []
+
+    class Case:
+
+        def __getattr__(self, name):
+            return lambda *args: order.append(name)
+
+    args = SimpleNamespace(check_sync=True, rounds=2, warmup=1, iters=1)
+    script.measure([Case(), Case()], args)
+    assert order == 2 * ['steps'] + 2 * ['own_pages'] + 4 * ['turn'] + (
+        2 * ['check_sync'])
+
+
+def test_images_are_counted_not_views(script):
     def ignore(*args):
         return None
 
@@ -173,10 +197,7 @@ def test_wait_while_fetching_is_found(script, monkeypatch):
         train_loop=loop,
         call_hook=ignore,
         model=SimpleNamespace(train=ignore))
-    case._batches = broken()
-    case.check_sync()
-    assert 'called a synchronizing CUDA operation)' in case.wait
-    # It goes on; images are counted, not the views of them.
+    case._batches = script.endless(case.runner, loop)
     assert case.steps(1) == 2
 
 

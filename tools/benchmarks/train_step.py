@@ -358,14 +358,15 @@ class Case:
         self.turns.append((seconds, images, parts))
 
     def check_sync(self) -> None:
-        """Fetch and do one step in which waiting for the GPU is an error."""
+        """Fetch and do one step in which waiting for the GPU is an error.
+
+        Where it waits the step breaks off, so it must be the last one.
+        """
         import torch
-        args = None
         wait('cuda')
         torch.cuda.set_sync_debug_mode('error')
         try:
-            args = next(self._batches)
-            self.runner.train_loop.run_iter(*args)
+            self.runner.train_loop.run_iter(*next(self._batches))
         except RuntimeError as error:
             places = traceback.extract_tb(error.__traceback__)
             place = places[-1]
@@ -373,8 +374,6 @@ class Case:
                          f'{place.line} ({str(error).splitlines()[0]})')
         finally:
             torch.cuda.set_sync_debug_mode('default')
-        if args is None:  # the error has ended the generator
-            self._batches = endless(self.runner, self.runner.train_loop)
 
 
 def charged(function: Callable, clock: Clock, name: str) -> Callable:
@@ -442,13 +441,15 @@ def measure(cases: List[Case], args: argparse.Namespace) -> None:
         case.steps(2)
     for case in cases:
         case.own_pages()
-    if args.check_sync:
-        for case in cases:
-            case.check_sync()
     for number in range(args.rounds):
         shift = number % len(cases)
         for case in cases[shift:] + cases[:shift]:
             case.turn(args.warmup, args.iters)
+    if args.check_sync:
+        # At the end: a wait breaks its step off, after which bank, scaler and
+        # gradients are not those of a step that was done.
+        for case in cases:
+            case.check_sync()
 
 
 def summary(turns: List[list], names: List[str],

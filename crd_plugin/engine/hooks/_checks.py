@@ -4,6 +4,9 @@ from mmengine.dist import all_gather, get_rank
 from mmengine.hooks import Hook, SyncBuffersHook
 from torch import Tensor
 
+# Rows whose bits are added up at once.
+_ROWS_AT_ONCE = 1 << 16
+
 
 def check_once(hook: Hook, runner) -> None:
     """Refuse a hook that is registered twice.
@@ -72,7 +75,10 @@ def bit_sum(tensor: Tensor) -> Tensor:
         Tensor: Scalar int64, modulo 2**64.
     """
     word = torch.int16 if tensor.element_size() == 2 else torch.int32
-    bits = tensor.contiguous().view(-1).view(word).view(
-        tensor.size(0), -1).sum(1, dtype=torch.int64)
+    words = tensor.contiguous().view(-1).view(word).view(tensor.size(0), -1)
+    # A few rows at a time: torch widens what it adds up to int64 first.
+    bits = torch.cat([
+        rows.sum(1, dtype=torch.int64) for rows in words.split(_ROWS_AT_ONCE)
+    ])
     weight = torch.arange(1, bits.numel() + 1, device=bits.device)
     return (bits * weight).sum()

@@ -82,11 +82,12 @@ class FrozenTeacherDistill(SingleTeacherDistill):
         self.teacher.eval()
         self._infer_widths(input_shape)
         self.channels_last = channels_last
+        self._compiled = compile is not False
         networks = dict(teacher=self.teacher, student=self.student)
         for role, network in networks.items():
             if channels_last:
                 network.to(memory_format=torch.channels_last)
-            if compile is not False:
+            if self._compiled:
                 speed.compile_backbone(network, role, compile)
 
     def forward(self,
@@ -103,6 +104,8 @@ class FrozenTeacherDistill(SingleTeacherDistill):
         Returns:
             dict | list | Tensor: What the mode asks for.
         """
+        if self._compiled:
+            speed.begin_step()
         if self.channels_last:
             inputs = speed.channels_last(inputs)
         return super().forward(inputs, data_samples, mode)

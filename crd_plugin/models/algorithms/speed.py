@@ -5,7 +5,7 @@ from typing import Any, Mapping, Union
 import torch
 from torch import Tensor, nn
 
-__all__ = ['channels_last', 'compile_backbone']
+__all__ = ['begin_step', 'channels_last', 'compile_backbone']
 
 
 def channels_last(inputs: Any) -> Any:
@@ -23,6 +23,19 @@ def channels_last(inputs: Any) -> Any:
     if isinstance(inputs, Tensor) and inputs.dim() == 4:
         return inputs.contiguous(memory_format=torch.channels_last)
     return inputs
+
+
+def begin_step() -> None:
+    """Tell compiled backbones that the outputs of the step before are done.
+
+    With CUDA graphs (``mode='reduce-overhead'`` or ``'max-autotune'``) torch
+    takes each compiled call without a pending backward pass for a new step
+    and gives the memory of earlier outputs away: the student's call would
+    overwrite the maps recorded of the teacher. Source: documentation of
+    ``torch.compiler.cudagraph_mark_step_begin``. Without CUDA graphs nothing
+    happens.
+    """
+    torch.compiler.cudagraph_mark_step_begin()
 
 
 def compile_backbone(network: nn.Module, role: str,

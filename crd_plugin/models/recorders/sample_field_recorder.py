@@ -94,9 +94,9 @@ def stack_field(samples: Sequence[Any], field: str,
         stacked = torch.stack(values)
         if stacked.dim() == 2 and stacked.size(1) == 1:
             stacked = stacked.squeeze(1)
-        return stacked.to(device, non_blocking=True)
-    stacked = torch.as_tensor(values)
-    if device.type == 'cuda':
+    else:
+        stacked = torch.as_tensor(values)
+    if device.type == 'cuda' and stacked.device.type == 'cpu':
         # From pinned memory the copy does not wait for the GPU.
         stacked = stacked.pin_memory()
     return stacked.to(device, non_blocking=True)

@@ -189,6 +189,21 @@ def test_compiled_backbones_are_called(monkeypatch):
     assert len(traced) == 2
 
 
+@pytest.mark.parametrize('options', [dict(compile=TRACED), {}])
+def test_each_forward_pass_is_a_step_of_cuda_graphs(monkeypatch, options):
+    """Else the student's pass takes the memory of the teacher's maps."""
+    net, order = model(**options), []
+    monkeypatch.setattr(torch.compiler, 'cudagraph_mark_step_begin',
+                        lambda: order.append('step'))
+    for name in ('teacher', 'student'):
+        getattr(net, name).register_forward_pre_hook(
+            lambda *_, name=name: order.append(name))
+    for _ in range(2):
+        step(net, *batch())
+    marks = ['step'] if options else []
+    assert order == 2 * [*marks, 'teacher', 'student']
+
+
 def test_copies_are_not_compiled_and_stand_alone():
     net = model(compile=TRACED)
     assert net.student.backbone._compiled_call_impl is not None
