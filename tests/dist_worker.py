@@ -254,6 +254,35 @@ def train_wrapped(folder: Path, broadcast_buffers: bool) -> dict:
         student=runner.model.module.student.state_dict())
 
 
+def train_online(folder: Path) -> dict:
+    """Two epochs of Online KD, whose branches and gate are trained as well."""
+    runner = runs.build(
+        folder / 'online',
+        launcher='pytorch',
+        model=dict(
+            _delete_=True,
+            type='crd_plugin.OnlineEnsembleDistill',
+            architecture=runs.net(6),
+            branch_from='backbone.bn',
+            input_shape=(3, 8, 8)),
+        custom_hooks=[],
+        default_hooks__checkpoint=None,
+        train_cfg__max_epochs=2)
+    # Ranks that begin apart are made alike.
+    start = {
+        name: value + dist.get_rank()
+        for name, value in runner.model.module.state_dict().items()
+    }
+    runner.model.module.load_state_dict(start)
+    runner.train()
+    parameters = dict(runner.model.module.named_parameters())
+    return dict(
+        start={name: start[name]
+               for name in parameters},
+        end={name: value.detach()
+             for name, value in parameters.items()})
+
+
 def work(rank: int, folder: str) -> None:
     """Entry point of a process: in a group of four, then, maybe, of two."""
     torch.set_num_threads(1)
@@ -278,6 +307,7 @@ def work(rank: int, folder: str) -> None:
                 result['wrapped'] = [
                     train_wrapped(folder, value) for value in (False, True)
                 ]
+                result['online'] = train_online(folder)
         except Exception:
             result['error'] = traceback.format_exc()
             raise

@@ -190,6 +190,17 @@ def test_broadcasting_buffers_changes_no_training(results):
     assert gap[1] < gap[0]
 
 
+def test_online_kd_trains_equal_weights(results):
+    first, second = (rank['online'] for rank in results[2])
+    assert {name.split('.')[0] for name in first['end']} == {
+        'architecture', 'branches', 'gate'
+    }
+    for name, value in first['end'].items():
+        assert _same_bits(value, second['end'][name]), name
+        assert value.isfinite().all()
+        assert not torch.equal(value, first['start'][name]), name
+
+
 def test_tools_train_and_test_in_two_processes(tmp_path):
     config = runs.write_config(
         tmp_path / 'config.py', tmp_path, train_cfg__max_epochs=2)
