@@ -9,7 +9,7 @@ counts what a GPU would be called for.
 """
 import sys
 from contextlib import ExitStack
-from typing import Any, Iterator, List, NamedTuple, Set
+from typing import Any, Iterator, List, NamedTuple, Optional, Set
 
 import numpy as np
 import torch
@@ -30,6 +30,14 @@ _NO_WORK = ('empty', 'new_empty', 'empty_like', 'empty_strided',
 _FROM_NUMBERS = (torch.tensor, torch.as_tensor, torch.asarray,
                  torch.Tensor.new_tensor)
 _INDEXING = (torch.Tensor.__getitem__, torch.Tensor.__setitem__)
+
+
+def empty(*shape: int,
+          dtype: Optional[torch.dtype] = None,
+          requires_grad: bool = False) -> Tensor:
+    """A tensor on the device."""
+    return torch.empty(
+        shape, dtype=dtype, device='meta', requires_grad=requires_grad)
 
 
 class Wait(NamedTuple):
