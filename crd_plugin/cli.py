@@ -21,11 +21,15 @@ if TYPE_CHECKING:
     from mmengine.runner import Runner
 
 _LAUNCHER_VARIABLES = dict(
-    pytorch=('RANK', 'LOCAL_RANK', 'WORLD_SIZE', 'MASTER_ADDR',
-             'MASTER_PORT'),
+    pytorch=('RANK', 'LOCAL_RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT'),
     slurm=('SLURM_PROCID', 'SLURM_NTASKS', 'SLURM_NODELIST'),
-    mpi=('OMPI_COMM_WORLD_LOCAL_RANK', 'OMPI_COMM_WORLD_SIZE',
-         'OMPI_COMM_WORLD_RANK', 'MASTER_ADDR'))
+    mpi=(
+        'OMPI_COMM_WORLD_LOCAL_RANK',
+        'OMPI_COMM_WORLD_SIZE',
+        'OMPI_COMM_WORLD_RANK',
+        'MASTER_ADDR',
+    ),
+)
 _DATALOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 
 
@@ -43,16 +47,18 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
         '--work-dir',
         metavar='DIR',
         help='folder for logs and checkpoints; defaults to the work_dir of '
-        'the config, else to ./work_dirs/<name of the config>')
+        'the config, else to ./work_dirs/<name of the config>',
+    )
     parser.add_argument(
         '--amp',
         action='store_true',
-        help='compute in mixed precision (float16 on a GPU, bfloat16 on a '
-        'CPU)')
+        help='compute in mixed precision (float16 on a GPU, bfloat16 on a CPU)',
+    )
     parser.add_argument(
         '--no-pin-memory',
         action='store_true',
-        help='do not pin the memory of batches; without a GPU it never is')
+        help='do not pin the memory of batches; without a GPU it never is',
+    )
     parser.add_argument(
         '--cfg-options',
         nargs='+',
@@ -60,19 +66,16 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
         metavar='KEY=VALUE',
         help='replace settings of the config, for example '
         'train_cfg.max_epochs=10; a list is written key="[a,b]" or key=a,b '
-        'without spaces')
+        'without spaces',
+    )
     parser.add_argument(
         '--launcher',
         choices=['none', *_LAUNCHER_VARIABLES],
         default='none',
-        help='what has started the processes of a distributed run')
+        help='what has started the processes of a distributed run',
+    )
     # Older launchers pass the rank as an argument instead of a variable.
-    parser.add_argument(
-        '--local_rank',
-        '--local-rank',
-        type=int,
-        default=0,
-        help=argparse.SUPPRESS)
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
 
 
 def load_config(filename: str) -> Config:
@@ -99,8 +102,7 @@ def load_config(filename: str) -> Config:
 def _nearest_configs(filename: str) -> List[str]:
     """Up to three existing configs whose names are like the given one."""
     package = Path(__file__).resolve().parent
-    folders = (Path(filename).parent, package.parent / 'configs',
-               package / '.mim' / 'configs')
+    folders = (Path(filename).parent, package.parent / 'configs', package / '.mim' / 'configs')
     found = {}
     for folder in folders:
         for path in sorted(folder.rglob('*.py')) if folder.is_dir() else ():
@@ -120,9 +122,7 @@ def check_checkpoint(filename: str, argument: str) -> None:
         UsageError: If the path is local and is not a file.
     """
     if '://' not in filename and not osp.isfile(osp.expanduser(filename)):
-        raise UsageError(
-            f'{argument} {filename} does not exist; give the path of a '
-            '.pth file.')
+        raise UsageError(f'{argument} {filename} does not exist; give the path of a .pth file.')
 
 
 def merge_common_arguments(cfg: Config, args: argparse.Namespace) -> None:
@@ -154,13 +154,13 @@ def merge_common_arguments(cfg: Config, args: argparse.Namespace) -> None:
 def _dataloader(cfg: ConfigDict, args: argparse.Namespace) -> ConfigDict:
     """Settings of a data loader, with what the config leaves out."""
     import torch
+
     cfg.setdefault('collate_fn', dict(type='default_collate'))
     # Pinning without a GPU only makes torch warn.
     pin = not args.no_pin_memory and torch.cuda.is_available()
     cfg.pin_memory = cfg.get('pin_memory', True) and pin
     # Persistent workers need workers.
-    persist = (not getattr(args, 'no_persistent_workers', False)
-               and cfg.get('num_workers', 0) > 0)
+    persist = not getattr(args, 'no_persistent_workers', False) and cfg.get('num_workers', 0) > 0
     cfg.persistent_workers = cfg.get('persistent_workers', True) and persist
     return cfg
 
@@ -170,25 +170,26 @@ def _check_launcher(args: argparse.Namespace) -> None:
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     if args.launcher == 'none':
         return
-    missing = [
-        name for name in _LAUNCHER_VARIABLES[args.launcher]
-        if name not in os.environ
-    ]
+    missing = [name for name in _LAUNCHER_VARIABLES[args.launcher] if name not in os.environ]
     if missing:
         start = dict(
             pytorch='torchrun or tools/dist_train.sh',
             slurm='srun or tools/slurm_train.sh',
-            mpi='mpirun')[args.launcher]
+            mpi='mpirun',
+        )[args.launcher]
         raise UsageError(
             f'--launcher {args.launcher} needs the environment variables '
-            f'{", ".join(missing)}; start the script with {start}.')
+            f'{", ".join(missing)}; start the script with {start}.'
+        )
     import torch
+
     devices = torch.cuda.device_count()
     rank = os.environ['LOCAL_RANK']
     if args.launcher == 'pytorch' and 0 < devices <= int(rank):
         raise UsageError(
             f'LOCAL_RANK is {rank}, but this machine has {devices} GPU(s); '
-            f'start at most {devices} process(es) on it.')
+            f'start at most {devices} process(es) on it.'
+        )
 
 
 def build_runner(cfg: Config) -> 'Runner':
@@ -208,6 +209,7 @@ def build_runner(cfg: Config) -> 'Runner':
     import torch
     from mmengine.registry import RUNNERS
     from mmengine.runner import Runner
+
     if not torch.cuda.is_available():
         keep_freed_memory()
     if cfg.get('randomness', {}).get('deterministic', False):
@@ -218,8 +220,9 @@ def build_runner(cfg: Config) -> 'Runner':
     return Runner.from_cfg(cfg)
 
 
-def run(main: Callable[[Optional[Sequence[str]]], None],
-        argv: Optional[Sequence[str]] = None) -> int:
+def run(
+    main: Callable[[Optional[Sequence[str]]], None], argv: Optional[Sequence[str]] = None
+) -> int:
     """Run a tool; say what the user did wrong in one line.
 
     Anything but a plain mistake of the user keeps its traceback.

@@ -3,6 +3,7 @@
 What ``tools/demo.py`` and ``tools/run_table.py`` have in common. Only light
 modules are imported, so that both answer a mistyped argument at once.
 """
+
 import argparse
 import collections
 import contextlib
@@ -17,8 +18,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import (Any, Callable, Dict, Iterator, List, Mapping, Optional,
-                    Sequence, Tuple)
+from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 from mmengine.config import Config, DictAction
 
@@ -83,20 +83,21 @@ class Run:
             Defaults to 'run.json'.
     """
 
-    def __init__(self,
-                 name: str,
-                 config: Path,
-                 seed: int,
-                 run_dir: Path,
-                 options: Sequence[str],
-                 record_name: str = RECORD) -> None:
+    def __init__(
+        self,
+        name: str,
+        config: Path,
+        seed: int,
+        run_dir: Path,
+        options: Sequence[str],
+        record_name: str = RECORD,
+    ) -> None:
         self.name = name
         self.config = config
         self.seed = seed
         self.run_dir = run_dir
         self.options = [f'randomness.seed={seed}', *options]
-        self.needs_teacher = any(
-            option.startswith('model.teacher_ckpt=') for option in options)
+        self.needs_teacher = any(option.startswith('model.teacher_ckpt=') for option in options)
         self.record = run_dir / record_name
         self.seconds: Optional[float] = None
 
@@ -113,8 +114,9 @@ class Run:
         command = [
             sys.executable,
             str(locate('tools/train.py')),
-            str(self.config), '--work-dir',
-            str(self.run_dir)
+            str(self.config),
+            '--work-dir',
+            str(self.run_dir),
         ]
         if resume:
             command += ['--resume', resume]
@@ -143,7 +145,8 @@ class Run:
             bool: True without a folder, or with an empty one.
         """
         return not self.run_dir.exists() or all(
-            path.name == LOCK for path in self.run_dir.iterdir())
+            path.name == LOCK for path in self.run_dir.iterdir()
+        )
 
     def read_record(self) -> Optional[Dict[str, Any]]:
         """What was trained here.
@@ -159,11 +162,11 @@ class Run:
         try:
             return json.loads(self.record.read_text(encoding='utf-8'))
         except ValueError as error:
-            raise UsageError(f'{self.record} is damaged ({error}); move '
-                             f'{self.run_dir} away.') from error
+            raise UsageError(
+                f'{self.record} is damaged ({error}); move {self.run_dir} away.'
+            ) from error
 
-    def latest_checkpoint(self,
-                          before: Optional[int] = None) -> Optional[Path]:
+    def latest_checkpoint(self, before: Optional[int] = None) -> Optional[Path]:
         """The checkpoint to go on from.
 
         Args:
@@ -180,7 +183,8 @@ class Run:
                 return checkpoint
         # Killed while the pointer was written, or what it names is gone.
         kept = [
-            path for path in self.run_dir.glob('epoch_*.pth')
+            path
+            for path in self.run_dir.glob('epoch_*.pth')
             if before is None or epoch_of(path) < before
         ]
         return max(kept, key=epoch_of, default=None)
@@ -199,8 +203,7 @@ def load_config(path: Path, options: Sequence[str]) -> Config:
     parser = argparse.ArgumentParser()
     parser.add_argument('--options', nargs='*', action=DictAction)
     config = Config.fromfile(path)
-    config.merge_from_dict(
-        parser.parse_args(['--options', *options]).options)
+    config.merge_from_dict(parser.parse_args(['--options', *options]).options)
     return config
 
 
@@ -230,13 +233,14 @@ def epoch_of(checkpoint: Optional[Path]) -> int:
     return int(match.group(1)) if match else 0
 
 
-def execute(run: Run,
-            content: Mapping[str, Any],
-            on_epoch: OnEpoch,
-            resume: Optional[str] = None,
-            env: Optional[Mapping[str, str]] = None,
-            on_start: Optional[Callable[[subprocess.Popen],
-                                        None]] = None) -> None:
+def execute(
+    run: Run,
+    content: Mapping[str, Any],
+    on_epoch: OnEpoch,
+    resume: Optional[str] = None,
+    env: Optional[Mapping[str, str]] = None,
+    on_start: Optional[Callable[[subprocess.Popen], None]] = None,
+) -> None:
     """Train in a process of its own; keep its output, record its time.
 
     Args:
@@ -257,27 +261,26 @@ def execute(run: Run,
     """
     run.run_dir.mkdir(parents=True, exist_ok=True)
     with _hold(run.run_dir) as lock:
-        write_whole(
-            run.record,
-            json.dumps(dict(content, finished=False, seconds=None), indent=1))
+        write_whole(run.record, json.dumps(dict(content, finished=False, seconds=None), indent=1))
         started = time.perf_counter()
-        code, tail = _watch(
-            run.command(resume), run.run_dir / LOG, on_epoch, env, on_start,
-            lock)
+        code, tail = _watch(run.command(resume), run.run_dir / LOG, on_epoch, env, on_start, lock)
         # What came before an interruption is not known any more.
         run.seconds = None if resume else time.perf_counter() - started
         if code:
             raise TrainingFailed(code, tail, run.run_dir / LOG)
         write_whole(
-            run.record,
-            json.dumps(
-                dict(content, finished=True, seconds=run.seconds), indent=1))
+            run.record, json.dumps(dict(content, finished=True, seconds=run.seconds), indent=1)
+        )
 
 
-def _watch(command: Sequence[str], log: Path, on_epoch: OnEpoch,
-           env: Optional[Mapping[str, str]],
-           on_start: Optional[Callable[[subprocess.Popen], None]],
-           lock: Sequence[int]) -> Tuple[int, List[str]]:
+def _watch(
+    command: Sequence[str],
+    log: Path,
+    on_epoch: OnEpoch,
+    env: Optional[Mapping[str, str]],
+    on_start: Optional[Callable[[subprocess.Popen], None]],
+    lock: Sequence[int],
+) -> Tuple[int, List[str]]:
     """Exit code and last lines of a command whose output goes to a file."""
     tail: collections.deque = collections.deque(maxlen=20)
     with open(log, 'a', encoding='utf-8') as file:
@@ -303,8 +306,9 @@ def _watch(command: Sequence[str], log: Path, on_epoch: OnEpoch,
             process.stdout.close()
 
 
-def _start(command: Sequence[str], env: Optional[Mapping[str, str]],
-           lock: Sequence[int]) -> subprocess.Popen:
+def _start(
+    command: Sequence[str], env: Optional[Mapping[str, str]], lock: Sequence[int]
+) -> subprocess.Popen:
     """Start a process that finds the package of this checkout."""
     env = {**os.environ, 'PYTHONUNBUFFERED': '1', **(env or {})}
     # Threads that spin while they wait make small nets three times as slow
@@ -321,7 +325,8 @@ def _start(command: Sequence[str], env: Optional[Mapping[str, str]],
         env=env,
         # A group of its own: its data workers are stopped with it.
         start_new_session=True,
-        pass_fds=lock)
+        pass_fds=lock,
+    )
 
 
 def stop(*processes: subprocess.Popen, grace: float = 10.0) -> None:
@@ -364,7 +369,7 @@ def _hold(run_dir: Path) -> Iterator[Tuple[int, ...]]:
     with open(run_dir / LOCK, 'w') as file:
         if not _try_lock(file):
             raise in_use_error(run_dir)
-        yield (file.fileno(), )
+        yield (file.fileno(),)
 
 
 def in_use(run_dir: Path) -> bool:
@@ -392,8 +397,9 @@ def in_use_error(run_dir: Path) -> UsageError:
     Returns:
         UsageError: The error.
     """
-    return UsageError(f'{run_dir} is in use: another process trains there; '
-                      'wait for it or end it first.')
+    return UsageError(
+        f'{run_dir} is in use: another process trains there; wait for it or end it first.'
+    )
 
 
 def _try_lock(file) -> bool:
@@ -517,8 +523,7 @@ class Progress:
     @property
     def done(self) -> float:
         """float: Work done since the start, in runs."""
-        return self.worked + sum(
-            state.worked for state in self._running.values())
+        return self.worked + sum(state.worked for state in self._running.values())
 
     @property
     def elapsed(self) -> str:

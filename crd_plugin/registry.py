@@ -18,50 +18,34 @@ from mmengine.registry import Registry
 _SCOPE = 'crd_plugin'
 
 # Algorithms, losses, connectors, backbones.
-MODELS = Registry(
-    'model',
-    parent=MMENGINE_MODELS,
-    scope=_SCOPE,
-    locations=['crd_plugin.models'])
+MODELS = Registry('model', parent=MMENGINE_MODELS, scope=_SCOPE, locations=['crd_plugin.models'])
 # Recorders, which MMRazor looks up among its task utilities.
 TASK_UTILS = Registry(
-    'task util',
-    parent=MMENGINE_TASK_UTILS,
-    scope=_SCOPE,
-    locations=['crd_plugin.models'])
+    'task util', parent=MMENGINE_TASK_UTILS, scope=_SCOPE, locations=['crd_plugin.models']
+)
 DATASETS = Registry(
-    'dataset',
-    parent=MMENGINE_DATASETS,
-    scope=_SCOPE,
-    locations=['crd_plugin.datasets'])
+    'dataset', parent=MMENGINE_DATASETS, scope=_SCOPE, locations=['crd_plugin.datasets']
+)
 TRANSFORMS = Registry(
-    'transform',
-    parent=MMENGINE_TRANSFORMS,
-    scope=_SCOPE,
-    locations=['crd_plugin.datasets'])
+    'transform', parent=MMENGINE_TRANSFORMS, scope=_SCOPE, locations=['crd_plugin.datasets']
+)
 # Functions that join the samples of a batch.
 FUNCTIONS = Registry(
-    'function',
-    parent=MMENGINE_FUNCTIONS,
-    scope=_SCOPE,
-    locations=['crd_plugin.datasets'])
-HOOKS = Registry(
-    'hook',
-    parent=MMENGINE_HOOKS,
-    scope=_SCOPE,
-    locations=['crd_plugin.engine'])
-LOOPS = Registry(
-    'loop',
-    parent=MMENGINE_LOOPS,
-    scope=_SCOPE,
-    locations=['crd_plugin.engine'])
+    'function', parent=MMENGINE_FUNCTIONS, scope=_SCOPE, locations=['crd_plugin.datasets']
+)
+HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope=_SCOPE, locations=['crd_plugin.engine'])
+LOOPS = Registry('loop', parent=MMENGINE_LOOPS, scope=_SCOPE, locations=['crd_plugin.engine'])
 MODEL_WRAPPERS = Registry(
-    'model_wrapper',
-    parent=MMENGINE_MODEL_WRAPPERS,
-    scope=_SCOPE,
-    locations=['crd_plugin.engine'])
+    'model_wrapper', parent=MMENGINE_MODEL_WRAPPERS, scope=_SCOPE, locations=['crd_plugin.engine']
+)
 
 __all__ = [
-    'DATASETS', 'FUNCTIONS', 'HOOKS', 'LOOPS', 'MODELS', 'MODEL_WRAPPERS',
-    'TASK_UTILS', 'TRANSFORMS'
+    'DATASETS',
+    'FUNCTIONS',
+    'HOOKS',
+    'LOOPS',
+    'MODELS',
+    'MODEL_WRAPPERS',
+    'TASK_UTILS',
+    'TRANSFORMS',
 ]

@@ -1,4 +1,5 @@
 """Annotations of a batch as tensors, not as one object a sample."""
+
 from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence
 
 from mmpretrain.structures import DataSample
@@ -31,17 +32,19 @@ class BatchSamples:
     """
 
     def __init__(
-            self,
-            ids: Sequence[int],
-            sample_idx: Tensor,
-            gt_label: Optional[Tensor] = None,
-            metainfo: Optional[Sequence[Mapping[str, Any]]] = None) -> None:
+        self,
+        ids: Sequence[int],
+        sample_idx: Tensor,
+        gt_label: Optional[Tensor] = None,
+        metainfo: Optional[Sequence[Mapping[str, Any]]] = None,
+    ) -> None:
         for name, value in dict(
-                sample_idx=sample_idx, gt_label=gt_label,
-                metainfo=metainfo).items():
+            sample_idx=sample_idx, gt_label=gt_label, metainfo=metainfo
+        ).items():
             if value is not None and len(value) != len(ids):
-                raise ValueError(f'{name} has {len(value)} entries for '
-                                 f'{len(ids)} ids; give one each.')
+                raise ValueError(
+                    f'{name} has {len(value)} entries for {len(ids)} ids; give one each.'
+                )
         self._ids = ids
         self._metainfo = metainfo
         self._fields = dict(sample_idx=sample_idx)
@@ -86,8 +89,9 @@ class BatchSamples:
             ValueError: If it is not one row a sample.
         """
         if gt_score.dim() != 2 or len(gt_score) != len(self):
-            raise ValueError(f'gt_score has shape {tuple(gt_score.shape)}, '
-                             f'expected ({len(self)}, classes).')
+            raise ValueError(
+                f'gt_score has shape {tuple(gt_score.shape)}, expected ({len(self)}, classes).'
+            )
         self._fields['gt_score'] = gt_score
         if self.made:
             for sample, score in zip(self._samples, gt_score):
@@ -103,13 +107,11 @@ class BatchSamples:
             if scores is not None:
                 parts['gt_score'] = scores.unbind()
             self._samples = [
-                self._make(place, index, parts)
-                for place, index in enumerate(self._ids)
+                self._make(place, index, parts) for place, index in enumerate(self._ids)
             ]
         return self._samples
 
-    def _make(self, place: int, index: int,
-              parts: Dict[str, Sequence[Tensor]]) -> DataSample:
+    def _make(self, place: int, index: int, parts: Dict[str, Sequence[Tensor]]) -> DataSample:
         meta = dict(self._metainfo[place]) if self._metainfo else {}
         meta['sample_idx'] = index
         if 'gt_score' in parts:
@@ -118,6 +120,5 @@ class BatchSamples:
         # Field by field, each one checked, takes six times as long. What is
         # written here is what a DataSample is pickled as.
         sample = DataSample.__new__(DataSample)
-        sample.__dict__.update(
-            _metainfo_fields=set(meta), _data_fields=set(data), **meta, **data)
+        sample.__dict__.update(_metainfo_fields=set(meta), _data_fields=set(data), **meta, **data)
         return sample

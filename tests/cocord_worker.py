@@ -1,4 +1,5 @@
 """What the processes of CoCoRD's distributed tests do; they import this."""
+
 import os
 import traceback
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch import Tensor
 from crd_plugin.engine.hooks.cocord_hook import CoCoRDHook, gather_keys
 from crd_plugin.models import KeyQueue
 
-from . import runs
+from . import small_runs
 from .cocord import run_changes
 
 # Keys of each rank in each step, against a queue of seven.
@@ -24,8 +25,7 @@ QUEUE_SIZE, BATCH_SIZE = 7, 4
 def make_steps() -> List[List[Tensor]]:
     """Keys of all ranks in each step."""
     generator = torch.Generator().manual_seed(5)
-    return [[torch.randn(size, 3, generator=generator) for size in sizes]
-            for sizes in SIZES]
+    return [[torch.randn(size, 3, generator=generator) for size in sizes] for sizes in SIZES]
 
 
 def fresh_queue() -> KeyQueue:
@@ -38,16 +38,14 @@ def take_steps(rank: int, batch_size) -> List[dict]:
     """Gather and commit, as the hook does."""
     queue, seen = fresh_queue(), []
     for step in make_steps():
-        with mock.patch.object(
-                dist, 'all_gather', wraps=dist.all_gather) as gather:
+        with mock.patch.object(dist, 'all_gather', wraps=dist.all_gather) as gather:
             queue.commit(*gather_keys(step[rank], batch_size))
         seen.append(
             dict(
-                {
-                    key: value.clone()
-                    for key, value in queue.state_dict().items()
-                },
-                collectives=gather.call_count))
+                {key: value.clone() for key, value in queue.state_dict().items()},
+                collectives=gather.call_count,
+            )
+        )
     return seen
 
 
@@ -61,10 +59,7 @@ class Spy(Hook):
 
     def before_train(self, runner) -> None:
         """The fresh queue."""
-        self.start = {
-            key: value.clone()
-            for key, value in _queue(runner).state_dict().items()
-        }
+        self.start = {key: value.clone() for key, value in _queue(runner).state_dict().items()}
 
     def after_train_iter(self, runner, *args, **kwargs) -> None:
         """What the forward pass left."""
@@ -88,23 +83,21 @@ def train_wrapped(folder: Path, rank: int) -> dict:
         default_hooks__checkpoint=None,
         train_dataloader__dataset__dataset__num_train_per_class=3,
         train_dataloader__dataset__dataset__indices=21,
-        train_cfg__max_epochs=2)
+        train_cfg__max_epochs=2,
+    )
     runner.train()
     model, queue = runner.model.module, _queue(runner)
     result = dict(
         start=spy.start,
         keys=spy.keys,
-        queue={
-            key: value.clone()
-            for key, value in queue.state_dict().items()
-        },
+        queue={key: value.clone() for key, value in queue.state_dict().items()},
         averages={
-            name: p.detach().clone()
-            for name, p in model.named_parameters() if not p.requires_grad
+            name: p.detach().clone() for name, p in model.named_parameters() if not p.requires_grad
         },
         slow_statistics=model.slow_student.backbone.bn.running_mean.clone(),
-        drift={})
-    hook, = [hook for hook in runner.hooks if isinstance(hook, CoCoRDHook)]
+        drift={},
+    )
+    (hook,) = [hook for hook in runner.hooks if isinstance(hook, CoCoRDHook)]
     for name in ('keys', 'pointer'):
         value = getattr(queue, name)
         good = value.clone()
@@ -124,8 +117,7 @@ def work(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     folder = Path(folder)
     os.environ['LOCAL_RANK'] = str(rank)
-    dist.init_process_group(
-        'gloo', init_method=f'file://{folder}/init', rank=rank, world_size=2)
+    dist.init_process_group('gloo', init_method=f'file://{folder}/init', rank=rank, world_size=2)
     result = {}
     try:
         result['known'] = take_steps(rank, BATCH_SIZE)

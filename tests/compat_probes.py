@@ -4,6 +4,7 @@
 applied before, or with them applied after the upstream packages were
 imported. Writes ``{probe: 'ok' or the error}`` as JSON.
 """
+
 import importlib
 import importlib.util
 import io
@@ -24,9 +25,11 @@ def no_cuda_libraries(path):
 def torchvision_imports():
     """Import torchvision as built for CUDA, whatever is installed."""
     import torch
+
     torch.version.cuda = None
     torch.ops.load_library = no_cuda_libraries
     import torchvision
+
     assert torchvision.transforms
 
 
@@ -44,8 +47,7 @@ def records_are_not_overwritten():
     # Comes after `mmrazor_models_import`, which leaves it here if it worked.
     base = sys.modules.get('mmrazor.models.algorithms.base')
     if base is None:
-        root = importlib.util.find_spec(
-            'mmrazor').submodule_search_locations[0]
+        root = importlib.util.find_spec('mmrazor').submodule_search_locations[0]
         for name in ('mmrazor.models', 'mmrazor.models.algorithms'):
             sys.modules[name] = ModuleType(name)
             sys.modules[name].__path__ = [osp.join(root, *name.split('.')[1:])]
@@ -70,9 +72,9 @@ def config_is_formatted_once():
     from unittest import mock
 
     from mmengine.config import Config, config
+
     cfg = Config(dict(a=1))
-    with mock.patch.object(
-            config, 'FormatCode', wraps=config.FormatCode) as formatter:
+    with mock.patch.object(config, 'FormatCode', wraps=config.FormatCode) as formatter:
         text = cfg.pretty_text
         assert cfg.pretty_text == text == 'a = 1\n'
         times = formatter.call_count
@@ -88,6 +90,7 @@ def losses_are_read_when_asked():
 
     class OnGpu(torch.Tensor):
         """Counts how often it is read back."""
+
         reads = 0
         device = torch.device('cuda')
 
@@ -108,6 +111,7 @@ def checkpoint_loads():
     import numpy as np
     import torch
     from mmengine.logging import HistoryBuffer
+
     history = HistoryBuffer()
     history.update(1.5)
     file = io.BytesIO()
@@ -121,6 +125,7 @@ def truncated_checkpoint_is_explained():
     """Load a file that is cut short."""
     import torch
     from mmengine.runner.checkpoint import load_checkpoint
+
     with tempfile.TemporaryDirectory() as folder:
         path = osp.join(folder, 'cut.pth')
         torch.save(dict(state_dict=dict(w=torch.zeros(1000))), path)
@@ -135,6 +140,7 @@ def truncated_checkpoint_is_explained():
 def failed_write_keeps_the_file():
     """Fail while a file is written again."""
     from mmengine.fileio import LocalBackend
+
     with tempfile.TemporaryDirectory() as folder:
         path = osp.join(folder, 'a.pth')
         LocalBackend().put(b'good', path)
@@ -152,6 +158,7 @@ def failed_save_keeps_the_last_checkpoint():
     """Fail while the second checkpoint of at most one is saved."""
     from mmengine.hooks import CheckpointHook
     from mmengine.logging import MessageHub
+
     with tempfile.TemporaryDirectory() as folder:
 
         def save(out_dir, filename, *args, **kwargs):
@@ -164,7 +171,8 @@ def failed_save_keeps_the_last_checkpoint():
             work_dir=folder,
             save_checkpoint=save,
             message_hub=MessageHub('probe'),
-            logger=SimpleNamespace(info=lambda text: None))
+            logger=SimpleNamespace(info=lambda text: None),
+        )
         hook = CheckpointHook(max_keep_ckpts=1)
         hook.before_train(runner)
         hook._save_checkpoint_with_step(runner, 1, {})
@@ -191,8 +199,8 @@ def start_process_group(launcher, port, **variables):
     """Start and end a group of one process with the default backend."""
     import torch.distributed
     from mmengine.dist import init_dist
-    with environment(
-            MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port), **variables):
+
+    with environment(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port), **variables):
         init_dist(launcher)
         backend = torch.distributed.get_backend()
         torch.distributed.destroy_process_group()
@@ -201,18 +209,14 @@ def start_process_group(launcher, port, **variables):
 
 def pytorch_launcher():
     """--launcher pytorch."""
-    start_process_group(
-        'pytorch', 29711, RANK='0', LOCAL_RANK='0', WORLD_SIZE='1')
+    start_process_group('pytorch', 29711, RANK='0', LOCAL_RANK='0', WORLD_SIZE='1')
 
 
 def slurm_launcher():
     """--launcher slurm."""
     start_process_group(
-        'slurm',
-        29712,
-        SLURM_PROCID='0',
-        SLURM_NTASKS='1',
-        SLURM_NODELIST='localhost')
+        'slurm', 29712, SLURM_PROCID='0', SLURM_NTASKS='1', SLURM_NODELIST='localhost'
+    )
 
 
 def mpi_launcher():
@@ -222,18 +226,20 @@ def mpi_launcher():
         29713,
         OMPI_COMM_WORLD_LOCAL_RANK='0',
         OMPI_COMM_WORLD_SIZE='1',
-        OMPI_COMM_WORLD_RANK='0')
+        OMPI_COMM_WORLD_RANK='0',
+    )
 
 
 def model_is_wrapped():
     """Wrap a model as Runner.wrap_model does."""
     import torch
     from mmengine.model import MMDistributedDataParallel
+
     torch.distributed.init_process_group(
-        'gloo', init_method='tcp://127.0.0.1:29714', rank=0, world_size=1)
+        'gloo', init_method='tcp://127.0.0.1:29714', rank=0, world_size=1
+    )
     try:
-        wrapped = MMDistributedDataParallel(
-            module=torch.nn.Linear(2, 1), device_ids=[0])
+        wrapped = MMDistributedDataParallel(module=torch.nn.Linear(2, 1), device_ids=[0])
         wrapped(torch.ones(1, 2)).sum().backward()
         assert wrapped.module.weight.grad.tolist() == [[1, 1]]
     finally:
@@ -254,10 +260,10 @@ def amp_step(dtype, expected):
     """One optimizer step in mixed precision."""
     import torch
     from mmengine.optim import AmpOptimWrapper
+
     model = torch.nn.Linear(4, 2)
     before = model.weight.detach().clone()
-    wrapper = AmpOptimWrapper(
-        optimizer=torch.optim.SGD(model.parameters(), lr=0.1), dtype=dtype)
+    wrapper = AmpOptimWrapper(optimizer=torch.optim.SGD(model.parameters(), lr=0.1), dtype=dtype)
     with wrapper.optim_context(model):
         output = model(torch.ones(3, 4))
     assert output.dtype == getattr(torch, expected), output.dtype
@@ -273,6 +279,7 @@ def amp_step(dtype, expected):
 def external_config_is_inherited():
     """Inherit from a config of another package."""
     from mmengine.config import Config
+
     with tempfile.TemporaryDirectory() as folder:
         path = osp.join(folder, 'config.py')
         with open(path, 'w') as file:
@@ -280,13 +287,24 @@ def external_config_is_inherited():
         assert Config.fromfile(path).default_scope == 'mmpretrain'
 
 
-PROBES = (external_config_is_inherited, failed_write_keeps_the_file,
-          config_is_formatted_once, losses_are_read_when_asked,
-          checkpoint_loads, truncated_checkpoint_is_explained,
-          failed_save_keeps_the_last_checkpoint, pytorch_launcher,
-          slurm_launcher, mpi_launcher, model_is_wrapped, amp_trains,
-          half_amp_trains, torchvision_imports, mmrazor_models_import,
-          records_are_not_overwritten)
+PROBES = (
+    external_config_is_inherited,
+    failed_write_keeps_the_file,
+    config_is_formatted_once,
+    losses_are_read_when_asked,
+    checkpoint_loads,
+    truncated_checkpoint_is_explained,
+    failed_save_keeps_the_last_checkpoint,
+    pytorch_launcher,
+    slurm_launcher,
+    mpi_launcher,
+    model_is_wrapped,
+    amp_trains,
+    half_amp_trains,
+    torchvision_imports,
+    mmrazor_models_import,
+    records_are_not_overwritten,
+)
 
 
 def main(mode, out):

@@ -1,4 +1,5 @@
 """Settings of the whole suite."""
+
 import os
 
 # The tensors of tests are small, so a second thread only waits; and runs that

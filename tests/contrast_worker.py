@@ -1,4 +1,5 @@
 """What the processes of tests/test_models/test_collectives.py do."""
+
 import os
 import traceback
 from pathlib import Path
@@ -12,25 +13,28 @@ from torch.nn.parallel import DistributedDataParallel
 
 import crd_plugin  # noqa: F401
 from crd_plugin.engine.hooks.memory_bank_hook import gather_updates
-from crd_plugin.models.collectives import (gather_batches, gather_sizes,
-                                           own_part)
+from crd_plugin.models.collectives import gather_batches, gather_sizes, own_part
 from crd_plugin.models.losses import CRDLoss
 
-from . import runs
+from . import small_runs
 from .test_engine import test_without_bank
 
 WORLD, D = 2, 6
 # Batch sizes of the ranks, step by step: the first fixes Z.
 SIZES = {'even': [(4, 4), (4, 4)], 'uneven': [(5, 3), (1, 4), (3, 3)]}
-MODES = [(objective, exclude, ids) for objective in ('nce', 'infonce')
-         for exclude, ids in (('class', False), ('instance', False),
-                              ('instance', True))]
+MODES = [
+    (objective, exclude, ids)
+    for objective in ('nce', 'infonce')
+    for exclude, ids in (('class', False), ('instance', False), ('instance', True))
+]
 # A bank of 41 rows, so that the parts of two ranks differ.
 NUM_ROWS, NUM_NEGATIVES = 41, 12
 SHARD_SIZES = [(4, 4), (5, 3), (2, 4)]
-SHARD_MODES = [(objective, exclude, given) for objective in ('nce', 'infonce')
-               for exclude, given in (('class', False), ('instance', False),
-                                      ('instance', True))]
+SHARD_MODES = [
+    (objective, exclude, given)
+    for objective in ('nce', 'infonce')
+    for exclude, given in (('class', False), ('instance', False), ('instance', True))
+]
 # An id and the bits of NaN, -0 and infinity in float32.
 KEYS = [3, 0x7F800001_7FA00001, 0x80000000, 2**62 + 7, -1]
 
@@ -46,14 +50,16 @@ class Connectors(nn.Module):
             for parameter in layer.parameters():
                 parameter.data.normal_(generator=generator)
             setattr(self, name, layer)
-        self.loss = CRDLoss(
-            D, negatives='batch', objective=objective, exclude=exclude)
+        self.loss = CRDLoss(D, negatives='batch', objective=objective, exclude=exclude)
 
     def forward(self, s_feats, t_feats, sample_idx, labels) -> Tensor:
         """Loss of raw features."""
         return self.loss(
             F.normalize(self.student(s_feats), dim=1),
-            F.normalize(self.teacher(t_feats), dim=1), sample_idx, labels)
+            F.normalize(self.teacher(t_feats), dim=1),
+            sample_idx,
+            labels,
+        )
 
 
 def make_steps(name: str) -> List[List[Dict[str, Tensor]]]:
@@ -66,26 +72,20 @@ def make_steps(name: str) -> List[List[Dict[str, Tensor]]]:
             s_feats=torch.randn(total, 8, generator=generator).double(),
             t_feats=torch.randn(total, 8, generator=generator).double(),
             sample_idx=torch.arange(total) * 2,
-            labels=torch.arange(total) % 3)
+            labels=torch.arange(total) % 3,
+        )
         whole['sample_idx'][-1] = whole['sample_idx'][0]
         parts = {key: value.split(sizes) for key, value in whole.items()}
-        steps.append([{
-            key: parts[key][rank]
-            for key in parts
-        } for rank in range(len(sizes))])
+        steps.append([{key: parts[key][rank] for key in parts} for rank in range(len(sizes))])
     return steps
 
 
 def join(batches: List[Dict[str, Tensor]]) -> Dict[str, Tensor]:
     """The batch of a single process."""
-    return {
-        key: torch.cat([batch[key] for batch in batches])
-        for key in batches[0]
-    }
+    return {key: torch.cat([batch[key] for batch in batches]) for key in batches[0]}
 
 
-def contrast_batches(model: nn.Module, batches: List[Dict[str, Tensor]],
-                     ids: bool) -> List[dict]:
+def contrast_batches(model: nn.Module, batches: List[Dict[str, Tensor]], ids: bool) -> List[dict]:
     """Losses and gradients of the weights, step by step."""
     seen = []
     inner = getattr(model, 'module', model)
@@ -103,10 +103,9 @@ def contrast_batches(model: nn.Module, batches: List[Dict[str, Tensor]],
                 loss=loss.detach(),
                 bound=inner.loss.mi_bound,
                 log_mean=inner.loss.batch.log_mean.clone(),
-                grads={
-                    key: value.grad.clone()
-                    for key, value in inner.named_parameters()
-                }))
+                grads={key: value.grad.clone() for key, value in inner.named_parameters()},
+            )
+        )
     return seen
 
 
@@ -117,8 +116,7 @@ def in_batch(rank: int) -> Dict[tuple, List[dict]]:
         batches = [step[rank] for step in make_steps(name)]
         for objective, exclude, ids in MODES:
             model = DistributedDataParallel(Connectors(objective, exclude))
-            found[name, objective, exclude,
-                  ids] = contrast_batches(model, batches, ids)
+            found[name, objective, exclude, ids] = contrast_batches(model, batches, ids)
     return found
 
 
@@ -129,8 +127,8 @@ def gathering(rank: int) -> dict:
     found = {}
     for dtype in (torch.float32, torch.float64):
         feats = [
-            torch.full((count, 3), rank + offset,
-                       dtype=dtype).requires_grad_() for offset in (0.0, 10.0)
+            torch.full((count, 3), rank + offset, dtype=dtype).requires_grad_()
+            for offset in (0.0, 10.0)
         ]
         sizes = gather_sizes(count, keys.device)
         all_keys, gathered = gather_batches(keys, feats, sizes)
@@ -141,22 +139,16 @@ def gathering(rank: int) -> dict:
             own=(own_part(sizes).start, own_part(sizes).stop),
             keys=all_keys,
             feats=[feat.detach() for feat in gathered],
-            grads=[feat.grad for feat in feats])
+            grads=[feat.grad for feat in feats],
+        )
     return found
 
 
-def make_bank_loss(objective: str,
-                   exclude: str,
-                   sharded: bool,
-                   negatives: str = 'all') -> CRDLoss:
+def make_bank_loss(objective: str, exclude: str, sharded: bool, negatives: str = 'all') -> CRDLoss:
     """CRD in float64 with a bank of 41 rows, three classes."""
     loss = CRDLoss(
-        D,
-        NUM_NEGATIVES,
-        objective=objective,
-        negatives=negatives,
-        exclude=exclude,
-        sharded=sharded).double()
+        D, NUM_NEGATIVES, objective=objective, negatives=negatives, exclude=exclude, sharded=sharded
+    ).double()
     loss.bank.resize(NUM_ROWS, torch.arange(NUM_ROWS) % 3, seed=1)
     return loss
 
@@ -170,36 +162,26 @@ def make_bank_steps() -> List[List[Dict[str, Tensor]]]:
         ids = torch.randperm(NUM_ROWS, generator=generator)[:total]
         if sizes == SHARD_SIZES[-1]:
             ids[-1] = ids[0]
-        given = torch.randint(
-            NUM_ROWS, (total, NUM_NEGATIVES), generator=generator)
+        given = torch.randint(NUM_ROWS, (total, NUM_NEGATIVES), generator=generator)
         whole = dict(
-            s_feats=F.normalize(
-                torch.randn(total, D, generator=generator).double(), dim=1),
-            t_feats=F.normalize(
-                torch.randn(total, D, generator=generator).double(), dim=1),
+            s_feats=F.normalize(torch.randn(total, D, generator=generator).double(), dim=1),
+            t_feats=F.normalize(torch.randn(total, D, generator=generator).double(), dim=1),
             sample_idx=ids,
-            contrast_idx=torch.cat([ids[:, None], given], 1))
+            contrast_idx=torch.cat([ids[:, None], given], 1),
+        )
         parts = {key: value.split(sizes) for key, value in whole.items()}
-        steps.append([{
-            key: parts[key][rank]
-            for key in parts
-        } for rank in range(len(sizes))])
+        steps.append([{key: parts[key][rank] for key in parts} for rank in range(len(sizes))])
     return steps
 
 
-def contrast_with_bank(loss: CRDLoss, batches: List[Dict[str, Tensor]],
-                       given: bool) -> List[dict]:
+def contrast_with_bank(loss: CRDLoss, batches: List[Dict[str, Tensor]], given: bool) -> List[dict]:
     """Losses, gradients and banks, step by step."""
     seen = []
     for batch in batches:
-        feats = [
-            batch[name].clone().requires_grad_()
-            for name in ('s_feats', 't_feats')
-        ]
+        feats = [batch[name].clone().requires_grad_() for name in ('s_feats', 't_feats')]
         value = loss(
-            *feats,
-            batch['sample_idx'],
-            contrast_idx=batch['contrast_idx'] if given else None)
+            *feats, batch['sample_idx'], contrast_idx=batch['contrast_idx'] if given else None
+        )
         value.backward()
         loss.bank.commit(gather_updates([loss.bank.pending], None)[0])
         seen.append(
@@ -209,9 +191,10 @@ def contrast_with_bank(loss: CRDLoss, batches: List[Dict[str, Tensor]],
                 grads=[feat.grad for feat in feats],
                 bank={
                     name: getattr(loss.bank, name).clone()
-                    for name in ('student', 'teacher', 'log_z_student',
-                                 'log_z_teacher')
-                }))
+                    for name in ('student', 'teacher', 'log_z_student', 'log_z_teacher')
+                },
+            )
+        )
     return seen
 
 
@@ -223,16 +206,13 @@ def with_shards(rank: int) -> Dict[tuple, dict]:
         loss = make_bank_loss(objective, exclude, sharded=True)
         steps = contrast_with_bank(loss, batches, given)
         found[objective, exclude, given] = dict(
-            steps=steps,
-            whole=[
-                loss.bank.gather_rows(side) for side in ('student', 'teacher')
-            ])
+            steps=steps, whole=[loss.bank.gather_rows(side) for side in ('student', 'teacher')]
+        )
     for rule in ('sampled', 'shared'):
         # Drawn with other numbers on each rank, as training does.
         torch.manual_seed(rank)
         loss = make_bank_loss('nce', 'class', True, rule)
-        found[rule] = torch.stack(
-            [_value(loss.eval(), batches[1]) for _ in range(200)])
+        found[rule] = torch.stack([_value(loss.eval(), batches[1]) for _ in range(200)])
     return found
 
 
@@ -247,9 +227,10 @@ def _value(loss: CRDLoss, batch: Dict[str, Tensor]) -> Tensor:
 def train_shards(folder: Path, name: str, **changes) -> None:
     """A real run of two epochs, each of which is saved."""
     changes = {
-        **runs.without_validation(), 'train_cfg__max_epochs': 2,
+        **runs.without_validation(),
+        'train_cfg__max_epochs': 2,
         'model__distiller__distill_losses__loss_crd__negatives': 'all',
-        **changes
+        **changes,
     }
     runs.build(folder / name, launcher='pytorch', **changes).train()
 
@@ -265,23 +246,15 @@ def real_runs(folder: Path) -> dict:
         folder / 'iterations',
         launcher='pytorch',
         **sharded,
-        train_cfg=dict(
-            _delete_=True,
-            type='IterBasedTrainLoop',
-            max_iters=4,
-            val_interval=2),
-        train_dataloader__sampler=dict(
-            _delete_=True, type='InfiniteSampler', shuffle=True),
+        train_cfg=dict(_delete_=True, type='IterBasedTrainLoop', max_iters=4, val_interval=2),
+        train_dataloader__sampler=dict(_delete_=True, type='InfiniteSampler', shuffle=True),
         default_hooks__checkpoint=dict(
-            type='CheckpointHook',
-            by_epoch=False,
-            interval=3,
-            save_best='accuracy/top1'),
-        log_processor__by_epoch=False)
+            type='CheckpointHook', by_epoch=False, interval=3, save_best='accuracy/top1'
+        ),
+        log_processor__by_epoch=False,
+    )
     runner.train()
-    hook = next(
-        hook for hook in runner.hooks
-        if type(hook).__name__ == 'MemoryBankHook')
+    hook = next(hook for hook in runner.hooks if type(hook).__name__ == 'MemoryBankHook')
     hook._whole = {}
     message = ''
     try:
@@ -305,7 +278,8 @@ def train(folder: Path) -> dict:
         **changes,
         default_hooks__checkpoint=None,
         train_dataloader__sampler__round_up=False,
-        train_cfg__max_epochs=2)
+        train_cfg__max_epochs=2,
+    )
     runner.train()
     return {
         key: value
@@ -320,10 +294,8 @@ def work(rank: int, folder: str) -> None:
     folder = Path(folder)
     os.environ['LOCAL_RANK'] = str(rank)
     dist.init_process_group(
-        'gloo',
-        init_method=f'file://{folder}/init',
-        rank=rank,
-        world_size=WORLD)
+        'gloo', init_method=f'file://{folder}/init', rank=rank, world_size=WORLD
+    )
     result = {}
     try:
         result['gathering'] = gathering(rank)

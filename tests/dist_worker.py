@@ -1,4 +1,5 @@
 """What the processes of the distributed tests do; they import this file."""
+
 import os
 import traceback
 from pathlib import Path
@@ -21,20 +22,25 @@ from crd_plugin.engine.hooks.memory_bank_hook import gather_updates
 from crd_plugin.models.losses import CRDLoss
 from crd_plugin.models.memory_bank import PendingUpdate
 
-from . import runs
+from . import small_runs
 
 NUM_ROWS, BATCH_SIZE, NUM_NEGATIVES = 40, 6, 12
 WIDTHS = dict(loss_a=8, loss_b=5)  # one bank each
 # Bits of float32 that a careless copy might change: quiet and signalling NaN,
 # negative zero; and plain large ones.
 LARGE_IDS = [
-    2**32 + 5, 2**62 + 2**33 + 7, 0x7F800001_7FA00001,
-    0x7FC00000_FF800001 - 2**63, 0x80000000, 3
+    2**32 + 5,
+    2**62 + 2**33 + 7,
+    0x7F800001_7FA00001,
+    0x7FC00000_FF800001 - 2**63,
+    0x80000000,
+    3,
 ]
 
 
 class Batch(NamedTuple):
     """What one rank sees in one step, embeddings by loss."""
+
     sample_idx: Tensor
     contrast_idx: Tensor
     embeddings: Dict[str, List[Tensor]]
@@ -66,20 +72,18 @@ def make_steps(world: int) -> List[List[Batch]]:
 
     def batch(sample_idx: Tensor) -> Batch:
         size = sample_idx.numel()
-        negatives = torch.randint(
-            NUM_ROWS, (size, NUM_NEGATIVES), generator=generator)
+        negatives = torch.randint(NUM_ROWS, (size, NUM_NEGATIVES), generator=generator)
         return Batch(
-            sample_idx, torch.cat([sample_idx[:, None], negatives], 1), {
+            sample_idx,
+            torch.cat([sample_idx[:, None], negatives], 1),
+            {
                 name: [
-                    F.normalize(
-                        torch.randn(
-                            size,
-                            width,
-                            generator=generator,
-                            dtype=torch.float64)) for _ in range(2)
+                    F.normalize(torch.randn(size, width, generator=generator, dtype=torch.float64))
+                    for _ in range(2)
                 ]
                 for name, width in WIDTHS.items()
-            })
+            },
+        )
 
     def ids(count: int) -> Tensor:
         return torch.randperm(NUM_ROWS, generator=generator)[:count]
@@ -87,8 +91,7 @@ def make_steps(world: int) -> List[List[Batch]]:
     steps = []
     # The partition constants come from the first step: ranks of many sizes,
     # then ranks of one size.
-    for sizes in ([max(1, BATCH_SIZE - 2 * rank)
-                   for rank in range(world)], [BATCH_SIZE] * world):
+    for sizes in ([max(1, BATCH_SIZE - 2 * rank) for rank in range(world)], [BATCH_SIZE] * world):
         ranks = ids(sum(sizes)).split(sizes)
         steps.append([batch(part) for part in ranks])
     # A last batch of odd sizes, padded by repeating the first samples, once
@@ -96,7 +99,7 @@ def make_steps(world: int) -> List[List[Batch]]:
     first = ids(5)
     last = [batch(first[[0, 1, 2, 0, 4]])]
     for rank in range(1, world):
-        last.append(batch(first[[3, 1, 4]][:max(1, 4 - rank)]))
+        last.append(batch(first[[3, 1, 4]][: max(1, 4 - rank)]))
     steps.append(last)
     # All ranks have the same ids.
     same = ids(BATCH_SIZE)
@@ -108,22 +111,24 @@ def concatenate(batches: List[Batch]) -> Batch:
     """The batch of a single process that sees what all ranks see."""
     return Batch(
         torch.cat([batch.sample_idx for batch in batches]),
-        torch.cat([batch.contrast_idx for batch in batches]), {
+        torch.cat([batch.contrast_idx for batch in batches]),
+        {
             name: [
-                torch.cat([batch.embeddings[name][side] for batch in batches])
-                for side in range(2)
+                torch.cat([batch.embeddings[name][side] for batch in batches]) for side in range(2)
             ]
             for name in WIDTHS
-        })
+        },
+    )
 
 
 def make_trainer(batch_size: int = BATCH_SIZE) -> SimpleNamespace:
     """Losses, hook and the part of a runner that the hook looks at."""
-    model = nn.ModuleDict({
-        name:
-        CRDLoss(embed_dim=width, num_negatives=NUM_NEGATIVES)
-        for name, width in WIDTHS.items()
-    })
+    model = nn.ModuleDict(
+        {
+            name: CRDLoss(embed_dim=width, num_negatives=NUM_NEGATIVES)
+            for name, width in WIDTHS.items()
+        }
+    )
     hook = MemoryBankHook()
     loader = DataLoader(Rows(), batch_size=batch_size)
     runner = SimpleNamespace(
@@ -131,7 +136,8 @@ def make_trainer(batch_size: int = BATCH_SIZE) -> SimpleNamespace:
         hooks=[hook],
         seed=0,
         logger=MMLogger.get_instance('dist_worker'),
-        message_hub=mock.Mock())
+        message_hub=mock.Mock(),
+    )
     runner._train_loop = runner.train_loop = Loop(runner, loader)
     hook.before_run(runner)
     hook.before_train(runner)
@@ -143,25 +149,18 @@ def take_steps(trainer: SimpleNamespace, batches: List[Batch]) -> List[dict]:
     seen = []
     for step, batch in enumerate(batches):
         losses = {
-            name:
-            loss(
-                *batch.embeddings[name],
-                batch.sample_idx,
-                contrast_idx=batch.contrast_idx).detach()
+            name: loss(
+                *batch.embeddings[name], batch.sample_idx, contrast_idx=batch.contrast_idx
+            ).detach()
             for name, loss in trainer.model.items()
         }
-        with mock.patch.object(
-                dist, 'all_gather', wraps=dist.all_gather) as gather:
+        with mock.patch.object(dist, 'all_gather', wraps=dist.all_gather) as gather:
             trainer.hook.after_train_iter(trainer.runner, step + 1)
         banks = {
-            name: {
-                key: value.clone()
-                for key, value in loss.bank.state_dict().items()
-            }
+            name: {key: value.clone() for key, value in loss.bank.state_dict().items()}
             for name, loss in trainer.model.items()
         }
-        seen.append(
-            dict(losses=losses, banks=banks, collectives=gather.call_count))
+        seen.append(dict(losses=losses, banks=banks, collectives=gather.call_count))
     return seen
 
 
@@ -181,7 +180,8 @@ def notice_drift(trainer: SimpleNamespace, rank: int) -> Dict[str, str]:
     damages = dict(
         student=(bank.student, (17, 2)),
         teacher=(bank.teacher, (0, 0)),
-        log_z=(bank.log_z_teacher, ()))
+        log_z=(bank.log_z_teacher, ()),
+    )
     for name, (tensor, place) in damages.items():
         good = tensor[place].clone()
         if rank == 1:
@@ -196,10 +196,9 @@ def gather_large_ids(rank: int, world: int) -> Dict[str, Tensor]:
     """Ids that need all of their 64 bits."""
     found = {}
     for name, batch_size in (('padded', 9), ('unknown', None)):
-        ids = torch.tensor(LARGE_IDS[:6 - rank])
+        ids = torch.tensor(LARGE_IDS[: 6 - rank])
         embedding = torch.full((ids.numel(), 2), float(rank))
-        update = gather_updates([PendingUpdate(ids, embedding, embedding)],
-                                batch_size)[0]
+        update = gather_updates([PendingUpdate(ids, embedding, embedding)], batch_size)[0]
         found[name] = update.sample_idx
         found[f'{name}_student'] = update.student
     return found
@@ -217,10 +216,7 @@ class Spy(Hook):
         """The fresh rows."""
         self.wrapper = runner.model.broadcast_buffers
         bank = _bank(runner)
-        self.start = {
-            key: value.clone()
-            for key, value in bank.state_dict().items()
-        }
+        self.start = {key: value.clone() for key, value in bank.state_dict().items()}
 
     def after_train_iter(self, runner, *args, **kwargs) -> None:
         """The update before it is committed."""
@@ -239,19 +235,21 @@ def train_wrapped(folder: Path, broadcast_buffers: bool) -> dict:
         spy,
         launcher='pytorch',
         model_wrapper_cfg=dict(
-            type='MMDistributedDataParallel',
-            broadcast_buffers=broadcast_buffers),
+            type='MMDistributedDataParallel', broadcast_buffers=broadcast_buffers
+        ),
         default_hooks__checkpoint=None,
         train_dataloader__dataset__dataset__num_train_per_class=3,
         train_dataloader__dataset__dataset__indices=21,
-        train_cfg__max_epochs=2)
+        train_cfg__max_epochs=2,
+    )
     runner.train()
     return dict(
         broadcast_buffers=spy.wrapper,
         start=spy.start,
         updates=spy.updates,
         bank={**_bank(runner).state_dict()},
-        student=runner.model.module.student.state_dict())
+        student=runner.model.module.student.state_dict(),
+    )
 
 
 def train_online(folder: Path) -> dict:
@@ -264,23 +262,23 @@ def train_online(folder: Path) -> dict:
             type='crd_plugin.OnlineEnsembleDistill',
             architecture=runs.net(6),
             branch_from='backbone.bn',
-            input_shape=(3, 8, 8)),
+            input_shape=(3, 8, 8),
+        ),
         custom_hooks=[],
         default_hooks__checkpoint=None,
-        train_cfg__max_epochs=2)
+        train_cfg__max_epochs=2,
+    )
     # Ranks that begin apart are made alike.
     start = {
-        name: value + dist.get_rank()
-        for name, value in runner.model.module.state_dict().items()
+        name: value + dist.get_rank() for name, value in runner.model.module.state_dict().items()
     }
     runner.model.module.load_state_dict(start)
     runner.train()
     parameters = dict(runner.model.module.named_parameters())
     return dict(
-        start={name: start[name]
-               for name in parameters},
-        end={name: value.detach()
-             for name, value in parameters.items()})
+        start={name: start[name] for name in parameters},
+        end={name: value.detach() for name, value in parameters.items()},
+    )
 
 
 def work(rank: int, folder: str) -> None:
@@ -292,10 +290,8 @@ def work(rank: int, folder: str) -> None:
         if rank >= world:
             return
         dist.init_process_group(
-            'gloo',
-            init_method=f'file://{folder}/init_{world}',
-            rank=rank,
-            world_size=world)
+            'gloo', init_method=f'file://{folder}/init_{world}', rank=rank, world_size=world
+        )
         result = {}
         try:
             trainer = make_trainer()
@@ -304,9 +300,7 @@ def work(rank: int, folder: str) -> None:
             result['drift'] = notice_drift(trainer, rank)
             result['large_ids'] = gather_large_ids(rank, world)
             if world == 2:
-                result['wrapped'] = [
-                    train_wrapped(folder, value) for value in (False, True)
-                ]
+                result['wrapped'] = [train_wrapped(folder, value) for value in (False, True)]
                 result['online'] = train_online(folder)
         except Exception:
             result['error'] = traceback.format_exc()

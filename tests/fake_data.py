@@ -7,6 +7,7 @@ CIFAR, whose readers know the MD5 sums of the real files, the type
 ``FakeCIFAR10`` or ``FakeCIFAR100`` with ``custom_imports`` naming this
 module. Within a process :func:`without_md5` does it for the real types.
 """
+
 import pickle
 from pathlib import Path
 from typing import Any, Dict, List, Sequence, Tuple
@@ -21,11 +22,30 @@ Arrays = Tuple[np.ndarray, np.ndarray]
 Files = List[Tuple[str, int]]
 
 # Ids of ten classes of Tiny-ImageNet, in the order of its wnids.txt.
-WNIDS = ('n02124075', 'n04067472', 'n04540053', 'n04099969', 'n07749582',
-         'n01641577', 'n02802426', 'n09246464', 'n07920052', 'n03970156')
-WORDS = ('Egyptian cat', 'reel', 'volleyball', 'rocking chair, rocker',
-         'lemon', 'bullfrog, Rana catesbeiana', 'basketball',
-         'cliff, drop, drop-off', 'espresso', "plunger, plumber's helper")
+WNIDS = (
+    'n02124075',
+    'n04067472',
+    'n04540053',
+    'n04099969',
+    'n07749582',
+    'n01641577',
+    'n02802426',
+    'n09246464',
+    'n07920052',
+    'n03970156',
+)
+WORDS = (
+    'Egyptian cat',
+    'reel',
+    'volleyball',
+    'rocking chair, rocker',
+    'lemon',
+    'bullfrog, Rana catesbeiana',
+    'basketball',
+    'cliff, drop, drop-off',
+    'espresso',
+    "plunger, plumber's helper",
+)
 
 
 def _unchecked(files: Sequence[Sequence[Any]]) -> List[List[Any]]:
@@ -55,10 +75,7 @@ def without_md5(monkeypatch: Any) -> None:
         monkeypatch.setattr(cls, 'test_list', _unchecked(cls.test_list))
 
 
-def pictures(labels: Sequence[int],
-             height: int,
-             width: int,
-             seed: int = 0) -> np.ndarray:
+def pictures(labels: Sequence[int], height: int, width: int, seed: int = 0) -> np.ndarray:
     """Noisy pictures of one colour a class.
 
     Args:
@@ -72,16 +89,12 @@ def pictures(labels: Sequence[int],
     """
     generator = np.random.RandomState(seed)
     labels = np.asarray(labels)
-    colour = np.stack(
-        [labels * 37 % 200, labels * 91 % 200, labels * 53 % 200], axis=-1)
-    noise = generator.randint(
-        0, 56, size=(len(labels), height, width, 3), dtype=np.uint8)
+    colour = np.stack([labels * 37 % 200, labels * 91 % 200, labels * 53 % 200], axis=-1)
+    noise = generator.randint(0, 56, size=(len(labels), height, width, 3), dtype=np.uint8)
     return colour.astype(np.uint8)[:, None, None] + noise
 
 
-def write_cifar10(root: Any,
-                  num_train: int = 50,
-                  num_test: int = 20) -> Dict[str, Arrays]:
+def write_cifar10(root: Any, num_train: int = 50, num_test: int = 20) -> Dict[str, Arrays]:
     """CIFAR-10: five training batches and a test batch, pickled.
 
     Each row holds 1,024 red, 1,024 green and 1,024 blue values, row by row.
@@ -106,25 +119,26 @@ def write_cifar10(root: Any,
             batch_label=f'training batch {number + 1} of 5',
             labels=labels[part].tolist(),
             data=_rows(images[part]),
-            filenames=_names(step))
+            filenames=_names(step),
+        )
     images, labels = written['test']
     _pickle(
         folder / 'test_batch',
         batch_label='testing batch 1 of 1',
         labels=labels.tolist(),
         data=_rows(images),
-        filenames=_names(num_test))
+        filenames=_names(num_test),
+    )
     _pickle(
         folder / 'batches.meta',
         num_cases_per_batch=step,
         label_names=list(CIFAR10.METAINFO['classes']),
-        num_vis=3072)
+        num_vis=3072,
+    )
     return written
 
 
-def write_cifar100(root: Any,
-                   num_train: int = 200,
-                   num_test: int = 100) -> Dict[str, Arrays]:
+def write_cifar100(root: Any, num_train: int = 200, num_test: int = 100) -> Dict[str, Arrays]:
     """CIFAR-100: one training and one test file, fine and coarse labels.
 
     Args:
@@ -145,18 +159,19 @@ def write_cifar100(root: Any,
             batch_label=f'{split}ing batch 1 of 1',
             fine_labels=labels.tolist(),
             coarse_labels=(labels // 5).tolist(),
-            data=_rows(images))
+            data=_rows(images),
+        )
     _pickle(
         folder / 'meta',
         fine_label_names=list(CIFAR100.METAINFO['classes']),
-        coarse_label_names=[f'coarse {number}' for number in range(20)])
+        coarse_label_names=[f'coarse {number}' for number in range(20)],
+    )
     return written
 
 
-def write_stl10(root: Any,
-                num_train: int = 40,
-                num_test: int = 20,
-                num_unlabeled: int = 60) -> Dict[str, Arrays]:
+def write_stl10(
+    root: Any, num_train: int = 40, num_test: int = 20, num_unlabeled: int = 60
+) -> Dict[str, Arrays]:
     """STL-10: planes stored column by column, labels from 1.
 
     Args:
@@ -181,19 +196,18 @@ def write_stl10(root: Any,
                 for channel in range(3):
                     file.write(image[..., channel].tobytes(order='F'))
         if split != 'unlabeled':
-            (root / f'{split}_y.bin').write_bytes(
-                bytes(int(label) + 1 for label in labels))
+            (root / f'{split}_y.bin').write_bytes(bytes(int(label) + 1 for label in labels))
         written[split] = images, labels
     (root / 'class_names.txt').write_text(
-        'airplane\nbird\ncar\ncat\ndeer\ndog\nhorse\nmonkey\nship\ntruck\n')
+        'airplane\nbird\ncar\ncat\ndeer\ndog\nhorse\nmonkey\nship\ntruck\n'
+    )
     (root / 'fold_indices.txt').write_text('0 1 2\n' * 10)
     return written
 
 
-def write_tiny_imagenet(root: Any,
-                        num_classes: int = 10,
-                        num_train: int = 4,
-                        num_val: int = 2) -> Dict[str, Files]:
+def write_tiny_imagenet(
+    root: Any, num_classes: int = 10, num_train: int = 4, num_val: int = 2
+) -> Dict[str, Files]:
     """Tiny-ImageNet-200 as unpacked, of its first classes.
 
     The order of ``wnids.txt`` is not alphabetical, ``words.txt`` names ids
@@ -233,16 +247,13 @@ def write_tiny_imagenet(root: Any,
     _jpeg(root / 'test/images/test_0.JPEG', 0, 64, 64, 0)
     (root / 'wnids.txt').write_text('\n'.join(wnids))
     words = {**dict(zip(WNIDS, WORDS)), 'n00001740': 'entity'}
-    (root / 'words.txt').write_text(''.join(
-        f'{wnid}\t{words[wnid]}\n' for wnid in sorted(words)))
+    (root / 'words.txt').write_text(''.join(f'{wnid}\t{words[wnid]}\n' for wnid in sorted(words)))
     return written
 
 
-def write_imagenet(root: Any,
-                   num_classes: int = 4,
-                   num_train: int = 4,
-                   num_val: int = 2,
-                   meta: bool = True) -> Dict[str, Files]:
+def write_imagenet(
+    root: Any, num_classes: int = 4, num_train: int = 4, num_val: int = 2, meta: bool = True
+) -> Dict[str, Files]:
     """ImageNet-1k: a folder a class, images of many sizes and modes.
 
     As in the original there are portraits and landscapes, a grey image, a
@@ -269,8 +280,7 @@ def write_imagenet(root: Any,
             for i in range(count):
                 serial = len(written[split])
                 path = f'n{label:08d}/{split}_{serial:08d}.JPEG'
-                _jpeg(root / split / path, label, *sizes[serial % len(sizes)],
-                      serial)
+                _jpeg(root / split / path, label, *sizes[serial % len(sizes)], serial)
                 written[split].append((path, label))
         if meta:
             lines = [f'{path} {label}\n' for path, label in written[split]]
@@ -282,13 +292,10 @@ def write_imagenet(root: Any,
     return written
 
 
-def _cifar_arrays(num_classes: int, num_train: int,
-                  num_test: int) -> Dict[str, Arrays]:
+def _cifar_arrays(num_classes: int, num_train: int, num_test: int) -> Dict[str, Arrays]:
     written = {}
-    for seed, (split, count) in enumerate((('train', num_train),
-                                           ('test', num_test))):
-        labels = np.random.RandomState(seed).permutation(
-            np.arange(count) % num_classes)
+    for seed, (split, count) in enumerate((('train', num_train), ('test', num_test))):
+        labels = np.random.RandomState(seed).permutation(np.arange(count) % num_classes)
         written[split] = pictures(labels, 32, 32, seed), labels
     return written
 
@@ -308,8 +315,7 @@ def _pickle(path: Path, **content: Any) -> None:
         pickle.dump(content, file, protocol=2)
 
 
-def _jpeg(path: Path, label: int, height: int, width: int,
-          serial: int) -> None:
+def _jpeg(path: Path, label: int, height: int, width: int, serial: int) -> None:
     """Write one image; some are grey, CMYK or turned by EXIF."""
     path.parent.mkdir(parents=True, exist_ok=True)
     # A slope, without which a turned or flipped image looks the same.

@@ -7,6 +7,7 @@ device lets pass: tensors of host and device in one operator, copies that the
 host would wait for, and operators that read in their CUDA code alone. It also
 counts what a GPU would be called for.
 """
+
 import sys
 from contextlib import ExitStack
 from typing import Any, Iterator, List, NamedTuple, Optional, Set
@@ -22,22 +23,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 # CPU", documentation of torch.linalg), and multinomial, which checks
 # probabilities.
 _READING = ('_linalg_', 'linalg_', 'cholesky', 'multinomial')
-_HARMLESS = ('linalg_vector_norm', )
+_HARMLESS = ('linalg_vector_norm',)
 _WRITES = ('index_put', 'index_put_', '_index_put_impl_', '_unsafe_index_put')
 # Neither work for a device nor a view.
-_NO_WORK = ('empty', 'new_empty', 'empty_like', 'empty_strided',
-            'promote_types')
-_FROM_NUMBERS = (torch.tensor, torch.as_tensor, torch.asarray,
-                 torch.Tensor.new_tensor)
+_NO_WORK = ('empty', 'new_empty', 'empty_like', 'empty_strided', 'promote_types')
+_FROM_NUMBERS = (torch.tensor, torch.as_tensor, torch.asarray, torch.Tensor.new_tensor)
 _INDEXING = (torch.Tensor.__getitem__, torch.Tensor.__setitem__)
 
 
-def empty(*shape: int,
-          dtype: Optional[torch.dtype] = None,
-          requires_grad: bool = False) -> Tensor:
+def empty(*shape: int, dtype: Optional[torch.dtype] = None, requires_grad: bool = False) -> Tensor:
     """A tensor on the device."""
-    return torch.empty(
-        shape, dtype=dtype, device='meta', requires_grad=requires_grad)
+    return torch.empty(shape, dtype=dtype, device='meta', requires_grad=requires_grad)
 
 
 class Wait(NamedTuple):
@@ -48,6 +44,7 @@ class Wait(NamedTuple):
             or the name of an operator.
         where (str): Module whose code asked for it.
     """
+
     what: str
     where: str
 
@@ -99,7 +96,7 @@ class _Functions(TorchFunctionMode):
             if _is_meta(result) and not _is_meta(data):
                 self._waits.add(Wait('numbers', _caller()))
         elif func in _INDEXING and _is_meta(args[0]):
-            index = args[1] if isinstance(args[1], tuple) else (args[1], )
+            index = args[1] if isinstance(args[1], tuple) else (args[1],)
             if any(isinstance(part, (list, np.ndarray)) for part in index):
                 self._waits.add(Wait('numbers', _caller()))
         return result
@@ -122,23 +119,22 @@ class _Operators(TorchDispatchMode):
         on_meta = [tensor.is_meta for tensor in given]
         if name in ('copy_', '_to_copy'):
             self._check_copy(name, given, args, kwargs)
-        elif any(on_meta) and any(tensor.dim() and not tensor.is_meta
-                                  for tensor in given):
-            raise RuntimeError(
-                f'{name} is given tensors of host and device by {_caller()}.')
+        elif any(on_meta) and any(tensor.dim() and not tensor.is_meta for tensor in given):
+            raise RuntimeError(f'{name} is given tensors of host and device by {_caller()}.')
         if any(on_meta):
-            if name in _WRITES and args[2].numel() > 1 and any(
-                    index is not None and index.dtype == torch.bool
-                    for index in args[1]):
+            if (
+                name in _WRITES
+                and args[2].numel() > 1
+                and any(index is not None and index.dtype == torch.bool for index in args[1])
+            ):
                 raise RuntimeError(
-                    f'{name} is given a mask by {_caller()}: how many values '
-                    'it takes is read back.')
+                    f'{name} is given a mask by {_caller()}: how many values it takes is read back.'
+                )
             if name.startswith(_READING) and name not in _HARMLESS:
                 self._waits.add(Wait(name, _caller()))
         return func(*args, **kwargs)
 
-    def _check_copy(self, name: str, given: list, args: tuple,
-                    kwargs: dict) -> None:
+    def _check_copy(self, name: str, given: list, args: tuple, kwargs: dict) -> None:
         """Note a copy from the host that is waited for."""
         if name == 'copy_':
             source, target = given[1], given[0].device
@@ -160,8 +156,7 @@ def replace_autocast(monkeypatch: Any) -> None:
     class Autocast(torch.autocast):
         """Knows one device more."""
 
-        def __init__(self, device_type: str, *args: Any,
-                     **kwargs: Any) -> None:
+        def __init__(self, device_type: str, *args: Any, **kwargs: Any) -> None:
             if device_type == 'meta':
                 device_type = 'cpu'
             super().__init__(device_type, *args, **kwargs)

@@ -1,4 +1,5 @@
 """The objective of OnlineEnsembleDistill by plain loops, for its tests."""
+
 import torch
 
 from crd_plugin.registry import MODELS
@@ -27,15 +28,18 @@ def _gates(model, feature):
     """Pooling, FC, batch norm of the batch, ReLU and softmax, one by one."""
     fc, bn = model.gate.fc, model.gate.bn
     size, width, height, _ = feature.shape
-    scores = [[
-        fc.bias[i] + sum(fc.weight[i, c] * feature[b, c].sum() / height**2
-                         for c in range(width))
-        for i in range(model.num_branches)
-    ] for b in range(size)]
+    scores = [
+        [
+            fc.bias[i]
+            + sum(fc.weight[i, c] * feature[b, c].sum() / height**2 for c in range(width))
+            for i in range(model.num_branches)
+        ]
+        for b in range(size)
+    ]
     gates = [[] for _ in range(size)]
     for i in range(model.num_branches):
         mean = sum(row[i] for row in scores) / size
-        variance = sum((row[i] - mean)**2 for row in scores) / size
+        variance = sum((row[i] - mean) ** 2 for row in scores) / size
         for b in range(size):
             score = (scores[b][i] - mean) / (variance + bn.eps).sqrt()
             score = bn.weight[i] * score + bn.bias[i]
@@ -62,22 +66,22 @@ def looped_loss(model, nets, images, labels):
     """
     feature = []
     handle = nets[0].backbone.layer3.register_forward_pre_hook(
-        lambda module, args: feature.append(args[0]))
+        lambda module, args: feature.append(args[0])
+    )
     logits = [one(images, None, mode='tensor') for one in nets]
     handle.remove()
     gates = _gates(model, feature[0])
     size, classes = logits[0].shape
-    ensemble = [[
-        sum(gates[b][i] * logits[i][b, c] for i in range(len(nets)))
-        for c in range(classes)
-    ] for b in range(size)]
+    ensemble = [
+        [sum(gates[b][i] * logits[i][b, c] for i in range(len(nets))) for c in range(classes)]
+        for b in range(size)
+    ]
 
     def cross_entropy(rows):
-        return -sum(_log_softmax(rows[b])[labels[b]]
-                    for b in range(size)) / size
+        return -sum(_log_softmax(rows[b])[labels[b]] for b in range(size)) / size
 
     branches = sum(cross_entropy(one) for one in logits)
-    divergence, tau = 0., model.tau
+    divergence, tau = 0.0, model.tau
     for one in logits:
         for b in range(size):
             row = ensemble[b]
@@ -87,6 +91,8 @@ def looped_loss(model, nets, images, labels):
             learnt = _log_softmax(one[b], tau)
             for t, s in zip(taught, learnt):
                 divergence = divergence + tau**2 * t.exp() * (t - s) / size
-    return (model.branch_weight * branches +
-            model.ensemble_weight * cross_entropy(ensemble) +
-            model.kl_weight * divergence)
+    return (
+        model.branch_weight * branches
+        + model.ensemble_weight * cross_entropy(ensemble)
+        + model.kl_weight * divergence
+    )

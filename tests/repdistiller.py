@@ -9,6 +9,7 @@ and those before the activation (``feat``, ``preact``),
 ``NAME.feat_shapes`` (n, 4), padded by 0, and ``NAME.feat_values`` (n, 10):
 mean, standard deviation and the first eight numbers of each.
 """
+
 import json
 import zlib
 from pathlib import Path
@@ -27,8 +28,7 @@ NETS = json.loads((_FOLDER / 'repdistiller.json').read_text())
 NAMES = tuple(NETS)
 NUM_CLASSES = 100
 # One small network of each family.
-FAMILIES = ('resnet8', 'ResNet50', 'wrn_16_1', 'vgg8', 'MobileNetV2',
-            'ShuffleV1', 'ShuffleV2')
+FAMILIES = ('resnet8', 'ResNet50', 'wrn_16_1', 'vgg8', 'MobileNetV2', 'ShuffleV1', 'ShuffleV2')
 _GOLDEN = np.load(_FOLDER / 'repdistiller.npz')
 
 
@@ -56,7 +56,7 @@ def state_of(name: str) -> Dict[str, Tensor]:
         generator = np.random.RandomState(zlib.crc32(key.encode()))
         value = generator.standard_normal(shape) * 0.05
         value = torch.from_numpy(np.asarray(value, dtype=np.float32))
-        mean_key = key[:-len('weight')] + 'running_mean'
+        mean_key = key[: -len('weight')] + 'running_mean'
         if key.endswith('running_var'):
             value = value.abs() + 1
         elif key.endswith('num_batches_tracked'):
@@ -73,9 +73,7 @@ def classifier(name: str, filled: bool = True, **kwargs) -> nn.Module:
     model = MODELS.build(cfg).eval()
     if filled:
         # Matched by order, so that no renaming rule is taken on trust.
-        model.load_state_dict(
-            dict(zip(model.state_dict(),
-                     state_of(name).values(), strict=True)))
+        model.load_state_dict(dict(zip(model.state_dict(), state_of(name).values(), strict=True)))
     return model
 
 
@@ -85,10 +83,8 @@ def assert_logits(name: str, logits: Tensor) -> None:
     expected = golden(name, 'logits_f64' if double else 'logits')
     rtol, share = (1e-9, 1e-10) if double else (1e-4, 1e-5)
     np.testing.assert_allclose(
-        logits.numpy(),
-        expected,
-        rtol=rtol,
-        atol=share * np.abs(expected).max())
+        logits.numpy(), expected, rtol=rtol, atol=share * np.abs(expected).max()
+    )
 
 
 def assert_feature(name: str, kind: str, index: int, value: Tensor) -> None:
@@ -98,7 +94,5 @@ def assert_feature(name: str, kind: str, index: int, value: Tensor) -> None:
     flat = value.double().flatten().numpy()
     found = [flat.mean(), flat.std(), *flat[:8]]
     np.testing.assert_allclose(
-        found,
-        golden(name, f'{kind}_values')[index],
-        rtol=1e-4,
-        atol=1e-5 * np.abs(flat).max())
+        found, golden(name, f'{kind}_values')[index], rtol=1e-4, atol=1e-5 * np.abs(flat).max()
+    )

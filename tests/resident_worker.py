@@ -1,4 +1,5 @@
 """What the processes of the tests of ResidentDataset do."""
+
 import copy
 import os
 from pathlib import Path
@@ -11,7 +12,7 @@ from torch import Tensor
 import crd_plugin  # noqa: F401
 from crd_plugin.models.recorders.sample_field_recorder import stack_field
 
-from . import runs
+from . import small_runs
 
 RESIDENT = dict(num_workers=0, collate_fn=dict(type='crd_plugin.whole_batch'))
 
@@ -43,29 +44,23 @@ def changes() -> Dict[str, Any]:
     val.update(RESIDENT)
     val.dataset = dict(type='crd_plugin.ResidentDataset', dataset=val.dataset)
     preprocessor = dict(
-        cfg.model.architecture.data_preprocessor,
-        type='crd_plugin.ResidentDataPreprocessor')
+        cfg.model.architecture.data_preprocessor, type='crd_plugin.ResidentDataPreprocessor'
+    )
     return dict(
         train_dataloader=dict(train.to_dict(), _delete_=True),
         val_dataloader=dict(val.to_dict(), _delete_=True),
-        model__data_preprocessor=preprocessor)
+        model__data_preprocessor=preprocessor,
+    )
 
 
 def without_validation() -> Dict[str, Any]:
     """The same for two epochs and without validation."""
-    return {
-        **changes(),
-        **runs.without_validation(), 'train_cfg__max_epochs': 2
-    }
+    return {**changes(), **runs.without_validation(), 'train_cfg__max_epochs': 2}
 
 
 def by_id(steps: List[Dict[str, Any]]) -> Dict[int, Tensor]:
     """Images of an epoch by position."""
-    return {
-        index: image
-        for step in steps
-        for index, image in zip(step['ids'], step['inputs'])
-    }
+    return {index: image for step in steps for index, image in zip(step['ids'], step['inputs'])}
 
 
 def work(rank: int, folder: str, port: int) -> None:
@@ -75,13 +70,10 @@ def work(rank: int, folder: str, port: int) -> None:
         LOCAL_RANK=str(rank),
         WORLD_SIZE='2',
         MASTER_ADDR='localhost',
-        MASTER_PORT=str(port))
+        MASTER_PORT=str(port),
+    )
     torch.set_num_threads(1)
     watch = Watch()
-    runs.build(
-        Path(folder) / 'work',
-        watch,
-        launcher='pytorch',
-        **without_validation()).train()
+    runs.build(Path(folder) / 'work', watch, launcher='pytorch', **without_validation()).train()
     torch.save(watch.seen, Path(folder) / f'{rank}.pth')
     torch.distributed.destroy_process_group()

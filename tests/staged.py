@@ -1,4 +1,5 @@
 """Small staged runs for the tests of the loop, in one process and in two."""
+
 import os
 from pathlib import Path
 from typing import Any, Dict
@@ -9,39 +10,35 @@ from mmengine.hooks import Hook
 
 from crd_plugin.models.losses.ab_loss import ABLoss
 from crd_plugin.models.losses.ft_loss import FTLoss
-from tests import runs
+from tests import small_runs
 
 # Two epochs of four iterations a stage.
-INIT, EPOCHS, STEPS = 2, 4, runs.STEPS
+INIT, EPOCHS, STEPS = 2, 4, small_runs.STEPS
 STAGES = dict(
     ab=[
         dict(
             name='init',
             losses=['loss_ab'],
             student_loss=False,
-            trainable=[
-                'architecture.backbone', 'distiller.distill_losses.loss_ab'
-            ]),
-        dict(
-            name='main',
-            without_losses=['loss_ab'],
-            frozen=['distiller.distill_losses.loss_ab'])
+            trainable=['architecture.backbone', 'distiller.distill_losses.loss_ab'],
+        ),
+        dict(name='main', without_losses=['loss_ab'], frozen=['distiller.distill_losses.loss_ab']),
     ],
     ft=[
         dict(
             name='init',
             losses=dict(loss_ft='reconstruction'),
             student_loss=False,
-            trainable='distiller.distill_losses.loss_ft.paraphraser'),
-        dict(
-            name='main',
-            frozen=['distiller.distill_losses.loss_ft.paraphraser'])
-    ])
+            trainable='distiller.distill_losses.loss_ft.paraphraser',
+        ),
+        dict(name='main', frozen=['distiller.distill_losses.loss_ft.paraphraser']),
+    ],
+)
 LOSSES = dict(ab=ABLoss, ft=FTLoss)
 # In another order than the optimizer's epochs would have it.
 SCHEDULE = [
     dict(type='ConstantLR', factor=0.2, begin=0, end=INIT + 1),
-    dict(type='MultiStepLR', milestones=[INIT + 1], gamma=0.1)
+    dict(type='MultiStepLR', milestones=[INIT + 1], gamma=0.1),
 ]
 
 
@@ -53,35 +50,41 @@ def model(method: str, with_crd: bool = True, **changes: Any) -> Dict:
         with_crd (bool): Add CRD. Defaults to True.
         **changes: Of the model.
     """
-    distiller = runs.distiller() if with_crd else dict(
-        type='mmrazor.ConfigurableDistiller',
-        student_recorders={},
-        teacher_recorders={},
-        distill_losses={},
-        loss_forward_mappings={})
+    distiller = (
+        small_runs.distiller()
+        if with_crd
+        else dict(
+            type='mmrazor.ConfigurableDistiller',
+            student_recorders={},
+            teacher_recorders={},
+            distill_losses={},
+            loss_forward_mappings={},
+        )
+    )
     index = {} if method == 'ab' else dict(data_idx=-1)
     for side in ('student', 'teacher'):
         distiller[f'{side}_recorders']['stages'] = dict(
-            type='crd_plugin.StageOutputs', source='backbone')
+            type='crd_plugin.StageOutputs', source='backbone'
+        )
     loss = f'loss_{method}'
-    distiller['distill_losses'][loss] = dict(
-        type=f'crd_plugin.{LOSSES[method].__name__}')
+    distiller['distill_losses'][loss] = dict(type=f'crd_plugin.{LOSSES[method].__name__}')
     distiller['loss_forward_mappings'][loss] = dict(
         s_feats=dict(recorder='stages', from_student=True, **index),
-        t_feats=dict(recorder='stages', from_student=False, **index))
+        t_feats=dict(recorder='stages', from_student=False, **index),
+    )
     # As MMEngine sorts the keys of a config that it writes.
-    distiller['distill_losses'] = dict(
-        sorted(distiller['distill_losses'].items()))
+    distiller['distill_losses'] = dict(sorted(distiller['distill_losses'].items()))
     return {
-        **runs.model(), 'type': 'crd_plugin.StagedDistill',
+        **small_runs.model(),
+        'type': 'crd_plugin.StagedDistill',
         'stages': STAGES[method],
         'distiller': distiller,
-        **changes
+        **changes,
     }
 
 
 def settings(method: str = 'ab', **changes: Any) -> Dict[str, Any]:
-    """Changes that make a config of ``runs.config`` a staged one.
+    """Changes that make a config of ``small_runs.config`` a staged one.
 
     Args:
         method (str): ``'ab'`` or ``'ft'``. Defaults to ``'ab'``.
@@ -89,17 +92,17 @@ def settings(method: str = 'ab', **changes: Any) -> Dict[str, Any]:
     """
     return {
         **dict(
-            model={
-                **model(method), '_delete_': True
-            },
+            model={**model(method), '_delete_': True},
             train_cfg=dict(
                 _delete_=True,
                 type='crd_plugin.StagedTrainLoop',
                 max_epochs=EPOCHS,
-                stage_epochs=dict(init=INIT)),
+                stage_epochs=dict(init=INIT),
+            ),
             param_scheduler=SCHEDULE,
-            find_unused_parameters=True),
-        **changes
+            find_unused_parameters=True,
+        ),
+        **changes,
     }
 
 
@@ -121,10 +124,7 @@ class Snapshots(Hook):
 
     def _keep(self, runner) -> None:
         module = getattr(runner.model, 'module', runner.model)
-        self.states.append({
-            k: v.clone()
-            for k, v in module.state_dict().items()
-        })
+        self.states.append({k: v.clone() for k, v in module.state_dict().items()})
 
 
 def same(first: torch.Tensor, second: torch.Tensor) -> bool:
@@ -135,9 +135,7 @@ def same(first: torch.Tensor, second: torch.Tensor) -> bool:
 def changed(before: Dict, after: Dict, prefix: str = '') -> set:
     """Names below a prefix whose values differ."""
     return {
-        name
-        for name in before
-        if name.startswith(prefix) and not same(before[name], after[name])
+        name for name in before if name.startswith(prefix) and not same(before[name], after[name])
     }
 
 
@@ -146,26 +144,27 @@ def work(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     folder = Path(folder)
     os.environ['LOCAL_RANK'] = str(rank)
-    dist.init_process_group(
-        'gloo', init_method=f'file://{folder}/init', rank=rank, world_size=2)
+    dist.init_process_group('gloo', init_method=f'file://{folder}/init', rank=rank, world_size=2)
     result = {}
     try:
         for method in ('ab', 'ft'):
             spy = Snapshots()
-            runner = runs.build(
+            runner = small_runs.build(
                 folder / method,
                 spy,
                 launcher='pytorch',
                 default_hooks__checkpoint=None,
                 **settings(method),
-                **runs.without_validation())
+                **small_runs.without_validation(),
+            )
             runner.train()
             result[method] = spy.states
-        runner = runs.build(
+        runner = small_runs.build(
             folder / 'refused',
             launcher='pytorch',
             **settings(find_unused_parameters=False),
-            **runs.without_validation())
+            **small_runs.without_validation(),
+        )
         try:
             runner.train()
         except ValueError as error:

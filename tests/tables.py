@@ -2,6 +2,7 @@
 
 Two epochs of five steps, 100 digits to validate on, a random teacher.
 """
+
 import importlib.util
 import os
 import subprocess
@@ -40,18 +41,17 @@ def pause_once(marker):
 
     return PauseOnce()
 '''
-LEAF = '''
+LEAF = """
 _base_ = '{base}'
 train_cfg = dict(max_epochs={epochs})
 val_dataloader = dict(batch_size=50, dataset=dict(indices=100))
 default_hooks = dict(logger=dict(interval=1))
-'''
+"""
 
 
 def load_tool(name: str) -> ModuleType:
     """A script of ``tools/`` as a module."""
-    spec = importlib.util.spec_from_file_location(
-        f'tool_{Path(name).stem}', REPO / 'tools' / name)
+    spec = importlib.util.spec_from_file_location(f'tool_{Path(name).stem}', REPO / 'tools' / name)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -59,11 +59,9 @@ def load_tool(name: str) -> ModuleType:
 
 def write_teacher(path: Path) -> Path:
     """Save the digits' teacher with random weights."""
-    config = Config.fromfile(CONFIGS / 'vanilla' /
-                             'vanilla_resnet14_b20-100e_digits.py')
+    config = Config.fromfile(CONFIGS / 'vanilla' / 'vanilla_resnet14_b20-100e_digits.py')
     torch.manual_seed(0)
-    torch.save(
-        dict(state_dict=MODELS.build(config.model).state_dict()), path)
+    torch.save(dict(state_dict=MODELS.build(config.model).state_dict()), path)
     return path
 
 
@@ -79,18 +77,17 @@ def write_configs(folder: Path) -> Path:
     student = CONFIGS / 'vanilla' / 'vanilla_resnet8w4_b20-100e_digits.py'
     configs = folder / 'method'
     configs.mkdir()
-    (configs / 'student.py').write_text(
-        LEAF.format(base=student, epochs=NUM_EPOCHS))
+    (configs / 'student.py').write_text(LEAF.format(base=student, epochs=NUM_EPOCHS))
     (configs / 'crd.py').write_text(
-        LEAF.format(
-            base=CONFIGS / 'crd' / f'crd_{PAIR}.py', epochs=NUM_EPOCHS) +
-        f"model = dict(teacher_ckpt='{teacher}')\n"
+        LEAF.format(base=CONFIGS / 'crd' / f'crd_{PAIR}.py', epochs=NUM_EPOCHS)
+        + f"model = dict(teacher_ckpt='{teacher}')\n"
         "custom_imports = dict(imports=['crd_plugin', 'pausing'])\n"
         "custom_hooks = [dict(type='crd_plugin.MemoryBankHook'),\n"
-        f"    dict(type='pause_once', marker='{folder / 'paused'}')]\n")
-    (configs / 'broken.py').write_text("_base_ = './student.py'\n"
-                                       'train_dataloader = dict('
-                                       'batch_size=-1)\n')
+        f"    dict(type='pause_once', marker='{folder / 'paused'}')]\n"
+    )
+    (configs / 'broken.py').write_text(
+        "_base_ = './student.py'\ntrain_dataloader = dict(batch_size=-1)\n"
+    )
     return configs
 
 
@@ -98,8 +95,7 @@ def start(folder: Path, name: str, *args: Any) -> subprocess.Popen:
     """Start a tool in a folder, without a GPU."""
     path = [str(REPO), str(folder), os.environ.get('PYTHONPATH', '')]
     return subprocess.Popen(
-        [sys.executable,
-         str(REPO / 'tools' / name), *map(str, args)],
+        [sys.executable, str(REPO / 'tools' / name), *map(str, args)],
         cwd=folder,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -108,13 +104,12 @@ def start(folder: Path, name: str, *args: Any) -> subprocess.Popen:
             os.environ,
             CUDA_VISIBLE_DEVICES='',
             OMP_NUM_THREADS='1',
-            PYTHONPATH=os.pathsep.join(filter(None, path))))
+            PYTHONPATH=os.pathsep.join(filter(None, path)),
+        ),
+    )
 
 
-def call(folder: Path,
-         name: str,
-         *args: Any,
-         status: int = 0) -> 'tuple[List[str], str]':
+def call(folder: Path, name: str, *args: Any, status: int = 0) -> 'tuple[List[str], str]':
     """Run a tool in a folder and check its exit status.
 
     Returns:
@@ -123,8 +118,7 @@ def call(folder: Path,
     return finish(start(folder, name, *args), status)
 
 
-def finish(process: subprocess.Popen,
-           status: int = 0) -> 'tuple[List[str], str]':
+def finish(process: subprocess.Popen, status: int = 0) -> 'tuple[List[str], str]':
     """Wait for a tool and check its exit status.
 
     Returns:

@@ -1,4 +1,5 @@
 """Every mend works, is still needed, and leaves a sound upstream alone."""
+
 import io
 import json
 import os
@@ -37,20 +38,18 @@ BROKEN = dict(
     half_amp_trains='only available training on gpu',
     torchvision_imports='torchvision::nms does not exist',
     records_are_not_overwritten='the ReLU works in place',
-    mmrazor_models_import='torch>=1.13')
+    mmrazor_models_import='torch>=1.13',
+)
 
 
 def run_python(code, *paths, check=True):
     """Run code in a fresh interpreter without a GPU."""
     env = dict(
-        os.environ,
-        CUDA_VISIBLE_DEVICES='',
-        PYTHONPATH=os.pathsep.join(map(str, [*paths, ROOT])))
+        os.environ, CUDA_VISIBLE_DEVICES='', PYTHONPATH=os.pathsep.join(map(str, [*paths, ROOT]))
+    )
     result = subprocess.run(
-        [sys.executable, '-c', textwrap.dedent(code)],
-        env=env,
-        capture_output=True,
-        text=True)
+        [sys.executable, '-c', textwrap.dedent(code)], env=env, capture_output=True, text=True
+    )
     if check:
         assert result.returncode == 0, result.stderr
     return result
@@ -62,10 +61,9 @@ def probed(request, tmp_path_factory):
     out = tmp_path_factory.mktemp('probes') / 'results.json'
     env = dict(os.environ, CUDA_VISIBLE_DEVICES='', PYTHONPATH=str(ROOT))
     script = Path(__file__).with_name('compat_probes.py')
-    subprocess.run([sys.executable, script, request.param, out],
-                   env=env,
-                   check=True,
-                   capture_output=True)
+    subprocess.run(
+        [sys.executable, script, request.param, out], env=env, check=True, capture_output=True
+    )
     return request.param, json.loads(out.read_text())
 
 
@@ -73,8 +71,7 @@ def probed(request, tmp_path_factory):
 def test_mend(probed, name):
     mode, results = probed
     if mode == 'bare':
-        assert results[name] != 'ok', (
-            f'upstream no longer fails at {name}: remove the mend')
+        assert results[name] != 'ok', f'upstream no longer fails at {name}: remove the mend'
         assert BROKEN[name] in results[name] + '.'
     else:
         assert results[name] == 'ok'
@@ -88,7 +85,7 @@ def test_every_probe_is_checked(probed):
 
 
 def test_import_is_light_and_initialises_nothing():
-    run_python('''
+    run_python("""
         import sys
         import mmengine.registry
         before = set(sys.modules)
@@ -98,11 +95,11 @@ def test_import_is_light_and_initialises_nothing():
         assert new <= allowed, new - allowed
         for name in ('torch', 'mmcv', 'mmpretrain', 'mmrazor'):
             assert name not in sys.modules, name
-        ''')
+        """)
 
 
 def test_import_of_everything_needs_no_network_and_no_cuda():
-    run_python('''
+    run_python("""
         import socket
         def refuse(*args):
             raise AssertionError(f'network: {args}')
@@ -111,7 +108,7 @@ def test_import_of_everything_needs_no_network_and_no_cuda():
         import mmrazor.datasets, mmrazor.engine, mmrazor.models
         import torch
         assert not torch.cuda.is_initialized()
-        ''')
+        """)
 
 
 def test_lite_warning_is_dropped():
@@ -121,6 +118,7 @@ def test_lite_warning_is_dropped():
 
 def test_applying_twice_changes_nothing():
     from mmengine.model import MMDistributedDataParallel
+
     wrapped = MMDistributedDataParallel.__init__
     finders = list(sys.meta_path)
     filters = len(__import__('warnings').filters)
@@ -134,8 +132,7 @@ def test_import_errors_still_reach_the_user(tmp_path):
     package = tmp_path / 'torchvision'
     package.mkdir()
     (package / '__init__.py').write_text('import no_such_module_anywhere')
-    result = run_python(
-        'import crd_plugin, torchvision', tmp_path, check=False)
+    result = run_python('import crd_plugin, torchvision', tmp_path, check=False)
     assert 'no_such_module_anywhere' in result.stderr
 
 
@@ -167,15 +164,12 @@ def test_wrong_mmcv_is_told_in_one_sentence(tmp_path, version, own_file):
 @pytest.mark.parametrize('version', ['2.0.0', '2.0.1', '2.1.0'])
 def test_any_fitting_mmcv_is_kept(tmp_path, version):
     fake_mmcv(tmp_path, version, own_file=True)
-    result = run_python(
-        'import crd_plugin, mmcv; print(mmcv.__version__)', tmp_path)
+    result = run_python('import crd_plugin, mmcv; print(mmcv.__version__)', tmp_path)
     assert result.stdout.strip() == version
 
 
 def test_missing_mmcv_is_told_in_one_sentence():
-    result = run_python(
-        'import sys; sys.modules["mmcv"] = None; import crd_plugin',
-        check=False)
+    result = run_python('import sys; sys.modules["mmcv"] = None; import crd_plugin', check=False)
     last = result.stderr.strip().splitlines()[-1]
     assert last.startswith('ImportError: MMCV is missing, but MMRazor needs')
 
@@ -184,7 +178,7 @@ def test_missing_mmcv_is_told_in_one_sentence():
 
 
 def test_working_torchvision_is_untouched():
-    run_python('''
+    run_python("""
         import torch
         from crd_plugin.compat import packages
         def load(path):
@@ -194,18 +188,18 @@ def test_working_torchvision_is_untouched():
         kept, torch.ops.load_library, torch.version.cuda = [], load, None
         packages.declare_torchvision_ops()
         assert kept and not packages._LIBRARIES
-        ''')
+        """)
 
 
 def test_mismatched_cuda_torchvision_is_left_to_fail():
-    run_python('''
+    run_python("""
         import torch
         from crd_plugin.compat import packages
         torch.version.cuda = '13.0'
         packages.declare_torchvision_ops()
         assert not packages._LIBRARIES
         assert not hasattr(torch.ops.torchvision, 'nms')
-        ''')
+        """)
 
 
 def test_working_quantization_is_untouched(tmp_path):
@@ -215,23 +209,27 @@ def test_working_quantization_is_untouched(tmp_path):
         package.mkdir()
         (package / '__init__.py').write_text("BackendConfigs = dict(a='real')")
     run_python(
-        '''
+        """
         import crd_plugin
         from mmrazor.structures.quantization import backend_config
         assert backend_config.BackendConfigs == dict(a='real')
         assert not hasattr(backend_config, 'get_native_backend_config')
-        ''', tmp_path)
+        """,
+        tmp_path,
+    )
 
 
 def test_pkg_resources_is_used_where_it_exists(tmp_path):
     (tmp_path / 'pkg_resources.py').write_text('')
     run_python(
-        '''
+        """
         import crd_plugin
         from mmengine.utils import get_installed_path
         assert get_installed_path.__module__ == 'mmengine.utils.package_utils'
         assert not get_installed_path.__qualname__.startswith('find_')
-        ''', tmp_path)
+        """,
+        tmp_path,
+    )
 
 
 def test_gpus_keep_backend_and_device_ids(monkeypatch):
@@ -259,7 +257,6 @@ def test_model_on_gpu_keeps_device_ids():
     given = {}
 
     class Wrapper:
-
         def __init__(self, module, **kwargs):
             given.update(kwargs)
 
@@ -274,11 +271,9 @@ def test_model_on_gpu_keeps_device_ids():
 
 
 def test_quantization_explains_itself():
-    from mmrazor.structures.quantization import (BackendConfigs,
-                                                 get_native_backend_config)
-    assert sorted(BackendConfigs) == [
-        'academic', 'native', 'openvino', 'tensorrt'
-    ]
+    from mmrazor.structures.quantization import BackendConfigs, get_native_backend_config
+
+    assert sorted(BackendConfigs) == ['academic', 'native', 'openvino', 'tensorrt']
     with pytest.raises(ImportError, match='needs torch<2'):
         BackendConfigs['native']
     with pytest.raises(ImportError, match='mmrazor#615'):
@@ -290,7 +285,7 @@ def test_quantization_explains_itself():
 
 def test_packages_are_found():
     # Always in a setuptools without pkg_resources.
-    run_python('''
+    run_python("""
         import sys
         sys.modules['pkg_resources'] = None
         import crd_plugin
@@ -309,16 +304,16 @@ def test_packages_are_found():
             pass
         else:
             raise AssertionError('a missing package was found')
-        ''')
+        """)
 
 
 def test_our_configs_can_be_inherited():
-    run_python('''
+    run_python("""
         from mmengine.config.utils import MODULE2PACKAGE
         assert 'crd_plugin' not in MODULE2PACKAGE, 'remove the mend'
         import crd_plugin
         assert MODULE2PACKAGE['crd_plugin'] == 'crd_plugin'
-        ''')
+        """)
 
 
 # --- checkpoints ----------------------------------------------------------- #
@@ -337,10 +332,10 @@ def rewrite_pickle(path, change):
             archive.writestr(name, data)
 
 
-@pytest.mark.parametrize('dtype', [
-    'bool', 'int8', 'uint8', 'int16', 'int32', 'uint32', 'int64', 'float16',
-    'float32', 'float64'
-])
+@pytest.mark.parametrize(
+    'dtype',
+    ['bool', 'int8', 'uint8', 'int16', 'int32', 'uint32', 'int64', 'float16', 'float32', 'float64'],
+)
 def test_numpy_of_every_number_type_loads(tmp_path, dtype):
     path = tmp_path / 'a.pth'
     array = np.ones(3, dtype=dtype)
@@ -354,15 +349,14 @@ def test_numpy_of_every_number_type_loads(tmp_path, dtype):
 def test_checkpoint_written_under_numpy_1_loads(tmp_path):
     path = tmp_path / 'a.pth'
     torch.save(dict(array=np.arange(3), scalar=np.float64(2)), path)
-    rewrite_pickle(
-        path, lambda data: data.replace(b'numpy._core', b'numpy.core'))
+    rewrite_pickle(path, lambda data: data.replace(b'numpy._core', b'numpy.core'))
     loaded = compat.load_checkpoint_file(path)
     assert loaded['array'].tolist() == [0, 1, 2] and loaded['scalar'] == 2
 
 
 def test_message_hub_survives(tmp_path):
     path = tmp_path / 'a.pth'
-    history = HistoryBuffer([1., 3.], [1, 1])
+    history = HistoryBuffer([1.0, 3.0], [1, 1])
     torch.save(dict(message_hub=dict(log_scalars=dict(loss=history))), path)
     loaded = compat.load_checkpoint_file(path)
     loss = loaded['message_hub']['log_scalars']['loss']
@@ -379,15 +373,18 @@ class Evil:
         return self.call
 
 
-@pytest.mark.parametrize('function, args', [
-    (os.system, ('touch harmed', )),
-    (eval, ('open("harmed", "w")', )),
-    (getattr, (os, 'system')),
-    (getattr, (HistoryBuffer, '__init__')),
-    (getattr, (HistoryBuffer, 'update')),
-    (getattr, (HistoryBuffer, 'register_statistics')),
-],
-                         ids=lambda value: str(value)[:40])
+@pytest.mark.parametrize(
+    'function, args',
+    [
+        (os.system, ('touch harmed',)),
+        (eval, ('open("harmed", "w")',)),
+        (getattr, (os, 'system')),
+        (getattr, (HistoryBuffer, '__init__')),
+        (getattr, (HistoryBuffer, 'update')),
+        (getattr, (HistoryBuffer, 'register_statistics')),
+    ],
+    ids=lambda value: str(value)[:40],
+)
 def test_checkpoint_runs_no_code(tmp_path, monkeypatch, function, args):
     monkeypatch.chdir(tmp_path)
     data = dict(state_dict={}, evil=Evil(function, *args))
@@ -421,14 +418,18 @@ def saved(content):
     return file.getvalue()
 
 
-@pytest.mark.parametrize('content', [
-    b'',
-    b'hello world, this is text',
-    b'\x80\x02',
-    saved(dict(w=torch.zeros(1000)))[:-100],
-    saved(dict(w=torch.zeros(1000)))[:300],
-    pickle.dumps(dict(a=1))[:-3],
-], ids=['empty', 'text', 'header', 'tail', 'head', 'pickle'])
+@pytest.mark.parametrize(
+    'content',
+    [
+        b'',
+        b'hello world, this is text',
+        b'\x80\x02',
+        saved(dict(w=torch.zeros(1000)))[:-100],
+        saved(dict(w=torch.zeros(1000)))[:300],
+        pickle.dumps(dict(a=1))[:-3],
+    ],
+    ids=['empty', 'text', 'header', 'tail', 'head', 'pickle'],
+)
 def test_broken_checkpoint_is_told_with_its_size(tmp_path, content):
     path = tmp_path / 'broken.pth'
     path.write_bytes(content)
@@ -441,10 +442,13 @@ def test_broken_checkpoint_is_told_with_its_size(tmp_path, content):
 
 def test_every_way_to_a_local_file_gives_the_message(tmp_path):
     from mmengine.runner import CheckpointLoader, load_checkpoint
+
     path = tmp_path / 'broken.pth'
     path.write_bytes(b'')
-    for load in (CheckpointLoader.load_checkpoint,
-                 lambda name: load_checkpoint(torch.nn.Linear(1, 1), name)):
+    for load in (
+        CheckpointLoader.load_checkpoint,
+        lambda name: load_checkpoint(torch.nn.Linear(1, 1), name),
+    ):
         with pytest.raises(compat.CheckpointError, match='0 bytes'):
             load(str(path))
 
@@ -454,6 +458,7 @@ def test_every_way_to_a_local_file_gives_the_message(tmp_path):
 
 def test_writing_follows_links(tmp_path):
     from mmengine.fileio import LocalBackend
+
     target, link = tmp_path / 'target', tmp_path / 'link'
     target.write_bytes(b'old')
     link.symlink_to(target)
@@ -463,11 +468,11 @@ def test_writing_follows_links(tmp_path):
 
 def test_checkpoint_saved_again_under_its_name_stays(tmp_path):
     from mmengine.hooks import CheckpointHook
+
     hook = CheckpointHook(max_keep_ckpts=1)
     calls = []
 
     class Backend:
-
         def remove(self, path):
             calls.append(path)
 

@@ -1,4 +1,5 @@
 """Memory that the C library keeps."""
+
 import sys
 import textwrap
 
@@ -8,7 +9,7 @@ from crd_plugin import compat
 from crd_plugin.compat import memory
 from tests.test_compat import run_python
 
-FAULTS = '''
+FAULTS = """
     import resource, sys
     from crd_plugin import compat
     import torch
@@ -19,19 +20,17 @@ FAULTS = '''
         del kept
     after = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     print(took_effect, after - before)
-'''
+"""
 
 
 def page_faults(*args):
     """Of five times 192 MiB, which are 49,152 pages."""
-    code = f'import sys; sys.argv[1:] = {list(args)!r}\n' + (
-        textwrap.dedent(FAULTS))
+    code = f'import sys; sys.argv[1:] = {list(args)!r}\n' + (textwrap.dedent(FAULTS))
     took_effect, number = run_python(code).stdout.split()
     return took_effect == 'True', int(number)
 
 
-GLIBC = pytest.mark.skipif(
-    not sys.platform.startswith('linux'), reason='glibc is asked')
+GLIBC = pytest.mark.skipif(not sys.platform.startswith('linux'), reason='glibc is asked')
 
 
 @GLIBC

@@ -4,6 +4,7 @@ Each distinct network is built once, on the meta device where it can be, and
 each pair and each distinct distiller goes through one dry run: a leaf is one
 of these networks and distillers joined, which is checked too.
 """
+
 import copy
 import re
 from pathlib import Path
@@ -17,17 +18,36 @@ from crd_plugin.engine.dry_run import run_dry
 from crd_plugin.engine.dry_run.report import DryRunReport
 from crd_plugin.engine.dry_run.types import check_type, check_types, walk
 from crd_plugin.registry import MODELS
-from tests.walk import (BASES, CLASSES, COMPRESSION, CONFIGS, FOLDERS, LEAVES,
-                        METHODS, OTHERS, PAIRS, RATES, REPDISTILLER, SLOW_NETS,
-                        TRANSFER, ancestors, bases_of, build, facts, key_of,
-                        name_of, networks_of, parsed, plain)
+from tests.config_files import (
+    BASES,
+    CLASSES,
+    COMPRESSION,
+    CONFIGS,
+    FOLDERS,
+    LEAVES,
+    METHODS,
+    OTHERS,
+    PAIRS,
+    RATES,
+    REPDISTILLER,
+    SLOW_NETS,
+    TRANSFER,
+    ancestors,
+    bases_of,
+    build,
+    facts,
+    key_of,
+    name_of,
+    networks_of,
+    parsed,
+    plain,
+)
 
 # Chosen by a user in place of the plain file; run by
 # tests/test_datasets/test_resident.py.
 RESIDENT = {
     f'datasets/{name}_resident.py'
-    for name in ('cifar10', 'cifar100', 'digits', 'stl10', 'stl10_unlabeled',
-                 'tiny_imagenet')
+    for name in ('cifar10', 'cifar100', 'digits', 'stl10', 'stl10_unlabeled', 'tiny_imagenet')
 }
 
 
@@ -55,10 +75,7 @@ def test_base_parses(path):
 
 def test_every_base_is_used():
     used = set().union(*(ancestors(leaf) for leaf in (*LEAVES, *TRANSFER)))
-    orphans = {
-        path.relative_to(CONFIGS / '_base_').as_posix()
-        for path in set(BASES) - used
-    }
+    orphans = {path.relative_to(CONFIGS / '_base_').as_posix() for path in set(BASES) - used}
     assert orphans == RESIDENT
 
 
@@ -79,10 +96,12 @@ def test_leaf_is_what_its_name_says(leaf):
     data = name['data'].replace('-', '_')
     assert f'_base_/datasets/{data}.py' in files
     # Not what a pair inherits from that of another data set.
-    pair, = {
+    (pair,) = {
         base.stem
-        for path in (leaf, *ancestors(leaf)) if path.parent.name != 'pairs'
-        for base in bases_of(path) if base.parent.name == 'pairs'
+        for path in (leaf, *ancestors(leaf))
+        if path.parent.name != 'pairs'
+        for base in bases_of(path)
+        if base.parent.name == 'pairs'
     }
     teacher, student, pair_data = pair.split('_')
     assert pair_data == name['data']
@@ -142,8 +161,7 @@ def test_weights_of_the_losses(leaf):
     losses = model.get('distiller', {}).get('distill_losses', {})
     weights = {key: loss.loss_weight for key, loss in losses.items()}
     assert weights == {
-        f'loss_{key}': weight
-        for key, weight in METHODS[name['method']].losses.items()
+        f'loss_{key}': weight for key, weight in METHODS[name['method']].losses.items()
     }
     if 'loss_kd' in losses:
         assert losses.loss_kd.tau == 4
@@ -151,10 +169,14 @@ def test_weights_of_the_losses(leaf):
         # The class's own defaults are the published settings.
         changed = set(losses.loss_crd) - {'type', 'loss_weight'}
         assert changed == (
-            {'negatives', 'objective'} if name['method'] == 'crd-batch' else
-            {'num_negatives'} if name['data'] == 'digits' else
-            {'embed_dim'} if leaf.stem ==
-            'crd_resnet50_resnet18_8xb32-100e_imagenet' else set())
+            {'negatives', 'objective'}
+            if name['method'] == 'crd-batch'
+            else {'num_negatives'}
+            if name['data'] == 'digits'
+            else {'embed_dim'}
+            if leaf.stem == 'crd_resnet50_resnet18_8xb32-100e_imagenet'
+            else set()
+        )
         widths = {
             cfg.get('embed_dim', 128)
             for cfg in (losses.loss_crd, *model.distiller.connectors.values())
@@ -193,9 +215,8 @@ def zoo_weights():
 
 
 @pytest.mark.parametrize(
-    'leaf',
-    [leaf for leaf in LEAVES if METHODS[facts(leaf)['method']].has_teacher],
-    ids=name_of)
+    'leaf', [leaf for leaf in LEAVES if METHODS[facts(leaf)['method']].has_teacher], ids=name_of
+)
 def test_teacher_checkpoint_can_be_had(leaf):
     """From MMPretrain's zoo, or by training a config of ours to its end."""
     name = facts(leaf)
@@ -224,10 +245,7 @@ def test_teacher_checkpoint_can_be_had(leaf):
 @pytest.mark.parametrize('pair', PAIRS, ids=name_of)
 def test_teacher_and_student_are_trained_alone_too(pair):
     cfg = parsed(pair)
-    alone = {
-        key_of(parsed(leaf).model)
-        for leaf in LEAVES if leaf.parent.name == 'vanilla'
-    }
+    alone = {key_of(parsed(leaf).model) for leaf in LEAVES if leaf.parent.name == 'vanilla'}
     assert {key_of(cfg.student), key_of(cfg.teacher)} <= alone
 
 
@@ -282,8 +300,8 @@ def test_counting_by_hand():
 
 
 @pytest.mark.parametrize(
-    'pair', [path for path in PAIRS if not path.stem.endswith('digits')],
-    ids=name_of)
+    'pair', [path for path in PAIRS if not path.stem.endswith('digits')], ids=name_of
+)
 def test_number_of_parameters(pair):
     teacher, student, data = pair.stem.split('_')
     cfg = parsed(pair)
@@ -318,8 +336,7 @@ def dry_leaves():
     """
     order = {'crd-kd': 0, 'crd': 1, 'kd': 2}
     seen, chosen = set(), []
-    for leaf in sorted(
-            LEAVES, key=lambda leaf: order.get(facts(leaf)['method'], 3)):
+    for leaf in sorted(LEAVES, key=lambda leaf: order.get(facts(leaf)['method'], 3)):
         try:
             cfg, name = parsed(leaf), facts(leaf)
         except Exception:  # Its own tests say so, and the others still run.

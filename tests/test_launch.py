@@ -1,4 +1,5 @@
 """crd_plugin/launch.py: processes, records, locks and progress."""
+
 import json
 import os
 import signal
@@ -13,8 +14,7 @@ from crd_plugin import launch
 from crd_plugin.cli import UsageError
 
 REPO = Path(__file__).parents[1]
-CONFIG = (
-    REPO / 'configs' / 'vanilla' / 'vanilla_resnet8w4_b20-100e_digits.py')
+CONFIG = REPO / 'configs' / 'vanilla' / 'vanilla_resnet8w4_b20-100e_digits.py'
 
 
 @pytest.fixture
@@ -47,9 +47,14 @@ def test_command_names_all_that_the_training_depends_on(run):
     assert command[0] == sys.executable
     assert command[1:] == [
         str(REPO / 'tools' / 'train.py'),
-        str(CONFIG), '--work-dir',
-        str(run.run_dir), '--resume', 'auto', '--cfg-options',
-        'randomness.seed=3', 'a.b=1'
+        str(CONFIG),
+        '--work-dir',
+        str(run.run_dir),
+        '--resume',
+        'auto',
+        '--cfg-options',
+        'randomness.seed=3',
+        'a.b=1',
     ]
     assert '--resume' not in run.command()
 
@@ -57,9 +62,12 @@ def test_command_names_all_that_the_training_depends_on(run):
 def test_signature_depends_on_seed_and_options(tmp_path):
     signatures = {
         launch.Run('n', CONFIG, seed, tmp_path / name, options).signature()
-        for seed, name, options in [(0, 'a', []), (0, 'b', []),
-                                    (1, 'a', []),
-                                    (0, 'a', ['train_cfg.max_epochs=3'])]
+        for seed, name, options in [
+            (0, 'a', []),
+            (0, 'b', []),
+            (1, 'a', []),
+            (0, 'a', ['train_cfg.max_epochs=3']),
+        ]
     }
     assert len(signatures) == 3
     config = launch.load_config(CONFIG, ['train_cfg.max_epochs=3'])
@@ -68,26 +76,30 @@ def test_signature_depends_on_seed_and_options(tmp_path):
 
 def test_output_epochs_and_record_of_a_training(run):
     _fake(
-        run, 'import os\n'
+        run,
+        'import os\n'
         'print("Epoch(train)  [1][5/5]  loss: 1.0")\n'
         'print("other", os.environ.get("COLOUR"))\n'
         'print("Epoch(val) [1][4/4]  eta: 0:00:01")\n'
-        'print("x - Epoch(val) [1][4/4]  accuracy/top1: 50.0")')
+        'print("x - Epoch(val) [1][4/4]  accuracy/top1: 50.0")',
+    )
     seen, started = [], []
     launch.execute(
         run,
         dict(signature='s'),
         lambda *args: seen.append(args),
         env=dict(COLOUR='blue'),
-        on_start=started.append)
-    assert seen == [(1, False, 'Epoch(train)  [1][5/5]  loss: 1.0'),
-                    (1, True, 'Epoch(val) [1][4/4]  accuracy/top1: 50.0')]
+        on_start=started.append,
+    )
+    assert seen == [
+        (1, False, 'Epoch(train)  [1][5/5]  loss: 1.0'),
+        (1, True, 'Epoch(val) [1][4/4]  accuracy/top1: 50.0'),
+    ]
     assert started[0].poll() == 0
     log = (run.run_dir / launch.LOG).read_text()
     assert log.startswith('$ ') and 'other blue' in log
     assert run.seconds > 0
-    assert run.read_record() == dict(
-        signature='s', finished=True, seconds=run.seconds)
+    assert run.read_record() == dict(signature='s', finished=True, seconds=run.seconds)
 
     # The time before an interruption is not known, so the sum is not.
     launch.execute(run, dict(signature='s'), lambda *args: None, 'auto')
@@ -105,42 +117,51 @@ def test_a_failure_keeps_the_last_lines(run):
 
 
 def test_stop_ends_children_and_those_that_will_not():
-    code = ('import signal, subprocess, sys, time\n'
-            'if len(sys.argv) > 1: signal.signal(signal.SIGTERM, '
-            'signal.SIG_IGN)\n'
-            'child = subprocess.Popen([sys.executable, "-c", '
-            '"import time; time.sleep(60)"])\n'
-            'print(child.pid, flush=True)\n'
-            'time.sleep(60)')
+    code = (
+        'import signal, subprocess, sys, time\n'
+        'if len(sys.argv) > 1: signal.signal(signal.SIGTERM, '
+        'signal.SIG_IGN)\n'
+        'child = subprocess.Popen([sys.executable, "-c", '
+        '"import time; time.sleep(60)"])\n'
+        'print(child.pid, flush=True)\n'
+        'time.sleep(60)'
+    )
     processes = [
-        subprocess.Popen([sys.executable, '-c', code, *more],
-                         stdout=subprocess.PIPE,
-                         text=True,
-                         start_new_session=True) for more in ([], ['ignore'])
+        subprocess.Popen(
+            [sys.executable, '-c', code, *more],
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        for more in ([], ['ignore'])
     ]
     children = [int(process.stdout.readline()) for process in processes]
     assert all(map(_alive, children))
     started = time.monotonic()
     launch.stop(*processes, grace=0.5)
     assert time.monotonic() - started < 5
-    assert [process.returncode for process in processes
-            ] == [-signal.SIGTERM, -signal.SIGKILL]
+    assert [process.returncode for process in processes] == [-signal.SIGTERM, -signal.SIGKILL]
     _wait_for(lambda: not any(map(_alive, children)))
     launch.stop(*processes)  # those that have ended are passed over
 
 
 def test_a_folder_is_locked_as_long_as_anything_trains_there(run):
     """Also when the tool is killed and its training goes on alone."""
-    helper = subprocess.Popen([
-        sys.executable, '-c', 'import sys\n'
-        'from pathlib import Path\n'
-        'from crd_plugin import launch\n'
-        'run = launch.Run("n", Path("c.py"), 0, Path(sys.argv[1]), [])\n'
-        'run.command = lambda resume: [sys.executable, "-c", '
-        '"import os, time; print(os.getpid()); time.sleep(60)"]\n'
-        'launch.execute(run, {}, print)',
-        str(run.run_dir)
-    ], env=dict(os.environ, PYTHONPATH=str(REPO)))
+    helper = subprocess.Popen(
+        [
+            sys.executable,
+            '-c',
+            'import sys\n'
+            'from pathlib import Path\n'
+            'from crd_plugin import launch\n'
+            'run = launch.Run("n", Path("c.py"), 0, Path(sys.argv[1]), [])\n'
+            'run.command = lambda resume: [sys.executable, "-c", '
+            '"import os, time; print(os.getpid()); time.sleep(60)"]\n'
+            'launch.execute(run, {}, print)',
+            str(run.run_dir),
+        ],
+        env=dict(os.environ, PYTHONPATH=str(REPO)),
+    )
     log = run.run_dir / launch.LOG
     _wait_for(lambda: log.is_file() and len(log.read_text().splitlines()) > 1)
     orphan = int(log.read_text().splitlines()[1])
@@ -163,7 +184,7 @@ def test_unfinished_runs_make_room_and_finished_ones_are_kept(tmp_path):
         launch.make_room(run_dir, keep=content != 'unfinished')
     assert {p.name: (p / 'note').read_text() for p in tmp_path.iterdir()} == {
         'kd_seed0_old1': 'first',
-        'kd_seed0_old2': 'second'
+        'kd_seed0_old2': 'second',
     }
 
 
@@ -230,8 +251,10 @@ def test_progress_counts_only_what_was_trained_here(monkeypatch):
 def test_one_line_of_each_kind_in_every_tenth_is_shown():
     progress = launch.Progress(1)
     progress.start('run', 30)
-    shown = [(epoch, validated) for epoch in range(1, 31)
-             for validated in (False, False, True)
-             if progress.update('run', epoch, validated)]
-    assert shown == [(epoch, validated) for epoch in range(3, 31, 3)
-                     for validated in (False, True)]
+    shown = [
+        (epoch, validated)
+        for epoch in range(1, 31)
+        for validated in (False, False, True)
+        if progress.update('run', epoch, validated)
+    ]
+    assert shown == [(epoch, validated) for epoch in range(3, 31, 3) for validated in (False, True)]

@@ -1,4 +1,5 @@
 """What the stand-in for a GPU sees, and what it lets pass."""
+
 import numpy as np
 import pytest
 import torch
@@ -20,7 +21,7 @@ DOUBT = dict(
     mask_written=lambda x: x.__setitem__(x > 0, empty(5)),
     masked_select=lambda x: x.masked_select(x > 0),
     number_as_index=lambda x: x[x.argmax()],
-    length=lambda x: x[:x.argmax()],
+    length=lambda x: x[: x.argmax()],
     unique=lambda x: x.unique(),
     bincount=lambda x: x[0].long().bincount(),
     equal=lambda x: torch.equal(x, x),
@@ -31,7 +32,8 @@ DOUBT = dict(
     host_index=lambda x: x[torch.tensor([0, 1])],
     device_index=lambda x: torch.ones(4, 3)[x[:, 0].long()],
     backward=lambda x: _with_gradient(lambda grad: grad * torch.ones(3)),
-    backward_item=lambda x: _with_gradient(lambda grad: grad.sum().item()))
+    backward_item=lambda x: _with_gradient(lambda grad: grad.sum().item()),
+)
 COPIED = dict(
     copy=('copy', lambda x: torch.ones(3).to('meta')),
     written=('copy', lambda x: x.copy_(torch.ones(4, 3))),
@@ -40,14 +42,16 @@ COPIED = dict(
     numbers=('numbers', lambda x: torch.tensor(data=[1.0], device='meta')),
     new=('numbers', lambda x: x.new_tensor([1.0])),
     list_index=('numbers', lambda x: x[[0, 1]]),
-    eigh=('_linalg_eigh', lambda x: torch.linalg.eigh(x[:3])))
+    eigh=('_linalg_eigh', lambda x: torch.linalg.eigh(x[:3])),
+)
 FREE = dict(
     from_pinned=lambda x: torch.ones(3).to('meta', non_blocking=True),
     into=lambda x: x.copy_(torch.ones(4, 3), non_blocking=True),
-    full=lambda x: x.new_full((1, ), 7).add_(2).mul_(torch.ones(())),
+    full=lambda x: x.new_full((1,), 7).add_(2).mul_(torch.ones(())),
     masked_fill=lambda x: x.__setitem__(x > 0, 1.0),
     index=lambda x: x[x[:, 0].long()].sum(),
-    backward=lambda x: _with_gradient(lambda grad: grad * grad))
+    backward=lambda x: _with_gradient(lambda grad: grad * grad),
+)
 
 
 def _with_gradient(hook):
@@ -58,8 +62,10 @@ def _with_gradient(hook):
 
 @pytest.mark.parametrize('name', DOUBT)
 def test_what_reads_back_or_mixes_is_refused(name):
-    with Watch(), pytest.raises((RuntimeError, NotImplementedError, TypeError),
-                                match='(?i)meta|host|mask'):
+    with (
+        Watch(),
+        pytest.raises((RuntimeError, NotImplementedError, TypeError), match='(?i)meta|host|mask'),
+    ):
         DOUBT[name](empty(4, 3))
 
 

@@ -1,13 +1,14 @@
 """The configs of docs/your_own_pair.md, which it shows word for word."""
+
 import re
 
 import pytest
 from mmengine.config import Config
 
 from crd_plugin.engine.dry_run import run_dry
-from tests import runs
+from tests import small_runs
 
-DOCS = runs.REPO / 'docs'
+DOCS = small_runs.REPO / 'docs'
 EXAMPLES = sorted((DOCS / 'examples').glob('*.py'))
 TEXT = (DOCS / 'your_own_pair.md').read_text()
 
@@ -18,7 +19,7 @@ def test_the_doc_shows_every_example():
     for link in re.findall(r'\]\((?!http)([^)]+)\)', TEXT):
         assert (DOCS / link).is_file(), link
     for path in re.findall(r'(?:configs|tools|docs)/[\w./-]+\b', TEXT):
-        assert (runs.REPO / path).exists(), path
+        assert (small_runs.REPO / path).exists(), path
 
 
 @pytest.mark.parametrize('path', EXAMPLES, ids=lambda path: path.stem)

@@ -1,4 +1,5 @@
 """The package installs with its configs and tools, and as documented."""
+
 import configparser
 import os
 import re
@@ -22,9 +23,8 @@ def source(tmp_path):
     folder.mkdir()
     for name in ('crd_plugin', 'configs', 'tools', 'requirements'):
         shutil.copytree(
-            ROOT / name,
-            folder / name,
-            ignore=shutil.ignore_patterns('__pycache__', '.mim'))
+            ROOT / name, folder / name, ignore=shutil.ignore_patterns('__pycache__', '.mim')
+        )
     for path in ROOT.iterdir():
         if path.is_file():
             shutil.copy(path, folder)
@@ -35,12 +35,9 @@ def build(source, kind, *argv):
     """Call a hook of the build backend, as pip does, without a network."""
     out = source.parent / kind
     out.mkdir()
-    code = (f'import setuptools.build_meta as b; b.build_{kind}(r"{out}")')
-    subprocess.run([sys.executable, '-c', code],
-                   cwd=source,
-                   check=True,
-                   capture_output=True)
-    built, = out.iterdir()
+    code = f'import setuptools.build_meta as b; b.build_{kind}(r"{out}")'
+    subprocess.run([sys.executable, '-c', code], cwd=source, check=True, capture_output=True)
+    (built,) = out.iterdir()
     return built
 
 
@@ -55,22 +52,34 @@ def relative_files(folder):
 
 def test_wheel_holds_configs_and_tools(source):
     out = source.parent / 'wheel'
-    subprocess.run([
-        sys.executable, '-m', 'pip', 'wheel', '--quiet', '--no-index',
-        '--no-deps', '--no-build-isolation', '--wheel-dir', out, source
-    ],
-                   check=True,
-                   capture_output=True)
-    wheel, = out.glob('crd_plugin-*.whl')
+    subprocess.run(
+        [
+            sys.executable,
+            '-m',
+            'pip',
+            'wheel',
+            '--quiet',
+            '--no-index',
+            '--no-deps',
+            '--no-build-isolation',
+            '--wheel-dir',
+            out,
+            source,
+        ],
+        check=True,
+        capture_output=True,
+    )
+    (wheel,) = out.glob('crd_plugin-*.whl')
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
     wanted = relative_files('configs') | relative_files('tools')
     assert any(name.startswith('configs/_base_/') for name in wanted)
     assert {f'crd_plugin/.mim/{name}' for name in wanted} <= names
-    assert relative_files('crd_plugin') - {
-        name
-        for name in relative_files('crd_plugin') if '/.mim/' in name
-    } <= names
+    assert (
+        relative_files('crd_plugin')
+        - {name for name in relative_files('crd_plugin') if '/.mim/' in name}
+        <= names
+    )
     tops = {name.split('/')[0] for name in names}
     assert tops == {'crd_plugin', next(t for t in tops if 'dist-info' in t)}
     assert not any('__pycache__' in name for name in names)
@@ -82,22 +91,23 @@ def test_installed_config_is_inherited_by_package_name(source):
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(site)
     config = source.parent / 'mine.py'
-    config.write_text("_base_ = 'crd_plugin::crd/crd_resnet14_resnet8w4_"
-                      "b20-100e_digits.py'\n")
+    config.write_text("_base_ = 'crd_plugin::crd/crd_resnet14_resnet8w4_b20-100e_digits.py'\n")
     # The types of the config keep their own scope.
-    code = ('import crd_plugin; from mmengine.config import Config;'
-            f'cfg = Config.fromfile(r"{config}");'
-            'print(crd_plugin.__file__, cfg.default_scope);'
-            'assert "_scope_" not in repr(cfg)')
-    result = subprocess.run([sys.executable, '-c', code],
-                            env=dict(os.environ, PYTHONPATH=str(site)),
-                            cwd=source.parent,
-                            capture_output=True,
-                            text=True)
+    code = (
+        'import crd_plugin; from mmengine.config import Config;'
+        f'cfg = Config.fromfile(r"{config}");'
+        'print(crd_plugin.__file__, cfg.default_scope);'
+        'assert "_scope_" not in repr(cfg)'
+    )
+    result = subprocess.run(
+        [sys.executable, '-c', code],
+        env=dict(os.environ, PYTHONPATH=str(site)),
+        cwd=source.parent,
+        capture_output=True,
+        text=True,
+    )
     assert result.returncode == 0, result.stderr
-    assert result.stdout.split() == [
-        str(site / 'crd_plugin' / '__init__.py'), 'mmpretrain'
-    ]
+    assert result.stdout.split() == [str(site / 'crd_plugin' / '__init__.py'), 'mmpretrain']
 
 
 def test_source_distribution_builds_the_same_wheel(source):
@@ -106,7 +116,7 @@ def test_source_distribution_builds_the_same_wheel(source):
             archive.extractall(source.parent / 'unpacked', filter='data')
         else:
             archive.extractall(source.parent / 'unpacked')
-    unpacked, = (source.parent / 'unpacked').iterdir()
+    (unpacked,) = (source.parent / 'unpacked').iterdir()
     assert not (unpacked / 'crd_plugin' / '.mim').exists()
     (unpacked.parent / 'again').mkdir()
     moved = unpacked.rename(unpacked.parent / 'again' / 'source')
@@ -133,10 +143,7 @@ def requirements(name):
     """The lines of a requirements file."""
     lines = (ROOT / 'requirements' / name).read_text().splitlines()
     lines = [line.split('#')[0].strip() for line in lines]
-    return [
-        Requirement(line) for line in lines
-        if line and not line.startswith('-')
-    ]
+    return [Requirement(line) for line in lines if line and not line.startswith('-')]
 
 
 def declared(*options):
@@ -158,9 +165,11 @@ def test_ranges_admit_the_tested_versions():
     for name in ('runtime.txt', 'demo.txt', 'tests.txt'):
         for requirement in requirements(name):
             tested.setdefault(requirement.name, []).append(requirement)
-    ranges = declared(('options', 'install_requires'),
-                      ('options.extras_require', 'demo'),
-                      ('options.extras_require', 'tests'))
+    ranges = declared(
+        ('options', 'install_requires'),
+        ('options.extras_require', 'demo'),
+        ('options.extras_require', 'tests'),
+    )
     assert len(ranges) > 10
     for wanted in ranges:
         assert wanted.name in tested, f'{wanted.name} is not pinned'
@@ -184,18 +193,15 @@ def test_no_mmcv_among_the_requirements():
 
 def make(*argv):
     """Run make in the checkout."""
-    return subprocess.run(['make', *map(str, argv)],
-                          cwd=ROOT,
-                          capture_output=True,
-                          text=True)
+    return subprocess.run(['make', *map(str, argv)], cwd=ROOT, capture_output=True, text=True)
 
 
 def test_demo_passes_its_variables(tmp_path):
-    result = make('--dry-run', 'demo', 'SEEDS=5', 'METHODS=kd crd',
-                  'WORK_DIR=my runs', f'VENV={tmp_path}/v')
+    result = make(
+        '--dry-run', 'demo', 'SEEDS=5', 'METHODS=kd crd', 'WORK_DIR=my runs', f'VENV={tmp_path}/v'
+    )
     command = ' '.join(result.stdout.replace('\\\n', ' ').split())
-    assert ('tools/demo.py --seeds 5 --methods "kd crd" --work-dir "my runs"'
-            in command)
+    assert 'tools/demo.py --seeds 5 --methods "kd crd" --work-dir "my runs"' in command
     result = make('--dry-run', 'demo', f'VENV={tmp_path}/v')
     assert '--seeds' not in result.stdout
 
@@ -203,24 +209,27 @@ def test_demo_passes_its_variables(tmp_path):
 def test_mmcv_is_installed_only_where_there_is_none(tmp_path):
     result = make('--dry-run', 'install', f'VENV={tmp_path}/v')
     text = ' '.join(result.stdout.replace('\\\n', ' ').split())
-    assert re.search(r'find_spec\("mmcv"\) is None\)\' \|\| \S+ -m pip '
-                     r'install \S+ +-r requirements/mmcv.txt', text)
+    assert re.search(
+        r'find_spec\("mmcv"\) is None\)\' \|\| \S+ -m pip '
+        r'install \S+ +-r requirements/mmcv.txt',
+        text,
+    )
 
 
-@pytest.mark.parametrize('body, message', [
-    ('exit 1', 'is older than Python 3.10 or missing'),
-    ('case "$2" in *ensurepip*) exit 1;; esac', 'apt install python3-venv'),
-])
+@pytest.mark.parametrize(
+    'body, message',
+    [
+        ('exit 1', 'is older than Python 3.10 or missing'),
+        ('case "$2" in *ensurepip*) exit 1;; esac', 'apt install python3-venv'),
+    ],
+)
 def test_unfit_python_is_told_in_one_line(tmp_path, body, message):
     python = tmp_path / 'python'
     python.write_text(f'#!/bin/sh\n{body}\n')
     python.chmod(0o755)
     result = make('install', f'PYTHON={python}', f'VENV={tmp_path}/v')
     assert result.returncode != 0
-    errors = [
-        line for line in result.stderr.splitlines()
-        if line.startswith('error: ')
-    ]
+    errors = [line for line in result.stderr.splitlines() if line.startswith('error: ')]
     assert len(errors) == 1 and message in errors[0]
     assert not (tmp_path / 'v').exists()
 
@@ -229,8 +238,7 @@ def test_continuous_integration_runs_make_test():
     script = ROOT / '.ci' / 'run'
     assert os.access(script, os.X_OK)
     commands = [
-        line for line in script.read_text().splitlines()
-        if line and not line.startswith('#')
+        line for line in script.read_text().splitlines() if line and not line.startswith('#')
     ]
     assert commands[0] == 'set -euo pipefail'
     assert commands[-1] == 'make test'

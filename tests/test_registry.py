@@ -1,4 +1,5 @@
 """The scope ``crd_plugin`` resolves from everywhere."""
+
 import os
 import subprocess
 import sys
@@ -33,6 +34,7 @@ def test_prefixed_type_resolves(scope, node, name):
 
 def test_equal_names_stay_apart():
     from mmpretrain.registry import MODELS
+
     ours = MODELS.get('crd_plugin.CRDLoss')
     theirs = MODELS.get('mmrazor.CRDLoss')
     assert theirs.__module__.startswith('mmrazor.')
@@ -56,12 +58,16 @@ def test_unknown_type_is_refused():
 
 def test_prefix_alone_loads_the_package():
     # As in a config without `custom_imports`.
-    code = ('from mmengine.registry import DATASETS;'
-            'print(DATASETS.get("crd_plugin.SampleIndexDataset").__module__)')
+    code = (
+        'from mmengine.registry import DATASETS;'
+        'print(DATASETS.get("crd_plugin.SampleIndexDataset").__module__)'
+    )
     root = str(Path(__file__).resolve().parent.parent)
-    result = subprocess.run([sys.executable, '-c', code],
-                            env=dict(os.environ, PYTHONPATH=root),
-                            capture_output=True,
-                            text=True,
-                            check=True)
+    result = subprocess.run(
+        [sys.executable, '-c', code],
+        env=dict(os.environ, PYTHONPATH=root),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert result.stdout.strip().startswith('crd_plugin.datasets')

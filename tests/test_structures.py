@@ -1,4 +1,5 @@
 """BatchSamples: real data samples, but only when asked for."""
+
 import copy
 import pickle
 from collections.abc import Sequence
@@ -48,11 +49,14 @@ def assert_same(found, expected):
             assert getattr(mine, key).dtype == value.dtype
 
 
-@pytest.mark.parametrize('kwargs, expected', [
-    (dict(gt_label=LABELS), dict()),
-    (dict(), dict(label=False)),
-    (dict(gt_label=LABELS, metainfo=META), dict(meta=True)),
-])
+@pytest.mark.parametrize(
+    'kwargs, expected',
+    [
+        (dict(gt_label=LABELS), dict()),
+        (dict(), dict(label=False)),
+        (dict(gt_label=LABELS, metainfo=META), dict(meta=True)),
+    ],
+)
 def test_samples_are_those_made_one_by_one(kwargs, expected):
     samples = batch(**kwargs)
     assert len(samples) == 3
@@ -77,8 +81,12 @@ def test_samples_can_be_worked_with():
     assert 'sample_idx' in sample and sample.get('sample_idx') == 4
     sample.set_pred_score(torch.tensor([0.1, 0.2, 0.7])).set_pred_label(2)
     assert sample.to_dict()['pred_label'].tolist() == [2]
-    for other in (copy.deepcopy(sample), pickle.loads(pickle.dumps(sample)),
-                  sample.clone(), sample.to('cpu')):
+    for other in (
+        copy.deepcopy(sample),
+        pickle.loads(pickle.dumps(sample)),
+        sample.clone(),
+        sample.to('cpu'),
+    ):
         assert other.gt_label.tolist() == [2] and other.num_classes == 3
 
 
@@ -102,10 +110,13 @@ def test_upstream_leaves_it_whole():
     assert not isinstance(batch(), (Sequence, tuple, dict))
 
 
-@pytest.mark.parametrize('kwargs, message', [
-    (dict(gt_label=LABELS[:2]), 'gt_label has 2 entries for 3 ids'),
-    (dict(metainfo=META[:1]), 'metainfo has 1 entries for 3 ids'),
-])
+@pytest.mark.parametrize(
+    'kwargs, message',
+    [
+        (dict(gt_label=LABELS[:2]), 'gt_label has 2 entries for 3 ids'),
+        (dict(metainfo=META[:1]), 'metainfo has 1 entries for 3 ids'),
+    ],
+)
 def test_lengths_must_agree(kwargs, message):
     with pytest.raises(ValueError, match=message):
         batch(**kwargs)

@@ -1,4 +1,5 @@
 """CKTF in training: several banks are sized, shared, saved and resumed."""
+
 import itertools
 import os
 
@@ -9,11 +10,9 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from crd_plugin.engine.dry_run.checks import plans_bank
-from tests import runs
+from tests import small_runs
 
-LEAF = (
-    runs.REPO / 'configs' / 'cktf' /
-    'cktf_resnet14_resnet8w4_b20-100e_digits.py')
+LEAF = small_runs.REPO / 'configs' / 'cktf' / 'cktf_resnet14_resnet8w4_b20-100e_digits.py'
 LEVELS = ['penultimate', 'stem', 'group1', 'group2', 'group3']
 _COUNT = itertools.count()
 
@@ -30,13 +29,14 @@ class Watch(Hook):
         banks = banks_of(runner)
         first = banks['penultimate']
         for bank in banks.values():
-            self.shared.append(bank.labels is first.labels
-                               and bank._label_index is first._label_index
-                               and bank._label_index is not None)
+            self.shared.append(
+                bank.labels is first.labels
+                and bank._label_index is first._label_index
+                and bank._label_index is not None
+            )
 
     def after_train_iter(self, runner, *args, **kwargs):
-        assert all(bank.pending is None and bank.has_z
-                   for bank in banks_of(runner).values())
+        assert all(bank.pending is None and bank.has_z for bank in banks_of(runner).values())
 
 
 def banks_of(runner):
@@ -47,17 +47,19 @@ def banks_of(runner):
 def run(work_dir, epochs, **changes):
     """Forty digits, batches of twenty, a random teacher."""
     cfg = Config.fromfile(LEAF)
-    cfg.merge_from_dict({
-        'work_dir': str(work_dir),
-        'experiment_name': f'cktf-{os.getpid()}-{next(_COUNT)}',
-        'model.teacher_ckpt': None,
-        'train_dataloader.dataset.dataset.num_train_per_class': 4,
-        'train_cfg.max_epochs': epochs,
-        'param_scheduler.end': 2,
-        'default_hooks.logger.interval': 1,
-        'default_hooks.checkpoint.save_best': None,
-        **changes
-    })
+    cfg.merge_from_dict(
+        {
+            'work_dir': str(work_dir),
+            'experiment_name': f'cktf-{os.getpid()}-{next(_COUNT)}',
+            'model.teacher_ckpt': None,
+            'train_dataloader.dataset.dataset.num_train_per_class': 4,
+            'train_cfg.max_epochs': epochs,
+            'param_scheduler.end': 2,
+            'default_hooks.logger.interval': 1,
+            'default_hooks.checkpoint.save_best': None,
+            **changes,
+        }
+    )
     cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
     runner = Runner.from_cfg(cfg)
     watch = Watch()
@@ -83,7 +85,7 @@ def test_labels_and_their_index_are_held_once(whole):
 
 
 def test_each_level_logs_its_bound(whole):
-    scalars = runs.scalars(whole[0])
+    scalars = small_runs.scalars(whole[0])
     for level in LEVELS:
         assert f'mi_bound_{level}' in scalars[-1]
 
@@ -91,8 +93,7 @@ def test_each_level_logs_its_bound(whole):
 def test_resumed_run_is_the_same(whole, tmp_path):
     _, runner, _ = whole
     run(tmp_path, 1)
-    resumed, _ = run(
-        tmp_path, 2, load_from=str(tmp_path / 'epoch_1.pth'), resume=True)
+    resumed, _ = run(tmp_path, 2, load_from=str(tmp_path / 'epoch_1.pth'), resume=True)
     assert banks_of(resumed).keys() == banks_of(runner).keys()
     expected = runner.model.state_dict()
     found = resumed.model.state_dict()

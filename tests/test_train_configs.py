@@ -6,6 +6,7 @@ those of the configs; batches, data sets and epochs are small, and the best
 checkpoint of the large networks is not saved beside the last one. MMPretrain's
 zoo is not asked: ResNet-34 has random weights in a file of the same layout.
 """
+
 import json
 from pathlib import Path
 
@@ -15,40 +16,54 @@ from mmengine.config import Config
 from mmengine.registry import DefaultScope
 
 from crd_plugin.registry import MODELS
-from tests import fake_data, runs
+from tests import fake_data, small_runs
 from tests.test_tools.test_cli import call
 
-CONFIGS = runs.REPO / 'configs'
+CONFIGS = small_runs.REPO / 'configs'
 # Config, data folder and what fills it, images a step of two, schedule's rate.
 ROWS = {
-    'cifar10':
-    ('crd/crd_wrn22-4_wrn16-2_8xb16-200e_cifar10', 'data/cifar10',
-     lambda root: fake_data.write_cifar10(root, num_train=10, num_test=6), 5,
-     0.1),
-    'cifar100':
-    ('crd/crd-kd_resnet56_resnet20_b64-240e_cifar100', 'data/cifar100',
-     lambda root: fake_data.write_cifar100(root, num_train=12, num_test=6), 6,
-     0.05),
-    'imagenet':
-    ('crd/crd_resnet34_resnet18_8xb32-100e_imagenet', 'data/imagenet',
-     lambda root: fake_data.write_imagenet(root, num_train=1, num_val=1), 2,
-     0.1),
-    'tiny-imagenet':
-    ('kd/kd_vgg16_vgg11_b64-240e_tiny-imagenet', 'data/tiny-imagenet-200',
-     lambda root: fake_data.write_tiny_imagenet(root, num_train=1, num_val=1),
-     5, 0.05),
+    'cifar10': (
+        'crd/crd_wrn22-4_wrn16-2_8xb16-200e_cifar10',
+        'data/cifar10',
+        lambda root: fake_data.write_cifar10(root, num_train=10, num_test=6),
+        5,
+        0.1,
+    ),
+    'cifar100': (
+        'crd/crd-kd_resnet56_resnet20_b64-240e_cifar100',
+        'data/cifar100',
+        lambda root: fake_data.write_cifar100(root, num_train=12, num_test=6),
+        6,
+        0.05,
+    ),
+    'imagenet': (
+        'crd/crd_resnet34_resnet18_8xb32-100e_imagenet',
+        'data/imagenet',
+        lambda root: fake_data.write_imagenet(root, num_train=1, num_val=1),
+        2,
+        0.1,
+    ),
+    'tiny-imagenet': (
+        'kd/kd_vgg16_vgg11_b64-240e_tiny-imagenet',
+        'data/tiny-imagenet-200',
+        lambda root: fake_data.write_tiny_imagenet(root, num_train=1, num_val=1),
+        5,
+        0.05,
+    ),
 }
 
 
 def options(batch, epochs, *more):
     """Small batches in this process, every step logged."""
-    loaders = [
-        f'{name}_dataloader.num_workers=0' for name in ('train', 'val', 'test')
-    ]
+    loaders = [f'{name}_dataloader.num_workers=0' for name in ('train', 'val', 'test')]
     return [
-        '--cfg-options', f'train_dataloader.batch_size={batch}',
-        f'train_cfg.max_epochs={epochs}', 'default_hooks.logger.interval=1',
-        'log_processor.window_size=1', *loaders, *more
+        '--cfg-options',
+        f'train_dataloader.batch_size={batch}',
+        f'train_cfg.max_epochs={epochs}',
+        'default_hooks.logger.interval=1',
+        'log_processor.window_size=1',
+        *loaders,
+        *more,
     ]
 
 
@@ -59,7 +74,7 @@ def train_teacher(cfg, batch):
         with DefaultScope.overwrite_default_scope('mmpretrain'):
             model = MODELS.build(cfg.teacher)
         torch.save(dict(meta={}, state_dict=model.state_dict()), 'zoo.pth')
-        return Path('zoo.pth'), ['model.teacher_ckpt=zoo.pth']
+        return Path('zoo.pth'), ['model.teacher_ckpt=method_cases.pth']
     folder = Path(checkpoint).parent
     vanilla = CONFIGS / 'vanilla' / f'{folder.name}.py'
     assert call('train', vanilla, *options(batch, 1)) == 0
@@ -83,7 +98,7 @@ def test_row(data, tmp_path, monkeypatch):
     assert call('train', leaf, *options(batch, 1, *more)) == 0
     assert (work_dir / 'epoch_1.pth').is_file()
     assert bool(list(work_dir.glob('best_*.pth'))) == ('imagenet' not in data)
-    lines = runs.scalars(work_dir)
+    lines = small_runs.scalars(work_dir)
     steps = [line for line in lines if 'loss' in line]
     assert len(steps) == 2
     for step in steps:
@@ -92,17 +107,16 @@ def test_row(data, tmp_path, monkeypatch):
         assert sum(parts) == pytest.approx(step['loss'], rel=1e-5)
     assert {key for key in steps[0] if '.loss' in key} == {
         'student.loss',
-        *(f'distill.{key}' for key in cfg.model.distiller.distill_losses)
+        *(f'distill.{key}' for key in cfg.model.distiller.distill_losses),
     }
     assert ['accuracy/top1' in line for line in lines].count(True) == 1
 
     assert call('train', leaf, '--resume', *options(batch, 2, *more)) == 0
-    state = runs.load(work_dir / 'epoch_2.pth')
+    state = small_runs.load(work_dir / 'epoch_2.pth')
     assert state['meta']['epoch'] == 2 and state['meta']['iter'] == 4
-    assert len([line for line in runs.scalars(work_dir) if 'loss' in line
-                ]) == 4
+    assert len([line for line in small_runs.scalars(work_dir) if 'loss' in line]) == 4
     weights = state['state_dict']
-    frozen = runs.load(teacher)['state_dict']
+    frozen = small_runs.load(teacher)['state_dict']
     for key, value in frozen.items():
         assert torch.equal(weights[f'teacher.{key}'], value), key
     banks = [key for key in weights if key.endswith('bank.student')]
@@ -115,10 +129,24 @@ def test_row(data, tmp_path, monkeypatch):
 
     # The checkpoint has the teacher; no file or URL of it is asked for.
     teacher.unlink()
-    assert call('test', leaf, work_dir / 'epoch_2.pth', '--out', 'found.json',
-                '--out-item', 'metrics', *options(batch, 2)) == 0
+    assert (
+        call(
+            'test',
+            leaf,
+            work_dir / 'epoch_2.pth',
+            '--out',
+            'found.json',
+            '--out-item',
+            'metrics',
+            *options(batch, 2),
+        )
+        == 0
+    )
     found = json.loads(Path('found.json').read_text())
-    last = [line for line in runs.scalars(work_dir)
-            if 'accuracy/top1' in line and 'loss' not in line]
+    last = [
+        line
+        for line in small_runs.scalars(work_dir)
+        if 'accuracy/top1' in line and 'loss' not in line
+    ]
     assert found['accuracy/top1'] in [line['accuracy/top1'] for line in last]
     assert 0 <= found['accuracy/top1'] <= found['accuracy/top5'] <= 100

@@ -1,4 +1,5 @@
 """From Tiny-ImageNet to STL-10: configs, and both stages on few images."""
+
 import re
 
 import pytest
@@ -7,10 +8,10 @@ from mmengine.config import Config
 from mmengine.registry import DefaultScope
 
 from crd_plugin.engine.dry_run import run_dry
-from tests import fake_data, runs
+from tests import fake_data, small_runs
 from tests.test_tools.test_cli import call
 
-CONFIGS = runs.REPO / 'configs'
+CONFIGS = small_runs.REPO / 'configs'
 TRANSFER = sorted((CONFIGS / 'transfer').glob('*.py'))
 TUNED = [leaf for leaf in TRANSFER if '-tuned_' in leaf.name]
 DISTILLED = [leaf for leaf in TRANSFER if leaf.stem.endswith('-unlabeled')]
@@ -23,7 +24,9 @@ LOSSES = dict(
         theta=0.04,
         temperature=0.07,
         exclude='instance',
-        loss_weight=1.0))
+        loss_weight=1.0,
+    ),
+)
 
 
 @pytest.fixture(autouse=True)
@@ -41,9 +44,12 @@ def test_the_leaves():
     pairs = ('vgg19_vgg19', 'vgg19_vgg8', 'resnet18_resnet18')
     assert names == {'vanilla_resnet18_b64-240e_tiny-imagenet'} | {
         name
-        for pair in pairs for method in LOSSES
-        for name in (f'{method}_{pair}_b64-240e_stl10-unlabeled',
-                     f'{method}-tuned_{pair}_b64-240e_stl10')
+        for pair in pairs
+        for method in LOSSES
+        for name in (
+            f'{method}_{pair}_b64-240e_stl10-unlabeled',
+            f'{method}-tuned_{pair}_b64-240e_stl10',
+        )
     }
     text = (CONFIGS / 'transfer' / 'README.md').read_text()
     for leaf in TRANSFER:
@@ -51,16 +57,14 @@ def test_the_leaves():
         lines = leaf.read_text().splitlines()
         assert len(lines) <= 15 and max(map(len, lines)) <= 79
     for path in re.findall(r'(?:configs|tools)/[\w./-]+\.py', text):
-        assert (runs.REPO / path).is_file(), path
+        assert (small_runs.REPO / path).is_file(), path
 
 
 @pytest.mark.parametrize('leaf', DISTILLED, ids=stem_of)
 def test_first_stage(leaf):
     cfg = Config.fromfile(leaf)
     method = leaf.stem.split('_')[0]
-    assert cfg.model.distiller.distill_losses == {
-        f'loss_{method}': LOSSES[method]
-    }
+    assert cfg.model.distiller.distill_losses == {f'loss_{method}': LOSSES[method]}
     assert 'gt_label' not in str(cfg.model.distiller)
     assert cfg.model.calculate_student_loss is False
     assert cfg.train_dataloader.dataset.dataset.split == 'unlabeled'
@@ -72,8 +76,7 @@ def test_first_stage(leaf):
     assert hooks == ([] if method == 'kd' else ['crd_plugin.MemoryBankHook'])
     for net in (cfg.model.architecture, cfg.model.teacher):
         assert net.head.num_classes == 200
-    teacher = re.fullmatch(r'work_dirs/([\w-]+)/epoch_240\.pth',
-                           cfg.model.teacher_ckpt)[1]
+    teacher = re.fullmatch(r'work_dirs/([\w-]+)/epoch_240\.pth', cfg.model.teacher_ckpt)[1]
     folder = 'transfer' if 'resnet18' in teacher else 'vanilla'
     trained = Config.fromfile(CONFIGS / folder / f'{teacher}.py')
     plain = str(trained.model).replace('mmpretrain.', '')
@@ -89,7 +92,8 @@ def test_second_stage(leaf):
     assert cfg.model.backbone.pop('init_cfg') == dict(
         type='Pretrained',
         checkpoint=f'work_dirs/{first}/epoch_240.pth',
-        prefix='architecture.backbone.')
+        prefix='architecture.backbone.',
+    )
     distilled = Config.fromfile(CONFIGS / 'transfer' / f'{first}.py')
     assert cfg.model.backbone == distilled.model.architecture.backbone
     assert cfg.model.head.num_classes == 10
@@ -100,11 +104,14 @@ def test_second_stage(leaf):
     assert (optimizer.lr, cfg.train_cfg.max_epochs) == (0.05, 240)
 
 
-@pytest.mark.parametrize('name', [
-    'cktf_vgg19_vgg8_b64-240e_stl10-unlabeled',
-    'crd_resnet18_resnet18_b64-240e_stl10-unlabeled',
-    'kd_vgg19_vgg19_b64-240e_stl10-unlabeled'
-])
+@pytest.mark.parametrize(
+    'name',
+    [
+        'cktf_vgg19_vgg8_b64-240e_stl10-unlabeled',
+        'crd_resnet18_resnet18_b64-240e_stl10-unlabeled',
+        'kd_vgg19_vgg19_b64-240e_stl10-unlabeled',
+    ],
+)
 def test_dry_run_of_the_first_stage(name, tmp_path, monkeypatch):
     """Without labels, with and without the files."""
     monkeypatch.chdir(tmp_path)
@@ -113,59 +120,70 @@ def test_dry_run_of_the_first_stage(name, tmp_path, monkeypatch):
         fake_data.write_stl10('data/stl10_binary', 2, 2, 6)
     report = run_dry(cfg, use_teacher_ckpt=False, batch_size=2)
     assert report.problems == []
-    loss, = (row for row in report.losses if row.summed)
+    (loss,) = (row for row in report.losses if row.summed)
     assert loss.name == f'distill.loss_{name.split("_")[0]}'
     assert loss.student > 0
 
 
 def options(*more):
     return [
-        '--cfg-options', 'train_dataloader.batch_size=4',
+        '--cfg-options',
+        'train_dataloader.batch_size=4',
         'train_dataloader.num_workers=0',
-        'train_dataloader.persistent_workers=False', 'train_cfg.max_epochs=1',
-        *more
+        'train_dataloader.persistent_workers=False',
+        'train_cfg.max_epochs=1',
+        *more,
     ]
 
 
 def test_both_stages(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    fake_data.write_stl10(
-        'data/stl10_binary', num_train=8, num_test=4, num_unlabeled=8)
+    fake_data.write_stl10('data/stl10_binary', num_train=8, num_test=4, num_unlabeled=8)
     first, second = (
         CONFIGS / 'transfer' / f'{name}.py'
-        for name in ('cktf_vgg19_vgg8_b64-240e_stl10-unlabeled',
-                     'cktf-tuned_vgg19_vgg8_b64-240e_stl10'))
+        for name in (
+            'cktf_vgg19_vgg8_b64-240e_stl10-unlabeled',
+            'cktf-tuned_vgg19_vgg8_b64-240e_stl10',
+        )
+    )
     # A small stand-in of the same family as the teacher.
     small = [
-        'model.teacher_ckpt=None', 'model.teacher.backbone.depth=11',
-        'model.distiller.distill_losses.loss_cktf.num_negatives=4'
+        'model.teacher_ckpt=None',
+        'model.teacher.backbone.depth=11',
+        'model.distiller.distill_losses.loss_cktf.num_negatives=4',
     ]
     assert call('train', first, *options(*small)) == 0
     work_dir = tmp_path / 'work_dirs' / first.stem
-    assert 'student.loss' not in runs.scalars(work_dir)[-1]
-    distilled = runs.load(work_dir / 'epoch_1.pth')['state_dict']
+    assert 'student.loss' not in small_runs.scalars(work_dir)[-1]
+    distilled = small_runs.load(work_dir / 'epoch_1.pth')['state_dict']
     banks = [key for key in distilled if key.endswith('bank.labels')]
     assert len(banks) == 6
     assert all(distilled[key].numel() == 0 for key in banks)
     # The last of all epochs, which the second stage starts from.
     (work_dir / 'epoch_1.pth').rename(work_dir / 'epoch_240.pth')
 
-    assert call('train', second, *options('val_dataloader.num_workers=0',
-                                          'val_dataloader.'
-                                          'persistent_workers=False')) == 0
+    assert (
+        call(
+            'train',
+            second,
+            *options('val_dataloader.num_workers=0', 'val_dataloader.persistent_workers=False'),
+        )
+        == 0
+    )
     work_dir = tmp_path / 'work_dirs' / second.stem
-    tuned = runs.load(work_dir / 'epoch_1.pth')['state_dict']
+    tuned = small_runs.load(work_dir / 'epoch_1.pth')['state_dict']
     before = {
-        key[len('architecture.'):]: value
+        key[len('architecture.') :]: value
         for key, value in distilled.items()
         if key.startswith('architecture.backbone.')
     }
     assert before.keys() == {key for key in tuned if 'backbone' in key}
     moved = {
         key.rpartition('.')[2]
-        for key, value in before.items() if not torch.equal(value, tuned[key])
+        for key, value in before.items()
+        if not torch.equal(value, tuned[key])
     }
     # Batch norm goes on counting; no weight of the backbone changes.
     assert moved == {'running_mean', 'running_var', 'num_batches_tracked'}
     assert tuned['head.fc.weight'].shape == (10, 512)
-    assert 'accuracy/top1' in runs.scalars(work_dir)[-1]
+    assert 'accuracy/top1' in small_runs.scalars(work_dir)[-1]

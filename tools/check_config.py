@@ -24,27 +24,28 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
         description='Build everything of a config, run one forward and '
         'backward pass on random data, and print what is recorded, every '
         'loss with the gradient it sends, and the size of the memory bank. '
-        'Exit status 0 when all is fine; else 1 and one line a problem.')
+        'Exit status 0 when all is fine; else 1 and one line a problem.'
+    )
     parser.add_argument('config', help='config file')
     parser.add_argument(
         '--batch-size',
         type=int,
         metavar='N',
-        help='random samples (default: that of the config, at most 4)')
-    parser.add_argument(
-        '--device', default='cpu', help='where to run (default: cpu)')
+        help='random samples (default: that of the config, at most 4)',
+    )
+    parser.add_argument('--device', default='cpu', help='where to run (default: cpu)')
     parser.add_argument(
         '--no-teacher-ckpt',
         action='store_true',
-        help='go on with a random teacher when its checkpoint is not there '
-        'yet')
+        help='go on with a random teacher when its checkpoint is not there yet',
+    )
     parser.add_argument(
         '--cfg-options',
         nargs='+',
         action=DictAction,
         metavar='KEY=VALUE',
-        help='replace settings of the config, for example '
-        'model.teacher_ckpt=teacher.pth')
+        help='replace settings of the config, for example model.teacher_ckpt=teacher.pth',
+    )
     return parser.parse_args(argv)
 
 
@@ -63,13 +64,15 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     if not osp.isfile(args.config):
         cli.load_config(args.config)  # says which the nearest are
     from crd_plugin.engine.dry_run import dry_run_file, render
+
     try:
         report = dry_run_file(
             args.config,
             args.cfg_options,
             batch_size=args.batch_size,
             device=args.device,
-            use_teacher_ckpt=not args.no_teacher_ckpt)
+            use_teacher_ckpt=not args.no_teacher_ckpt,
+        )
     except ValueError as error:
         raise cli.UsageError(str(error)) from error
     sys.stdout.write(render(report))

@@ -8,6 +8,7 @@ One teacher, trained with the first seed, serves all seeds, as in the papers:
 the deviation is the student's alone. A finished run is not repeated; a run
 whose config or teacher changed is, and the old one moved to <name>_old1.
 """
+
 import argparse
 import hashlib
 import json
@@ -47,39 +48,44 @@ class DemoError(cli.UsageError):
 def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument(
         '--seeds',
         default=['1'],
         nargs='+',
-        help='one number N: seeds 0 to N-1; several ("0 3 7" or "0,3,7"): '
-        'these. Default: 1')
+        help='one number N: seeds 0 to N-1; several ("0 3 7" or "0,3,7"): these. Default: 1',
+    )
     parser.add_argument(
         '--methods',
         default=[METHODS],
         nargs='*',
-        help=f'methods beside the student alone. Default: "{METHODS}"')
+        help=f'methods beside the student alone. Default: "{METHODS}"',
+    )
     parser.add_argument(
         '--work-dir',
         type=Path,
         default=Path('work_dirs/demo'),
-        help='folder for runs and results. Default: work_dirs/demo')
+        help='folder for runs and results. Default: work_dirs/demo',
+    )
     parser.add_argument(
         '--resume',
         action='store_true',
         help='go on with runs that were interrupted, from their latest\n'
-        'checkpoint, instead of starting them anew')
+        'checkpoint, instead of starting them anew',
+    )
     parser.add_argument(
         '--cfg-options',
         nargs='+',
         default=[],
         metavar='KEY=VALUE',
-        help='override config values in every run')
+        help='override config values in every run',
+    )
     args = parser.parse_args(argv)
     args.seeds = _parse_seeds(args.seeds)
     args.methods = list(
-        dict.fromkeys(word for text in args.methods
-                      for word in re.split(r'[\s,]+', text) if word))
+        dict.fromkeys(word for text in args.methods for word in re.split(r'[\s,]+', text) if word)
+    )
     return args
 
 
@@ -87,14 +93,15 @@ def _parse_seeds(words: Sequence[str]) -> List[int]:
     parts = [part for word in words for part in re.split(r'[\s,]+', word)]
     numbers = [part for part in parts if part]
     if not numbers or not all(part.isdigit() for part in numbers):
-        raise DemoError(f'--seeds {" ".join(words)}: expected a count or '
-                        'several seeds, e.g. `--seeds 3` or `--seeds 0 3 7`.')
+        raise DemoError(
+            f'--seeds {" ".join(words)}: expected a count or '
+            'several seeds, e.g. `--seeds 3` or `--seeds 0 3 7`.'
+        )
     seeds = [int(part) for part in numbers]
     if len(parts) > 1:
         return list(dict.fromkeys(seeds))
     if seeds[0] < 1:
-        raise DemoError('--seeds 0: at least one seed is needed; for seed 0 '
-                        'alone use `--seeds 1`.')
+        raise DemoError('--seeds 0: at least one seed is needed; for seed 0 alone use `--seeds 1`.')
     return list(range(seeds[0]))
 
 
@@ -108,15 +115,17 @@ def find_config(method: str) -> Path:
         DemoError: If there is none.
     """
     name = re.compile(rf'([^_]+)_(?:{TEACHER}_)?{STUDENT}_{SETTING}\.py')
-    matches = [(name.fullmatch(path.name), path)
-               for path in sorted(CONFIGS.glob(f'*/*_{SETTING}.py'))]
+    matches = [
+        (name.fullmatch(path.name), path) for path in sorted(CONFIGS.glob(f'*/*_{SETTING}.py'))
+    ]
     configs = {match[1]: path for match, path in matches if match}
     configs.pop('vanilla', None)  # trained in any case
     if method not in configs:
         tail = f'_{TEACHER}_{STUDENT}_{SETTING}.py'
         raise DemoError(
             f'--methods {method}: there is no configs/*/{method}{tail}; '
-            f'available: {" ".join(configs) or "none"}.')
+            f'available: {" ".join(configs) or "none"}.'
+        )
     return configs[method]
 
 
@@ -130,18 +139,28 @@ def plan(args: argparse.Namespace) -> Tuple[Run, List[Run]]:
         tuple: Teacher, students.
     """
     vanilla = CONFIGS / 'vanilla'
-    teacher = Run(f'teacher ({TEACHER})',
-                  vanilla / f'vanilla_{TEACHER}_{SETTING}.py', args.seeds[0],
-                  args.work_dir / 'teacher', args.cfg_options, RECORD)
+    teacher = Run(
+        f'teacher ({TEACHER})',
+        vanilla / f'vanilla_{TEACHER}_{SETTING}.py',
+        args.seeds[0],
+        args.work_dir / 'teacher',
+        args.cfg_options,
+        RECORD,
+    )
     teacher_ckpt = teacher.run_dir / 'teacher.pth'
     students = []
     configs = [(method, find_config(method)) for method in args.methods]
     for seed in args.seeds:
         students.append(
-            Run(f'student alone ({STUDENT})',
-                vanilla / f'vanilla_{STUDENT}_{SETTING}.py', seed,
-                args.work_dir / f'vanilla_seed{seed}', args.cfg_options,
-                RECORD))
+            Run(
+                f'student alone ({STUDENT})',
+                vanilla / f'vanilla_{STUDENT}_{SETTING}.py',
+                seed,
+                args.work_dir / f'vanilla_seed{seed}',
+                args.cfg_options,
+                RECORD,
+            )
+        )
         for method, config in configs:
             options = list(args.cfg_options)
             # A method without a teacher is named after the student alone.
@@ -149,9 +168,14 @@ def plan(args: argparse.Namespace) -> Tuple[Run, List[Run]]:
                 options.append(f'model.teacher_ckpt={teacher_ckpt}')
             students.append(
                 Run(
-                    TITLES.get(method,
-                               method.upper().replace('-', '+')), config, seed,
-                    args.work_dir / f'{method}_seed{seed}', options, RECORD))
+                    TITLES.get(method, method.upper().replace('-', '+')),
+                    config,
+                    seed,
+                    args.work_dir / f'{method}_seed{seed}',
+                    options,
+                    RECORD,
+                )
+            )
     return teacher, students
 
 
@@ -173,15 +197,17 @@ def finished(run: Run, teacher_id: str = '') -> bool:
     content = run.read_record()
     if content is None:
         raise DemoError(
-            f'{run.run_dir} is not empty and no run of this demo; give '
-            'another --work-dir.')
+            f'{run.run_dir} is not empty and no run of this demo; give another --work-dir.'
+        )
     run.seconds = content['seconds']
-    return (content['finished'] and content['signature'] == run.signature()
-            and content['teacher'] == teacher_id)
+    return (
+        content['finished']
+        and content['signature'] == run.signature()
+        and content['teacher'] == teacher_id
+    )
 
 
-def train(run: Run, teacher_id: str, resume: bool, display,
-          position: int) -> None:
+def train(run: Run, teacher_id: str, resume: bool, display, position: int) -> None:
     """Train one model in a process of its own and record its time.
 
     Args:
@@ -204,14 +230,19 @@ def train(run: Run, teacher_id: str, resume: bool, display,
             launch.make_room(run.run_dir, keep=previous['finished'])
     display.start(run, position, run.load_config().train_cfg.max_epochs)
     try:
-        launch.execute(run, content, display.update,
-                       'auto' if resume else None)
+        launch.execute(run, content, display.update, 'auto' if resume else None)
     except launch.TrainingFailed as error:
-        raise DemoError('\n'.join([
-            *error.tail, '', f'{run.name}, seed {run.seed}: training ended '
-            f'with code {error.code}. The log is {error.log}; rerun this '
-            'command once it is mended, finished runs are kept.'
-        ])) from error
+        raise DemoError(
+            '\n'.join(
+                [
+                    *error.tail,
+                    '',
+                    f'{run.name}, seed {run.seed}: training ended '
+                    f'with code {error.code}. The log is {error.log}; rerun this '
+                    'command once it is mended, finished runs are kept.',
+                ]
+            )
+        ) from error
 
 
 def publish_teacher(run: Run) -> str:
@@ -226,17 +257,19 @@ def publish_teacher(run: Run) -> str:
     import torch
 
     import crd_plugin  # noqa: F401  lets MMEngine's checkpoints load safely
+
     target = run.run_dir / 'teacher.pth'
     if not target.is_file():
         last = Path((run.run_dir / 'last_checkpoint').read_text().strip())
-        checkpoint = torch.load(
-            run.run_dir / last.name, map_location='cpu', weights_only=True)
+        checkpoint = torch.load(run.run_dir / last.name, map_location='cpu', weights_only=True)
         part = target.with_suffix('.part')
         torch.save(
             dict(
                 state_dict=checkpoint['state_dict'],
-                meta=dict(dataset_meta=checkpoint['meta']['dataset_meta'])),
-            part)
+                meta=dict(dataset_meta=checkpoint['meta']['dataset_meta']),
+            ),
+            part,
+        )
         part.replace(target)
     state = torch.load(target, weights_only=True)['state_dict']
     digest = hashlib.sha256()
@@ -264,14 +297,15 @@ class Display:
                 pass
             else:
                 self.progress = Progress(
-                    TextColumn('{task.description}'), BarColumn(),
-                    TextColumn('{task.fields[right]}'))
+                    TextColumn('{task.description}'),
+                    BarColumn(),
+                    TextColumn('{task.fields[right]}'),
+                )
 
     def __enter__(self) -> 'Display':
         if self.progress:
             self.progress.start()
-            self.whole = self.progress.add_task(
-                'whole demo', total=self.num_runs, right='')
+            self.whole = self.progress.add_task('whole demo', total=self.num_runs, right='')
             self.current = self.progress.add_task('', total=1, right='')
         return self
 
@@ -282,18 +316,14 @@ class Display:
     def start(self, run: Run, position: int, epochs: int) -> None:
         """A run begins."""
         self.position, self.epochs = position, epochs
-        self.label = (f'run {position}/{self.num_runs}: {run.name}, '
-                      f'seed {run.seed}')
+        self.label = f'run {position}/{self.num_runs}: {run.name}, seed {run.seed}'
         self.queue.worked = position - 1.0
         self.queue.start('current', epochs)
         self.say(f'{self.label} -> {run.run_dir / LOG}')
         if self.progress:
             self.progress.update(
-                self.current,
-                description=self.label,
-                completed=0,
-                total=epochs,
-                right='starting')
+                self.current, description=self.label, completed=0, total=epochs, right='starting'
+            )
 
     def update(self, epoch: int, validated: bool, text: str) -> None:
         """MMEngine logged an epoch."""
@@ -302,11 +332,13 @@ class Display:
             self.progress.update(
                 self.current,
                 completed=epoch - (not validated),
-                right=f'epoch {epoch}/{self.epochs}')
+                right=f'epoch {epoch}/{self.epochs}',
+            )
             self.progress.update(
                 self.whole,
                 completed=self.queue.done,
-                right=f'{self.queue.elapsed} gone, {self.queue.left} left')
+                right=f'{self.queue.elapsed} gone, {self.queue.left} left',
+            )
         if due:  # MMEngine's own words
             where = f'{self.position}/{self.num_runs} {self.queue.left} left'
             self.say(f'  [{where}] {" ".join(text.split())}')
@@ -330,20 +362,21 @@ def describe_machine() -> dict:
     import mmpretrain
     import mmrazor
     import torch
+
     device = 'cpu'
     if torch.cuda.is_available():
         device = torch.cuda.get_device_name()
     return dict(
         platform=platform.platform(),
         processor=_processor(),
-        cores=len(os.sched_getaffinity(0)) if hasattr(
-            os, 'sched_getaffinity') else os.cpu_count(),
+        cores=len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count(),
         device=device,
         python=platform.python_version(),
         torch=torch.__version__,
         mmengine=mmengine.__version__,
         mmpretrain=mmpretrain.__version__,
-        mmrazor=mmrazor.__version__)
+        mmrazor=mmrazor.__version__,
+    )
 
 
 def _processor() -> str:
@@ -366,11 +399,9 @@ def report(runs: Sequence[Run], work_dir: Path, argv: Sequence[str]) -> str:
     Returns:
         str: The table.
     """
-    from crd_plugin.visualization import (plot_curves, read_run, render_table,
-                                          summarise)
-    results = [
-        read_run(run.run_dir, run.name, run.seed, run.seconds) for run in runs
-    ]
+    from crd_plugin.visualization import plot_curves, read_run, render_table, summarise
+
+    results = [read_run(run.run_dir, run.name, run.seed, run.seconds) for run in runs]
     rows = summarise(results)
     table = render_table(rows)
     machine = describe_machine()
@@ -386,23 +417,35 @@ def report(runs: Sequence[Run], work_dir: Path, argv: Sequence[str]) -> str:
                     dict(
                         config=str(run.config.relative_to(REPO)),
                         options=run.options,
-                        **result.as_dict())
+                        **result.as_dict(),
+                    )
                     for run, result in zip(runs, results)
-                ]),
-            indent=1))
+                ],
+            ),
+            indent=1,
+        ),
+    )
     write_whole(
-        work_dir / 'results.md', '\n'.join([
-            table, '',
-            'Accuracies in percent on the 1,000 test digits, best epoch by '
-            'top-1 on these same digits; mean ± sample standard deviation '
-            'over seeds, one teacher for all. Seconds are of the whole '
-            'process, start included.', '', f'Command: `{command}`', '',
-            *(f'- {key}: {value}' for key, value in machine.items()), ''
-        ]))
+        work_dir / 'results.md',
+        '\n'.join(
+            [
+                table,
+                '',
+                'Accuracies in percent on the 1,000 test digits, best epoch by '
+                'top-1 on these same digits; mean ± sample standard deviation '
+                'over seeds, one teacher for all. Seconds are of the whole '
+                'process, start included.',
+                '',
+                f'Command: `{command}`',
+                '',
+                *(f'- {key}: {value}' for key, value in machine.items()),
+                '',
+            ]
+        ),
+    )
     plot_curves(
-        results,
-        work_dir / 'curves.png',
-        title=f'scikit-learn digits, {TEACHER} to {STUDENT}')
+        results, work_dir / 'curves.png', title=f'scikit-learn digits, {TEACHER} to {STUDENT}'
+    )
     return table
 
 
@@ -439,11 +482,11 @@ def demo(argv: Sequence[str]) -> None:
                 train(run, '', args.resume, display, position)
                 teacher_id = publish_teacher(run)
             else:
-                train(run, teacher_id if run.needs_teacher else '',
-                      args.resume, display, position)
+                train(run, teacher_id if run.needs_teacher else '', args.resume, display, position)
     table = report([teacher, *students], args.work_dir, argv)
-    sys.stdout.write(f'\n{table}\n\nwritten: {args.work_dir}/results.md, '
-                     'results.json, curves.png\n')
+    sys.stdout.write(
+        f'\n{table}\n\nwritten: {args.work_dir}/results.md, results.json, curves.png\n'
+    )
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
@@ -464,7 +507,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     except KeyboardInterrupt:
         sys.stderr.write(
             'interrupted; the same command keeps finished runs, with '
-            '--resume it goes on inside the interrupted one.\n')
+            '--resume it goes on inside the interrupted one.\n'
+        )
         return 130
     return 0
 

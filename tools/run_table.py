@@ -42,47 +42,52 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
         argparse.Namespace: The parsed arguments.
     """
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument(
         'configs',
         nargs='+',
         metavar='CONFIG',
-        help='config file, folder of configs (its _base_ left out) or glob')
+        help='config file, folder of configs (its _base_ left out) or glob',
+    )
     parser.add_argument(
         '--seeds',
         type=int,
         nargs='+',
         default=[0],
         metavar='SEED',
-        help='seeds of each config; default: 0')
+        help='seeds of each config; default: 0',
+    )
     devices = parser.add_mutually_exclusive_group()
     devices.add_argument(
         '--gpus',
         nargs='+',
         metavar='GPU',
-        help='GPUs to use, as in CUDA_VISIBLE_DEVICES: 0,1 or 0 1; default: '
-        'all')
+        help='GPUs to use, as in CUDA_VISIBLE_DEVICES: 0,1 or 0 1; default: all',
+    )
     devices.add_argument(
         '--jobs',
         type=int,
         metavar='N',
-        help='train N at a time on the CPU; default without a GPU: 1')
+        help='train N at a time on the CPU; default without a GPU: 1',
+    )
     parser.add_argument(
         '--work-dir',
         type=Path,
         default=Path('work_dirs'),
         metavar='DIR',
-        help='runs go to DIR/<config>/seed_<seed>; default: work_dirs')
+        help='runs go to DIR/<config>/seed_<seed>; default: work_dirs',
+    )
     parser.add_argument(
-        '--dry-run',
-        action='store_true',
-        help='only list the runs and what would be done with each')
+        '--dry-run', action='store_true', help='only list the runs and what would be done with each'
+    )
     parser.add_argument(
         '--cfg-options',
         nargs='+',
         default=[],
         metavar='KEY=VALUE',
-        help='replace settings of every config')
+        help='replace settings of every config',
+    )
     args = parser.parse_args(argv)
     args.seeds = list(dict.fromkeys(args.seeds))
     if min(args.seeds) < 0:
@@ -120,12 +125,13 @@ def find_configs(words: Sequence[str]) -> List[Path]:
             cli.load_config(word)  # says which the nearest are
             paths = [Path(word)]
         configs = sorted(
-            path for path in paths
-            if path.suffix == '.py' and '_base_' not in path.parts)
+            path for path in paths if path.suffix == '.py' and '_base_' not in path.parts
+        )
         if not configs:
             raise cli.UsageError(
                 f'CONFIG {word} names no config; expected a .py file outside '
-                '_base_, or a folder or glob with some.')
+                '_base_, or a folder or glob with some.'
+            )
         for path in configs:
             found.setdefault(path.resolve(), path)
     by_name: Dict[str, Path] = {}
@@ -134,7 +140,8 @@ def find_configs(words: Sequence[str]) -> List[Path]:
         if other is not path:
             raise cli.UsageError(
                 f'CONFIG {other} and {path} have one name and would share a '
-                'folder; run them with two --work-dir.')
+                'folder; run them with two --work-dir.'
+            )
     return list(found.values())
 
 
@@ -156,14 +163,14 @@ class Cell:
         if not self.epochs:
             raise cli.UsageError(
                 f'{path} has no train_cfg.max_epochs; run_table.py needs it '
-                'to tell which runs are finished.')
+                'to tell which runs are finished.'
+            )
         self._interval = 0
         if config.get('val_cfg') is not None:
             self._interval = config.train_cfg.get('val_interval', 1)
         # StagedTrainLoop validates in the last stage only.
         first = config.train_cfg.get('stage_epochs') or {}
-        self._begin = config.train_cfg.get('val_begin') or 1 + sum(
-            first.values())
+        self._begin = config.train_cfg.get('val_begin') or 1 + sum(first.values())
         self.warning = _batch_warning(config)
         self._teacher = (config.get('model') or {}).get('teacher_ckpt')
         (config.get('randomness') or {}).pop('seed', None)
@@ -178,8 +185,11 @@ class Cell:
         Returns:
             bool: As MMEngine's loop decides.
         """
-        return bool(self._interval) and epoch >= self._begin and (
-            epoch % self._interval == 0 or epoch == self.epochs)
+        return (
+            bool(self._interval)
+            and epoch >= self._begin
+            and (epoch % self._interval == 0 or epoch == self.epochs)
+        )
 
     def teacher(self) -> Tuple[str, str]:
         """The teacher's checkpoint.
@@ -213,9 +223,11 @@ def _batch_warning(config) -> str:
     base = scale.get('base_batch_size')
     if not batch or not base or batch == base or scale.get('enable'):
         return ''
-    return (f'the learning rate is for batches of {base}, one GPU has '
-            f'{batch}; add --cfg-options train_dataloader.batch_size={base} '
-            'or auto_scale_lr.enable=True')
+    return (
+        f'the learning rate is for batches of {base}, one GPU has '
+        f'{batch}; add --cfg-options train_dataloader.batch_size={base} '
+        'or auto_scale_lr.enable=True'
+    )
 
 
 class Job:
@@ -233,8 +245,7 @@ class Job:
     def __init__(self, cell: Cell, seed: int, work_dir: Path) -> None:
         name = cell.path.stem
         self.cell = cell
-        self.run = launch.Run(name, cell.path, seed,
-                              work_dir / name / f'seed_{seed}', cell.options)
+        self.run = launch.Run(name, cell.path, seed, work_dir / name / f'seed_{seed}', cell.options)
         self.title = f'{name}, seed {seed}'
         self.epochs = cell.epochs
         self.examine()
@@ -259,7 +270,8 @@ class Job:
         if record is None:
             raise cli.UsageError(
                 f'{run.run_dir} is not empty and no run of run_table.py; '
-                'move it or give another --work-dir.')
+                'move it or give another --work-dir.'
+            )
         checkpoint = run.latest_checkpoint()
         same = record.get('signature') == self.cell.signature
         if not self.missing:  # else there is nothing to compare
@@ -293,8 +305,7 @@ class Job:
     @property
     def reached(self) -> int:
         """int: Epochs that need not be trained again."""
-        return launch.epoch_of(
-            self.checkpoint) if self.state == RESUMED else 0
+        return launch.epoch_of(self.checkpoint) if self.state == RESUMED else 0
 
     def describe(self) -> str:
         """State in words.
@@ -336,11 +347,13 @@ class Job:
         if now != self.cell.signature:
             raise cli.UsageError(
                 f'{self.cell.path} or a base of it has changed since this '
-                'table was started; start it again.')
+                'table was started; start it again.'
+            )
         if self.missing:
             raise cli.UsageError(
                 f'the teacher {self.missing} does not exist; train it first '
-                'or give --cfg-options model.teacher_ckpt=FILE.')
+                'or give --cfg-options model.teacher_ckpt=FILE.'
+            )
         if self.state == CHANGED:
             launch.make_room(self.run.run_dir, keep=bool(self.checkpoint))
         content = dict(
@@ -349,7 +362,8 @@ class Job:
             options=self.cell.options,
             epochs=self.epochs,
             signature=self.cell.signature,
-            teacher=self.teacher)
+            teacher=self.teacher,
+        )
         resume = str(self.checkpoint) if self.state == RESUMED else None
         launch.execute(self.run, content, on_epoch, resume=resume, **kwargs)
 
@@ -366,16 +380,13 @@ def plan(args: argparse.Namespace) -> List[Job]:
     Raises:
         UsageError: If there is nothing to queue or something in the way.
     """
-    cells = [
-        Cell(path, args.cfg_options) for path in find_configs(args.configs)
-    ]
-    return [
-        Job(cell, seed, args.work_dir) for seed in args.seeds for cell in cells
-    ]
+    cells = [Cell(path, args.cfg_options) for path in find_configs(args.configs)]
+    return [Job(cell, seed, args.work_dir) for seed in args.seeds for cell in cells]
 
 
-def find_devices(gpus: Optional[Sequence[str]],
-                 jobs: Optional[int]) -> List[Tuple[str, Dict[str, str]]]:
+def find_devices(
+    gpus: Optional[Sequence[str]], jobs: Optional[int]
+) -> List[Tuple[str, Dict[str, str]]]:
     """Places to train at, with their environment variables.
 
     Args:
@@ -396,9 +407,7 @@ def find_devices(gpus: Optional[Sequence[str]],
         number = torch.cuda.device_count()
         if visible is not None:
             os.environ['CUDA_VISIBLE_DEVICES'] = visible
-        names = [
-            name for word in gpus or [] for name in word.split(',') if name
-        ]
+        names = [name for word in gpus or [] for name in word.split(',') if name]
         if gpus is None:
             names = list(map(str, range(number)))
             if visible is not None and number:
@@ -408,14 +417,12 @@ def find_devices(gpus: Optional[Sequence[str]],
                 raise cli.UsageError(
                     f'--gpus {name}: this machine has {number} GPU(s), '
                     'counted from 0; name others, or use --jobs 1 for the '
-                    'CPU.')
+                    'CPU.'
+                )
         if len(set(names)) < len(names):
-            raise cli.UsageError(
-                f'--gpus {",".join(names)} names a GPU twice; name each '
-                'once.')
+            raise cli.UsageError(f'--gpus {",".join(names)} names a GPU twice; name each once.')
         if names:
-            return [(f'gpu {name}', dict(CUDA_VISIBLE_DEVICES=name))
-                    for name in names]
+            return [(f'gpu {name}', dict(CUDA_VISIBLE_DEVICES=name)) for name in names]
     places = jobs or 1
     env = dict(CUDA_VISIBLE_DEVICES='')
     if places > 1 and 'OMP_NUM_THREADS' not in os.environ:
@@ -431,13 +438,11 @@ class Table:
         devices (Sequence[tuple]): As from :func:`find_devices`.
     """
 
-    def __init__(self, jobs: Sequence[Job],
-                 devices: Sequence[Tuple[str, Dict[str, str]]]) -> None:
+    def __init__(self, jobs: Sequence[Job], devices: Sequence[Tuple[str, Dict[str, str]]]) -> None:
         self.devices = devices
         self.failures: List[Tuple[Job, Exception]] = []
         self.total = len(jobs)
-        self.progress = launch.Progress(
-            sum(1 - job.reached / job.epochs for job in jobs))
+        self.progress = launch.Progress(sum(1 - job.reached / job.epochs for job in jobs))
         self._waiting: 'queue.SimpleQueue' = queue.SimpleQueue()
         for number, job in enumerate(jobs, 1):
             self._waiting.put((number, job))
@@ -453,7 +458,7 @@ class Table:
         """
         threads = [
             threading.Thread(target=self._work, args=device, daemon=True)
-            for device in self.devices[:self.total]
+            for device in self.devices[: self.total]
         ]
         try:
             for thread in threads:
@@ -479,9 +484,11 @@ class Table:
                 return
             with self._lock:
                 self.progress.start(job.title, job.epochs, job.reached)
-                self._say(f'{number}/{self.total} ({device}): {job.title}: '
-                          f'{job.describe()} -> '
-                          f'{job.run.run_dir / launch.LOG}')
+                self._say(
+                    f'{number}/{self.total} ({device}): {job.title}: '
+                    f'{job.describe()} -> '
+                    f'{job.run.run_dir / launch.LOG}'
+                )
             error = self._train(job, env)
             with self._lock:
                 self.progress.finish(job.title)
@@ -491,8 +498,7 @@ class Table:
                     self.failures.append((job, error))
                     self._say(f'{number}/{self.total} failed: {job.title}')
                 else:
-                    self._say(f'{number}/{self.total} done: {job.title}'
-                              f'{_outcome(job)}')
+                    self._say(f'{number}/{self.total} done: {job.title}{_outcome(job)}')
 
     def _train(self, job: Job, env: Dict[str, str]) -> Optional[Exception]:
         """Train one job; what went wrong is returned, others go on."""
@@ -507,8 +513,9 @@ class Table:
         def on_epoch(epoch: int, validated: bool, text: str) -> None:
             with self._lock:
                 if self.progress.update(job.title, epoch, validated):
-                    self._say(f'  [{job.title}, {self.progress.left} left] '
-                              f'{" ".join(text.split())}')
+                    self._say(
+                        f'  [{job.title}, {self.progress.left} left] {" ".join(text.split())}'
+                    )
 
         try:
             job.train(on_epoch, env=env, on_start=on_start)
@@ -534,8 +541,10 @@ def _outcome(job: Job) -> str:
     except (FileNotFoundError, ValueError):
         return ''
     best = result.best
-    return (f', top-1 {result.top1[-1]:.2f}, best {result.top1[best]:.2f} '
-            f'at epoch {result.epochs[best]}')
+    return (
+        f', top-1 {result.top1[-1]:.2f}, best {result.top1[best]:.2f} '
+        f'at epoch {result.epochs[best]}'
+    )
 
 
 def report_failures(failures: Sequence[Tuple[Job, Exception]]) -> None:
@@ -549,12 +558,13 @@ def report_failures(failures: Sequence[Tuple[Job, Exception]]) -> None:
         if not isinstance(error, (cli.UsageError, launch.TrainingFailed)):
             reason = f'{type(error).__name__}: {error}'
         if isinstance(error, launch.TrainingFailed):
-            reason = (f'training ended with code {error.code}; last lines of '
-                      f'{error.log}:')
+            reason = f'training ended with code {error.code}; last lines of {error.log}:'
             reason = '\n    '.join([reason, *error.tail[-10:]])
         sys.stderr.write(f'\nfailed: {job.title}: {reason}\n')
-    sys.stderr.write(f'\nerror: {len(failures)} run(s) failed; the same '
-                     'command repeats them once the cause is mended.\n')
+    sys.stderr.write(
+        f'\nerror: {len(failures)} run(s) failed; the same '
+        'command repeats them once the cause is mended.\n'
+    )
 
 
 def _warn(cells: Iterable[Cell]) -> None:
@@ -586,8 +596,9 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     if args.dry_run:
         width = max(len(job.title) for job in jobs)
         lines = [f'{job.title:<{width}}  {job.describe()}' for job in jobs]
-    lines.append(f'{len(jobs)} runs: ' + ', '.join(
-        f'{number} {state}' for state, number in counts.items()))
+    lines.append(
+        f'{len(jobs)} runs: ' + ', '.join(f'{number} {state}' for state, number in counts.items())
+    )
     sys.stdout.write('\n'.join(lines) + '\n')
     sys.stdout.flush()
     _warn(dict.fromkeys(job.cell for job in jobs))

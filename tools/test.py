@@ -22,48 +22,42 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
     """
     parser = argparse.ArgumentParser(
         description='Evaluate a checkpoint. With the config of a '
-        'distillation it is the student that is evaluated.')
+        'distillation it is the student that is evaluated.'
+    )
     parser.add_argument('config', help='config file')
     parser.add_argument('checkpoint', help='checkpoint file or URL')
     parser.add_argument(
         '--out',
         metavar='FILE',
-        help='write the results to this file: predictions as .pkl, metrics '
-        'as .json, .yaml or .pkl')
+        help='write the results to this file: predictions as .pkl, metrics as .json, .yaml or .pkl',
+    )
     parser.add_argument(
-        '--out-item',
-        choices=['metrics', 'pred'],
-        help='what --out writes; defaults to pred')
+        '--out-item', choices=['metrics', 'pred'], help='what --out writes; defaults to pred'
+    )
     parser.add_argument(
-        '--show-dir',
-        metavar='DIR',
-        help='write the images with their predictions to this folder')
+        '--show-dir', metavar='DIR', help='write the images with their predictions to this folder'
+    )
     parser.add_argument(
-        '--show',
-        action='store_true',
-        help='show the images with their predictions in a window')
+        '--show', action='store_true', help='show the images with their predictions in a window'
+    )
     parser.add_argument(
-        '--interval',
-        type=int,
-        default=1,
-        help='show or write every n-th image (default: 1)')
+        '--interval', type=int, default=1, help='show or write every n-th image (default: 1)'
+    )
     parser.add_argument(
-        '--wait-time',
-        type=float,
-        default=2,
-        help='seconds that a window stays open (default: 2)')
+        '--wait-time', type=float, default=2, help='seconds that a window stays open (default: 2)'
+    )
     parser.add_argument(
         '--tta',
         action='store_true',
         help='average over augmented views: those of `tta_pipeline` and '
-        '`tta_model` in the config, else the image and its mirror image')
+        '`tta_model` in the config, else the image and its mirror image',
+    )
     cli.add_common_arguments(parser)
     args = parser.parse_args(argv)
     if args.out is None and args.out_item is not None:
         parser.error('--out-item needs the file to write: add --out FILE')
     if args.tta and (args.show or args.show_dir is not None):
-        parser.error('--show and --show-dir draw one view of an image; leave '
-                     'out --tta')
+        parser.error('--show and --show-dir draw one view of an image; leave out --tta')
     if args.interval < 1:
         parser.error(f'--interval must be at least 1, but is {args.interval}')
     if args.out is not None:
@@ -71,8 +65,9 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
         if args.out_item == 'metrics':
             kinds += ['.json', '.yaml', '.yml']
         if osp.splitext(args.out)[1] not in kinds:
-            parser.error(f'--out {args.out} must end in one of '
-                         f'{", ".join(kinds)} for these results')
+            parser.error(
+                f'--out {args.out} must end in one of {", ".join(kinds)} for these results'
+            )
     return args
 
 
@@ -91,7 +86,8 @@ def merge_args(cfg, args: argparse.Namespace) -> None:
             raise cli.UsageError(
                 f'{args.config} has no `{name}`, so there is nothing to '
                 'evaluate; add it, most often as a copy of '
-                f'`{name.replace("test", "val")}`.')
+                f'`{name.replace("test", "val")}`.'
+            )
     cfg.load_from = args.checkpoint
     cfg.resume = False
     # It holds all weights; the files that a distillation started from may be
@@ -122,13 +118,15 @@ def _visualize(cfg, args: argparse.Namespace) -> None:
         raise cli.UsageError(
             f'--show and --show-dir need a hook that {args.config} lacks; add '
             "`visualization=dict(type='VisualizationHook')` to its "
-            '`default_hooks`.')
+            '`default_hooks`.'
+        )
     cfg.default_hooks.visualization.update(
         enable=True,
         show=args.show,
         wait_time=args.wait_time,
         out_dir=args.show_dir,
-        interval=args.interval)
+        interval=args.interval,
+    )
 
 
 def _augment(cfg) -> None:
@@ -141,9 +139,8 @@ def _augment(cfg) -> None:
     if 'tta_model' not in cfg:
         cfg.tta_model = dict(type='mmpretrain.AverageClsScoreTTA')
     if 'tta_pipeline' not in cfg:
-        mirror = [dict(type='RandomFlip', prob=p) for p in (1., 0.)]
-        views = dict(
-            type='TestTimeAug', transforms=[mirror, [deepcopy(pipeline[-1])]])
+        mirror = [dict(type='RandomFlip', prob=p) for p in (1.0, 0.0)]
+        views = dict(type='TestTimeAug', transforms=[mirror, [deepcopy(pipeline[-1])]])
         cfg.tta_pipeline = [*deepcopy(pipeline[:-1]), views]
     cfg.model = dict(**cfg.tta_model, module=cfg.model)
     cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
@@ -165,12 +162,13 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
         os.makedirs(osp.dirname(osp.abspath(args.out)), exist_ok=True)
         if args.out_item != 'metrics':
             from mmengine.evaluator import DumpResults
-            runner.test_evaluator.metrics.append(
-                DumpResults(out_file_path=args.out))
+
+            runner.test_evaluator.metrics.append(DumpResults(out_file_path=args.out))
     metrics = runner.test()
     if args.out_item == 'metrics':
         from mmengine.dist import is_main_process
         from mmengine.fileio import dump
+
         if is_main_process():
             dump(metrics, args.out)
 

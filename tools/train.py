@@ -26,19 +26,19 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
         const='auto',
         metavar='CHECKPOINT',
         help='go on with a run: from this checkpoint, or, without a value or '
-        'with "auto", from the latest one of the work dir')
-    parser.add_argument(
-        '--no-validate',
-        action='store_true',
-        help='do not evaluate while training')
+        'with "auto", from the latest one of the work dir',
+    )
+    parser.add_argument('--no-validate', action='store_true', help='do not evaluate while training')
     parser.add_argument(
         '--auto-scale-lr',
         action='store_true',
-        help='scale the learning rate with the global batch size')
+        help='scale the learning rate with the global batch size',
+    )
     parser.add_argument(
         '--no-persistent-workers',
         action='store_true',
-        help='start the data workers anew each epoch')
+        help='start the data workers anew each epoch',
+    )
     cli.add_common_arguments(parser)
     return parser.parse_args(argv)
 
@@ -65,7 +65,8 @@ def merge_args(cfg, args: argparse.Namespace) -> Optional[str]:
             raise cli.UsageError(
                 f'--auto-scale-lr: {args.config} has no `auto_scale_lr`; add '
                 '`auto_scale_lr = dict(base_batch_size=...)` with the batch '
-                'size its learning rate was chosen for.')
+                'size its learning rate was chosen for.'
+            )
         cfg.auto_scale_lr.enable = True
     cli.merge_common_arguments(cfg, args)
     return _resume(cfg, args.resume)
@@ -86,7 +87,8 @@ def _use_amp(cfg) -> None:
         raise cli.UsageError(
             '--amp replaces an `optim_wrapper` of type OptimWrapper, but the '
             f'config has {kind if wrapper else "none"}; set the type in the '
-            'config instead.')
+            'config instead.'
+        )
     wrapper.type = 'AmpOptimWrapper'
     wrapper.setdefault('loss_scale', 'dynamic')
 
@@ -112,8 +114,7 @@ def _resume(cfg, resume: Optional[str]) -> Optional[str]:
         return f'resume from {resume}'
     pointer = osp.join(cfg.work_dir, 'last_checkpoint')
     if not osp.isfile(pointer):
-        return (f'--resume auto: no checkpoint in {cfg.work_dir} yet, start '
-                'from the beginning')
+        return f'--resume auto: no checkpoint in {cfg.work_dir} yet, start from the beginning'
     with open(pointer, encoding='utf-8') as file:
         named = file.read().strip()
     # The work dir may have been moved since.
@@ -123,7 +124,8 @@ def _resume(cfg, resume: Optional[str]) -> Optional[str]:
         raise cli.UsageError(
             f'{pointer} names {named}, which does not exist; give another '
             'checkpoint of the work dir with --resume, or remove '
-            f'{pointer} to start from the beginning.')
+            f'{pointer} to start from the beginning.'
+        )
     cfg.resume, cfg.load_from = True, checkpoint
     return f'--resume auto: go on from {checkpoint}'
 

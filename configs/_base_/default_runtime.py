@@ -1,4 +1,5 @@
 """What every run shares: scope, hooks, seed, log."""
+
 default_scope = 'mmpretrain'
 custom_imports = dict(imports=['crd_plugin'], allow_failed_imports=False)
 
@@ -12,15 +13,18 @@ default_hooks = dict(
         interval=1,
         max_keep_ckpts=2,
         save_best='accuracy/top1',
-        rule='greater'),
+        rule='greater',
+    ),
     sampler_seed=dict(type='DistSamplerSeedHook'),
     random_state=dict(type='crd_plugin.RandomStateHook'),
-    visualization=dict(type='VisualizationHook', enable=False))
+    visualization=dict(type='VisualizationHook', enable=False),
+)
 
 env_cfg = dict(
     cudnn_benchmark=False,
     mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0),
-    dist_cfg=dict(backend='nccl'))
+    dist_cfg=dict(backend='nccl'),
+)
 
 vis_backends = [dict(type='LocalVisBackend')]
 visualizer = dict(type='UniversalVisualizer', vis_backends=vis_backends)

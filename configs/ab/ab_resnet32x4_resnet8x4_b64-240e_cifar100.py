@@ -5,7 +5,4 @@ _base_ = [
     '../_base_/pairs/resnet32x4_resnet8x4_cifar100.py',
     '../_base_/distillers/ab.py',
 ]
-model = dict(
-    architecture=_base_.student,
-    teacher=_base_.teacher,
-    teacher_ckpt=_base_.teacher_ckpt)
+model = dict(architecture=_base_.student, teacher=_base_.teacher, teacher_ckpt=_base_.teacher_ckpt)

@@ -5,7 +5,4 @@ _base_ = [
     '../_base_/pairs/vgg13_vgg8_cifar100.py',
     '../_base_/distillers/at.py',
 ]
-model = dict(
-    architecture=_base_.student,
-    teacher=_base_.teacher,
-    teacher_ckpt=_base_.teacher_ckpt)
+model = dict(architecture=_base_.student, teacher=_base_.teacher, teacher_ckpt=_base_.teacher_ckpt)

@@ -5,7 +5,4 @@ _base_ = [
     '../_base_/pairs/resnet110_resnet32_cifar100.py',
     '../_base_/distillers/cc.py',
 ]
-model = dict(
-    architecture=_base_.student,
-    teacher=_base_.teacher,
-    teacher_ckpt=_base_.teacher_ckpt)
+model = dict(architecture=_base_.student, teacher=_base_.teacher, teacher_ckpt=_base_.teacher_ckpt)

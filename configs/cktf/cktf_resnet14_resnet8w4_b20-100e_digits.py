@@ -11,4 +11,5 @@ model = dict(
     teacher_ckpt=_base_.teacher_ckpt,
     input_shape=(3, 16, 16),
     # K / N = 0.32 as published (16,384 of 50,000)
-    distiller=dict(distill_losses=dict(loss_cktf=dict(num_negatives=32))))
+    distiller=dict(distill_losses=dict(loss_cktf=dict(num_negatives=32))),
+)

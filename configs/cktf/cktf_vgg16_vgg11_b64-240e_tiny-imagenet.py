@@ -9,4 +9,5 @@ model = dict(
     architecture=_base_.student,
     teacher=_base_.teacher,
     teacher_ckpt=_base_.teacher_ckpt,
-    distiller=dict(distill_losses=dict(loss_cktf=dict(temperature=0.07))))
+    distiller=dict(distill_losses=dict(loss_cktf=dict(temperature=0.07))),
+)

@@ -10,4 +10,5 @@ model = dict(
     architecture=_base_.student,
     teacher=_base_.teacher,
     teacher_ckpt=_base_.teacher_ckpt,
-    distiller=_base_.with_cktf)
+    distiller=_base_.with_cktf,
+)

@@ -5,10 +5,6 @@ _base_ = [
     '../_base_/pairs/resnet32x4_shufflenetv2_cifar100.py',
     '../_base_/distillers/cocord.py',
 ]
-model = dict(
-    architecture=_base_.student,
-    teacher=_base_.teacher,
-    teacher_ckpt=_base_.teacher_ckpt)
-views = dict(
-    type='crd_plugin.MultiViewPipeline', transforms=_base_.train_pipeline)
+model = dict(architecture=_base_.student, teacher=_base_.teacher, teacher_ckpt=_base_.teacher_ckpt)
+views = dict(type='crd_plugin.MultiViewPipeline', transforms=_base_.train_pipeline)
 train_dataloader = dict(dataset=dict(dataset=dict(pipeline=[views])))

@@ -5,7 +5,4 @@ _base_ = [
     '../_base_/pairs/resnet14_resnet8w4_digits.py',
     '../_base_/distillers/crd_batch.py',
 ]
-model = dict(
-    architecture=_base_.student,
-    teacher=_base_.teacher,
-    teacher_ckpt=_base_.teacher_ckpt)
+model = dict(architecture=_base_.student, teacher=_base_.teacher, teacher_ckpt=_base_.teacher_ckpt)

@@ -9,5 +9,5 @@ train_dataloader = dict(batch_size=16)  # a GPU
 model = dict(
     architecture=_base_.student,
     teacher=_base_.teacher,
-    teacher_ckpt='work_dirs/vanilla_resnet110_8xb16-200e_cifar100/'
-    'epoch_200.pth')
+    teacher_ckpt='work_dirs/vanilla_resnet110_8xb16-200e_cifar100/epoch_200.pth',
+)

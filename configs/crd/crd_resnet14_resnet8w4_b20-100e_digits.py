@@ -10,4 +10,5 @@ model = dict(
     teacher=_base_.teacher,
     teacher_ckpt=_base_.teacher_ckpt,
     # K / N = 0.32 as published (16,384 of 50,000)
-    distiller=dict(distill_losses=dict(loss_crd=dict(num_negatives=32))))
+    distiller=dict(distill_losses=dict(loss_crd=dict(num_negatives=32))),
+)

@@ -11,5 +11,6 @@ model = dict(
     teacher=_base_.teacher,
     teacher_ckpt=_base_.teacher_ckpt,
     distiller=dict(
-        connectors=dict(crd_student=wide, crd_teacher=wide),
-        distill_losses=dict(loss_crd=wide)))
+        connectors=dict(crd_student=wide, crd_teacher=wide), distill_losses=dict(loss_crd=wide)
+    ),
+)

@@ -6,7 +6,4 @@ _base_ = [
     '../_base_/distillers/crd.py',
 ]
 train_dataloader = dict(batch_size=16)  # a GPU
-model = dict(
-    architecture=_base_.student,
-    teacher=_base_.teacher,
-    teacher_ckpt=_base_.teacher_ckpt)
+model = dict(architecture=_base_.student, teacher=_base_.teacher, teacher_ckpt=_base_.teacher_ckpt)

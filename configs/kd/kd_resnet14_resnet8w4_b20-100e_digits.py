@@ -6,7 +6,4 @@ _base_ = [
     '../_base_/distillers/kd.py',
 ]
 # Beside the 0.9 of the KD loss.
-model = dict(
-    architecture=_base_.student,
-    teacher=_base_.teacher,
-    teacher_ckpt=_base_.teacher_ckpt)
+model = dict(architecture=_base_.student, teacher=_base_.teacher, teacher_ckpt=_base_.teacher_ckpt)

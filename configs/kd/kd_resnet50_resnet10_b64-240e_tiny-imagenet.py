@@ -7,7 +7,4 @@ _base_ = [
 ]
 # Beside the 0.9 of the KD loss.
 _base_.student.head.loss.loss_weight = 0.1
-model = dict(
-    architecture=_base_.student,
-    teacher=_base_.teacher,
-    teacher_ckpt=_base_.teacher_ckpt)
+model = dict(architecture=_base_.student, teacher=_base_.teacher, teacher_ckpt=_base_.teacher_ckpt)

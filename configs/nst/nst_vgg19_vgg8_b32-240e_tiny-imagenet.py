@@ -8,7 +8,4 @@ _base_ = [
 # As scripts/run_tiny-imagenet_distill.sh of kaiqi123/CKTF.
 train_dataloader = dict(batch_size=32)
 auto_scale_lr = dict(base_batch_size=32)
-model = dict(
-    architecture=_base_.student,
-    teacher=_base_.teacher,
-    teacher_ckpt=_base_.teacher_ckpt)
+model = dict(architecture=_base_.student, teacher=_base_.teacher, teacher_ckpt=_base_.teacher_ckpt)

@@ -6,6 +6,6 @@ model = _base_.student
 model.head.num_classes = 10
 model.backbone.init_cfg = dict(
     type='Pretrained',
-    checkpoint=('work_dirs/cktf_resnet18_resnet18_b64-240e_stl10-unlabeled/'
-                'epoch_240.pth'),
-    prefix='architecture.backbone.')
+    checkpoint=('work_dirs/cktf_resnet18_resnet18_b64-240e_stl10-unlabeled/epoch_240.pth'),
+    prefix='architecture.backbone.',
+)

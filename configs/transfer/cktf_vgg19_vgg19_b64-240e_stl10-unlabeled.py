@@ -9,4 +9,5 @@ model = dict(
     teacher=_base_.teacher,
     teacher_ckpt=_base_.teacher_ckpt,
     calculate_student_loss=False,
-    distiller=_base_.distiller)
+    distiller=_base_.distiller,
+)

@@ -12,22 +12,36 @@ import sys
 from types import ModuleType
 from typing import Callable, Dict
 
-from .checkpoints import (CheckpointError, allow_checkpoint_globals,
-                          load_checkpoint_file, load_local_checkpoints_clearly,
-                          save_before_removing, write_files_at_once)
+from .checkpoints import (
+    CheckpointError,
+    allow_checkpoint_globals,
+    load_checkpoint_file,
+    load_local_checkpoints_clearly,
+    save_before_removing,
+    write_files_at_once,
+)
 from .logs import read_numbers_when_asked
 from .memory import keep_freed_memory
-from .packages import (check_mmcv, declare_torchvision_ops,
-                       find_packages_without_setuptools,
-                       leave_our_configs_their_scope, name_our_configs,
-                       quiet_mmcv, stand_in_for_quantization)
-from .training import (amp_on_cpu, autocast_half_on_cpu, format_config_once,
-                       init_dist_on_cpu, read_data_when_training_starts,
-                       switch_inplace_off, wrap_model_on_cpu)
+from .packages import (
+    check_mmcv,
+    declare_torchvision_ops,
+    find_packages_without_setuptools,
+    leave_our_configs_their_scope,
+    name_our_configs,
+    quiet_mmcv,
+    stand_in_for_quantization,
+)
+from .training import (
+    amp_on_cpu,
+    autocast_half_on_cpu,
+    format_config_once,
+    init_dist_on_cpu,
+    read_data_when_training_starts,
+    switch_inplace_off,
+    wrap_model_on_cpu,
+)
 
-__all__ = [
-    'CheckpointError', 'apply', 'keep_freed_memory', 'load_checkpoint_file'
-]
+__all__ = ['CheckpointError', 'apply', 'keep_freed_memory', 'load_checkpoint_file']
 
 
 def _mend_config(config: ModuleType) -> None:
@@ -59,8 +73,7 @@ _AFTER: Dict[str, Callable[[ModuleType], None]] = {
 }
 # Called with the module and the ImportError that its code raised.
 _RESCUE: Dict[str, Callable[[ModuleType, ImportError], None]] = {
-    'mmrazor.structures.quantization.backend_config':
-    stand_in_for_quantization,
+    'mmrazor.structures.quantization.backend_config': stand_in_for_quantization,
 }
 _DONE = set()
 

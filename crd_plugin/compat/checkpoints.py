@@ -35,9 +35,12 @@ def allow_checkpoint_globals(torch: ModuleType) -> None:
         return  # torch<2.4 knows no list
     import numpy as np
     from mmengine.logging import HistoryBuffer
+
     allowed: List[Any] = [
-        HistoryBuffer, np.ndarray, np.dtype,
-        (_history_buffer_method, 'builtins.getattr')
+        HistoryBuffer,
+        np.ndarray,
+        np.dtype,
+        (_history_buffer_method, 'builtins.getattr'),
     ]
     core = getattr(np, '_core', None) or np.core
     for name in ('_reconstruct', 'scalar'):
@@ -64,15 +67,13 @@ def _history_buffer_method(owner: Any, name: str) -> Callable:
         pickle.UnpicklingError: If it is anything else.
     """
     from mmengine.logging import HistoryBuffer
-    if owner is not HistoryBuffer or name not in ('min', 'max', 'current',
-                                                  'mean'):
-        raise pickle.UnpicklingError(
-            f'GLOBAL getattr({owner!r}, {name!r}) is not allowed')
+
+    if owner is not HistoryBuffer or name not in ('min', 'max', 'current', 'mean'):
+        raise pickle.UnpicklingError(f'GLOBAL getattr({owner!r}, {name!r}) is not allowed')
     return getattr(HistoryBuffer, name)
 
 
-def load_checkpoint_file(filename: str,
-                         map_location: Any = 'cpu') -> Dict[str, Any]:
+def load_checkpoint_file(filename: str, map_location: Any = 'cpu') -> Dict[str, Any]:
     """Load a local checkpoint safely and say clearly why it fails.
 
     Args:
@@ -88,12 +89,14 @@ def load_checkpoint_file(filename: str,
             all, or holds more than tensors and plain data.
     """
     import torch
+
     path = osp.expanduser(os.fspath(filename))
     if not osp.isfile(path):
         kind = 'is a folder' if osp.isdir(path) else 'does not exist'
         raise FileNotFoundError(
             f'checkpoint {filename} {kind}; give the path of a .pth file, '
-            'for example one named in `last_checkpoint` of a work dir.')
+            'for example one named in `last_checkpoint` of a work dir.'
+        )
     size = osp.getsize(path)
     try:
         return torch.load(path, map_location=map_location, weights_only=True)
@@ -105,19 +108,22 @@ def load_checkpoint_file(filename: str,
             f'checkpoint {filename} holds an object of class '
             f'{found.group(1)}, but only tensors, numbers and plain '
             'containers are loaded, because anything else may run code; '
-            'save it again with its `state_dict` alone.') from error
+            'save it again with its `state_dict` alone.'
+        ) from error
     except Exception as error:
         # A damaged file makes the reader fail in any way whatever. These
         # three are not the file's fault; EINVAL is how the reader says that
         # an index points past the end.
-        if (isinstance(error, MemoryError) or 'CUDA' in str(error) or
-            (isinstance(error, OSError) and error.errno != errno.EINVAL)):
+        if (
+            isinstance(error, MemoryError)
+            or 'CUDA' in str(error)
+            or (isinstance(error, OSError) and error.errno != errno.EINVAL)
+        ):
             raise
         raise _broken_checkpoint(filename, size, error) from error
 
 
-def _broken_checkpoint(filename: str, size: int,
-                       error: Exception) -> CheckpointError:
+def _broken_checkpoint(filename: str, size: int, error: Exception) -> CheckpointError:
     """The error for a file whose content is no checkpoint."""
     # torch appends paragraphs of advice to what went wrong.
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -125,7 +131,8 @@ def _broken_checkpoint(filename: str, size: int,
     return CheckpointError(
         f'checkpoint {filename} ({size} bytes) is truncated or no checkpoint '
         f'of torch ({reason}); copy or download it again, or give an earlier '
-        'one of the same work dir.')
+        'one of the same work dir.'
+    )
 
 
 def load_local_checkpoints_clearly(checkpoint: ModuleType) -> None:
@@ -148,8 +155,7 @@ def load_local_checkpoints_clearly(checkpoint: ModuleType) -> None:
         return load_checkpoint_file(filename, map_location)
 
     checkpoint.load_from_local = load_from_local
-    checkpoint.CheckpointLoader.register_scheme(
-        prefixes='', loader=load_from_local, force=True)
+    checkpoint.CheckpointLoader.register_scheme(prefixes='', loader=load_from_local, force=True)
 
 
 def write_files_at_once(local_backend: ModuleType) -> None:
@@ -234,7 +240,7 @@ def _removing_last(save: Callable) -> Callable:
         current = {
             self.last_ckpt,
             getattr(self, 'best_ckpt_path', None),
-            *getattr(self, 'best_ckpt_path_dict', {}).values()
+            *getattr(self, 'best_ckpt_path_dict', {}).values(),
         }
         for remove, path in later.removals:
             if path not in current:

@@ -36,8 +36,7 @@ def read_numbers_when_asked(message_hub: ModuleType) -> None:
             update(self, key, value, count, resumed)
             return
         self._set_resumed_keys(key, resumed)
-        kept.setdefault(key, []).append(
-            (value.detach().reshape(()), count, resumed))
+        kept.setdefault(key, []).append((value.detach().reshape(()), count, resumed))
         if len(kept[key]) >= _MOST_KEPT:
             read(self)
 
@@ -72,16 +71,13 @@ def read_numbers_when_asked(message_hub: ModuleType) -> None:
         if not kept:
             return
         import torch
+
         groups = {}
         for entries in kept.values():
             for value, _, _ in entries:
-                groups.setdefault((value.dtype, value.device),
-                                  []).append(value)
+                groups.setdefault((value.dtype, value.device), []).append(value)
         # One copy to the host for all numbers of a kind.
-        numbers = {
-            kind: iter(torch.stack(values).tolist())
-            for kind, values in groups.items()
-        }
+        numbers = {kind: iter(torch.stack(values).tolist()) for kind, values in groups.items()}
         for key, entries in kept.items():
             for value, count, resumed in entries:
                 number = next(numbers[value.dtype, value.device])

@@ -1,4 +1,5 @@
 """What the C library does with memory that is given back to it."""
+
 import ctypes
 import os
 
@@ -7,8 +8,7 @@ import os
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 _NEVER, _LARGEST = 2**31 - 1, 32 << 20
 
-_SETTINGS = ('MALLOC_TRIM_THRESHOLD_', 'MALLOC_MMAP_THRESHOLD_',
-             'GLIBC_TUNABLES')
+_SETTINGS = ('MALLOC_TRIM_THRESHOLD_', 'MALLOC_MMAP_THRESHOLD_', 'GLIBC_TUNABLES')
 
 
 def keep_freed_memory() -> bool:
@@ -32,8 +32,5 @@ def keep_freed_memory() -> bool:
         # No glibc; on Windows, CDLL(None) is a TypeError.
         return False
     # All must be called, whatever the first one says.
-    done = [
-        mallopt(_TRIM_THRESHOLD, _NEVER),
-        mallopt(_MMAP_THRESHOLD, _LARGEST)
-    ]
+    done = [mallopt(_TRIM_THRESHOLD, _NEVER), mallopt(_MMAP_THRESHOLD, _LARGEST)]
     return all(done)

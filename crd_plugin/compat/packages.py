@@ -32,18 +32,21 @@ def check_mmcv() -> None:
         ImportError: If MMCV is missing, too old or too new.
     """
     version = _mmcv_version()
-    advice = (f'install one with `pip install mmcv-lite=={MMCV_MAXIMUM}` or, '
-              'for its compiled operators, the full `mmcv` of that version, '
-              'but never both, because they share the package `mmcv`')
+    advice = (
+        f'install one with `pip install mmcv-lite=={MMCV_MAXIMUM}` or, '
+        'for its compiled operators, the full `mmcv` of that version, '
+        'but never both, because they share the package `mmcv`'
+    )
     if version is None:
         raise ImportError(
             f'MMCV is missing, but MMRazor needs {MMCV_MINIMUM} <= mmcv <= '
-            f'{MMCV_MAXIMUM}; {advice}.')
-    if not _release(MMCV_MINIMUM) <= _release(version) <= _release(
-            MMCV_MAXIMUM):
+            f'{MMCV_MAXIMUM}; {advice}.'
+        )
+    if not _release(MMCV_MINIMUM) <= _release(version) <= _release(MMCV_MAXIMUM):
         raise ImportError(
             f'MMCV {version} was found, but MMRazor needs {MMCV_MINIMUM} <= '
-            f'mmcv <= {MMCV_MAXIMUM}; uninstall it, then {advice}.')
+            f'mmcv <= {MMCV_MAXIMUM}; uninstall it, then {advice}.'
+        )
 
 
 def _mmcv_version() -> Optional[str]:
@@ -57,7 +60,7 @@ def _mmcv_version() -> Optional[str]:
     version_file = osp.join(osp.dirname(spec.origin), 'version.py')
     if osp.isfile(version_file):
         with open(version_file, encoding='utf-8') as file:
-            found = re.search(r'''__version__ = ['"]([^'"]+)''', file.read())
+            found = re.search(r"""__version__ = ['"]([^'"]+)""", file.read())
         if found:
             return found.group(1)
     return importlib.import_module('mmcv').__version__
@@ -76,9 +79,8 @@ def quiet_mmcv() -> None:
     No longer needed: with the full ``mmcv``.
     """
     warnings.filterwarnings(
-        'ignore',
-        message='Fail to import ``MultiScaleDeformableAttention``',
-        category=UserWarning)
+        'ignore', message='Fail to import ``MultiScaleDeformableAttention``', category=UserWarning
+    )
 
 
 def declare_torchvision_ops() -> None:
@@ -93,6 +95,7 @@ def declare_torchvision_ops() -> None:
     No longer needed: when torchvision guards its meta registrations.
     """
     import torch
+
     if torch.version.cuda is not None or getattr(torch.version, 'hip', None):
         return  # a real mismatch, which the user has to know about
     spec = importlib.util.find_spec('torchvision')
@@ -111,8 +114,7 @@ def declare_torchvision_ops() -> None:
         return
     fragment = torch.library.Library('torchvision', 'FRAGMENT')
     for name in ('nms', 'qnms'):
-        fragment.define(f'{name}(Tensor dets, Tensor scores, '
-                        'float iou_threshold) -> Tensor')
+        fragment.define(f'{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor')
     _LIBRARIES.append(fragment)
 
 
@@ -130,9 +132,11 @@ def stand_in_for_quantization(module: ModuleType, error: ImportError) -> None:
         module (ModuleType): The half-imported module to fill.
         error (ImportError): What the original raised.
     """
-    message = ('Quantization of MMRazor 1.0 needs torch<2 '
-               '(open-mmlab/mmrazor#615); everything else of MMRazor works '
-               f'with the installed torch. MMRazor said: {error}')
+    message = (
+        'Quantization of MMRazor 1.0 needs torch<2 '
+        '(open-mmlab/mmrazor#615); everything else of MMRazor works '
+        f'with the installed torch. MMRazor said: {error}'
+    )
 
     def refuse(*args, **kwargs):
         raise ImportError(message) from error
@@ -198,8 +202,7 @@ def find_packages_without_setuptools(package_utils: ModuleType) -> None:
         if spec is None:
             raise importlib.metadata.PackageNotFoundError(package)
         if spec.origin is None:
-            raise RuntimeError(
-                f'{package} is a namespace package, which has no single path.')
+            raise RuntimeError(f'{package} is a namespace package, which has no single path.')
         return osp.dirname(spec.origin)
 
     def is_installed(package: str) -> bool:

@@ -91,8 +91,7 @@ def _on_cpu(init: Callable) -> Callable:
         if 'SLURM_PROCID' in os.environ:
             os.environ.setdefault('SLURM_LOCALID', '0')
         with _no_set_device():
-            return init('gloo' if backend == 'nccl' else backend, *args,
-                        **kwargs)
+            return init('gloo' if backend == 'nccl' else backend, *args, **kwargs)
 
     return wrapper
 
@@ -101,6 +100,7 @@ def _on_cpu(init: Callable) -> Callable:
 def _no_set_device() -> Iterator[None]:
     """Make ``torch.cuda.set_device`` do nothing for a moment."""
     import torch
+
     set_device = torch.cuda.set_device
     torch.cuda.set_device = lambda device: None
     try:
@@ -111,10 +111,14 @@ def _no_set_device() -> Iterator[None]:
 
 def _has_accelerator() -> bool:
     """Whether MMEngine would put a model on anything but the CPU."""
-    from mmengine.device import (is_cuda_available, is_mlu_available,
-                                 is_musa_available, is_npu_available)
-    return any((is_cuda_available(), is_mlu_available(), is_npu_available(),
-                is_musa_available()))
+    from mmengine.device import (
+        is_cuda_available,
+        is_mlu_available,
+        is_musa_available,
+        is_npu_available,
+    )
+
+    return any((is_cuda_available(), is_mlu_available(), is_npu_available(), is_musa_available()))
 
 
 def wrap_model_on_cpu(wrappers: ModuleType) -> None:
@@ -157,6 +161,7 @@ def amp_on_cpu(amp_wrapper: ModuleType) -> None:
             ``mmengine.optim.optimizer.amp_optimizer_wrapper``.
     """
     import torch
+
     if _has_accelerator() or not hasattr(torch.amp, 'GradScaler'):
         return  # the latter means torch<2.3
     amp_wrapper.GradScaler = functools.partial(torch.amp.GradScaler, 'cpu')
@@ -176,21 +181,17 @@ def autocast_half_on_cpu(amp: ModuleType) -> None:
         amp (ModuleType): ``mmengine.runner.amp``.
     """
     import torch
+
     autocast = amp.autocast
 
     @functools.wraps(autocast)
     @contextmanager
-    def wrapper(device_type=None,
-                dtype=None,
-                enabled=True,
-                cache_enabled=None):
+    def wrapper(device_type=None, dtype=None, enabled=True, cache_enabled=None):
         device = device_type or amp.get_device()
         if device == 'cpu' and dtype == torch.float16:
             context = torch.autocast(
-                'cpu',
-                dtype=dtype,
-                enabled=enabled,
-                cache_enabled=cache_enabled)
+                'cpu', dtype=dtype, enabled=enabled, cache_enabled=cache_enabled
+            )
         else:
             context = autocast(device_type, dtype, enabled, cache_enabled)
         with context:
@@ -220,5 +221,4 @@ def switch_inplace_off(algorithms: ModuleType) -> None:
             if hasattr(module, 'inplace'):
                 module.inplace = False
 
-    algorithms.BaseAlgorithm.set_module_inplace_false = (
-        set_module_inplace_false)
+    algorithms.BaseAlgorithm.set_module_inplace_false = set_module_inplace_false

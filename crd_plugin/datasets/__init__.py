@@ -1,4 +1,5 @@
 """Data set wrappers, and data sets that mmpretrain lacks."""
+
 from .digits import Digits
 from .multi_view_pipeline import MultiViewPipeline
 from .resident import ResidentDataset, whole_batch
@@ -7,6 +8,11 @@ from .stl10 import STL10
 from .tiny_imagenet import TinyImageNet200
 
 __all__ = [
-    'Digits', 'MultiViewPipeline', 'ResidentDataset', 'STL10',
-    'SampleIndexDataset', 'TinyImageNet200', 'whole_batch'
+    'Digits',
+    'MultiViewPipeline',
+    'ResidentDataset',
+    'STL10',
+    'SampleIndexDataset',
+    'TinyImageNet200',
+    'whole_batch',
 ]

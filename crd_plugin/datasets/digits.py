@@ -1,4 +1,5 @@
 """Handwritten digits that come with scikit-learn: no disk, no download."""
+
 from typing import List, Optional
 
 import numpy as np
@@ -46,26 +47,31 @@ class Digits(BaseDataset):
 
     METAINFO = dict(classes=tuple(str(digit) for digit in range(10)))
 
-    def __init__(self,
-                 split: str = 'train',
-                 num_train_per_class: Optional[int] = None,
-                 metainfo: Optional[dict] = None,
-                 **kwargs) -> None:
+    def __init__(
+        self,
+        split: str = 'train',
+        num_train_per_class: Optional[int] = None,
+        metainfo: Optional[dict] = None,
+        **kwargs,
+    ) -> None:
         if split not in ('train', 'test'):
-            raise ValueError("split must be 'train' or 'test', but got "
-                             f'{split!r}.')
+            raise ValueError(f"split must be 'train' or 'test', but got {split!r}.")
         if num_train_per_class is not None:
             if split == 'test':
                 raise ValueError(
                     f'num_train_per_class={num_train_per_class!r} was given '
                     "with split='test', but the test set is fixed; leave it "
-                    "out or use split='train'.")
-            if (not isinstance(num_train_per_class, int)
-                    or isinstance(num_train_per_class, bool)
-                    or num_train_per_class < 1):
+                    "out or use split='train'."
+                )
+            if (
+                not isinstance(num_train_per_class, int)
+                or isinstance(num_train_per_class, bool)
+                or num_train_per_class < 1
+            ):
                 raise ValueError(
                     'num_train_per_class must be a positive int or None (all '
-                    f'images), but got {num_train_per_class!r}.')
+                    f'images), but got {num_train_per_class!r}.'
+                )
         self.split = split
         self.num_train_per_class = num_train_per_class
         super().__init__(ann_file='', metainfo=metainfo, **kwargs)
@@ -81,8 +87,7 @@ class Digits(BaseDataset):
         chosen = self._split_indices(labels)
         grey = np.rint(images[chosen] * (255 / 16)).astype(np.uint8)
         return [
-            dict(
-                img=np.repeat(img[..., None], 3, axis=2), gt_label=int(label))
+            dict(img=np.repeat(img[..., None], 3, axis=2), gt_label=int(label))
             for img, label in zip(grey, labels[chosen])
         ]
 
@@ -100,7 +105,8 @@ class Digits(BaseDataset):
                 raise ValueError(
                     f'num_train_per_class={wanted}, but class {label} has '
                     f'only {len(train)} training images; ask for at most 74, '
-                    'or None for all.')
+                    'or None for all.'
+                )
             chosen.append(train[:wanted])
         return np.sort(np.concatenate(chosen))
 
@@ -119,6 +125,7 @@ def _load_digits():
         raise ImportError(
             'crd_plugin.Digits reads the images that come with scikit-learn, '
             'which cannot be imported; install it with `pip install '
-            'scikit-learn`.') from error
+            'scikit-learn`.'
+        ) from error
     bundle = load_digits()
     return bundle.images, bundle.target

@@ -1,4 +1,5 @@
 """Several independent views of one image, by any pipeline."""
+
 import copy
 from typing import Any, Optional, Sequence
 
@@ -36,13 +37,11 @@ class MultiViewPipeline(BaseTransform):
 
     def __init__(self, transforms: Sequence[Any], num_views: int = 3) -> None:
         if num_views < 1:
-            raise ValueError(
-                f'num_views is {num_views}, expected at least 1 view.')
+            raise ValueError(f'num_views is {num_views}, expected at least 1 view.')
         self.num_views = num_views
         transforms = list(transforms)
         first = 0
-        while first < len(transforms) and _name(
-                transforms[first]).startswith('Load'):
+        while first < len(transforms) and _name(transforms[first]).startswith('Load'):
             first += 1
         self.once = Compose(transforms[:first])
         self.each = Compose(transforms[first:])
@@ -70,13 +69,15 @@ class MultiViewPipeline(BaseTransform):
                 raise ValueError(
                     'transforms of MultiViewPipeline give '
                     f'{sorted(map(str, view))}, expected inputs and '
-                    'data_samples; end them with PackInputs.')
+                    'data_samples; end them with PackInputs.'
+                )
             views.append(view)
         return {**views[0], 'inputs': [view['inputs'] for view in views]}
 
     def __repr__(self) -> str:
-        return (f'{type(self).__name__}(num_views={self.num_views}, '
-                f'once={self.once}, each={self.each})')
+        return (
+            f'{type(self).__name__}(num_views={self.num_views}, once={self.once}, each={self.each})'
+        )
 
 
 def _name(transform: Any) -> str:

@@ -1,8 +1,8 @@
 """A data set that lives on the training device as one tensor."""
+
 import time
 from collections.abc import Mapping
-from typing import (Any, Dict, Iterator, List, NamedTuple, Optional, Sequence,
-                    Tuple, Union)
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 import numpy as np
 import torch
@@ -20,8 +20,7 @@ from crd_plugin.structures import BatchSamples
 from .resident_pipeline import ResidentPipeline
 from .sample_index import SampleIndexDataset, _locate
 
-_LOADER = ('num_workers=0, persistent_workers=False, '
-           "collate_fn=dict(type='crd_plugin.whole_batch')")
+_LOADER = "num_workers=0, persistent_workers=False, collate_fn=dict(type='crd_plugin.whole_batch')"
 
 
 @DATASETS.register_module()
@@ -68,9 +67,7 @@ class ResidentDataset:
         RuntimeError: If a worker of a data loader reads it.
     """
 
-    def __init__(self,
-                 dataset: Any,
-                 device: Optional[Union[str, torch.device]] = None) -> None:
+    def __init__(self, dataset: Any, device: Optional[Union[str, torch.device]] = None) -> None:
         if isinstance(dataset, Mapping):
             dataset = DATASETS.build(dataset)
         if not isinstance(dataset, SampleIndexDataset):
@@ -79,7 +76,8 @@ class ResidentDataset:
             raise ValueError(
                 f'num_negatives is {dataset.num_negatives}, but '
                 'ResidentDataset gives no contrast_idx; leave it out, '
-                'CRDLoss then draws on the device.')
+                'CRDLoss then draws on the device.'
+            )
         self.dataset = dataset
         self.device = _parse_device(device)
         _pipelines(dataset)  # complain at once, not at the first batch
@@ -161,20 +159,19 @@ class ResidentDataset:
             raise RuntimeError(
                 'ResidentDataset was read by a worker of the data loader, '
                 'which would hold all images once more; set '
-                f'dataloader=dict({_LOADER}).')
+                f'dataloader=dict({_LOADER}).'
+            )
         if self._held is None:
             self._held = self._read()
         held = self._held
         ids = list(indices)
         if ids and not 0 <= min(ids) <= max(ids) < len(self):
-            raise IndexError(f'Positions {min(ids)} to {max(ids)} are not all '
-                             f'in the data set of {len(self)} samples.')
-        sample_idx = _upload(
-            torch.tensor(ids, dtype=torch.int64), held.images.device)
-        draws = {
-            name: table[sample_idx]
-            for name, table in self._epoch_draws(held).items()
-        }
+            raise IndexError(
+                f'Positions {min(ids)} to {max(ids)} are not all '
+                f'in the data set of {len(self)} samples.'
+            )
+        sample_idx = _upload(torch.tensor(ids, dtype=torch.int64), held.images.device)
+        draws = {name: table[sample_idx] for name, table in self._epoch_draws(held).items()}
         self._fetched += len(ids)
         rows = sample_idx if held.rows is None else held.rows[sample_idx]
         labels = None if held.labels is None else held.labels[rows]
@@ -183,36 +180,26 @@ class ResidentDataset:
             metainfo = [held.metainfo[index] for index in ids]
         return _Batch(
             inputs=held.pipeline.make(held.images, rows, draws),
-            data_samples=BatchSamples(ids, sample_idx, labels, metainfo))
+            data_samples=BatchSamples(ids, sample_idx, labels, metainfo),
+        )
 
     def __getstate__(self) -> dict:
         """A copy or pickle reads the images anew."""
-        return {
-            **self.__dict__, '_held': None,
-            '_draws': {},
-            '_drawn_for': None
-        }
+        return {**self.__dict__, '_held': None, '_draws': {}, '_drawn_for': None}
 
     def _read(self) -> '_Held':
         """Read every image once and put them on the device."""
         start = time.perf_counter()
         self.full_init()
         pipelines = _pipelines(self.dataset)
-        places = [
-            _locate(self.dataset.dataset, position)
-            for position in range(len(self))
-        ]
+        places = [_locate(self.dataset.dataset, position) for position in range(len(self))]
         row_of: Dict[Tuple[int, int], int] = {}
-        rows = [
-            row_of.setdefault((id(owner), index), len(row_of))
-            for owner, index in places
-        ]
+        rows = [row_of.setdefault((id(owner), index), len(row_of)) for owner, index in places]
         images, labels, metainfo = None, [], []
         for (owner, index), row in zip(places, rows):
             if row < len(labels):
                 continue  # the same sample at another position
-            sample = _pipeline_for(pipelines,
-                                   owner).read(owner.get_data_info(index))
+            sample = _pipeline_for(pipelines, owner).read(owner.get_data_info(index))
             image = sample.image.transpose(2, 0, 1)
             if images is None:
                 images = np.empty((len(row_of), *image.shape), np.uint8)
@@ -222,7 +209,8 @@ class ResidentDataset:
                     f'{image.shape[1]}x{image.shape[2]}, the first one '
                     f'{images.shape[2]}x{images.shape[3]} pixels; make them '
                     'equal with Resize or CenterCrop at the start of the '
-                    'pipeline.')
+                    'pipeline.'
+                )
             images[row] = image
             labels.append(sample.label)
             metainfo.append(sample.metainfo)
@@ -235,7 +223,8 @@ class ResidentDataset:
             labels=_labels(labels, device),
             rows=None,
             metainfo=None,
-            share=-(-len(self) // get_world_size()))
+            share=-(-len(self) // get_world_size()),
+        )
         if len(row_of) < len(self):
             held = held._replace(rows=torch.tensor(rows, device=device))
         if not pipeline.is_random:
@@ -243,7 +232,8 @@ class ResidentDataset:
         MMLogger.get_current_instance().info(
             f'{len(row_of):,} images of {"x".join(map(str, images.shape[1:]))}'
             f' read in {time.perf_counter() - start:.1f} s, now '
-            f'{images.nbytes / 1e6:,.2f} MB on {device}.')
+            f'{images.nbytes / 1e6:,.2f} MB on {device}.'
+        )
         return held
 
     def _epoch_draws(self, held: '_Held') -> Dict[str, Tensor]:
@@ -257,10 +247,9 @@ class ResidentDataset:
         if key != self._drawn_for:
             words = np.random.SeedSequence(key).generate_state(2)
             uniform = augment.uniform_table(
-                len(self), held.pipeline.num_draws,
-                int(words[0]) << 32 | int(words[1]))
-            self._draws = held.pipeline.draw(
-                _upload(uniform, held.images.device))
+                len(self), held.pipeline.num_draws, int(words[0]) << 32 | int(words[1])
+            )
+            self._draws = held.pipeline.draw(_upload(uniform, held.images.device))
             self._drawn_for = key
         return self._draws
 
@@ -282,7 +271,8 @@ def whole_batch(batch: Dict[str, Any]) -> Dict[str, Any]:
         raise TypeError(
             'whole_batch takes what a ResidentDataset makes, but got a '
             f'{type(batch).__name__}; it has to be the outermost data set of '
-            'the loader. Use default_collate for others.')
+            'the loader. Use default_collate for others.'
+        )
     return batch
 
 
@@ -293,7 +283,8 @@ class _Batch(dict):
         if key == 0:
             raise TypeError(
                 'ResidentDataset gives whole batches, which collate_fn must '
-                f'leave alone; set dataloader=dict({_LOADER}).')
+                f'leave alone; set dataloader=dict({_LOADER}).'
+            )
         raise KeyError(key)
 
     def pin_memory(self) -> '_Batch':
@@ -313,6 +304,7 @@ class _Held(NamedTuple):
         metainfo (list, optional): Of each position, where nothing is random.
         share (int): Samples of a rank in one pass through the set.
     """
+
     pipeline: ResidentPipeline
     images: Tensor
     labels: Optional[Tensor]
@@ -321,16 +313,15 @@ class _Held(NamedTuple):
     share: int
 
 
-def _parse_device(
-        device: Optional[Union[str, torch.device]]) -> Optional[torch.device]:
+def _parse_device(device: Optional[Union[str, torch.device]]) -> Optional[torch.device]:
     if device is None:
         return None
     try:
         return torch.device(device)
     except (RuntimeError, TypeError) as error:
         raise ValueError(
-            f"device must be None or a device such as 'cuda:0' or 'cpu', but "
-            f'got {device!r}.') from error
+            f"device must be None or a device such as 'cuda:0' or 'cpu', but got {device!r}."
+        ) from error
 
 
 def _device_of_rank() -> torch.device:
@@ -348,14 +339,14 @@ def _upload(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.to(device, non_blocking=True)
 
 
-def _labels(labels: List[Optional[int]],
-            device: torch.device) -> Optional[Tensor]:
+def _labels(labels: List[Optional[int]], device: torch.device) -> Optional[Tensor]:
     missing = sum(label is None for label in labels)
     if missing == len(labels):
         return None
     if missing:
-        raise ValueError(f'{missing} of {len(labels)} images have no '
-                         'gt_label; give all of them one, or none.')
+        raise ValueError(
+            f'{missing} of {len(labels)} images have no gt_label; give all of them one, or none.'
+        )
     return torch.tensor(labels, dtype=torch.int64, device=device)
 
 
@@ -364,7 +355,8 @@ def _owners(dataset: Any) -> Iterator[Any]:
     if isinstance(dataset, SampleIndexDataset):
         raise ValueError(
             'A SampleIndexDataset lies inside a wrapper inside '
-            'ResidentDataset, which numbers the samples itself; leave it out.')
+            'ResidentDataset, which numbers the samples itself; leave it out.'
+        )
     inner = getattr(dataset, 'datasets', None)
     if inner is None and hasattr(dataset, 'dataset'):
         inner = [dataset.dataset]
@@ -381,27 +373,27 @@ def _pipelines(dataset: SampleIndexDataset) -> Dict[int, ResidentPipeline]:
     for owner in _owners(dataset.dataset):
         name = type(owner).__name__
         for method in ('__getitem__', 'prepare_data'):
-            if getattr(type(owner), method,
-                       None) is not getattr(BaseDataset, method):
+            if getattr(type(owner), method, None) is not getattr(BaseDataset, method):
                 raise TypeError(
                     f'{name} has no {method} of mmengine.dataset.BaseDataset, '
                     'so what it does to a sample is not known; use it without '
-                    'ResidentDataset.')
-        pipelines[id(owner)] = ResidentPipeline(owner.pipeline.transforms,
-                                                name)
+                    'ResidentDataset.'
+                )
+        pipelines[id(owner)] = ResidentPipeline(owner.pipeline.transforms, name)
     first = next(iter(pipelines.values()))
     if any(pipeline != first for pipeline in pipelines.values()):
         raise ValueError(
             'The joined data sets crop or flip differently, but '
             'ResidentDataset does the same to a whole batch; give them the '
-            'same RandomCrop, RandomResizedCrop and RandomFlip.')
+            'same RandomCrop, RandomResizedCrop and RandomFlip.'
+        )
     return pipelines
 
 
-def _pipeline_for(pipelines: Dict[int, ResidentPipeline],
-                  owner: Any) -> ResidentPipeline:
+def _pipeline_for(pipelines: Dict[int, ResidentPipeline], owner: Any) -> ResidentPipeline:
     if id(owner) not in pipelines:
         raise TypeError(
             f'{type(owner).__name__} is a wrapper that ResidentDataset does '
-            'not know; use it without ResidentDataset.')
+            'not know; use it without ResidentDataset.'
+        )
     return pipelines[id(owner)]

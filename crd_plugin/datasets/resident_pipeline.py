@@ -1,20 +1,19 @@
 """A pipeline taken apart: what is done once, and what is done per batch."""
+
 import copy
 from typing import Any, Dict, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
-from mmcv.transforms import (CenterCrop, LoadImageFromFile, Pad, RandomFlip,
-                             Resize)
-from mmpretrain.datasets.transforms import (PackInputs, RandomCrop,
-                                            RandomResizedCrop, ResizeEdge)
+from mmcv.transforms import CenterCrop, LoadImageFromFile, Pad, RandomFlip, Resize
+from mmpretrain.datasets.transforms import PackInputs, RandomCrop, RandomResizedCrop, ResizeEdge
 from torch import Tensor
 
 from crd_plugin.ops import augment
 
 _ONCE = (LoadImageFromFile, Resize, ResizeEdge, CenterCrop, Pad)
 _KNOWN = _ONCE + (RandomCrop, RandomResizedCrop, RandomFlip, PackInputs)
-_DIMS = dict(horizontal=(3, ), vertical=(2, ), diagonal=(2, 3))
+_DIMS = dict(horizontal=(3,), vertical=(2,), diagonal=(2, 3))
 
 
 class Sample(NamedTuple):
@@ -26,6 +25,7 @@ class Sample(NamedTuple):
         metainfo (dict, optional): For the data sample, where nothing is
             random.
     """
+
     image: np.ndarray
     label: Optional[int]
     metainfo: Optional[Dict[str, Any]]
@@ -58,20 +58,23 @@ class ResidentPipeline:
         for transform in rest:
             if type(transform) not in _KNOWN:
                 self._refuse(
-                    transform, 'is none of the transforms that can be done to '
-                    f'whole batches ({_names(_KNOWN)})')
+                    transform,
+                    'is none of the transforms that can be done to '
+                    f'whole batches ({_names(_KNOWN)})',
+                )
         self._pack = self._take(rest, PackInputs)
         if self._pack is None:
-            raise ValueError(f"The pipeline of {owner} must end with "
-                             "dict(type='PackInputs').")
+            raise ValueError(f"The pipeline of {owner} must end with dict(type='PackInputs').")
         self._flip = self._take(rest, RandomFlip)
         self._crop = self._take(rest, RandomCrop, RandomResizedCrop)
         for transform in rest:
             if type(transform) not in _ONCE:
                 self._refuse(
-                    transform, 'is out of place: the order is '
+                    transform,
+                    'is out of place: the order is '
                     f'{_names(_ONCE)}, then one of RandomCrop and '
-                    'RandomResizedCrop, then RandomFlip, then PackInputs')
+                    'RandomResizedCrop, then RandomFlip, then PackInputs',
+                )
         self._once = rest
         self._check_arguments()
         if isinstance(self._crop, RandomCrop):
@@ -90,10 +93,9 @@ class ResidentPipeline:
     def __eq__(self, other: Any) -> bool:
         """Whether the same is done to a batch."""
         return isinstance(other, ResidentPipeline) and all(
-            type(mine) is type(its) and
-            (mine is None or vars(mine) == vars(its))
-            for mine, its in ((self._crop, other._crop),
-                              (self._flip, other._flip)))
+            type(mine) is type(its) and (mine is None or vars(mine) == vars(its))
+            for mine, its in ((self._crop, other._crop), (self._flip, other._flip))
+        )
 
     def read(self, info: dict) -> Sample:
         """Do to one sample what is done once.
@@ -114,23 +116,30 @@ class ResidentPipeline:
                 raise ValueError(
                     f'{type(transform).__name__} gives None for sample '
                     f'{info.get("sample_idx")} of {self._owner}; take the '
-                    'broken image out of the data set.')
+                    'broken image out of the data set.'
+                )
         image = results.get('img')
         if not isinstance(image, np.ndarray) or image.dtype != np.uint8:
             kind = getattr(image, 'dtype', type(image).__name__)
-            raise ValueError(f'The pipeline of {self._owner} gives an image '
-                             f'of type {kind}, expected a uint8 array.')
+            raise ValueError(
+                f'The pipeline of {self._owner} gives an image '
+                f'of type {kind}, expected a uint8 array.'
+            )
         for key in ('gt_score', 'mask'):
             if key in results:
                 raise ValueError(
                     f'The samples of {self._owner} have a {key}, which '
-                    'ResidentDataset would lose; use the plain data set.')
+                    'ResidentDataset would lose; use the plain data set.'
+                )
         metainfo = None
         if not self.is_random:
             keys = self._pack.meta_keys
             metainfo = {key: results[key] for key in keys if key in results}
-        return Sample(image if image.ndim == 3 else image[..., None],
-                      self._label(results.get('gt_label')), metainfo)
+        return Sample(
+            image if image.ndim == 3 else image[..., None],
+            self._label(results.get('gt_label')),
+            metainfo,
+        )
 
     def prepare(self, size: Tuple[int, int], device: torch.device) -> None:
         """Get ready for images of one size.
@@ -141,8 +150,10 @@ class ResidentPipeline:
         """
         self._size = size
         if isinstance(self._crop, RandomResizedCrop):
-            down, across = (augment.resize_weights(full, target).to(device)
-                            for full, target in zip(size, self._crop.scale))
+            down, across = (
+                augment.resize_weights(full, target).to(device)
+                for full, target in zip(size, self._crop.scale)
+            )
             self._weights = down, across
 
     @property
@@ -170,23 +181,22 @@ class ResidentPipeline:
             draws['flip'] = uniform[:, -1] < self._flip.prob
             uniform = uniform[:, :-1]
         if isinstance(self._crop, RandomCrop):
-            rooms = [
-                full - target + 1
-                for full, target in zip(self._size, self._target())
-            ]
-            draws['box'] = torch.stack([
-                augment.random_offsets(uniform[:, side], room)
-                for side, room in enumerate(rooms)
-            ], 1)
+            rooms = [full - target + 1 for full, target in zip(self._size, self._target())]
+            draws['box'] = torch.stack(
+                [augment.random_offsets(uniform[:, side], room) for side, room in enumerate(rooms)],
+                1,
+            )
         elif self._crop is not None:
-            draws['box'] = augment.random_boxes(uniform, self._size,
-                                                self._crop.crop_ratio_range,
-                                                self._crop.aspect_ratio_range,
-                                                self._fallback())
+            draws['box'] = augment.random_boxes(
+                uniform,
+                self._size,
+                self._crop.crop_ratio_range,
+                self._crop.aspect_ratio_range,
+                self._fallback(),
+            )
         return draws
 
-    def make(self, images: Tensor, rows: Tensor,
-             draws: Dict[str, Tensor]) -> Tensor:
+    def make(self, images: Tensor, rows: Tensor, draws: Dict[str, Tensor]) -> Tensor:
         """Make a batch.
 
         Args:
@@ -198,16 +208,14 @@ class ResidentPipeline:
             Tensor: ``(B, C, height, width)`` uint8.
         """
         if self._weights is not None:
-            batch = augment.resized_crop(images, rows, draws['box'],
-                                         self._weights)
+            batch = augment.resized_crop(images, rows, draws['box'], self._weights)
         elif self._crop is not None:
             top, left = draws['box'].unbind(1)
             batch = augment.crop(images, rows, top, left, self._target())
         else:
             batch = images[rows]
         if self._flip is not None:
-            batch = augment.flip(batch, draws['flip'],
-                                 _DIMS[self._flip.direction])
+            batch = augment.flip(batch, draws['flip'], _DIMS[self._flip.direction])
         return batch
 
     def _target(self) -> Tuple[int, int]:
@@ -228,32 +236,41 @@ class ResidentPipeline:
         if array.size != 1 or not np.issubdtype(array.dtype, np.integer):
             raise ValueError(
                 f'{self._owner} has the label {label!r}, expected one class '
-                'a sample; use the plain data set.')
+                'a sample; use the plain data set.'
+            )
         return int(array.item())
 
     def _check_arguments(self) -> None:
         """Refuse what the pixel functions cannot do."""
         flip, crop, pack = self._flip, self._crop, self._pack
-        if flip is not None and not (isinstance(flip.prob, float)
-                                     and isinstance(flip.direction, str)):
+        if flip is not None and not (
+            isinstance(flip.prob, float) and isinstance(flip.direction, str)
+        ):
             self._refuse(
-                flip, f'has prob={flip.prob} and direction={flip.direction}, '
-                'expected one of each')
-        if isinstance(crop, RandomResizedCrop) and (
-                crop.backend, crop.interpolation) != ('pillow', 'bilinear'):
+                flip, f'has prob={flip.prob} and direction={flip.direction}, expected one of each'
+            )
+        if isinstance(crop, RandomResizedCrop) and (crop.backend, crop.interpolation) != (
+            'pillow',
+            'bilinear',
+        ):
             self._refuse(
-                crop, f'has backend={crop.backend!r} and interpolation='
-                f"{crop.interpolation!r}, expected 'pillow' and 'bilinear'")
+                crop,
+                f'has backend={crop.backend!r} and interpolation='
+                f"{crop.interpolation!r}, expected 'pillow' and 'bilinear'",
+            )
         if pack.input_key != 'img' or pack.algorithm_keys:
             self._refuse(
-                pack, f'has input_key={pack.input_key!r} and algorithm_keys='
-                f"{tuple(pack.algorithm_keys)}, expected 'img' and none")
+                pack,
+                f'has input_key={pack.input_key!r} and algorithm_keys='
+                f"{tuple(pack.algorithm_keys)}, expected 'img' and none",
+            )
 
     def _refuse(self, transform: Any, problem: str) -> None:
         raise ValueError(
             f'{type(transform).__name__} in the pipeline of {self._owner} '
             f'{problem}. Mend the pipeline, or use the data set without '
-            'ResidentDataset.')
+            'ResidentDataset.'
+        )
 
     @staticmethod
     def _take(rest: list, *kinds: type) -> Any:

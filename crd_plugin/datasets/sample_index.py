@@ -1,4 +1,5 @@
 """Gives every sample its position, whatever the data set is wrapped in."""
+
 import copy
 import random
 from collections import Counter
@@ -8,8 +9,7 @@ from typing import Any, Iterator, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 import torch
-from mmengine.dataset import (BaseDataset, ClassBalancedDataset, ConcatDataset,
-                              RepeatDataset)
+from mmengine.dataset import BaseDataset, ClassBalancedDataset, ConcatDataset, RepeatDataset
 from mmengine.structures import BaseDataElement
 from mmpretrain.datasets import KFoldDataset
 from torch.utils.data import ConcatDataset as TorchConcatDataset
@@ -76,23 +76,25 @@ class SampleIndexDataset:
             ``data_samples``.
     """
 
-    def __init__(self,
-                 dataset: Any,
-                 num_negatives: Optional[int] = None,
-                 percent: float = 1.0,
-                 mode: str = 'exact') -> None:
+    def __init__(
+        self,
+        dataset: Any,
+        num_negatives: Optional[int] = None,
+        percent: float = 1.0,
+        mode: str = 'exact',
+    ) -> None:
         _check_contrast_args(num_negatives, percent, mode)
         if isinstance(dataset, Mapping):
             dataset = DATASETS.build(dataset)
         if isinstance(dataset, SampleIndexDataset):
             raise ValueError(
-                'dataset is a SampleIndexDataset already; wrap the data set '
-                'inside it once only.')
-        if not (hasattr(dataset, '__getitem__')
-                and hasattr(dataset, '__len__')):
+                'dataset is a SampleIndexDataset already; wrap the data set inside it once only.'
+            )
+        if not (hasattr(dataset, '__getitem__') and hasattr(dataset, '__len__')):
             raise TypeError(
                 'dataset must be a data set with __getitem__ and __len__, or '
-                f'its config, but got {type(dataset).__name__}.')
+                f'its config, but got {type(dataset).__name__}.'
+            )
         self.dataset = dataset
         self.num_negatives = num_negatives
         self.percent = percent
@@ -124,7 +126,8 @@ class SampleIndexDataset:
         if len(self.dataset) == 0:
             raise ValueError(
                 f'The wrapped {type(self.dataset).__name__} has no samples; '
-                'check its ann_file, data_root, filter_cfg and indices.')
+                'check its ann_file, data_root, filter_cfg and indices.'
+            )
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -174,7 +177,8 @@ class SampleIndexDataset:
         raise NotImplementedError(
             'A SampleIndexDataset cannot be cut: its ids are positions in the '
             'whole set. Cut the inner data set (its `indices` argument or '
-            'its get_subset) and wrap the result.')
+            'its get_subset) and wrap the result.'
+        )
 
     def get_subset_(self, indices: Union[int, Sequence[int]]) -> None:
         """Refused: positions would no longer be those of the bank."""
@@ -238,8 +242,7 @@ class SampleIndexDataset:
         if position < 0:
             position += len(self)
         if not 0 <= position < len(self):
-            raise IndexError(f'idx {idx} is outside the data set of '
-                             f'{len(self)} samples.')
+            raise IndexError(f'idx {idx} is outside the data set of {len(self)} samples.')
         return position
 
     @contextmanager
@@ -257,8 +260,7 @@ class SampleIndexDataset:
         words = state.generate_state(4)
         # torch.manual_seed would seed the GPUs as well.
         generator = torch.default_generator
-        before = (random.getstate(), np.random.get_state(),
-                  generator.get_state())
+        before = (random.getstate(), np.random.get_state(), generator.get_state())
         random.seed(words.tobytes())
         np.random.seed(words)
         generator.manual_seed(int(words[0]) << 32 | int(words[1]))
@@ -282,15 +284,15 @@ class SampleIndexDataset:
             f'No valid sample in {redraws} redraws from '
             f'{type(owner).__name__}: its pipeline returned None, or it '
             'returned other samples than asked for, each time. '
-            'Check the images and the pipeline.')
+            'Check the images and the pipeline.'
+        )
 
     def _write_ids(self, item: Any, position: int) -> Any:
         samples = item.get('data_samples') if isinstance(item, dict) else None
         views = samples if isinstance(samples, (list, tuple)) else [samples]
         contrast_idx = None
         if self.num_negatives is not None:
-            contrast_idx = self._pools.draw(position, self.num_negatives,
-                                            self.mode)
+            contrast_idx = self._pools.draw(position, self.num_negatives, self.mode)
         for sample in views:
             if isinstance(sample, BaseDataElement):
                 if 'sample_idx' in sample:
@@ -303,14 +305,13 @@ class SampleIndexDataset:
                 if contrast_idx is not None:
                     sample['contrast_idx'] = contrast_idx
             else:
-                found = (
-                    sorted(map(str, item)) if isinstance(item, dict) else
-                    type(item).__name__)
+                found = sorted(map(str, item)) if isinstance(item, dict) else type(item).__name__
                 raise TypeError(
                     'The sample at position '
                     f'{position} has no data_samples to hold its id (got '
                     f'{found}); end the pipeline with '
-                    "dict(type='PackInputs').")
+                    "dict(type='PackInputs')."
+                )
         return item
 
 
@@ -331,7 +332,8 @@ class _ContrastPools:
             raise ValueError(
                 'num_negatives needs two classes at least, but all '
                 f'{len(labels)} samples are of class {labels[0]}; leave '
-                "num_negatives out and use exclude='instance' in the loss.")
+                "num_negatives out and use exclude='instance' in the loss."
+            )
         self.cut: Optional[List[np.ndarray]] = None
         if 0 < percent < 1:
             kept = int((len(labels) - self.counts[0]) * percent)
@@ -339,7 +341,8 @@ class _ContrastPools:
                 raise ValueError(
                     f'percent={percent} keeps none of the '
                     f'{len(labels) - self.counts[0]} negatives of class 0; '
-                    'raise it, or use 1.0 for all.')
+                    'raise it, or use 1.0 for all.'
+                )
             self.cut = [
                 np.random.permutation(self.negatives(label))[:kept]
                 for label in range(len(self.counts))
@@ -348,18 +351,16 @@ class _ContrastPools:
     def positives(self, label: int) -> np.ndarray:
         """Ids of a class, ascending."""
         start = self.starts[label]
-        return self.order[start:start + self.counts[label]]
+        return self.order[start : start + self.counts[label]]
 
     def negatives(self, label: int) -> np.ndarray:
         """Ids of the other classes by class, then id; or what is kept."""
         if self.cut is not None:
             return self.cut[label]
         start = self.starts[label]
-        return np.concatenate(
-            [self.order[:start], self.order[start + self.counts[label]:]])
+        return np.concatenate([self.order[:start], self.order[start + self.counts[label] :]])
 
-    def draw(self, position: int, num_negatives: int,
-             mode: str) -> torch.Tensor:
+    def draw(self, position: int, num_negatives: int, mode: str) -> torch.Tensor:
         """Positive and negatives of one sample, (1 + K,) int64."""
         label = self.labels[position]
         positive = position
@@ -372,37 +373,38 @@ class _ContrastPools:
             skipped = self.counts[label]
         size = len(pool) - skipped
         # Drawing places rather than ids takes the same random numbers.
-        chosen = np.random.choice(
-            size, num_negatives, replace=num_negatives > size)
+        chosen = np.random.choice(size, num_negatives, replace=num_negatives > size)
         if skip_from is not None:
             chosen = chosen + skipped * (chosen >= skip_from)
-        return torch.from_numpy(
-            np.concatenate([[positive], pool[chosen]]).astype(np.int64))
+        return torch.from_numpy(np.concatenate([[positive], pool[chosen]]).astype(np.int64))
 
 
-def _check_contrast_args(num_negatives: Optional[int], percent: float,
-                         mode: str) -> None:
+def _check_contrast_args(num_negatives: Optional[int], percent: float, mode: str) -> None:
     if mode not in ('exact', 'relax'):
         raise ValueError(f"mode must be 'exact' or 'relax', but got {mode!r}.")
     if isinstance(percent, bool) or not isinstance(percent, (int, float)):
-        raise ValueError('percent must be a number (a fraction, not in 0 to '
-                         f'100), but got {percent!r}.')
+        raise ValueError(
+            f'percent must be a number (a fraction, not in 0 to 100), but got {percent!r}.'
+        )
     if num_negatives is None:
         if mode != 'exact' or percent != 1.0:
             raise ValueError(
                 f'percent={percent!r} and mode={mode!r} shape contrast_idx, '
                 'which is drawn only when num_negatives is given; set '
-                'num_negatives, or leave both out.')
-    elif (isinstance(num_negatives, bool)
-          or not isinstance(num_negatives, (int, np.integer))
-          or num_negatives < 1):
-        raise ValueError('num_negatives must be a positive int or None, but '
-                         f'got {num_negatives!r}.')
+                'num_negatives, or leave both out.'
+            )
+    elif (
+        isinstance(num_negatives, bool)
+        or not isinstance(num_negatives, (int, np.integer))
+        or num_negatives < 1
+    ):
+        raise ValueError(
+            f'num_negatives must be a positive int or None, but got {num_negatives!r}.'
+        )
 
 
 def _natural(name: str, value: int) -> int:
-    if isinstance(value, bool) or not isinstance(
-            value, (int, np.integer)) or value < 0:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 0:
         raise ValueError(f'{name} must be an int >= 0, but got {value!r}.')
     return int(value)
 
@@ -411,15 +413,16 @@ def _require(owner: Any, method: str) -> Any:
     if not hasattr(owner, method):
         raise TypeError(
             f'{type(owner).__name__} has no {method}; give it one, or use a '
-            'data set derived from mmengine.dataset.BaseDataset.')
+            'data set derived from mmengine.dataset.BaseDataset.'
+        )
     return getattr(owner, method)
 
 
 def _stock(dataset: Any, *classes: type) -> bool:
     """Whether indexing it is one of these classes' own indexing."""
     return any(
-        isinstance(dataset, cls)
-        and type(dataset).__getitem__ is cls.__getitem__ for cls in classes)
+        isinstance(dataset, cls) and type(dataset).__getitem__ is cls.__getitem__ for cls in classes
+    )
 
 
 def _locate(dataset: Any, index: int) -> Tuple[Any, int]:
@@ -453,7 +456,8 @@ def _read(owner: Any, index: int) -> Any:
             raise RuntimeError(
                 f'The pipeline of {type(owner).__name__} returned None for '
                 f'its sample {index} with test_mode=True; check the image, '
-                'or set test_mode=False so that another one is drawn.')
+                'or set test_mode=False so that another one is drawn.'
+            )
         return item
     item = owner[index]
     if hasattr(owner, 'get_data_info'):
@@ -493,23 +497,25 @@ def _owner_labels(owner: Any) -> np.ndarray:
     try:
         if hasattr(owner, 'full_init'):
             owner.full_init()
-        if (isinstance(owner, BaseDataset) and not owner.serialize_data
-                and type(owner).get_data_info is BaseDataset.get_data_info):
+        if (
+            isinstance(owner, BaseDataset)
+            and not owner.serialize_data
+            and type(owner).get_data_info is BaseDataset.get_data_info
+        ):
             # get_data_info would copy every image.
             labels = [info['gt_label'] for info in owner.data_list]
         elif hasattr(owner, 'get_gt_labels'):
             labels = owner.get_gt_labels()
         elif hasattr(owner, 'get_data_info'):
-            labels = [
-                owner.get_data_info(i)['gt_label'] for i in range(len(owner))
-            ]
+            labels = [owner.get_data_info(i)['gt_label'] for i in range(len(owner))]
         else:
             labels = owner.targets
     except (KeyError, AttributeError) as error:
         raise ValueError(
             f'{name} has no labels (no get_gt_labels, no gt_label in its '
-            'annotations, no targets); add them, or use exclude=\'instance\' '
-            'in the loss, which needs none.') from error
+            "annotations, no targets); add them, or use exclude='instance' "
+            'in the loss, which needs none.'
+        ) from error
     except ValueError as error:  # NumPy refuses ragged lists.
         raise ValueError(_multi_label_message(name, error)) from error
     return _as_classes(labels, name, len(owner))
@@ -523,25 +529,29 @@ def _as_classes(labels: Any, name: str, length: int) -> np.ndarray:
     if array.ndim == 2 and array.shape[1] == 1:
         array = array[:, 0]
     if array.ndim != 1 or array.dtype == object:
-        raise ValueError(
-            _multi_label_message(
-                name, f'shape {array.shape}, dtype {array.dtype}'))
+        raise ValueError(_multi_label_message(name, f'shape {array.shape}, dtype {array.dtype}'))
     if array.shape[0] != length:
-        raise ValueError(f'{name} gives {array.shape[0]} labels for {length} '
-                         'samples; its get_gt_labels must return one each.')
+        raise ValueError(
+            f'{name} gives {array.shape[0]} labels for {length} '
+            'samples; its get_gt_labels must return one each.'
+        )
     if not np.issubdtype(array.dtype, np.integer):
         raise ValueError(
             f'{name} has labels of type {array.dtype}, expected integers; '
-            "mend gt_label, or use exclude='instance' in the loss.")
+            "mend gt_label, or use exclude='instance' in the loss."
+        )
     if length and array.min() < 0:
         raise ValueError(
             f'{name} has the label {array.min()} at sample '
             f'{array.argmin()}, expected classes >= 0; drop unlabelled '
-            "samples, or use exclude='instance' in the loss.")
+            "samples, or use exclude='instance' in the loss."
+        )
     return array.astype(np.int64)
 
 
 def _multi_label_message(name: str, found: Any) -> str:
-    return (f'{name} is multi-label or multi-task: one class a sample is '
-            f'expected, found {found}. Use exclude=\'instance\' in the loss, '
-            'which needs no labels.')
+    return (
+        f'{name} is multi-label or multi-task: one class a sample is '
+        f"expected, found {found}. Use exclude='instance' in the loss, "
+        'which needs no labels.'
+    )

@@ -1,4 +1,5 @@
 """STL-10 with its unlabeled part, read from the binaries in place."""
+
 import os
 import os.path as osp
 from typing import Dict, List, Optional
@@ -11,9 +12,9 @@ from crd_plugin.registry import DATASETS
 
 _URL = 'http://ai.stanford.edu/~acoates/stl10/stl10_binary.tar.gz'
 _PARTS = {
-    'train': ('train', ),
-    'test': ('test', ),
-    'unlabeled': ('unlabeled', ),
+    'train': ('train',),
+    'test': ('test',),
+    'unlabeled': ('unlabeled',),
     'train+unlabeled': ('train', 'unlabeled'),
 }
 _LABELED = ('train', 'test')
@@ -66,28 +67,33 @@ class STL10(BaseDataset):
     """
 
     METAINFO = dict(
-        classes=('airplane', 'bird', 'car', 'cat', 'deer', 'dog', 'horse',
-                 'monkey', 'ship', 'truck'))
+        classes=(
+            'airplane',
+            'bird',
+            'car',
+            'cat',
+            'deer',
+            'dog',
+            'horse',
+            'monkey',
+            'ship',
+            'truck',
+        )
+    )
 
-    def __init__(self,
-                 data_root: str,
-                 split: str = 'train',
-                 metainfo: Optional[dict] = None,
-                 **kwargs) -> None:
+    def __init__(
+        self, data_root: str, split: str = 'train', metainfo: Optional[dict] = None, **kwargs
+    ) -> None:
         if split not in _PARTS:
-            raise ValueError(f'split must be one of {list(_PARTS)}, but got '
-                             f'{split!r}.')
+            raise ValueError(f'split must be one of {list(_PARTS)}, but got {split!r}.')
         if not data_root:
             raise ValueError(
                 f'data_root must be the folder stl10_binary, but got '
-                f'{data_root!r}; unpack {_URL} and name its folder.')
+                f'{data_root!r}; unpack {_URL} and name its folder.'
+            )
         self.split = split
         self._files: Dict[str, _ImageFile] = {}
-        super().__init__(
-            ann_file='',
-            metainfo=metainfo,
-            data_root=expanduser(data_root),
-            **kwargs)
+        super().__init__(ann_file='', metainfo=metainfo, data_root=expanduser(data_root), **kwargs)
 
     def load_data_list(self) -> List[dict]:
         """Read the labels and look at the size of the images' files.
@@ -132,12 +138,14 @@ class STL10(BaseDataset):
         """
         self.full_init()
         if self.split not in _LABELED:
-            raise KeyError(f'split={self.split!r} of STL10 has no gt_label; '
-                           f'those with labels are {list(_LABELED)}.')
-        return np.array([
-            super(STL10, self).get_data_info(idx)['gt_label']
-            for idx in range(len(self))
-        ], dtype=np.int64)
+            raise KeyError(
+                f'split={self.split!r} of STL10 has no gt_label; '
+                f'those with labels are {list(_LABELED)}.'
+            )
+        return np.array(
+            [super(STL10, self).get_data_info(idx)['gt_label'] for idx in range(len(self))],
+            dtype=np.int64,
+        )
 
     def extra_repr(self) -> List[str]:
         """Lines that ``repr`` adds: the split and its folder."""
@@ -151,7 +159,8 @@ class STL10(BaseDataset):
                 f'not hold split={self.split!r} of STL-10. Download {_URL} '
                 '(2.6 GB), unpack it, and let data_root name its folder '
                 'stl10_binary, which holds train_X.bin, train_y.bin, '
-                'test_X.bin, test_y.bin and unlabeled_X.bin.')
+                'test_X.bin, test_y.bin and unlabeled_X.bin.'
+            )
         return path
 
     def _read_labels(self, count: int) -> List[int]:
@@ -160,12 +169,14 @@ class STL10(BaseDataset):
         if len(labels) != count:
             raise ValueError(
                 f'{path} has {len(labels)} labels, but {self.split}_X.bin has '
-                f'{count} images; get them anew from {_URL}.')
+                f'{count} images; get them anew from {_URL}.'
+            )
         outside = labels[(labels < 0) | (labels >= _NUM_CLASSES)]
         if outside.size:
             raise ValueError(
                 f'{path} has the label {outside[0] + 1}, expected 1 to '
-                f'{_NUM_CLASSES}; get it anew from {_URL}.')
+                f'{_NUM_CLASSES}; get it anew from {_URL}.'
+            )
         return labels.tolist()
 
 
@@ -183,7 +194,8 @@ class _ImageFile:
             raise ValueError(
                 f'{path} has {size} bytes, expected a multiple of '
                 f'{_IMAGE_BYTES} (96x96x3), so it is cut off; get it anew '
-                f'from {_URL}.')
+                f'from {_URL}.'
+            )
         self._count = size // _IMAGE_BYTES
         self._planes: Optional[np.ndarray] = None
 
@@ -193,10 +205,8 @@ class _ImageFile:
     def __getitem__(self, row: int) -> np.ndarray:
         if self._planes is None:
             self._planes = np.memmap(
-                self.path,
-                dtype=np.uint8,
-                mode='r',
-                shape=(self._count, 3, _SIZE, _SIZE))
+                self.path, dtype=np.uint8, mode='r', shape=(self._count, 3, _SIZE, _SIZE)
+            )
         # (channel, column, row) -> (row, column, channel)
         return np.array(self._planes[row].transpose(2, 1, 0), order='C')
 

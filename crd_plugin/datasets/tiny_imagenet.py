@@ -1,8 +1,8 @@
 """Tiny-ImageNet-200 as its archive unpacks, nothing moved."""
+
 from typing import Dict, List, Optional
 
-from mmengine.fileio import (get_file_backend, get_text, isdir, isfile,
-                             join_path)
+from mmengine.fileio import get_file_backend, get_text, isdir, isfile, join_path
 from mmpretrain.datasets import BaseDataset
 from mmpretrain.datasets.base_dataset import expanduser
 
@@ -60,26 +60,27 @@ class TinyImageNet200(BaseDataset):
             get the data.
     """
 
-    def __init__(self,
-                 data_root: str,
-                 split: str = 'train',
-                 metainfo: Optional[dict] = None,
-                 **kwargs) -> None:
+    def __init__(
+        self, data_root: str, split: str = 'train', metainfo: Optional[dict] = None, **kwargs
+    ) -> None:
         if split not in ('train', 'val'):
             raise ValueError(
                 f"split must be 'train' or 'val', but got {split!r}; the test "
-                'images have no labels.')
+                'images have no labels.'
+            )
         if not data_root:
             raise ValueError(
                 f'data_root must be the folder tiny-imagenet-200, but got '
-                f'{data_root!r}; unpack {_URL} and name its folder.')
+                f'{data_root!r}; unpack {_URL} and name its folder.'
+            )
         self.split = split
         super().__init__(
             ann_file='val/val_annotations.txt' if split == 'val' else '',
             metainfo=metainfo,
             data_root=expanduser(data_root),
             data_prefix='val/images' if split == 'val' else 'train',
-            **kwargs)
+            **kwargs,
+        )
 
     def load_data_list(self) -> List[dict]:
         """List the images of the split.
@@ -104,7 +105,8 @@ class TinyImageNet200(BaseDataset):
             raise ValueError(
                 f'{path} has {len(wnids)} lines and {len(set(wnids))} '
                 f'different ids, expected 200 of each; get it anew from '
-                f'{_URL}.')
+                f'{_URL}.'
+            )
         return {wnid: label for label, wnid in enumerate(sorted(wnids))}
 
     def _name_classes(self, labels: Dict[str, int]) -> None:
@@ -112,13 +114,14 @@ class TinyImageNet200(BaseDataset):
             words = dict(
                 line.rstrip().split('\t', 1)
                 for line in self._lines(join_path(self.data_root, 'words.txt'))
-                if '\t' in line)
-            self._metainfo['classes'] = tuple(
-                words.get(wnid, wnid) for wnid in labels)
+                if '\t' in line
+            )
+            self._metainfo['classes'] = tuple(words.get(wnid, wnid) for wnid in labels)
         elif len(self.CLASSES) != len(labels):
             raise ValueError(
                 f'classes has {len(self.CLASSES)} names, but wnids.txt has '
-                f'{len(labels)} ids; give one name an id, or leave it out.')
+                f'{len(labels)} ids; give one name an id, or leave it out.'
+            )
 
     def _train_images(self, labels: Dict[str, int]) -> List[dict]:
         found = self._list(self.img_prefix, folders=True)
@@ -128,7 +131,8 @@ class TinyImageNet200(BaseDataset):
             raise ValueError(
                 f'The folders of {self.img_prefix} are not those of '
                 f'wnids.txt: {_some(missing)} missing, {_some(unknown)} '
-                f'unknown. Unpack {_URL} anew.')
+                f'unknown. Unpack {_URL} anew.'
+            )
         data_list = []
         for wnid, label in labels.items():
             folder = join_path(self.img_prefix, wnid, 'images')
@@ -136,8 +140,7 @@ class TinyImageNet200(BaseDataset):
             if not names:
                 raise FileNotFoundError(self._advice(f'{folder} has no image'))
             data_list += [
-                dict(img_path=join_path(folder, name), gt_label=label)
-                for name in sorted(names)
+                dict(img_path=join_path(folder, name), gt_label=label) for name in sorted(names)
             ]
         return data_list
 
@@ -153,18 +156,21 @@ class TinyImageNet200(BaseDataset):
                 raise ValueError(
                     f'{self.ann_file}, line {number} is {line!r}, expected '
                     'a file name, a tab and an id that is in wnids.txt; get '
-                    f'it anew from {_URL}.')
+                    f'it anew from {_URL}.'
+                )
             if name not in found:
                 missing.append(name)
             data_list.append(
-                dict(
-                    img_path=join_path(self.img_prefix, name),
-                    gt_label=labels[wnid.strip()]))
+                dict(img_path=join_path(self.img_prefix, name), gt_label=labels[wnid.strip()])
+            )
         if missing:
             raise FileNotFoundError(
-                self._advice(f'{self.img_prefix} lacks {_some(missing)} of '
-                             'val_annotations.txt; it must hold all images '
-                             'as unpacked, not sorted into folders'))
+                self._advice(
+                    f'{self.img_prefix} lacks {_some(missing)} of '
+                    'val_annotations.txt; it must hold all images '
+                    'as unpacked, not sorted into folders'
+                )
+            )
         return data_list
 
     def _lines(self, path: str) -> List[str]:
@@ -176,24 +182,24 @@ class TinyImageNet200(BaseDataset):
         if not isdir(folder):
             raise FileNotFoundError(self._advice(f'{folder} is missing'))
         backend = get_file_backend(folder, enable_singleton=True)
-        names = backend.list_dir_or_file(
-            folder, list_dir=folders, list_file=not folders)
+        names = backend.list_dir_or_file(folder, list_dir=folders, list_file=not folders)
         return {
             name
-            for name in names if not name.startswith('.') and (
-                folders or name.lower().endswith(_EXTENSIONS))
+            for name in names
+            if not name.startswith('.') and (folders or name.lower().endswith(_EXTENSIONS))
         }
 
     def _advice(self, problem: str) -> str:
-        return (f'{problem}, so data_root={self.data_root!r} is not '
-                f'Tiny-ImageNet-200. Download {_URL} (237 MB), unpack it, and '
-                'let data_root name its folder tiny-imagenet-200, which '
-                f'holds:{_LAYOUT}')
+        return (
+            f'{problem}, so data_root={self.data_root!r} is not '
+            f'Tiny-ImageNet-200. Download {_URL} (237 MB), unpack it, and '
+            'let data_root name its folder tiny-imagenet-200, which '
+            f'holds:{_LAYOUT}'
+        )
 
 
 def _some(names: List[str]) -> str:
     """``3 (a, b, ...)``."""
     if not names:
         return '0'
-    return (f'{len(names)} ({", ".join(names[:2])}'
-            f'{", ..." if len(names) > 2 else ""})')
+    return f'{len(names)} ({", ".join(names[:2])}{", ..." if len(names) > 2 else ""})'

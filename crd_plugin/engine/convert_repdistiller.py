@@ -1,4 +1,5 @@
 """Checkpoints of HobbitLong/RepDistiller as checkpoints of our configs."""
+
 import argparse
 import hashlib
 import io
@@ -15,8 +16,7 @@ from mmengine.logging import MMLogger
 from torch import Tensor
 
 from crd_plugin.compat import CheckpointError, load_checkpoint_file
-from crd_plugin.models.backbones import (CIFAR_ZOO, build_cifar_classifier_cfg,
-                                         find_cifar_name)
+from crd_plugin.models.backbones import CIFAR_ZOO, build_cifar_classifier_cfg, find_cifar_name
 
 # What the original calls its last layer: ResNet and WRN; ResNet-50 and the
 # ShuffleNets; VGG and (with an index behind it) MobileNetV2.
@@ -24,9 +24,9 @@ _CLASSIFIERS = ('fc', 'linear', 'classifier')
 _COUNTER = 'num_batches_tracked'
 
 
-def convert_repdistiller(checkpoint: Union[str, os.PathLike],
-                         out: Union[str, os.PathLike],
-                         arch: Optional[str] = None) -> Path:
+def convert_repdistiller(
+    checkpoint: Union[str, os.PathLike], out: Union[str, os.PathLike], arch: Optional[str] = None
+) -> Path:
     """Write a teacher of RepDistiller as a checkpoint of our config.
 
     The config is ``build_cifar_classifier_cfg(arch, num_classes)``, where the
@@ -68,13 +68,11 @@ def convert_repdistiller(checkpoint: Union[str, os.PathLike],
         source=source.name,
         source_sha256=hashlib.sha256(source.read_bytes()).hexdigest(),
         cfg=Config(
-            dict(
-                default_scope='mmpretrain',
-                custom_imports=dict(imports=['crd_plugin']),
-                model=cfg)).pretty_text)
+            dict(default_scope='mmpretrain', custom_imports=dict(imports=['crd_plugin']), model=cfg)
+        ).pretty_text,
+    )
     accuracy = loaded.get('accuracy', loaded.get('best_acc'))
-    for key, kind, value in (('epoch', int, loaded.get('epoch')),
-                             ('accuracy', float, accuracy)):
+    for key, kind, value in (('epoch', int, loaded.get('epoch')), ('accuracy', float, accuracy)):
         if value is not None:
             meta[key] = kind(value)
     # Through memory: in a file, torch writes the file's name into the bytes.
@@ -82,8 +80,8 @@ def convert_repdistiller(checkpoint: Union[str, os.PathLike],
     torch.save(dict(meta=meta, state_dict=state), buffer)
     target = _write(buffer.getvalue(), Path(out).expanduser())
     MMLogger.get_current_instance().info(
-        f'{target}: {name} of {meta["num_classes"]} classes, {len(state)} '
-        f'tensors.')
+        f'{target}: {name} of {meta["num_classes"]} classes, {len(state)} tensors.'
+    )
     return target
 
 
@@ -106,22 +104,25 @@ def _load(source: Path) -> Dict[str, Any]:
 def _weights(loaded: Any, source: Path) -> Dict[str, Tensor]:
     """Weights under ``model``, without the prefix of DataParallel."""
     weights = loaded.get('model') if isinstance(loaded, dict) else None
-    if not isinstance(weights, dict) or not weights or not all(
-            isinstance(value, Tensor) for value in weights.values()):
+    if (
+        not isinstance(weights, dict)
+        or not weights
+        or not all(isinstance(value, Tensor) for value in weights.values())
+    ):
         found = type(loaded).__name__
         if isinstance(loaded, dict):
             found = f'a dict of {_shorten(list(map(str, loaded)))}'
         raise ValueError(
             f'checkpoint {source} holds {found}, expected a dict whose '
             "'model' is a state_dict; give a file that RepDistiller has "
-            'saved, such as resnet32x4_vanilla/ckpt_epoch_240.pth.')
+            'saved, such as resnet32x4_vanilla/ckpt_epoch_240.pth.'
+        )
     if all(key.startswith('module.') for key in weights):
-        return {key[len('module.'):]: weights[key] for key in weights}
+        return {key[len('module.') :]: weights[key] for key in weights}
     return weights
 
 
-def _architecture(source: Path, arch: Optional[str],
-                  weights: Dict[str, Tensor]) -> str:
+def _architecture(source: Path, arch: Optional[str], weights: Dict[str, Tensor]) -> str:
     """Name as given, else the one that folder or file begins with."""
     if arch is not None:
         return find_cifar_name(arch)
@@ -133,7 +134,8 @@ def _architecture(source: Path, arch: Optional[str],
                 return name
     raise ValueError(
         f'neither the folder nor the name of {source} begins with a known '
-        f'architecture; give it by --arch. {_advice(weights)}')
+        f'architecture; give it by --arch. {_advice(weights)}'
+    )
 
 
 def _fit(
@@ -146,7 +148,8 @@ def _fit(
         raise ValueError(
             f'checkpoint {source} has no classifier: none of '
             f'{", ".join(_CLASSIFIERS)} is among its keys, which begin with '
-            f'{_shorten(list(weights))}; give the file of a whole network.')
+            f'{_shorten(list(weights))}; give the file of a whole network.'
+        )
     cfg = build_cifar_classifier_cfg(name, len(weights[fc]))
     own = _shapes(cfg)
     if not any(key.endswith(_COUNTER) for key in weights):
@@ -159,18 +162,18 @@ def _fit(
     missing = [key for key in own if key not in theirs]
     unexpected = [theirs[key] for key in theirs if key not in own]
     shapes = [
-        f'{theirs[key]} {tuple(weights[theirs[key]].shape)} instead of '
-        f'{own[key]}' for key in own
+        f'{theirs[key]} {tuple(weights[theirs[key]].shape)} instead of {own[key]}'
+        for key in own
         if key in theirs and weights[theirs[key]].shape != own[key]
     ]
     if missing or unexpected or shapes:
         raise ValueError(
             f'checkpoint {source} does not fit {name}: missing '
             f'{_shorten(missing)}; unexpected {_shorten(unexpected)}; other '
-            f'shapes {_shorten(shapes)}. {_advice(weights)}')
+            f'shapes {_shorten(shapes)}. {_advice(weights)}'
+        )
     # A view would be saved with all of the storage behind it.
-    return cfg, OrderedDict(
-        (key, weights[theirs[key]].detach().clone()) for key in own)
+    return cfg, OrderedDict((key, weights[theirs[key]].detach().clone()) for key in own)
 
 
 def _our_key(key: str) -> str:
@@ -184,6 +187,7 @@ def _our_key(key: str) -> str:
 def _shapes(cfg: Dict[str, Any]) -> Dict[str, Tuple[int, ...]]:
     """Names and shapes of the weights, in order."""
     from mmpretrain.registry import MODELS
+
     weights = MODELS.build(cfg).state_dict()
     return {key: tuple(value.shape) for key, value in weights.items()}
 
@@ -192,30 +196,29 @@ def _advice(weights: Dict[str, Tensor]) -> str:
     """Which networks of the zoo the weights are of."""
     shapes = {
         _our_key(key): tuple(value.shape)
-        for key, value in weights.items() if not key.endswith(_COUNTER)
+        for key, value in weights.items()
+        if not key.endswith(_COUNTER)
     }
-    classes = shapes.get('head.fc.bias', (0, ))[0]
+    classes = shapes.get('head.fc.bias', (0,))[0]
     for name in CIFAR_ZOO if classes else ():
         own = _shapes(build_cifar_classifier_cfg(name, classes))
-        if shapes == {
-                key: shape
-                for key, shape in own.items() if not key.endswith(_COUNTER)
-        }:
+        if shapes == {key: shape for key, shape in own.items() if not key.endswith(_COUNTER)}:
             return f'Its weights are those of {name}: give --arch {name}.'
-    return (f'Its weights fit no network of the zoo: {", ".join(CIFAR_ZOO)}.')
+    return f'Its weights fit no network of the zoo: {", ".join(CIFAR_ZOO)}.'
 
 
 def _write(content: bytes, target: Path) -> Path:
     """Write whole or not at all; never over another file."""
     if target.is_dir():
-        raise FileExistsError(f'OUT {target} is a folder; give a file in it, '
-                              f'such as {target / "resnet32x4.pth"}.')
+        raise FileExistsError(
+            f'OUT {target} is a folder; give a file in it, such as {target / "resnet32x4.pth"}.'
+        )
     if target.exists():
         if target.read_bytes() == content:
             return target
         raise FileExistsError(
-            f'{target} exists already and is another file; remove it or '
-            'choose another OUT.')
+            f'{target} exists already and is another file; remove it or choose another OUT.'
+        )
     # compat has taught this to write beside the target and rename.
     fileio.put(content, target)
     return target

@@ -1,4 +1,5 @@
 """The student alone: from a checkpoint of a distillation to a plain one."""
+
 import ast
 import copy
 import hashlib
@@ -21,17 +22,26 @@ from crd_plugin.compat import load_checkpoint_file
 _STUDENT = 'architecture.'
 _PREPROCESSOR = 'data_preprocessor.'
 # What mmpretrain or a reader asks of a published checkpoint.
-_META = ('dataset_meta', 'epoch', 'iter', 'seed', 'experiment_name', 'time',
-         'mmengine_version')
+_META = ('dataset_meta', 'epoch', 'iter', 'seed', 'experiment_name', 'time', 'mmengine_version')
 # What evaluation and inference need of a config.
-_CONFIG = ('default_scope', 'custom_imports', 'data_preprocessor', 'model',
-           'test_pipeline', 'test_dataloader', 'test_evaluator', 'test_cfg')
+_CONFIG = (
+    'default_scope',
+    'custom_imports',
+    'data_preprocessor',
+    'model',
+    'test_pipeline',
+    'test_dataloader',
+    'test_evaluator',
+    'test_cfg',
+)
 
 
-def publish_student(checkpoint: Union[str, os.PathLike],
-                    out: Union[str, os.PathLike],
-                    config: Optional[Union[str, Config]] = None,
-                    use_ema: bool = True) -> Path:
+def publish_student(
+    checkpoint: Union[str, os.PathLike],
+    out: Union[str, os.PathLike],
+    config: Optional[Union[str, Config]] = None,
+    use_ema: bool = True,
+) -> Path:
     """Write the student of a distillation as a plain mmpretrain checkpoint.
 
     Teacher, memory bank, connectors, optimizer and log history stay behind;
@@ -75,16 +85,18 @@ def publish_student(checkpoint: Union[str, os.PathLike],
     if plain is not None:
         published_meta['cfg'] = Config(plain).pretty_text
     if not published_meta.get('dataset_meta'):
-        logger.warning('The checkpoint does not name its classes '
-                       '(meta.dataset_meta); predictions will be numbers.')
+        logger.warning(
+            'The checkpoint does not name its classes '
+            '(meta.dataset_meta); predictions will be numbers.'
+        )
     # Through memory: in a file, torch writes the file's name into the bytes.
     buffer = io.BytesIO()
     torch.save(dict(meta=published_meta, state_dict=student), buffer)
     target = _write(buffer.getvalue(), Path(checkpoint), os.fspath(out))
-    before, after = (
-        osp.getsize(path) / 2**20 for path in (checkpoint, target))
-    logger.info(f'{target}: {len(student)} tensors, {after:.2f} MiB (the '
-                f'checkpoint has {before:.2f} MiB).')
+    before, after = (osp.getsize(path) / 2**20 for path in (checkpoint, target))
+    logger.info(
+        f'{target}: {len(student)} tensors, {after:.2f} MiB (the checkpoint has {before:.2f} MiB).'
+    )
     return target
 
 
@@ -97,16 +109,12 @@ def student_config(cfg: Dict[str, Any]) -> Dict[str, Any]:
     Returns:
         dict: Without teacher, distiller, training and initial weights.
     """
-    plain = {
-        key: copy.deepcopy(cfg[key])
-        for key in _CONFIG if cfg.get(key) is not None
-    }
+    plain = {key: copy.deepcopy(cfg[key]) for key in _CONFIG if cfg.get(key) is not None}
     model = plain.get('model')
     if isinstance(model, dict) and 'architecture' in model:
         student = model['architecture']
         # The distiller's own comes first, then the runner's default.
-        preprocessor = (
-            model.get('data_preprocessor') or plain.get('data_preprocessor'))
+        preprocessor = model.get('data_preprocessor') or plain.get('data_preprocessor')
         if preprocessor:
             student.pop('data_preprocessor', None)
             plain['data_preprocessor'] = preprocessor
@@ -126,20 +134,22 @@ def _forget_initial_weights(cfg: Any) -> None:
         _forget_initial_weights(child)
 
 
-def _weights(loaded: Any, filename: Any, use_ema: bool,
-             logger: MMLogger) -> Dict[str, Tensor]:
+def _weights(loaded: Any, filename: Any, use_ema: bool, logger: MMLogger) -> Dict[str, Tensor]:
     """Model weights of a checkpoint, averaged or not."""
-    weights = loaded.get('state_dict', loaded) if isinstance(loaded,
-                                                             dict) else None
-    if not isinstance(weights, dict) or not weights or not all(
-            isinstance(value, Tensor) for value in weights.values()):
+    weights = loaded.get('state_dict', loaded) if isinstance(loaded, dict) else None
+    if (
+        not isinstance(weights, dict)
+        or not weights
+        or not all(isinstance(value, Tensor) for value in weights.values())
+    ):
         found = type(loaded).__name__
         if isinstance(loaded, dict):
             found = f'a dict of {_shorten(list(map(str, loaded)))}'
         raise ValueError(
             f'checkpoint {filename} holds {found}, expected a `state_dict` '
             'of tensors; give a file that the runner has saved, such as '
-            'epoch_60.pth of a work dir.')
+            'epoch_60.pth of a work dir.'
+        )
     if 'ema_state_dict' not in loaded or weights is loaded:
         return weights
     if use_ema:
@@ -148,22 +158,23 @@ def _weights(loaded: Any, filename: Any, use_ema: bool,
         return weights
     logger.info('The weights are the last ones, not the averages of EMAHook.')
     last = {
-        key[len('module.'):]: value
+        key[len('module.') :]: value
         for key, value in loaded['ema_state_dict'].items()
         if key.startswith('module.')
     }
     return {key: last.get(key, value) for key, value in weights.items()}
 
 
-def _student_weights(weights: Dict[str, Tensor], filename: Any,
-                     logger: MMLogger) -> 'OrderedDict[str, Tensor]':
+def _student_weights(
+    weights: Dict[str, Tensor], filename: Any, logger: MMLogger
+) -> 'OrderedDict[str, Tensor]':
     """Weights under ``architecture.``, or all where there are none."""
     student: 'OrderedDict[str, Tensor]' = OrderedDict()
     if any(key.startswith(_STUDENT) for key in weights):
         dropped: Dict[str, int] = {}
         for key, value in weights.items():
             if key.startswith(_STUDENT):
-                student.setdefault(key[len(_STUDENT):], value)
+                student.setdefault(key[len(_STUDENT) :], value)
             elif not key.startswith(_PREPROCESSOR):
                 part = key.partition('.')[0]
                 dropped[part] = dropped.get(part, 0) + 1
@@ -171,40 +182,44 @@ def _student_weights(weights: Dict[str, Tensor], filename: Any,
             # The distiller's preprocessor is the one that was used.
             if key.startswith(_PREPROCESSOR):
                 student[key] = value
-        parts = ', '.join(f'{part} ({number} tensors)'
-                          for part, number in sorted(dropped.items()))
+        parts = ', '.join(f'{part} ({number} tensors)' for part, number in sorted(dropped.items()))
         logger.info(f'Left behind: {parts or "nothing"}.')
     else:
         if any(key.startswith('distiller.') for key in weights):
             raise ValueError(
                 f'checkpoint {filename} has a distiller but no student: no '
                 'key starts with "architecture."; give a checkpoint of '
-                'crd_plugin.FrozenTeacherDistill or of MMRazor.')
-        logger.info('This is no checkpoint of a distillation (no key starts '
-                    'with "architecture."): all weights are kept, optimizer '
-                    'and log history are left behind.')
+                'crd_plugin.FrozenTeacherDistill or of MMRazor.'
+            )
+        logger.info(
+            'This is no checkpoint of a distillation (no key starts '
+            'with "architecture."): all weights are kept, optimizer '
+            'and log history are left behind.'
+        )
         student.update(weights)
     # A view would be saved with all of the storage behind it.
-    return OrderedDict(
-        (key, value.detach().clone()) for key, value in student.items())
+    return OrderedDict((key, value.detach().clone()) for key, value in student.items())
 
 
-def _config_of(meta: Dict[str, Any],
-               logger: MMLogger) -> Optional[Dict[str, Any]]:
+def _config_of(meta: Dict[str, Any], logger: MMLogger) -> Optional[Dict[str, Any]]:
     """Plain config from the one that the runner saved with the weights."""
     text = meta.get('cfg')
     try:
         cfg = parse_config_text(text) if text else {}
     except ValueError as error:
-        logger.warning(f'meta.cfg of the checkpoint is left out: {error}; '
-                       'give the config of the student with --config.')
+        logger.warning(
+            f'meta.cfg of the checkpoint is left out: {error}; '
+            'give the config of the student with --config.'
+        )
         return None
     model = cfg.get('model')
     if isinstance(model, dict):
         model = model.get('architecture', model)
     if not isinstance(model, dict) or 'type' not in model:
-        logger.warning('The checkpoint has no config of the student; give it '
-                       'with --config to have one in the published file.')
+        logger.warning(
+            'The checkpoint has no config of the student; give it '
+            'with --config to have one in the published file.'
+        )
         return None
     return student_config(cfg)
 
@@ -227,8 +242,11 @@ def parse_config_text(text: str) -> Dict[str, Any]:
         raise ValueError(f'not a config ({error})') from error
     found = {}
     for line in tree.body:
-        if not (isinstance(line, ast.Assign) and len(line.targets) == 1
-                and isinstance(line.targets[0], ast.Name)):
+        if not (
+            isinstance(line, ast.Assign)
+            and len(line.targets) == 1
+            and isinstance(line.targets[0], ast.Name)
+        ):
             raise ValueError(f'line {line.lineno} is no plain assignment')
         found[line.targets[0].id] = _literal(line.value)
     return found
@@ -240,17 +258,17 @@ def _literal(node: ast.AST) -> Any:
         kind = dict(List=list, Tuple=tuple, Set=set)[type(node).__name__]
         return kind(_literal(item) for item in node.elts)
     if isinstance(node, ast.Dict) and None not in node.keys:
-        return {
-            _literal(key): _literal(value)
-            for key, value in zip(node.keys, node.values)
-        }
-    if (isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
-            and node.func.id == 'dict' and len(node.args) <= 1):
+        return {_literal(key): _literal(value) for key, value in zip(node.keys, node.values)}
+    if (
+        isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Name)
+        and node.func.id == 'dict'
+        and len(node.args) <= 1
+    ):
         found = dict(_literal(node.args[0])) if node.args else {}
         for keyword in node.keywords:
             value = _literal(keyword.value)
-            found.update(value if keyword.arg is
-                         None else {keyword.arg: value})
+            found.update(value if keyword.arg is None else {keyword.arg: value})
         return found
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
         return -_literal(node.operand)
@@ -262,14 +280,16 @@ def _literal(node: ast.AST) -> Any:
         raise ValueError(f'line {node.lineno} is no plain value') from error
 
 
-def _check_fit(weights: Dict[str, Tensor], plain: Dict[str, Any],
-               filename: Any) -> None:
+def _check_fit(weights: Dict[str, Tensor], plain: Dict[str, Any], filename: Any) -> None:
     """Build the student and load the weights, all keys matched."""
     from mmpretrain.registry import MODELS
+
     cfg = plain.get('model')
     if not isinstance(cfg, dict):
-        raise ValueError('config has no `model`; give the config of the '
-                         'plain student or that of the distillation.')
+        raise ValueError(
+            'config has no `model`; give the config of the '
+            'plain student or that of the distillation.'
+        )
     cfg = copy.deepcopy(cfg)
     if plain.get('data_preprocessor'):
         cfg.setdefault('data_preprocessor', plain['data_preprocessor'])
@@ -283,7 +303,8 @@ def _check_fit(weights: Dict[str, Tensor], plain: Dict[str, Any],
         raise ValueError(
             f'the student in checkpoint {filename} does not fit config: '
             f'{message[:400]}; give the config of the student that was '
-            'trained.') from error
+            'trained.'
+        ) from error
 
 
 def _write(content: bytes, source: Path, out: str) -> Path:
@@ -300,10 +321,9 @@ def _write(content: bytes, source: Path, out: str) -> Path:
         if target.is_file() and target.read_bytes() == content:
             return target
         raise FileExistsError(
-            f'{target} exists already and is another file; remove it or '
-            'choose another OUT.')
-    handle, temporary = tempfile.mkstemp(
-        prefix=f'.{stem}-', suffix='.tmp', dir=target.parent)
+            f'{target} exists already and is another file; remove it or choose another OUT.'
+        )
+    handle, temporary = tempfile.mkstemp(prefix=f'.{stem}-', suffix='.tmp', dir=target.parent)
     try:
         with os.fdopen(handle, 'wb') as file:
             file.write(content)

@@ -1,4 +1,5 @@
 """Checks of arguments that are numbers."""
+
 import math
 from numbers import Integral, Real
 from typing import Any
@@ -41,8 +42,7 @@ def positive(name: str, value: float, published: float) -> float:
     """
     check_number(name, value)
     if not (value > 0 and math.isfinite(value)):
-        raise ValueError(f'{name} is {value}, expected a positive number '
-                         f'(published: {published}).')
+        raise ValueError(f'{name} is {value}, expected a positive number (published: {published}).')
     return value
 
 

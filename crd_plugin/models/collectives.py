@@ -1,4 +1,5 @@
 """Batches of all ranks as one, with gradients."""
+
 from typing import List, Sequence, Tuple
 
 import torch
@@ -34,12 +35,13 @@ def own_part(sizes: Sequence[int]) -> slice:
     Returns:
         slice: Of the concatenated batches.
     """
-    begin = sum(sizes[:get_rank()])
+    begin = sum(sizes[: get_rank()])
     return slice(begin, begin + sizes[get_rank()])
 
 
-def gather_batches(sample_key: Tensor, embeddings: Sequence[Tensor],
-                   sizes: Sequence[int]) -> Tuple[Tensor, List[Tensor]]:
+def gather_batches(
+    sample_key: Tensor, embeddings: Sequence[Tensor], sizes: Sequence[int]
+) -> Tuple[Tensor, List[Tensor]]:
     """Ids and embeddings of all ranks, in rank order, in one collective.
 
     The gradient of a gathered embedding is summed over the ranks and goes to

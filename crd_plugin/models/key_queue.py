@@ -1,4 +1,5 @@
 """Queue of teacher keys, the negatives of CoCoRD."""
+
 from typing import Optional
 
 import torch
@@ -40,15 +41,12 @@ class KeyQueue(nn.Module):
     def __init__(self, embed_dim: int, size: int = 2048) -> None:
         super().__init__()
         if embed_dim < 1:
-            raise ValueError(
-                f'embed_dim is {embed_dim}, expected a positive width such '
-                'as 2048.')
+            raise ValueError(f'embed_dim is {embed_dim}, expected a positive width such as 2048.')
         if size < 1:
             raise ValueError(
-                f'size of the key queue is {size}, expected at least 1 key '
-                '(published: 2048).')
-        self.register_buffer('keys',
-                             F.normalize(torch.randn(size, embed_dim), dim=1))
+                f'size of the key queue is {size}, expected at least 1 key (published: 2048).'
+            )
+        self.register_buffer('keys', F.normalize(torch.randn(size, embed_dim), dim=1))
         self.register_buffer('pointer', torch.zeros((), dtype=torch.int64))
         self._pending: Optional[Tensor] = None
 
@@ -78,20 +76,20 @@ class KeyQueue(nn.Module):
                 "CoCoRDHook is missing; add dict(type='crd_plugin.CoCoRDHook'"
                 ') to custom_hooks (in a loop of your own, call '
                 'model.update_averages() before and queue.commit() after '
-                'each step).')
+                'each step).'
+            )
         if keys.dim() != 2 or keys.size(1) != self.keys.size(1):
             raise ValueError(
                 f'keys has shape {tuple(keys.shape)}, expected (B, '
-                f'{self.keys.size(1)}): embed_dim of the queue.')
+                f'{self.keys.size(1)}): embed_dim of the queue.'
+            )
         self._pending = keys.detach()
 
     def discard(self) -> None:
         """Drop the pending keys, if any."""
         self._pending = None
 
-    def commit(self,
-               keys: Optional[Tensor] = None,
-               is_new: Optional[Tensor] = None) -> None:
+    def commit(self, keys: Optional[Tensor] = None, is_new: Optional[Tensor] = None) -> None:
         """Write keys over the oldest rows.
 
         Args:
@@ -108,12 +106,12 @@ class KeyQueue(nn.Module):
         if keys is None:
             raise RuntimeError(
                 'The key queue has no pending keys; run a training forward '
-                'pass of CoCoRDLoss before commit().')
+                'pass of CoCoRDLoss before commit().'
+            )
         self._pending = None
         enqueue(self.keys, self.pointer, keys, is_new)
 
-    def _load_from_state_dict(self, state_dict, prefix, *args,
-                              **kwargs) -> None:
+    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
         """Take over the keys of a checkpoint; another size is an error.
 
         MMEngine would only warn of it and go on with random keys.
@@ -124,7 +122,8 @@ class KeyQueue(nn.Module):
                 f'The checkpoint\'s key queue "{prefix[:-1]}" has '
                 f'{keys.size(0)} keys of width {keys.size(1)}, this one '
                 f'{self.size} of width {self.keys.size(1)}; set queue_size '
-                'and embed_dim of CoCoRDLoss to those of that run.')
+                'and embed_dim of CoCoRDLoss to those of that run.'
+            )
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         self._pending = None
 

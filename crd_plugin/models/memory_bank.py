@@ -1,11 +1,18 @@
 """Memory bank of contrastive representation distillation."""
+
 from typing import Any, Callable, Dict, NamedTuple, Optional
 
 import torch
 from torch import Tensor, nn
 
-from crd_plugin.ops import (LabelIndex, build_label_index, initial_rows,
-                            last_occurrence, momentum_rows, scores)
+from crd_plugin.ops import (
+    LabelIndex,
+    build_label_index,
+    initial_rows,
+    last_occurrence,
+    momentum_rows,
+    scores,
+)
 from crd_plugin.registry import MODELS
 
 from ._numbers import check_number, count
@@ -26,6 +33,7 @@ class PendingUpdate(NamedTuple):
         log_z (Tensor, optional): Logarithm of the two partition constants,
             ``(2,)`` float64, on the first step only.
     """
+
     sample_idx: Tensor
     student: Tensor
     teacher: Tensor
@@ -70,11 +78,13 @@ class MemoryBank(nn.Module):
         TypeError: If ``momentum`` is no number.
     """
 
-    def __init__(self,
-                 embed_dim: int,
-                 momentum: float = 0.5,
-                 num_samples: Optional[int] = None,
-                 dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self,
+        embed_dim: int,
+        momentum: float = 0.5,
+        num_samples: Optional[int] = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         super().__init__()
         count('embed_dim', embed_dim, ' (published: 128)')
         check_number('momentum', momentum)
@@ -83,13 +93,13 @@ class MemoryBank(nn.Module):
         if not 0 <= momentum < 1:
             raise ValueError(
                 f'momentum is {momentum}, expected 0 <= momentum < 1: it is '
-                'the weight of the old row, and 1 would never learn.')
+                'the weight of the old row, and 1 would never learn.'
+            )
         self.embed_dim = embed_dim
         self.momentum = momentum
         for name in SIDES:
             self._hold(name, torch.empty(0, embed_dim, dtype=dtype))
-            self.register_buffer(f'log_z_{name}',
-                                 torch.tensor(float('nan')).double())
+            self.register_buffer(f'log_z_{name}', torch.tensor(float('nan')).double())
         self.register_buffer('labels', torch.empty(0, dtype=torch.int64))
         # False: rows in a checkpoint are passed over (evaluation, export).
         self.keep_rows = True
@@ -112,8 +122,7 @@ class MemoryBank(nn.Module):
     @property
     def num_bytes(self) -> int:
         """int: Memory of both sides' rows on this rank, in bytes."""
-        return sum(rows.numel() * rows.element_size()
-                   for rows in (self.student, self.teacher))
+        return sum(rows.numel() * rows.element_size() for rows in (self.student, self.teacher))
 
     @property
     def num_shards(self) -> int:
@@ -155,15 +164,15 @@ class MemoryBank(nn.Module):
                 "exclude='class' needs the label of every row, but the "
                 'memory bank has none; add '
                 "dict(type='crd_plugin.MemoryBankHook') to custom_hooks "
-                "or call resize(num_samples, labels), or use "
-                "exclude='instance' for data without labels.")
+                'or call resize(num_samples, labels), or use '
+                "exclude='instance' for data without labels."
+            )
 
     @torch.inference_mode(False)
     @torch.no_grad()
-    def resize(self,
-               num_samples: int,
-               labels: Optional[Tensor] = None,
-               seed: Optional[int] = None) -> None:
+    def resize(
+        self, num_samples: int, labels: Optional[Tensor] = None, seed: Optional[int] = None
+    ) -> None:
         """Have fresh rows, forget constants and pending update.
 
         Args:
@@ -181,29 +190,27 @@ class MemoryBank(nn.Module):
         if num_samples < 2:
             raise ValueError(
                 f'num_samples is {num_samples}, expected at least 2: a bank '
-                'of one row has no negative.')
+                'of one row has no negative.'
+            )
         device = self.labels.device
         if labels is not None:
             labels = torch.as_tensor(labels)
-            if labels.shape != (num_samples, ):
+            if labels.shape != (num_samples,):
                 raise ValueError(
                     f'labels has shape {tuple(labels.shape)}, expected '
-                    f'({num_samples},): one label for each row.')
+                    f'({num_samples},): one label for each row.'
+                )
             if labels.is_floating_point() or labels.is_complex():
                 raise ValueError(
-                    f'labels is {labels.dtype}, expected integers: one class '
-                    'for each row.')
+                    f'labels is {labels.dtype}, expected integers: one class for each row.'
+                )
             labels = labels.to(device, torch.int64)
         else:
             labels = torch.empty(0, dtype=torch.int64, device=device)
         generator = torch.Generator(device)
-        generator.manual_seed(
-            torch.initial_seed() if seed is None else int(seed))
+        generator.manual_seed(torch.initial_seed() if seed is None else int(seed))
         self._forget()
-        drawn = [
-            self._fresh_rows(num_samples, generator).to(self.student.dtype)
-            for _ in SIDES
-        ]
+        drawn = [self._fresh_rows(num_samples, generator).to(self.student.dtype) for _ in SIDES]
         for name, rows in zip(SIDES, drawn):
             self._hold(name, rows)
         self.labels = labels
@@ -218,8 +225,7 @@ class MemoryBank(nn.Module):
         self._has_z = False
         self._pending = None
 
-    def _fresh_rows(self, num_samples: int,
-                    generator: torch.Generator) -> Tensor:
+    def _fresh_rows(self, num_samples: int, generator: torch.Generator) -> Tensor:
         """Rows of one side that nothing was written to."""
         return initial_rows(num_samples, self.embed_dim, generator)
 
@@ -238,12 +244,12 @@ class MemoryBank(nn.Module):
             raise ValueError(
                 f'The other bank has {other.num_samples} rows, this one '
                 f'{self.num_samples}: labels are shared between banks of the '
-                'same samples.')
+                'same samples.'
+            )
         self.labels = other.labels
         self._label_index = other._label_index
 
-    def scores(self, anchor: Tensor, side: str, index: Tensor,
-               temperature: float) -> Tensor:
+    def scores(self, anchor: Tensor, side: str, index: Tensor, temperature: float) -> Tensor:
         """Normalised scores P = exp(s) / Z of given pairs, for inspection.
 
         Args:
@@ -260,18 +266,15 @@ class MemoryBank(nn.Module):
             ValueError: If ``side`` is another word.
         """
         if side not in SIDES:
-            raise ValueError(
-                f"side is '{side}', expected 'student' or 'teacher'.")
+            raise ValueError(f"side is '{side}', expected 'student' or 'teacher'.")
         rows = self.teacher if side == 'student' else self.student
         logits = scores(anchor, rows, index, temperature)
         log_z = getattr(self, f'log_z_{side}').to(logits.dtype)
         return torch.exp(logits - log_z)
 
-    def stage(self,
-              sample_idx: Tensor,
-              student: Tensor,
-              teacher: Tensor,
-              log_z: Optional[Tensor] = None) -> None:
+    def stage(
+        self, sample_idx: Tensor, student: Tensor, teacher: Tensor, log_z: Optional[Tensor] = None
+    ) -> None:
         """Leave an update for :meth:`commit`.
 
         Args:
@@ -287,11 +290,13 @@ class MemoryBank(nn.Module):
         if self._pending is not None:
             raise RuntimeError(
                 'The memory bank has an update that was never committed: '
-                "MemoryBankHook is missing; add "
+                'MemoryBankHook is missing; add '
                 "dict(type='crd_plugin.MemoryBankHook') to custom_hooks (in a "
-                'loop of your own, call bank.commit() after each step).')
-        self._pending = PendingUpdate(sample_idx.detach(), student.detach(),
-                                      teacher.detach(), log_z)
+                'loop of your own, call bank.commit() after each step).'
+            )
+        self._pending = PendingUpdate(
+            sample_idx.detach(), student.detach(), teacher.detach(), log_z
+        )
 
     def discard(self) -> None:
         """Drop the pending update, if any."""
@@ -312,7 +317,8 @@ class MemoryBank(nn.Module):
         if update is None:
             raise RuntimeError(
                 'The memory bank has no pending update; run a training '
-                'forward pass of CRDLoss before commit().')
+                'forward pass of CRDLoss before commit().'
+            )
         self._pending = None
         last = last_occurrence(update.sample_idx)
         embeddings = torch.stack([update.student, update.teacher])
@@ -333,8 +339,7 @@ class MemoryBank(nn.Module):
         """
         sides = (self.student, self.teacher)
         old = torch.stack([rows.index_select(0, sample_idx) for rows in sides])
-        for rows, new in zip(sides,
-                             momentum_rows(old, embeddings, self.momentum)):
+        for rows, new in zip(sides, momentum_rows(old, embeddings, self.momentum)):
             rows.index_copy_(0, sample_idx, new)
 
     def _apply(self, fn, *args, **kwargs) -> 'MemoryBank':
@@ -343,8 +348,7 @@ class MemoryBank(nn.Module):
         self._label_index = apply_to_tensors(self._label_index, fn)
         return self
 
-    def _load_from_state_dict(self, state_dict, prefix, *args,
-                              **kwargs) -> None:
+    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
         """Take over rows of a checkpoint; another size is an error."""
         if not self.keep_rows:
             # Evaluation needs no bank: keep what is there, say nothing.
@@ -357,8 +361,7 @@ class MemoryBank(nn.Module):
         self._has_z = not bool(torch.isnan(self.log_z_student))
         self._pending = None
 
-    def _check_state(self, state_dict: Dict[str, Tensor],
-                     prefix: str) -> None:
+    def _check_state(self, state_dict: Dict[str, Tensor], prefix: str) -> None:
         """Refuse rows and labels of another data set; nothing is changed."""
         given = self.num_samples
         for name in SIDES:
@@ -372,7 +375,8 @@ class MemoryBank(nn.Module):
                     f'{len(found)} rows of width {found.size(1)}, this one '
                     f'{given} of width {self.embed_dim}; resume with the '
                     'training set and embed_dim of that run, or start anew '
-                    'without --resume.')
+                    'without --resume.'
+                )
         labels = state_dict.get(prefix + 'labels')
         if labels is not None and labels.numel() and self.labels.numel():
             if not torch.equal(labels.to(self.labels.device), self.labels):
@@ -380,7 +384,8 @@ class MemoryBank(nn.Module):
                     f'The checkpoint\'s memory bank "{prefix[:-1]}" belongs '
                     'to another data set or order of samples: its labels '
                     'differ from those of the training set; resume with the '
-                    'data of that run.')
+                    'data of that run.'
+                )
 
     @torch.inference_mode(False)
     def _make_room(self, state_dict: Dict[str, Tensor], prefix: str) -> None:
@@ -398,14 +403,13 @@ class MemoryBank(nn.Module):
     def _hold_empty(self, num_samples: int) -> None:
         """Have as many rows, of any values."""
         for name in SIDES:
-            self._hold(
-                name,
-                getattr(self, name).new_empty(num_samples, self.embed_dim))
+            self._hold(name, getattr(self, name).new_empty(num_samples, self.embed_dim))
 
     def extra_repr(self) -> str:
         """Sizes and settings."""
-        return (f'num_samples={self.num_samples}, '
-                f'embed_dim={self.embed_dim}, momentum={self.momentum}')
+        return (
+            f'num_samples={self.num_samples}, embed_dim={self.embed_dim}, momentum={self.momentum}'
+        )
 
 
 def apply_to_tensors(value: Any, fn: Callable[[Tensor], Tensor]) -> Any:

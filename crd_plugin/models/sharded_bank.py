@@ -1,12 +1,12 @@
 """A memory bank whose rows are split over the ranks."""
+
 from typing import Dict, Optional
 
 import torch
 from mmengine.dist import gather, get_rank, get_world_size
 from torch import Tensor
 
-from crd_plugin.ops import (LabelIndex, Shard, build_shard, initial_pieces,
-                            momentum_rows, shard_size)
+from crd_plugin.ops import LabelIndex, Shard, build_shard, initial_pieces, momentum_rows, shard_size
 from crd_plugin.registry import MODELS
 
 from .memory_bank import SIDES, MemoryBank, apply_to_tensors
@@ -43,11 +43,13 @@ class ShardedBank(MemoryBank):
         TypeError: If ``momentum`` is no number.
     """
 
-    def __init__(self,
-                 embed_dim: int,
-                 momentum: float = 0.5,
-                 num_samples: Optional[int] = None,
-                 dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self,
+        embed_dim: int,
+        momentum: float = 0.5,
+        num_samples: Optional[int] = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         self._num_samples = 0
         self._shards: Dict[str, Shard] = {}
         super().__init__(embed_dim, momentum, num_samples, dtype)
@@ -92,15 +94,14 @@ class ShardedBank(MemoryBank):
             if exclude == 'class':
                 self._require_labels()
                 labels = self.labels
-            self._shards[exclude] = build_shard(self.num_samples, get_rank(),
-                                                get_world_size(), labels,
-                                                self.labels.device)
+            self._shards[exclude] = build_shard(
+                self.num_samples, get_rank(), get_world_size(), labels, self.labels.device
+            )
         return self._shards[exclude]
 
-    def resize(self,
-               num_samples: int,
-               labels: Optional[Tensor] = None,
-               seed: Optional[int] = None) -> None:
+    def resize(
+        self, num_samples: int, labels: Optional[Tensor] = None, seed: Optional[int] = None
+    ) -> None:
         """As :meth:`MemoryBank.resize`; ``seed`` must be given where there
         are several ranks that were not seeded alike."""
         super().resize(num_samples, labels, seed)
@@ -116,8 +117,7 @@ class ShardedBank(MemoryBank):
         super().share_labels(other)
         self._shards = dict(getattr(other, '_shards', {}))
 
-    def scores(self, anchor: Tensor, side: str, index: Tensor,
-               temperature: float) -> Tensor:
+    def scores(self, anchor: Tensor, side: str, index: Tensor, temperature: float) -> Tensor:
         """As :meth:`MemoryBank.scores`, on one rank.
 
         Raises:
@@ -126,7 +126,8 @@ class ShardedBank(MemoryBank):
         if self.num_shards > 1:
             raise RuntimeError(
                 f'scores() needs all rows, of which this rank keeps 1 / '
-                f'{self.num_shards}; load a checkpoint in one process.')
+                f'{self.num_shards}; load a checkpoint in one process.'
+            )
         return super().scores(anchor, side, index, temperature)
 
     @torch.no_grad()
@@ -142,32 +143,27 @@ class ShardedBank(MemoryBank):
         rows, world = getattr(self, name), get_world_size()
         longest, whole = shard_size(self.num_samples, 0, world), None
         if get_rank() == 0:
-            whole = torch.empty(
-                self.num_samples, self.embed_dim, dtype=rows.dtype)
+            whole = torch.empty(self.num_samples, self.embed_dim, dtype=rows.dtype)
         for begin in range(0, longest, _CHUNK):
-            part = rows[begin:begin + _CHUNK]
+            part = rows[begin : begin + _CHUNK]
             wanted = min(_CHUNK, longest - begin)
             if len(part) < wanted:
                 # The last shards may have one row less.
                 part = torch.cat([part, part.new_zeros(1, self.embed_dim)])
             for rank, received in enumerate(gather(part.contiguous())):
-                place = slice(begin * world + rank, (begin + wanted) * world,
-                              world)
+                place = slice(begin * world + rank, (begin + wanted) * world, world)
                 target = whole[place]
-                target.copy_(received[:len(target)])
+                target.copy_(received[: len(target)])
         return whole
 
-    def _fresh_rows(self, num_samples: int,
-                    generator: torch.Generator) -> Tensor:
+    def _fresh_rows(self, num_samples: int, generator: torch.Generator) -> Tensor:
         """Own rows of those that all ranks draw alike."""
         rank, world = get_rank(), get_world_size()
-        own = self.student.new_empty(
-            shard_size(num_samples, rank, world), self.embed_dim)
+        own = self.student.new_empty(shard_size(num_samples, rank, world), self.embed_dim)
         done = 0
-        for part, rows in initial_pieces(num_samples, self.embed_dim,
-                                         generator):
-            kept = rows[(rank - part.start) % world::world]
-            own[done:done + len(kept)] = kept
+        for part, rows in initial_pieces(num_samples, self.embed_dim, generator):
+            kept = rows[(rank - part.start) % world :: world]
+            own[done : done + len(kept)] = kept
             done += len(kept)
         return own
 
@@ -184,8 +180,7 @@ class ShardedBank(MemoryBank):
         place, owned = place[source], owned[source, None]
         sides = (self.student, self.teacher)
         old = torch.stack([rows.index_select(0, place) for rows in sides])
-        new = momentum_rows(old, embeddings.index_select(1, source),
-                            self.momentum)
+        new = momentum_rows(old, embeddings.index_select(1, source), self.momentum)
         for rows, value in zip(sides, torch.where(owned, new, old)):
             rows.index_copy_(0, place, value)
 
@@ -195,8 +190,7 @@ class ShardedBank(MemoryBank):
         for name in SIDES:
             self._hold(name, fn(getattr(self, name)))
         self._shards = {
-            exclude: apply_to_tensors(shard, fn)
-            for exclude, shard in self._shards.items()
+            exclude: apply_to_tensors(shard, fn) for exclude, shard in self._shards.items()
         }
         return self
 
@@ -208,20 +202,21 @@ class ShardedBank(MemoryBank):
         for name in SIDES:
             destination[prefix + name] = getattr(self, name)
 
-    def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict,
-                              missing_keys, *args, **kwargs) -> None:
+    def _load_from_state_dict(
+        self, state_dict, prefix, local_metadata, strict, missing_keys, *args, **kwargs
+    ) -> None:
         """Take this rank's rows out of a checkpoint with all of them."""
         if self.keep_rows:
             self._check_state(state_dict, prefix)
         rows = {
-            name: state_dict.pop(prefix + name)
-            for name in SIDES if prefix + name in state_dict
+            name: state_dict.pop(prefix + name) for name in SIDES if prefix + name in state_dict
         }
         complete = len(rows) == len(SIDES)
         if self.keep_rows and complete:
             self._num_samples = len(rows['student'])
-        super()._load_from_state_dict(state_dict, prefix, local_metadata,
-                                      strict, missing_keys, *args, **kwargs)
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, *args, **kwargs
+        )
         state_dict.update({prefix + name: rows[name] for name in rows})
         if not self.keep_rows:
             return
@@ -229,7 +224,7 @@ class ShardedBank(MemoryBank):
             if name not in rows:
                 missing_keys.append(prefix + name)
             elif complete or self.num_samples:
-                own = rows[name][get_rank()::get_world_size()]
+                own = rows[name][get_rank() :: get_world_size()]
                 with torch.inference_mode(False):
                     self._hold(name, own.to(getattr(self, name), copy=True))
         self._shards = {}

@@ -4,6 +4,7 @@ A batch is taken from one tensor ``(N, C, H, W)`` that holds all images, by the
 rows of its samples. Where to crop and what to flip are tensors too, so nothing
 here waits for a device.
 """
+
 import math
 from typing import Tuple
 
@@ -47,9 +48,13 @@ def random_offsets(uniform: Tensor, count: Tensor) -> Tensor:
     return (uniform * count).long()
 
 
-def random_boxes(uniform: Tensor, size: Size, area_range: Tuple[float, float],
-                 ratio_range: Tuple[float, float],
-                 fallback: Tuple[int, int, int, int]) -> Tensor:
+def random_boxes(
+    uniform: Tensor,
+    size: Size,
+    area_range: Tuple[float, float],
+    ratio_range: Tuple[float, float],
+    fallback: Tuple[int, int, int, int],
+) -> Tensor:
     """Boxes of random area and aspect ratio, as Inception-style crops.
 
     An attempt draws the area and the logarithm of the ratio; the first one
@@ -76,8 +81,7 @@ def random_boxes(uniform: Tensor, size: Size, area_range: Tuple[float, float],
     ratio = (low + (high - low) * attempts[..., 1]).exp()
     widths = (area * ratio).sqrt().round().long()
     heights = (area / ratio).sqrt().round().long()
-    fits = ((0 < widths) & (widths <= width) & (0 < heights) &
-            (heights <= height))
+    fits = (0 < widths) & (widths <= width) & (0 < heights) & (heights <= height)
     # A last attempt that always fits; argmax gives the first that does.
     ones = fits.new_ones(len(fits), 1)
     first = torch.cat([fits, ones], dim=1).long().argmax(1, keepdim=True)
@@ -91,8 +95,7 @@ def random_boxes(uniform: Tensor, size: Size, area_range: Tuple[float, float],
     return torch.stack([top, left, box_h, box_w], dim=1)
 
 
-def crop(images: Tensor, rows: Tensor, top: Tensor, left: Tensor,
-         size: Size) -> Tensor:
+def crop(images: Tensor, rows: Tensor, top: Tensor, left: Tensor, size: Size) -> Tensor:
     """A window of one size out of each image.
 
     Args:
@@ -155,13 +158,13 @@ def resize_weights(full: int, target: int) -> Tensor:
         weight = (1.0 - distance).clamp(min=0)
         weight *= (place >= first[:, None]) & (place < last[:, None])
         weight /= weight.sum(1, keepdim=True)
-        table[pixels, :,
-              full:full + pixels] = (weight * 2**_PLACES + 0.5).floor()
+        table[pixels, :, full : full + pixels] = (weight * 2**_PLACES + 0.5).floor()
     return table * 2.0**-_PLACES
 
 
-def resized_crop(images: Tensor, rows: Tensor, boxes: Tensor,
-                 weights: Tuple[Tensor, Tensor]) -> Tensor:
+def resized_crop(
+    images: Tensor, rows: Tensor, boxes: Tensor, weights: Tuple[Tensor, Tensor]
+) -> Tensor:
     """Cut a box out of each image and resize it, as Pillow does.
 
     Lines are resized first, then columns, each rounded to whole grey levels.

@@ -1,4 +1,5 @@
 """Maths of the memory bank: momentum update and its order across ranks."""
+
 from concurrent.futures import ThreadPoolExecutor
 from typing import Iterator, List, Optional, Sequence, Tuple
 
@@ -6,8 +7,12 @@ import torch
 from torch import Tensor
 
 __all__ = [
-    'initial_pieces', 'initial_rows', 'last_occurrence', 'momentum_rows',
-    'pack_update', 'unpack_update'
+    'initial_pieces',
+    'initial_rows',
+    'last_occurrence',
+    'momentum_rows',
+    'pack_update',
+    'unpack_update',
 ]
 
 # Numbers that are drawn at once; a larger bank is drawn in pieces.
@@ -15,8 +20,7 @@ _PIECE = 1 << 20
 
 
 @torch.inference_mode(False)
-def initial_rows(num_rows: int, embed_dim: int,
-                 generator: torch.Generator) -> Tensor:
+def initial_rows(num_rows: int, embed_dim: int, generator: torch.Generator) -> Tensor:
     """Rows of a fresh bank: uniform in [-a, a], a = 1 / sqrt(D / 3).
 
     Their norm is about 1; they are not normalised until first written, as in
@@ -56,8 +60,8 @@ def initial_rows(num_rows: int, embed_dim: int,
 
 
 def initial_pieces(
-        num_rows: int, embed_dim: int,
-        generator: torch.Generator) -> Iterator[Tuple[slice, Tensor]]:
+    num_rows: int, embed_dim: int, generator: torch.Generator
+) -> Iterator[Tuple[slice, Tensor]]:
     """The same rows as of :func:`initial_rows`, a few of them at a time.
 
     For a bank of which only some rows are kept.
@@ -72,8 +76,7 @@ def initial_pieces(
     """
     pieces, seeds = _pieces(num_rows, embed_dim, generator)
     for number, piece in enumerate(pieces):
-        rows = torch.empty(
-            piece.stop - piece.start, embed_dim, device=generator.device)
+        rows = torch.empty(piece.stop - piece.start, embed_dim, device=generator.device)
         source = generator
         if seeds is not None:
             source = _seeded(generator.device, seeds[number])
@@ -81,20 +84,14 @@ def initial_pieces(
 
 
 def _pieces(
-        num_rows: int, embed_dim: int, generator: torch.Generator
+    num_rows: int, embed_dim: int, generator: torch.Generator
 ) -> Tuple[List[slice], Optional[List[int]]]:
     """Rows that are drawn at once, and seeds if there are several such."""
     size = max(1, _PIECE // embed_dim)
-    pieces = [
-        slice(begin, min(begin + size, num_rows))
-        for begin in range(0, num_rows, size)
-    ]
+    pieces = [slice(begin, min(begin + size, num_rows)) for begin in range(0, num_rows, size)]
     if len(pieces) == 1:
         return pieces, None
-    seeds = torch.randint(
-        1 << 62, (len(pieces), ),
-        device=generator.device,
-        generator=generator)
+    seeds = torch.randint(1 << 62, (len(pieces),), device=generator.device, generator=generator)
     return pieces, seeds.tolist()
 
 
@@ -105,7 +102,7 @@ def _seeded(device: torch.device, seed: int) -> torch.Generator:
 
 def _uniform(rows: Tensor, generator: torch.Generator) -> Tensor:
     """Fill rows in place."""
-    bound = (rows.size(1) / 3)**-0.5
+    bound = (rows.size(1) / 3) ** -0.5
     return rows.uniform_(-bound, bound, generator=generator)
 
 
@@ -148,8 +145,7 @@ def last_occurrence(sample_idx: Tensor) -> Tensor:
     return order[end]
 
 
-def pack_update(sample_idx: Tensor, embeddings: Sequence[Tensor],
-                length: int) -> Tensor:
+def pack_update(sample_idx: Tensor, embeddings: Sequence[Tensor], length: int) -> Tensor:
     """Lay ids and embeddings side by side, for one collective a step.
 
     Ids keep all their bits: an int64 is carried as two float32. A batch that
@@ -172,8 +168,7 @@ def pack_update(sample_idx: Tensor, embeddings: Sequence[Tensor],
     return packed
 
 
-def unpack_update(packed: Tensor,
-                  widths: Sequence[int]) -> Tuple[Tensor, List[Tensor]]:
+def unpack_update(packed: Tensor, widths: Sequence[int]) -> Tuple[Tensor, List[Tensor]]:
     """Undo :func:`pack_update`.
 
     Args:

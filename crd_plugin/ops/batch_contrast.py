@@ -4,6 +4,7 @@ Here the keys are embeddings of the same step, so anchors and keys both carry
 gradient and autograd does the rest; a batch is small enough to keep its
 scores. Give scores of float32 or float64, outside autocast.
 """
+
 import math
 from typing import Tuple
 
@@ -16,8 +17,7 @@ from .contrast import _SOFTPLUS_LINEAR, EPS
 __all__ = ['batch_info_nce', 'batch_log_total', 'batch_nce', 'batch_weights']
 
 
-def batch_weights(anchor_key: Tensor, key: Tensor,
-                  dtype: torch.dtype) -> Tensor:
+def batch_weights(anchor_key: Tensor, key: Tensor, dtype: torch.dtype) -> Tensor:
     """How often each sample of the batch counts as negative of each anchor.
 
     Samples of the anchor's own key (its class, its id or its position) are
@@ -37,11 +37,9 @@ def batch_weights(anchor_key: Tensor, key: Tensor,
     return other * ((key.numel() - 1) / remaining)
 
 
-def batch_nce(score: Tensor,
-              positive: Tensor,
-              weight: Tensor,
-              log_mean: Tensor,
-              eps: float = EPS) -> Tuple[Tensor, Tensor]:
+def batch_nce(
+    score: Tensor, positive: Tensor, weight: Tensor, log_mean: Tensor, eps: float = EPS
+) -> Tuple[Tensor, Tensor]:
     r"""Noise-contrastive objective of CRD with the batch for a bank.
 
     That of :func:`crd_plugin.ops.nce` with N = B rows, K = B - 1 negatives and
@@ -66,7 +64,8 @@ def batch_nce(score: Tensor,
     shift = log_mean + math.log(num_rows) + math.log(noise + eps)
     x = score - shift.to(score.dtype)
     positive_loss = F.softplus(
-        -x.gather(1, positive[:, None]).squeeze(1), threshold=_SOFTPLUS_LINEAR)
+        -x.gather(1, positive[:, None]).squeeze(1), threshold=_SOFTPLUS_LINEAR
+    )
     negative = F.softplus(x, threshold=_SOFTPLUS_LINEAR)
     negative_loss = (negative * weight).sum(1)
     # c / (c + eps), from the numerator of the negative term.
@@ -74,8 +73,7 @@ def batch_nce(score: Tensor,
     return positive_loss + negative_loss + constant, -positive_loss.detach()
 
 
-def batch_info_nce(score: Tensor, positive: Tensor,
-                   weight: Tensor) -> Tuple[Tensor, Tensor]:
+def batch_info_nce(score: Tensor, positive: Tensor, weight: Tensor) -> Tuple[Tensor, Tensor]:
     """Softmax cross-entropy of the positive against the rest of the batch.
 
     Weights multiply the exponentials.
@@ -115,8 +113,7 @@ def batch_log_total(score: Tensor, positive: Tensor, weight: Tensor) -> Tensor:
     return total.double().logsumexp(0)
 
 
-def _positive_and_total(score: Tensor, positive: Tensor,
-                        weight: Tensor) -> Tuple[Tensor, Tensor]:
+def _positive_and_total(score: Tensor, positive: Tensor, weight: Tensor) -> Tuple[Tensor, Tensor]:
     """Score of the positive and log of the sum of it and the negatives."""
     column = positive[:, None]
     total = torch.logsumexp(score + weight.scatter(1, column, 1).log(), 1)

@@ -11,6 +11,7 @@ halves the calls (what that gains was not measured). A CPU does so with what is
 small; the tiles of one direction follow those of the other, as its cache holds
 them.
 """
+
 import math
 from typing import NamedTuple, Optional, Sequence, Tuple, Union
 
@@ -49,6 +50,7 @@ class ContrastResult(NamedTuple):
             anchor, h the critic, ``(E, B)`` without gradient; E is 1 where
             ``loss`` is a scalar.
     """
+
     loss: Tensor
     positive_loss: Tensor
 
@@ -59,13 +61,15 @@ class ContrastResult(NamedTuple):
         return self.positive_loss.mean(-1).neg_().view(self.loss.shape)
 
 
-def nce(anchor: Tensor,
-        rows: Union[Tensor, Sequence[Tensor]],
-        pos_idx: Tensor,
-        negatives: Negatives,
-        log_z: Tensor,
-        temperature: float,
-        eps: float = EPS) -> ContrastResult:
+def nce(
+    anchor: Tensor,
+    rows: Union[Tensor, Sequence[Tensor]],
+    pos_idx: Tensor,
+    negatives: Negatives,
+    log_z: Tensor,
+    temperature: float,
+    eps: float = EPS,
+) -> ContrastResult:
     r"""Noise-contrastive objective of CRD, for one direction or several.
 
     With :math:`s_{ij} = \langle g_i, v_j \rangle / \tau`,
@@ -114,13 +118,16 @@ def nce(anchor: Tensor,
         # c / (c + eps), from the numerator of the negative term.
         constant = num_negatives * math.log1p(eps / noise)
         losses = negative_loss.add_(positive_loss)
-    return ContrastResult(
-        _attach(anchor, losses, grad, constant), positive_loss)
+    return ContrastResult(_attach(anchor, losses, grad, constant), positive_loss)
 
 
-def info_nce(anchor: Tensor, rows: Union[Tensor, Sequence[Tensor]],
-             pos_idx: Tensor, negatives: Negatives,
-             temperature: float) -> ContrastResult:
+def info_nce(
+    anchor: Tensor,
+    rows: Union[Tensor, Sequence[Tensor]],
+    pos_idx: Tensor,
+    negatives: Negatives,
+    temperature: float,
+) -> ContrastResult:
     """Softmax cross-entropy of the positive against the negatives.
 
     The ablation of the CRD paper (section 4.4, "InfoNCE"): no partition
@@ -151,9 +158,13 @@ def info_nce(anchor: Tensor, rows: Union[Tensor, Sequence[Tensor]],
     return ContrastResult(_attach(anchor, losses, grad), losses)
 
 
-def log_partition(anchor: Tensor, rows: Union[Tensor, Sequence[Tensor]],
-                  pos_idx: Tensor, negatives: Negatives,
-                  temperature: float) -> Tensor:
+def log_partition(
+    anchor: Tensor,
+    rows: Union[Tensor, Sequence[Tensor]],
+    pos_idx: Tensor,
+    negatives: Negatives,
+    temperature: float,
+) -> Tensor:
     """Log of Z / N: mean of exp(s) over the positive and the K negatives.
 
     Source: HobbitLong/RepDistiller ``crd/memory.py``, which sets
@@ -180,8 +191,7 @@ def log_partition(anchor: Tensor, rows: Union[Tensor, Sequence[Tensor]],
     return total.view(anchor.shape[:-2])
 
 
-def scores(anchor: Tensor, rows: Tensor, index: Tensor,
-           temperature: float) -> Tensor:
+def scores(anchor: Tensor, rows: Tensor, index: Tensor, temperature: float) -> Tensor:
     """Scores of given pairs, an anchor at a time.
 
     Args:
@@ -194,18 +204,15 @@ def scores(anchor: Tensor, rows: Tensor, index: Tensor,
         Tensor: ``<g_i, v_j> / tau``, ``(B, M)``.
     """
     query = full_precision(anchor) / temperature
-    return torch.stack([
-        rows[ids].to(query.dtype) @ vector
-        for ids, vector in zip(index, query)
-    ])
+    return torch.stack([rows[ids].to(query.dtype) @ vector for ids, vector in zip(index, query)])
 
 
 def _directions(
-        anchor: Tensor, rows: Union[Tensor, Sequence[Tensor]],
-        temperature: float) -> Tuple[Tensor, Sequence[Tensor]]:
+    anchor: Tensor, rows: Union[Tensor, Sequence[Tensor]], temperature: float
+) -> Tuple[Tensor, Sequence[Tensor]]:
     """Scaled anchors ``(E, B, D)`` and their banks."""
     query = full_precision(anchor.detach()) / temperature
-    banks = (rows, ) if isinstance(rows, Tensor) else rows
+    banks = (rows,) if isinstance(rows, Tensor) else rows
     return query.view(len(banks), *query.shape[-2:]), banks
 
 
@@ -215,16 +222,15 @@ def _shift(log_z: Tensor, noise: float, query: Tensor) -> Tensor:
     return shift.view(-1, 1).expand(len(query), 1)
 
 
-def _positives(query: Tensor, banks: Sequence[Tensor],
-               pos_idx: Tensor) -> Tuple[Tensor, Tensor]:
+def _positives(query: Tensor, banks: Sequence[Tensor], pos_idx: Tensor) -> Tuple[Tensor, Tensor]:
     """Rows of the positives, ``(E, B, D)``, and their scores, ``(E, B)``."""
     rows = gather(banks, pos_idx, 'positive').to(query.dtype)
     return rows, (query * rows).sum(-1)
 
 
-def _negative_pass(query: Tensor, banks: Sequence[Tensor],
-                   negatives: Negatives,
-                   shift: Tensor) -> Tuple[Tensor, Tensor]:
+def _negative_pass(
+    query: Tensor, banks: Sequence[Tensor], negatives: Negatives, shift: Tensor
+) -> Tuple[Tensor, Tensor]:
     """Sum of softplus(score - shift) over negatives, and its gradient.
 
     Args:
@@ -242,7 +248,7 @@ def _negative_pass(query: Tensor, banks: Sequence[Tensor],
     places = tuple(query.shape[:2])
     loss = grad = None
     for tile in score_tiles(query, banks, negatives):
-        lead = (-1, ) + (1, ) * (tile.score.dim() - 1)
+        lead = (-1,) + (1,) * (tile.score.dim() - 1)
         score = tile.score.sub_(shift[tile.where[0]].view(lead))
         slope = torch.sigmoid(score, out=scratch('slope', score.shape, score))
         if tile.weight is not None:
@@ -303,9 +309,9 @@ def _log_of_complements(p: Tensor) -> Optional[Tensor]:
     return p.neg().log1p_().sum(-1)
 
 
-def _softmax_pass(query: Tensor, banks: Sequence[Tensor],
-                  negatives: Negatives,
-                  weight: Optional[Tensor]) -> Tuple[Tensor, Tensor]:
+def _softmax_pass(
+    query: Tensor, banks: Sequence[Tensor], negatives: Negatives, weight: Optional[Tensor]
+) -> Tuple[Tensor, Tensor]:
     """Log of the sum of exp(score), and the mean row under the softmax.
 
     One pass: the sums are kept relative to the largest score met so far.
@@ -352,8 +358,7 @@ def _softmax_pass(query: Tensor, banks: Sequence[Tensor],
     return log_sum, mean_row
 
 
-def _expectation_weight(negatives: Negatives,
-                        dtype: torch.dtype) -> Optional[Tensor]:
+def _expectation_weight(negatives: Negatives, dtype: torch.dtype) -> Optional[Tensor]:
     """Weight of a row so that K negatives are expected, ``(B,)``."""
     if negatives.per_anchor:
         return None
@@ -370,22 +375,18 @@ class _AttachGradient(torch.autograd.Function):
     """A loss whose gradient is already known."""
 
     @staticmethod
-    def forward(ctx, anchor: Tensor, losses: Tensor, grad: Tensor,
-                constant: float) -> Tensor:
+    def forward(ctx, anchor: Tensor, losses: Tensor, grad: Tensor, constant: float) -> Tensor:
         ctx.save_for_backward(grad.view(anchor.shape))
         return losses.mean(-1).add_(constant).view(anchor.shape[:-2])
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_loss: Tensor) -> Tuple[Tensor, None, None, None]:
-        grad, = ctx.saved_tensors
+        (grad,) = ctx.saved_tensors
         return grad * grad_loss[..., None, None], None, None, None
 
 
-def _attach(anchor: Tensor,
-            losses: Tensor,
-            grad: Tensor,
-            constant: float = 0.0) -> Tensor:
+def _attach(anchor: Tensor, losses: Tensor, grad: Tensor, constant: float = 0.0) -> Tensor:
     """Mean loss that is differentiable with respect to ``anchor``.
 
     Args:
@@ -398,5 +399,4 @@ def _attach(anchor: Tensor,
         Tensor: Scalar, or ``(E,)``.
     """
     # The cast is differentiable, so a float16 anchor gets a float16 gradient.
-    return _AttachGradient.apply(
-        full_precision(anchor), losses, grad, constant)
+    return _AttachGradient.apply(full_precision(anchor), losses, grad, constant)

@@ -1,4 +1,5 @@
 """Feature maps of student and teacher side by side. Needs torch alone."""
+
 from typing import List, Sequence, Tuple, Union
 
 import torch
@@ -35,8 +36,7 @@ def no_autocast(tensor: Tensor) -> torch.autocast:
     return torch.autocast(tensor.device.type, enabled=False)
 
 
-def pair_maps(s_feats: Features,
-              t_feats: Features) -> List[Tuple[Tensor, Tensor]]:
+def pair_maps(s_feats: Features, t_feats: Features) -> List[Tuple[Tensor, Tensor]]:
     """Pair the feature maps of student and teacher layer by layer.
 
     Teacher maps are targets: they are detached.
@@ -62,22 +62,24 @@ def pair_maps(s_feats: Features,
         raise ValueError(
             f's_feats has {len(s_feats)} layers and t_feats {len(t_feats)}, '
             'expected as many of both, paired in order; set out_indices of '
-            'both backbones to stages that belong together.')
+            'both backbones to stages that belong together.'
+        )
     for i, (student, teacher) in enumerate(zip(s_feats, t_feats)):
         for name, x in (('s_feats', student), ('t_feats', teacher)):
             if x.dim() != 4:
                 raise ValueError(
                     f'{name}[{i}] has shape {tuple(x.shape)}, expected a map '
                     '(B, C, H, W); record the backbone with '
-                    'crd_plugin.StageOutputs.')
+                    'crd_plugin.StageOutputs.'
+                )
         _check_batch(f's_feats[{i}]', student, f't_feats[{i}]', teacher)
-    return [(full_precision(student), full_precision(teacher.detach()))
-            for student, teacher in zip(s_feats, t_feats)]
+    return [
+        (full_precision(student), full_precision(teacher.detach()))
+        for student, teacher in zip(s_feats, t_feats)
+    ]
 
 
-def pair_vectors(s_feats: Features,
-                 t_feats: Features,
-                 min_batch: int = 1) -> Tuple[Tensor, Tensor]:
+def pair_vectors(s_feats: Features, t_feats: Features, min_batch: int = 1) -> Tuple[Tensor, Tensor]:
     """Flatten one feature of student and teacher to a vector a sample.
 
     Teacher vectors are targets: they are detached.
@@ -105,11 +107,12 @@ def pair_vectors(s_feats: Features,
             raise ValueError(
                 f'{name} is a sequence of {len(layers)} tensors, expected '
                 'one; choose it with data_idx in loss_forward_mappings '
-                '(data_idx=-1: the last).')
+                '(data_idx=-1: the last).'
+            )
         if layers[0].dim() < 2:
             raise ValueError(
-                f'{name} has shape {tuple(layers[0].shape)}, expected (B, D) '
-                'or (B, C, H, W).')
+                f'{name} has shape {tuple(layers[0].shape)}, expected (B, D) or (B, C, H, W).'
+            )
         pair.append(layers[0])
     student, teacher = pair
     _check_batch('s_feats', student, 't_feats', teacher)
@@ -117,9 +120,9 @@ def pair_vectors(s_feats: Features,
         raise ValueError(
             f's_feats has {student.size(0)} sample, expected at least '
             f'{min_batch}: the loss compares samples with each other; set '
-            'drop_last=True in train_dataloader, or another batch_size.')
-    return (full_precision(student).flatten(1),
-            full_precision(teacher.detach()).flatten(1))
+            'drop_last=True in train_dataloader, or another batch_size.'
+        )
+    return (full_precision(student).flatten(1), full_precision(teacher.detach()).flatten(1))
 
 
 def match_heights(s_map: Tensor, t_map: Tensor) -> Tuple[Tensor, Tensor]:
@@ -152,7 +155,8 @@ def match_heights(s_map: Tensor, t_map: Tensor) -> Tuple[Tensor, Tensor]:
             f's_map has height and width {s_size} and t_map {t_size}; the '
             'higher map is reduced to the lower one, so it must not be '
             'narrower, and equal heights need equal widths. Choose stages '
-            'whose maps differ by a scale.')
+            'whose maps differ by a scale.'
+        )
     if s_is_higher:
         return _pool(s_map, t_size), t_map
     return s_map, _pool(t_map, s_size)
@@ -235,18 +239,19 @@ def _layers(name: str, feats: Features) -> List[Tensor]:
             raise TypeError(
                 f'{name} holds {type(layer).__name__}, expected a tensor or '
                 'a list of tensors; choose it with data_idx in '
-                'loss_forward_mappings.')
+                'loss_forward_mappings.'
+            )
     if not layers:
         raise ValueError(
-            f'{name} is empty, expected at least one layer; set out_indices '
-            'of the backbone.')
+            f'{name} is empty, expected at least one layer; set out_indices of the backbone.'
+        )
     return layers
 
 
-def _check_batch(s_name: str, student: Tensor, t_name: str,
-                 teacher: Tensor) -> None:
+def _check_batch(s_name: str, student: Tensor, t_name: str, teacher: Tensor) -> None:
     """Both are of the same samples."""
     if student.size(0) != teacher.size(0):
         raise ValueError(
             f'{s_name} has {student.size(0)} samples and {t_name} '
-            f'{teacher.size(0)}; both must come from the same batch.')
+            f'{teacher.size(0)}; both must come from the same batch.'
+        )

@@ -1,4 +1,5 @@
 """Matrix product by the faster of the two libraries that torch has."""
+
 import torch
 from torch import Tensor
 
@@ -28,14 +29,16 @@ def times_transposed(left: Tensor, right: Tensor) -> Tensor:
     """
     size = left.size(0) * left.size(1) * right.size(0)
     if size >= _SMALL and left.dtype == torch.float32 and _has_onednn(left):
-        return torch.ops.mkldnn._linear_pointwise(left, right, None, 'none',
-                                                  [], '')
+        return torch.ops.mkldnn._linear_pointwise(left, right, None, 'none', [], '')
     return left @ right.t()
 
 
 def _has_onednn(tensor: Tensor) -> bool:
     """oneDNN can be called for this tensor."""
-    return (tensor.device.type == 'cpu' and torch.backends.mkldnn.enabled
-            and torch.backends.mkldnn.is_available()
-            and torch.backends.cpu.get_cpu_capability().startswith('AVX')
-            and hasattr(torch.ops.mkldnn, '_linear_pointwise'))
+    return (
+        tensor.device.type == 'cpu'
+        and torch.backends.mkldnn.enabled
+        and torch.backends.mkldnn.is_available()
+        and torch.backends.cpu.get_cpu_capability().startswith('AVX')
+        and hasattr(torch.ops.mkldnn, '_linear_pointwise')
+    )

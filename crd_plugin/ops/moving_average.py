@@ -1,4 +1,5 @@
 """Networks that follow another one slowly."""
+
 from typing import Sequence
 
 import torch
@@ -8,8 +9,7 @@ __all__ = ['move_averages']
 
 
 @torch.no_grad()
-def move_averages(averages: Sequence[Tensor], sources: Sequence[Tensor],
-                  momentum: float) -> None:
+def move_averages(averages: Sequence[Tensor], sources: Sequence[Tensor], momentum: float) -> None:
     """``average <- m * average + (1 - m) * source``, in place.
 
     Args:

@@ -6,6 +6,7 @@ draws once and deals what it drew to the anchors, see
 of its pool. Where that is not possible (a bank of hardly more than K rows, a
 class of more than 3 K) each anchor gets ids of its own.
 """
+
 from typing import NamedTuple, Optional, Tuple
 
 import torch
@@ -15,8 +16,12 @@ from .parts import Parts, draw_parts, part_sizes
 from .subsets import random_rows, random_subsets
 
 __all__ = [
-    'LabelIndex', 'Negatives', 'all_negatives', 'build_label_index',
-    'draw_negatives', 'shared_negatives'
+    'LabelIndex',
+    'Negatives',
+    'all_negatives',
+    'build_label_index',
+    'draw_negatives',
+    'shared_negatives',
 ]
 
 # Candidates that are looked at together where classes are of unequal size.
@@ -34,6 +39,7 @@ class LabelIndex(NamedTuple):
         smallest_pool (int): Fewest negatives that any row has.
         largest_pool (int): Most negatives that any row has.
     """
+
     order: Tensor
     row_class: Tensor
     start: Tensor
@@ -69,6 +75,7 @@ class Negatives(NamedTuple):
         drawn (Tensor, optional): ``index (B, K)`` as a mask or as counts,
             ``(B, N)``, see :func:`crd_plugin.ops.prepare`.
     """
+
     num_negatives: int
     index: Optional[Tensor] = None
     distinct: bool = False
@@ -81,8 +88,7 @@ class Negatives(NamedTuple):
     @property
     def per_anchor(self) -> bool:
         """bool: Each anchor has K of its own."""
-        return self.parts is not None or (self.index is not None
-                                          and self.index.dim() == 2)
+        return self.parts is not None or (self.index is not None and self.index.dim() == 2)
 
     @property
     def ids(self) -> Optional[Tensor]:
@@ -108,7 +114,8 @@ def build_label_index(labels: Tensor) -> LabelIndex:
         raise ValueError(
             f'labels holds {count.numel()} class over {num_rows} rows, so no '
             "row of another class exists; use exclude='instance' or a "
-            'training set with at least two classes.')
+            'training set with at least two classes.'
+        )
     # Of narrow integers torch sorts by counting.
     narrow = torch.int16 if count.numel() < 1 << 15 else torch.int64
     return LabelIndex(
@@ -117,7 +124,8 @@ def build_label_index(labels: Tensor) -> LabelIndex:
         start=count.cumsum(0) - count,
         count=count,
         smallest_pool=num_rows - int(count.max()),
-        largest_pool=num_rows - int(count.min()))
+        largest_pool=num_rows - int(count.min()),
+    )
 
 
 def _classes(labels: Tensor) -> Tuple[Tensor, Tensor]:
@@ -129,8 +137,7 @@ def _classes(labels: Tensor) -> Tuple[Tensor, Tensor]:
     if labels.numel():
         smallest, largest = (int(end) for end in labels.aminmax())
     if not labels.numel() or smallest < 0 or largest > labels.numel():
-        _, row_class, count = torch.unique(
-            labels, return_inverse=True, return_counts=True)
+        _, row_class, count = torch.unique(labels, return_inverse=True, return_counts=True)
         return row_class, count
     count = torch.bincount(labels)
     there = count > 0
@@ -140,11 +147,13 @@ def _classes(labels: Tensor) -> Tuple[Tensor, Tensor]:
     return position[labels.long()], count[there]
 
 
-def draw_negatives(sample_idx: Tensor,
-                   num_rows: int,
-                   num_negatives: int,
-                   label_index: Optional[LabelIndex] = None,
-                   generator: Optional[torch.Generator] = None) -> Negatives:
+def draw_negatives(
+    sample_idx: Tensor,
+    num_rows: int,
+    num_negatives: int,
+    label_index: Optional[LabelIndex] = None,
+    generator: Optional[torch.Generator] = None,
+) -> Negatives:
     """Draw K negatives for each anchor, uniform over its pool.
 
     The pool of an anchor is every row of another class, or every other row
@@ -163,28 +172,28 @@ def draw_negatives(sample_idx: Tensor,
     Returns:
         Negatives: With ``parts``, or with ``index (B, K)``.
     """
-    largest_class = (1 if label_index is None else num_rows -
-                     label_index.smallest_pool)
+    largest_class = 1 if label_index is None else num_rows - label_index.smallest_pool
     sizes = part_sizes(num_rows, num_negatives, largest_class)
     if sizes is not None:
         row_class = num_classes = None
         if label_index is not None:
             row_class = label_index.row_class
             num_classes = label_index.count.numel()
-        parts = draw_parts(sample_idx, num_rows, num_negatives, sizes,
-                           row_class, num_classes, generator)
+        parts = draw_parts(
+            sample_idx, num_rows, num_negatives, sizes, row_class, num_classes, generator
+        )
         return Negatives(num_negatives, distinct=True, parts=parts)
-    index, distinct = _own_ids(sample_idx, num_rows, num_negatives,
-                               label_index, generator)
+    index, distinct = _own_ids(sample_idx, num_rows, num_negatives, label_index, generator)
     return Negatives(num_negatives, index, distinct)
 
 
-def shared_negatives(sample_idx: Tensor,
-                     num_rows: int,
-                     num_negatives: int,
-                     label_index: Optional[LabelIndex] = None,
-                     generator: Optional[torch.Generator] = None
-                     ) -> Negatives:
+def shared_negatives(
+    sample_idx: Tensor,
+    num_rows: int,
+    num_negatives: int,
+    label_index: Optional[LabelIndex] = None,
+    generator: Optional[torch.Generator] = None,
+) -> Negatives:
     """Draw K rows once for the whole batch; each anchor leaves its own out.
 
     Without replacement; all rows are taken when the bank has at most K.
@@ -205,10 +214,9 @@ def shared_negatives(sample_idx: Tensor,
     return every._replace(index=drawn, pool=None)
 
 
-def all_negatives(sample_idx: Tensor,
-                  num_rows: int,
-                  num_negatives: int,
-                  label_index: Optional[LabelIndex] = None) -> Negatives:
+def all_negatives(
+    sample_idx: Tensor, num_rows: int, num_negatives: int, label_index: Optional[LabelIndex] = None
+) -> Negatives:
     """Every row of each pool, weighted so that it counts as K negatives.
 
     Args:
@@ -225,19 +233,18 @@ def all_negatives(sample_idx: Tensor,
     # beyond 2**24 float32 no longer tells neighbours apart.
     dtype = torch.float32 if num_rows < 1 << 24 else torch.float64
     if label_index is None:
-        row_key = torch.arange(
-            num_rows, dtype=dtype, device=sample_idx.device)
+        row_key = torch.arange(num_rows, dtype=dtype, device=sample_idx.device)
     else:
         row_key = label_index.row_class.to(dtype)
     return Negatives(
         num_negatives,
         row_key=row_key,
         anchor_key=row_key[sample_idx],
-        pool=_pool_size(sample_idx, num_rows, label_index))
+        pool=_pool_size(sample_idx, num_rows, label_index),
+    )
 
 
-def _pool_size(sample_idx: Tensor, num_rows: int,
-               label_index: Optional[LabelIndex]) -> Tensor:
+def _pool_size(sample_idx: Tensor, num_rows: int, label_index: Optional[LabelIndex]) -> Tensor:
     """Rows that may serve as negatives of each anchor, ``(B,)``."""
     if label_index is None:
         return torch.full_like(sample_idx, num_rows - 1)
@@ -245,9 +252,12 @@ def _pool_size(sample_idx: Tensor, num_rows: int,
 
 
 def _own_ids(
-        sample_idx: Tensor, num_rows: int, num_negatives: int,
-        label_index: Optional[LabelIndex],
-        generator: Optional[torch.Generator]) -> Tuple[Tensor, bool]:
+    sample_idx: Tensor,
+    num_rows: int,
+    num_negatives: int,
+    label_index: Optional[LabelIndex],
+    generator: Optional[torch.Generator],
+) -> Tuple[Tensor, bool]:
     """Ids of each anchor's own, ``(B, K)``, and whether none repeats."""
     arguments = sample_idx, num_rows, num_negatives, label_index, generator
     smallest = largest = num_rows - 1
@@ -257,8 +267,9 @@ def _own_ids(
     if num_negatives > largest:
         return _with_replacement(*arguments), False
     if smallest == largest:
-        ranks = random_subsets(sample_idx.numel(), smallest, num_negatives,
-                               sample_idx.device, generator)
+        ranks = random_subsets(
+            sample_idx.numel(), smallest, num_negatives, sample_idx.device, generator
+        )
         return _skip_own(ranks.long(), sample_idx, label_index), True
     index = _first_of_other_classes(*arguments)
     if num_negatives <= smallest:
@@ -270,8 +281,7 @@ def _own_ids(
     return torch.where(small[:, None], repeated, index), False
 
 
-def _skip_own(ranks: Tensor, sample_idx: Tensor,
-              label_index: Optional[LabelIndex]) -> Tensor:
+def _skip_own(ranks: Tensor, sample_idx: Tensor, label_index: Optional[LabelIndex]) -> Tensor:
     """Turn ranks within each pool, ``(B, K)``, into rows of the bank."""
     if label_index is None:
         return ranks.add_((ranks >= sample_idx[:, None]).to(ranks.dtype))
@@ -281,22 +291,29 @@ def _skip_own(ranks: Tensor, sample_idx: Tensor,
     return label_index.order[ranks]
 
 
-def _with_replacement(sample_idx: Tensor, num_rows: int, num_negatives: int,
-                      label_index: Optional[LabelIndex],
-                      generator: Optional[torch.Generator]) -> Tensor:
+def _with_replacement(
+    sample_idx: Tensor,
+    num_rows: int,
+    num_negatives: int,
+    label_index: Optional[LabelIndex],
+    generator: Optional[torch.Generator],
+) -> Tensor:
     """Independent uniform draws from each pool, ``(B, K)``."""
     pool = _pool_size(sample_idx, num_rows, label_index)
     # 62 random bits modulo the pool: the bias is below 1e-12.
     ranks = torch.randint(
-        1 << 62, (sample_idx.numel(), num_negatives),
-        device=sample_idx.device,
-        generator=generator)
+        1 << 62, (sample_idx.numel(), num_negatives), device=sample_idx.device, generator=generator
+    )
     return _skip_own(ranks % pool[:, None], sample_idx, label_index)
 
 
-def _first_of_other_classes(sample_idx: Tensor, num_rows: int,
-                            num_negatives: int, label_index: LabelIndex,
-                            generator: Optional[torch.Generator]) -> Tensor:
+def _first_of_other_classes(
+    sample_idx: Tensor,
+    num_rows: int,
+    num_negatives: int,
+    label_index: LabelIndex,
+    generator: Optional[torch.Generator],
+) -> Tensor:
     """First K rows of another class in a random order, ``(B, K)``.
 
     For classes of unequal size. As many rows more than K are looked at as the
@@ -308,16 +325,18 @@ def _first_of_other_classes(sample_idx: Tensor, num_rows: int,
     together = max(1, _CANDIDATES // length)
     found = []
     for anchors in sample_idx.split(together):
-        candidates = random_subsets(anchors.numel(), num_rows, length,
-                                    anchors.device, generator).long()
+        candidates = random_subsets(
+            anchors.numel(), num_rows, length, anchors.device, generator
+        ).long()
         found.append(
-            _first_others(candidates, label_index.row_class,
-                          label_index.row_class[anchors], num_negatives))
+            _first_others(
+                candidates, label_index.row_class, label_index.row_class[anchors], num_negatives
+            )
+        )
     return torch.cat(found)
 
 
-def _first_others(candidates: Tensor, key: Tensor, own: Tensor,
-                  num_negatives: int) -> Tensor:
+def _first_others(candidates: Tensor, key: Tensor, own: Tensor, num_negatives: int) -> Tensor:
     """First K candidates of another key than the anchor's, ``(B, K)``."""
     valid = key[candidates] != own[:, None]
     place = valid.cumsum(1).sub_(1)

@@ -1,4 +1,5 @@
 """Bringing blocks of two networks to one shape and comparing them."""
+
 from typing import Sequence
 
 import torch
@@ -32,8 +33,7 @@ def unit_over_batch(blocks: Tensor) -> Tensor:
     blocks = full_precision(blocks)  # In float16 the squares overflow.
     # Ten times as fast on a CPU as a norm along the first axis.
     square = blocks.square().sum(0, keepdim=True)
-    scale = torch.where(square > _EPS**2,
-                        square.clamp_min(_EPS**2).rsqrt(), 0.)
+    scale = torch.where(square > _EPS**2, square.clamp_min(_EPS**2).rsqrt(), 0.0)
     return blocks * scale
 
 
@@ -59,7 +59,8 @@ def pad_channels(blocks: Tensor, channels: int) -> Tensor:
             f'A block of the student has {blocks.size(1)} channels, the '
             f"teacher's {channels}: zeros are added equally in front and "
             'behind, so the difference must be even; choose another width of '
-            'the student.')
+            'the student.'
+        )
     if not more:
         return blocks
     return F.pad(blocks, (0, 0, 0, 0, more // 2, more // 2))

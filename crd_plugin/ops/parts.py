@@ -16,6 +16,7 @@ CIFAR's size that is 9 % more than of independent draws; of a bank of hardly
 more than K rows all anchors share the three parts that there are; of one with
 many times K rows they share a quarter.
 """
+
 import functools
 import math
 from typing import NamedTuple, Optional, Tuple
@@ -50,6 +51,7 @@ class Parts(NamedTuple):
             in that place, ``(S, G, L)`` bool: K over the places of an anchor,
             none in a place that nobody is in.
     """
+
     rows: Tensor
     anchor: Tensor
     place: Tensor
@@ -95,8 +97,7 @@ class Parts(NamedTuple):
         return found.view(-1, *self.place.shape, *values.shape[2:])
 
 
-def part_sizes(num_rows: int, num_negatives: int,
-               largest_class: int) -> Optional[Tuple[int, int]]:
+def part_sizes(num_rows: int, num_negatives: int, largest_class: int) -> Optional[Tuple[int, int]]:
     """Into how many parts of how many rows a draw is cut.
 
     The parts of an anchor hold K rows of other classes, whatever is drawn.
@@ -115,7 +116,7 @@ def part_sizes(num_rows: int, num_negatives: int,
     wanted = num_negatives + largest_class
     # Rows in eights are counted faster; up to 23 rows more cost nothing where
     # there are 1,024.
-    for unit in (8, 1) if wanted >= 1024 else (1, ):
+    for unit in (8, 1) if wanted >= 1024 else (1,):
         length = -(-wanted // (_TAKEN * unit)) * unit
         number = min(num_rows // length, _MOST)
         if number >= _TAKEN:
@@ -123,13 +124,15 @@ def part_sizes(num_rows: int, num_negatives: int,
     return None
 
 
-def draw_parts(sample_idx: Tensor,
-               num_rows: int,
-               num_negatives: int,
-               sizes: Tuple[int, int],
-               row_class: Optional[Tensor] = None,
-               num_classes: Optional[int] = None,
-               generator: Optional[torch.Generator] = None) -> Parts:
+def draw_parts(
+    sample_idx: Tensor,
+    num_rows: int,
+    num_negatives: int,
+    sizes: Tuple[int, int],
+    row_class: Optional[Tensor] = None,
+    num_classes: Optional[int] = None,
+    generator: Optional[torch.Generator] = None,
+) -> Parts:
     """Draw a step's rows and deal them to the anchors.
 
     Nothing is read back to the host. Who takes which parts is uploaded once
@@ -174,6 +177,7 @@ class _Deal(NamedTuple):
         place (Tensor): ``(B, s)``.
         empty (Tensor): Places that nobody is in.
     """
+
     anchor: Tensor
     place: Tensor
     empty: Tensor
@@ -191,8 +195,7 @@ def _deal(num_anchors: int, number: int, device: torch.device) -> _Deal:
     """
     # Strides that reach s different parts.
     strides = [
-        stride for stride in range(1, number)
-        if number // math.gcd(stride, number) >= _TAKEN
+        stride for stride in range(1, number) if number // math.gcd(stride, number) >= _TAKEN
     ]
     rounds = -(-num_anchors // number)
     # On the host, whatever the default device is.
@@ -202,14 +205,11 @@ def _deal(num_anchors: int, number: int, device: torch.device) -> _Deal:
         time, first = divmod(who, number)
         stride = strides[time % len(strides)]
         for turn in range(_TAKEN):
-            part, column = (first + turn * stride) % number, (
-                time * _TAKEN + turn)
+            part, column = (first + turn * stride) % number, (time * _TAKEN + turn)
             anchor[part, column] = who
             place[who, turn] = part * anchor.size(1) + column
     empty = (anchor.view(-1) == num_anchors).nonzero().view(-1)
-    return _Deal(
-        anchor.clamp_(max=num_anchors - 1).to(device), place.to(device),
-        empty.to(device))
+    return _Deal(anchor.clamp_(max=num_anchors - 1).to(device), place.to(device), empty.to(device))
 
 
 def _differ(row_key: Tensor, own: Tensor, num_keys: int) -> Tensor:
@@ -229,15 +229,13 @@ def _differ(row_key: Tensor, own: Tensor, num_keys: int) -> Tensor:
     row_key, own = row_key[:, None], own[:, :, None]
     if own.device.type != 'cpu':
         return row_key != own
-    narrow = next(dtype
-                  for dtype in (torch.uint8, torch.int16, torch.int32,
-                                torch.int64)
-                  if num_keys - 1 <= torch.iinfo(dtype).max)
+    narrow = next(
+        dtype
+        for dtype in (torch.uint8, torch.int16, torch.int32, torch.int64)
+        if num_keys - 1 <= torch.iinfo(dtype).max
+    )
     row_key, own = row_key.to(narrow), own.to(narrow)
-    differ = torch.ne(
-        row_key,
-        own,
-        out=scratch('differ', (*own.shape[:2], row_key.size(2)), own))
+    differ = torch.ne(row_key, own, out=scratch('differ', (*own.shape[:2], row_key.size(2)), own))
     return differ.to(torch.uint8, copy=True).view(torch.bool)
 
 
@@ -255,7 +253,7 @@ def _leave(drawn: Tensor, place: Tensor, num_negatives: int) -> None:
     # The surplus is all among this many last rows, whichever are left out.
     tail = taken * length - num_negatives
     turns = -(-tail // length)
-    where = place[:, taken - turns:].reshape(-1)
+    where = place[:, taken - turns :].reshape(-1)
     some = drawn[where].view(num_anchors, turns * length)
     last = some[:, -tail:]
     rank = last.cumsum(1, dtype=torch.int32)

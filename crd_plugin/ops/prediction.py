@@ -1,4 +1,5 @@
 """Distance of a prediction from its target."""
+
 import torch.nn.functional as F
 from torch import Tensor
 

@@ -1,4 +1,5 @@
 """A queue of keys: negatives in first-in, first-out order."""
+
 from typing import Optional
 
 import torch
@@ -11,10 +12,7 @@ __all__ = ['enqueue', 'queue_logits']
 
 
 @torch.no_grad()
-def enqueue(rows: Tensor,
-            pointer: Tensor,
-            keys: Tensor,
-            is_new: Optional[Tensor] = None) -> None:
+def enqueue(rows: Tensor, pointer: Tensor, keys: Tensor, is_new: Optional[Tensor] = None) -> None:
     """Write keys over the oldest rows, in place, wrapping at the end.
 
     The result is that of writing them one by one, so of more keys than rows
@@ -47,8 +45,7 @@ def enqueue(rows: Tensor,
     pointer.copy_((pointer + number) % num_rows)
 
 
-def queue_logits(query: Tensor, key: Tensor, rows: Tensor,
-                 temperature: float) -> Tensor:
+def queue_logits(query: Tensor, key: Tensor, rows: Tensor, temperature: float) -> Tensor:
     """Scores of each query with its own key, then with the whole queue.
 
     Their cross-entropy with class 0 is InfoNCE. Keys and queue get no

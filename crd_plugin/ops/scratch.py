@@ -1,4 +1,5 @@
 """Memory of a CPU that is kept from step to step."""
+
 import math
 import threading
 from typing import Dict, Sequence, Tuple

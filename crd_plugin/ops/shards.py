@@ -5,6 +5,7 @@ its part of every class in whatever order a data set has them. A rank scores
 the anchors of all ranks against its own rows; what the functions here return
 is summed over the ranks. Where W is 1 they give what ``contrast.py`` gives.
 """
+
 import math
 from typing import NamedTuple, Optional, Sequence, Tuple, Union
 
@@ -12,18 +13,34 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .contrast import (_SOFTPLUS_LINEAR, EPS, ContrastResult, _attach,
-                       _directions, _negative_pass, _positives, _shift,
-                       _softmax_pass)
+from .contrast import (
+    _SOFTPLUS_LINEAR,
+    EPS,
+    ContrastResult,
+    _attach,
+    _directions,
+    _negative_pass,
+    _positives,
+    _shift,
+    _softmax_pass,
+)
 from .features import no_autocast
-from .negatives import (LabelIndex, Negatives, all_negatives, draw_negatives,
-                        shared_negatives)
+from .negatives import LabelIndex, Negatives, all_negatives, draw_negatives, shared_negatives
 from .tiles import prepare
 
 __all__ = [
-    'Shard', 'ShardNegatives', 'build_shard', 'draw_shard', 'given_shard',
-    'info_nce_of_sums', 'log_partition_of_sums', 'merge_softmax',
-    'nce_of_sums', 'shard_nce', 'shard_size', 'shard_softmax'
+    'Shard',
+    'ShardNegatives',
+    'build_shard',
+    'draw_shard',
+    'given_shard',
+    'info_nce_of_sums',
+    'log_partition_of_sums',
+    'merge_softmax',
+    'nce_of_sums',
+    'shard_nce',
+    'shard_size',
+    'shard_softmax',
 ]
 
 
@@ -41,6 +58,7 @@ class Shard(NamedTuple):
         values (Tensor, optional): Labels in class order, ``(C,)``.
         count (Tensor, optional): Rows of each class on all ranks, ``(C,)``.
     """
+
     rank: int
     world: int
     num_rows: int
@@ -72,6 +90,7 @@ class ShardNegatives(NamedTuple):
             ``(B,)`` int64.
         sizes (tuple[int, ...]): Anchors of each rank.
     """
+
     shard: Shard
     num_negatives: int
     local: Negatives
@@ -94,11 +113,13 @@ def shard_size(num_rows: int, rank: int, world: int) -> int:
     return (num_rows - rank + world - 1) // world
 
 
-def build_shard(num_rows: int,
-                rank: int,
-                world: int,
-                labels: Optional[Tensor] = None,
-                device: Optional[torch.device] = None) -> Shard:
+def build_shard(
+    num_rows: int,
+    rank: int,
+    world: int,
+    labels: Optional[Tensor] = None,
+    device: Optional[torch.device] = None,
+) -> Shard:
     """Sort the rows of one shard by class.
 
     Args:
@@ -121,26 +142,26 @@ def build_shard(num_rows: int,
         if num_rows < 2 * world:
             raise ValueError(
                 f'A memory bank of {num_rows} rows cannot be sharded over '
-                f'{world} ranks: each needs two rows; use sharded=False.')
+                f'{world} ranks: each needs two rows; use sharded=False.'
+            )
         size = shard_size(num_rows, rank, world)
         places = torch.arange(size + 1, device=device)
         count = torch.ones_like(places)
         count[-1] = 0
         return Shard(
-            rank, world, num_rows,
-            LabelIndex(places[:-1], places, places, count, size - 1, size))
-    values, row_class, count = torch.unique(
-        labels, return_inverse=True, return_counts=True)
+            rank, world, num_rows, LabelIndex(places[:-1], places, places, count, size - 1, size)
+        )
+    values, row_class, count = torch.unique(labels, return_inverse=True, return_counts=True)
     owner = torch.arange(num_rows, device=labels.device) % world
-    by_rank = torch.bincount(
-        row_class * world + owner, minlength=len(values) * world)
+    by_rank = torch.bincount(row_class * world + owner, minlength=len(values) * world)
     by_rank = by_rank.view(-1, world)
     pools = by_rank.sum(0) - by_rank
     if num_rows < world or int(pools.min()) < 1:
         raise ValueError(
             f'A memory bank of {num_rows} rows cannot be sharded over {world} '
             'ranks: some rank has no row of another class for some sample; '
-            'use sharded=False.')
+            'use sharded=False.'
+        )
     own, own_count = row_class[rank::world], by_rank[:, rank]
     classes = torch.arange(len(values), device=labels.device)
     index = LabelIndex(
@@ -149,17 +170,20 @@ def build_shard(num_rows: int,
         start=own_count.cumsum(0) - own_count,
         count=own_count,
         smallest_pool=int(pools[:, rank].min()),
-        largest_pool=int(pools[:, rank].max()))
+        largest_pool=int(pools[:, rank].max()),
+    )
     return Shard(rank, world, num_rows, index, values, count)
 
 
-def draw_shard(shard: Shard,
-               sample_idx: Tensor,
-               sizes: Tuple[int, ...],
-               num_negatives: int,
-               rule: str,
-               labels: Optional[Tensor] = None,
-               generator: Optional[torch.Generator] = None) -> ShardNegatives:
+def draw_shard(
+    shard: Shard,
+    sample_idx: Tensor,
+    sizes: Tuple[int, ...],
+    num_negatives: int,
+    rule: str,
+    labels: Optional[Tensor] = None,
+    generator: Optional[torch.Generator] = None,
+) -> ShardNegatives:
     """Draw this shard's part of the negatives of all ranks' anchors.
 
     The rank draws its K / W of them from its own part of each anchor's pool
@@ -184,8 +208,7 @@ def draw_shard(shard: Shard,
     share = num_negatives // shard.world
     # Of fewer negatives than ranks each rank draws one; the weight is less.
     share = max(1, share + (shard.rank < num_negatives % shard.world))
-    draw = dict(
-        sampled=draw_negatives, shared=shared_negatives, all=all_negatives)
+    draw = dict(sampled=draw_negatives, shared=shared_negatives, all=all_negatives)
     arguments = place, shard.size, share, shard.index
     if rule == 'all':
         local = all_negatives(*arguments)
@@ -194,21 +217,20 @@ def draw_shard(shard: Shard,
     own_pool = shard.size - shard.index.count[shard.index.row_class[place]]
     if local.row_key is not None:
         # Without the entries behind the rows.
-        local = local._replace(row_key=local.row_key[:shard.size])
+        local = local._replace(row_key=local.row_key[: shard.size])
     if rule == 'sampled':
         drawn = torch.full_like(own_pool, share)
     elif rule == 'all':
         drawn = own_pool
     else:
-        drawn = (local.row_key[local.index]
-                 != local.anchor_key[:, None]).sum(1).clamp_min_(1)
+        drawn = (local.row_key[local.index] != local.anchor_key[:, None]).sum(1).clamp_min_(1)
     weight = num_negatives * own_pool.double() / (pool * drawn)
-    return ShardNegatives(shard, num_negatives, local, weight, sample_idx,
-                          tuple(sizes))
+    return ShardNegatives(shard, num_negatives, local, weight, sample_idx, tuple(sizes))
 
 
-def given_shard(shard: Shard, contrast_idx: Tensor, sizes: Tuple[int, ...],
-                dtype: torch.dtype) -> ShardNegatives:
+def given_shard(
+    shard: Shard, contrast_idx: Tensor, sizes: Tuple[int, ...], dtype: torch.dtype
+) -> ShardNegatives:
     """The part of explicitly given rows that this shard keeps.
 
     Args:
@@ -223,21 +245,27 @@ def given_shard(shard: Shard, contrast_idx: Tensor, sizes: Tuple[int, ...],
     """
     owned, place = shard.locate(contrast_idx[:, 1:])
     dtype = torch.float64 if dtype == torch.float64 else torch.float32
-    drawn = torch.zeros(
-        owned.size(0), shard.size, dtype=dtype, device=owned.device)
+    drawn = torch.zeros(owned.size(0), shard.size, dtype=dtype, device=owned.device)
     drawn.scatter_add_(1, place, owned.to(dtype))
     num_negatives = contrast_idx.size(1) - 1
-    return ShardNegatives(shard, num_negatives,
-                          Negatives(num_negatives, place, drawn=drawn), None,
-                          contrast_idx[:, 0], tuple(sizes))
+    return ShardNegatives(
+        shard,
+        num_negatives,
+        Negatives(num_negatives, place, drawn=drawn),
+        None,
+        contrast_idx[:, 0],
+        tuple(sizes),
+    )
 
 
-def shard_nce(anchor: Tensor,
-              rows: Union[Tensor, Sequence[Tensor]],
-              negatives: ShardNegatives,
-              log_z: Tensor,
-              temperature: float,
-              eps: float = EPS) -> Tensor:
+def shard_nce(
+    anchor: Tensor,
+    rows: Union[Tensor, Sequence[Tensor]],
+    negatives: ShardNegatives,
+    log_z: Tensor,
+    temperature: float,
+    eps: float = EPS,
+) -> Tensor:
     """This shard's part of :func:`crd_plugin.ops.nce`.
 
     Args:
@@ -274,11 +302,9 @@ def shard_nce(anchor: Tensor,
     return sums.view(*anchor.shape[:-1], -1)
 
 
-def nce_of_sums(anchor: Tensor,
-                sums: Tensor,
-                negatives: ShardNegatives,
-                temperature: float,
-                eps: float = EPS) -> ContrastResult:
+def nce_of_sums(
+    anchor: Tensor, sums: Tensor, negatives: ShardNegatives, temperature: float, eps: float = EPS
+) -> ContrastResult:
     """Loss of one rank's anchors from what all shards gave.
 
     Args:
@@ -298,13 +324,16 @@ def nce_of_sums(anchor: Tensor,
     constant = num_negatives * math.log1p(eps / noise)
     grad = grad / (temperature * anchor.size(-2))
     return ContrastResult(
-        _attach(anchor, positive + negative, grad, constant),
-        _by_direction(positive.clone()))
+        _attach(anchor, positive + negative, grad, constant), _by_direction(positive.clone())
+    )
 
 
-def shard_softmax(anchor: Tensor, rows: Union[Tensor, Sequence[Tensor]],
-                  negatives: ShardNegatives,
-                  temperature: float) -> Tuple[Tensor, Tensor]:
+def shard_softmax(
+    anchor: Tensor,
+    rows: Union[Tensor, Sequence[Tensor]],
+    negatives: ShardNegatives,
+    temperature: float,
+) -> Tuple[Tensor, Tensor]:
     """This shard's part of a softmax over positive and negatives.
 
     Args:
@@ -326,10 +355,12 @@ def shard_softmax(anchor: Tensor, rows: Union[Tensor, Sequence[Tensor]],
         x, positive, owned = _own_positives(query, banks, negatives)
         weight = negatives.weight
         log_sum, mean_row = _softmax_pass(
-            query, banks, prepare(negatives.local, len(banks[0]), query.dtype),
-            None if weight is None else weight.to(query.dtype))
-        part = torch.cat([mean_row, (x * owned)[..., None],
-                          positive * owned[:, None]], -1)
+            query,
+            banks,
+            prepare(negatives.local, len(banks[0]), query.dtype),
+            None if weight is None else weight.to(query.dtype),
+        )
+        part = torch.cat([mean_row, (x * owned)[..., None], positive * owned[:, None]], -1)
     lead = anchor.shape[:-1]
     return log_sum.view(lead), part.view(*lead, -1)
 
@@ -348,12 +379,10 @@ def merge_softmax(log_sum: Tensor, largest: Tensor, part: Tensor) -> Tensor:
     finite = largest.clamp_min(torch.finfo(largest.dtype).min)
     share = torch.exp(log_sum - finite)[..., None]
     width = part.size(-1) // 2
-    return torch.cat([share, share * part[..., :width], part[..., width:]],
-                     -1)
+    return torch.cat([share, share * part[..., :width], part[..., width:]], -1)
 
 
-def log_partition_of_sums(sums: Tensor, largest: Tensor,
-                          num_negatives: int) -> Tensor:
+def log_partition_of_sums(sums: Tensor, largest: Tensor, num_negatives: int) -> Tensor:
     """Log of Z / N, as :func:`crd_plugin.ops.log_partition`.
 
     Args:
@@ -369,8 +398,9 @@ def log_partition_of_sums(sums: Tensor, largest: Tensor,
     return total - math.log(sums.size(-2) * (1 + num_negatives))
 
 
-def info_nce_of_sums(anchor: Tensor, sums: Tensor, largest: Tensor,
-                     temperature: float) -> ContrastResult:
+def info_nce_of_sums(
+    anchor: Tensor, sums: Tensor, largest: Tensor, temperature: float
+) -> ContrastResult:
     """:func:`crd_plugin.ops.info_nce` of one rank's anchors.
 
     Args:
@@ -391,12 +421,10 @@ def info_nce_of_sums(anchor: Tensor, sums: Tensor, largest: Tensor,
         losses = total - x
         grad = share * (mean_row - positive)
         grad /= temperature * anchor.size(-2)
-    return ContrastResult(
-        _attach(anchor, losses, grad), _by_direction(losses))
+    return ContrastResult(_attach(anchor, losses, grad), _by_direction(losses))
 
 
-def _places(shard: Shard, sample_idx: Tensor,
-            labels: Optional[Tensor]) -> Tuple[Tensor, Tensor]:
+def _places(shard: Shard, sample_idx: Tensor, labels: Optional[Tensor]) -> Tuple[Tensor, Tensor]:
     """Where ``shard.index`` has each anchor, and its pool on all ranks."""
     if shard.values is None:
         owned, place = shard.locate(sample_idx)
@@ -407,8 +435,8 @@ def _places(shard: Shard, sample_idx: Tensor,
 
 
 def _own_positives(
-        query: Tensor, banks: Sequence[Tensor],
-        negatives: ShardNegatives) -> Tuple[Tensor, Tensor, Tensor]:
+    query: Tensor, banks: Sequence[Tensor], negatives: ShardNegatives
+) -> Tuple[Tensor, Tensor, Tensor]:
     """Scores and rows of positives, as if all were here, and which are."""
     owned, place = negatives.shard.locate(negatives.pos_idx)
     positive, x = _positives(query, banks, place)
@@ -420,8 +448,7 @@ def _by_direction(values: Tensor) -> Tensor:
     return values if values.dim() == 2 else values[None]
 
 
-def _softmax_of_sums(sums: Tensor,
-                     largest: Tensor) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
+def _softmax_of_sums(sums: Tensor, largest: Tensor) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
     """Score of the positive, log of the negatives' sum, mean row, positive."""
     width = sums.size(-1) // 2 - 1
     share, mean_row, x, positive = sums.split([1, width, 1, width], dim=-1)

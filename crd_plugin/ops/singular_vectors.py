@@ -1,4 +1,5 @@
 """Leading singular vectors, with a gradient of these alone."""
+
 from typing import Tuple
 
 import torch
@@ -77,6 +78,5 @@ class _RightSingularVectors(torch.autograd.Function):
             turn = (turn + grad - along) * own
         else:
             turn = vectors @ (vectors.transpose(1, 2) @ grad * inverse)
-        grad_x = (x @ turn) @ top.transpose(1, 2) + (
-            x @ top) @ turn.transpose(1, 2)
+        grad_x = (x @ turn) @ top.transpose(1, 2) + (x @ top) @ turn.transpose(1, 2)
         return grad_x.to(ctx.saved_tensors[0].dtype), None

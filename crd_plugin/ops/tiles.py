@@ -4,9 +4,9 @@ Tiles of a size that the cache holds are made, looked at and dropped, so no
 tensor of all scores is ever kept. How they are made depends on how negatives
 were drawn; who looks at them does not have to know.
 """
+
 import math
-from typing import (Callable, Iterator, List, NamedTuple, Optional, Sequence,
-                    Tuple)
+from typing import Callable, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor
@@ -43,6 +43,7 @@ class Tile(NamedTuple):
             where it is left out. None: once each.
         repeats (bool): Whether a weight may be more than 1.
     """
+
     score: Tensor
     rows: Tensor
     where: Tuple[slice, slice]
@@ -54,8 +55,7 @@ class Tile(NamedTuple):
         value = _products(weight, self.rows.transpose(-1, -2))
         return value if value.dim() == 3 else value.flatten(1, 2)
 
-    def add(self, total: Optional[Tensor], value: Tensor,
-            places: Tuple[int, int]) -> Tensor:
+    def add(self, total: Optional[Tensor], value: Tensor, places: Tuple[int, int]) -> Tensor:
         """Add a value for each anchor to the total of all.
 
         Args:
@@ -75,8 +75,7 @@ class Tile(NamedTuple):
         return total
 
 
-def prepare(negatives: Negatives, num_rows: int,
-            dtype: torch.dtype) -> Negatives:
+def prepare(negatives: Negatives, num_rows: int, dtype: torch.dtype) -> Negatives:
     """Turn ids of an anchor's own into a mask, where that is faster.
 
     Both directions of the objective score the same pairs, so this is done
@@ -92,8 +91,7 @@ def prepare(negatives: Negatives, num_rows: int,
     """
     dense = num_rows <= _DENSE_ROWS_PER_NEGATIVE * negatives.num_negatives
     index = negatives.index
-    if index is None or index.dim() == 1 or not dense or (negatives.drawn
-                                                          is not None):
+    if index is None or index.dim() == 1 or not dense or (negatives.drawn is not None):
         return negatives
     shape = (index.size(0), num_rows)
     if negatives.distinct:
@@ -107,8 +105,7 @@ def prepare(negatives: Negatives, num_rows: int,
     return negatives._replace(drawn=drawn)
 
 
-def score_tiles(query: Tensor, banks: Sequence[Tensor],
-                negatives: Negatives) -> Iterator[Tile]:
+def score_tiles(query: Tensor, banks: Sequence[Tensor], negatives: Negatives) -> Iterator[Tile]:
     """Yield the scores of all anchors against their negatives, in tiles.
 
     Of parts, ``query`` and the tiles' anchors are those of the places.
@@ -132,14 +129,12 @@ def score_tiles(query: Tensor, banks: Sequence[Tensor],
         def weigh(weight: Tensor, part: slice) -> None:
             weight.copy_(drawn[:, part])
 
-        yield from _matrix_tiles(query, banks, None, weigh,
-                                 negatives.drawn.dtype != torch.bool)
+        yield from _matrix_tiles(query, banks, None, weigh, negatives.drawn.dtype != torch.bool)
     else:
         yield from _gathered_rows(query, banks, negatives.index)
 
 
-def _parts(query: Tensor, banks: Sequence[Tensor],
-           parts: Parts) -> Iterator[Tile]:
+def _parts(query: Tensor, banks: Sequence[Tensor], parts: Parts) -> Iterator[Tile]:
     """Every part against those who are in its places."""
     number, places = parts.anchor.shape
     length, width = parts.rows.size(1), query.size(-1)
@@ -161,19 +156,17 @@ def _parts(query: Tensor, banks: Sequence[Tensor],
             rows = rows.to(query.dtype).view(-1, *ids.shape, width)
             for first in range(0, places, few):
                 some = slice(first, min(first + few, places))
-                weight = memory[:len(ids), :some.stop - first]
+                weight = memory[: len(ids), : some.stop - first]
                 if sides.start == 0 or few < places:
                     # Else they are still there from the direction before.
                     weight.copy_(drawn[part, some])
                 # Either all places of some parts or some of one part.
-                here = slice(begin * places + first,
-                             (part.stop - 1) * places + some.stop)
+                here = slice(begin * places + first, (part.stop - 1) * places + some.stop)
                 score = _products(query[sides, part, some], rows)
                 yield Tile(score, rows, (sides, here), weight)
 
 
-def _common_rows(query: Tensor, banks: Sequence[Tensor],
-                 negatives: Negatives) -> Iterator[Tile]:
+def _common_rows(query: Tensor, banks: Sequence[Tensor], negatives: Negatives) -> Iterator[Tile]:
     """Every anchor against the same rows, its own class left out."""
     row_key, anchor_key = negatives.row_key, negatives.anchor_key[:, None]
     if negatives.index is not None:
@@ -191,11 +184,13 @@ def _common_rows(query: Tensor, banks: Sequence[Tensor],
     yield from _matrix_tiles(query, banks, negatives.index, weigh)
 
 
-def _matrix_tiles(query: Tensor,
-                  banks: Sequence[Tensor],
-                  chosen: Optional[Tensor],
-                  weigh: Callable[[Tensor, slice], None],
-                  repeats: bool = False) -> Iterator[Tile]:
+def _matrix_tiles(
+    query: Tensor,
+    banks: Sequence[Tensor],
+    chosen: Optional[Tensor],
+    weigh: Callable[[Tensor, slice], None],
+    repeats: bool = False,
+) -> Iterator[Tile]:
     """Matrix products of all anchors with one run of rows after another.
 
     Chosen rows are gathered a run at a time, while the cache holds them.
@@ -206,12 +201,14 @@ def _matrix_tiles(query: Tensor,
     size = min(max(1, _tile_elements(query) // num_anchors), num_rows)
     memory = scratch('weight', (num_anchors, size), query)
     # Rows that lie in two banks are not brought together.
-    together = _together(query) if chosen is not None else [
-        slice(side, side + 1) for side in range(len(banks))
-    ]
+    together = (
+        _together(query)
+        if chosen is not None
+        else [slice(side, side + 1) for side in range(len(banks))]
+    )
     for begin in range(0, num_rows, size):
         part = slice(begin, min(begin + size, num_rows))
-        weight = memory[:, :part.stop - begin]
+        weight = memory[:, : part.stop - begin]
         weigh(weight, part)
         for sides in together:
             if chosen is None:
@@ -223,8 +220,7 @@ def _matrix_tiles(query: Tensor,
             yield Tile(score, rows, (sides, every), weight, repeats)
 
 
-def _gathered_rows(query: Tensor, banks: Sequence[Tensor],
-                   index: Tensor) -> Iterator[Tile]:
+def _gathered_rows(query: Tensor, banks: Sequence[Tensor], index: Tensor) -> Iterator[Tile]:
     """K gathered rows an anchor, few anchors at a time."""
     num_anchors, width = query.shape[1:]
     elements = index.size(1) * width
@@ -266,7 +262,7 @@ def _products(left: Tensor, right: Tensor) -> Tensor:
     lead = left.shape[:-2]
     if math.prod(lead) > 1:
         return torch.matmul(left, right.transpose(-1, -2))
-    only = (0, ) * len(lead)
+    only = (0,) * len(lead)
     product = times_transposed(left[only], right[only])
     return product.view(*lead, *product.shape)
 

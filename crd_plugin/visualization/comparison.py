@@ -1,4 +1,5 @@
 """Sets the runs of a table beside the published figures."""
+
 import csv
 import io
 import json
@@ -10,8 +11,7 @@ from typing import Any, Dict, Iterable, List, Optional, Sequence, Union
 from .results import RunResult, read_run, render_cells, summarise
 
 RECORD = 'run.json'  # as tools/run_table.py writes it
-_KEYS = ('config', 'seed', 'options', 'epochs', 'signature', 'teacher',
-         'finished', 'seconds')
+_KEYS = ('config', 'seed', 'options', 'epochs', 'signature', 'teacher', 'finished', 'seconds')
 _TOP1 = re.compile(r'top.?1\b', re.IGNORECASE)
 _NUMBER = re.compile(r'\d+(\.\d+)?')
 _MISSING = 'missing'
@@ -65,7 +65,8 @@ class TableRun:
     def finished(self) -> bool:
         """bool: Whether its last epoch counts in a table."""
         return self.result is not None and (
-            self.record['finished'] or self.epoch >= self.record['epochs'])
+            self.record['finished'] or self.epoch >= self.record['epochs']
+        )
 
 
 def read_metafile(path: Union[str, Path]) -> List[PublishedFigure]:
@@ -84,19 +85,20 @@ def read_metafile(path: Union[str, Path]) -> List[PublishedFigure]:
         ValueError: If it is no YAML with a list of ``Models``.
     """
     import yaml
+
     try:
         content = yaml.safe_load(Path(path).read_text(encoding='utf-8'))
     except yaml.YAMLError as error:
         raise ValueError(f'{path} is no YAML: {error}') from error
     models = content.get('Models') if isinstance(content, dict) else None
     if not isinstance(models, list):
-        raise ValueError(f'{path} has no list of `Models`; give a '
-                         'metafile.yml in the style of OpenMMLab.')
+        raise ValueError(
+            f'{path} has no list of `Models`; give a metafile.yml in the style of OpenMMLab.'
+        )
     figures = []
     for model in models:
         published = model.get('Published') or {}
-        source = published.get('Source') if isinstance(published,
-                                                       dict) else ''
+        source = published.get('Source') if isinstance(published, dict) else ''
         top1 = _top1(published)
         if top1 is None:
             top1, source = _top1(model.get('Results')), 'Results'
@@ -107,7 +109,9 @@ def read_metafile(path: Union[str, Path]) -> List[PublishedFigure]:
                 top1=top1,
                 source=str(source or '') if top1 is not None else '',
                 data=str(metadata.get('Training Data') or ''),
-                metafile=str(path)))
+                metafile=str(path),
+            )
+        )
     return figures
 
 
@@ -144,20 +148,21 @@ def read_table_runs(work_dirs: Iterable[Union[str, Path]]) -> List[TableRun]:
     work_dirs = list(work_dirs)
     records = {
         path.resolve(): path
-        for work_dir in work_dirs for path in Path(work_dir).rglob(RECORD)
+        for work_dir in work_dirs
+        for path in Path(work_dir).rglob(RECORD)
         if re.fullmatch(r'seed_\d+', path.resolve().parent.name)
     }
     if not records:
         raise ValueError(
             f'no run in {", ".join(map(str, work_dirs))}: there is no '
-            f'seed_*/{RECORD}; give the --work-dir of tools/run_table.py.')
+            f'seed_*/{RECORD}; give the --work-dir of tools/run_table.py.'
+        )
     runs = []
     for path in sorted(records.values()):
         record = _read_record(path)
         name = Path(record['config']).stem
         try:
-            result = read_run(path.parent, name, record['seed'],
-                              record['seconds'])
+            result = read_run(path.parent, name, record['seed'], record['seconds'])
         except FileNotFoundError:
             result = None
         except ValueError:
@@ -175,11 +180,12 @@ def _read_record(path: Path) -> Dict[str, Any]:
         record = json.loads(path.read_text(encoding='utf-8'))
         lacking = set(_KEYS) - set(record)
     except (ValueError, TypeError) as error:
-        raise ValueError(f'{path} is damaged ({error}); move its folder '
-                         'away.') from error
+        raise ValueError(f'{path} is damaged ({error}); move its folder away.') from error
     if lacking:
-        raise ValueError(f'{path} lacks {", ".join(sorted(lacking))}: it is '
-                         'no run of tools/run_table.py; move its folder away.')
+        raise ValueError(
+            f'{path} lacks {", ".join(sorted(lacking))}: it is '
+            'no run of tools/run_table.py; move its folder away.'
+        )
     return record
 
 
@@ -190,12 +196,13 @@ def _check_unique(runs: Iterable[TableRun]) -> None:
         key = (run.config, run.record['seed'])
         other = found.setdefault(key, run)
         if other is not run:
-            raise ValueError(f'{other.run_dir} and {run.run_dir} are both '
-                             f'{key[0]} with seed {key[1]}; leave one out.')
+            raise ValueError(
+                f'{other.run_dir} and {run.run_dir} are both '
+                f'{key[0]} with seed {key[1]}; leave one out.'
+            )
 
 
-def compare(runs: Sequence[TableRun],
-            figures: Sequence[PublishedFigure]) -> List[dict]:
+def compare(runs: Sequence[TableRun], figures: Sequence[PublishedFigure]) -> List[dict]:
     """One row a config: what was measured beside what was published.
 
     Published figures without a run are cells of the table too: those of the
@@ -215,35 +222,37 @@ def compare(runs: Sequence[TableRun],
     """
     known = {figure.config: figure for figure in figures}
     trained = {run.config for run in runs}
-    wanted = {(known[name].metafile, known[name].data)
-              for name in trained if name in known}
+    wanted = {(known[name].metafile, known[name].data) for name in trained if name in known}
     names = [
-        figure.config for figure in figures
-        if figure.config in trained or figure.top1 is not None and
-        (figure.metafile, figure.data) in wanted
+        figure.config
+        for figure in figures
+        if figure.config in trained
+        or figure.top1 is not None
+        and (figure.metafile, figure.data) in wanted
     ]
     names += [run.config for run in runs]
     seeds = sorted({run.record['seed'] for run in runs})
     return [
-        _row(name, [run for run in runs if run.config == name],
-             known.get(name), seeds) for name in dict.fromkeys(names)
+        _row(name, [run for run in runs if run.config == name], known.get(name), seeds)
+        for name in dict.fromkeys(names)
     ]
 
 
-def _row(name: str, runs: Sequence[TableRun],
-         figure: Optional[PublishedFigure], seeds: Sequence[int]) -> dict:
+def _row(
+    name: str, runs: Sequence[TableRun], figure: Optional[PublishedFigure], seeds: Sequence[int]
+) -> dict:
     finished = [run for run in runs if run.finished]
     done = [run.record['seed'] for run in finished]
     summary = summarise([run.result for run in finished])
     numbers = summary[0] if summary else {}
     published = figure.top1 if figure else None
     last, best = numbers.get('top1_last'), numbers.get('top1_best')
-    teachers = dict.fromkeys(
-        _short_hash(run.record['teacher']) for run in runs)
+    teachers = dict.fromkeys(_short_hash(run.record['teacher']) for run in runs)
     options = dict.fromkeys(' '.join(run.record['options']) for run in runs)
     notes = [
-        f'seed {run.record["seed"]} is at epoch {run.epoch} of '
-        f'{run.record["epochs"]}' for run in runs if not run.finished
+        f'seed {run.record["seed"]} is at epoch {run.epoch} of {run.record["epochs"]}'
+        for run in runs
+        if not run.finished
     ]
     if len({run.record['signature'] for run in finished}) > 1:
         notes.append('the seeds were trained with different settings')
@@ -273,13 +282,14 @@ def _row(name: str, runs: Sequence[TableRun],
                 teacher=run.record['teacher'],
                 signature=run.record['signature'],
                 last=run.result.as_dict()['last'] if run.result else None,
-                best=run.result.as_dict()['best'] if run.result else None)
+                best=run.result.as_dict()['best'] if run.result else None,
+            )
             for run in runs
-        ])
+        ],
+    )
 
 
-def _difference(value: Optional[dict],
-                published: Optional[float]) -> Optional[float]:
+def _difference(value: Optional[dict], published: Optional[float]) -> Optional[float]:
     if value is None or published is None:
         return None
     return value['mean'] - published
@@ -302,35 +312,32 @@ def render_markdown(rows: Sequence[dict]) -> str:
     Returns:
         str: Table, legend and notes.
     """
-    cells = [[
-        'config', 'published', 'last epoch', 'best epoch', 'difference',
-        'seeds', 'teacher'
-    ]]
+    cells = [['config', 'published', 'last epoch', 'best epoch', 'difference', 'seeds', 'teacher']]
     for row in rows:
         seeds = str(len(row['seeds']))
         if row['missing_seeds']:
             total = len(row['seeds']) + len(row['missing_seeds'])
-            seeds = (f'{seeds} of {total}, missing '
-                     f'{" ".join(map(str, row["missing_seeds"]))}')
-        cells.append([
-            row['config'],
-            _text(row['published'], '-'),
-            _text(row['last']),
-            _text(row['best']),
-            '-' if row['difference'] is None else f'{row["difference"]:+.2f}',
-            seeds,
-            row['teacher'] or '-',
-        ])
+            seeds = f'{seeds} of {total}, missing {" ".join(map(str, row["missing_seeds"]))}'
+        cells.append(
+            [
+                row['config'],
+                _text(row['published'], '-'),
+                _text(row['last']),
+                _text(row['best']),
+                '-' if row['difference'] is None else f'{row["difference"]:+.2f}',
+                seeds,
+                row['teacher'] or '-',
+            ]
+        )
     lines = [
-        render_cells(cells), '',
+        render_cells(cells),
+        '',
         'Top-1 in percent on the validation set, mean ± sample standard '
         'deviation over seeds; the best epoch is chosen on the same set. '
         'Difference: last epoch minus published. Teacher: start of the '
-        "SHA-256 of its checkpoint's file."
+        "SHA-256 of its checkpoint's file.",
     ]
-    notes = [
-        f'- {row["config"]}: {note}' for row in rows for note in row['notes']
-    ]
+    notes = [f'- {row["config"]}: {note}' for row in rows for note in row['notes']]
     return '\n'.join(lines + ([''] + notes if notes else [])) + '\n'
 
 
@@ -356,27 +363,45 @@ def render_csv(rows: Sequence[dict]) -> str:
     """
     file = io.StringIO()
     writer = csv.writer(file, lineterminator='\n')
-    writer.writerow([
-        'config', 'published', 'source', 'last_mean', 'last_std', 'best_mean',
-        'best_std', 'best_epoch', 'difference', 'seeds', 'missing_seeds',
-        'teacher', 'notes'
-    ])
+    writer.writerow(
+        [
+            'config',
+            'published',
+            'source',
+            'last_mean',
+            'last_std',
+            'best_mean',
+            'best_std',
+            'best_epoch',
+            'difference',
+            'seeds',
+            'missing_seeds',
+            'teacher',
+            'notes',
+        ]
+    )
     for row in rows:
         last, best = row['last'] or {}, row['best'] or {}
         numbers = [
             last.get('mean'),
             last.get('std'),
             best.get('mean'),
-            best.get('std'), (row['best_epoch'] or {}).get('mean'),
-            row['difference']
+            best.get('std'),
+            (row['best_epoch'] or {}).get('mean'),
+            row['difference'],
         ]
-        writer.writerow([
-            row['config'], row['published'], row['source'], *(
-                None if number is None else round(number, 4)
-                for number in numbers), ' '.join(map(str, row['seeds'])),
-            ' '.join(map(str, row['missing_seeds'])), row['teacher'],
-            '; '.join(row['notes'])
-        ])
+        writer.writerow(
+            [
+                row['config'],
+                row['published'],
+                row['source'],
+                *(None if number is None else round(number, 4) for number in numbers),
+                ' '.join(map(str, row['seeds'])),
+                ' '.join(map(str, row['missing_seeds'])),
+                row['teacher'],
+                '; '.join(row['notes']),
+            ]
+        )
     return file.getvalue()
 
 

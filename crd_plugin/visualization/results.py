@@ -1,4 +1,5 @@
 """Reads what MMEngine logged and makes tables and curves of it."""
+
 import json
 import statistics
 from dataclasses import asdict, dataclass
@@ -43,15 +44,13 @@ class RunResult:
         """
         numbers = asdict(self)
         for key, at in (('last', -1), ('best', self.best)):
-            numbers[key] = dict(
-                epoch=self.epochs[at], top1=self.top1[at], top5=self.top5[at])
+            numbers[key] = dict(epoch=self.epochs[at], top1=self.top1[at], top5=self.top5[at])
         return numbers
 
 
-def read_run(run_dir: Union[str, Path],
-             name: str,
-             seed: int = 0,
-             seconds: Optional[float] = None) -> RunResult:
+def read_run(
+    run_dir: Union[str, Path], name: str, seed: int = 0, seconds: Optional[float] = None
+) -> RunResult:
     """Read the validation results of a work dir.
 
     A resumed run has one log folder for each start; where they give the same
@@ -75,7 +74,8 @@ def read_run(run_dir: Union[str, Path],
     if not logs:
         raise FileNotFoundError(
             f'No */vis_data/scalars.json in {run_dir}; give the --work-dir of '
-            'a run whose visualizer has a LocalVisBackend.')
+            'a run whose visualizer has a LocalVisBackend.'
+        )
     found: Dict[int, dict] = {}
     for log in logs:
         lines = log.read_text().splitlines()
@@ -85,14 +85,15 @@ def read_run(run_dir: Union[str, Path],
             except json.JSONDecodeError as error:
                 if number == len(lines):  # cut off when the run was killed
                     continue
-                raise ValueError(f'{log}, line {number} is not JSON: {error}. '
-                                 'Repeat the run.') from error
+                raise ValueError(
+                    f'{log}, line {number} is not JSON: {error}. Repeat the run.'
+                ) from error
             if TOP1 in entry and TOP5 in entry:
                 found[int(entry['step'])] = entry
     if not found:
         raise ValueError(
-            f'{run_dir} has no {TOP1} and {TOP5}; validate with '
-            "dict(type='Accuracy', topk=(1, 5)).")
+            f"{run_dir} has no {TOP1} and {TOP5}; validate with dict(type='Accuracy', topk=(1, 5))."
+        )
     epochs = sorted(found)
     return RunResult(
         name=name,
@@ -100,7 +101,8 @@ def read_run(run_dir: Union[str, Path],
         epochs=epochs,
         top1=[found[epoch][TOP1] for epoch in epochs],
         top5=[found[epoch][TOP5] for epoch in epochs],
-        seconds=seconds)
+        seconds=seconds,
+    )
 
 
 def summarise(runs: Sequence[RunResult]) -> List[dict]:
@@ -130,7 +132,9 @@ def summarise(runs: Sequence[RunResult]) -> List[dict]:
                 top1_best=_mean_std([run.top1[run.best] for run in group]),
                 top5_best=_mean_std([run.top5[run.best] for run in group]),
                 best_epoch=_mean_std([run.epochs[run.best] for run in group]),
-                seconds=None if None in seconds else _mean_std(seconds)))
+                seconds=None if None in seconds else _mean_std(seconds),
+            )
+        )
     return rows
 
 
@@ -143,19 +147,31 @@ def render_table(rows: Sequence[dict]) -> str:
     Returns:
         str: The table without a final line break.
     """
-    cells = [[
-        'method', 'seeds', 'top-1 last', 'top-5 last', 'top-1 best',
-        'top-5 best', 'best epoch', 'seconds'
-    ]]
+    cells = [
+        [
+            'method',
+            'seeds',
+            'top-1 last',
+            'top-5 last',
+            'top-1 best',
+            'top-5 best',
+            'best epoch',
+            'seconds',
+        ]
+    ]
     for row in rows:
-        cells.append([
-            row['name'],
-            str(len(row['seeds'])),
-            *(_cell(row[key], 2) for key in ('top1_last', 'top5_last',
-                                             'top1_best', 'top5_best')),
-            _cell(row['best_epoch'], 0 if len(row['seeds']) == 1 else 1),
-            _cell(row['seconds'], 1),
-        ])
+        cells.append(
+            [
+                row['name'],
+                str(len(row['seeds'])),
+                *(
+                    _cell(row[key], 2)
+                    for key in ('top1_last', 'top5_last', 'top1_best', 'top5_best')
+                ),
+                _cell(row['best_epoch'], 0 if len(row['seeds']) == 1 else 1),
+                _cell(row['seconds'], 1),
+            ]
+        )
     return render_cells(cells)
 
 
@@ -177,17 +193,12 @@ def render_cells(cells: Sequence[Sequence[str]]) -> str:
             for i, (text, width) in enumerate(zip(line, widths))
         ]
         lines.append(f'| {" | ".join(padded)} |')
-    rule = [
-        '-' * width if i == 0 else '-' * (width - 1) + ':'
-        for i, width in enumerate(widths)
-    ]
+    rule = ['-' * width if i == 0 else '-' * (width - 1) + ':' for i, width in enumerate(widths)]
     lines.insert(1, f'| {" | ".join(rule)} |')
     return '\n'.join(lines)
 
 
-def plot_curves(runs: Sequence[RunResult],
-                path: Union[str, Path],
-                title: str = '') -> None:
+def plot_curves(runs: Sequence[RunResult], path: Union[str, Path], title: str = '') -> None:
     """Draw top-1 over epochs, one line a method, into an image file.
 
     The line is the mean over seeds, the band reaches from the lowest to the
@@ -206,8 +217,9 @@ def plot_curves(runs: Sequence[RunResult],
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError('plot_curves needs Matplotlib; install it with '
-                          '`pip install matplotlib`.') from error
+        raise ImportError(
+            'plot_curves needs Matplotlib; install it with `pip install matplotlib`.'
+        ) from error
     figure = Figure(figsize=(7, 4.5), layout='constrained')
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
@@ -220,20 +232,22 @@ def plot_curves(runs: Sequence[RunResult],
                     f'{name}: seed {run.seed} was validated at other epochs '
                     f'({run.epochs[0]} to {run.epochs[-1]}) than seed '
                     f'{group[0].seed} ({epochs[0]} to {epochs[-1]}); finish '
-                    'or repeat it.')
+                    'or repeat it.'
+                )
         columns = list(zip(*(run.top1 for run in group)))
         marker = 'o' if len(epochs) == 1 else None
-        line, = axes.plot(
-            epochs, [statistics.fmean(column) for column in columns],
-            marker=marker,
-            label=name)
+        (line,) = axes.plot(
+            epochs, [statistics.fmean(column) for column in columns], marker=marker, label=name
+        )
         if len(group) > 1:
             axes.fill_between(
-                epochs, [min(column) for column in columns],
+                epochs,
+                [min(column) for column in columns],
                 [max(column) for column in columns],
                 color=line.get_color(),
                 alpha=0.15,
-                linewidth=0)
+                linewidth=0,
+            )
     axes.set(xlabel='epoch', ylabel='top-1 accuracy (%)', title=title)
     axes.grid(alpha=0.3)
     axes.legend()

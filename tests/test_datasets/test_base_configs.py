@@ -1,4 +1,5 @@
 """The data sets and schedules under ``configs/_base_``, on true formats."""
+
 import itertools
 import random
 
@@ -12,9 +13,9 @@ from PIL import Image
 
 from crd_plugin.datasets import SampleIndexDataset
 from crd_plugin.registry import DATASETS, MODELS
-from tests import fake_data, runs
+from tests import fake_data, small_runs
 
-BASE = runs.REPO / 'configs' / '_base_'
+BASE = small_runs.REPO / 'configs' / '_base_'
 # Folder that the config names -> what writes it
 WRITERS = dict(
     cifar10=('data/cifar10', fake_data.write_cifar10),
@@ -22,7 +23,8 @@ WRITERS = dict(
     imagenet=('data/imagenet', fake_data.write_imagenet),
     tiny_imagenet=('data/tiny-imagenet-200', fake_data.write_tiny_imagenet),
     stl10=('data/stl10_binary', fake_data.write_stl10),
-    stl10_unlabeled=('data/stl10_binary', fake_data.write_stl10))
+    stl10_unlabeled=('data/stl10_binary', fake_data.write_stl10),
+)
 # Images a GPU, pixels, classes, and what the recipe multiplies to RGB/255
 CIFAR10_STATS = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
 CIFAR100_STATS = ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761))
@@ -33,7 +35,8 @@ FACTS = dict(
     imagenet=(32, 224, 1000, IMAGENET_STATS),
     tiny_imagenet=(64, 64, 200, IMAGENET_STATS),
     stl10=(64, 64, 10, IMAGENET_STATS),
-    stl10_unlabeled=(64, 64, 10, IMAGENET_STATS))
+    stl10_unlabeled=(64, 64, 10, IMAGENET_STATS),
+)
 # lr, weight decay, epochs, decays, images in a batch of all GPUs
 SCHEDULES = {
     'cifar_b64-240e': (0.05, 5e-4, 240, (150, 180, 210), 64),
@@ -62,28 +65,28 @@ def small(tmp_path, monkeypatch):
 
     def load(name):
         folder, write = WRITERS[name]
-        return (Config.fromfile(BASE / 'datasets' / f'{name}.py'),
-                write(tmp_path / folder))
+        return (Config.fromfile(BASE / 'datasets' / f'{name}.py'), write(tmp_path / folder))
 
     return load
 
 
 def _train_and_val(cfg):
-    return (DATASETS.build(cfg.train_dataloader.dataset),
-            DATASETS.build(cfg.val_dataloader.dataset))
+    return (
+        DATASETS.build(cfg.train_dataloader.dataset),
+        DATASETS.build(cfg.val_dataloader.dataset),
+    )
 
 
 def _preprocess(cfg, item):
     preprocess = MODELS.build(cfg.data_preprocessor)
-    batch = preprocess(
-        dict(
-            inputs=item['inputs'][None], data_samples=[item['data_samples']]))
+    batch = preprocess(dict(inputs=item['inputs'][None], data_samples=[item['data_samples']]))
     return batch['inputs'][0]
 
 
 def _pil(folder, split, written):
     """What torchvision's folders would load, or the array as it is."""
     from torchvision.datasets.folder import default_loader
+
     if isinstance(written, tuple):
         return [Image.fromarray(image) for image in written[0]]
     below = '' if written[0][0].startswith(split) else f'{split}/'
@@ -93,9 +96,8 @@ def _pil(folder, split, written):
 def _reference(pixels, stats):
     """torchvision's ToTensor and Normalize."""
     from torchvision import transforms
-    return transforms.Compose(
-        [transforms.ToTensor(), transforms.Normalize(*stats)])(
-            pixels)
+
+    return transforms.Compose([transforms.ToTensor(), transforms.Normalize(*stats)])(pixels)
 
 
 @pytest.mark.parametrize('name', WRITERS)
@@ -106,12 +108,13 @@ def test_train_set_has_ids_and_labels(small, name):
     assert isinstance(train, SampleIndexDataset)
     expected = written['unlabeled' if name == 'stl10_unlabeled' else 'train']
     labels = (
-        expected[1].tolist() if isinstance(expected, tuple) else
-        [label for _, label in sorted(expected)])
+        expected[1].tolist()
+        if isinstance(expected, tuple)
+        else [label for _, label in sorted(expected)]
+    )
     assert len(train) == len(labels)
     items = train.__getitems__(range(len(train)))
-    assert [item['data_samples'].sample_idx
-            for item in items] == list(range(len(train)))
+    assert [item['data_samples'].sample_idx for item in items] == list(range(len(train)))
     for item in items:
         assert tuple(item['inputs'].shape) == (3, size, size)
         assert item['inputs'].dtype == torch.uint8
@@ -121,8 +124,7 @@ def test_train_set_has_ids_and_labels(small, name):
             train.get_gt_labels()
     else:
         assert train.get_gt_labels().tolist() == labels
-        assert [item['data_samples'].gt_label.item()
-                for item in items] == labels
+        assert [item['data_samples'].gt_label.item() for item in items] == labels
     assert not isinstance(val, SampleIndexDataset)
     assert 'gt_label' in val[0]['data_samples']
 
@@ -130,6 +132,7 @@ def test_train_set_has_ids_and_labels(small, name):
 @pytest.mark.parametrize('name', WRITERS)
 def test_test_images_are_those_of_torchvision(small, name):
     from torchvision import transforms
+
     cfg, written = small(name)
     _, size, _, stats = FACTS[name]
     split = 'test' if 'test' in written else 'val'
@@ -137,15 +140,11 @@ def test_test_images_are_those_of_torchvision(small, name):
     _, val = _train_and_val(cfg)
     resize = transforms.Compose([])
     if name == 'imagenet':
-        resize = transforms.Compose(
-            [transforms.Resize(256),
-             transforms.CenterCrop(224)])
+        resize = transforms.Compose([transforms.Resize(256), transforms.CenterCrop(224)])
         # One was written lying on its side, one in four colours.
         assert {image.size for image in images} >= {(400, 300), (300, 400)}
     elif not name.startswith('cifar'):
-        resize = transforms.Compose(
-            [transforms.Resize(size),
-             transforms.CenterCrop(size)])
+        resize = transforms.Compose([transforms.Resize(size), transforms.CenterCrop(size)])
     assert len(val) == len(images)
     for position in range(min(len(val), 8)):
         expected = _reference(resize(images[position]), stats)
@@ -158,6 +157,7 @@ def test_test_images_are_those_of_torchvision(small, name):
 def test_train_images_are_those_of_torchvision(small, name):
     from torchvision.transforms import RandomResizedCrop
     from torchvision.transforms import functional as F
+
     cfg, written = small(name)
     _, size, _, stats = FACTS[name]
     train, _ = _train_and_val(cfg)
@@ -172,16 +172,13 @@ def test_train_images_are_those_of_torchvision(small, name):
     flip._choose_direction = lambda: next(turns)
     if name == 'tiny_imagenet':
         written['train'].sort()
-    for position, image in enumerate(
-            _pil(WRITERS[name][0], 'train', written['train'])[:6]):
+    for position, image in enumerate(_pil(WRITERS[name][0], 'train', written['train'])[:6]):
         pixels = F.resized_crop(image, *box, [size, size])
         if position % 2 == 0:
             pixels = F.hflip(pixels)
         torch.testing.assert_close(
-            _preprocess(cfg, train[position]),
-            _reference(pixels, stats),
-            rtol=0,
-            atol=1e-5)
+            _preprocess(cfg, train[position]), _reference(pixels, stats), rtol=0, atol=1e-5
+        )
 
 
 @pytest.mark.parametrize('name', ['cifar10', 'cifar100'])
@@ -190,8 +187,7 @@ def test_cifar_crops_and_flips(small, name):
     train, _ = _train_and_val(cfg)
     # Every pixel tells its place, so a crop tells where it was taken.
     rows, columns = np.mgrid[:32, :32] + 1
-    image = np.stack(
-        [rows, columns, np.full((32, 32), 99)], axis=-1).astype(np.uint8)
+    image = np.stack([rows, columns, np.full((32, 32), 99)], axis=-1).astype(np.uint8)
     padded = np.pad(image, ((4, 4), (4, 4), (0, 0)))
     pipeline = train.dataset.pipeline
     np.random.seed(0)
@@ -204,7 +200,7 @@ def test_cifar_crops_and_flips(small, name):
         flipped = middle[1] < middle[0]
         upright = found[:, ::-1] if flipped else found
         top, left = 4 + upright[16, 16, :2].astype(int) - 1 - 16
-        assert (upright == padded[top:top + 32, left:left + 32]).all()
+        assert (upright == padded[top : top + 32, left : left + 32]).all()
         seen.append((top, left, flipped))
     tops, lefts, flips = map(np.array, zip(*seen))
     for offsets in (tops, lefts):
@@ -219,8 +215,7 @@ def test_cifar_padding_is_black_before_normalisation(small):
     sample = DATASETS.build(cfg.val_dataloader.dataset)[0]
     sample['inputs'][:] = 0
     mean, std = map(torch.tensor, CIFAR100_STATS)
-    torch.testing.assert_close(
-        _preprocess(cfg, sample)[:, 0, 0], -mean / std, rtol=0, atol=1e-5)
+    torch.testing.assert_close(_preprocess(cfg, sample)[:, 0, 0], -mean / std, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize('name', WRITERS)
@@ -229,8 +224,7 @@ def test_missing_data_stops_at_once(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     cfg = Config.fromfile(BASE / 'datasets' / f'{name}.py')
     for loader in (cfg.train_dataloader, cfg.val_dataloader):
-        with pytest.raises((RuntimeError, FileNotFoundError),
-                           match=WRITERS[name][0]):
+        with pytest.raises((RuntimeError, FileNotFoundError), match=WRITERS[name][0]):
             DATASETS.build(loader.dataset)
     assert not any(tmp_path.iterdir())
 
@@ -251,16 +245,14 @@ def test_settings_of_the_loaders(name):
     assert tuple(cfg.val_evaluator.topk) == (1, 5)
 
 
-@pytest.mark.parametrize('folder, tested', [('datasets', WRITERS),
-                                            ('schedules', SCHEDULES)])
+@pytest.mark.parametrize('folder, tested', [('datasets', WRITERS), ('schedules', SCHEDULES)])
 def test_every_base_is_tested(folder, tested):
     # Those of the digits are run by the tests of the demo, resident ones by
     # test_resident.py.
     assert set(tested) == {
         path.stem
         for path in (BASE / folder).glob('*.py')
-        if not path.stem.startswith('digits')
-        and not path.stem.endswith('_resident')
+        if not path.stem.startswith('digits') and not path.stem.endswith('_resident')
     }
 
 
@@ -269,7 +261,8 @@ def test_schedule(name):
     cfg = Config.fromfile(BASE / 'schedules' / f'{name}.py')
     lr, weight_decay, epochs, decays, batch = SCHEDULES[name]
     assert cfg.optim_wrapper.optimizer == dict(
-        type='SGD', lr=lr, momentum=0.9, weight_decay=weight_decay)
+        type='SGD', lr=lr, momentum=0.9, weight_decay=weight_decay
+    )
     assert cfg.train_cfg.max_epochs == epochs
     assert cfg.auto_scale_lr.base_batch_size == batch
     # The published code lowers the rate after so many whole epochs.
@@ -280,7 +273,7 @@ def test_schedule(name):
         for one in (given if isinstance(given, list) else [given])
     ]
     for epoch in range(epochs):
-        factor = 0.1**sum(epoch >= decay for decay in decays)
+        factor = 0.1 ** sum(epoch >= decay for decay in decays)
         if name.endswith('_init001') and epoch < 30:
             factor = 0.01 / lr
         assert optimizer.param_groups[0]['lr'] == pytest.approx(lr * factor)
@@ -293,62 +286,64 @@ def test_schedule(name):
     assert epochs - first in (100, 200, 240)
 
 
-@pytest.mark.parametrize('dataset, schedule', [
-    ('cifar10', 'cifar_8xb16-200e'),
-    ('cifar100', 'cifar_b64-240e_lr001'),
-    ('imagenet', 'imagenet_b256-100e'),
-    ('tiny_imagenet', 'tiny_b64-240e'),
-    ('stl10', 'tiny_b64-240e'),
-])
+@pytest.mark.parametrize(
+    'dataset, schedule',
+    [
+        ('cifar10', 'cifar_8xb16-200e'),
+        ('cifar100', 'cifar_b64-240e_lr001'),
+        ('imagenet', 'imagenet_b256-100e'),
+        ('tiny_imagenet', 'tiny_b64-240e'),
+        ('stl10', 'tiny_b64-240e'),
+    ],
+)
 def test_bases_merge_and_train(small, tmp_path, dataset, schedule):
     small(dataset)
     leaf = tmp_path / 'leaf.py'
-    bases = [
-        'default_runtime.py', f'datasets/{dataset}.py',
-        f'schedules/{schedule}.py'
-    ]
+    bases = ['default_runtime.py', f'datasets/{dataset}.py', f'schedules/{schedule}.py']
     leaf.write_text(f'_base_ = {[str(BASE / name) for name in bases]}\n')
     # Two bases with a key in common are refused here.
     cfg = Config.fromfile(leaf)
     classes = FACTS[dataset][2]
-    cfg.merge_from_dict({
-        'model': {
-            **runs.net(4), 'data_preprocessor': None
-        },
-        'model.head.num_classes': classes,
-        'train_cfg.max_epochs': 2,
-        'train_dataloader.batch_size': 8,
-        'work_dir': str(tmp_path / 'work'),
-        'experiment_name': f'leaf-{dataset}-{id(cfg)}',
-        'default_hooks.logger.interval': 1,
-        'default_hooks.checkpoint.interval': -1,
-        'default_hooks.checkpoint.save_best': None,
-    })
+    cfg.merge_from_dict(
+        {
+            'model': {**small_runs.net(4), 'data_preprocessor': None},
+            'model.head.num_classes': classes,
+            'train_cfg.max_epochs': 2,
+            'train_dataloader.batch_size': 8,
+            'work_dir': str(tmp_path / 'work'),
+            'experiment_name': f'leaf-{dataset}-{id(cfg)}',
+            'default_hooks.logger.interval': 1,
+            'default_hooks.checkpoint.interval': -1,
+            'default_hooks.checkpoint.save_best': None,
+        }
+    )
     del cfg.model['data_preprocessor']
     for loader in (cfg.train_dataloader, cfg.val_dataloader):
-        loader.update(
-            num_workers=0, persistent_workers=False, pin_memory=False)
+        loader.update(num_workers=0, persistent_workers=False, pin_memory=False)
     runner = Runner.from_cfg(cfg)
     runner.train()
-    lines = runs.scalars(tmp_path / 'work')
+    lines = small_runs.scalars(tmp_path / 'work')
     losses = [line['loss'] for line in lines if 'loss' in line]
     assert len(losses) == 2 * len(runner.train_dataloader)
     assert np.mean(losses[-2:]) < np.mean(losses[:2])
-    assert runner.model.data_preprocessor.mean.flatten().tolist(
-    ) == pytest.approx([255 * value for value in FACTS[dataset][3][0]])
+    assert runner.model.data_preprocessor.mean.flatten().tolist() == pytest.approx(
+        [255 * value for value in FACTS[dataset][3][0]]
+    )
     last = [line for line in lines if 'accuracy/top1' in line][-1]
     assert 0 <= last['accuracy/top1'] <= last['accuracy/top5'] <= 100
 
 
-@pytest.mark.parametrize('dataset, schedule, gpus', [
-    ('cifar10', 'cifar_8xb16-200e', 8),
-    ('cifar100', 'cifar_b64-240e', 1),
-    ('imagenet', 'imagenet_b256-100e', 8),
-    ('tiny_imagenet', 'tiny_b64-240e', 1),
-    ('stl10_unlabeled', 'tiny_b64-240e', 1),
-])
+@pytest.mark.parametrize(
+    'dataset, schedule, gpus',
+    [
+        ('cifar10', 'cifar_8xb16-200e', 8),
+        ('cifar100', 'cifar_b64-240e', 1),
+        ('imagenet', 'imagenet_b256-100e', 8),
+        ('tiny_imagenet', 'tiny_b64-240e', 1),
+        ('stl10_unlabeled', 'tiny_b64-240e', 1),
+    ],
+)
 def test_learning_rate_belongs_to_the_batch(dataset, schedule, gpus):
     data = Config.fromfile(BASE / 'datasets' / f'{dataset}.py')
     plan = Config.fromfile(BASE / 'schedules' / f'{schedule}.py')
-    assert (data.train_dataloader.batch_size *
-            gpus == plan.auto_scale_lr.base_batch_size)
+    assert data.train_dataloader.batch_size * gpus == plan.auto_scale_lr.base_batch_size

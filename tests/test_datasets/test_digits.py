@@ -1,4 +1,5 @@
 """Digits: split, scaling and errors."""
+
 import sys
 
 import numpy as np
@@ -11,8 +12,7 @@ from crd_plugin.registry import DATASETS
 
 
 def _images(dataset):
-    return np.stack([dataset.get_data_info(i)['img'] for i in range(
-        len(dataset))])
+    return np.stack([dataset.get_data_info(i)['img'] for i in range(len(dataset))])
 
 
 def _keys(dataset):
@@ -40,8 +40,7 @@ def test_images_are_scikit_learns_scaled_to_bytes():
     assert images.shape == (1000, 8, 8, 3) and images.dtype == np.uint8
     assert images.min() == 0 and images.max() == 255
     assert (images[..., :1] == images).all()
-    assert [table[image[..., 0].tobytes()]
-            for image in images] == labels.tolist()
+    assert [table[image[..., 0].tobytes()] for image in images] == labels.tolist()
 
 
 def test_small_training_sets_lie_inside_larger_ones():
@@ -66,20 +65,25 @@ def test_build_by_config_with_a_pipeline():
             type='crd_plugin.Digits',
             split='test',
             indices=7,
-            pipeline=[dict(type='mmpretrain.PackInputs')]))
+            pipeline=[dict(type='mmpretrain.PackInputs')],
+        )
+    )
     assert len(dataset) == 7
     assert dataset.metainfo['classes'] == tuple('0123456789')
     assert tuple(dataset[3]['inputs'].shape) == (3, 8, 8)
     assert 'Split: \ttest' in repr(dataset)
 
 
-@pytest.mark.parametrize('kwargs, message', [
-    (dict(split='val'), "split must be 'train' or 'test', but got 'val'"),
-    (dict(num_train_per_class=0), 'positive int or None .*got 0'),
-    (dict(num_train_per_class=2.5), 'got 2.5'),
-    (dict(num_train_per_class=75), 'class . has only 74 training images'),
-    (dict(split='test', num_train_per_class=5), 'the test set is fixed'),
-])
+@pytest.mark.parametrize(
+    'kwargs, message',
+    [
+        (dict(split='val'), "split must be 'train' or 'test', but got 'val'"),
+        (dict(num_train_per_class=0), 'positive int or None .*got 0'),
+        (dict(num_train_per_class=2.5), 'got 2.5'),
+        (dict(num_train_per_class=75), 'class . has only 74 training images'),
+        (dict(split='test', num_train_per_class=5), 'the test set is fixed'),
+    ],
+)
 def test_bad_arguments_are_named(kwargs, message):
     with pytest.raises(ValueError, match=message):
         Digits(**kwargs)

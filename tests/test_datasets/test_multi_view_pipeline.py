@@ -1,4 +1,5 @@
 """MultiViewPipeline: independent views, by pipelines as they are."""
+
 import cv2
 import numpy as np
 import pytest
@@ -58,10 +59,8 @@ class LoadNothing:
 
 def build(transforms, **changes):
     return TRANSFORMS.build(
-        dict(
-            type='crd_plugin.MultiViewPipeline',
-            transforms=transforms,
-            **changes))
+        dict(type='crd_plugin.MultiViewPipeline', transforms=transforms, **changes)
+    )
 
 
 def sample():
@@ -72,7 +71,7 @@ def sample():
 CROP = [
     dict(type='RandomCrop', crop_size=8, padding=4),
     dict(type='RandomFlip', prob=0.5, direction='horizontal'),
-    dict(type='PackInputs')
+    dict(type='PackInputs'),
 ]
 
 
@@ -114,7 +113,7 @@ def test_loading_is_done_once():
         dict(type='mmpretrain.LoadCounted'),
         dict(type='BlackenInPlace'),
         dict(type='LoadCounted'),
-        dict(type='PackInputs')
+        dict(type='PackInputs'),
     ]
     LoadCounted.count = 0
     out = build(transforms)(dict(gt_label=1))
@@ -138,9 +137,7 @@ def test_number_of_views():
 
 
 def test_pipeline_that_does_not_pack():
-    with pytest.raises(
-            ValueError,
-            match=r"give \['gt_label', 'img', .*end them with PackInputs"):
+    with pytest.raises(ValueError, match=r"give \['gt_label', 'img', .*end them with PackInputs"):
         build([dict(type='BlackenInPlace')])(sample())
 
 
@@ -169,12 +166,12 @@ def test_data_sets_of_both_kinds(dataset, tmp_path):
         transforms=[
             *load,
             dict(type='RandomCrop', crop_size=size, padding=2),
-            dict(type='PackInputs')
-        ])
+            dict(type='PackInputs'),
+        ],
+    )
     data = DATASETS.build(
-        dict(
-            type='crd_plugin.SampleIndexDataset',
-            dataset=dict(**cfg, pipeline=[views])))
+        dict(type='crd_plugin.SampleIndexDataset', dataset=dict(**cfg, pipeline=[views]))
+    )
     data.set_seed(3)
     read = []
     for epoch in (0, 0, 1):

@@ -1,4 +1,5 @@
 """ResidentDataset: the batches of the plain loader, made on the device."""
+
 import copy
 import functools
 import gc
@@ -23,15 +24,13 @@ from torch.utils.data import ConcatDataset, DataLoader, Subset
 from torch.utils.data._utils.pin_memory import pin_memory
 
 import crd_plugin  # noqa: F401
-from crd_plugin.datasets import (ResidentDataset, SampleIndexDataset,
-                                 whole_batch)
+from crd_plugin.datasets import ResidentDataset, SampleIndexDataset, whole_batch
 from crd_plugin.registry import DATASETS, MODELS
-from tests import resident_worker, runs
+from tests import resident_worker, small_runs
 from tests.resident_worker import RESIDENT
 from tests.test_datasets.test_base_configs import BASE, small  # noqa: F401
 
-NAMES = ('cifar10', 'cifar100', 'digits', 'stl10', 'stl10_unlabeled',
-         'tiny_imagenet')
+NAMES = ('cifar10', 'cifar100', 'digits', 'stl10', 'stl10_unlabeled', 'tiny_imagenet')
 CROP = dict(type='mmpretrain.RandomCrop', crop_size=2, padding=1)
 PACK = dict(type='mmpretrain.PackInputs')
 
@@ -42,8 +41,7 @@ def scope(monkeypatch):
     # modules.
     monkeypatch.setattr('mmengine.dataset.base_dataset.gc', mock.Mock())
     # What is expected is on the CPU.
-    monkeypatch.setattr('crd_plugin.datasets.resident.get_device',
-                        lambda: 'cpu')
+    monkeypatch.setattr('crd_plugin.datasets.resident.get_device', lambda: 'cpu')
     with DefaultScope.overwrite_default_scope('mmpretrain'):
         yield
 
@@ -77,10 +75,10 @@ class Numbers(BaseDataset):
         super().__init__(ann_file='', **kwargs)
 
     def load_data_list(self):
-        return [{
-            'img': np.full((2, 2, 3), self.start + i, dtype=np.uint8),
-            self.key: label
-        } for i, label in enumerate(self.labels)]
+        return [
+            {'img': np.full((2, 2, 3), self.start + i, dtype=np.uint8), self.key: label}
+            for i, label in enumerate(self.labels)
+        ]
 
 
 def numbers(labels=(0, 1, 2, 0, 1), pipeline=(CROP, PACK), **kwargs):
@@ -99,11 +97,7 @@ def test_evaluation_is_bit_identical(configs, name):
     for cfg in configs(name):
         assert cfg.test_dataloader == cfg.val_dataloader
         loader = copy.deepcopy(cfg.val_dataloader)
-        loader.update(
-            batch_size=8,
-            num_workers=0,
-            persistent_workers=False,
-            pin_memory=False)
+        loader.update(batch_size=8, num_workers=0, persistent_workers=False, pin_memory=False)
         loader.setdefault('collate_fn', dict(type='default_collate'))
         loader = Runner.build_dataloader(loader, seed=0)
         preprocess = MODELS.build(cfg.data_preprocessor)
@@ -113,8 +107,7 @@ def test_evaluation_is_bit_identical(configs, name):
         assert theirs['inputs'].dtype == ours['inputs'].dtype == torch.float32
         assert torch.equal(theirs['inputs'], ours['inputs'])
         assert len(theirs['data_samples']) == len(ours['data_samples'])
-        for expected, sample in zip(theirs['data_samples'],
-                                    ours['data_samples']):
+        for expected, sample in zip(theirs['data_samples'], ours['data_samples']):
             assert sample.metainfo == expected.metainfo
             assert set(sample.keys()) == set(expected.keys()) == {'gt_label'}
             assert torch.equal(sample.gt_label, expected.gt_label)
@@ -140,8 +133,7 @@ def test_training_images_are_those_of_the_plain_set(configs, name):
         crop, flip = flip, None
     for place, index in enumerate(ids):
         box = draws['box'][place]
-        crop.rand_crop_params = lambda img: box if len(box) == 4 else (*box,
-                                                                       *size)
+        crop.rand_crop_params = lambda img: box if len(box) == 4 else (*box, *size)
         if flip is not None:
             turn = 'horizontal' if draws['flip'][place] else None
             flip._choose_direction = lambda: turn
@@ -179,7 +171,7 @@ def test_images_depend_on_seed_epoch_and_position_only():
     whole = list(range(30))
 
     def images(dataset, ids, step):
-        parts = [ids[i:i + step] for i in range(0, len(ids), step)]
+        parts = [ids[i : i + step] for i in range(0, len(ids), step)]
         batches = [dataset.__getitems__(part) for part in parts]
         return torch.cat([batch['inputs'] for batch in batches])
 
@@ -193,8 +185,7 @@ def test_images_depend_on_seed_epoch_and_position_only():
         other = ResidentDataset(numbers(range(30)))
         other.set_seed(seed)
         other.set_epoch(epoch)
-        assert torch.equal(
-            images(other, whole[::-1], 7).flip(0), seen[seed, epoch])
+        assert torch.equal(images(other, whole[::-1], 7).flip(0), seen[seed, epoch])
     first, *others = seen.values()
     for other in others:
         assert not torch.equal(first, other)
@@ -215,9 +206,7 @@ def test_every_pass_differs_in_a_loop_without_epochs(seeded):
         dataset = ResidentDataset(numbers(range(30)))
         if seeded:
             dataset.set_seed(1)
-        runs_.append([
-            dataset.__getitems__(list(range(30)))['inputs'] for _ in range(3)
-        ])
+        runs_.append([dataset.__getitems__(list(range(30)))['inputs'] for _ in range(3)])
     first, second, third = runs_[0]
     assert not torch.equal(first, second) and not torch.equal(second, third)
     # As often as it is repeated.
@@ -227,19 +216,19 @@ def test_every_pass_differs_in_a_loop_without_epochs(seeded):
 
 @pytest.mark.parametrize('world', [2, 3])
 def test_ranks_share_the_set(world):
-    dataset_cfg = dict(
-        type='crd_plugin.ResidentDataset', dataset=numbers(range(30)))
+    dataset_cfg = dict(type='crd_plugin.ResidentDataset', dataset=numbers(range(30)))
     loader = dict(
         RESIDENT,
         batch_size=4,
         dataset=dataset_cfg,
-        sampler=dict(type='DefaultSampler', shuffle=True))
+        sampler=dict(type='DefaultSampler', shuffle=True),
+    )
     seen = {}
     for rank, size in [(0, 1)] + [(rank, world) for rank in range(world)]:
-        with mock.patch.object(mmengine.dataset.sampler, 'get_dist_info',
-                               lambda: (rank, size)), \
-                mock.patch('crd_plugin.datasets.resident.get_world_size',
-                           lambda: size):
+        with (
+            mock.patch.object(mmengine.dataset.sampler, 'get_dist_info', lambda: (rank, size)),
+            mock.patch('crd_plugin.datasets.resident.get_world_size', lambda: size),
+        ):
             built = Runner.build_dataloader(copy.deepcopy(loader), seed=4)
             built.dataset.set_seed(0)
             for epoch in range(2):
@@ -254,8 +243,7 @@ def test_ranks_share_the_set(world):
         alone = seen[1, 0, epoch]
         shards = [seen[world, rank, epoch] for rank in range(world)]
         # Disjoint and together complete, each image as in a single process.
-        assert sorted(index for shard in shards
-                      for index in shard) == list(range(30))
+        assert sorted(index for shard in shards for index in shard) == list(range(30))
         for shard in shards:
             for index, image in shard.items():
                 assert torch.equal(image, alone[index])
@@ -267,8 +255,9 @@ def test_one_tensor_holds_all():
 
     def count():
         return sum(
-            type(thing) is torch.Tensor and thing.dtype == torch.uint8
-            and thing.numel() >= 200 * 48 for thing in gc.get_objects())
+            type(thing) is torch.Tensor and thing.dtype == torch.uint8 and thing.numel() >= 200 * 48
+            for thing in gc.get_objects()
+        )
 
     before = count()
     dataset = ResidentDataset(numbers(range(200), serialize_data=True))
@@ -285,11 +274,9 @@ def test_one_tensor_holds_all():
 def test_device():
     batch = ResidentDataset(numbers(), device='meta').__getitems__([0, 1])
     samples = batch['data_samples']
-    for tensor in (batch['inputs'], samples.field('sample_idx'),
-                   samples.field('gt_label')):
+    for tensor in (batch['inputs'], samples.field('sample_idx'), samples.field('gt_label')):
         assert tensor.device.type == 'meta'
-    with mock.patch(
-            'crd_plugin.datasets.resident.get_device', return_value='meta'):
+    with mock.patch('crd_plugin.datasets.resident.get_device', return_value='meta'):
         batch = ResidentDataset(numbers()).__getitems__([0, 1])
     assert batch['inputs'].device.type == 'meta'
     for wrong in ('gpu7', 3.5):
@@ -299,24 +286,18 @@ def test_device():
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs CUDA')
 def test_batches_are_the_same_on_a_gpu(monkeypatch):
-    monkeypatch.setattr('crd_plugin.datasets.resident.get_device',
-                        lambda: 'cuda')
-    pipelines = ([CROP,
-                  dict(type='mmpretrain.RandomFlip', prob=0.5), PACK], [
-                      dict(
-                          type='mmpretrain.RandomResizedCrop',
-                          scale=5,
-                          backend='pillow'), PACK
-                  ])
+    monkeypatch.setattr('crd_plugin.datasets.resident.get_device', lambda: 'cuda')
+    pipelines = (
+        [CROP, dict(type='mmpretrain.RandomFlip', prob=0.5), PACK],
+        [dict(type='mmpretrain.RandomResizedCrop', scale=5, backend='pillow'), PACK],
+    )
     for pipeline in pipelines:
         batches = []
         for device in ('cpu', None):  # None: that of the model
-            dataset = ResidentDataset(
-                numbers(range(50), pipeline), device=device)
+            dataset = ResidentDataset(numbers(range(50), pipeline), device=device)
             dataset.set_seed(0)
             batches.append(dataset.__getitems__(list(range(50)))['inputs'])
-        assert batches[1].device == torch.device('cuda',
-                                                 torch.cuda.current_device())
+        assert batches[1].device == torch.device('cuda', torch.cuda.current_device())
         assert torch.equal(batches[0], batches[1].cpu())
 
 
@@ -333,10 +314,13 @@ def test_wrappers_hold_each_image_once():
     assert labels.tolist() == plain.get_gt_labels()[[6, 3, 0, 5]].tolist()
     # The middle of an image is never padding.
     dataset = ResidentDataset(
-        ConcatDataset([
-            RepeatDataset(numbers([0, 1, 2], [PACK]), 2),
-            Subset(numbers([2, 1], [PACK], start=100), [1])
-        ]))
+        ConcatDataset(
+            [
+                RepeatDataset(numbers([0, 1, 2], [PACK]), 2),
+                Subset(numbers([2, 1], [PACK], start=100), [1]),
+            ]
+        )
+    )
     values = dataset.__getitems__(list(range(7)))['inputs'][:, 0, 0, 0]
     assert values.tolist() == [0, 1, 2, 0, 1, 2, 101]
     # Copies are cropped each for itself.
@@ -355,8 +339,8 @@ def test_metainfo_of_repeated_samples():
 
 @pytest.mark.parametrize('state', ['fresh', 'read'])
 @pytest.mark.parametrize(
-    'clone',
-    [copy.deepcopy, lambda dataset: pickle.loads(pickle.dumps(dataset))])
+    'clone', [copy.deepcopy, lambda dataset: pickle.loads(pickle.dumps(dataset))]
+)
 def test_copies_read_anew(state, clone):
     dataset = ResidentDataset(numbers(range(20)))
     dataset.set_seed(0)
@@ -367,8 +351,7 @@ def test_copies_read_anew(state, clone):
         dataset.set_seed(0)
     else:
         size = len(pickle.dumps(dataset))
-        assert size < len(pickle.dumps(ResidentDataset(numbers(
-            range(20))))) + 1000
+        assert size < len(pickle.dumps(ResidentDataset(numbers(range(20))))) + 1000
     other = clone(dataset)
     other.set_epoch(0)
     assert other._held is None
@@ -384,26 +367,21 @@ def test_reading_is_logged():
 
 
 def test_loader_with_workers_is_refused():
-    iterator = iter(
-        DataLoader(
-            ResidentDataset(numbers()), num_workers=1, collate_fn=whole_batch))
-    with pytest.raises(
-            RuntimeError, match='(?s)read by a worker.*set dataloader=dict'):
+    iterator = iter(DataLoader(ResidentDataset(numbers()), num_workers=1, collate_fn=whole_batch))
+    with pytest.raises(RuntimeError, match='(?s)read by a worker.*set dataloader=dict'):
         next(iterator)
     # Otherwise it is waited for when garbage is collected.
     iterator._shutdown_workers()
 
 
 @pytest.mark.parametrize(
-    'collate',
-    [default_collate, pseudo_collate, torch.utils.data.default_collate])
+    'collate', [default_collate, pseudo_collate, torch.utils.data.default_collate]
+)
 def test_other_collate_functions_are_refused(collate):
-    loader = DataLoader(
-        ResidentDataset(numbers()), batch_size=2, collate_fn=collate)
+    loader = DataLoader(ResidentDataset(numbers()), batch_size=2, collate_fn=collate)
     with pytest.raises(
-            TypeError,
-            match='collate_fn must leave alone; set '
-            'dataloader.*crd_plugin.whole_batch'):
+        TypeError, match='collate_fn must leave alone; set dataloader.*crd_plugin.whole_batch'
+    ):
         next(iter(loader))
 
 
@@ -411,9 +389,7 @@ def test_whole_batch_of_another_data_set_is_refused():
     inner = dict(type='crd_plugin.ResidentDataset', dataset=numbers())
     for dataset in (SampleIndexDataset(numbers()), RepeatDataset(inner, 2)):
         loader = DataLoader(dataset, collate_fn=whole_batch)
-        with pytest.raises(
-                TypeError, match='got a list; it has to be the '
-                'outermost'):
+        with pytest.raises(TypeError, match='got a list; it has to be the outermost'):
             next(iter(loader))
 
 
@@ -450,21 +426,38 @@ class Wrapper:
         return self.dataset[len(self) - 1 - idx]
 
 
-@pytest.mark.parametrize('dataset, error, message', [
-    (lambda: SampleIndexDataset(numbers(), num_negatives=2), ValueError,
-     'num_negatives is 2, but ResidentDataset gives no contrast_idx'),
-    (lambda: RepeatDataset(
-        dict(type='crd_plugin.SampleIndexDataset', dataset=numbers()), 2),
-     ValueError, 'SampleIndexDataset lies inside a wrapper'),
-    (lambda: numbers(pipeline=[dict(type='mmpretrain.ColorJitter'), PACK]),
-     ValueError, 'ColorJitter in the pipeline of Numbers'),
-    (lambda: ConcatDataset([numbers(), numbers(pipeline=[PACK])]), ValueError,
-     'joined data sets crop or flip differently'),
-    (lambda: Own(pipeline=[PACK]), TypeError,
-     'Own has no __getitem__ of mmengine.dataset.BaseDataset'),
-    (lambda: [1, 2], TypeError, 'list has no __getitem__ of mmengine'),
-    (lambda: 7, TypeError, 'dataset must be a data set'),
-])
+@pytest.mark.parametrize(
+    'dataset, error, message',
+    [
+        (
+            lambda: SampleIndexDataset(numbers(), num_negatives=2),
+            ValueError,
+            'num_negatives is 2, but ResidentDataset gives no contrast_idx',
+        ),
+        (
+            lambda: RepeatDataset(dict(type='crd_plugin.SampleIndexDataset', dataset=numbers()), 2),
+            ValueError,
+            'SampleIndexDataset lies inside a wrapper',
+        ),
+        (
+            lambda: numbers(pipeline=[dict(type='mmpretrain.ColorJitter'), PACK]),
+            ValueError,
+            'ColorJitter in the pipeline of Numbers',
+        ),
+        (
+            lambda: ConcatDataset([numbers(), numbers(pipeline=[PACK])]),
+            ValueError,
+            'joined data sets crop or flip differently',
+        ),
+        (
+            lambda: Own(pipeline=[PACK]),
+            TypeError,
+            'Own has no __getitem__ of mmengine.dataset.BaseDataset',
+        ),
+        (lambda: [1, 2], TypeError, 'list has no __getitem__ of mmengine'),
+        (lambda: 7, TypeError, 'dataset must be a data set'),
+    ],
+)
 def test_data_sets_that_are_refused(dataset, error, message):
     with pytest.raises(error, match=message):
         ResidentDataset(dataset())
@@ -479,13 +472,22 @@ class Sizes(Numbers):
         return infos
 
 
-@pytest.mark.parametrize('dataset, error, message', [
-    (lambda: ConcatDataset([numbers(), numbers(key='class')]), ValueError,
-     '5 of 10 images have no gt_label'),
-    (lambda: Sizes(pipeline=[PACK]), ValueError,
-     'Sample 2 of Sizes is 3x2, the first one 2x2 pixels; make them equal'),
-    (lambda: Wrapper(numbers()), TypeError, 'Wrapper is a wrapper that'),
-])
+@pytest.mark.parametrize(
+    'dataset, error, message',
+    [
+        (
+            lambda: ConcatDataset([numbers(), numbers(key='class')]),
+            ValueError,
+            '5 of 10 images have no gt_label',
+        ),
+        (
+            lambda: Sizes(pipeline=[PACK]),
+            ValueError,
+            'Sample 2 of Sizes is 3x2, the first one 2x2 pixels; make them equal',
+        ),
+        (lambda: Wrapper(numbers()), TypeError, 'Wrapper is a wrapper that'),
+    ],
+)
 def test_contents_that_are_refused(dataset, error, message):
     dataset = ResidentDataset(dataset())
     with pytest.raises(error, match=message):
@@ -494,17 +496,16 @@ def test_contents_that_are_refused(dataset, error, message):
 
 def test_training_equals_the_plain_loader_in_order(tmp_path):
     plain, resident = resident_worker.Watch(), resident_worker.Watch()
-    runs.build(tmp_path / 'plain', plain).train()
-    runs.build(tmp_path / 'ours', resident,
-               **resident_worker.changes()).train()
-    assert len(plain.seen) == len(resident.seen) == runs.STEPS
+    small_runs.build(tmp_path / 'plain', plain).train()
+    small_runs.build(tmp_path / 'ours', resident, **resident_worker.changes()).train()
+    assert len(plain.seen) == len(resident.seen) == small_runs.STEPS
     for theirs, ours in zip(plain.seen, resident.seen):
         assert theirs['ids'] == ours['ids']
         assert theirs['labels'] == ours['labels']
         assert theirs['inputs'].dtype == ours['inputs'].dtype == torch.uint8
         assert theirs['inputs'].shape == ours['inputs'].shape
     # All is logged that was logged before, validation included.
-    logs = [runs.scalars(tmp_path / name) for name in ('plain', 'ours')]
+    logs = [small_runs.scalars(tmp_path / name) for name in ('plain', 'ours')]
     assert [set(line) for line in logs[0]] == [set(line) for line in logs[1]]
     assert 'accuracy/top1' in logs[1][-1]
     assert all(np.isfinite(line.get('loss', 0)) for line in logs[1])
@@ -515,18 +516,15 @@ def test_resumed_training_equals_an_uninterrupted_one(tmp_path):
     hooks = [resident_worker.Watch() for _ in range(3)]
     changes = resident_worker.without_validation()
     three = {**changes, 'train_cfg__max_epochs': 3}
-    runs.build(whole, hooks[0], **three).train()
-    runs.build(part, hooks[1], **changes).train()
-    runs.build(part, hooks[2], **three, resume=True).train()
+    small_runs.build(whole, hooks[0], **three).train()
+    small_runs.build(part, hooks[1], **changes).train()
+    small_runs.build(part, hooks[2], **three, resume=True).train()
     again = hooks[1].seen + hooks[2].seen
-    assert len(hooks[0].seen) == len(again) == 3 * runs.STEPS
+    assert len(hooks[0].seen) == len(again) == 3 * small_runs.STEPS
     for one, other in zip(hooks[0].seen, again):
         assert one['ids'] == other['ids']
         assert torch.equal(one['inputs'], other['inputs'])
-    weights = [
-        runs.load(folder / 'epoch_3.pth')['state_dict']
-        for folder in (whole, part)
-    ]
+    weights = [small_runs.load(folder / 'epoch_3.pth')['state_dict'] for folder in (whole, part)]
     for key, value in weights[0].items():
         assert torch.equal(value, weights[1][key]), key
 
@@ -539,31 +537,27 @@ def ranks(tmp_path_factory):
         free.bind(('localhost', 0))
         port = free.getsockname()[1]
     mp.set_forkserver_preload(['tests.resident_worker'])
-    with mock.patch.dict(
-            os.environ, PYTHONPATH=str(runs.REPO), CUDA_VISIBLE_DEVICES=''):
+    with mock.patch.dict(os.environ, PYTHONPATH=str(small_runs.REPO), CUDA_VISIBLE_DEVICES=''):
         mp.start_processes(
-            resident_worker.work,
-            args=(str(folder), port),
-            nprocs=2,
-            start_method='forkserver')
+            resident_worker.work, args=(str(folder), port), nprocs=2, start_method='forkserver'
+        )
     return [torch.load(folder / f'{rank}.pth') for rank in range(2)]
 
 
 def test_two_processes(ranks, tmp_path):
     alone = resident_worker.Watch()
     changes = resident_worker.without_validation()
-    runs.build(tmp_path, alone, **changes).train()
+    small_runs.build(tmp_path, alone, **changes).train()
     steps = len(ranks[0]) // 2
     for epoch in range(2):
         shards = [
-            resident_worker.by_id(seen[epoch * steps:(epoch + 1) * steps])
-            for seen in ranks
+            resident_worker.by_id(seen[epoch * steps : (epoch + 1) * steps]) for seen in ranks
         ]
         assert not set(shards[0]) & set(shards[1])
-        assert sorted([*shards[0],
-                       *shards[1]]) == list(range(runs.NUM_SAMPLES))
+        assert sorted([*shards[0], *shards[1]]) == list(range(small_runs.NUM_SAMPLES))
         expected = resident_worker.by_id(
-            alone.seen[epoch * runs.STEPS:(epoch + 1) * runs.STEPS])
+            alone.seen[epoch * small_runs.STEPS : (epoch + 1) * small_runs.STEPS]
+        )
         for shard in shards:
             for index, image in shard.items():
                 assert torch.equal(image, expected[index])
@@ -576,7 +570,8 @@ def test_line_in_a_config_is_all_it_takes(tmp_path):
     leaf.write_text(
         f'_base_ = [{json.dumps(str(base))}]\n'
         'train_dataloader = dict(batch_size=4, dataset=dict(dataset=dict('
-        'num_train_per_class=2)))\n')
+        'num_train_per_class=2)))\n'
+    )
     cfg = Config.fromfile(leaf)
     loader = Runner.build_dataloader(cfg.train_dataloader, seed=0)
     batch = next(iter(loader))

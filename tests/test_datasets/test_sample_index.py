@@ -1,4 +1,5 @@
 """SampleIndexDataset: positions, labels, contrast ids, worker seeds."""
+
 import json
 import random
 from collections import Counter
@@ -18,8 +19,7 @@ from crd_plugin.datasets import SampleIndexDataset
 from crd_plugin.registry import DATASETS, TRANSFORMS
 
 # Figures from HobbitLong/RepDistiller, dataset/cifar100.py, run on six labels.
-FACTS = json.loads(
-    (Path(__file__).parents[1] / 'data' / 'sampling.json').read_text())
+FACTS = json.loads((Path(__file__).parents[1] / 'data' / 'sampling.json').read_text())
 LABELS = FACTS['labels']
 
 
@@ -36,10 +36,10 @@ class Numbers(BaseDataset):
         super().__init__(ann_file='', **kwargs)
 
     def load_data_list(self):
-        return [{
-            'img': np.full((2, 2, 3), self.start + i, dtype=np.uint8),
-            self.key: label
-        } for i, label in enumerate(self.labels)]
+        return [
+            {'img': np.full((2, 2, 3), self.start + i, dtype=np.uint8), self.key: label}
+            for i, label in enumerate(self.labels)
+        ]
 
 
 class FullyOwn(Numbers):
@@ -69,10 +69,7 @@ class AddNoise:
     """One draw from each generator that an augmentation could use."""
 
     def __call__(self, results):
-        results['img'] = np.array(
-            [[[random.random(),
-               np.random.rand(),
-               torch.rand(()).item()]]])
+        results['img'] = np.array([[[random.random(), np.random.rand(), torch.rand(()).item()]]])
         return results
 
 
@@ -87,8 +84,7 @@ def _dropping(*values):
 def _values(dataset, positions=None):
     positions = range(len(dataset)) if positions is None else positions
     items = [dataset[i] for i in positions]
-    return [(item['data_samples'].sample_idx,
-             int(item['inputs'][0, 0, 0])) for item in items]
+    return [(item['data_samples'].sample_idx, int(item['inputs'][0, 0, 0])) for item in items]
 
 
 def _numbers(**kwargs):
@@ -99,44 +95,34 @@ def _wrapped(name):
     first = _numbers(start=0)
     second = _numbers(start=50, labels=[2, 0, 1])
     config = {
-        'plain':
-        first,
-        'serialised':
-        dict(serialize_data=True, **first),
-        'indices':
-        dict(indices=[5, 1, 3], **first),
-        'concat':
-        dict(type='ConcatDataset', datasets=[first, second]),
-        'repeat':
-        dict(type='RepeatDataset', dataset=first, times=3),
-        'balanced':
-        dict(
-            type='ClassBalancedDataset',
-            dataset=_numbers(labels=[0] * 8 + [1]),
-            oversample_thr=0.9),
-        'kfold':
-        dict(
+        'plain': first,
+        'serialised': dict(serialize_data=True, **first),
+        'indices': dict(indices=[5, 1, 3], **first),
+        'concat': dict(type='ConcatDataset', datasets=[first, second]),
+        'repeat': dict(type='RepeatDataset', dataset=first, times=3),
+        'balanced': dict(
+            type='ClassBalancedDataset', dataset=_numbers(labels=[0] * 8 + [1]), oversample_thr=0.9
+        ),
+        'kfold': dict(
             type='mmpretrain.KFoldDataset',
             dataset=dict(lazy_init=False, **first),
             fold=1,
-            num_splits=3),
-        'nested':
-        dict(
+            num_splits=3,
+        ),
+        'nested': dict(
             type='RepeatDataset',
             dataset=dict(type='ConcatDataset', datasets=[first, second]),
-            times=2),
-        'lazy':
-        dict(lazy_init=True, **first),
+            times=2,
+        ),
+        'lazy': dict(lazy_init=True, **first),
     }
     if name in config:
         return config[name]
     inner = DATASETS.build(config['concat'])
     return {
         'subset': Subset(inner, [7, 0, 8]),
-        'subset of balanced': Subset(
-            DATASETS.build(config['balanced']), [9, 8, 0]),
-        'torch concat': ConcatDataset(
-            [Subset(inner, [1, 2]), DATASETS.build(first)]),
+        'subset of balanced': Subset(DATASETS.build(config['balanced']), [9, 8, 0]),
+        'torch concat': ConcatDataset([Subset(inner, [1, 2]), DATASETS.build(first)]),
     }[name]
 
 
@@ -150,8 +136,7 @@ EXPECTED = {
     'repeat': ([0, 1, 2, 3, 4, 5] * 3, LABELS * 3),
     # 1 of 9 is class 1: repeated ceil(sqrt(0.9 * 9)) = 3 times; class 0,
     # ceil(sqrt(0.9 / (8 / 9))) = 2 times.
-    'balanced': ([i for i in range(8) for _ in range(2)] + [8] * 3,
-                 [0] * 16 + [1] * 3),
+    'balanced': ([i for i in range(8) for _ in range(2)] + [8] * 3, [0] * 16 + [1] * 3),
     'kfold': ([0, 1, 4, 5], [0, 0, 2, 2]),
     'nested': ([0, 1, 2, 3, 4, 5, 50, 51, 52] * 2, (LABELS + [2, 0, 1]) * 2),
     'subset': ([51, 0, 52], [0, 0, 1]),
@@ -167,8 +152,7 @@ def test_position_is_that_in_the_wrapped_set(name):
     values, labels = EXPECTED[name]
     assert dataset.num_samples == len(dataset) == len(values)
     assert _values(dataset) == list(enumerate(values))
-    assert all(
-        type(dataset[i]['data_samples'].sample_idx) is int for i in range(3))
+    assert all(type(dataset[i]['data_samples'].sample_idx) is int for i in range(3))
     found = dataset.get_gt_labels()
     assert found.dtype == np.int64 and found.tolist() == labels
     for i, (value, label) in enumerate(zip(values, labels)):
@@ -194,15 +178,14 @@ def test_expected_table_agrees_with_the_wrappers_themselves():
         wrapped = _wrapped(name)
         if isinstance(wrapped, dict):
             wrapped = DATASETS.build(wrapped)
-        found = [int(wrapped[i]['inputs'][0, 0, 0]) for i in range(
-            len(wrapped))]
+        found = [int(wrapped[i]['inputs'][0, 0, 0]) for i in range(len(wrapped))]
         assert found == values, name
 
 
 def test_copies_share_a_row_when_the_wrapper_is_inside():
     dataset = mmengine.dataset.RepeatDataset(
-        dict(type='crd_plugin.SampleIndexDataset', dataset=_numbers()),
-        times=2)
+        dict(type='crd_plugin.SampleIndexDataset', dataset=_numbers()), times=2
+    )
     assert [i for i, _ in _values(dataset)] == list(range(6)) * 2
 
 
@@ -210,16 +193,10 @@ def test_sample_idx_left_by_the_pipeline_is_replaced():
     pipeline = [dict(type='mmpretrain.PackInputs', meta_keys=())]
     dataset = SampleIndexDataset(_numbers(pipeline=pipeline))
     assert dataset[4]['data_samples'].sample_idx == 4
-    pipeline = [
-        dict(
-            type='mmpretrain.PackInputs',
-            algorithm_keys=('sample_idx', ),
-            meta_keys=())
-    ]
+    pipeline = [dict(type='mmpretrain.PackInputs', algorithm_keys=('sample_idx',), meta_keys=())]
     dataset = SampleIndexDataset(
-        dict(
-            type='ConcatDataset',
-            datasets=[_numbers(pipeline=pipeline)] * 2))
+        dict(type='ConcatDataset', datasets=[_numbers(pipeline=pipeline)] * 2)
+    )
     sample = dataset[9]['data_samples']
     assert sample.sample_idx == 9
     assert 'sample_idx' in sample.metainfo_keys()
@@ -228,38 +205,41 @@ def test_sample_idx_left_by_the_pipeline_is_replaced():
 def test_dict_and_list_samples_get_the_id():
 
     class Views(list):
-
         def __getitem__(self, i):
             return dict(data_samples=[DataSample(), DataSample()])
 
     class Dicts(list):
-
         def __getitem__(self, i):
             return dict(data_samples=dict(gt_label=0))
 
     views = SampleIndexDataset(Views([0, 0, 0]))[2]['data_samples']
     assert [view.sample_idx for view in views] == [2, 2]
-    assert SampleIndexDataset(Dicts([0, 0]))[1]['data_samples'] == dict(
-        gt_label=0, sample_idx=1)
+    assert SampleIndexDataset(Dicts([0, 0]))[1]['data_samples'] == dict(gt_label=0, sample_idx=1)
 
 
 # --- redraws ---------------------------------------------------------------
 
 
-@pytest.mark.parametrize('build, alive', [
-    (lambda pipe: _numbers(pipeline=pipe), {0: 0, 2: 2, 4: 4}),
-    (lambda pipe: dict(
-        type='RepeatDataset', dataset=_numbers(pipeline=pipe), times=2),
-     {i: i % 6 for i in (0, 2, 4, 6, 8, 10)}),
-    (lambda pipe: dict(
-        type='ConcatDataset',
-        datasets=[_numbers(pipeline=pipe),
-                  _numbers(pipeline=pipe, start=1)]),
-     {0: 0, 2: 2, 4: 4, 7: 2, 9: 4, 11: 6}),
-    (lambda pipe: Subset(
-        DATASETS.build(_numbers(pipeline=pipe)), [1, 2, 3, 4]), {1: 2, 3: 4}),
-    (lambda pipe: FullyOwn(pipeline=pipe), {0: 0, 2: 2, 4: 4}),
-], ids=['plain', 'repeat', 'concat', 'subset', 'own __getitem__'])
+@pytest.mark.parametrize(
+    'build, alive',
+    [
+        (lambda pipe: _numbers(pipeline=pipe), {0: 0, 2: 2, 4: 4}),
+        (
+            lambda pipe: dict(type='RepeatDataset', dataset=_numbers(pipeline=pipe), times=2),
+            {i: i % 6 for i in (0, 2, 4, 6, 8, 10)},
+        ),
+        (
+            lambda pipe: dict(
+                type='ConcatDataset',
+                datasets=[_numbers(pipeline=pipe), _numbers(pipeline=pipe, start=1)],
+            ),
+            {0: 0, 2: 2, 4: 4, 7: 2, 9: 4, 11: 6},
+        ),
+        (lambda pipe: Subset(DATASETS.build(_numbers(pipeline=pipe)), [1, 2, 3, 4]), {1: 2, 3: 4}),
+        (lambda pipe: FullyOwn(pipeline=pipe), {0: 0, 2: 2, 4: 4}),
+    ],
+    ids=['plain', 'repeat', 'concat', 'subset', 'own __getitem__'],
+)
 def test_id_is_of_the_sample_that_a_redraw_returns(build, alive):
     np.random.seed(0)
     dataset = SampleIndexDataset(build(_dropping(1, 3, 5)))
@@ -289,8 +269,7 @@ def test_redraw_takes_the_same_random_numbers_as_mmengine():
 
 def test_contrast_ids_follow_the_redrawn_sample():
     np.random.seed(0)
-    dataset = SampleIndexDataset(
-        _numbers(pipeline=_dropping(1, 3, 5)), num_negatives=3)
+    dataset = SampleIndexDataset(_numbers(pipeline=_dropping(1, 3, 5)), num_negatives=3)
     for _ in range(20):
         sample = dataset[1]['data_samples']
         assert sample.contrast_idx[0] == sample.sample_idx != 1
@@ -299,15 +278,13 @@ def test_contrast_ids_follow_the_redrawn_sample():
 
 
 def test_a_set_without_valid_samples_gives_up():
-    dataset = SampleIndexDataset(
-        _numbers(pipeline=_dropping(*range(6)), max_refetch=5))
+    dataset = SampleIndexDataset(_numbers(pipeline=_dropping(*range(6)), max_refetch=5))
     with pytest.raises(RuntimeError, match='5 redraws from Numbers'):
         dataset[0]
 
 
 def test_test_mode_does_not_redraw():
-    dataset = SampleIndexDataset(
-        _numbers(pipeline=_dropping(1), test_mode=True))
+    dataset = SampleIndexDataset(_numbers(pipeline=_dropping(1), test_mode=True))
     assert _values(dataset, [2]) == [(2, 2)]
     with pytest.raises(RuntimeError, match='sample 1 with test_mode=True'):
         dataset[1]
@@ -320,10 +297,8 @@ def test_test_mode_does_not_redraw():
 def test_contrast_ids_equal_the_originals_draw(example):
     np.random.seed(example['seed'])
     dataset = SampleIndexDataset(
-        _numbers(),
-        num_negatives=example['k'],
-        percent=example['percent'],
-        mode=example['mode'])
+        _numbers(), num_negatives=example['k'], percent=example['percent'], mode=example['mode']
+    )
     samples = [dataset[i]['data_samples'] for i in range(6)]
     pools = dataset._pools
     for label in range(3):
@@ -338,15 +313,13 @@ def test_contrast_ids_equal_the_originals_draw(example):
 def test_contrast_ids_with_unequal_unsorted_classes(percent):
     labels = [3, 0, 1, 1, 0, 1, 0, 3, 1, 0, 0, 1]  # class 2 has no sample
     np.random.seed(5)
-    dataset = SampleIndexDataset(
-        _numbers(labels=labels), num_negatives=3, percent=percent)
+    dataset = SampleIndexDataset(_numbers(labels=labels), num_negatives=3, percent=percent)
     np.random.seed(5)
     pools = []
     for label in range(4):
-        pool = np.concatenate([
-            np.flatnonzero(np.array(labels) == other) for other in range(4)
-            if other != label
-        ])
+        pool = np.concatenate(
+            [np.flatnonzero(np.array(labels) == other) for other in range(4) if other != label]
+        )
         if percent < 1:  # 7 negatives of class 0, half of them kept
             pool = np.random.permutation(pool)[:3]
         pools.append(pool)
@@ -360,14 +333,12 @@ def test_contrast_ids_with_unequal_unsorted_classes(percent):
 
 
 def test_no_contrast_ids_unless_asked_for():
-    assert 'contrast_idx' not in SampleIndexDataset(
-        _numbers())[0]['data_samples']
+    assert 'contrast_idx' not in SampleIndexDataset(_numbers())[0]['data_samples']
 
 
 def test_contrast_ids_reach_the_batch():
     dataset = SampleIndexDataset(_numbers(), num_negatives=2)
-    batch = next(
-        iter(DataLoader(dataset, batch_size=3, collate_fn=pseudo_collate)))
+    batch = next(iter(DataLoader(dataset, batch_size=3, collate_fn=pseudo_collate)))
     stacked = torch.stack([s.contrast_idx for s in batch['data_samples']])
     assert stacked.shape == (3, 3) and stacked[:, 0].tolist() == [0, 1, 2]
 
@@ -389,19 +360,21 @@ def _loader(dataset, num_workers):
         sampler=DefaultSampler(dataset, shuffle=True, seed=0),
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
-        collate_fn=pseudo_collate)
+        collate_fn=pseudo_collate,
+    )
 
 
 def _epoch(loader, epoch):
     loader.dataset.set_epoch(epoch)
     loader.sampler.set_epoch(epoch)
-    return [([s.sample_idx for s in batch['data_samples']],
-             torch.stack(batch['inputs'])) for batch in loader]
+    return [
+        ([s.sample_idx for s in batch['data_samples']], torch.stack(batch['inputs']))
+        for batch in loader
+    ]
 
 
 def _equal(first, second):
-    return all(a[0] == b[0] and torch.equal(a[1], b[1])
-               for a, b in zip(first, second))
+    return all(a[0] == b[0] and torch.equal(a[1], b[1]) for a, b in zip(first, second))
 
 
 def test_an_epoch_is_the_same_after_a_restart_with_any_number_of_workers():
@@ -476,8 +449,7 @@ def test_a_batch_that_comes_again_is_augmented_anew():
 def test_single_fetch_in_a_worker_is_seeded_too():
     batches = []
     for _ in range(2):
-        loader = DataLoader(
-            _noisy(), batch_size=None, num_workers=1, sampler=[4, 1])
+        loader = DataLoader(_noisy(), batch_size=None, num_workers=1, sampler=[4, 1])
         batches.append([item['inputs'] for item in loader])
     assert torch.equal(batches[0][0], batches[1][0])
     assert not torch.equal(batches[0][0], batches[0][1])
@@ -492,18 +464,20 @@ def test_pipeline_without_pack_inputs_is_told():
         dataset[0]
 
 
-@pytest.mark.parametrize('labels, key, message', [
-    (LABELS, 'other', "Numbers has no labels .*exclude='instance'"),
-    ([[0, 1], [2]], 'gt_label', 'Numbers is multi-label'),
-    ([[0, 1], [2, 0]], 'gt_label', r'multi-label.*\(2, 2\)'),
-    ([dict(a=1), dict(a=2)], 'gt_label', 'multi-task'),
-    ([0.5, 0.5], 'gt_label', 'labels of type float64, expected integers'),
-    ([0, -1], 'gt_label', 'label -1 at sample 1'),
-])
+@pytest.mark.parametrize(
+    'labels, key, message',
+    [
+        (LABELS, 'other', "Numbers has no labels .*exclude='instance'"),
+        ([[0, 1], [2]], 'gt_label', 'Numbers is multi-label'),
+        ([[0, 1], [2, 0]], 'gt_label', r'multi-label.*\(2, 2\)'),
+        ([dict(a=1), dict(a=2)], 'gt_label', 'multi-task'),
+        ([0.5, 0.5], 'gt_label', 'labels of type float64, expected integers'),
+        ([0, -1], 'gt_label', 'label -1 at sample 1'),
+    ],
+)
 @pytest.mark.parametrize('serialize', [True, False])
 def test_labels_that_are_no_classes_are_told(labels, key, message, serialize):
-    dataset = SampleIndexDataset(
-        _numbers(labels=labels, key=key, serialize_data=serialize))
+    dataset = SampleIndexDataset(_numbers(labels=labels, key=key, serialize_data=serialize))
     with pytest.raises(ValueError, match=message):
         dataset.get_gt_labels()
 
@@ -514,16 +488,11 @@ def test_labels_of_other_kinds_of_data_sets():
         targets = [2, 0, 1]
 
     class WithInfo(list):
-
         def get_data_info(self, i):
             return dict(gt_label=[self[i]])
 
-    assert SampleIndexDataset(WithTargets('abc')).get_gt_labels().tolist() == [
-        2, 0, 1
-    ]
-    assert SampleIndexDataset(WithInfo([4, 5])).get_gt_labels().tolist() == [
-        4, 5
-    ]
+    assert SampleIndexDataset(WithTargets('abc')).get_gt_labels().tolist() == [2, 0, 1]
+    assert SampleIndexDataset(WithInfo([4, 5])).get_gt_labels().tolist() == [4, 5]
     with pytest.raises(ValueError, match='2 samples; .* must return one each'):
         WithTargets.targets = [1]
         SampleIndexDataset(WithTargets('ab')).get_gt_labels()
@@ -535,15 +504,18 @@ def test_labels_are_a_copy():
     assert dataset.get_gt_labels().tolist() == LABELS
 
 
-@pytest.mark.parametrize('kwargs, message', [
-    (dict(mode='loose'), "mode must be 'exact' or 'relax', but got 'loose'"),
-    (dict(num_negatives=0), 'num_negatives must be a positive int'),
-    (dict(num_negatives=1.5), 'but got 1.5'),
-    (dict(num_negatives=2, percent='half'), "percent .* but got 'half'"),
-    (dict(percent=0.5), 'percent=0.5 .* only when num_negatives is given'),
-    (dict(mode='relax'), "mode='relax' .* only when num_negatives"),
-    (dict(num_negatives=2, percent=0.1), 'percent=0.1 keeps none of the 4'),
-])
+@pytest.mark.parametrize(
+    'kwargs, message',
+    [
+        (dict(mode='loose'), "mode must be 'exact' or 'relax', but got 'loose'"),
+        (dict(num_negatives=0), 'num_negatives must be a positive int'),
+        (dict(num_negatives=1.5), 'but got 1.5'),
+        (dict(num_negatives=2, percent='half'), "percent .* but got 'half'"),
+        (dict(percent=0.5), 'percent=0.5 .* only when num_negatives is given'),
+        (dict(mode='relax'), "mode='relax' .* only when num_negatives"),
+        (dict(num_negatives=2, percent=0.1), 'percent=0.1 keeps none of the 4'),
+    ],
+)
 def test_bad_arguments_are_named(kwargs, message):
     with pytest.raises(ValueError, match=message):
         SampleIndexDataset(_numbers(), **kwargs)

@@ -1,4 +1,5 @@
 """STL10: byte order, labels, the unlabeled part, memory and errors."""
+
 import copy
 import pickle
 
@@ -21,8 +22,7 @@ def stl10(tmp_path_factory):
 
 
 def _images(dataset):
-    return np.stack(
-        [dataset.get_data_info(i)['img'] for i in range(len(dataset))])
+    return np.stack([dataset.get_data_info(i)['img'] for i in range(len(dataset))])
 
 
 def test_pixels_lie_where_the_description_says(tmp_path):
@@ -47,10 +47,13 @@ def test_labeled_splits(stl10, split, count):
     assert f'Split: \t{split}' in repr(dataset)
 
 
-@pytest.mark.parametrize('split, parts', [
-    ('unlabeled', ['unlabeled']),
-    ('train+unlabeled', ['train', 'unlabeled']),
-])
+@pytest.mark.parametrize(
+    'split, parts',
+    [
+        ('unlabeled', ['unlabeled']),
+        ('train+unlabeled', ['train', 'unlabeled']),
+    ],
+)
 def test_no_item_of_an_unlabeled_split_has_a_label(stl10, split, parts):
     root, written = stl10
     dataset = STL10(root, split, pipeline=[PACK])
@@ -65,6 +68,7 @@ def test_no_item_of_an_unlabeled_split_has_a_label(stl10, split, parts):
 
 def test_agrees_with_torchvision(stl10):
     import torchvision.datasets
+
     theirs = torchvision.datasets.STL10.__new__(torchvision.datasets.STL10)
     theirs.root, theirs.base_folder = stl10[0], ''
     images, labels = theirs._STL10__loadfile('train_X.bin', 'train_y.bin')
@@ -100,11 +104,7 @@ def test_images_are_mapped_not_held(stl10):
 def test_workers_read_the_same(stl10):
     root, written = stl10
     dataset = STL10(root, 'unlabeled', indices=8, pipeline=[PACK])
-    loader = DataLoader(
-        SampleIndexDataset(dataset),
-        batch_size=4,
-        num_workers=2,
-        collate_fn=_stack)
+    loader = DataLoader(SampleIndexDataset(dataset), batch_size=4, num_workers=2, collate_fn=_stack)
     batches = list(loader)
     images = torch.cat([images for images, _ in batches]).numpy()
     assert (images.transpose(0, 2, 3, 1) == written['unlabeled'][0][:8]).all()
@@ -112,8 +112,10 @@ def test_workers_read_the_same(stl10):
 
 
 def _stack(items):
-    return (torch.stack([item['inputs'] for item in items]),
-            [item['data_samples'].sample_idx for item in items])
+    return (
+        torch.stack([item['inputs'] for item in items]),
+        [item['data_samples'].sample_idx for item in items],
+    )
 
 
 def test_wrapped_unlabeled_set_passes_the_preprocessor(stl10):
@@ -124,7 +126,10 @@ def test_wrapped_unlabeled_set_passes_the_preprocessor(stl10):
                 type='crd_plugin.STL10',
                 data_root=stl10[0],
                 split='train+unlabeled',
-                pipeline=[PACK])))
+                pipeline=[PACK],
+            ),
+        )
+    )
     with pytest.raises(ValueError, match="STL10 has no labels .*'instance'"):
         dataset.get_gt_labels()
     # Positions 39 and 40 are on either side of the border of the files.
@@ -133,19 +138,24 @@ def test_wrapped_unlabeled_set_passes_the_preprocessor(stl10):
     batch = preprocess(
         dict(
             inputs=torch.stack([item['inputs'] for item in items]),
-            data_samples=[item['data_samples'] for item in items]),
-        training=True)
+            data_samples=[item['data_samples'] for item in items],
+        ),
+        training=True,
+    )
     assert [s.sample_idx for s in batch['data_samples']] == [39, 40]
     written = stl10[1]
     expected = np.stack([written['train'][0][39], written['unlabeled'][0][0]])
     assert (batch['inputs'].numpy().transpose(0, 2, 3, 1) == expected).all()
 
 
-@pytest.mark.parametrize('split, missing', [
-    ('train', 'train_X.bin'),
-    ('test', 'test_y.bin'),
-    ('train+unlabeled', 'unlabeled_X.bin'),
-])
+@pytest.mark.parametrize(
+    'split, missing',
+    [
+        ('train', 'train_X.bin'),
+        ('test', 'test_y.bin'),
+        ('train+unlabeled', 'unlabeled_X.bin'),
+    ],
+)
 def test_what_is_missing_is_named_with_the_mend(tmp_path, split, missing):
     fake_data.write_stl10(tmp_path, 10, 10, 10)
     (tmp_path / missing).unlink()
@@ -163,13 +173,16 @@ def test_a_split_asks_for_its_own_files_only(tmp_path):
     assert len(STL10(str(tmp_path), 'unlabeled')) == 10
 
 
-@pytest.mark.parametrize('name, content, message', [
-    ('train_X.bin', bytes(27647), 'has 27647 bytes, .*multiple of 27648'),
-    ('train_X.bin', b'', 'has 0 bytes'),
-    ('train_y.bin', bytes([1] * 9), 'has 9 labels, .*has 10 images'),
-    ('train_y.bin', bytes([1] * 9 + [11]), 'label 11, expected 1 to 10'),
-    ('train_y.bin', bytes([0] * 10), 'label 0, expected 1 to 10'),
-])
+@pytest.mark.parametrize(
+    'name, content, message',
+    [
+        ('train_X.bin', bytes(27647), 'has 27647 bytes, .*multiple of 27648'),
+        ('train_X.bin', b'', 'has 0 bytes'),
+        ('train_y.bin', bytes([1] * 9), 'has 9 labels, .*has 10 images'),
+        ('train_y.bin', bytes([1] * 9 + [11]), 'label 11, expected 1 to 10'),
+        ('train_y.bin', bytes([0] * 10), 'label 0, expected 1 to 10'),
+    ],
+)
 def test_damaged_files(tmp_path, name, content, message):
     fake_data.write_stl10(tmp_path, 10, 10, 10)
     (tmp_path / name).write_bytes(content)
@@ -177,10 +190,13 @@ def test_damaged_files(tmp_path, name, content, message):
         STL10(str(tmp_path))
 
 
-@pytest.mark.parametrize('kwargs, message', [
-    (dict(data_root='x', split='val'), "one of .*'test'.*but got 'val'"),
-    (dict(data_root=''), "folder stl10_binary, but got ''"),
-])
+@pytest.mark.parametrize(
+    'kwargs, message',
+    [
+        (dict(data_root='x', split='val'), "one of .*'test'.*but got 'val'"),
+        (dict(data_root=''), "folder stl10_binary, but got ''"),
+    ],
+)
 def test_bad_arguments_are_named(kwargs, message):
     with pytest.raises(ValueError, match=message):
         STL10(**kwargs)

@@ -1,4 +1,5 @@
 """TinyImageNet200: labels, order, names and what is said of broken copies."""
+
 import shutil
 from pathlib import Path
 
@@ -8,10 +9,7 @@ from crd_plugin.datasets import SampleIndexDataset, TinyImageNet200
 from crd_plugin.registry import DATASETS
 from tests import fake_data
 
-PIPELINE = [
-    dict(type='mmpretrain.LoadImageFromFile'),
-    dict(type='mmpretrain.PackInputs')
-]
+PIPELINE = [dict(type='mmpretrain.LoadImageFromFile'), dict(type='mmpretrain.PackInputs')]
 
 
 @pytest.fixture
@@ -21,8 +19,10 @@ def root(tmp_path):
 
 
 def _files(dataset):
-    return [(info['img_path'], info['gt_label'])
-            for info in map(dataset.get_data_info, range(len(dataset)))]
+    return [
+        (info['img_path'], info['gt_label'])
+        for info in map(dataset.get_data_info, range(len(dataset)))
+    ]
 
 
 def test_every_image_has_the_label_of_its_folder_or_line(tmp_path):
@@ -31,16 +31,16 @@ def test_every_image_has_the_label_of_its_folder_or_line(tmp_path):
     val = TinyImageNet200(str(tmp_path), 'val')
     assert (len(train), len(val)) == (40, 20)
     assert sorted(_files(train)) == sorted(
-        (str(tmp_path / path), label) for path, label in written['train'])
+        (str(tmp_path / path), label) for path, label in written['train']
+    )
     # Validation images keep the order of the annotations.
-    assert _files(val) == [(str(tmp_path / path), label)
-                           for path, label in written['val']]
+    assert _files(val) == [(str(tmp_path / path), label) for path, label in written['val']]
 
 
 def test_labels_and_order_are_those_of_image_folder(root):
     from torchvision.datasets import ImageFolder
-    assert _files(TinyImageNet200(str(root))) == ImageFolder(
-        str(root / 'train')).samples
+
+    assert _files(TinyImageNet200(str(root))) == ImageFolder(str(root / 'train')).samples
 
 
 def test_classes_are_the_words_in_order_of_the_labels(root):
@@ -58,10 +58,9 @@ def test_classes_are_the_words_in_order_of_the_labels(root):
 def test_build_by_config_and_wrap(root):
     dataset = DATASETS.build(
         dict(
-            type='crd_plugin.TinyImageNet200',
-            data_root=str(root),
-            split='train',
-            pipeline=PIPELINE))
+            type='crd_plugin.TinyImageNet200', data_root=str(root), split='train', pipeline=PIPELINE
+        )
+    )
     assert 'Split: \ttrain' in repr(dataset)
     wrapped = SampleIndexDataset(dataset)
     assert wrapped.get_gt_labels().tolist() == [i // 4 for i in range(40)]
@@ -85,10 +84,17 @@ def test_subset_and_lazy(root):
     assert len(dataset) == 3
 
 
-@pytest.mark.parametrize('missing', [
-    'wnids.txt', 'words.txt', 'train', 'val/val_annotations.txt', 'val/images',
-    'train/n02124075/images'
-])
+@pytest.mark.parametrize(
+    'missing',
+    [
+        'wnids.txt',
+        'words.txt',
+        'train',
+        'val/val_annotations.txt',
+        'val/images',
+        'train/n02124075/images',
+    ],
+)
 def test_what_is_missing_is_named_with_the_mend(root, missing):
     path = root / missing
     shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -108,8 +114,8 @@ def test_val_sorted_into_folders_is_recognised(root):
         folder.mkdir(parents=True, exist_ok=True)
         path.rename(folder / path.name)
     with pytest.raises(
-            FileNotFoundError,
-            match=r'lacks 18 \(val_0.JPEG, val_1.JPEG, ...\) .*not sorted'):
+        FileNotFoundError, match=r'lacks 18 \(val_0.JPEG, val_1.JPEG, ...\) .*not sorted'
+    ):
         TinyImageNet200(str(root), 'val')
 
 
@@ -122,8 +128,7 @@ def test_empty_class_folder(root):
 
 def test_folders_that_are_no_classes(root):
     (root / 'wnids.txt').write_text('\n'.join(fake_data.WNIDS[:9]))
-    with pytest.raises(
-            ValueError, match=r'0 missing, 1 \(n03970156\) unknown'):
+    with pytest.raises(ValueError, match=r'0 missing, 1 \(n03970156\) unknown'):
         TinyImageNet200(str(root))
     shutil.rmtree(root / 'train' / 'n03970156')
     shutil.rmtree(root / 'train' / 'n02124075')
@@ -131,30 +136,39 @@ def test_folders_that_are_no_classes(root):
         TinyImageNet200(str(root))
 
 
-@pytest.mark.parametrize('line, message', [
-    ('val_0.JPEG\tn99999999\t0\t0\t1\t1', 'line 1 is .*n99999999'),
-    ('val_0.JPEG n02124075', 'expected a file name, a tab and an id'),
-])
+@pytest.mark.parametrize(
+    'line, message',
+    [
+        ('val_0.JPEG\tn99999999\t0\t0\t1\t1', 'line 1 is .*n99999999'),
+        ('val_0.JPEG n02124075', 'expected a file name, a tab and an id'),
+    ],
+)
 def test_broken_annotation_lines(root, line, message):
     (root / 'val/val_annotations.txt').write_text(line + '\n')
     with pytest.raises(ValueError, match=message):
         TinyImageNet200(str(root), 'val')
 
 
-@pytest.mark.parametrize('text, message', [
-    ('', '0 lines and 0 different ids'),
-    ('n1\nn2\nn1\n', '3 lines and 2 different ids'),
-])
+@pytest.mark.parametrize(
+    'text, message',
+    [
+        ('', '0 lines and 0 different ids'),
+        ('n1\nn2\nn1\n', '3 lines and 2 different ids'),
+    ],
+)
 def test_broken_wnids(root, text, message):
     (root / 'wnids.txt').write_text(text)
     with pytest.raises(ValueError, match=message):
         TinyImageNet200(str(root))
 
 
-@pytest.mark.parametrize('kwargs, message', [
-    (dict(data_root='x', split='test'), "'train' or 'val', but got 'test'; "),
-    (dict(data_root=''), "folder tiny-imagenet-200, but got ''"),
-])
+@pytest.mark.parametrize(
+    'kwargs, message',
+    [
+        (dict(data_root='x', split='test'), "'train' or 'val', but got 'test'; "),
+        (dict(data_root=''), "folder tiny-imagenet-200, but got ''"),
+    ],
+)
 def test_bad_arguments_are_named(kwargs, message):
     with pytest.raises(ValueError, match=message):
         TinyImageNet200(**kwargs)

@@ -1,4 +1,5 @@
 """CoCoRD in two processes, on CPU."""
+
 import os
 from unittest import mock
 
@@ -6,7 +7,7 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 
-from tests import cocord_worker, runs
+from tests import cocord_worker, small_runs
 
 
 @pytest.fixture(scope='module')
@@ -14,12 +15,10 @@ def ranks(tmp_path_factory):
     """What each rank saw."""
     folder = tmp_path_factory.mktemp('ranks')
     mp.set_forkserver_preload(['tests.cocord_worker'])
-    with mock.patch.dict(os.environ, PYTHONPATH=str(runs.REPO)):
+    with mock.patch.dict(os.environ, PYTHONPATH=str(small_runs.REPO)):
         mp.start_processes(
-            cocord_worker.work,
-            args=(str(folder), ),
-            nprocs=2,
-            start_method='forkserver')
+            cocord_worker.work, args=(str(folder),), nprocs=2, start_method='forkserver'
+        )
     return [torch.load(folder / f'rank_{rank}.pth') for rank in range(2)]
 
 
@@ -78,4 +77,5 @@ def test_drifted_rank_is_noticed(ranks):
         for message in drift.values():
             assert message.startswith(
                 'The key queue differs between rank 0 and rank 1 (seen on '
-                f'rank {number}); something other than CoCoRDHook')
+                f'rank {number}); something other than CoCoRDHook'
+            )

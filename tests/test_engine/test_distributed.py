@@ -1,4 +1,5 @@
 """Banks in several processes, on CPU."""
+
 import os
 import re
 import socket
@@ -11,7 +12,7 @@ import torch.multiprocessing as mp
 from crd_plugin.engine.hooks.memory_bank_hook import gather_updates
 from crd_plugin.models import MemoryBank
 from crd_plugin.models.memory_bank import PendingUpdate
-from tests import dist_worker, runs
+from tests import dist_worker, small_runs
 from tests.dist_worker import WIDTHS
 
 WORLDS = (2, 4)
@@ -24,17 +25,12 @@ def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp('ranks')
     # Imports once, in a server without threads, of which the ranks are forks.
     mp.set_forkserver_preload(['tests.dist_worker'])
-    with mock.patch.dict(os.environ, PYTHONPATH=str(runs.REPO)):
+    with mock.patch.dict(os.environ, PYTHONPATH=str(small_runs.REPO)):
         mp.start_processes(
-            dist_worker.work,
-            args=(str(folder), ),
-            nprocs=4,
-            start_method='forkserver')
+            dist_worker.work, args=(str(folder),), nprocs=4, start_method='forkserver'
+        )
     return {
-        world: [
-            torch.load(folder / f'world_{world}_rank_{rank}.pth')
-            for rank in range(world)
-        ]
+        world: [torch.load(folder / f'world_{world}_rank_{rank}.pth') for rank in range(world)]
         for world in WORLDS
     }
 
@@ -44,10 +40,7 @@ def single():
     """The same embeddings in one process, by number of ranks they are of."""
     seen = {}
     for world in WORLDS:
-        batches = [
-            dist_worker.concatenate(step)
-            for step in dist_worker.make_steps(world)
-        ]
+        batches = [dist_worker.concatenate(step) for step in dist_worker.make_steps(world)]
         trainer = dist_worker.make_trainer(batch_size=999)
         seen[world] = dist_worker.take_steps(trainer, batches)
     return seen
@@ -75,7 +68,8 @@ def test_ranks_equal_a_single_process(results, single, world, step):
                 ranks[name][f'log_z_{side}'].exp(),
                 alone[name][f'log_z_{side}'].exp(),
                 rtol=1e-12,
-                atol=0)
+                atol=0,
+            )
 
 
 @pytest.mark.parametrize('world', WORLDS)
@@ -85,26 +79,21 @@ def test_every_step_writes_its_rows_only(single, world):
     for number in STEPS[1:]:
         ids = dist_worker.concatenate(steps[number]).sample_idx.unique()
         before, after = (
-            single[world][i]['banks']['loss_a']['student']
-            for i in (number - 1, number))
+            single[world][i]['banks']['loss_a']['student'] for i in (number - 1, number)
+        )
         moved = (before != after).any(1).nonzero().view(-1)
         assert torch.equal(moved, ids)
 
 
 @pytest.mark.parametrize('world', WORLDS)
-def test_mean_loss_of_the_ranks_is_that_of_a_single_process(
-        results, single, world):
+def test_mean_loss_of_the_ranks_is_that_of_a_single_process(results, single, world):
     """Holds where batches are of one size; that is how DDP averages."""
     for step in (1, 3):
         for name in WIDTHS:
-            ranks = [
-                rank['steps'][step]['losses'][name] for rank in results[world]
-            ]
+            ranks = [rank['steps'][step]['losses'][name] for rank in results[world]]
             torch.testing.assert_close(
-                torch.stack(ranks).mean(),
-                single[world][step]['losses'][name],
-                rtol=1e-10,
-                atol=0)
+                torch.stack(ranks).mean(), single[world][step]['losses'][name], rtol=1e-10, atol=0
+            )
 
 
 @pytest.mark.parametrize('world', WORLDS)
@@ -122,7 +111,8 @@ def test_drifted_rank_is_noticed(results, world):
         for message in messages.values():
             assert message.startswith(
                 'RuntimeError: loss_b.bank differs between rank 0 and rank 1 '
-                f'(seen on rank {rank}); something other than MemoryBankHook')
+                f'(seen on rank {rank}); something other than MemoryBankHook'
+            )
 
 
 @pytest.mark.parametrize('world', WORLDS)
@@ -130,7 +120,7 @@ def test_ids_keep_all_their_bits(results, world):
     ids = torch.tensor(dist_worker.LARGE_IDS)
     padded, unknown, values = [], [], []
     for rank in range(world):
-        own = ids[:6 - rank]
+        own = ids[: 6 - rank]
         padded += [own, own[-1:].expand(9 - own.numel())]
         unknown += [own, own[-1:].expand(6 - own.numel())]
         values.append(torch.full((9, 2), float(rank)))
@@ -144,9 +134,8 @@ def test_ids_keep_all_their_bits(results, world):
 def test_batch_larger_than_the_loader_gives():
     ids, embedding = torch.arange(5), torch.ones(5, 2)
     with pytest.raises(
-            RuntimeError,
-            match='A batch has 5 samples, the data '
-            "loader's batch_size is 4"):
+        RuntimeError, match="A batch has 5 samples, the data loader's batch_size is 4"
+    ):
         gather_updates([PendingUpdate(ids, embedding, embedding)], 4)
 
 
@@ -158,8 +147,7 @@ def test_wrapped_model_keeps_equal_banks(results, broadcast_buffers):
     for rank in (first, second):
         sizes = [update[0].numel() for update in rank['updates']]
         assert sizes == [6, 5] * 2
-    epoch = torch.cat([u[0] for u in first['updates'][:2]] +
-                      [u[0] for u in second['updates'][:2]])
+    epoch = torch.cat([u[0] for u in first['updates'][:2]] + [u[0] for u in second['updates'][:2]])
     assert epoch.unique().numel() == 21
 
     replay = MemoryBank(embed_dim=8, num_samples=21)
@@ -167,9 +155,10 @@ def test_wrapped_model_keeps_equal_banks(results, broadcast_buffers):
     for updates in zip(first['updates'], second['updates']):
         replay.commit(
             PendingUpdate(
-                *(torch.cat(parts)
-                  for parts in zip(*(update[:3] for update in updates))),
-                updates[0][3]))
+                *(torch.cat(parts) for parts in zip(*(update[:3] for update in updates))),
+                updates[0][3],
+            )
+        )
     for key, value in replay.state_dict().items():
         assert _same_bits(first['bank'][key], value), key
         assert _same_bits(second['bank'][key], value), key
@@ -181,10 +170,10 @@ def test_broadcasting_buffers_changes_no_training(results):
     for key in ('student', 'teacher', 'log_z_student'):
         assert _same_bits(kept['bank'][key], broadcast['bank'][key])
     # It did broadcast: without it each rank has running statistics of its own.
-    ranks = [[
-        rank['wrapped'][i]['student']['backbone.bn.running_mean']
-        for rank in results[2]
-    ] for i in range(2)]
+    ranks = [
+        [rank['wrapped'][i]['student']['backbone.bn.running_mean'] for rank in results[2]]
+        for i in range(2)
+    ]
     assert not torch.equal(*ranks[0])
     gap = [(a - b).abs().max() for a, b in ranks]
     assert gap[1] < gap[0]
@@ -192,9 +181,7 @@ def test_broadcasting_buffers_changes_no_training(results):
 
 def test_online_kd_trains_equal_weights(results):
     first, second = (rank['online'] for rank in results[2])
-    assert {name.split('.')[0] for name in first['end']} == {
-        'architecture', 'branches', 'gate'
-    }
+    assert {name.split('.')[0] for name in first['end']} == {'architecture', 'branches', 'gate'}
     for name, value in first['end'].items():
         assert _same_bits(value, second['end'][name]), name
         assert value.isfinite().all()
@@ -202,16 +189,14 @@ def test_online_kd_trains_equal_weights(results):
 
 
 def test_tools_train_and_test_in_two_processes(tmp_path):
-    config = runs.write_config(
-        tmp_path / 'config.py', tmp_path, train_cfg__max_epochs=2)
+    config = small_runs.write_config(tmp_path / 'config.py', tmp_path, train_cfg__max_epochs=2)
     log = tmp_path / 'train.txt'
-    process = runs.start(
-        'dist_train.sh', config, 2, log=log, env=dict(PORT=_free_port()))
-    output = runs.finish(process, log)
+    process = small_runs.start('dist_train.sh', config, 2, log=log, env=dict(PORT=_free_port()))
+    output = small_runs.finish(process, log)
     # Two ranks of 10 samples: batches of 6 and 4, each told once.
     assert len(re.findall(r'Epoch\(train\) \[2\]\[2/2\]', output)) == 1
     assert 'Saving checkpoint at 2 epochs' in output
-    saved = runs.load(tmp_path / 'epoch_2.pth')['state_dict']
+    saved = small_runs.load(tmp_path / 'epoch_2.pth')['state_dict']
     prefix = 'distiller.distill_losses.loss_crd.bank.'
     assert saved[prefix + 'student'].shape == (20, 8)
     norms = saved[prefix + 'teacher'].norm(dim=1)
@@ -220,27 +205,25 @@ def test_tools_train_and_test_in_two_processes(tmp_path):
     trained = _accuracy(output)
 
     log = tmp_path / 'test.txt'
-    process = runs.start(
-        'dist_test.sh',
-        config,
-        tmp_path / 'epoch_2.pth',
-        2,
-        log=log,
-        env=dict(PORT=_free_port()))
-    tested = _accuracy(runs.finish(process, log))
+    process = small_runs.start(
+        'dist_test.sh', config, tmp_path / 'epoch_2.pth', 2, log=log, env=dict(PORT=_free_port())
+    )
+    tested = _accuracy(small_runs.finish(process, log))
     assert tested == trained
 
 
 def _accuracy(output: str) -> list:
     """The last top-1 and top-5 that a log tells."""
-    return re.findall(r'accuracy/top1: ([\d.]+)\s+accuracy/top5: ([\d.]+)',
-                      output)[-1]
+    return re.findall(r'accuracy/top1: ([\d.]+)\s+accuracy/top5: ([\d.]+)', output)[-1]
 
 
 def _same_bits(first: torch.Tensor, second: torch.Tensor) -> bool:
     """Equal in shape, type and every bit."""
-    return (first.dtype == second.dtype and first.shape == second.shape
-            and first.numpy().tobytes() == second.numpy().tobytes())
+    return (
+        first.dtype == second.dtype
+        and first.shape == second.shape
+        and first.numpy().tobytes() == second.numpy().tobytes()
+    )
 
 
 def _free_port() -> str:

@@ -1,4 +1,5 @@
 """Tests of the dry run: tables, and one line for every mistake."""
+
 import copy
 import hashlib
 import random
@@ -15,16 +16,10 @@ from crd_plugin.engine.dry_run import dry_run_file, render, run_dry
 def net(width, num_classes=10):
     return dict(
         type='ImageClassifier',
-        backbone=dict(
-            type='crd_plugin.CIFARResNet',
-            depth=8,
-            stem_channels=4,
-            base_channels=width),
+        backbone=dict(type='crd_plugin.CIFARResNet', depth=8, stem_channels=4, base_channels=width),
         neck=dict(type='GlobalAveragePooling'),
-        head=dict(
-            type='LinearClsHead',
-            num_classes=num_classes,
-            in_channels=4 * width))
+        head=dict(type='LinearClsHead', num_classes=num_classes, in_channels=4 * width),
+    )
 
 
 def record(recorder, from_student, **kwargs):
@@ -36,8 +31,7 @@ def vanilla():
     return dict(
         default_scope='mmpretrain',
         custom_imports=dict(imports=['crd_plugin']),
-        data_preprocessor=dict(
-            type='ClsDataPreprocessor', mean=[78.] * 3, std=[81.] * 3),
+        data_preprocessor=dict(type='ClsDataPreprocessor', mean=[78.0] * 3, std=[81.0] * 3),
         train_dataloader=dict(
             batch_size=25,
             dataset=dict(
@@ -47,9 +41,13 @@ def vanilla():
                     num_train_per_class=5,
                     # Saves a second a test: MMEngine collects garbage then.
                     serialize_data=False,
-                    pipeline=pipeline))),
+                    pipeline=pipeline,
+                ),
+            ),
+        ),
         optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1)),
-        model=net(4))
+        model=net(4),
+    )
 
 
 def distillation():
@@ -67,25 +65,30 @@ def distillation():
                 feat=dict(type=outputs, source='neck'),
                 logits=dict(type=outputs, source='head.fc'),
                 ids=dict(type=field, source='sample_idx'),
-                labels=dict(type=field, source='gt_label')),
+                labels=dict(type=field, source='gt_label'),
+            ),
             teacher_recorders=dict(
-                feat=dict(type=outputs, source='neck'),
-                logits=dict(type=outputs, source='head.fc')),
+                feat=dict(type=outputs, source='neck'), logits=dict(type=outputs, source='head.fc')
+            ),
             connectors=dict(
                 crd_student=dict(type='crd_plugin.EmbeddingConnector'),
-                crd_teacher=dict(type='crd_plugin.EmbeddingConnector')),
+                crd_teacher=dict(type='crd_plugin.EmbeddingConnector'),
+            ),
             distill_losses=dict(
                 loss_crd=dict(type='crd_plugin.CRDLoss', num_negatives=20),
-                loss_kd=dict(type='mmrazor.KLDivergence', tau=4)),
+                loss_kd=dict(type='mmrazor.KLDivergence', tau=4),
+            ),
             loss_forward_mappings=dict(
                 loss_crd=dict(
                     s_feats=record('feat', True, connector='crd_student'),
                     t_feats=record('feat', False, connector='crd_teacher'),
                     sample_idx=record('ids', True),
-                    labels=record('labels', True)),
-                loss_kd=dict(
-                    preds_S=record('logits', True),
-                    preds_T=record('logits', False)))))
+                    labels=record('labels', True),
+                ),
+                loss_kd=dict(preds_S=record('logits', True), preds_T=record('logits', False)),
+            ),
+        ),
+    )
     cfg['custom_hooks'] = [dict(type='crd_plugin.MemoryBankHook')]
     return cfg
 
@@ -102,7 +105,7 @@ def build(cfg):
 def only(report):
     """The one problem of a report."""
     assert len(report.problems) == 1, report.problems
-    line, = report.problems
+    (line,) = report.problems
     assert '\n' not in line
     return line
 
@@ -110,10 +113,7 @@ def only(report):
 def test_sound_distillation():
     report = check(distillation())
     assert report.problems == []
-    assert {
-        (row.side, row.name): row.output
-        for row in report.recorders
-    } == {
+    assert {(row.side, row.name): row.output for row in report.recorders} == {
         ('student', 'feat'): '[(4, 16)]',
         ('student', 'logits'): '(4, 10)',
         ('student', 'ids'): '(4,) int64',
@@ -121,27 +121,31 @@ def test_sound_distillation():
         ('teacher', 'feat'): '[(4, 32)]',
         ('teacher', 'logits'): '(4, 10)',
     }
-    assert [(row.name, row.inputs, row.output, row.parameters)
-            for row in report.connectors
-            ] == [('crd_student', '[(4, 16)]', '(4, 128)', 17 * 128),
-                  ('crd_teacher', '[(4, 32)]', '(4, 128)', 33 * 128)]
-    losses = {row.name: row for row in report.losses}
-    assert list(losses) == [
-        'student.loss', 'distill.loss_crd', 'distill.loss_kd'
+    assert [(row.name, row.inputs, row.output, row.parameters) for row in report.connectors] == [
+        ('crd_student', '[(4, 16)]', '(4, 128)', 17 * 128),
+        ('crd_teacher', '[(4, 32)]', '(4, 128)', 33 * 128),
     ]
+    losses = {row.name: row for row in report.losses}
+    assert list(losses) == ['student.loss', 'distill.loss_crd', 'distill.loss_kd']
     for row in losses.values():
         assert row.summed and row.teacher == 'frozen' and row.student > 0
     assert losses['student.loss'].connectors == 'none'
     assert losses['distill.loss_crd'].connectors > 0
-    bank, = report.banks
+    (bank,) = report.banks
     assert (bank.rows, bank.width, bank.stand_in) == (50, 128, None)
     assert bank.mib == pytest.approx(2 * 50 * 128 * 4 / 2**20)
     parts = {row.part: (row.trainable, row.total) for row in report.parts}
     assert parts['connectors'] == (50 * 128, 50 * 128)
     assert parts['teacher'][0] == 0 and parts['teacher'][1] > 0
     text = render(report)
-    for word in ('crd_student', 'distill.loss_kd', 'frozen', '4 x 3 x 16 x 16',
-                 'SampleIndexDataset, 50 samples, 10 classes', 'fine'):
+    for word in (
+        'crd_student',
+        'distill.loss_kd',
+        'frozen',
+        '4 x 3 x 16 x 16',
+        'SampleIndexDataset, 50 samples, 10 classes',
+        'fine',
+    ):
         assert word in text
 
 
@@ -149,18 +153,16 @@ def test_gradient_of_each_loss_is_its_own():
     """Doubling a weight doubles this loss's gradient and no other."""
     once = {row.name: row for row in check(distillation()).losses}
     cfg = distillation()
-    cfg['model']['distiller']['distill_losses']['loss_kd']['loss_weight'] = 2.
+    cfg['model']['distiller']['distill_losses']['loss_kd']['loss_weight'] = 2.0
     twice = {row.name: row for row in check(cfg).losses}
-    for name, factor in (('student.loss', 1), ('distill.loss_crd', 1),
-                         ('distill.loss_kd', 2)):
-        assert twice[name].student == pytest.approx(factor *
-                                                    once[name].student)
+    for name, factor in (('student.loss', 1), ('distill.loss_crd', 1), ('distill.loss_kd', 2)):
+        assert twice[name].student == pytest.approx(factor * once[name].student)
 
 
 def test_vanilla():
     report = check(vanilla())
     assert report.problems == []
-    row, = report.losses
+    (row,) = report.losses
     assert row.name == 'loss' and row.student > 0
     assert (row.connectors, row.teacher) == ('-', '-')
     assert not report.recorders and not report.banks
@@ -181,8 +183,7 @@ def test_leaves_no_trace(tmp_path, monkeypatch):
     assert torch.equal(states[0], torch.get_rng_state())
     assert states[1] == random.getstate()
     assert np.array_equal(states[2][1], np.random.get_state()[1])
-    assert scope == getattr(DefaultScope.get_current_instance(), 'scope_name',
-                            None)
+    assert scope == getattr(DefaultScope.get_current_instance(), 'scope_name', None)
     assert cfg.to_dict() == before
     assert not list(tmp_path.iterdir())
     torch.manual_seed(4)
@@ -195,25 +196,21 @@ def distiller_of(cfg):
 
 def test_wrong_module_path():
     cfg = distillation()
-    distiller_of(cfg)['teacher_recorders']['feat']['source'] = (
-        'backbone.layer4')
+    distiller_of(cfg)['teacher_recorders']['feat']['source'] = 'backbone.layer4'
     report = check(cfg)
     line = only(report)
     assert 'teacher_recorders.feat.source' in line
     assert "no module 'backbone.layer4'" in line
     assert 'backbone.layer3' in line
     # The rest is run all the same.
-    assert [row.name
-            for row in report.losses] == ['student.loss', 'distill.loss_kd']
+    assert [row.name for row in report.losses] == ['student.loss', 'distill.loss_kd']
 
 
-@pytest.mark.parametrize('source, meant', [('fc', 'head.fc'),
-                                           ('architecture.neck', 'neck')])
+@pytest.mark.parametrize('source, meant', [('fc', 'head.fc'), ('architecture.neck', 'neck')])
 def test_module_path_with_a_part_too_many_or_few(source, meant):
     cfg = distillation()
     distiller_of(cfg)['student_recorders']['feat']['source'] = source
-    assert f'nearest is {meant}' in only(check(cfg)).replace(
-        'nearest are', 'nearest is')
+    assert f'nearest is {meant}' in only(check(cfg)).replace('nearest are', 'nearest is')
 
 
 def test_wrong_width():
@@ -222,23 +219,22 @@ def test_wrong_width():
     report = check(cfg)
     line = only(report)
     assert 'connectors.crd_student' in line and 'set in_channels=16' in line
-    assert [row.name
-            for row in report.losses] == ['student.loss', 'distill.loss_kd']
+    assert [row.name for row in report.losses] == ['student.loss', 'distill.loss_kd']
 
 
 def test_wrong_width_of_a_connector_of_mmrazor():
     cfg = distillation()
     distiller = distiller_of(cfg)
-    distiller['student_recorders']['map'] = dict(
-        type='mmrazor.ModuleOutputs', source='backbone')
-    distiller['teacher_recorders']['map'] = dict(
-        type='mmrazor.ModuleOutputs', source='backbone')
+    distiller['student_recorders']['map'] = dict(type='mmrazor.ModuleOutputs', source='backbone')
+    distiller['teacher_recorders']['map'] = dict(type='mmrazor.ModuleOutputs', source='backbone')
     distiller['connectors']['conv'] = dict(
-        type='mmrazor.ConvModuleConnector', in_channel=7, out_channel=32)
+        type='mmrazor.ConvModuleConnector', in_channel=7, out_channel=32
+    )
     distiller['distill_losses']['loss_map'] = dict(type='mmrazor.L2Loss')
     distiller['loss_forward_mappings']['loss_map'] = dict(
         s_feature=record('map', True, data_idx=0, connector='conv'),
-        t_feature=record('map', False, data_idx=0))
+        t_feature=record('map', False, data_idx=0),
+    )
     line = only(check(cfg))
     assert 'connectors.conv.in_channel is 7' in line
     assert '(4, 16, 4, 4)' in line and 'set in_channel=16' in line
@@ -249,8 +245,7 @@ def test_wrong_width_of_a_connector_of_mmrazor():
 def test_width_inferred_from_another_image_size():
     cfg = distillation()
     for side in ('student', 'teacher'):
-        distiller_of(
-            cfg)[f'{side}_recorders']['feat']['source'] = 'backbone.layer3'
+        distiller_of(cfg)[f'{side}_recorders']['feat']['source'] = 'backbone.layer3'
     line = only(check(cfg))
     assert 'set model.input_shape=(3, 16, 16)' in line
     cfg['model']['input_shape'] = (3, 16, 16)
@@ -259,8 +254,7 @@ def test_width_inferred_from_another_image_size():
 
 def test_data_idx_out_of_range():
     cfg = distillation()
-    distiller_of(
-        cfg)['loss_forward_mappings']['loss_crd']['s_feats']['data_idx'] = 2
+    distiller_of(cfg)['loss_forward_mappings']['loss_crd']['s_feats']['data_idx'] = 2
     line = only(check(cfg))
     assert 'mappings.loss_crd' in line and 'data_idx is 2' in line
     # With given widths the model can be built and the step tells more.
@@ -285,8 +279,10 @@ def test_head_of_the_wrong_width(role):
     cfg['model'][role]['head']['in_channels'] = 65
     width = 16 if role == 'architecture' else 32
     line = only(check(cfg))
-    assert line == (f'model.{role}.head.in_channels is 65, but the feature '
-                    f'has {width} values; set it to {width}.')
+    assert line == (
+        f'model.{role}.head.in_channels is 65, but the feature '
+        f'has {width} values; set it to {width}.'
+    )
     plain = vanilla()
     plain['model']['head']['in_channels'] = 65
     assert 'model.head.in_channels is 65' in only(check(plain))
@@ -314,7 +310,7 @@ def test_student_against_teacher_classes():
 
 def test_hooks():
     cfg = distillation()
-    hook, = cfg['custom_hooks']
+    (hook,) = cfg['custom_hooks']
     cfg['custom_hooks'] = []
     line = only(check(cfg))
     assert 'no MemoryBankHook' in line
@@ -357,8 +353,7 @@ def edit_mapping(distiller):
     distiller['distill_losses']['loss_a'] = dict(type='mmrazor.L2Loss')
     mappings['loss_b'] = dict()
     distiller['distill_losses']['loss_c'] = dict(type='mmrazor.L2Loss')
-    mappings['loss_c'] = dict(
-        s_feature=record('feats', True), t_feature=record('ids', False))
+    mappings['loss_c'] = dict(s_feature=record('feats', True), t_feature=record('ids', False))
 
 
 def test_all_problems_at_once():
@@ -374,8 +369,7 @@ def test_all_problems_at_once():
         'loss_kd: KLDivergence.forward needs preds_T',
         'no loss_a, so this loss is never computed',
         'loss_b: there is no such loss in distill_losses',
-        "loss_c.s_feature.recorder: student_recorders has no 'feats'; the "
-        'nearest is feat',
+        "loss_c.s_feature.recorder: student_recorders has no 'feats'; the nearest is feat",
         "loss_c.t_feature.recorder: teacher_recorders has no 'ids'; the "
         'student has one: set from_student=True',
         "custom_hooks[0].type: 'crd_plugin.MemoryBankHok' is no registered "
@@ -391,18 +385,25 @@ def test_all_problems_at_once():
     assert [row.name for row in report.losses] == ['student.loss']
 
 
-@pytest.mark.parametrize('place, wrong, right', [
-    (('distiller', 'distill_losses', 'loss_crd'), 'CRDLoss',
-     'crd_plugin.CRDLoss'),
-    (('distiller', 'connectors', 'crd_student'),
-     'crd_plugin.EmbedingConnector', 'crd_plugin.EmbeddingConnector'),
-    (('distiller', 'student_recorders', 'ids'), 'crd_plugin.SampleFields',
-     'crd_plugin.SampleField'),
-    (('architecture', 'backbone'), 'crd_plugin.CifarResNet',
-     'crd_plugin.CIFARResNet'),
-    (('teacher', 'head', 'loss'), 'CrossEntropy', 'CrossEntropyLoss'),
-    ((), 'FrozenTeacherDistill', 'crd_plugin.FrozenTeacherDistill'),
-])
+@pytest.mark.parametrize(
+    'place, wrong, right',
+    [
+        (('distiller', 'distill_losses', 'loss_crd'), 'CRDLoss', 'crd_plugin.CRDLoss'),
+        (
+            ('distiller', 'connectors', 'crd_student'),
+            'crd_plugin.EmbedingConnector',
+            'crd_plugin.EmbeddingConnector',
+        ),
+        (
+            ('distiller', 'student_recorders', 'ids'),
+            'crd_plugin.SampleFields',
+            'crd_plugin.SampleField',
+        ),
+        (('architecture', 'backbone'), 'crd_plugin.CifarResNet', 'crd_plugin.CIFARResNet'),
+        (('teacher', 'head', 'loss'), 'CrossEntropy', 'CrossEntropyLoss'),
+        ((), 'FrozenTeacherDistill', 'crd_plugin.FrozenTeacherDistill'),
+    ],
+)
 def test_unknown_type(place, wrong, right):
     cfg = distillation()
     cfg['model']['teacher']['head']['loss'] = dict(type='CrossEntropyLoss')
@@ -412,8 +413,7 @@ def test_unknown_type(place, wrong, right):
     part['type'] = wrong
     line = only(check(cfg))
     assert line.startswith('.'.join(('model', *place)) + f".type: '{wrong}'")
-    assert right in line.partition('nearest')[2].strip('.').replace(
-        ',', '').split()
+    assert right in line.partition('nearest')[2].strip('.').replace(',', '').split()
 
 
 def test_unknown_transform_and_argument():
@@ -423,10 +423,8 @@ def test_unknown_transform_and_argument():
     dataset['pipeline'].insert(0, dict(type='Resise', scale=16))
     cfg['model']['backbone']['base_channel'] = 4
     problems = check(cfg).problems
-    assert any('pipeline[0].type' in line and 'Resize' in line
-               for line in problems)
-    assert any('pipeline[2].type' in line and 'PackInputs' in line
-               for line in problems)
+    assert any('pipeline[0].type' in line and 'Resize' in line for line in problems)
+    assert any('pipeline[2].type' in line and 'PackInputs' in line for line in problems)
     assert any('base_channel' in line for line in problems)
 
 
@@ -474,7 +472,8 @@ def test_nothing_is_downloaded():
     cfg = distillation()
     cfg['model']['teacher_ckpt'] = 'https://example.invalid/teacher.pth'
     cfg['model']['architecture']['init_cfg'] = dict(
-        type='Pretrained', checkpoint='torchvision://resnet18')
+        type='Pretrained', checkpoint='torchvision://resnet18'
+    )
     report = check(cfg)
     assert report.problems == []
     assert sum('is not fetched here' in note for note in report.notes) == 2
@@ -486,24 +485,20 @@ def test_missing_data_set(tmp_path):
     cfg['train_dataloader']['dataset']['dataset'] = dict(
         type='CIFAR100',
         data_root=str(tmp_path / 'none'),
-        pipeline=[
-            dict(type='RandomCrop', crop_size=32, padding=4),
-            dict(type='PackInputs')
-        ])
+        pipeline=[dict(type='RandomCrop', crop_size=32, padding=4), dict(type='PackInputs')],
+    )
     for role in ('architecture', 'teacher'):
         cfg['model'][role]['head']['num_classes'] = 100
     report = check(cfg)
     assert report.problems == []
-    assert any('CIFAR100' in note or 'SampleIndexDataset' in note
-               for note in report.notes)
+    assert any('CIFAR100' in note or 'SampleIndexDataset' in note for note in report.notes)
     assert '4 x 3 x 32 x 32' in report.images
-    bank, = report.banks
+    (bank,) = report.banks
     assert bank.rows is None and bank.stand_in == 4096
     assert len(report.losses) == 3
     assert not (tmp_path / 'none').exists()
-    cfg['model']['distiller']['distill_losses']['loss_crd'][
-        'num_samples'] = 50000
-    bank, = check(cfg).banks
+    cfg['model']['distiller']['distill_losses']['loss_crd']['num_samples'] = 50000
+    (bank,) = check(cfg).banks
     assert bank.rows == 50000
     assert bank.mib == pytest.approx(2 * 50000 * 128 * 4 / 2**20)
     cfg['model']['architecture']['head']['num_classes'] = 10
@@ -560,9 +555,9 @@ def test_gradient_that_reaches_the_teacher():
 def test_loss_without_gradient():
     cfg = distillation()
     distiller_of(cfg)['teacher_recorders']['again'] = dict(
-        type='mmrazor.ModuleOutputs', source='head.fc')
-    distiller_of(cfg)['loss_forward_mappings']['loss_kd']['preds_S'] = record(
-        'again', False)
+        type='mmrazor.ModuleOutputs', source='head.fc'
+    )
+    distiller_of(cfg)['loss_forward_mappings']['loss_kd']['preds_S'] = record('again', False)
     assert 'sends no gradient' in only(check(cfg))
 
 

@@ -1,4 +1,5 @@
 """Dry runs of CoCoRD: three views, its hook, its loss."""
+
 import copy
 
 import pytest
@@ -6,7 +7,7 @@ from mmengine.config import Config
 from mmengine.registry import DefaultScope
 
 from crd_plugin.engine.dry_run import render, run_dry
-from tests import runs
+from tests import small_runs
 from tests.cocord import run_changes
 
 VIEWS = "dict(type='crd_plugin.MultiViewPipeline'"
@@ -21,7 +22,7 @@ def scope():
 
 def config(tmp_path, **changes):
     """Plain dicts; reading the digits takes no text of the config."""
-    cfg = runs.config(tmp_path, **{**run_changes(), **changes}).to_dict()
+    cfg = small_runs.config(tmp_path, **{**run_changes(), **changes}).to_dict()
     cfg['train_dataloader']['dataset']['dataset']['serialize_data'] = False
     return cfg
 
@@ -64,13 +65,12 @@ def test_data_that_cannot_be_read(tmp_path):
     """Then the config says how many views there are."""
     cfg = config(tmp_path)
     cfg['train_dataloader']['dataset']['dataset'] = dict(
-        type='CIFAR10',
-        data_root=str(tmp_path / 'nowhere'),
-        pipeline=pipeline_of(cfg))
+        type='CIFAR10', data_root=str(tmp_path / 'nowhere'), pipeline=pipeline_of(cfg)
+    )
     report = check(cfg)
     assert report.problems == [] and '3 views' in report.images
     assert any('cannot be read' in note for note in report.notes)
-    views, = pipeline_of(cfg)
+    (views,) = pipeline_of(cfg)
     views['num_views'] = 2
     assert 'gives 2 views of each image' in only(check(cfg))
 
@@ -78,9 +78,8 @@ def test_data_that_cannot_be_read(tmp_path):
 def test_pipeline_of_single_images(tmp_path):
     """The rest is tried with what was asked for."""
     cfg = config(tmp_path)
-    views, = pipeline_of(cfg)
-    cfg['train_dataloader']['dataset']['dataset']['pipeline'] = views[
-        'transforms']
+    (views,) = pipeline_of(cfg)
+    cfg['train_dataloader']['dataset']['dataset']['pipeline'] = views['transforms']
     report = check(cfg)
     line = only(report)
     assert 'gives 1 view of each image' in line
@@ -89,15 +88,12 @@ def test_pipeline_of_single_images(tmp_path):
 
 
 def test_views_for_a_model_that_wants_none(tmp_path):
-    cfg = runs.config(tmp_path).to_dict()
+    cfg = small_runs.config(tmp_path).to_dict()
     inner = cfg['train_dataloader']['dataset']['dataset']
     inner.update(
         serialize_data=False,
-        pipeline=[
-            dict(
-                type='crd_plugin.MultiViewPipeline',
-                transforms=inner['pipeline'])
-        ])
+        pipeline=[dict(type='crd_plugin.MultiViewPipeline', transforms=inner['pipeline'])],
+    )
     report = check(cfg)
     line = only(report)
     assert 'gives 3 views of each image' in line and 'expects 1' in line
@@ -105,12 +101,17 @@ def test_views_for_a_model_that_wants_none(tmp_path):
     assert 'distill.loss_crd' in loss_names(report)
 
 
-@pytest.mark.parametrize('hooks, message', [
-    ([], 'custom_hooks has no CoCoRDHook, so averages and key queue'),
-    ([HOOK, HOOK], 'custom_hooks has CoCoRDHook 2 times'),
-    ([HOOK, dict(type='crd_plugin.MemoryBankHook')
-      ], 'custom_hooks has MemoryBankHook, but the model has no memory bank'),
-])
+@pytest.mark.parametrize(
+    'hooks, message',
+    [
+        ([], 'custom_hooks has no CoCoRDHook, so averages and key queue'),
+        ([HOOK, HOOK], 'custom_hooks has CoCoRDHook 2 times'),
+        (
+            [HOOK, dict(type='crd_plugin.MemoryBankHook')],
+            'custom_hooks has MemoryBankHook, but the model has no memory bank',
+        ),
+    ],
+)
 def test_hooks(tmp_path, hooks, message):
     cfg = config(tmp_path)
     cfg['custom_hooks'] = hooks
@@ -118,10 +119,9 @@ def test_hooks(tmp_path, hooks, message):
 
 
 def test_hook_without_the_model(tmp_path):
-    cfg = runs.config(tmp_path).to_dict()
+    cfg = small_runs.config(tmp_path).to_dict()
     cfg['custom_hooks'].append(HOOK)
-    assert 'custom_hooks has CoCoRDHook, but the model is no' in only(
-        check(cfg))
+    assert 'custom_hooks has CoCoRDHook, but the model is no' in only(check(cfg))
 
 
 def test_loss_that_cannot_be_built_is_named_once(tmp_path):
@@ -135,8 +135,7 @@ def test_loss_that_fails_in_the_step_is_named(tmp_path):
     """And the rest is run all the same."""
     cfg = config(tmp_path)
     distiller = cfg['model']['distiller']
-    distiller['distill_losses']['loss_cocord'].update(
-        s_channels=7, t_channels=12)
+    distiller['distill_losses']['loss_cocord'].update(s_channels=7, t_channels=12)
     report = check(cfg)
     line = only(report)
     assert 'distill_losses.loss_cocord: s_feats has shape (4, 6)' in line
@@ -156,16 +155,12 @@ def test_network_that_takes_no_such_images(tmp_path, role):
     cfg = config(tmp_path)
     net = cfg['model'][role]
     net['backbone'] = dict(
-        type='crd_plugin.CIFARResNet',
-        depth=8,
-        in_channels=4,
-        stem_channels=4,
-        base_channels=4)
+        type='crd_plugin.CIFARResNet', depth=8, in_channels=4, stem_channels=4, base_channels=4
+    )
     net['head']['in_channels'] = 16
-    cfg['model']['distiller']['distill_losses']['loss_cocord'].update(
-        s_channels=6, t_channels=12)
+    cfg['model']['distiller']['distill_losses']['loss_cocord'].update(s_channels=6, t_channels=12)
     side = 'student' if role == 'architecture' else role
     shape = '(4, 3, 8, 8)'
     assert only(check(cfg)).startswith(
-        f'{side}: images of shape [{shape}, {shape}, {shape}] do not go '
-        'through: ')
+        f'{side}: images of shape [{shape}, {shape}, {shape}] do not go through: '
+    )

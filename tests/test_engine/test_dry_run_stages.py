@@ -1,4 +1,5 @@
 """Dry runs of models with stages: each is tried."""
+
 import copy
 
 import pytest
@@ -6,7 +7,7 @@ from mmengine.config import Config
 from mmengine.registry import DefaultScope
 
 from crd_plugin.engine.dry_run import render, run_dry
-from tests import runs, staged
+from tests import small_runs, staged
 
 
 @pytest.fixture(autouse=True)
@@ -17,7 +18,7 @@ def scope():
 
 def config(tmp_path, method='ab', **changes):
     """Plain dicts; reading the digits takes no text of the config."""
-    cfg = runs.config(tmp_path, **staged.settings(method, **changes)).to_dict()
+    cfg = small_runs.config(tmp_path, **staged.settings(method, **changes)).to_dict()
     cfg['train_dataloader']['dataset']['dataset']['serialize_data'] = False
     return cfg
 
@@ -70,7 +71,7 @@ def test_a_schedule_without_a_first_stage(tmp_path):
 
 
 def test_a_first_stage_without_a_model_for_it(tmp_path):
-    cfg = config(tmp_path, model=runs.model())
+    cfg = config(tmp_path, model=small_runs.model())
     text = only(check(cfg))
     assert 'StagedTrainLoop, but the model has no stages' in text
 
@@ -97,10 +98,8 @@ def test_a_loss_that_cannot_be_built(tmp_path):
     report = check(cfg)
     assert 'margin is -1' in only(report)
     # The other stage is tried all the same.
-    assert set(
-        losses(report)) == {'main: student.loss', 'main: distill.loss_crd'}
-    for stage, key in zip(cfg['model']['stages'], ('losses',
-                                                   'without_losses')):
+    assert set(losses(report)) == {'main: student.loss', 'main: distill.loss_crd'}
+    for stage, key in zip(cfg['model']['stages'], ('losses', 'without_losses')):
         stage[key] = 'loss_ab'  # one name instead of a list
     assert 'margin is -1' in only(check(cfg))
 
@@ -110,8 +109,7 @@ def test_a_loss_that_does_not_fit_the_features(tmp_path):
     loss = cfg['model']['distiller']['distill_losses']['loss_ft']
     loss.update(s_channels=6, t_channels=5)
     report = check(cfg)
-    assert 't_channels is 5, but the recorded features have 12' in (
-        only(report))
+    assert 't_channels is 5, but the recorded features have 12' in (only(report))
     assert 'main: student.loss' in losses(report)
 
 
@@ -124,12 +122,21 @@ def test_a_loss_whose_parts_cannot_be_made(tmp_path):
     assert 'main: student.loss' in losses(report)
 
 
-@pytest.mark.parametrize('change, text', [
-    (dict(source='backbon'), "student_recorders.stages.source: the student "
-     "has no module 'backbon'; the nearest are backbone, "),
-    (dict(steam=True), "student_recorders.stages: StageOutputsRecorder."
-     "__init__() got an unexpected keyword argument 'steam'"),
-])
+@pytest.mark.parametrize(
+    'change, text',
+    [
+        (
+            dict(source='backbon'),
+            'student_recorders.stages.source: the student '
+            "has no module 'backbon'; the nearest are backbone, ",
+        ),
+        (
+            dict(steam=True),
+            'student_recorders.stages: StageOutputsRecorder.'
+            "__init__() got an unexpected keyword argument 'steam'",
+        ),
+    ],
+)
 def test_recorder_of_stages(tmp_path, change, text):
     cfg = config(tmp_path)
     cfg['model']['distiller']['student_recorders']['stages'].update(change)
@@ -146,20 +153,27 @@ def test_stages_that_cannot_be(tmp_path):
 
 def test_pair_without_fsp(tmp_path):
     """Refused with the reason, in one line; the rest is tried."""
-    path = runs.REPO / 'configs' / '_base_'
+    path = small_runs.REPO / 'configs' / '_base_'
     leaf = tmp_path / 'fsp.py'
     bases = [
         str(path / name)
-        for name in ('default_runtime.py', 'datasets/digits.py',
-                     'schedules/digits_b20-30e-100e.py',
-                     'pairs/resnet14_resnet8w4_digits.py', 'distillers/fsp.py')
+        for name in (
+            'default_runtime.py',
+            'datasets/digits.py',
+            'schedules/digits_b20-30e-100e.py',
+            'pairs/resnet14_resnet8w4_digits.py',
+            'distillers/fsp.py',
+        )
     ]
-    leaf.write_text(f'_base_ = {bases}\nmodel = dict(\n'
-                    '    architecture=_base_.student,\n'
-                    '    teacher=_base_.teacher)\n')
+    leaf.write_text(
+        f'_base_ = {bases}\nmodel = dict(\n'
+        '    architecture=_base_.student,\n'
+        '    teacher=_base_.teacher)\n'
+    )
     report = run_dry(Config.fromfile(leaf))
     text = only(report)
     assert text.startswith('model.distiller.loss_forward_mappings.loss_fsp: ')
-    assert ('the student has [8, 4, 8, 16], the teacher [16, 16, 32, 64]. '
-            'Such a pair has no FSP') in text
+    assert (
+        'the student has [8, 4, 8, 16], the teacher [16, 16, 32, 64]. Such a pair has no FSP'
+    ) in text
     assert set(losses(report)) == {'main: student.loss'}

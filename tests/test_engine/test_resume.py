@@ -1,4 +1,5 @@
 """A killed and resumed run equals an uninterrupted one, bit for bit."""
+
 import hashlib
 import importlib.util
 import time
@@ -11,47 +12,30 @@ import torch
 from mmengine.logging import HistoryBuffer
 
 from crd_plugin import cli
-from tests import runs
+from tests import small_runs
 
 LAST, KILLED, SAVED = 16, 10, 8  # iterations; four make an epoch
 SCHEDULER = dict(
-    type='CosineAnnealingLR',
-    by_epoch=True,
-    begin=0,
-    end=4,
-    convert_to_iter_based=True)
+    type='CosineAnnealingLR', by_epoch=True, begin=0, end=4, convert_to_iter_based=True
+)
 EPOCHS = dict(train_cfg__max_epochs=4, param_scheduler=SCHEDULER)
 ITERATIONS = dict(
-    train_cfg=dict(
-        _delete_=True,
-        type='IterBasedTrainLoop',
-        max_iters=LAST,
-        val_interval=4),
-    train_dataloader__sampler=dict(
-        _delete_=True, type='InfiniteSampler', shuffle=True),
-    param_scheduler={
-        **SCHEDULER, 'by_epoch': False,
-        'end': LAST,
-        'convert_to_iter_based': False
-    },
-    default_hooks__checkpoint=dict(
-        type='CheckpointHook', by_epoch=False, interval=4),
-    log_processor__by_epoch=False)
-WORKERS = dict(
-    train_dataloader__num_workers=2, train_dataloader__persistent_workers=True)
+    train_cfg=dict(_delete_=True, type='IterBasedTrainLoop', max_iters=LAST, val_interval=4),
+    train_dataloader__sampler=dict(_delete_=True, type='InfiniteSampler', shuffle=True),
+    param_scheduler={**SCHEDULER, 'by_epoch': False, 'end': LAST, 'convert_to_iter_based': False},
+    default_hooks__checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=4),
+    log_processor__by_epoch=False,
+)
+WORKERS = dict(train_dataloader__num_workers=2, train_dataloader__persistent_workers=True)
 DRAWN = dict(randomness=dict(seed=None))
 CASES = {
     'epochs, seed, no workers': (EPOCHS, 'epoch_4.pth', 'epoch_2.pth'),
-    'epochs, drawn seed, workers': ({
-        **EPOCHS,
-        **WORKERS,
-        **DRAWN
-    }, 'epoch_4.pth', 'epoch_2.pth'),
-    'iterations, drawn seed, workers': ({
-        **ITERATIONS,
-        **WORKERS,
-        **DRAWN
-    }, 'iter_16.pth', 'iter_8.pth'),
+    'epochs, drawn seed, workers': ({**EPOCHS, **WORKERS, **DRAWN}, 'epoch_4.pth', 'epoch_2.pth'),
+    'iterations, drawn seed, workers': (
+        {**ITERATIONS, **WORKERS, **DRAWN},
+        'iter_16.pth',
+        'iter_8.pth',
+    ),
 }
 
 
@@ -62,12 +46,13 @@ def test_killed_and_resumed_run(tmp_path, case):
     marker = tmp_path / 'marker'
     pause = [
         dict(type='crd_plugin.MemoryBankHook', interval=1),
-        dict(type='PauseHook', iteration=KILLED, marker=str(marker))
+        dict(type='PauseHook', iteration=KILLED, marker=str(marker)),
     ]
-    paused = runs.write_config(
-        tmp_path / 'paused.py', work_dir, **changes, custom_hooks=pause)
+    paused = small_runs.write_config(
+        tmp_path / 'paused.py', work_dir, **changes, custom_hooks=pause
+    )
     log = tmp_path / 'killed.txt'
-    process = runs.start('train.py', paused, log=log)
+    process = small_runs.start('train.py', paused, log=log)
     _wait_for(marker, process, log)
     process.kill()  # SIGKILL
     assert process.wait() == -9
@@ -75,21 +60,25 @@ def test_killed_and_resumed_run(tmp_path, case):
     hashes = _hashes(work_dir)
     assert saved in hashes
 
-    config = runs.write_config(tmp_path / 'config.py', work_dir, **changes)
+    config = small_runs.write_config(tmp_path / 'config.py', work_dir, **changes)
     log = tmp_path / 'resumed.txt'
-    resumed = runs.start('train.py', config, '--resume', 'auto', log=log)
+    resumed = small_runs.start('train.py', config, '--resume', 'auto', log=log)
     # The reference is told the seeds, which may have been drawn.
-    seeds = runs.load(work_dir / saved)['random_state']
+    seeds = small_runs.load(work_dir / saved)['random_state']
     whole = tmp_path / 'whole'
-    reference = runs.write_config(
-        tmp_path / 'reference.py', whole, **{
-            **changes, 'randomness': dict(seed=seeds['seed']),
-            'train_dataloader__sampler__seed': seeds['sampler_seed']
-        })
+    reference = small_runs.write_config(
+        tmp_path / 'reference.py',
+        whole,
+        **{
+            **changes,
+            'randomness': dict(seed=seeds['seed']),
+            'train_dataloader__sampler__seed': seeds['sampler_seed'],
+        },
+    )
     other_log = tmp_path / 'whole.txt'
-    other = runs.start('train.py', reference, log=other_log)
-    assert f'go on from {work_dir / saved}' in runs.finish(resumed, log)
-    runs.finish(other, other_log)
+    other = small_runs.start('train.py', reference, log=other_log)
+    assert f'go on from {work_dir / saved}' in small_runs.finish(resumed, log)
+    small_runs.finish(other, other_log)
 
     # Model, bank and Z, optimizer, schedules, seeds, position.
     _assert_same(_state(work_dir / last), _state(whole / last))
@@ -114,19 +103,18 @@ def _wait_for(marker: Path, process, log: Path) -> None:
 
 def _log(work_dir: Path) -> Tuple[list, list]:
     """Lines of training and of validation."""
-    lines = runs.scalars(work_dir)
-    return ([line for line in lines if 'loss' in line],
-            [line for line in lines if 'loss' not in line])
+    lines = small_runs.scalars(work_dir)
+    return (
+        [line for line in lines if 'loss' in line],
+        [line for line in lines if 'loss' not in line],
+    )
 
 
 def _state(path: Path) -> Dict[str, Any]:
     """What must not depend on the interruption."""
-    checkpoint = runs.load(path)
+    checkpoint = small_runs.load(path)
     meta, hub = checkpoint.pop('meta'), checkpoint.pop('message_hub')
-    checkpoint['position'] = {
-        key: meta[key]
-        for key in ('epoch', 'iter', 'seed')
-    }
+    checkpoint['position'] = {key: meta[key] for key in ('epoch', 'iter', 'seed')}
     # The checkpoint of an epoch is saved before its validation.
     checkpoint['history'] = {
         key: value
@@ -134,8 +122,7 @@ def _state(path: Path) -> Dict[str, Any]:
         if key.startswith('train/') and 'time' not in key
     }
     assert {'train/loss', 'train/mi_bound'} <= set(checkpoint['history'])
-    assert {'state_dict', 'optimizer', 'param_schedulers',
-            'random_state'} <= set(checkpoint)
+    assert {'state_dict', 'optimizer', 'param_schedulers', 'random_state'} <= set(checkpoint)
     return checkpoint
 
 
@@ -182,17 +169,17 @@ def _hashes(work_dir: Path) -> Dict[str, str]:
 def broken_run(tmp_path_factory):
     """Work dir of a run that broke down in its third epoch."""
     work_dir = tmp_path_factory.mktemp('broken')
-    runner = runs.build(
-        work_dir, train_cfg__max_epochs=2, **runs.without_validation())
+    runner = small_runs.build(work_dir, train_cfg__max_epochs=2, **small_runs.without_validation())
     runner.train()
     hashes = _hashes(work_dir)
-    runner = runs.build(
+    runner = small_runs.build(
         work_dir,
-        runs.FailHook(KILLED - 1),
+        small_runs.FailHook(KILLED - 1),
         load_from=str(work_dir / 'epoch_2.pth'),
         resume=True,
         train_cfg__max_epochs=4,
-        **runs.without_validation())
+        **small_runs.without_validation(),
+    )
     with pytest.raises(ArithmeticError, match='broken on purpose'):
         runner.train()
     return work_dir, hashes
@@ -205,27 +192,23 @@ def test_failing_run_leaves_earlier_checkpoints(broken_run):
     named = (work_dir / 'last_checkpoint').read_text()
     assert Path(named).name == 'epoch_2.pth'
     # They are whole, too.
-    assert runs.load(work_dir / 'epoch_2.pth')['meta']['iter'] == SAVED
+    assert small_runs.load(work_dir / 'epoch_2.pth')['meta']['iter'] == SAVED
 
 
 def test_resuming_from_a_truncated_checkpoint(broken_run, tmp_path, capsys):
     work_dir, hashes = broken_run
-    config = runs.write_config(
-        tmp_path / 'config.py', work_dir, train_cfg__max_epochs=4)
+    config = small_runs.write_config(tmp_path / 'config.py', work_dir, train_cfg__max_epochs=4)
     truncated = tmp_path / 'truncated.pth'
     whole = (work_dir / 'epoch_2.pth').read_bytes()
-    truncated.write_bytes(whole[:len(whole) // 2])
-    path = runs.REPO / 'tools' / 'train.py'
+    truncated.write_bytes(whole[: len(whole) // 2])
+    path = small_runs.REPO / 'tools' / 'train.py'
     spec = importlib.util.spec_from_file_location('train_tool', path)
     train_tool = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(train_tool)
-    status = cli.run(
-        train_tool.main,
-        [str(config), '--resume', str(truncated)])
+    status = cli.run(train_tool.main, [str(config), '--resume', str(truncated)])
     assert status == 1
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith(f'error: checkpoint {truncated} (')
     assert 'is truncated' in error and 'give an earlier one' in error
     assert _hashes(work_dir) == hashes
-    assert Path(
-        (work_dir / 'last_checkpoint').read_text()).name == ('epoch_2.pth')
+    assert Path((work_dir / 'last_checkpoint').read_text()).name == ('epoch_2.pth')

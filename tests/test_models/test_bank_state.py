@@ -1,4 +1,5 @@
 """Fresh rows of a bank, and what a checkpoint does to them, of both kinds."""
+
 import copy
 import pickle
 
@@ -70,14 +71,17 @@ def test_resized_as_if_new(kind):
         bank.label_index
 
 
-@pytest.mark.parametrize('arguments, error', [
-    (dict(num_samples=1), ValueError),
-    (dict(num_samples=10.5), ValueError),
-    (dict(num_samples=N, labels=LABELS.double()), ValueError),
-    (dict(num_samples=N, labels=LABELS[1:]), ValueError),
-    (dict(num_samples=N, seed=2**70), (RuntimeError, ValueError)),
-    (dict(num_samples=N, seed='seven'), ValueError),
-])
+@pytest.mark.parametrize(
+    'arguments, error',
+    [
+        (dict(num_samples=1), ValueError),
+        (dict(num_samples=10.5), ValueError),
+        (dict(num_samples=N, labels=LABELS.double()), ValueError),
+        (dict(num_samples=N, labels=LABELS[1:]), ValueError),
+        (dict(num_samples=N, seed=2**70), (RuntimeError, ValueError)),
+        (dict(num_samples=N, seed='seven'), ValueError),
+    ],
+)
 def test_a_refused_size_changes_nothing(kind, arguments, error):
     bank = trained(kind)
     before = copy.deepcopy(bank.state_dict())
@@ -168,13 +172,16 @@ def test_a_side_that_a_checkpoint_lacks_stays_fresh(kind, lacking):
         assert torch.equal(getattr(bank, name), wanted)
 
 
-@pytest.mark.parametrize('change, message', [
-    (dict(labels=LABELS + 1), 'another data set or order'),
-    (dict(student=torch.ones(7, D)), 'has 7 rows of width 4, this one 10'),
-    (dict(teacher=torch.ones(7, D)), 'has 7 rows of width 4, this one 10'),
-    (dict(teacher=torch.ones(N, 5)), 'has 10 rows of width 5, this one 10'),
-    (dict(student=None, teacher=torch.ones(7, D)), 'has 7 rows of width 4'),
-])
+@pytest.mark.parametrize(
+    'change, message',
+    [
+        (dict(labels=LABELS + 1), 'another data set or order'),
+        (dict(student=torch.ones(7, D)), 'has 7 rows of width 4, this one 10'),
+        (dict(teacher=torch.ones(7, D)), 'has 7 rows of width 4, this one 10'),
+        (dict(teacher=torch.ones(N, 5)), 'has 10 rows of width 5, this one 10'),
+        (dict(student=None, teacher=torch.ones(7, D)), 'has 7 rows of width 4'),
+    ],
+)
 def test_a_refused_checkpoint_changes_nothing(kind, change, message):
     saved = {**sized(kind).state_dict(), **change}
     saved = {name: value for name, value in saved.items() if value is not None}
@@ -189,9 +196,7 @@ def test_one_side_for_a_bank_without_a_size():
     saved = sized(ShardedBank).state_dict()
     del saved['teacher']
     bank = ShardedBank(D)
-    assert bank.load_state_dict(saved, strict=False).missing_keys == [
-        'teacher'
-    ]
+    assert bank.load_state_dict(saved, strict=False).missing_keys == ['teacher']
     assert len(bank.student) == len(bank.teacher) == bank.num_samples == 0
 
 
@@ -225,9 +230,7 @@ def test_sized_in_inference_mode(kind):
     assert not torch.equal(bank.student[2], before)
 
 
-@pytest.mark.parametrize('dtype', [
-    torch.float64, torch.float32, torch.float16, torch.bfloat16
-])
+@pytest.mark.parametrize('dtype', [torch.float64, torch.float32, torch.float16, torch.bfloat16])
 def test_bit_sum_adds_all_bits(monkeypatch, dtype):
     rows = torch.randn(10, D).to(dtype)
     whole = bit_sum(rows)

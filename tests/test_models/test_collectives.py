@@ -1,4 +1,5 @@
 """Contrast over several processes equals that of one, on CPU."""
+
 import os
 from unittest import mock
 
@@ -7,7 +8,7 @@ import torch
 import torch.multiprocessing as mp
 from mmengine.hooks import Hook
 
-from tests import contrast_worker, runs
+from tests import contrast_worker, small_runs
 from tests.contrast_worker import KEYS, MODES, SHARD_MODES, SIZES, WORLD
 
 BANK = 'distiller.distill_losses.loss_crd.bank.'
@@ -25,12 +26,10 @@ def ranks(folder):
     """What each rank saw."""
     # Imports once, in a server without threads, of which the ranks are forks.
     mp.set_forkserver_preload(['tests.contrast_worker'])
-    with mock.patch.dict(os.environ, PYTHONPATH=str(runs.REPO)):
+    with mock.patch.dict(os.environ, PYTHONPATH=str(small_runs.REPO)):
         mp.start_processes(
-            contrast_worker.work,
-            args=(str(folder), ),
-            nprocs=WORLD,
-            start_method='forkserver')
+            contrast_worker.work, args=(str(folder),), nprocs=WORLD, start_method='forkserver'
+        )
     return [torch.load(folder / f'rank_{rank}.pth') for rank in range(WORLD)]
 
 
@@ -59,7 +58,8 @@ def test_in_batch_equals_one_process(ranks, sizes, mode):
     single = contrast_worker.contrast_batches(
         contrast_worker.Connectors(objective, exclude),
         [contrast_worker.join(s) for s in contrast_worker.make_steps(sizes)],
-        ids)
+        ids,
+    )
     for step, alone in enumerate(single):
         seen = [rank['in_batch'][(sizes, *mode)][step] for rank in ranks]
         loss = torch.stack([each['loss'] for each in seen]).mean()
@@ -69,15 +69,11 @@ def test_in_batch_equals_one_process(ranks, sizes, mode):
             torch.testing.assert_close(bounds.mean(), alone['bound'])
         for each in seen:
             torch.testing.assert_close(
-                each['log_mean'],
-                alone['log_mean'],
-                rtol=1e-13,
-                atol=0,
-                equal_nan=True)
+                each['log_mean'], alone['log_mean'], rtol=1e-13, atol=0, equal_nan=True
+            )
             for key, grad in alone['grads'].items():
                 assert grad.abs().max() > 1e-3
-                torch.testing.assert_close(
-                    each['grads'][key], grad, rtol=1e-9, atol=1e-12)
+                torch.testing.assert_close(each['grads'][key], grad, rtol=1e-9, atol=1e-12)
 
 
 def test_a_real_run_with_uneven_last_batches(ranks):
@@ -95,39 +91,35 @@ def test_shards_equal_a_bank_in_one_piece(ranks, mode):
     steps = contrast_worker.make_bank_steps()
     single = contrast_worker.contrast_with_bank(
         contrast_worker.make_bank_loss(objective, exclude, sharded=False),
-        [contrast_worker.join(step) for step in steps], given)
+        [contrast_worker.join(step) for step in steps],
+        given,
+    )
     for number, alone in enumerate(single):
         seen = [rank['with_shards'][mode]['steps'][number] for rank in ranks]
         sizes = [len(batch['sample_idx']) for batch in steps[number]]
         total = sum(sizes)
         for key in ('loss', 'bound'):
-            mean = sum(each[key] * size
-                       for each, size in zip(seen, sizes)) / total
+            mean = sum(each[key] * size for each, size in zip(seen, sizes)) / total
             torch.testing.assert_close(mean, alone[key], rtol=1e-12, atol=0)
         for side in range(2):
             # The mean over a rank's part of the batch divides by its size.
-            grad = torch.cat([
-                each['grads'][side] * size for each, size in zip(seen, sizes)
-            ])
+            grad = torch.cat([each['grads'][side] * size for each, size in zip(seen, sizes)])
             assert grad.abs().max() > 1e-3
-            torch.testing.assert_close(
-                grad, alone['grads'][side] * total, rtol=1e-9, atol=1e-12)
+            torch.testing.assert_close(grad, alone['grads'][side] * total, rtol=1e-9, atol=1e-12)
         for rank, each in enumerate(seen):
             for side in ('student', 'teacher'):
                 # Between the ranks embeddings travel as float32.
                 torch.testing.assert_close(
-                    each['bank'][side],
-                    alone['bank'][side][rank::WORLD],
-                    rtol=0,
-                    atol=1e-7)
+                    each['bank'][side], alone['bank'][side][rank::WORLD], rtol=0, atol=1e-7
+                )
                 torch.testing.assert_close(
                     each['bank'][f'log_z_{side}'],
                     alone['bank'][f'log_z_{side}'],
                     rtol=1e-13,
                     atol=0,
-                    equal_nan=True)
-    for whole, side in zip(ranks[0]['with_shards'][mode]['whole'],
-                           ('student', 'teacher')):
+                    equal_nan=True,
+                )
+    for whole, side in zip(ranks[0]['with_shards'][mode]['whole'], ('student', 'teacher')):
         parts = [each['bank'][side] for each in seen]
         for rank, part in enumerate(parts):
             assert torch.equal(whole[rank::WORLD], part)
@@ -140,7 +132,7 @@ def test_draws_on_shards_have_the_expectation_of_all_rows(ranks, rule):
     for rank, batch in enumerate(contrast_worker.make_bank_steps()[1]):
         expected = contrast_worker._value(loss.eval(), batch)
         drawn = ranks[rank]['with_shards'][rule]
-        error = drawn.std() / len(drawn)**0.5
+        error = drawn.std() / len(drawn) ** 0.5
         assert error > 0
         assert (drawn.mean() - expected).abs() < 4 * error
 
@@ -149,19 +141,20 @@ def test_checkpoint_has_the_whole_bank(ranks, folder):
     """Rows of a sharded run are those of a run with a bank on each rank."""
     for number in (1, 2):
         plain, sharded = (
-            runs.load(folder / name / f'epoch_{number}.pth')['state_dict']
-            for name in ('plain', 'sharded'))
+            small_runs.load(folder / name / f'epoch_{number}.pth')['state_dict']
+            for name in ('plain', 'sharded')
+        )
         assert set(plain) == set(sharded)
         for key, value in plain.items():
-            torch.testing.assert_close(
-                sharded[key], value, rtol=1e-3, atol=1e-4)
+            torch.testing.assert_close(sharded[key], value, rtol=1e-3, atol=1e-4)
         assert sharded[BANK + 'teacher'].shape == (20, 8)
 
 
 def test_resumed_by_as_many_ranks(ranks, folder):
     whole, resumed = (
-        runs.load(folder / name / 'epoch_2.pth')['state_dict']
-        for name in ('sharded', 'resumed'))
+        small_runs.load(folder / name / 'epoch_2.pth')['state_dict']
+        for name in ('sharded', 'resumed')
+    )
     for key, value in whole.items():
         assert torch.equal(resumed[key], value), key
 
@@ -172,31 +165,26 @@ class Rows(Hook):
     def before_train(self, runner):
         """After the checkpoint is loaded."""
         bank = runner.model.distiller.distill_losses['loss_crd'].bank
-        self.state = {
-            key: value.clone()
-            for key, value in bank.state_dict().items()
-        }
+        self.state = {key: value.clone() for key, value in bank.state_dict().items()}
 
 
 @pytest.mark.parametrize('sharded', [True, False])
 def test_resumed_by_one_process(ranks, folder, tmp_path, sharded):
     saved = folder / 'sharded/epoch_1.pth'
     hook = Rows()
-    runner = runs.build(
+    runner = small_runs.build(
         tmp_path,
         hook,
-        **{
-            **runs.without_validation(), LOSS + 'negatives': 'all',
-            LOSS + 'sharded': sharded
-        },
+        **{**small_runs.without_validation(), LOSS + 'negatives': 'all', LOSS + 'sharded': sharded},
         train_cfg__max_epochs=2,
         resume=True,
-        load_from=str(saved))
+        load_from=str(saved),
+    )
     runner.train()
-    state = runs.load(saved)['state_dict']
+    state = small_runs.load(saved)['state_dict']
     for key, value in hook.state.items():
         assert torch.equal(value, state[BANK + key]), key
-    last = runs.load(tmp_path / 'epoch_2.pth')['state_dict']
+    last = small_runs.load(tmp_path / 'epoch_2.pth')['state_dict']
     assert last[BANK + 'student'].shape == (20, 8)
     assert not torch.equal(last[BANK + 'student'], state[BANK + 'student'])
 
@@ -208,17 +196,15 @@ def test_saved_by_iterations_after_validation_and_by_hand(ranks, folder):
     saved += (folder / 'iterations').glob('best_accuracy_top1_iter_*.pth')
     assert len(saved) == 3
     for path in saved:
-        state = runs.load(path)['state_dict']
+        state = small_runs.load(path)['state_dict']
         assert state[BANK + 'student'].shape == (20, 8)
         norms = state[BANK + 'teacher'].norm(dim=1)
         assert (norms > 0.5).all()
-    state = runs.load(saved[0])['state_dict']
+    state = small_runs.load(saved[0])['state_dict']
     for rank in range(WORLD):
         assert torch.equal(state[BANK + 'student'][rank::WORLD], own[rank])
     # Only rank 0 saves, and it says what every rank has to do first.
     messages = [rank['runs']['message'] for rank in ranks]
     assert messages[1] == ''
-    assert ('loss_crd.bank are split over 2 ranks and were not gathered'
-            in messages[0])
-    assert 'call gather_shards() of MemoryBankHook on every rank' in (
-        messages[0])
+    assert 'loss_crd.bank are split over 2 ranks and were not gathered' in messages[0]
+    assert 'call gather_shards() of MemoryBankHook on every rank' in (messages[0])

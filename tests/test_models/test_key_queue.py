@@ -1,4 +1,5 @@
 """KeyQueue: staged, committed, saved, refused."""
+
 import copy
 
 import pytest
@@ -70,10 +71,13 @@ def test_state_dict_round_trip(queue):
     assert str(queue) == 'KeyQueue(size=5, embed_dim=3)'
 
 
-@pytest.mark.parametrize('arguments, message', [
-    (dict(embed_dim=0), 'embed_dim is 0, expected a positive width'),
-    (dict(embed_dim=4, size=0), 'size of the key queue is 0, expected at'),
-])
+@pytest.mark.parametrize(
+    'arguments, message',
+    [
+        (dict(embed_dim=0), 'embed_dim is 0, expected a positive width'),
+        (dict(embed_dim=4, size=0), 'size of the key queue is 0, expected at'),
+    ],
+)
 def test_bad_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         KeyQueue(**arguments)
@@ -84,21 +88,20 @@ def test_checkpoint_of_another_size(queue, size, width):
     """Also where a caller is not strict, as MMEngine is not."""
     other = KeyQueue(embed_dim=width, size=size)
     with pytest.raises(
-            ValueError,
-            match=f'has {size} keys of width {width}, this one 5 of width 3; '
-            'set queue_size and embed_dim'):
+        ValueError,
+        match=f'has {size} keys of width {width}, this one 5 of width 3; '
+        'set queue_size and embed_dim',
+    ):
         queue.load_state_dict(other.state_dict(), strict=False)
 
 
 def test_staged_twice(queue):
     queue.stage(torch.ones(1, 3))
-    with pytest.raises(
-            RuntimeError,
-            match=r"CoCoRDHook is missing; add dict\(type='crd_plugin"):
+    with pytest.raises(RuntimeError, match=r"CoCoRDHook is missing; add dict\(type='crd_plugin"):
         queue.stage(torch.ones(1, 3))
 
 
-@pytest.mark.parametrize('shape', [(2, 4), (3, ), (1, 3, 1)])
+@pytest.mark.parametrize('shape', [(2, 4), (3,), (1, 3, 1)])
 def test_keys_of_another_width(queue, shape):
     with pytest.raises(ValueError, match=r'expected \(B, 3\): embed_dim'):
         queue.stage(torch.ones(shape))

@@ -1,4 +1,5 @@
 """The memory bank: sizing, scores, updates, checkpoints."""
+
 import copy
 
 import pytest
@@ -50,8 +51,7 @@ def test_commit_writes_only_its_rows(bank):
     assert bank.pending is None
     for name, new in (('student', student), ('teacher', teacher)):
         old, rows = getattr(before, name), getattr(bank, name)
-        torch.testing.assert_close(rows[ids],
-                                   F.normalize(old[ids] + new, dim=1))
+        torch.testing.assert_close(rows[ids], F.normalize(old[ids] + new, dim=1))
         untouched = [i for i in range(10) if i not in (2, 7)]
         assert torch.equal(rows[untouched], old[untouched])
 
@@ -95,8 +95,9 @@ def test_scores_are_the_published_ones(side):
     bank.log_z_student.copy_(case['call1_Z_v1'].log())
     bank.log_z_teacher.copy_(case['call1_Z_v2'].log())
     letter = side[0]
-    out = bank.scores(case[f'call1_f_{letter}'], side,
-                      case['call1_contrast_idx'], float(case['T_eff']))
+    out = bank.scores(
+        case[f'call1_f_{letter}'], side, case['call1_contrast_idx'], float(case['T_eff'])
+    )
     golden.assert_value(out, case[f'call1_out_{letter}'])
 
 
@@ -135,15 +136,18 @@ def test_label_index_without_labels():
         bank.label_index
 
 
-@pytest.mark.parametrize('kwargs, message', [
-    (dict(embed_dim=0), 'embed_dim is 0, expected at least 1'),
-    (dict(embed_dim=4, momentum=1.0), r'momentum is 1.0, expected 0 <='),
-    (dict(embed_dim=4, momentum=-0.1), r'momentum is -0.1, expected'),
-    (dict(embed_dim=4, num_samples=1), 'num_samples is 1, expected at least'),
-    (dict(embed_dim=4, num_samples=2.5), 'num_samples is 2.5, expected an in'),
-    (dict(embed_dim='a'), "embed_dim is 'a', expected an integer"),
-    (dict(embed_dim=4, dtype=torch.int32), 'dtype is torch.int32, expected'),
-])
+@pytest.mark.parametrize(
+    'kwargs, message',
+    [
+        (dict(embed_dim=0), 'embed_dim is 0, expected at least 1'),
+        (dict(embed_dim=4, momentum=1.0), r'momentum is 1.0, expected 0 <='),
+        (dict(embed_dim=4, momentum=-0.1), r'momentum is -0.1, expected'),
+        (dict(embed_dim=4, num_samples=1), 'num_samples is 1, expected at least'),
+        (dict(embed_dim=4, num_samples=2.5), 'num_samples is 2.5, expected an in'),
+        (dict(embed_dim='a'), "embed_dim is 'a', expected an integer"),
+        (dict(embed_dim=4, dtype=torch.int32), 'dtype is torch.int32, expected'),
+    ],
+)
 def test_bad_arguments(kwargs, message):
     with pytest.raises(ValueError, match=message):
         MemoryBank(**kwargs)
@@ -157,9 +161,7 @@ def test_momentum_that_is_no_number():
 def test_labels_are_any_integers():
     bank = MemoryBank(4)
     bank.resize(3, [0, 1, 1])
-    assert bank.labels.dtype == torch.int64 and bank.labels.tolist() == [
-        0, 1, 1
-    ]
+    assert bank.labels.dtype == torch.int64 and bank.labels.tolist() == [0, 1, 1]
     with pytest.raises(ValueError, match='labels is torch.float32, expected'):
         bank.resize(3, torch.ones(3))
 

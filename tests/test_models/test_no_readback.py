@@ -9,6 +9,7 @@ with the reason.
 
 Not seen here: what a collective does inside; ``torch.compile``.
 """
+
 import copy
 import functools
 import re
@@ -29,7 +30,7 @@ from crd_plugin.models.algorithms import CoCoRDDistill
 from crd_plugin.models.losses import CRDLoss
 from crd_plugin.models.memory_bank import MemoryBank
 from crd_plugin.registry import MODELS
-from tests import walk
+from tests import config_files
 from tests.meta_device import Wait, Watch, empty, replace_autocast
 
 WIDTH, BATCH = 8, 12
@@ -41,13 +42,14 @@ BANKS = dict(
     # With replacement: for some classes, for all.
     some_repeat=([11, 6, 5], 14),
     all_repeat=([7] * 3, 32),
-    gathered=([300] * 2, 16))
+    gathered=([300] * 2, 16),
+)
 
 # All methods; of the pairs with CKTF one that chooses among blocks and one in
 # stages.
 METHODS = {
     name: method
-    for name, method in walk.METHODS.items()
+    for name, method in config_files.METHODS.items()
     if not name.endswith('-cktf') or name in ('at-cktf', 'ab-cktf')
 }
 # What a GPU is waited for in steps of a method, and why.
@@ -69,8 +71,7 @@ WAITS = {
 @pytest.fixture(autouse=True)
 def meta_in_place_of_a_gpu(monkeypatch):
     replace_autocast(monkeypatch)
-    monkeypatch.setattr('crd_plugin.datasets.resident.get_device',
-                        lambda: 'meta')
+    monkeypatch.setattr('crd_plugin.datasets.resident.get_device', lambda: 'meta')
     # Each data set that is built collects garbage, a quarter of a second.
     monkeypatch.setattr('mmengine.dataset.base_dataset.gc', mock.Mock())
     with DefaultScope.overwrite_default_scope('mmpretrain'):
@@ -95,21 +96,15 @@ def crd_loss(sizes, num_negatives, **arguments):
 
 def function_of_ours(error):
     """The innermost function of the package that an error came through."""
-    return [
-        entry.name for entry in error.traceback
-        if 'crd_plugin' in str(entry.path)
-    ][-1]
+    return [entry.name for entry in error.traceback if 'crd_plugin' in str(entry.path)][-1]
 
 
 def watched_step(loss, batch=BATCH, dtype=None, **arguments):
     """Forward, backward and commit, watched."""
-    student, teacher = (
-        empty(batch, loss.embed_dim, dtype=dtype, requires_grad=True)
-        for _ in '12')
+    student, teacher = (empty(batch, loss.embed_dim, dtype=dtype, requires_grad=True) for _ in '12')
     ids = empty(batch, dtype=torch.int64)
     with Watch() as watch:
-        value = loss(student, teacher, ids, empty(batch, dtype=torch.int64),
-                     **arguments)
+        value = loss(student, teacher, ids, empty(batch, dtype=torch.int64), **arguments)
         value.backward()
         if loss.bank is not None:
             loss.bank.commit()
@@ -145,7 +140,8 @@ def test_objective(sharded, negatives, objective, exclude):
             negatives=negatives,
             objective=objective,
             exclude=exclude,
-            sharded=sharded)
+            sharded=sharded,
+        )
         bank = loss.bank
         assert bank.student.is_meta and bank.labels.is_meta
         assert without_tables(step(loss)) == set()
@@ -168,11 +164,11 @@ def test_banks_are_drawn_from_in_all_ways():
         unequal=distinct,
         some_repeat=repeated,
         all_repeat=repeated,
-        gathered=(False, True, None))
+        gathered=(False, True, None),
+    )
 
 
-@pytest.mark.parametrize('negatives, most', [('sampled', 72), ('shared', 70),
-                                             ('all', 76)])
+@pytest.mark.parametrize('negatives, most', [('sampled', 72), ('shared', 70), ('all', 76)])
 def test_calls_of_a_published_step(negatives, most):
     """Both directions are done by one call wherever they can be.
 
@@ -187,7 +183,8 @@ def test_calls_of_a_published_step(negatives, most):
     step(loss, 64)
     calls = watched_step(loss, 64).calls
     assert {'randperm', 'index_select', 'sigmoid'} - set(calls) == (
-        {'randperm'} if negatives == 'all' else set())
+        {'randperm'} if negatives == 'all' else set()
+    )
     assert len(calls) <= most, calls
 
 
@@ -204,8 +201,7 @@ def test_given_negatives(name, sharded, objective):
 @pytest.mark.parametrize('exclude', ['class', 'instance'])
 @pytest.mark.parametrize('objective', ['nce', 'infonce'])
 def test_objective_without_a_bank(objective, exclude):
-    loss = CRDLoss(
-        WIDTH, negatives='batch', objective=objective, exclude=exclude)
+    loss = CRDLoss(WIDTH, negatives='batch', objective=objective, exclude=exclude)
     loss.to('meta')
     for batch in (BATCH, BATCH, 5, 1):
         assert step(loss, batch) == set()
@@ -223,9 +219,11 @@ def test_objective_in_other_types(dtype, kept):
 
 def test_a_read_back_in_the_objective_is_found(monkeypatch):
     place = 'crd_plugin.models.memory_bank.momentum_rows'
-    for doubt in (lambda old, new, momentum: new * old.mean().item(),
-                  lambda old, new, momentum: new[(new > 0).all(1)],
-                  lambda old, new, momentum: new + torch.ones(WIDTH)):
+    for doubt in (
+        lambda old, new, momentum: new * old.mean().item(),
+        lambda old, new, momentum: new[(new > 0).all(1)],
+        lambda old, new, momentum: new + torch.ones(WIDTH),
+    ):
         loss = crd_loss(*BANKS['parts'])
         monkeypatch.setattr(place, doubt)
         with pytest.raises((RuntimeError, NotImplementedError)):
@@ -258,14 +256,14 @@ def test_hooks_look_at_their_interval():
 @pytest.fixture
 def two_ranks(monkeypatch):
     """As if another process had the same tensors."""
-    for module in ('crd_plugin.engine.hooks.memory_bank_hook',
-                   'crd_plugin.engine.hooks.cocord_hook',
-                   'crd_plugin.models.collectives'):
+    for module in (
+        'crd_plugin.engine.hooks.memory_bank_hook',
+        'crd_plugin.engine.hooks.cocord_hook',
+        'crd_plugin.models.collectives',
+    ):
         monkeypatch.setattr(f'{module}.get_world_size', lambda: 2)
-    for module in ('crd_plugin.engine.hooks.memory_bank_hook',
-                   'crd_plugin.models.collectives'):
-        monkeypatch.setattr(f'{module}.all_gather',
-                            lambda tensor: [tensor, tensor.clone()])
+    for module in ('crd_plugin.engine.hooks.memory_bank_hook', 'crd_plugin.models.collectives'):
+        monkeypatch.setattr(f'{module}.all_gather', lambda tensor: [tensor, tensor.clone()])
 
 
 def test_updates_of_all_ranks(two_ranks):
@@ -285,12 +283,13 @@ def test_updates_of_all_ranks(two_ranks):
 
 
 @pytest.mark.parametrize(
-    'arguments', [
+    'arguments',
+    [
         dict(negatives='batch'),
-        dict(
-            num_negatives=8, num_samples=30, exclude='instance', sharded=True)
+        dict(num_negatives=8, num_samples=30, exclude='instance', sharded=True),
     ],
-    ids=['batch', 'sharded'])
+    ids=['batch', 'sharded'],
+)
 def test_ranks_that_exchange_batch_sizes_read_them(two_ranks, arguments):
     """As docs/design.md says: a collective needs to know shapes."""
     loss = CRDLoss(WIDTH, **arguments).to('meta')
@@ -306,28 +305,26 @@ def test_ranks_that_exchange_batch_sizes_read_them(two_ranks, arguments):
 def leaf_of(method):
     """A config of the method, of the digits where there is one."""
     by_data = {}
-    for leaf in walk.LEAVES:
-        name = walk.facts(leaf)
+    for leaf in config_files.LEAVES:
+        name = config_files.facts(leaf)
         if name['method'] == method and re.match(
-                'resnet14|resnet32x4_resnet8x4|resnet8w4', name['nets']):
+            'resnet14|resnet32x4_resnet8x4|resnet8w4', name['nets']
+        ):
             by_data.setdefault(name['data'], leaf)
     return by_data.get('digits', by_data.get('cifar100'))
 
 
 def config(method, tmp_path, resident=True):
     """The leaf's config with small ResNets, and images for the device."""
-    cfg = copy.deepcopy(walk.parsed(leaf_of(method)))
+    cfg = copy.deepcopy(config_files.parsed(leaf_of(method)))
     name = 'digits_resident' if resident else 'digits'
-    data = walk.parsed(walk.CONFIGS / '_base_' / 'datasets' / f'{name}.py')
+    data = config_files.parsed(config_files.CONFIGS / '_base_' / 'datasets' / f'{name}.py')
     if 'cocord' not in method:
         for key in ('train_dataloader', 'data_preprocessor'):
             cfg[key] = copy.deepcopy(data[key])
     for kind in ('val', 'test'):
-        cfg.update({
-            f'{kind}_{part}': None
-            for part in ('cfg', 'dataloader', 'evaluator')
-        })
-    for net, depth in zip(walk.networks_of(cfg), (8, 14)):
+        cfg.update({f'{kind}_{part}': None for part in ('cfg', 'dataloader', 'evaluator')})
+    for net, depth in zip(config_files.networks_of(cfg), (8, 14)):
         net.backbone.depth = depth
     if METHODS[method].has_teacher:
         cfg.model.update(teacher_ckpt=None, input_shape=(3, 16, 16))
@@ -335,10 +332,8 @@ def config(method, tmp_path, resident=True):
     # As torch does on a GPU, where it is asked for nothing.
     cfg.optim_wrapper.optimizer.update(foreach=True, fused=False)
     cfg.merge_from_dict(
-        dict(
-            log_level='ERROR',
-            work_dir=str(tmp_path),
-            experiment_name=f'meta-{tmp_path}'))
+        dict(log_level='ERROR', work_dir=str(tmp_path), experiment_name=f'meta-{tmp_path}')
+    )
     return cfg
 
 
@@ -348,18 +343,17 @@ def train(cfg, look):
     Everything is built, and hooks are called, by the runner, on the host. The
     model moves when its loop would begin.
     """
-    with mock.patch.object(mmengine.config.config, 'FormatCode',
-                           lambda text, **kwargs: (text, True)):
+    with mock.patch.object(
+        mmengine.config.config, 'FormatCode', lambda text, **kwargs: (text, True)
+    ):
         runner = Runner.from_cfg(cfg)
 
     def run():
         runner.call_hook('before_train')
         runner.model.to('meta')
         # The parameters are others now.
-        runner.optim_wrapper = runner.build_optim_wrapper(
-            dict(cfg.optim_wrapper))
-        runner.param_schedulers = runner.build_param_scheduler(
-            cfg.param_scheduler)
+        runner.optim_wrapper = runner.build_optim_wrapper(dict(cfg.optim_wrapper))
+        runner.param_schedulers = runner.build_param_scheduler(cfg.param_scheduler)
         for stage in getattr(runner.model, 'stages', None) or [None]:
             if stage is not None:
                 runner.model.set_stage(stage)
@@ -386,8 +380,7 @@ def check_state(runner):
     model = runner.model
     assert all(tensor.is_meta for tensor in model.state_dict().values())
     trained = [
-        p for group in runner.optim_wrapper.param_groups
-        for p in group['params'] if p.requires_grad
+        p for group in runner.optim_wrapper.param_groups for p in group['params'] if p.requires_grad
     ]
     assert trained and runner.optim_wrapper.optimizer.state
     # The losses were kept for the log, which reads them when it is written.
@@ -415,14 +408,12 @@ def test_iterations(method, tmp_path):
 
 def test_every_folder_has_a_config_here():
     folders = {leaf_of(method).parent.name for method in METHODS}
-    assert folders == set(walk.FOLDERS)
+    assert folders == set(config_files.FOLDERS)
 
 
 def test_iterations_with_plain_data(tmp_path):
     seen = []
-    train(
-        config('crd-kd', tmp_path, resident=False),
-        lambda runner, waits: seen.append(waits))
+    train(config('crd-kd', tmp_path, resident=False), lambda runner, waits: seen.append(waits))
     assert seen == [COPIES] * 2
 
 
@@ -437,12 +428,10 @@ def test_iterations_with_options(tmp_path):
 def test_mixed_precision_reads_once_a_step():
     """torch's scaler asks whether a gradient is infinite."""
     layer = nn.Linear(3, 3).to('meta')
-    wrapper = AmpOptimWrapper(
-        dtype='bfloat16', optimizer=torch.optim.SGD(layer.parameters(), 0.1))
+    wrapper = AmpOptimWrapper(dtype='bfloat16', optimizer=torch.optim.SGD(layer.parameters(), 0.1))
     with Watch(), pytest.raises(RuntimeError, match='meta') as error:
         wrapper.update_params(layer(empty(2, 3)).sum())
-    assert any(entry.path.name == 'grad_scaler.py'
-               for entry in error.traceback)
+    assert any(entry.path.name == 'grad_scaler.py' for entry in error.traceback)
 
 
 # --- resident data --------------------------------------------------------- #
@@ -453,10 +442,9 @@ PIPELINES = dict(
     plain=[],
     crop=[CROP],
     flip=[dict(type='RandomFlip', prob=0.5, direction='vertical')],
-    crop_and_flip=[
-        CROP, dict(type='RandomFlip', prob=0.5, direction='diagonal')
-    ],
-    resized=[RESIZED, dict(type='RandomFlip', prob=0.5)])
+    crop_and_flip=[CROP, dict(type='RandomFlip', prob=0.5, direction='diagonal')],
+    resized=[RESIZED, dict(type='RandomFlip', prob=0.5)],
+)
 
 
 def resident(transforms):
@@ -466,7 +454,9 @@ def resident(transforms):
         dict(
             type='crd_plugin.Digits',
             num_train_per_class=3,
-            pipeline=[ends[0], *transforms, ends[1]]))
+            pipeline=[ends[0], *transforms, ends[1]],
+        )
+    )
     dataset.set_seed(1)
     return dataset
 
@@ -480,7 +470,9 @@ def preprocessor(**arguments):
             mean=[78.0] * 3,
             std=[81.4] * 3,
             to_onehot=True,
-            **arguments)).to('meta')
+            **arguments,
+        )
+    ).to('meta')
 
 
 @pytest.mark.parametrize('name', PIPELINES)
@@ -494,8 +486,12 @@ def test_resident_batches(name):
         samples = batch['data_samples']
         size = 12 if RESIZED in transforms else 16
         assert batch['inputs'].shape == (7, 3, size, size)
-        for tensor in (batch['inputs'], samples.field('sample_idx'),
-                       samples.field('gt_label'), samples.field('gt_score')):
+        for tensor in (
+            batch['inputs'],
+            samples.field('sample_idx'),
+            samples.field('gt_label'),
+            samples.field('gt_score'),
+        ):
             assert tensor.is_meta
         # Ids stay on the host too, so that data samples can be made.
         assert [sample.sample_idx for sample in samples] == list(range(7))
@@ -512,9 +508,7 @@ def test_resident_batches(name):
 @pytest.mark.parametrize('name', ['Mixup', 'CutMix', 'ResizeMix'])
 def test_images_are_mixed_by_positions_of_the_host(name):
     """MMPretrain draws whom to mix with there; no config of ours mixes."""
-    mix = preprocessor(
-        batch_augments=dict(augments=dict(type=name, alpha=0.8)))
+    mix = preprocessor(batch_augments=dict(augments=dict(type=name, alpha=0.8)))
     batch = resident([]).__getitems__(range(7))
-    with Watch(), pytest.raises(
-            RuntimeError, match=f'batch_augments.{name.lower()}'):
+    with Watch(), pytest.raises(RuntimeError, match=f'batch_augments.{name.lower()}'):
         mix(batch, True)

@@ -3,6 +3,7 @@
 Several ranks are played by one process here; real ones are in
 test_collectives.py.
 """
+
 import copy
 
 import pytest
@@ -59,9 +60,7 @@ def test_ranks_keep_every_third_row(be, monkeypatch, chunk):
     for rank, bank in ranks(be):
         assert bank.num_samples == N and bank.num_shards == WORLD
         for side in SIDES:
-            assert torch.equal(
-                getattr(bank, side),
-                getattr(whole, side)[rank::WORLD])
+            assert torch.equal(getattr(bank, side), getattr(whole, side)[rank::WORLD])
         assert bank.num_bytes == 2 * len(bank.student) * D * 4
         assert torch.equal(bank.labels, whole.labels)
         assert 'num_samples=11, embed_dim=4' in repr(bank)
@@ -71,8 +70,11 @@ def test_ranks_keep_every_third_row(be, monkeypatch, chunk):
 @pytest.mark.parametrize('ids', [[7, 2, 7, 10], [0, 3, 6, 9], [1], [2, 5]])
 def test_each_rank_writes_the_rows_that_it_keeps(be, ids):
     update = PendingUpdate(
-        torch.tensor(ids), unit(len(ids), D), unit(len(ids), D, seed=1),
-        torch.tensor([3.0, 4.0]).double())
+        torch.tensor(ids),
+        unit(len(ids), D),
+        unit(len(ids), D, seed=1),
+        torch.tensor([3.0, 4.0]).double(),
+    )
     whole = whole_bank()
     whole.commit(update)
     for rank, bank in ranks(be):
@@ -109,8 +111,9 @@ def test_any_number_of_ranks_loads_the_whole(be):
     whole = whole_bank()
     whole.commit(
         PendingUpdate(
-            torch.arange(N), unit(N, D), unit(N, D, seed=1),
-            torch.tensor([3.0, 4.0]).double()))
+            torch.arange(N), unit(N, D), unit(N, D, seed=1), torch.tensor([3.0, 4.0]).double()
+        )
+    )
     state = whole.state_dict()
     for world in (1, 2, 3):
         for rank in range(world):
@@ -139,8 +142,8 @@ def test_a_checkpoint_of_another_size(be):
         state[name] = state[name][:4]
     for _, bank in ranks(be):
         with pytest.raises(
-                ValueError,
-                match='has 4 rows of width 4, this one 11 of width 4; resume'):
+            ValueError, match='has 4 rows of width 4, this one 11 of width 4; resume'
+        ):
             bank.load_state_dict(state)
         with pytest.raises(RuntimeError, match='Missing key.*student'):
             bank.load_state_dict(bank.state_dict())
@@ -188,10 +191,7 @@ def test_scores_are_for_one_rank(be):
             bank.scores(unit(2, D), 'student', torch.zeros(2, 1).long(), 0.1)
     be(0, 1)
     alone = ShardedBank(D, num_samples=N)
-    alone.commit(
-        PendingUpdate(
-            torch.tensor([3]), unit(1, D), unit(1, D),
-            torch.zeros(2).double()))
+    alone.commit(PendingUpdate(torch.tensor([3]), unit(1, D), unit(1, D), torch.zeros(2).double()))
     found = alone.scores(unit(1, D), 'student', torch.tensor([[3, 4]]), 0.5)
     expected = torch.exp(unit(1, D) @ alone.teacher[[3, 4]].t() / 0.5)
     torch.testing.assert_close(found, expected)
@@ -211,7 +211,8 @@ def test_one_process(objective, negatives, exclude):
             objective=objective,
             negatives=negatives,
             exclude=exclude,
-            sharded=sharded)
+            sharded=sharded,
+        )
         loss.bank.resize(N, torch.arange(N) // 4, seed=5)
         losses.append(loss)
     for step in range(2):
@@ -223,8 +224,7 @@ def test_one_process(objective, negatives, exclude):
             value = loss(*feats, ids)
             value.backward()
             loss.bank.commit()
-            seen.append((value.detach(), loss.mi_bound, *(feat.grad
-                                                          for feat in feats)))
+            seen.append((value.detach(), loss.mi_bound, *(feat.grad for feat in feats)))
         for ours, expected in zip(*seen):
             torch.testing.assert_close(ours, expected)
     first, second = (loss.bank.state_dict() for loss in losses)
@@ -241,12 +241,8 @@ def test_narrow_rows(sharded, word):
     losses = []
     for given in (word, None):
         loss = CRDLoss(
-            D,
-            negatives='all',
-            num_samples=N,
-            exclude='instance',
-            sharded=sharded,
-            bank_dtype=given)
+            D, negatives='all', num_samples=N, exclude='instance', sharded=sharded, bank_dtype=given
+        )
         loss.bank.resize(N, seed=5)
         losses.append(loss)
     narrow, wide = losses
@@ -260,7 +256,8 @@ def test_narrow_rows(sharded, word):
             loss.bank.commit()
         assert narrow.bank.teacher.dtype == dtype
         torch.testing.assert_close(
-            narrow.bank.teacher.float(), wide.bank.teacher, rtol=0, atol=4e-3)
+            narrow.bank.teacher.float(), wide.bank.teacher, rtol=0, atol=4e-3
+        )
         assert not torch.equal(narrow.bank.teacher.float(), wide.bank.teacher)
     # The two kinds of checkpoint are read by each other.
     narrow.load_state_dict(wide.state_dict())

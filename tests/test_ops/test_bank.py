@@ -1,12 +1,19 @@
 """Updates of bank rows."""
+
 import pytest
 import torch
 import torch.nn.functional as F
 from scipy import stats
 
 from crd_plugin.ops import bank as bank_ops
-from crd_plugin.ops import (initial_pieces, initial_rows, last_occurrence,
-                            momentum_rows, pack_update, unpack_update)
+from crd_plugin.ops import (
+    initial_pieces,
+    initial_rows,
+    last_occurrence,
+    momentum_rows,
+    pack_update,
+    unpack_update,
+)
 
 
 def test_initial_rows():
@@ -31,9 +38,7 @@ def test_large_bank_does_not_depend_on_threads(small_pieces):
     try:
         for number in (1, 3):
             torch.set_num_threads(number)
-            drawn.append(
-                initial_rows(4000, 48,
-                             torch.Generator().manual_seed(0)))
+            drawn.append(initial_rows(4000, 48, torch.Generator().manual_seed(0)))
     finally:
         torch.set_num_threads(threads)
     assert torch.equal(*drawn)
@@ -89,14 +94,13 @@ def test_narrow_rows_keep_their_dtype():
     new = F.normalize(torch.randn(5, 8), dim=1)
     half = momentum_rows(old.half(), new, 0.5)
     assert half.dtype == torch.float16
-    torch.testing.assert_close(half.float(), momentum_rows(old, new, 0.5),
-                               rtol=2e-3, atol=2e-3)
+    torch.testing.assert_close(half.float(), momentum_rows(old, new, 0.5), rtol=2e-3, atol=2e-3)
 
 
 def test_last_occurrence():
     assert last_occurrence(torch.tensor([7, 3, 7])).tolist() == [2, 1, 2]
     assert last_occurrence(torch.tensor([5, 5, 5])).tolist() == [2, 2, 2]
-    ids = torch.randint(0, 50, (300, ))
+    ids = torch.randint(0, 50, (300,))
     values = ids.tolist()
     expected = [299 - values[::-1].index(v) for v in values]
     assert last_occurrence(ids).tolist() == expected

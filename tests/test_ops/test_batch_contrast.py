@@ -1,13 +1,22 @@
 """A batch against itself: plain loops, and the objectives over a bank."""
+
 import math
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from crd_plugin.ops import (all_negatives, batch_info_nce, batch_log_total,
-                            batch_nce, batch_weights, build_label_index,
-                            info_nce, log_partition, nce)
+from crd_plugin.ops import (
+    all_negatives,
+    batch_info_nce,
+    batch_log_total,
+    batch_nce,
+    batch_weights,
+    build_label_index,
+    info_nce,
+    log_partition,
+    nce,
+)
 
 B, D, TAU = 7, 5, 0.2
 KEYS = {
@@ -25,8 +34,9 @@ def sides():
     generator = torch.Generator().manual_seed(0)
     return [
         F.normalize(
-            torch.randn(B, D, generator=generator, dtype=torch.float64),
-            dim=1).requires_grad_() for _ in range(2)
+            torch.randn(B, D, generator=generator, dtype=torch.float64), dim=1
+        ).requires_grad_()
+        for _ in range(2)
     ]
 
 
@@ -99,24 +109,23 @@ def test_equals_a_bank_of_the_batch(sides, name):
     negatives = all_negatives(POSITIVE, B, B - 1, index)
     frozen = rows.detach()
     log_z = LOG_MEAN + math.log(B)
-    for objective, bank in (('nce',
-                             nce(anchor, frozen, POSITIVE, negatives, log_z,
-                                 TAU)), ('infonce',
-                                         info_nce(anchor, frozen, POSITIVE,
-                                                  negatives, TAU))):
+    for objective, bank in (
+        ('nce', nce(anchor, frozen, POSITIVE, negatives, log_z, TAU)),
+        ('infonce', info_nce(anchor, frozen, POSITIVE, negatives, TAU)),
+    ):
         loss, log_h = ours(objective, anchor, frozen, KEYS[name])
         torch.testing.assert_close(loss.mean(), bank.loss)
         torch.testing.assert_close(log_h.mean(), bank.log_h)
         torch.testing.assert_close(
-            torch.autograd.grad(loss.mean(), anchor)[0],
-            torch.autograd.grad(bank.loss, anchor)[0])
+            torch.autograd.grad(loss.mean(), anchor)[0], torch.autograd.grad(bank.loss, anchor)[0]
+        )
     score = anchor @ frozen.t() / TAU
     weight = batch_weights(KEYS[name], KEYS[name], score.dtype)
     total = batch_log_total(score, POSITIVE, weight)
     assert not total.requires_grad
     torch.testing.assert_close(
-        total - 2 * math.log(B),
-        log_partition(anchor, frozen, POSITIVE, negatives, TAU))
+        total - 2 * math.log(B), log_partition(anchor, frozen, POSITIVE, negatives, TAU)
+    )
 
 
 def test_weights():
@@ -124,11 +133,9 @@ def test_weights():
     weight = batch_weights(key[2:4], key, torch.float32)
     # Four others of seven count as six, and so do five.
     torch.testing.assert_close(
-        weight,
-        torch.tensor([[1.5, 1.5, 0, 1.5, 0, 0, 1.5],
-                      [0, 1.2, 1.2, 0, 1.2, 1.2, 1.2]]))
-    same = batch_weights(key[:1], torch.zeros(4, dtype=torch.int64),
-                         torch.float64)
+        weight, torch.tensor([[1.5, 1.5, 0, 1.5, 0, 0, 1.5], [0, 1.2, 1.2, 0, 1.2, 1.2, 1.2]])
+    )
+    same = batch_weights(key[:1], torch.zeros(4, dtype=torch.int64), torch.float64)
     assert same.tolist() == [[0] * 4]
 
 

@@ -1,13 +1,25 @@
 """The fused objectives against plain loops, on every path."""
+
 import math
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from crd_plugin.ops import (Negatives, all_negatives, build_label_index,
-                            contrast, draw_negatives, info_nce, log_partition,
-                            matmul, nce, scores, shared_negatives, tiles)
+from crd_plugin.ops import (
+    Negatives,
+    all_negatives,
+    build_label_index,
+    contrast,
+    draw_negatives,
+    info_nce,
+    log_partition,
+    matmul,
+    nce,
+    scores,
+    shared_negatives,
+    tiles,
+)
 
 B, N, K, D, TAU = 6, 200, 32, 16, 0.07
 
@@ -16,11 +28,9 @@ B, N, K, D, TAU = 6, 200, 32, 16, 0.07
 def case():
     """Random embeddings, a bank, labels of unequal classes, ids, log Z."""
     generator = torch.Generator().manual_seed(0)
-    anchor = F.normalize(
-        torch.randn(B, D, generator=generator, dtype=torch.float64), dim=1)
-    rows = F.normalize(
-        torch.randn(N, D, generator=generator, dtype=torch.float64), dim=1)
-    labels = torch.randint(0, 5, (N, ), generator=generator)
+    anchor = F.normalize(torch.randn(B, D, generator=generator, dtype=torch.float64), dim=1)
+    rows = F.normalize(torch.randn(N, D, generator=generator, dtype=torch.float64), dim=1)
+    labels = torch.randint(0, 5, (N,), generator=generator)
     ids = torch.randperm(N, generator=generator)[:B]
     return anchor, rows, labels, ids, torch.tensor(6.5, dtype=torch.float64)
 
@@ -35,10 +45,7 @@ def weights_of(negatives, ids):
             continue
         index = negatives.index
         drawn = range(N) if index is None else index.tolist()
-        kept = [
-            j for j in drawn
-            if negatives.row_key[j] != negatives.anchor_key[i]
-        ]
+        kept = [j for j in drawn if negatives.row_key[j] != negatives.anchor_key[i]]
         for j in kept:
             weight[i, j] = negatives.num_negatives / len(kept)
     return weight
@@ -52,8 +59,7 @@ def naive_nce(anchor, rows, ids, negatives, log_z, eps=1e-7):
     for i in range(len(ids)):
         p = torch.exp(rows @ anchor[i] / TAU) / log_z.exp()
         total = total + torch.log(p[ids[i]] / (p[ids[i]] + noise + eps))
-        total = total + (weight[i] * torch.log(noise /
-                                               (p + noise + eps))).sum()
+        total = total + (weight[i] * torch.log(noise / (p + noise + eps))).sum()
     return -total / len(ids)
 
 
@@ -64,8 +70,7 @@ def naive_info_nce(anchor, rows, ids, negatives):
     for i in range(len(ids)):
         e = torch.exp(rows @ anchor[i] / TAU)
         positive = e[ids[i]]
-        total = total - torch.log(positive /
-                                  (positive + (weight[i] * e).sum()))
+        total = total - torch.log(positive / (positive + (weight[i] * e).sum()))
     return total / len(ids)
 
 
@@ -91,23 +96,31 @@ def make_negatives(form, labels, ids):
 
 
 FORMS = [
-    'repeated', 'distinct', 'parts', 'parts-instance', 'shared', 'all',
-    'shared-instance', 'all-instance'
+    'repeated',
+    'distinct',
+    'parts',
+    'parts-instance',
+    'shared',
+    'all',
+    'shared-instance',
+    'all-instance',
 ]
 # Tile sizes that end within, at and after the rows; rows gathered or masked;
 # from which size on products are those of oneDNN; whether a tile has all
 # directions, as on a GPU.
 NEVER = 1 << 62
-PATHS = {'one tile': (1 << 18, 16, NEVER, False),
-         'tiles': (B * 37, 16, NEVER, False),
-         'tiles, oneDNN': (B * 37, 16, 0, False),
-         'tile a row': (1, 16, 0, False),
-         'gathered': (1 << 18, 0, NEVER, False),
-         'gathered, tiles': (2 * K * D, 0, NEVER, False),
-         'together': (1 << 24, 16, NEVER, True),
-         'together, tiles': (B * 37, 16, 0, True),
-         'together, tile a row': (1, 16, 0, True),
-         'together, gathered': (2 * K * D, 0, NEVER, True)}
+PATHS = {
+    'one tile': (1 << 18, 16, NEVER, False),
+    'tiles': (B * 37, 16, NEVER, False),
+    'tiles, oneDNN': (B * 37, 16, 0, False),
+    'tile a row': (1, 16, 0, False),
+    'gathered': (1 << 18, 0, NEVER, False),
+    'gathered, tiles': (2 * K * D, 0, NEVER, False),
+    'together': (1 << 24, 16, NEVER, True),
+    'together, tiles': (B * 37, 16, 0, True),
+    'together, tile a row': (1, 16, 0, True),
+    'together, gathered': (2 * K * D, 0, NEVER, True),
+}
 
 
 @pytest.fixture(params=PATHS)
@@ -115,8 +128,7 @@ def path(request, monkeypatch):
     """Every way through the bank."""
     tile, dense, onednn, together = PATHS[request.param]
     if together:
-        monkeypatch.setattr(tiles, '_together',
-                            lambda query: [slice(0, query.size(0))])
+        monkeypatch.setattr(tiles, '_together', lambda query: [slice(0, query.size(0))])
     monkeypatch.setattr(tiles, '_TILE_CPU', tile)
     monkeypatch.setattr(tiles, '_DENSE_ROWS_PER_NEGATIVE', dense)
     monkeypatch.setattr(matmul, '_SMALL', onednn)
@@ -141,20 +153,16 @@ def test_equals_loops(case, path, form, objective):
             result = info_nce(fast, rows.to(dtype), ids, negatives, TAU)
         assert result.loss.dtype == dtype
         (3 * result.loss).backward()
+        torch.testing.assert_close(result.loss.double(), expected, rtol=rtol, atol=0)
         torch.testing.assert_close(
-            result.loss.double(), expected, rtol=rtol, atol=0)
-        torch.testing.assert_close(
-            fast.grad.double(),
-            slow.grad,
-            rtol=rtol,
-            atol=rtol * float(slow.grad.abs().max()))
+            fast.grad.double(), slow.grad, rtol=rtol, atol=rtol * float(slow.grad.abs().max())
+        )
 
 
 @pytest.mark.parametrize('form', FORMS)
 @pytest.mark.parametrize('objective', ['nce', 'infonce'])
 @pytest.mark.parametrize('bank_dtype', [torch.float64, torch.bfloat16])
-def test_directions_do_not_touch_each_other(case, path, form, objective,
-                                            bank_dtype):
+def test_directions_do_not_touch_each_other(case, path, form, objective, bank_dtype):
     """Several directions at once are each of them alone."""
     anchor, rows, labels, ids, log_z = case
     negatives = make_negatives(form, labels, ids)
@@ -177,10 +185,12 @@ def test_directions_do_not_touch_each_other(case, path, form, objective,
         leaf = anchors[i].detach().clone().requires_grad_()
         expected, alone = both(leaf, banks[i], constants[i])
         (weight[i] * alone.loss).backward()
-        for found, wanted in ((partition[i], expected),
-                              (result.loss[i], alone.loss),
-                              (result.log_h[i], alone.log_h),
-                              (anchors.grad[i], leaf.grad)):
+        for found, wanted in (
+            (partition[i], expected),
+            (result.loss[i], alone.loss),
+            (result.log_h[i], alone.log_h),
+            (anchors.grad[i], leaf.grad),
+        ):
             assert found.shape == wanted.shape
             torch.testing.assert_close(found, wanted, rtol=1e-11, atol=1e-13)
 
@@ -201,9 +211,9 @@ def test_more_anchors_than_parts(case, path, num_anchors, objective):
     _, rows, labels, _, log_z = case
     generator = torch.Generator().manual_seed(2)
     anchor = F.normalize(
-        torch.randn(
-            num_anchors, D, generator=generator, dtype=torch.float64), dim=1)
-    ids = torch.randint(N, (num_anchors, ), generator=generator)
+        torch.randn(num_anchors, D, generator=generator, dtype=torch.float64), dim=1
+    )
+    ids = torch.randint(N, (num_anchors,), generator=generator)
     drawn = draw_negatives(ids, N, K, build_label_index(labels))
     assert drawn.parts is not None
     index = drawn.ids
@@ -226,8 +236,7 @@ def test_log_partition_is_the_mean_of_exp(case, path, form):
     negatives = make_negatives(form, labels, ids)
     e = torch.exp(anchor @ rows.t() / TAU)
     weighted = (e * weights_of(negatives, ids)).sum()
-    expected = (weighted + e[torch.arange(B), ids].sum()) / (
-        B * (1 + negatives.num_negatives))
+    expected = (weighted + e[torch.arange(B), ids].sum()) / (B * (1 + negatives.num_negatives))
     actual = log_partition(anchor, rows, ids, negatives, TAU)
     torch.testing.assert_close(actual, expected.log())
 
@@ -265,10 +274,9 @@ def test_draws_converge_to_all(case, draw, exclude, num_negatives):
         loss.backward()
         losses.append(loss.detach())
         grads.append(leaf.grad)
-    for values, exact in ((torch.stack(losses), expected),
-                          (torch.stack(grads), reference.grad)):
+    for values, exact in ((torch.stack(losses), expected), (torch.stack(grads), reference.grad)):
         error = values.mean(0) - exact.detach()
-        standard_error = values.std(0) / len(values)**0.5
+        standard_error = values.std(0) / len(values) ** 0.5
         assert standard_error.max() > 0
         assert ((error / (standard_error + 1e-12)).abs() < 4.5).all()
 
@@ -311,8 +319,7 @@ def test_float16_anchor_is_computed_in_float32(case):
     expected.loss.backward()
     assert torch.equal(result.loss, expected.loss)
     assert half.grad.dtype == torch.float16
-    torch.testing.assert_close(half.grad.float(), full.grad, rtol=1e-3,
-                               atol=1e-4)
+    torch.testing.assert_close(half.grad.float(), full.grad, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize('form', ['distinct', 'parts', 'shared'])
@@ -335,11 +342,10 @@ def test_ids_beyond_float32(case, form, key):
     anchor, rows = anchor.float(), rows.float()
     near = make_negatives(form, labels, ids)
     far = near._replace(
-        row_key=near.row_key.to(key) + 2**24,
-        anchor_key=near.anchor_key.to(key) + 2**24)
+        row_key=near.row_key.to(key) + 2**24, anchor_key=near.anchor_key.to(key) + 2**24
+    )
     found = nce(anchor, rows, ids, far, log_z, TAU)
-    assert torch.equal(found.loss,
-                       nce(anchor, rows, ids, near, log_z, TAU).loss)
+    assert torch.equal(found.loss, nce(anchor, rows, ids, near, log_z, TAU).loss)
 
 
 def test_bank_gets_no_gradient(case):
@@ -360,8 +366,7 @@ def test_scores(case):
 
 
 @pytest.mark.parametrize('width', [1, 2, 3, 7, 8, 16, 143, 1000])
-@pytest.mark.parametrize('dtype, rtol', [(torch.float32, 5e-7),
-                                         (torch.float64, 1e-14)])
+@pytest.mark.parametrize('dtype, rtol', [(torch.float32, 5e-7), (torch.float64, 1e-14)])
 @pytest.mark.parametrize('largest', [-20.0, -1.0])
 def test_log_of_complements(dtype, rtol, largest, width):
     """As exact as a sum of softplus wherever it is used, of any width."""
@@ -372,8 +377,7 @@ def test_log_of_complements(dtype, rtol, largest, width):
     torch.testing.assert_close(-total.double(), expected, rtol=rtol, atol=0)
 
 
-@pytest.mark.parametrize('dtype, rtol', [(torch.float32, 2e-6),
-                                         (torch.float64, 1e-14)])
+@pytest.mark.parametrize('dtype, rtol', [(torch.float32, 2e-6), (torch.float64, 1e-14)])
 def test_log_of_complements_near_its_limit(dtype, rtol):
     score = torch.full((1, 8), -10.0, dtype=dtype)
     score[0, 5] = 2.9
@@ -382,8 +386,7 @@ def test_log_of_complements_near_its_limit(dtype, rtol):
     torch.testing.assert_close(-total.double(), expected, rtol=rtol, atol=0)
 
 
-@pytest.mark.parametrize('p', [[0.5, 0.96], [0.8] * 4, [0.0, 1.0],
-                               [float('nan'), 0.1]])
+@pytest.mark.parametrize('p', [[0.5, 0.96], [0.8] * 4, [0.0, 1.0], [float('nan'), 0.1]])
 def test_digits_of_complements_would_be_lost(p):
     assert contrast._log_of_complements(torch.tensor([p])) is None
 
@@ -403,23 +406,22 @@ def test_both_ways_of_the_negatives_agree(scale):
     index = torch.randint(90, (5, 40))
     drawn = negatives_of(index)
     loss, grad = (
-        value[0] for value in contrast._negative_pass(
-            query[None], (rows, ), drawn, torch.full((1, 1), 2.0)))
+        value[0]
+        for value in contrast._negative_pass(query[None], (rows,), drawn, torch.full((1, 1), 2.0))
+    )
     exact = query.double().requires_grad_()
     score = (exact[:, None] * rows.double()[index]).sum(2) - 2
     expected = F.softplus(score, threshold=50).sum(1)
     expected.sum().backward()
-    torch.testing.assert_close(loss.double(), expected.detach(), rtol=1e-5,
-                               atol=1e-6)
-    torch.testing.assert_close(grad.double(), exact.grad, rtol=1e-5,
-                               atol=1e-5)
+    torch.testing.assert_close(loss.double(), expected.detach(), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(grad.double(), exact.grad, rtol=1e-5, atol=1e-5)
 
 
 def test_nan_passes_on():
     rows, query = torch.randn(9, 4), torch.full((1, 4), float('nan'))
-    loss, grad = contrast._negative_pass(query[None], (rows, ),
-                                         negatives_of(torch.arange(9)[None]),
-                                         torch.zeros(1, 1))
+    loss, grad = contrast._negative_pass(
+        query[None], (rows,), negatives_of(torch.arange(9)[None]), torch.zeros(1, 1)
+    )
     assert loss.isnan().all() and grad.isnan().all()
 
 

@@ -1,26 +1,30 @@
 """Pairing, resizing and attention of feature maps."""
+
 import pytest
 import torch
 import torch.nn.functional as F
 
-from crd_plugin.ops import (absolute_power, attention_vector, full_precision,
-                            match_heights, no_autocast, pair_maps,
-                            pair_vectors, unit_vectors)
+from crd_plugin.ops import (
+    absolute_power,
+    attention_vector,
+    full_precision,
+    match_heights,
+    no_autocast,
+    pair_maps,
+    pair_vectors,
+    unit_vectors,
+)
 
 
 def maps(*shapes, dtype=torch.float32):
     """Seeded maps with gradient."""
     generator = torch.Generator().manual_seed(0)
-    return [
-        torch.randn(shape, generator=generator).to(dtype).requires_grad_()
-        for shape in shapes
-    ]
+    return [torch.randn(shape, generator=generator).to(dtype).requires_grad_() for shape in shapes]
 
 
 def test_full_precision():
     for dtype in (torch.float16, torch.bfloat16, torch.float32):
-        assert full_precision(torch.ones(2, dtype=dtype)).dtype == (
-            torch.float32)
+        assert full_precision(torch.ones(2, dtype=dtype)).dtype == (torch.float32)
     x = torch.ones(2, dtype=torch.float64)
     assert full_precision(x) is x
 
@@ -37,26 +41,32 @@ def test_no_autocast():
 
 
 def test_maps_are_paired_in_order_and_the_teacher_is_detached():
-    s0, s1, t0, t1 = maps((2, 3, 4, 4), (2, 5, 2, 2), (2, 4, 4, 4),
-                          (2, 6, 2, 2))
+    s0, s1, t0, t1 = maps((2, 3, 4, 4), (2, 5, 2, 2), (2, 4, 4, 4), (2, 6, 2, 2))
     (a, b), (c, d) = pair_maps((s0, s1), [t0, t1])
     assert a is s0 and c is s1
     assert torch.equal(b, t0) and torch.equal(d, t1)
     assert not b.requires_grad and not d.requires_grad
-    (a, b), = pair_maps(s0.half(), t0.bfloat16())
+    ((a, b),) = pair_maps(s0.half(), t0.bfloat16())
     assert a.dtype == b.dtype == torch.float32
     a.sum().backward()
     assert torch.equal(s0.grad, torch.ones_like(s0))
 
 
-@pytest.mark.parametrize('s, t, text', [
-    ([(2, 3, 4, 4)], [(2, 3, 4, 4)] * 2, 's_feats has 1 layers and t_feats 2'),
-    ([(2, 3)], [(2, 3, 4, 4)], r's_feats\[0\] has shape \(2, 3\)'),
-    ([(2, 3, 4, 4)] * 2, [(2, 3, 4, 4), (2, 3)], r't_feats\[1\] has shape'),
-    ([(2, 3, 4, 4)], [(1, 3, 4, 4)], r's_feats\[0\] has 2 samples and '
-     r't_feats\[0\] 1'),
-    ([], [], 's_feats is empty'),
-])
+@pytest.mark.parametrize(
+    's, t, text',
+    [
+        ([(2, 3, 4, 4)], [(2, 3, 4, 4)] * 2, 's_feats has 1 layers and t_feats 2'),
+        ([(2, 3)], [(2, 3, 4, 4)], r's_feats\[0\] has shape \(2, 3\)'),
+        ([(2, 3, 4, 4)] * 2, [(2, 3, 4, 4), (2, 3)], r't_feats\[1\] has shape'),
+        (
+            [(2, 3, 4, 4)],
+            [(1, 3, 4, 4)],
+            r's_feats\[0\] has 2 samples and '
+            r't_feats\[0\] 1',
+        ),
+        ([], [], 's_feats is empty'),
+    ],
+)
 def test_maps_that_cannot_be_paired(s, t, text):
     with pytest.raises(ValueError, match=text):
         pair_maps(maps(*s), maps(*t))
@@ -71,19 +81,22 @@ def test_what_is_no_tensor():
 
 def test_vectors():
     s, t = maps((3, 2, 2, 2), (3, 5))
-    a, b = pair_vectors((s, ), t.double())
+    a, b = pair_vectors((s,), t.double())
     assert torch.equal(a, s.flatten(1)) and a.requires_grad
     assert b.dtype == torch.float64 and not b.requires_grad
     a, _ = pair_vectors(s.bfloat16(), [t])
     assert a.dtype == torch.float32
 
 
-@pytest.mark.parametrize('s, t, text', [
-    ([(2, 3)] * 2, [(2, 3)], 's_feats is a sequence of 2 tensors'),
-    ([(2, 3)], [(3, )], r't_feats has shape \(3,\)'),
-    ([(2, 3)], [(3, 3)], 's_feats has 2 samples and t_feats 3'),
-    ([(1, 3)], [(1, 3)], 'has 1 sample, expected at least 2.*drop_last=True'),
-])
+@pytest.mark.parametrize(
+    's, t, text',
+    [
+        ([(2, 3)] * 2, [(2, 3)], 's_feats is a sequence of 2 tensors'),
+        ([(2, 3)], [(3,)], r't_feats has shape \(3,\)'),
+        ([(2, 3)], [(3, 3)], 's_feats has 2 samples and t_feats 3'),
+        ([(1, 3)], [(1, 3)], 'has 1 sample, expected at least 2.*drop_last=True'),
+    ],
+)
 def test_vectors_that_cannot_be_paired(s, t, text):
     with pytest.raises(ValueError, match=text):
         pair_vectors(maps(*s), maps(*t), min_batch=2)
@@ -104,8 +117,9 @@ def loop_pool(x, height, width):
     return rows
 
 
-@pytest.mark.parametrize('high, low', [((8, 8), (4, 4)), ((5, 5), (3, 3)),
-                                       ((8, 12), (4, 4)), ((6, 4), (3, 4))])
+@pytest.mark.parametrize(
+    'high, low', [((8, 8), (4, 4)), ((5, 5), (3, 3)), ((8, 12), (4, 4)), ((6, 4), (3, 4))]
+)
 def test_higher_map_is_reduced(high, low):
     s, t = maps((2, 3, *high), (2, 5, *low), dtype=torch.float64)
     a, b = match_heights(s, t)
@@ -121,8 +135,7 @@ def test_equal_maps_are_left_alone():
     assert match_heights(s, t) == (s, t)
 
 
-@pytest.mark.parametrize('s, t', [((4, 2), (2, 4)), ((2, 4), (4, 2)),
-                                  ((4, 4), (4, 2))])
+@pytest.mark.parametrize('s, t', [((4, 2), (2, 4)), ((2, 4), (4, 2)), ((4, 4), (4, 2))])
 def test_maps_that_no_scale_relates(s, t):
     with pytest.raises(ValueError, match='must not be narrower'):
         match_heights(*maps((1, 2, *s), (1, 2, *t)))
@@ -133,15 +146,16 @@ def test_maps_that_no_scale_relates(s, t):
 
 @pytest.mark.parametrize('power', [1, 2, 3])
 def test_attention_against_a_loop(power):
-    x, = maps((2, 3, 2, 4), dtype=torch.float64)
+    (x,) = maps((2, 3, 2, 4), dtype=torch.float64)
     q = attention_vector(x, power)
     assert q.shape == (2, 8)
     for b in range(2):
         a = [
-            sum(abs(x[b, c, i, j].item())**power for c in range(3)) / 3
-            for i in range(2) for j in range(4)
+            sum(abs(x[b, c, i, j].item()) ** power for c in range(3)) / 3
+            for i in range(2)
+            for j in range(4)
         ]
-        norm = sum(value**2 for value in a)**0.5
+        norm = sum(value**2 for value in a) ** 0.5
         for value, expected in zip(q[b].tolist(), a):
             assert value == pytest.approx(expected / norm, rel=1e-12)
 
@@ -166,14 +180,14 @@ def test_absolute_power(power):
     expected = torch.tensor([4.0**power, 0.0, 0.25**power]).double()
     torch.testing.assert_close(y, expected)
     y.sum().backward()
-    slope = power * torch.tensor([-(4.0**(power - 1)), 0, 0.25**(power - 1)])
+    slope = power * torch.tensor([-(4.0 ** (power - 1)), 0, 0.25 ** (power - 1)])
     torch.testing.assert_close(x.grad, slope.double())
 
 
 def test_attention_of_roots_where_nothing_is_active():
     x = torch.tensor([1.0, 0.0, 4.0, 0.0]).view(1, 1, 2, 2).requires_grad_()
     q = attention_vector(x, 0.5)
-    torch.testing.assert_close(q, torch.tensor([[1., 0., 2., 0.]]) / 5**0.5)
+    torch.testing.assert_close(q, torch.tensor([[1.0, 0.0, 2.0, 0.0]]) / 5**0.5)
     q[0, 0].backward()
     assert torch.isfinite(x.grad).all() and x.grad[0, 0, 0, 0] > 0
 
@@ -183,12 +197,10 @@ def test_unit_vectors():
     unit = unit_vectors(x, dim=1)
     torch.testing.assert_close(unit, torch.tensor([[0.6, 0.8], [0.0, 0.0]]))
     unit.sum().backward()
-    torch.testing.assert_close(
-        x.grad, torch.tensor([[0.032, -0.024], [1.0, 1.0]]))
-    y, = maps((2, 3, 4))
+    torch.testing.assert_close(x.grad, torch.tensor([[0.032, -0.024], [1.0, 1.0]]))
+    (y,) = maps((2, 3, 4))
     for dim in (0, 1, 2):
-        torch.testing.assert_close(
-            unit_vectors(y, dim), F.normalize(y, dim=dim))
+        torch.testing.assert_close(unit_vectors(y, dim), F.normalize(y, dim=dim))
 
 
 @pytest.mark.parametrize('size', [(8, 12), (4, 6), (5, 7), (3, 12)])
@@ -200,8 +212,8 @@ def test_higher_maps_are_reduced_to_means(size):
     expected = F.adaptive_avg_pool2d(s, size)
     torch.testing.assert_close(found, expected)
     weight = torch.randn_like(found)
-    torch.testing.assert_close(*(torch.autograd.grad((value * weight).sum(),
-                                                     s)[0]
-                                 for value in (found, expected)))
+    torch.testing.assert_close(
+        *(torch.autograd.grad((value * weight).sum(), s)[0] for value in (found, expected))
+    )
     windows = not (12 % size[0] or 12 % size[1])
     assert ('Adaptive' not in found.grad_fn.name()) == windows

@@ -1,4 +1,5 @@
 """Moving averages of parameters."""
+
 import pytest
 import torch
 from torch import nn
@@ -14,8 +15,7 @@ def test_momentum_weighs_the_old_value(momentum):
     places = [tensor.data_ptr() for tensor in averages]
     move_averages(averages, new, momentum)
     for average, before, source in zip(averages, old, new):
-        torch.testing.assert_close(average,
-                                   momentum * before + (1 - momentum) * source)
+        torch.testing.assert_close(average, momentum * before + (1 - momentum) * source)
     assert places == [tensor.data_ptr() for tensor in averages]
 
 

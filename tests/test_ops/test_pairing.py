@@ -1,10 +1,10 @@
 """Pairing blocks: one shape, cosines, pooling."""
+
 import pytest
 import torch
 import torch.nn.functional as F
 
-from crd_plugin.ops import (block_cosines, pad_channels, pool_flat,
-                            unit_over_batch)
+from crd_plugin.ops import block_cosines, pad_channels, pool_flat, unit_over_batch
 from tests import golden
 
 
@@ -19,8 +19,8 @@ def test_unit_over_batch():
     unit = unit_over_batch(x)
     torch.testing.assert_close(unit, expected)
     cotangent = torch.randn_like(x)
-    ours, = torch.autograd.grad(unit, x, cotangent)
-    theirs, = torch.autograd.grad(F.normalize(x, dim=0), x, cotangent)
+    (ours,) = torch.autograd.grad(unit, x, cotangent)
+    (theirs,) = torch.autograd.grad(F.normalize(x, dim=0), x, cotangent)
     torch.testing.assert_close(ours, theirs)
 
 
@@ -60,25 +60,20 @@ def test_cosines_of_the_published_code(name):
 
     for group in range(int(case['n_groups'])):
         teachers = [unit_over_batch(x) for x in blocks('t', group)]
-        student = pad_channels(
-            unit_over_batch(blocks('s', group)[-1]), teachers[0].size(1))
-        golden.assert_value(
-            block_cosines(student, teachers), case[f'cosine_g{group}'])
+        student = pad_channels(unit_over_batch(blocks('s', group)[-1]), teachers[0].size(1))
+        golden.assert_value(block_cosines(student, teachers), case[f'cosine_g{group}'])
 
 
 def test_cosine_of_zero_is_zero():
     zero = torch.zeros(2, 3, 4, 4)
-    assert block_cosines(zero, [zero, torch.ones_like(zero)]).tolist() == [
-        0, 0
-    ]
+    assert block_cosines(zero, [zero, torch.ones_like(zero)]).tolist() == [0, 0]
 
 
 def test_pool_flat():
     x = torch.randn(2, 3, 16, 24)
     flat = pool_flat(x, 'avg8')
     assert flat.shape == (2, 3 * 2 * 3)
-    assert flat[1, 2 * 6 + 1 * 3 + 2] == pytest.approx(
-        float(x[1, 2, 8:16, 16:24].mean()), rel=1e-5)
+    assert flat[1, 2 * 6 + 1 * 3 + 2] == pytest.approx(float(x[1, 2, 8:16, 16:24].mean()), rel=1e-5)
     torch.testing.assert_close(pool_flat(x, 'global'), x.mean((2, 3)))
     small = x[:, :, :4, :4]
     torch.testing.assert_close(pool_flat(small, 'avg8'), small.mean((2, 3)))

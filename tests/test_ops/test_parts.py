@@ -1,4 +1,5 @@
 """Dealing the parts of a draw to the anchors."""
+
 import itertools
 from collections import Counter
 from unittest import mock
@@ -13,14 +14,22 @@ from crd_plugin.ops.parts import draw_parts, part_sizes
 TAKEN = 3
 
 # N, K, rows of the largest class
-BANKS = [(50000, 16384, 500), (50000, 16384, 1), (50000, 16384, 5000),
-         (1281167, 16384, 1300), (100, 32, 12), (20, 7, 1), (21, 15, 5),
-         (5000, 1200, 2000), (9, 4, 4), (64, 8, 8)]
+BANKS = [
+    (50000, 16384, 500),
+    (50000, 16384, 1),
+    (50000, 16384, 5000),
+    (1281167, 16384, 1300),
+    (100, 32, 12),
+    (20, 7, 1),
+    (21, 15, 5),
+    (5000, 1200, 2000),
+    (9, 4, 4),
+    (64, 8, 8),
+]
 
 
 @pytest.mark.parametrize('num_rows, num_negatives, largest', BANKS)
-def test_sizes_hold_enough_rows_of_other_classes(num_rows, num_negatives,
-                                                 largest):
+def test_sizes_hold_enough_rows_of_other_classes(num_rows, num_negatives, largest):
     number, length = part_sizes(num_rows, num_negatives, largest)
     assert number * length <= num_rows
     assert TAKEN <= number <= 12
@@ -29,9 +38,10 @@ def test_sizes_hold_enough_rows_of_other_classes(num_rows, num_negatives,
     assert TAKEN * length < 1.05 * (num_negatives + largest) + TAKEN
 
 
-@pytest.mark.parametrize('num_rows, num_negatives, largest', [
-    (20, 16, 5), (20, 15, 5), (20, 19, 2), (2, 1, 1), (1000000, 100, 301)
-])
+@pytest.mark.parametrize(
+    'num_rows, num_negatives, largest',
+    [(20, 16, 5), (20, 15, 5), (20, 19, 2), (2, 1, 1), (1000000, 100, 301)],
+)
 def test_no_parts(num_rows, num_negatives, largest):
     """Of too few rows, and where own rows are most of what is drawn."""
     assert part_sizes(num_rows, num_negatives, largest) is None
@@ -48,8 +58,7 @@ def test_sizes_are_in_eights_where_rows_are_many():
 @pytest.mark.parametrize('num_anchors', [1, 7, 16, 33, 300])
 def test_deal(number, num_anchors):
     """Three different parts for each, all parts about equally often."""
-    anchor, place, empty = parts_module._deal(num_anchors, number,
-                                              torch.device('cpu'))
+    anchor, place, empty = parts_module._deal(num_anchors, number, torch.device('cpu'))
     assert place.shape == (num_anchors, TAKEN)
     places = anchor.size(1)
     assert anchor.shape[0] == number and anchor.max() < num_anchors
@@ -68,32 +77,37 @@ def test_deal(number, num_anchors):
 def test_pairs_of_anchors_share_as_many_parts_as_by_chance():
     place = parts_module._deal(64, 8, torch.device('cpu')).place
     parts = [set((where // 24).tolist()) for where in place]
-    shared = [
-        len(one & other) for number, one in enumerate(parts)
-        for other in parts[:number]
-    ]
+    shared = [len(one & other) for number, one in enumerate(parts) for other in parts[:number]]
     # By chance 3 * 3 / 8 of three; a deal that is even has slightly less.
     assert 1.05 < sum(shared) / len(shared) < 9 / 8
     assert set(shared) == {0, 1, 2, 3}
 
 
-@pytest.mark.parametrize('num_rows, num_negatives, num_classes', [
-    (1000, 130, 20), (1000, 130, None), (300, 32, 5), (9000, 4000, 10),
-    (40, 31, 10), (700, 150, 2), (2000, 260, 300), (40000, 50, None)
-])
+@pytest.mark.parametrize(
+    'num_rows, num_negatives, num_classes',
+    [
+        (1000, 130, 20),
+        (1000, 130, None),
+        (300, 32, 5),
+        (9000, 4000, 10),
+        (40, 31, 10),
+        (700, 150, 2),
+        (2000, 260, 300),
+        (40000, 50, None),
+    ],
+)
 def test_first_k_of_other_classes(num_rows, num_negatives, num_classes):
     """Against a walk along the rows of each anchor's parts."""
     torch.manual_seed(0)
     largest = 1
     row_class = None
     if num_classes:
-        row_class = torch.randint(num_classes, (num_rows, ))
+        row_class = torch.randint(num_classes, (num_rows,))
         largest = int(row_class.bincount().max())
     sizes = part_sizes(num_rows, num_negatives, largest)
     assert sizes is not None
-    ids = torch.randint(num_rows, (37, ))
-    parts = draw_parts(ids, num_rows, num_negatives, sizes, row_class,
-                       num_classes)
+    ids = torch.randint(num_rows, (37,))
+    parts = draw_parts(ids, num_rows, num_negatives, sizes, row_class, num_classes)
     key = torch.arange(num_rows) if row_class is None else row_class
     flat = parts.drawn.flatten(0, 1)
     places = parts.anchor.size(1)
@@ -124,15 +138,13 @@ def test_exactly_uniform(num_negatives):
     found = [Counter() for _ in ids]
     drawn = sizes[0] * sizes[1]
     for order in itertools.permutations(range(6), drawn):
-        with mock.patch.object(
-                parts_module, 'random_rows', return_value=torch.tensor(order)):
+        with mock.patch.object(parts_module, 'random_rows', return_value=torch.tensor(order)):
             parts = draw_parts(ids, 6, num_negatives, sizes, row_class, 4)
         for counter, row in zip(found, parts.ids.tolist()):
             counter[tuple(sorted(row))] += 1
     for anchor, counter in zip(ids, found):
         pool = (row_class != row_class[anchor]).nonzero().view(-1).tolist()
-        assert set(counter) == set(
-            itertools.combinations(pool, num_negatives))
+        assert set(counter) == set(itertools.combinations(pool, num_negatives))
         assert len(set(counter.values())) == 1
 
 
@@ -166,13 +178,12 @@ def test_count(length):
     mask = torch.rand(5, length) < 0.9
     mask[0] = True
     mask[1] = False
-    assert torch.equal(
-        parts_module._count(mask).long(), mask.long().sum(1))
+    assert torch.equal(parts_module._count(mask).long(), mask.long().sum(1))
 
 
-@pytest.mark.parametrize('num_keys', [
-    2, 255, 256, 257, 1 << 15, (1 << 15) + 1, 1 << 31, (1 << 31) + 1, 1 << 40
-])
+@pytest.mark.parametrize(
+    'num_keys', [2, 255, 256, 257, 1 << 15, (1 << 15) + 1, 1 << 31, (1 << 31) + 1, 1 << 40]
+)
 def test_keys_are_compared_in_a_type_that_holds_them(num_keys):
     """Keys that equal each other in a narrower type among them."""
     keys = torch.tensor([[0, 1, 256, 1 << 16, 1 << 32, num_keys - 1]])
@@ -191,8 +202,7 @@ def test_generator_repeats():
 
     def draw(seed):
         generator = torch.Generator().manual_seed(seed)
-        return draw_parts(
-            torch.arange(5), 100, 8, (7, 3), generator=generator)
+        return draw_parts(torch.arange(5), 100, 8, (7, 3), generator=generator)
 
     for one, other in zip(draw(1), draw(1)):
         assert torch.equal(one, other)

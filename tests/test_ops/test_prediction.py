@@ -1,4 +1,5 @@
 """Distance of a prediction from its target."""
+
 import math
 
 import pytest
@@ -20,24 +21,22 @@ def test_value_equals_a_loop():
 def test_ends_of_the_range():
     a = torch.tensor([[3.0, 4.0]])
     orthogonal = torch.tensor([[4.0, -3.0]])
-    for target, expected in ((a, 0.), (orthogonal, 2.), (-2 * a, 4.)):
-        torch.testing.assert_close(
-            prediction_distance(a, target), torch.tensor([expected]))
+    for target, expected in ((a, 0.0), (orthogonal, 2.0), (-2 * a, 4.0)):
+        torch.testing.assert_close(prediction_distance(a, target), torch.tensor([expected]))
 
 
 def test_gradient_reaches_the_prediction_alone():
     prediction, target = (
-        torch.randn(4, 5, dtype=torch.float64, requires_grad=True)
-        for _ in range(2))
+        torch.randn(4, 5, dtype=torch.float64, requires_grad=True) for _ in range(2)
+    )
     prediction_distance(prediction, target).sum().backward()
     assert target.grad is None
-    assert torch.autograd.gradcheck(lambda x: prediction_distance(x, target),
-                                    prediction)
+    assert torch.autograd.gradcheck(lambda x: prediction_distance(x, target), prediction)
 
 
 def test_zero_vectors_give_no_nan():
     found = prediction_distance(torch.zeros(2, 3), torch.ones(2, 3))
-    assert torch.equal(found, torch.full((2, ), 2.))
+    assert torch.equal(found, torch.full((2,), 2.0))
 
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
@@ -47,5 +46,4 @@ def test_full_precision_whatever_comes_in(dtype):
         # Its squares do not fit into half precision.
         found = prediction_distance(prediction * 1024, target)
     assert found.dtype == torch.float32
-    torch.testing.assert_close(
-        found, prediction_distance(prediction.float(), target.float()))
+    torch.testing.assert_close(found, prediction_distance(prediction.float(), target.float()))

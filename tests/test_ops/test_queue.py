@@ -1,4 +1,5 @@
 """Key queue maths against plain loops."""
+
 import math
 import random
 
@@ -42,9 +43,7 @@ def test_repeated_entries_are_no_new_keys(seed):
     rows, pointer = torch.randn(size, 3), torch.tensor(draw.randrange(size))
     batches = [torch.randn(draw.randint(1, length), 3) for _ in range(3)]
     expected, place = one_by_one(rows, int(pointer), torch.cat(batches))
-    filled = [
-        torch.cat([b, b[-1:].expand(length - len(b), -1)]) for b in batches
-    ]
+    filled = [torch.cat([b, b[-1:].expand(length - len(b), -1)]) for b in batches]
     is_new = torch.cat([torch.arange(length) < len(b) for b in batches])
     enqueue(rows, pointer, torch.cat(filled), is_new)
     assert torch.equal(rows, expected)
@@ -58,8 +57,7 @@ def test_lower_precision_is_kept_in_the_type_of_the_queue():
 
 
 def test_logits_equal_a_loop():
-    query, key, rows = (
-        F.normalize(torch.randn(n, 5, dtype=torch.float64)) for n in (3, 3, 7))
+    query, key, rows = (F.normalize(torch.randn(n, 5, dtype=torch.float64)) for n in (3, 3, 7))
     logits = queue_logits(query, key, rows, 0.2)
     assert logits.shape == (3, 8)
     for i in range(3):
@@ -70,8 +68,7 @@ def test_logits_equal_a_loop():
 
 
 def test_gradient_reaches_the_query_alone():
-    query, key, rows = (
-        torch.randn(n, 5, requires_grad=True) for n in (3, 3, 7))
+    query, key, rows = (torch.randn(n, 5, requires_grad=True) for n in (3, 3, 7))
     queue_logits(query, key, rows, 0.1).sum().backward()
     assert key.grad is None and rows.grad is None
     torch.testing.assert_close(query.grad, (key + rows.sum(0)).detach() / 0.1)

@@ -1,4 +1,5 @@
 """Leading right singular vectors and their gradient."""
+
 import pytest
 import torch
 
@@ -30,8 +31,8 @@ def test_vectors_values_and_gradient_are_those_of_the_svd(shape, k):
     torch.testing.assert_close(sigma, values)
     assert not sigma.requires_grad
     cotangent = torch.randn_like(v)
-    ours, = torch.autograd.grad((v * cotangent).sum(), x)
-    theirs, = torch.autograd.grad((expected * sign * cotangent).sum(), x)
+    (ours,) = torch.autograd.grad((v * cotangent).sum(), x)
+    (theirs,) = torch.autograd.grad((expected * sign * cotangent).sum(), x)
     torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-10)
 
 
@@ -56,7 +57,7 @@ def test_dead_channels_have_a_finite_gradient(shape):
     (v * cotangent).sum().backward()
     assert torch.isfinite(x.grad).all() and x.grad.abs().max() > 0
     vectors, _ = by_svd(x, 1)
-    theirs, = torch.autograd.grad((vectors * cotangent).sum(), x)
+    (theirs,) = torch.autograd.grad((vectors * cotangent).sum(), x)
     assert not torch.isfinite(theirs).all()
 
 

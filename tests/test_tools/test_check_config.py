@@ -1,4 +1,5 @@
 """Tests of the tool: exit status, table on stdout, one line a problem."""
+
 import os
 import subprocess
 import sys
@@ -34,7 +35,8 @@ def run(folder, *argv):
         env=dict(os.environ, PYTHONPATH=path, PYTHONDONTWRITEBYTECODE='1'),
         capture_output=True,
         text=True,
-        timeout=120)
+        timeout=120,
+    )
     assert not list(place.iterdir())
     return done
 
@@ -56,12 +58,18 @@ def test_fine(tmp_path, config):
 
 
 def test_problems(tmp_path, config):
-    done = run(tmp_path, config, '--batch-size', 2, '--cfg-options',
-               'model.head.num_classes=7', 'load_from=nowhere.pth')
+    done = run(
+        tmp_path,
+        config,
+        '--batch-size',
+        2,
+        '--cfg-options',
+        'model.head.num_classes=7',
+        'load_from=nowhere.pth',
+    )
     assert done.returncode == 1
     lines = done.stderr.splitlines()
-    assert len(lines) == 2 and all(
-        line.startswith('error: ') for line in lines)
+    assert len(lines) == 2 and all(line.startswith('error: ') for line in lines)
     assert 'load_from=nowhere.pth does not exist' in lines[0]
     assert 'model.head.num_classes is 7' in lines[1]
     assert '2 x 3 x 16 x 16' in done.stdout
@@ -72,8 +80,10 @@ def test_arguments_in_one_process(tmp_path, config, capsys):
     import importlib.util
 
     from crd_plugin import cli
+
     spec = importlib.util.spec_from_file_location(
-        'check_config', ROOT / 'tools' / 'check_config.py')
+        'check_config', ROOT / 'tools' / 'check_config.py'
+    )
     tool = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(tool)
     assert cli.run(tool.main, [str(tmp_path / 'tini.py')]) == 1

@@ -1,4 +1,5 @@
 """tools/train.py and tools/test.py, their shell scripts and messages."""
+
 import importlib.util
 import json
 import os
@@ -26,7 +27,7 @@ from crd_plugin import cli
 ROOT = Path(__file__).resolve().parent.parent.parent
 TOOLS = ROOT / 'tools'
 
-CONFIG = '''
+CONFIG = """
 _base_ = 'mmpretrain::_base_/default_runtime.py'
 student = dict(
     type='ImageClassifier',
@@ -53,9 +54,9 @@ train_cfg = dict(by_epoch=True, max_epochs=1)
 val_cfg = test_cfg = dict()
 optim_wrapper = dict(optimizer=dict(type='SGD', lr=0.01))
 param_scheduler = dict(type='StepLR', step_size=1)
-'''
+"""
 
-DISTILL = '''
+DISTILL = """
 _base_ = 'plain.py'
 fc = dict(fc=dict(type='mmrazor.ModuleOutputs', source='head.fc'))
 model = dict(
@@ -73,13 +74,12 @@ model = dict(
             loss_kl=dict(
                 preds_S=dict(from_student=True, recorder='fc'),
                 preds_T=dict(from_student=False, recorder='fc')))))
-'''
+"""
 
 
 def tool(name):
     """One of the scripts, as a module."""
-    spec = importlib.util.spec_from_file_location(f'tools_{name}',
-                                                  TOOLS / f'{name}.py')
+    spec = importlib.util.spec_from_file_location(f'tools_{name}', TOOLS / f'{name}.py')
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -92,19 +92,14 @@ def call(name, *argv):
     visualizer under that name: forgotten here, or a second run in the same
     second would write into the first one's files.
     """
-    for kept in (MMLogger, MessageHub, Visualizer, UniversalVisualizer,
-                 DefaultScope):
+    for kept in (MMLogger, MessageHub, Visualizer, UniversalVisualizer, DefaultScope):
         kept._instance_dict.clear()
     return cli.run(tool(name).main, [str(arg) for arg in argv])
 
 
 def environment():
     """Variables for a script in another process, without a GPU."""
-    return dict(
-        os.environ,
-        CUDA_VISIBLE_DEVICES='',
-        PYTHONPATH=str(ROOT),
-        PYTHON=sys.executable)
+    return dict(os.environ, CUDA_VISIBLE_DEVICES='', PYTHONPATH=str(ROOT), PYTHON=sys.executable)
 
 
 @pytest.fixture(scope='module')
@@ -144,8 +139,7 @@ def trained(project):
 
 def log_of(work_dir):
     """Text of all logs of a work dir."""
-    return '\n'.join(
-        path.read_text() for path in sorted(Path(work_dir).rglob('*.log')))
+    return '\n'.join(path.read_text() for path in sorted(Path(work_dir).rglob('*.log')))
 
 
 # --- flags ----------------------------------------------------------------- #
@@ -183,7 +177,8 @@ def test_help_is_quick(name):
         [sys.executable, '-c', textwrap.dedent(code)],
         env=environment(),
         capture_output=True,
-        text=True)
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     assert '--work-dir' in done.stdout
 
@@ -216,9 +211,15 @@ def test_work_dir_of_the_config_counts(at_project):
 
 
 def test_cfg_options_have_the_last_word(at_project):
-    cfg = merged(at_project, '--work-dir', 'a', '--cfg-options',
-                 'work_dir=b', 'train_cfg.max_epochs=7',
-                 'train_dataloader.num_workers=2')
+    cfg = merged(
+        at_project,
+        '--work-dir',
+        'a',
+        '--cfg-options',
+        'work_dir=b',
+        'train_cfg.max_epochs=7',
+        'train_dataloader.num_workers=2',
+    )
     assert cfg.work_dir == 'b' and cfg.train_cfg.max_epochs == 7
     assert cfg.train_dataloader.persistent_workers is True
     assert cfg.val_dataloader.persistent_workers is False
@@ -229,8 +230,9 @@ def test_flags_of_the_data_loader(at_project, monkeypatch):
     options = ('--cfg-options', 'train_dataloader.num_workers=2')
     loader = merged(at_project, *options).train_dataloader
     assert loader.pin_memory and loader.persistent_workers
-    loader = merged(at_project, '--no-pin-memory', '--no-persistent-workers',
-                    *options).train_dataloader
+    loader = merged(
+        at_project, '--no-pin-memory', '--no-persistent-workers', *options
+    ).train_dataloader
     assert not loader.pin_memory and not loader.persistent_workers
 
 
@@ -269,7 +271,8 @@ def test_missing_config_in_another_process_has_no_traceback(tmp_path):
         env=environment(),
         cwd=tmp_path,
         capture_output=True,
-        text=True)
+        text=True,
+    )
     assert result.returncode == 1
     assert result.stderr == 'error: config zzzzzzzzzzz.py does not exist.\n'
 
@@ -287,7 +290,7 @@ def test_missing_checkpoints(at_project, capsys):
     assert not Path('work_dirs').exists()
 
 
-@pytest.mark.parametrize('argv', [('test', ), ('train', '--resume')])
+@pytest.mark.parametrize('argv', [('test',), ('train', '--resume')])
 def test_truncated_checkpoint(at_project, trained, capsys, argv):
     Path('cut.pth').write_bytes(trained.read_bytes()[:1000])
     name, *flag = argv
@@ -304,11 +307,11 @@ def test_dangling_last_checkpoint(at_project, capsys):
     assert 'names gone/epoch_7.pth, which does not exist' in error
 
 
-@pytest.mark.parametrize('launcher, variable', [('pytorch', 'WORLD_SIZE'),
-                                                ('slurm', 'SLURM_PROCID'),
-                                                ('mpi', 'MASTER_ADDR')])
-def test_launcher_without_its_variables(at_project, capsys, monkeypatch,
-                                        launcher, variable):
+@pytest.mark.parametrize(
+    'launcher, variable',
+    [('pytorch', 'WORLD_SIZE'), ('slurm', 'SLURM_PROCID'), ('mpi', 'MASTER_ADDR')],
+)
+def test_launcher_without_its_variables(at_project, capsys, monkeypatch, launcher, variable):
     monkeypatch.delenv(variable, raising=False)
     status = call('train', 'plain.py', '--launcher', launcher)
     error = error_of(capsys, status)
@@ -321,36 +324,34 @@ def test_more_processes_than_gpus(at_project, capsys, monkeypatch):
     monkeypatch.setenv('LOCAL_RANK', '1')
     monkeypatch.setattr(torch.cuda, 'device_count', lambda: 1)
     status = call('train', 'plain.py', '--launcher', 'pytorch')
-    assert 'LOCAL_RANK is 1, but this machine has 1 GPU' in error_of(
-        capsys, status)
+    assert 'LOCAL_RANK is 1, but this machine has 1 GPU' in error_of(capsys, status)
 
 
 def test_flags_that_do_not_fit_the_config(at_project, trained, capsys):
     error = error_of(capsys, call('train', 'plain.py', '--auto-scale-lr'))
     assert 'auto_scale_lr = dict(base_batch_size=' in error
-    Path('apex.py').write_text("_base_ = 'plain.py'\n"
-                               "optim_wrapper = dict(type='ApexOptimWrapper')")
+    Path('apex.py').write_text("_base_ = 'plain.py'\noptim_wrapper = dict(type='ApexOptimWrapper')")
     error = error_of(capsys, call('train', 'apex.py', '--amp'))
     assert 'the config has ApexOptimWrapper' in error
-    Path('untested.py').write_text("_base_ = 'plain.py'\n"
-                                   'test_evaluator = None\n')
+    Path('untested.py').write_text("_base_ = 'plain.py'\ntest_evaluator = None\n")
     error = error_of(capsys, call('test', 'untested.py', trained))
     assert 'has no `test_evaluator`' in error
-    Path('unseen.py').write_text("_base_ = 'plain.py'\n"
-                                 'default_hooks = dict(_delete_=True)\n')
-    error = error_of(
-        capsys, call('test', 'unseen.py', trained, '--show-dir', 'x'))
+    Path('unseen.py').write_text("_base_ = 'plain.py'\ndefault_hooks = dict(_delete_=True)\n")
+    error = error_of(capsys, call('test', 'unseen.py', trained, '--show-dir', 'x'))
     assert 'VisualizationHook' in error
 
 
-@pytest.mark.parametrize('argv, message', [
-    (['--out-item', 'metrics'], 'add --out FILE'),
-    (['--out', 'a.txt'], 'must end in one of .pkl'),
-    (['--out', 'a.json'], 'must end in one of .pkl'),
-    (['--interval', '0'], 'at least 1'),
-    (['--tta', '--show-dir', 'x'], 'leave out --tta'),
-    (['--launcher', 'rocket'], 'invalid choice'),
-])
+@pytest.mark.parametrize(
+    'argv, message',
+    [
+        (['--out-item', 'metrics'], 'add --out FILE'),
+        (['--out', 'a.txt'], 'must end in one of .pkl'),
+        (['--out', 'a.json'], 'must end in one of .pkl'),
+        (['--interval', '0'], 'at least 1'),
+        (['--tta', '--show-dir', 'x'], 'leave out --tta'),
+        (['--launcher', 'rocket'], 'invalid choice'),
+    ],
+)
 def test_refused_arguments(capsys, argv, message):
     with pytest.raises(SystemExit) as caught:
         tool('test').parse_args(['c.py', 'c.pth', *argv])
@@ -378,20 +379,20 @@ def test_resume_goes_on(at_project):
     # A work dir may be moved between two runs.
     os.rename('w', 'moved')
     options = ('--cfg-options', 'train_cfg.max_epochs=2')
-    assert call('train', 'plain.py', '--work-dir', 'moved', '--resume',
-                'auto', *options) == 0
+    assert call('train', 'plain.py', '--work-dir', 'moved', '--resume', 'auto', *options) == 0
     assert 'go on from moved/epoch_1.pth' in log_of('moved')
     meta = torch.load('moved/epoch_2.pth', weights_only=True)['meta']
     assert meta['epoch'] == 2 and meta['iter'] == 6
-    assert call('train', 'plain.py', '--work-dir', 'third', '--resume',
-                'moved/epoch_1.pth', *options) == 0
+    assert (
+        call('train', 'plain.py', '--work-dir', 'third', '--resume', 'moved/epoch_1.pth', *options)
+        == 0
+    )
     assert not Path('third/epoch_1.pth').exists()
     assert Path('third/epoch_2.pth').exists()
 
 
 def test_amp_without_validation(at_project):
-    assert call('train', 'plain.py', '--work-dir', 'w', '--amp',
-                '--no-validate') == 0
+    assert call('train', 'plain.py', '--work-dir', 'w', '--amp', '--no-validate') == 0
     checkpoint = torch.load('w/epoch_1.pth', weights_only=True)
     assert 'loss_scaler' in checkpoint['optimizer']
     assert 'accuracy/top1' not in log_of('w')
@@ -401,23 +402,17 @@ def predictions(file):
     """Scores as written by --out, by image."""
     with open(file, 'rb') as opened:
         return {
-            Path(item['img_path']).as_posix(): item['pred_score']
-            for item in pickle.load(opened)
+            Path(item['img_path']).as_posix(): item['pred_score'] for item in pickle.load(opened)
         }
 
 
 def test_the_student_is_tested(at_project, trained):
-    assert call('test', 'distill.py', trained, '--work-dir', 'a', '--out',
-                'out/distill.pkl') == 0
+    assert call('test', 'distill.py', trained, '--work-dir', 'a', '--out', 'out/distill.pkl') == 0
     state = torch.load(trained, weights_only=True)['state_dict']
     prefix = 'architecture.'
-    student = {
-        key[len(prefix):]: value
-        for key, value in state.items() if key.startswith(prefix)
-    }
+    student = {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
     torch.save(dict(state_dict=student), 'student.pth')
-    assert call('test', 'plain.py', 'student.pth', '--work-dir', 'b', '--out',
-                'out/plain.pkl') == 0
+    assert call('test', 'plain.py', 'student.pth', '--work-dir', 'b', '--out', 'out/plain.pkl') == 0
     ours, plain = predictions('out/distill.pkl'), predictions('out/plain.pkl')
     assert len(ours) == 10 and ours.keys() == plain.keys()
     assert all(torch.equal(ours[name], plain[name]) for name in ours)
@@ -425,26 +420,36 @@ def test_the_student_is_tested(at_project, trained):
 
 
 def test_metrics_are_written(at_project, trained):
-    assert call('test', 'distill.py', trained, '--work-dir', 'a', '--out',
-                'm/metrics.json', '--out-item', 'metrics') == 0
+    assert (
+        call(
+            'test',
+            'distill.py',
+            trained,
+            '--work-dir',
+            'a',
+            '--out',
+            'm/metrics.json',
+            '--out-item',
+            'metrics',
+        )
+        == 0
+    )
     metrics = json.loads(Path('m/metrics.json').read_text())
     assert metrics['accuracy/top2'] == 100
     assert 0 <= metrics['accuracy/top1'] <= 100
 
 
 def test_tta_averages_the_image_and_its_mirror(at_project, trained):
-    assert call('test', 'distill.py', trained, '--work-dir', 'a', '--tta',
-                '--out', 'tta.pkl') == 0
-    assert call('test', 'distill.py', trained, '--work-dir', 'b', '--out',
-                'plain.pkl') == 0
+    assert call('test', 'distill.py', trained, '--work-dir', 'a', '--tta', '--out', 'tta.pkl') == 0
+    assert call('test', 'distill.py', trained, '--work-dir', 'b', '--out', 'plain.pkl') == 0
     # The mirrored view, through a config of its own.
     Path('mirror.py').write_text(
         "_base_ = 'distill.py'\n"
         'test_dataloader = dict(dataset=dict(pipeline=[\n'
         "    dict(type='LoadImageFromFile'),\n"
-        "    dict(type='RandomFlip', prob=1.), dict(type='PackInputs')]))\n")
-    assert call('test', 'mirror.py', trained, '--work-dir', 'c', '--out',
-                'mirror.pkl') == 0
+        "    dict(type='RandomFlip', prob=1.), dict(type='PackInputs')]))\n"
+    )
+    assert call('test', 'mirror.py', trained, '--work-dir', 'c', '--out', 'mirror.pkl') == 0
     tta, plain = predictions('tta.pkl'), predictions('plain.pkl')
     mirror = predictions('mirror.pkl')
     for name in plain:
@@ -454,8 +459,21 @@ def test_tta_averages_the_image_and_its_mirror(at_project, trained):
 
 
 def test_amp_and_show_dir(at_project, trained):
-    assert call('test', 'distill.py', trained, '--work-dir', 'a', '--amp',
-                '--show-dir', 'shown', '--interval', '5') == 0
+    assert (
+        call(
+            'test',
+            'distill.py',
+            trained,
+            '--work-dir',
+            'a',
+            '--amp',
+            '--show-dir',
+            'shown',
+            '--interval',
+            '5',
+        )
+        == 0
+    )
     assert len(list(Path('shown').glob('*.png'))) == 2
     cfg = Config.fromfile(next(Path('a').rglob('config.py')))
     assert cfg.test_cfg.fp16 is True
@@ -466,23 +484,20 @@ def test_amp_and_show_dir(at_project, trained):
 
 def shell(name, *argv, cwd, **variables):
     """Run a shell script of tools/."""
-    return subprocess.run([TOOLS / name, *map(str, argv)],
-                          env=dict(environment(), **variables),
-                          cwd=cwd,
-                          capture_output=True,
-                          text=True)
+    return subprocess.run(
+        [TOOLS / name, *map(str, argv)],
+        env=dict(environment(), **variables),
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+    )
 
 
 def test_two_processes_train_and_test_on_cpu(at_project):
     work_dir = at_project / 'two processes'
     result = shell(
-        'dist_train.sh',
-        'distill.py',
-        2,
-        '--work-dir',
-        work_dir,
-        cwd=at_project,
-        PORT='29731')
+        'dist_train.sh', 'distill.py', 2, '--work-dir', work_dir, cwd=at_project, PORT='29731'
+    )
     assert result.returncode == 0, result.stderr
     assert 'Epoch(train) [1][2/2]' in log_of(work_dir)
     result = shell(
@@ -497,18 +512,33 @@ def test_two_processes_train_and_test_on_cpu(at_project):
         '--out-item',
         'metrics',
         cwd=at_project,
-        PORT='29732')
+        PORT='29732',
+    )
     assert result.returncode == 0, result.stderr
-    assert call('test', 'distill.py', work_dir / 'epoch_1.pth', '--work-dir',
-                'one', '--out', 'one.json', '--out-item', 'metrics') == 0
-    assert json.loads(Path('metrics.json').read_text()) == json.loads(
-        Path('one.json').read_text())
+    assert (
+        call(
+            'test',
+            'distill.py',
+            work_dir / 'epoch_1.pth',
+            '--work-dir',
+            'one',
+            '--out',
+            'one.json',
+            '--out-item',
+            'metrics',
+        )
+        == 0
+    )
+    assert json.loads(Path('metrics.json').read_text()) == json.loads(Path('one.json').read_text())
 
 
-@pytest.mark.parametrize('name, argv', [
-    ('slurm_train.sh', ['part', 'my job', 'a config.py', 'work dir']),
-    ('slurm_test.sh', ['part', 'my job', 'a config.py', 'c.pth']),
-])
+@pytest.mark.parametrize(
+    'name, argv',
+    [
+        ('slurm_train.sh', ['part', 'my job', 'a config.py', 'work dir']),
+        ('slurm_test.sh', ['part', 'my job', 'a config.py', 'c.pth']),
+    ],
+)
 def test_slurm_scripts_keep_arguments_whole(tmp_path, name, argv):
     srun = tmp_path / 'srun'
     srun.write_text('#!/bin/sh\nfor word; do echo "$word"; done\n')
@@ -520,30 +550,42 @@ def test_slurm_scripts_keep_arguments_whole(tmp_path, name, argv):
         cwd=tmp_path,
         PATH=f'{tmp_path}{os.pathsep}{os.environ["PATH"]}',
         GPUS='2',
-        SRUN_ARGS='--time=1 --quiet')
+        SRUN_ARGS='--time=1 --quiet',
+    )
     words = result.stdout.splitlines()
-    for word in ('--partition=part', '--job-name=my job', '--gres=gpu:2',
-                 '--ntasks=2', '--ntasks-per-node=2', '--time=1', '--quiet',
-                 'a config.py', '--launcher=slurm'):
+    for word in (
+        '--partition=part',
+        '--job-name=my job',
+        '--gres=gpu:2',
+        '--ntasks=2',
+        '--ntasks-per-node=2',
+        '--time=1',
+        '--quiet',
+        'a config.py',
+        '--launcher=slurm',
+    ):
         assert word in words
     script = name.split('_')[1].replace('.sh', '.py')
     assert str(TOOLS / script) in words and words[-1] == '--amp'
 
 
-@pytest.mark.parametrize('name', [
-    'dist_train.sh', 'dist_test.sh', 'slurm_train.sh', 'slurm_test.sh'
-])
+@pytest.mark.parametrize(
+    'name', ['dist_train.sh', 'dist_test.sh', 'slurm_train.sh', 'slurm_test.sh']
+)
 def test_shell_scripts_say_how_to_use_them(tmp_path, name):
     result = shell(name, cwd=tmp_path)
     assert result.returncode == 2
     assert result.stderr.startswith('usage: ') and 'CONFIG' in result.stderr
 
 
-@pytest.mark.parametrize('given, found', [
-    (dict(), None),
-    (dict(randomness=dict(seed=1)), None),
-    (dict(randomness=dict(deterministic=True)), ':4096:8'),
-])
+@pytest.mark.parametrize(
+    'given, found',
+    [
+        (dict(), None),
+        (dict(randomness=dict(seed=1)), None),
+        (dict(randomness=dict(deterministic=True)), ':4096:8'),
+    ],
+)
 def test_cublas_is_deterministic_on_demand(monkeypatch, given, found):
     name = 'CUBLAS_WORKSPACE_CONFIG'
     monkeypatch.setenv(name, '')  # What is set is taken back.
@@ -561,7 +603,6 @@ def test_freed_memory_is_kept_where_there_is_no_gpu(monkeypatch, gpu):
     done = []
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: gpu)
     monkeypatch.setattr(cli, 'keep_freed_memory', lambda: done.append('kept'))
-    monkeypatch.setattr('mmengine.runner.Runner.from_cfg',
-                        lambda cfg: done.append('built'))
+    monkeypatch.setattr('mmengine.runner.Runner.from_cfg', lambda cfg: done.append('built'))
     cli.build_runner(Config())
     assert done == (['built'] if gpu else ['kept', 'built'])

@@ -1,4 +1,5 @@
 """The benchmark of data loaders runs and writes what it promises."""
+
 import importlib.util
 import itertools
 import json
@@ -10,10 +11,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests import runs
+from tests import small_runs
 
-_SCRIPT = (
-    Path(__file__).parents[2] / 'tools' / 'benchmarks' / 'data_pipeline.py')
+_SCRIPT = Path(__file__).parents[2] / 'tools' / 'benchmarks' / 'data_pipeline.py'
 
 
 def run(*args):
@@ -22,21 +22,40 @@ def run(*args):
         [sys.executable, str(_SCRIPT), *map(str, args)],
         capture_output=True,
         text=True,
-        env={
-            **os.environ, 'PYTHONPATH': str(runs.REPO),
-            'OMP_NUM_THREADS': '1'
-        })
+        env={**os.environ, 'PYTHONPATH': str(small_runs.REPO), 'OMP_NUM_THREADS': '1'},
+    )
 
 
 def test_every_loader_is_measured(tmp_path):
     target = tmp_path / 'result.json'
-    done = run('--data', 'digits', '--batch-size', 10, '--workers', 0, 1,
-               '--negatives', 20, '--rounds', 2, '--batches', 3, '--device',
-               'cpu', '--threads', 1, '--out', target)
+    done = run(
+        '--data',
+        'digits',
+        '--batch-size',
+        10,
+        '--workers',
+        0,
+        1,
+        '--negatives',
+        20,
+        '--rounds',
+        2,
+        '--batches',
+        3,
+        '--device',
+        'cpu',
+        '--threads',
+        1,
+        '--out',
+        target,
+    )
     assert done.returncode == 0, done.stderr
     result = json.loads(target.read_text())
     assert [case['name'] for case in result['cases']] == [
-        'plain, 0 workers', 'plain, 1 worker', 'contrast_idx', 'resident'
+        'plain, 0 workers',
+        'plain, 1 worker',
+        'contrast_idx',
+        'resident',
     ]
     for case in result['cases']:
         assert 0 < case['fastest'] <= case['seconds'] <= case['slowest']
@@ -51,8 +70,21 @@ def test_every_loader_is_measured(tmp_path):
 
 def test_rows_that_are_left_out(tmp_path):
     target = tmp_path / 'result.json'
-    done = run('--data', 'digits', '--workers', '--negatives', 0, '--rounds',
-               1, '--batches', 1, '--device', 'cpu', '--out', target)
+    done = run(
+        '--data',
+        'digits',
+        '--workers',
+        '--negatives',
+        0,
+        '--rounds',
+        1,
+        '--batches',
+        1,
+        '--device',
+        'cpu',
+        '--out',
+        target,
+    )
     assert done.returncode == 0, done.stderr
     cases = json.loads(target.read_text())['cases']
     assert [case['name'] for case in cases] == ['resident']
@@ -72,15 +104,20 @@ def test_images_of_short_batches_are_counted(monkeypatch):
     assert seconds == dict(plain=[pytest.approx(4 / 6)])
 
 
-@pytest.mark.parametrize('args, message', [
-    (('--rounds', 0), '--rounds is 0, expected at least 1'),
-    (('--batch-size', 0), '--batch-size is 0, expected at least 1'),
-    (('--negatives', -1), '--negatives is -1, expected at least 0'),
-    (('--workers', -2), r'--workers is [-2], expected at least 0'),
-    (('--data', 'imagenet'), "invalid choice: 'imagenet'"),
-    (('--out', 'no/such/folder.json'),
-     '--out is no/such/folder.json, expected a file in a folder'),
-])
+@pytest.mark.parametrize(
+    'args, message',
+    [
+        (('--rounds', 0), '--rounds is 0, expected at least 1'),
+        (('--batch-size', 0), '--batch-size is 0, expected at least 1'),
+        (('--negatives', -1), '--negatives is -1, expected at least 0'),
+        (('--workers', -2), r'--workers is [-2], expected at least 0'),
+        (('--data', 'imagenet'), "invalid choice: 'imagenet'"),
+        (
+            ('--out', 'no/such/folder.json'),
+            '--out is no/such/folder.json, expected a file in a folder',
+        ),
+    ],
+)
 def test_wrong_arguments(args, message):
     done = run(*args)
     assert done.returncode != 0

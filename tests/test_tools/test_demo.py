@@ -1,4 +1,5 @@
 """tools/demo.py: end to end with one epoch, and each of its errors."""
+
 import importlib.util
 import json
 import subprocess
@@ -25,20 +26,15 @@ def demo():
 
 def _run(*args):
     return subprocess.run(
-        [sys.executable, str(SCRIPT), *map(str, args)],
-        capture_output=True,
-        text=True,
-        timeout=300)
+        [sys.executable, str(SCRIPT), *map(str, args)], capture_output=True, text=True, timeout=300
+    )
 
 
 @pytest.mark.slow
 def test_end_to_end_restart_and_failure(tmp_path):
     """Three trainings of one epoch; then what a second call does."""
     work_dir = tmp_path / 'demo'
-    args = [
-        '--methods', 'crd', '--work-dir', work_dir, '--cfg-options',
-        'train_cfg.max_epochs=1'
-    ]
+    args = ['--methods', 'crd', '--work-dir', work_dir, '--cfg-options', 'train_cfg.max_epochs=1']
     first = _run(*args)
     assert first.returncode == 0, first.stdout + first.stderr
     assert 'run 3/3: CRD, seed 0' in first.stdout
@@ -50,11 +46,10 @@ def test_end_to_end_restart_and_failure(tmp_path):
     assert content['machine']['torch'] and content['machine']['cores'] >= 1
     names = [row['name'] for row in content['summary']]
     assert names == ['teacher (resnet14)', 'student alone (resnet8w4)', 'CRD']
-    for run, folder in zip(content['runs'], ('teacher', 'vanilla_seed0',
-                                             'crd_seed0')):
+    for run, folder in zip(content['runs'], ('teacher', 'vanilla_seed0', 'crd_seed0')):
         logged = [
-            json.loads(line) for log in (work_dir / folder).glob(
-                '*/vis_data/scalars.json')
+            json.loads(line)
+            for log in (work_dir / folder).glob('*/vis_data/scalars.json')
             for line in log.read_text().splitlines()
         ]
         values = [e for e in logged if 'accuracy/top1' in e]
@@ -76,8 +71,15 @@ def test_end_to_end_restart_and_failure(tmp_path):
 
     # A failing run stops the demo with the last lines and the log's path.
     # Other options mean other runs: the finished teacher is moved aside.
-    broken = _run('--methods', 'kd', '--work-dir', work_dir, '--cfg-options',
-                  'train_cfg.max_epochs=1', 'train_dataloader.batch_size=0')
+    broken = _run(
+        '--methods',
+        'kd',
+        '--work-dir',
+        work_dir,
+        '--cfg-options',
+        'train_cfg.max_epochs=1',
+        'train_dataloader.batch_size=0',
+    )
     assert broken.returncode == 1
     assert 'batch_size' in broken.stderr
     assert f'The log is {work_dir / "teacher" / "train.log"}' in broken.stderr
@@ -89,30 +91,34 @@ def _args(demo, *words):
     return demo.parse_args([str(word) for word in words])
 
 
-@pytest.mark.parametrize('words, seeds', [
-    ([], [0]),
-    (['--seeds', 3], [0, 1, 2]),
-    (['--seeds', 0, 3, 7], [0, 3, 7]),
-    (['--seeds', '5,'], [5]),
-    (['--seeds', '0 2'], [0, 2]),
-])
+@pytest.mark.parametrize(
+    'words, seeds',
+    [
+        ([], [0]),
+        (['--seeds', 3], [0, 1, 2]),
+        (['--seeds', 0, 3, 7], [0, 3, 7]),
+        (['--seeds', '5,'], [5]),
+        (['--seeds', '0 2'], [0, 2]),
+    ],
+)
 def test_seeds(demo, words, seeds):
     assert _args(demo, *words).seeds == seeds
 
 
 def test_methods_are_split_and_planned(demo, tmp_path):
-    args = _args(demo, '--methods', 'kd crd', 'kd', '--seeds', '4,9',
-                 '--work-dir', tmp_path)
+    args = _args(demo, '--methods', 'kd crd', 'kd', '--seeds', '4,9', '--work-dir', tmp_path)
     assert args.methods == ['kd', 'crd']
     teacher, students = demo.plan(args)
     assert [(run.name, run.seed) for run in (teacher, *students)] == [
         ('teacher (resnet14)', 4),
-        ('student alone (resnet8w4)', 4), ('KD', 4), ('CRD', 4),
-        ('student alone (resnet8w4)', 9), ('KD', 9), ('CRD', 9)
+        ('student alone (resnet8w4)', 4),
+        ('KD', 4),
+        ('CRD', 4),
+        ('student alone (resnet8w4)', 9),
+        ('KD', 9),
+        ('CRD', 9),
     ]
-    assert [run.needs_teacher for run in students] == [
-        False, True, True, False, True, True
-    ]
+    assert [run.needs_teacher for run in students] == [False, True, True, False, True, True]
     assert len({run.run_dir for run in students}) == 6
     config = students[1].load_config()
     assert config.model.teacher_ckpt == str(tmp_path / 'teacher/teacher.pth')
@@ -138,13 +144,16 @@ def test_every_default_method_has_its_config(demo):
         assert demo.find_config(method).is_file()
 
 
-@pytest.mark.parametrize('words, message', [
-    (['--seeds', 'x'], '--seeds x: expected a count'),
-    (['--seeds', '0'], 'at least one seed'),
-    (['--methods', 'magic'], r'--methods magic: .* available: .*crd'),
-    (['--methods', 'vanilla'], '--methods vanilla: there is no configs'),
-    (['--methods', 'crd_resnet14'], r'no configs/\*/crd_resnet14_resnet14_'),
-])
+@pytest.mark.parametrize(
+    'words, message',
+    [
+        (['--seeds', 'x'], '--seeds x: expected a count'),
+        (['--seeds', '0'], 'at least one seed'),
+        (['--methods', 'magic'], r'--methods magic: .* available: .*crd'),
+        (['--methods', 'vanilla'], '--methods vanilla: there is no configs'),
+        (['--methods', 'crd_resnet14'], r'no configs/\*/crd_resnet14_resnet14_'),
+    ],
+)
 def test_wrong_arguments_are_told(demo, words, message):
     with pytest.raises(demo.DemoError, match=message):
         demo.plan(_args(demo, *words))
@@ -165,14 +174,12 @@ def test_a_foreign_folder_is_left_alone(demo, tmp_path, capsys):
     assert foreign.read_text() == 'precious'
 
 
-def test_a_run_counts_as_finished_only_with_equal_config_and_teacher(
-        demo, tmp_path):
+def test_a_run_counts_as_finished_only_with_equal_config_and_teacher(demo, tmp_path):
     _, students = demo.plan(_args(demo, '--work-dir', tmp_path))
     run = students[2]
     assert not demo.finished(run, 'abc')
     run.run_dir.mkdir()
-    record = dict(
-        signature=run.signature(), teacher='abc', finished=True, seconds=7.5)
+    record = dict(signature=run.signature(), teacher='abc', finished=True, seconds=7.5)
 
     def write(**changes):
         (run.run_dir / demo.RECORD).write_text(json.dumps(record | changes))
@@ -189,8 +196,7 @@ def test_a_run_counts_as_finished_only_with_equal_config_and_teacher(
     assert not demo.finished(run, 'abc')
 
 
-def test_progress_shows_mmengines_lines_and_the_time_left(
-        demo, tmp_path, capsys, monkeypatch):
+def test_progress_shows_mmengines_lines_and_the_time_left(demo, tmp_path, capsys, monkeypatch):
     now = [100.0]
     monkeypatch.setattr('time.perf_counter', lambda: now[0])
     run = demo.Run('KD', Path('kd.py'), 0, tmp_path, [])

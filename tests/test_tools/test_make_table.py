@@ -1,4 +1,5 @@
 """tools/analysis_tools/make_table.py on real runs of the digits."""
+
 import csv
 import json
 import shutil
@@ -10,7 +11,7 @@ from crd_plugin import cli
 from tests import tables
 
 TOOL = 'analysis_tools/make_table.py'
-METAFILE = '''
+METAFILE = """
 Models:
   - Name: student
     Config: method/student.py
@@ -21,7 +22,7 @@ Models:
   - Name: kd
     Config: method/kd.py
     Published: {Top 1 Accuracy: 45.0}
-'''
+"""
 
 
 @pytest.fixture(scope='module')
@@ -38,8 +39,7 @@ def project(tmp_path_factory):
     (configs / 'metafile.yml').write_text(METAFILE)
     # Side by side: most of their time is imports.
     tools = [
-        tables.start(folder, 'run_table.py', f'method/{name}.py', '--jobs', 2,
-                     '--seeds', *seeds)
+        tables.start(folder, 'run_table.py', f'method/{name}.py', '--jobs', 2, '--seeds', *seeds)
         for name, *seeds in (('crd', 0, 1), ('student', 0))
     ]
     for process in tools:
@@ -49,15 +49,13 @@ def project(tmp_path_factory):
 
 def _top1(project, name, seed):
     """Top-1 of each epoch as MMEngine wrote it."""
-    log, = (project / 'work_dirs' / name /
-            f'seed_{seed}').glob('*/vis_data/scalars.json')
+    (log,) = (project / 'work_dirs' / name / f'seed_{seed}').glob('*/vis_data/scalars.json')
     entries = map(json.loads, log.read_text().splitlines())
     return [e['accuracy/top1'] for e in entries if 'accuracy/top1' in e]
 
 
 @pytest.mark.slow
-def test_the_table_beside_the_published_one(project, tool, monkeypatch,
-                                            capsys):
+def test_the_table_beside_the_published_one(project, tool, monkeypatch, capsys):
     monkeypatch.chdir(project)
     assert cli.run(tool.main, ['work_dirs', '--format', 'json']) == 0
     rows = json.loads(capsys.readouterr().out)
@@ -74,11 +72,12 @@ def test_the_table_beside_the_published_one(project, tool, monkeypatch,
     assert crd['source'] == 'an invented paper'
     assert crd['seeds'] == [0, 1] and not crd['missing_seeds']
     # The same eight digits as tools/check_config.py shows.
-    teacher = tables.load_tool('run_table.py')._sha256(
-        str(project / 'teacher.pth'), 0)
+    teacher = tables.load_tool('run_table.py')._sha256(str(project / 'teacher.pth'), 0)
     assert crd['teacher'] == teacher[:8]
-    assert [run['run_dir'] for run in crd['runs']
-            ] == ['work_dirs/crd/seed_0', 'work_dirs/crd/seed_1']
+    assert [run['run_dir'] for run in crd['runs']] == [
+        'work_dirs/crd/seed_0',
+        'work_dirs/crd/seed_1',
+    ]
 
     assert student['last']['mean'] == _top1(project, 'student', 0)[-1]
     assert student['last']['std'] is None and student['teacher'] is None
@@ -87,8 +86,7 @@ def test_the_table_beside_the_published_one(project, tool, monkeypatch,
 
 
 @pytest.mark.slow
-def test_formats_files_and_parts_of_a_table(project, tool, monkeypatch,
-                                            capsys):
+def test_formats_files_and_parts_of_a_table(project, tool, monkeypatch, capsys):
     monkeypatch.chdir(project)
     assert cli.run(tool.main, ['work_dirs']) == 0
     markdown = capsys.readouterr().out
@@ -101,33 +99,29 @@ def test_formats_files_and_parts_of_a_table(project, tool, monkeypatch,
     assert [row['seeds'] for row in rows] == ['', '0 1', '']
 
     # Other published figures, and a run that was interrupted.
-    (project / 'other.yml').write_text('Models: [{Name: crd, Published: '
-                                       '{Top 1 Accuracy: 12.5}}]\n')
+    (project / 'other.yml').write_text('Models: [{Name: crd, Published: {Top 1 Accuracy: 12.5}}]\n')
     shutil.copytree('work_dirs', 'partial')
     record = project / 'partial' / 'crd' / 'seed_1' / 'run.json'
-    record.write_text(
-        json.dumps(
-            json.loads(record.read_text()) | dict(finished=False, epochs=9)))
+    record.write_text(json.dumps(json.loads(record.read_text()) | dict(finished=False, epochs=9)))
     assert cli.run(tool.main, ['partial', '--published', 'other.yml']) == 0
     out = capsys.readouterr().out
     assert '12.50' in out and '50.00 |' not in out
     assert '- crd: seed 1 is at epoch 2 of 9' in out
 
 
-def test_published_figures_of_the_package_are_found(tool, tmp_path,
-                                                    monkeypatch):
+def test_published_figures_of_the_package_are_found(tool, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     # Configs beside a metafile of their own, and of the package's folders.
     own = tmp_path / 'own' / 'metafile.yml'
     own.parent.mkdir()
     own.write_text('Models: []')
-    found = tool.find_metafiles([
-        'own/a.py', 'own/b.py', 'configs/crd/x.py', 'elsewhere/kd/y.py',
-        'nowhere/z.py'
-    ])
+    found = tool.find_metafiles(
+        ['own/a.py', 'own/b.py', 'configs/crd/x.py', 'elsewhere/kd/y.py', 'nowhere/z.py']
+    )
     assert [path.resolve() for path in found] == [
-        own, tables.CONFIGS / 'crd' / 'metafile.yml',
-        tables.CONFIGS / 'kd' / 'metafile.yml'
+        own,
+        tables.CONFIGS / 'crd' / 'metafile.yml',
+        tables.CONFIGS / 'kd' / 'metafile.yml',
     ]
     for path in found[1:]:
         figures = {f.config: f.top1 for f in tool.read_metafile(path)}
@@ -136,13 +130,15 @@ def test_published_figures_of_the_package_are_found(tool, tmp_path,
         assert any(top1 for top1 in figures.values())
 
 
-@pytest.mark.parametrize('argv, message', [
-    (['gone'], 'WORK_DIR gone is no folder'),
-    (['.'], 'no run in .: there is no seed_'),
-    (['.', '--published', 'gone.yml'], '--published gone.yml does not exist'),
-])
-def test_wrong_arguments_are_told(tool, tmp_path, monkeypatch, capsys, argv,
-                                  message):
+@pytest.mark.parametrize(
+    'argv, message',
+    [
+        (['gone'], 'WORK_DIR gone is no folder'),
+        (['.'], 'no run in .: there is no seed_'),
+        (['.', '--published', 'gone.yml'], '--published gone.yml does not exist'),
+    ],
+)
+def test_wrong_arguments_are_told(tool, tmp_path, monkeypatch, capsys, argv, message):
     monkeypatch.chdir(tmp_path)
     assert cli.run(tool.main, argv) == 1
     error = capsys.readouterr().err

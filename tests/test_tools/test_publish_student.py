@@ -1,4 +1,5 @@
 """Tests of publishing: the student alone is the student of the distiller."""
+
 import hashlib
 import importlib.util
 import json
@@ -15,8 +16,7 @@ from mmengine.runner import Runner
 from mmpretrain.registry import MODELS
 
 from crd_plugin.compat import CheckpointError
-from crd_plugin.engine.publish import (parse_config_text, publish_student,
-                                       student_config)
+from crd_plugin.engine.publish import parse_config_text, publish_student, student_config
 
 ROOT = Path(__file__).parents[2]
 
@@ -33,6 +33,7 @@ TOOL = load_tool('tools/model_converters/publish_student.py')
 
 def run_tool(*argv):
     from crd_plugin import cli
+
     return cli.run(TOOL.main, [str(arg) for arg in argv])
 
 
@@ -105,8 +106,7 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp('run')
     (folder / 'base.py').write_text(VANILLA)
     (folder / 'crd.py').write_text(DISTILLATION)
-    (folder /
-     'vanilla.py').write_text("_base_ = ['base.py']\nmodel = _base_.student\n")
+    (folder / 'vanilla.py').write_text("_base_ = ['base.py']\nmodel = _base_.student\n")
     cfg = Config.fromfile(folder / 'crd.py')
     cfg.work_dir = str(folder / 'work')
     cfg.experiment_name = f'publish_{folder.name}'
@@ -133,8 +133,9 @@ def published(checkpoint, run):
 def student_of(raw):
     prefix = 'architecture.'
     return {
-        key[len(prefix):]: value
-        for key, value in raw['state_dict'].items() if key.startswith(prefix)
+        key[len(prefix) :]: value
+        for key, value in raw['state_dict'].items()
+        if key.startswith(prefix)
     }
 
 
@@ -150,8 +151,14 @@ def test_holds_the_student_and_nothing_else(raw, checkpoint, published):
     assert set(found) == {'meta', 'state_dict'}
     assert_same(found['state_dict'], student_of(raw))
     assert set(found['meta']) == {
-        'dataset_meta', 'epoch', 'iter', 'seed', 'experiment_name', 'time',
-        'mmengine_version', 'cfg'
+        'dataset_meta',
+        'epoch',
+        'iter',
+        'seed',
+        'experiment_name',
+        'time',
+        'mmengine_version',
+        'cfg',
     }
     assert found['meta']['dataset_meta']['classes'] == tuple('0123456789')
     assert found['meta']['epoch'] == 2
@@ -214,7 +221,7 @@ def test_get_model_with_the_config_inside(raw, published):
     cfg = Config.fromstring(text, '.py')
     model = mmpretrain.get_model(cfg, pretrained=str(published))
     assert_same(model.state_dict(), student_of(raw))
-    assert model.data_preprocessor.mean.flatten().tolist() == [78.] * 3
+    assert model.data_preprocessor.mean.flatten().tolist() == [78.0] * 3
 
 
 def test_init_cfg_pretrained(run, raw, published):
@@ -234,15 +241,26 @@ def test_same_results_from_the_test_tool(run, checkpoint, published):
         metrics, scores = run / f'{name}.json', run / f'{name}.pkl'
         for out, item in ((metrics, 'metrics'), (scores, 'pred')):
             options = f'experiment_name={name}_{item}_{run.name}'
-            tool.main([
-                str(run / f'{name}.py'),
-                str(weights), '--out',
-                str(out), '--out-item', item, '--work-dir',
-                str(run / 'test'), '--cfg-options', options
-            ])
+            tool.main(
+                [
+                    str(run / f'{name}.py'),
+                    str(weights),
+                    '--out',
+                    str(out),
+                    '--out-item',
+                    item,
+                    '--work-dir',
+                    str(run / 'test'),
+                    '--cfg-options',
+                    options,
+                ]
+            )
         from mmengine.fileio import load
-        results[name] = json.loads(metrics.read_text()), np.stack(
-            [sample['pred_score'].numpy() for sample in load(scores)])
+
+        results[name] = (
+            json.loads(metrics.read_text()),
+            np.stack([sample['pred_score'].numpy() for sample in load(scores)]),
+        )
     assert results['crd'][0] == results['vanilla'][0]
     assert np.array_equal(results['crd'][1], results['vanilla'][1])
     assert results['crd'][1].shape == (1000, 10)
@@ -251,17 +269,22 @@ def test_same_results_from_the_test_tool(run, checkpoint, published):
 
 def test_testing_needs_no_file_of_the_teacher(run, checkpoint):
     config, out = run / 'crd_gone.py', run / 'gone.json'
-    config.write_text("_base_ = './crd.py'\n"
-                      "model = dict(teacher_ckpt='gone/teacher.pth')\n")
-    load_tool('tools/test.py').main([
-        str(config),
-        str(checkpoint), '--out',
-        str(out), '--out-item', 'metrics', '--work-dir',
-        str(run / 'test'), '--cfg-options', f'experiment_name=gone_{run.name}'
-    ])
-    assert set(json.loads(out.read_text())) == {
-        'accuracy/top1', 'accuracy/top5'
-    }
+    config.write_text("_base_ = './crd.py'\nmodel = dict(teacher_ckpt='gone/teacher.pth')\n")
+    load_tool('tools/test.py').main(
+        [
+            str(config),
+            str(checkpoint),
+            '--out',
+            str(out),
+            '--out-item',
+            'metrics',
+            '--work-dir',
+            str(run / 'test'),
+            '--cfg-options',
+            f'experiment_name=gone_{run.name}',
+        ]
+    )
+    assert set(json.loads(out.read_text())) == {'accuracy/top1', 'accuracy/top5'}
 
 
 def build_distiller(run, **kwargs):
@@ -286,8 +309,7 @@ def test_ema(run, raw, checkpoint, published):
     last = publish_student(checkpoint, run / 'out' / 'last.pth', use_ema=False)
     found = torch.load(last, weights_only=True)['state_dict']
     key = 'backbone.conv1.weight'
-    assert torch.equal(found[key],
-                       raw['ema_state_dict'][f'module.architecture.{key}'])
+    assert torch.equal(found[key], raw['ema_state_dict'][f'module.architecture.{key}'])
     assert not torch.equal(found[key], student_of(raw)[key])
 
 
@@ -298,16 +320,17 @@ def test_vanilla_checkpoint_is_stripped(raw, tmp_path, caplog):
         dict(
             state_dict=weights,
             optimizer=dict(state=torch.zeros(10000)),
-            meta=dict(raw['meta'], hook_msgs='x')), source)
-    found = torch.load(
-        publish_student(source, tmp_path / 'out.pth'), weights_only=True)
+            meta=dict(raw['meta'], hook_msgs='x'),
+        ),
+        source,
+    )
+    found = torch.load(publish_student(source, tmp_path / 'out.pth'), weights_only=True)
     assert set(found) == {'meta', 'state_dict'}
     assert 'hook_msgs' not in found['meta']
     assert_same(found['state_dict'], weights)
     # Bare weights too.
     torch.save(weights, source)
-    found = torch.load(
-        publish_student(source, tmp_path / 'bare.pth'), weights_only=True)
+    found = torch.load(publish_student(source, tmp_path / 'bare.pth'), weights_only=True)
     assert_same(found['state_dict'], weights)
 
 
@@ -322,23 +345,24 @@ def test_view_is_saved_without_its_storage(tmp_path):
 def test_preprocessor_of_the_distiller_counts(tmp_path):
     source = tmp_path / 'distiller.pth'
     weights = {
-        'data_preprocessor.scale': torch.tensor(2.),
-        'architecture.data_preprocessor.scale': torch.tensor(1.),
+        'data_preprocessor.scale': torch.tensor(2.0),
+        'architecture.data_preprocessor.scale': torch.tensor(1.0),
         'architecture.w': torch.ones(2),
-        'teacher.w': torch.ones(3)
+        'teacher.w': torch.ones(3),
     }
     torch.save(dict(state_dict=weights), source)
-    found = torch.load(
-        publish_student(source, tmp_path / 'out.pth'),
-        weights_only=True)['state_dict']
+    found = torch.load(publish_student(source, tmp_path / 'out.pth'), weights_only=True)[
+        'state_dict'
+    ]
     assert set(found) == {'data_preprocessor.scale', 'w'}
     assert found['data_preprocessor.scale'] == 2
 
 
 def test_config_must_fit(run, checkpoint, published):
     for name in ('vanilla', 'crd'):
-        target = publish_student(checkpoint, run / 'out' / f'with_{name}.pth',
-                                 str(run / f'{name}.py'))
+        target = publish_student(
+            checkpoint, run / 'out' / f'with_{name}.pth', str(run / f'{name}.py')
+        )
         text = torch.load(target, weights_only=True)['meta']['cfg']
         assert Config.fromstring(text, '.py').model.type == 'ImageClassifier'
     wide = Config.fromfile(run / 'vanilla.py')
@@ -358,16 +382,18 @@ def test_bad_files(checkpoint, tmp_path):
     with pytest.raises(CheckpointError, match='truncated'):
         publish_student(half, tmp_path)
     foreign = tmp_path / 'foreign.pth'
-    for content, found in (([1, 2], 'holds list'), (dict(a=1), 'dict of a'),
-                           (dict(state_dict={}), 'dict of state_dict')):
+    for content, found in (
+        ([1, 2], 'holds list'),
+        (dict(a=1), 'dict of a'),
+        (dict(state_dict={}), 'dict of state_dict'),
+    ):
         torch.save(content, foreign)
         with pytest.raises(ValueError, match=found):
             publish_student(foreign, tmp_path)
     torch.save({'distiller.w': torch.ones(1)}, foreign)
     with pytest.raises(ValueError, match='has a distiller but no student'):
         publish_student(foreign, tmp_path)
-    assert {path.name
-            for path in tmp_path.iterdir()} == {'half.pth', 'foreign.pth'}
+    assert {path.name for path in tmp_path.iterdir()} == {'half.pth', 'foreign.pth'}
 
 
 def test_config_text_is_not_run(tmp_path):
@@ -378,10 +404,7 @@ def test_config_text_is_not_run(tmp_path):
     with pytest.raises(ValueError, match='no plain assignment'):
         parse_config_text('import os\n')
     source = tmp_path / 'evil.pth'
-    torch.save(
-        dict(
-            state_dict={'architecture.w': torch.ones(2)}, meta=dict(cfg=evil)),
-        source)
+    torch.save(dict(state_dict={'architecture.w': torch.ones(2)}, meta=dict(cfg=evil)), source)
     target = publish_student(source, tmp_path / 'out.pth')
     assert 'cfg' not in torch.load(target, weights_only=True)['meta']
     assert not marker.exists()
@@ -392,13 +415,9 @@ def test_config_text_of_every_kind():
         number=-1.5,
         nothing=None,
         pair=(1, 'two'),
-        nested=dict(a=[dict(b=True)], c={
-            '1': 2,
-            3: {
-                'd-e': []
-            }
-        }),
-        infinite=float('inf'))
+        nested=dict(a=[dict(b=True)], c={'1': 2, 3: {'d-e': []}}),
+        infinite=float('inf'),
+    )
     assert parse_config_text(Config(values).pretty_text) == values
 
 
@@ -416,16 +435,21 @@ def test_student_config():
                     type='Net',
                     data_preprocessor=dict(type='Inner'),
                     init_cfg=dict(type='Pretrained', checkpoint='here.pth'),
-                    backbone=dict(init_cfg=dict(type='Kaiming'))))))
+                    backbone=dict(init_cfg=dict(type='Kaiming')),
+                ),
+            ),
+        )
+    )
     assert plain == dict(
         default_scope='mmpretrain',
         data_preprocessor=dict(type='Own'),
-        model=dict(type='Net', backbone=dict(init_cfg=dict(type='Kaiming'))))
+        model=dict(type='Net', backbone=dict(init_cfg=dict(type='Kaiming'))),
+    )
 
 
 def test_command_line(checkpoint, tmp_path, capsys):
     assert run_tool(checkpoint, tmp_path / 'student.pth') == 0
-    target, = tmp_path.iterdir()
+    (target,) = tmp_path.iterdir()
     assert capsys.readouterr().out.strip().endswith(str(target))
     assert run_tool(tmp_path / 'none.pth', tmp_path) == 1
     error = capsys.readouterr().err.strip().splitlines()[-1]

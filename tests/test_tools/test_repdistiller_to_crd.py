@@ -1,4 +1,5 @@
 """Teachers of RepDistiller become checkpoints of our configs."""
+
 import argparse
 import hashlib
 import importlib.util
@@ -62,14 +63,18 @@ def released(tmp_path):
             epoch=240,
             model=state_of('resnet8'),
             accuracy=torch.tensor(59.5),
-            optimizer=dict(state={}, param_groups=[dict(lr=5e-5)])))
+            optimizer=dict(state={}, param_groups=[dict(lr=5e-5)]),
+        ),
+    )
 
 
 @pytest.mark.parametrize('name', NAMES)
 @torch.no_grad()
 def test_every_architecture(name, folder):
-    source = save(folder / f'{name}_vanilla' / 'ckpt_epoch_240.pth',
-                  dict(model=OrderedDict(state_of(name)), epoch=240))
+    source = save(
+        folder / f'{name}_vanilla' / 'ckpt_epoch_240.pth',
+        dict(model=OrderedDict(state_of(name)), epoch=240),
+    )
     target = convert_repdistiller(source, folder / 'out.pth')
     meta = torch.load(target, weights_only=True)['meta']
     assert (meta['architecture'], meta['num_classes']) == (name, 100)
@@ -90,7 +95,8 @@ def test_what_stands_in_the_file(released, tmp_path):
         epoch=240,
         accuracy=59.5,
         source='ckpt_epoch_240.pth',
-        source_sha256=hashlib.sha256(released.read_bytes()).hexdigest())
+        source_sha256=hashlib.sha256(released.read_bytes()).hexdigest(),
+    )
     assert cfg['model'] == build_cifar_classifier_cfg('resnet8', 100)
     own = MODELS.build(cfg['model']).state_dict()
     assert list(found['state_dict']) == list(own)
@@ -109,15 +115,17 @@ def distiller(teacher, checkpoint):
     cfg.update(
         architecture=build_cifar_classifier_cfg('resnet8', 100),
         teacher=build_cifar_classifier_cfg(teacher, 100),
-        teacher_ckpt=str(checkpoint))
+        teacher_ckpt=str(checkpoint),
+    )
     with DefaultScope.overwrite_default_scope('mmpretrain'):
         return MODELS.build(cfg)
 
 
 @torch.no_grad()
 def test_serves_as_teacher(folder):
-    source = save(folder / 'wrn_40_1_vanilla' / 'ckpt_epoch_240.pth',
-                  dict(model=state_of('wrn_40_1')))
+    source = save(
+        folder / 'wrn_40_1_vanilla' / 'ckpt_epoch_240.pth', dict(model=state_of('wrn_40_1'))
+    )
     target = convert_repdistiller(source, folder / 'out.pth')
     model = distiller('wrn_40_1', target)
     model.init_weights()
@@ -128,13 +136,16 @@ def test_serves_as_teacher(folder):
         distiller('wrn_40_2', target)
 
 
-@pytest.mark.parametrize('path, name', [
-    ('resnet8x4_vanilla/ckpt_epoch_240.pth', 'resnet8x4'),
-    ('resnet8x4_cifar100_lr_0.05_decay_0.0005_trial_0/x.pth', 'resnet8x4'),
-    ('S:resnet8x4_T:resnet32x4_cifar100_kd_r:0.1_1/x.pth', 'resnet8x4'),
-    ('models/resnet8x4_best.pth', 'resnet8x4'),
-    ('ResNet8x4.pth', 'resnet8x4'),
-])
+@pytest.mark.parametrize(
+    'path, name',
+    [
+        ('resnet8x4_vanilla/ckpt_epoch_240.pth', 'resnet8x4'),
+        ('resnet8x4_cifar100_lr_0.05_decay_0.0005_trial_0/x.pth', 'resnet8x4'),
+        ('S:resnet8x4_T:resnet32x4_cifar100_kd_r:0.1_1/x.pth', 'resnet8x4'),
+        ('models/resnet8x4_best.pth', 'resnet8x4'),
+        ('ResNet8x4.pth', 'resnet8x4'),
+    ],
+)
 def test_architecture_by_folder_or_file(path, name, folder):
     source = save(folder / path, dict(model=state_of(name)))
     target = convert_repdistiller(source, folder / 'out.pth')
@@ -143,8 +154,7 @@ def test_architecture_by_folder_or_file(path, name, folder):
 
 
 def test_flag_comes_before_the_folder(folder):
-    source = save(folder / 'vgg8_vanilla' / 'x.pth',
-                  dict(model=state_of('resnet8')))
+    source = save(folder / 'vgg8_vanilla' / 'x.pth', dict(model=state_of('resnet8')))
     target = convert_repdistiller(source, folder / 'out.pth', 'ResNet8')
     meta = torch.load(target, weights_only=True)['meta']
     assert meta['architecture'] == 'resnet8'
@@ -154,14 +164,14 @@ def test_flag_comes_before_the_folder(folder):
 
 def test_unknown_architecture(released, tmp_path):
     out = tmp_path / 'out.pth'
-    with pytest.raises(
-            ValueError, match="'resnet9' is not in the zoo; the nearest are"):
+    with pytest.raises(ValueError, match="'resnet9' is not in the zoo; the nearest are"):
         convert_repdistiller(released, out, 'resnet9')
     plain = save(tmp_path / 'a' / 'b.pth', dict(model=state_of('resnet8')))
     with pytest.raises(
-            ValueError,
-            match='neither the folder nor the name .* give it by --arch. Its '
-            'weights are those of resnet8: give --arch resnet8'):
+        ValueError,
+        match='neither the folder nor the name .* give it by --arch. Its '
+        'weights are those of resnet8: give --arch resnet8',
+    ):
         convert_repdistiller(plain, out)
     assert not out.exists()
 
@@ -169,22 +179,25 @@ def test_unknown_architecture(released, tmp_path):
 def test_weights_that_do_not_fit(released, tmp_path):
     out = tmp_path / 'out.pth'
     with pytest.raises(
-            ValueError,
-            match='does not fit resnet14: missing backbone.layer1.1.conv1.'
-            r'weight, .* and 31 more; unexpected none; other shapes none. '
-            'Its weights are those of resnet8: give --arch resnet8'):
+        ValueError,
+        match='does not fit resnet14: missing backbone.layer1.1.conv1.'
+        r'weight, .* and 31 more; unexpected none; other shapes none. '
+        'Its weights are those of resnet8: give --arch resnet8',
+    ):
         convert_repdistiller(released, out, 'resnet14')
     with pytest.raises(
-            ValueError,
-            match=r'other shapes conv1.weight \(16, 3, 3, 3\) instead of '
-            r'\(32, 3, 3, 3\)'):
+        ValueError,
+        match=r'other shapes conv1.weight \(16, 3, 3, 3\) instead of '
+        r'\(32, 3, 3, 3\)',
+    ):
         convert_repdistiller(released, out, 'resnet8x4')
     state = state_of('resnet8')
     state['extra.weight'] = torch.zeros(1)
     with pytest.raises(
-            ValueError,
-            match='unexpected extra.weight; other shapes none. Its weights '
-            'fit no network of the zoo: resnet8, '):
+        ValueError,
+        match='unexpected extra.weight; other shapes none. Its weights '
+        'fit no network of the zoo: resnet8, ',
+    ):
         convert_repdistiller(save(released, dict(model=state)), out)
     state = {k: v for k, v in state_of('resnet8').items() if k[:2] != 'fc'}
     with pytest.raises(ValueError, match='has no classifier: none of fc, '):
@@ -218,20 +231,15 @@ def test_other_forms_of_the_file(released, tmp_path):
         for key, value in state_of('resnet8').items()
         if not key.endswith('num_batches_tracked')
     }
-    source = save(
-        released, dict(model=state), _use_new_zipfile_serialization=False)
+    source = save(released, dict(model=state), _use_new_zipfile_serialization=False)
     found = assert_converts(source, tmp_path / '3.pth')
     assert found['state_dict']['backbone.bn1.num_batches_tracked'] == 0
 
 
 def test_number_of_classes_is_that_of_the_weights(released, tmp_path):
     state = state_of('resnet8')
-    state.update({
-        key: value[:10]
-        for key, value in state.items() if key.startswith('fc.')
-    })
-    target = convert_repdistiller(
-        save(released, dict(model=state)), tmp_path / 'out.pth')
+    state.update({key: value[:10] for key, value in state.items() if key.startswith('fc.')})
+    target = convert_repdistiller(save(released, dict(model=state)), tmp_path / 'out.pth')
     found = torch.load(target, weights_only=True)
     assert found['meta']['num_classes'] == 10
     assert found['state_dict']['head.fc.weight'].shape == (10, 64)
@@ -246,23 +254,24 @@ class Foreign:
 
 def test_other_objects_are_refused(released, tmp_path):
     save(released, dict(model=state_of('resnet8'), opt=Foreign()))
-    with pytest.raises(
-            CheckpointError,
-            match=r"class \S+Foreign, .* torch.save\({'model': loaded"):
+    with pytest.raises(CheckpointError, match=r"class \S+Foreign, .* torch.save\({'model': loaded"):
         convert_repdistiller(released, tmp_path / 'out.pth')
     # Nor is the exception for Namespace left behind.
     save(released, dict(opt=argparse.Namespace()))
-    with pytest.raises(ValueError, match="holds a dict of opt, expected"):
+    with pytest.raises(ValueError, match='holds a dict of opt, expected'):
         convert_repdistiller(released, tmp_path / 'out.pth')
     assert argparse.Namespace not in torch.serialization.get_safe_globals()
 
 
-@pytest.mark.parametrize('content, found', [
-    ([1], 'holds list'),
-    (dict(state_dict={}, meta={}), 'holds a dict of state_dict, meta, '),
-    (dict(model={}), 'holds a dict of model, '),
-    (dict(model=dict(a=1)), "expected a dict whose 'model' is a state_dict"),
-])
+@pytest.mark.parametrize(
+    'content, found',
+    [
+        ([1], 'holds list'),
+        (dict(state_dict={}, meta={}), 'holds a dict of state_dict, meta, '),
+        (dict(model={}), 'holds a dict of model, '),
+        (dict(model=dict(a=1)), "expected a dict whose 'model' is a state_dict"),
+    ],
+)
 def test_other_formats(content, found, released, tmp_path):
     save(released, content)
     with pytest.raises(ValueError, match=found):
@@ -276,8 +285,7 @@ def test_damaged_file(released, tmp_path):
     assert 'weights_only' not in str(caught.value)
 
 
-def test_out_is_written_whole_and_never_over_another(released, tmp_path,
-                                                     monkeypatch):
+def test_out_is_written_whole_and_never_over_another(released, tmp_path, monkeypatch):
     out = tmp_path / 'out.pth'
     with pytest.raises(FileExistsError, match='is a folder; give a file'):
         convert_repdistiller(released, tmp_path)
@@ -300,9 +308,7 @@ def test_out_is_written_whole_and_never_over_another(released, tmp_path,
     monkeypatch.setattr(os, 'replace', fail)
     with pytest.raises(OSError, match='no space left'):
         convert_repdistiller(released, tmp_path / 'third.pth')
-    assert {path.name for path in tmp_path.iterdir()} == {
-        'out.pth', 'other.pth', 'resnet8_vanilla'
-    }
+    assert {path.name for path in tmp_path.iterdir()} == {'out.pth', 'other.pth', 'resnet8_vanilla'}
 
 
 def test_command_line(released, tmp_path, capsys):

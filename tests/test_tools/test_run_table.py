@@ -1,4 +1,5 @@
 """tools/run_table.py: real runs of the digits, then each state and error."""
+
 import json
 import signal
 import sys
@@ -26,10 +27,7 @@ def tool():
 
 def _states(folder, *args):
     lines, _ = tables.call(folder, TOOL, '--dry-run', *args)
-    return {
-        title: state.strip()
-        for title, state in (line.split('  ', 1) for line in lines[:-1])
-    }
+    return {title: state.strip() for title, state in (line.split('  ', 1) for line in lines[:-1])}
 
 
 def _words(path):
@@ -61,13 +59,11 @@ def test_interrupted_resumed_failed_and_changed_runs(tmp_path):
     # One waits in its second epoch while another fails and the third ends.
     process = tables.start(tmp_path, TOOL, *args)
     try:
-        _wait_for(lambda: (tmp_path / 'paused').exists() and _is_done(student),
-                  process)
+        _wait_for(lambda: (tmp_path / 'paused').exists() and _is_done(student), process)
         assert launch.in_use(crd) and not launch.in_use(student)
         assert _states(tmp_path, *args)['crd, seed 0'] == 'in use'
         # A second start neither waits for it nor disturbs it.
-        _, error = tables.call(
-            tmp_path, TOOL, names[0], *args[3:], status=1)
+        _, error = tables.call(tmp_path, TOOL, names[0], *args[3:], status=1)
         assert 'another process trains there' in error
     finally:
         process.send_signal(signal.SIGTERM)
@@ -90,7 +86,7 @@ def test_interrupted_resumed_failed_and_changed_runs(tmp_path):
         'student, seed 0': 'done',
         'crd, seed 1': 'new',
         'broken, seed 1': 'new',
-        'student, seed 1': 'new'
+        'student, seed 1': 'new',
     }
 
     # The same command goes on, here with one seed more.
@@ -112,11 +108,16 @@ def test_interrupted_resumed_failed_and_changed_runs(tmp_path):
     # Other settings: a new run, the old one is kept aside; a failing one
     # beside it makes the status 1.
     changed = [
-        names[2], names[1], '--work-dir', work, '--jobs', 2, '--cfg-options',
-        'val_dataloader.batch_size=25'
+        names[2],
+        names[1],
+        '--work-dir',
+        work,
+        '--jobs',
+        2,
+        '--cfg-options',
+        'val_dataloader.batch_size=25',
     ]
-    assert _states(tmp_path, *changed)[
-        'student, seed 0'] == 'settings changed, starts anew'
+    assert _states(tmp_path, *changed)['student, seed 0'] == 'settings changed, starts anew'
     lines, error = tables.call(tmp_path, TOOL, *changed, status=1)
     assert 'error: 1 run(s) failed' in error
     old = student.with_name('seed_0_old1')
@@ -139,17 +140,15 @@ def _record(job, finished=False, **changes):
     job.run.run_dir.mkdir(parents=True, exist_ok=True)
     job.run.record.write_text(
         json.dumps(
-            dict(
-                signature=job.cell.signature,
-                teacher=job.teacher,
-                finished=finished) | changes))
+            dict(signature=job.cell.signature, teacher=job.teacher, finished=finished) | changes
+        )
+    )
 
 
 def _reach(job, *epochs):
     for epoch in epochs:
         (job.run.run_dir / f'epoch_{epoch}.pth').touch()
-    (job.run.run_dir /
-     'last_checkpoint').write_text(f'x/epoch_{epochs[-1]}.pth')
+    (job.run.run_dir / 'last_checkpoint').write_text(f'x/epoch_{epochs[-1]}.pth')
 
 
 def _validate(job, *epochs):
@@ -157,11 +156,7 @@ def _validate(job, *epochs):
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, 'a') as file:
         for epoch in epochs:
-            entry = {
-                'accuracy/top1': 50.0,
-                'accuracy/top5': 90.0,
-                'step': epoch
-            }
+            entry = {'accuracy/top1': 50.0, 'accuracy/top5': 90.0, 'step': epoch}
             file.write(json.dumps(entry) + '\n')
 
 
@@ -278,12 +273,11 @@ def test_a_config_that_was_edited_meanwhile_is_not_trained(tool, tmp_path):
 # --- the queue ------------------------------------------------------------- #
 
 
-def test_one_run_a_gpu_and_failures_do_not_stop_others(
-        tool, tmp_path, capsys):
+def test_one_run_a_gpu_and_failures_do_not_stop_others(tool, tmp_path, capsys):
     """Two runs wait for each other, so they must be side by side."""
     cell = tool.Cell(STUDENT, [])
     jobs = [tool.Job(cell, seed, tmp_path) for seed in range(4)]
-    code = '''
+    code = """
 import os, sys, time
 from pathlib import Path
 seed, folder = int(sys.argv[1]), Path(sys.argv[2])
@@ -299,21 +293,21 @@ lock.touch(exist_ok=False)
 time.sleep(0.2)
 lock.unlink()
 sys.exit(seed == 1)
-'''
+"""
     for job in jobs:
         job.run.command = lambda resume, seed=job.run.seed: [
-            sys.executable, '-c', code,
-            str(seed), str(tmp_path)
+            sys.executable,
+            '-c',
+            code,
+            str(seed),
+            str(tmp_path),
         ]
-    missing = tool.Job(
-        tool.Cell(CRD, ['model.teacher_ckpt=gone.pth']), 0,
-        tmp_path)
-    table = tool.Table([*jobs, missing], [
-        (f'gpu {gpu}', dict(CUDA_VISIBLE_DEVICES=str(gpu))) for gpu in (3, 5)
-    ])
+    missing = tool.Job(tool.Cell(CRD, ['model.teacher_ckpt=gone.pth']), 0, tmp_path)
+    table = tool.Table(
+        [*jobs, missing], [(f'gpu {gpu}', dict(CUDA_VISIBLE_DEVICES=str(gpu))) for gpu in (3, 5)]
+    )
     table.train()
-    assert {job.title for job, _ in table.failures
-            } == {jobs[1].title, missing.title}
+    assert {job.title for job, _ in table.failures} == {jobs[1].title, missing.title}
     assert [job.state for job in jobs] == ['new'] * 4
     for job in jobs:
         job.examine()
@@ -350,12 +344,14 @@ def _names(devices):
 def test_gpus(tool, gpus, monkeypatch):
     assert tool.find_devices(['0,2'], None) == [
         ('gpu 0', dict(CUDA_VISIBLE_DEVICES='0')),
-        ('gpu 2', dict(CUDA_VISIBLE_DEVICES='2'))
+        ('gpu 2', dict(CUDA_VISIBLE_DEVICES='2')),
     ]
     assert _names(tool.find_devices(['1', '3'], None)) == ['gpu 1', 'gpu 3']
     assert len(tool.find_devices(None, None)) == 4
-    for words, message in ((['4'], '--gpus 4: this machine has 4 GPU'),
-                           (['1', '1'], 'names a GPU twice')):
+    for words, message in (
+        (['4'], '--gpus 4: this machine has 4 GPU'),
+        (['1', '1'], 'names a GPU twice'),
+    ):
         with pytest.raises(cli.UsageError, match=message):
             tool.find_devices(words, None)
     monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '2,3')
@@ -394,9 +390,7 @@ def test_configs_are_files_folders_and_globs(tool, tmp_path, monkeypatch):
     assert found('configs') == every
     assert found('configs/*.py') == every[:2]
     assert found('configs/**/*') == every
-    assert found('configs/b.py', 'configs', './configs/a.py') == [
-        every[1], every[0], every[2]
-    ]
+    assert found('configs/b.py', 'configs', './configs/a.py') == [every[1], every[0], every[2]]
     for word in ('configs/z*.py', 'configs/_base_'):
         with pytest.raises(cli.UsageError, match='names no config'):
             found(word)
@@ -408,27 +402,38 @@ def test_configs_are_files_folders_and_globs(tool, tmp_path, monkeypatch):
 
 
 def test_seeds_come_one_after_the_other(tool, tmp_path):
-    args = tool.parse_args([
-        str(tables.CONFIGS / 'vanilla' / '*digits.py'), '--seeds', '4', '2',
-        '4', '--work-dir',
-        str(tmp_path)
-    ])
+    args = tool.parse_args(
+        [
+            str(tables.CONFIGS / 'vanilla' / '*digits.py'),
+            '--seeds',
+            '4',
+            '2',
+            '4',
+            '--work-dir',
+            str(tmp_path),
+        ]
+    )
     jobs = tool.plan(args)
     assert [(job.run.name.split('_')[1], job.run.seed) for job in jobs] == [
-        ('resnet14', 4), ('resnet8w4', 4), ('resnet14', 2), ('resnet8w4', 2)
+        ('resnet14', 4),
+        ('resnet8w4', 4),
+        ('resnet14', 2),
+        ('resnet8w4', 2),
     ]
-    assert jobs[0].run.run_dir == (
-        tmp_path / 'vanilla_resnet14_b20-100e_digits' / 'seed_4')
+    assert jobs[0].run.run_dir == (tmp_path / 'vanilla_resnet14_b20-100e_digits' / 'seed_4')
     assert jobs[0].run.options == ['randomness.seed=4']
 
 
-@pytest.mark.parametrize('words, message', [
-    (['--seeds', '-1'], 'a seed is at least 0'),
-    (['--jobs', '0'], 'at least 1 training'),
-    (['--jobs', '1', '--gpus', '0'], 'not allowed with'),
-    (['--cfg-options', 'a.b'], 'expected KEY=VALUE'),
-    (['--cfg-options', 'randomness.seed=1'], 'give --seeds instead'),
-])
+@pytest.mark.parametrize(
+    'words, message',
+    [
+        (['--seeds', '-1'], 'a seed is at least 0'),
+        (['--jobs', '0'], 'at least 1 training'),
+        (['--jobs', '1', '--gpus', '0'], 'not allowed with'),
+        (['--cfg-options', 'a.b'], 'expected KEY=VALUE'),
+        (['--cfg-options', 'randomness.seed=1'], 'give --seeds instead'),
+    ],
+)
 def test_wrong_arguments_are_told(tool, capsys, words, message):
     with pytest.raises(SystemExit) as caught:
         tool.parse_args(['config.py', *words])
@@ -445,8 +450,7 @@ def test_a_config_without_epochs_is_told(tool, tmp_path, capsys):
 
 
 def test_configs_of_many_gpus_are_warned_of(tool, tmp_path, capsys):
-    leaf = ("_base_ = '" + str(CRD) + "'\n"
-            'train_dataloader = dict(batch_size=5)\n')
+    leaf = "_base_ = '" + str(CRD) + "'\ntrain_dataloader = dict(batch_size=5)\n"
     for name in ('a', 'b'):
         (tmp_path / f'{name}.py').write_text(leaf)
     argv = [str(tmp_path / '?.py'), '--dry-run', '--work-dir', str(tmp_path)]
@@ -454,8 +458,7 @@ def test_configs_of_many_gpus_are_warned_of(tool, tmp_path, capsys):
     error = capsys.readouterr().err
     assert error.count('\n') == 1 and 'a.py and 1 more' in error
     assert 'for batches of 20, one GPU has 5' in error
-    for option in ('train_dataloader.batch_size=20',
-                   'auto_scale_lr.enable=True'):
+    for option in ('train_dataloader.batch_size=20', 'auto_scale_lr.enable=True'):
         assert option in error
         tool.main([*argv, '--cfg-options', option])
         assert not capsys.readouterr().err

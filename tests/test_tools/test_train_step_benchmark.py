@@ -1,4 +1,5 @@
 """The benchmark of whole steps runs, and adds its times up rightly."""
+
 import importlib.util
 import json
 import subprocess
@@ -42,23 +43,42 @@ def run(*args):
         [sys.executable, str(TOOLS / 'train_step.py'), *map(str, args)],
         capture_output=True,
         text=True,
-        cwd=REPO)
+        cwd=REPO,
+    )
 
 
 def test_digits(tmp_path):
     target = tmp_path / 'result.json'
-    done = run(REPO / f'configs/kd/kd_{DIGITS}.py',
-               REPO / f'configs/crd/crd_{DIGITS}.py', '--vary',
-               'model.channels_last=True', 'optim_wrapper.optimizer.lr=0.01',
-               '--iters', 2, '--rounds', 1, '--warmup', 1, '--num-workers', 0,
-               '--batch-size', 8, '--device', 'cpu', '--threads', 1, '--out',
-               target)
+    done = run(
+        REPO / f'configs/kd/kd_{DIGITS}.py',
+        REPO / f'configs/crd/crd_{DIGITS}.py',
+        '--vary',
+        'model.channels_last=True',
+        'optim_wrapper.optimizer.lr=0.01',
+        '--iters',
+        2,
+        '--rounds',
+        1,
+        '--warmup',
+        1,
+        '--num-workers',
+        0,
+        '--batch-size',
+        8,
+        '--device',
+        'cpu',
+        '--threads',
+        1,
+        '--out',
+        target,
+    )
     assert done.returncode == 0, done.stderr
     result = json.loads(target.read_text())
     cases = result['cases']
     names = [
-        f'kd_{DIGITS}', f'crd_{DIGITS}',
-        'model.channels_last=True optim_wrapper.optimizer.lr=0.01'
+        f'kd_{DIGITS}',
+        f'crd_{DIGITS}',
+        'model.channels_last=True optim_wrapper.optimizer.lr=0.01',
     ]
     assert [case['name'] for case in cases] == names
     assert all(name in done.stdout for name in names)
@@ -75,18 +95,25 @@ def test_digits(tmp_path):
     assert result['waits'] == {}
 
 
-@pytest.mark.parametrize('args, message', [
-    (('--iters', 0), '--iters is 0, expected more'),
-    (('--warmup', -1), '--warmup is -1, expected more'),
-    (('--num-workers', -1), '--num-workers is -1, expected more'),
-    (('--vary', 'model.compile'), 'model.compile is no KEY=VALUE'),
-    (('--device', 'tpu'), "invalid choice: 'tpu'"),
-    (('--device', 'cpu', '--check-sync'), '--check-sync looks for waits on a'),
-    (('--device', 'cpu', '--synthetic'),
-     'error: --synthetic has no stand-in for the Digits of'),
-    (('--out', 'no/such/folder.json'),
-     '--out is no/such/folder.json, expected a file in a folder'),
-])
+@pytest.mark.parametrize(
+    'args, message',
+    [
+        (('--iters', 0), '--iters is 0, expected more'),
+        (('--warmup', -1), '--warmup is -1, expected more'),
+        (('--num-workers', -1), '--num-workers is -1, expected more'),
+        (('--vary', 'model.compile'), 'model.compile is no KEY=VALUE'),
+        (('--device', 'tpu'), "invalid choice: 'tpu'"),
+        (('--device', 'cpu', '--check-sync'), '--check-sync looks for waits on a'),
+        (
+            ('--device', 'cpu', '--synthetic'),
+            'error: --synthetic has no stand-in for the Digits of',
+        ),
+        (
+            ('--out', 'no/such/folder.json'),
+            '--out is no/such/folder.json, expected a file in a folder',
+        ),
+    ],
+)
 def test_wrong_arguments(args, message):
     done = run(REPO / f'configs/kd/kd_{DIGITS}.py', *args)
     assert done.returncode not in (0, None)
@@ -102,8 +129,11 @@ def test_config_that_is_not_there():
 
 def test_summary(script):
     parts = dict.fromkeys(script.PARTS, 0.0)
-    first = [(2.0, 20, dict(parts, data=1.0)), (4.0, 20, dict(parts, data=2)),
-             (3.0, 20, dict(parts, data=0.5))]
+    first = [
+        (2.0, 20, dict(parts, data=1.0)),
+        (4.0, 20, dict(parts, data=2)),
+        (3.0, 20, dict(parts, data=0.5)),
+    ]
     # Half the images a turn; the ratios are 2, 1 and 4 thirds.
     other = [(2.0, 10, parts), (2.0, 10, parts), (2.0, 10, parts)]
     one, two = script.summary([first, other], ['a', 'b'], [10, 5])
@@ -142,9 +172,8 @@ def test_wait_for_the_gpu_is_found(script, monkeypatch):
 
     args = SimpleNamespace(device='cuda', clock='wall')
     case = script.Case('name', None, args)
-    case.runner = SimpleNamespace(
-        train_loop=SimpleNamespace(run_iter=run_iter))
-    case._batches = iter([('good', ), ('bad', )])
+    case.runner = SimpleNamespace(train_loop=SimpleNamespace(run_iter=run_iter))
+    case._batches = iter([('good',), ('bad',)])
     case.check_sync()
     assert case.wait is None and modes == ['error', 'default']
     case.check_sync()
@@ -161,8 +190,7 @@ def test_wait_while_fetching_is_found(script, monkeypatch):
         raise RuntimeError('called a synchronizing CUDA operation')
         yield
 
-    case = script.Case('name', None, SimpleNamespace(device='cpu',
-                                                     clock='wall'))
+    case = script.Case('name', None, SimpleNamespace(device='cpu', clock='wall'))
     case.runner = SimpleNamespace(train_loop=SimpleNamespace(run_iter=None))
     case._batches = broken()
     case.check_sync()
@@ -174,29 +202,26 @@ def test_waits_are_looked_for_at_the_end(script):
     order = []
 
     class Case:
-
         def __getattr__(self, name):
             return lambda *args: order.append(name)
 
     args = SimpleNamespace(check_sync=True, rounds=2, warmup=1, iters=1)
     script.measure([Case(), Case()], args)
-    assert order == 2 * ['steps'] + 2 * ['own_pages'] + 4 * ['turn'] + (
-        2 * ['check_sync'])
+    assert order == 2 * ['steps'] + 2 * ['own_pages'] + 4 * ['turn'] + (2 * ['check_sync'])
 
 
 def test_images_are_counted_not_views(script):
     def ignore(*args):
         return None
 
-    case = script.Case('name', None, SimpleNamespace(device='cpu',
-                                                     clock='wall'))
-    loop = SimpleNamespace(run_iter=ignore, dataloader=[
-        dict(inputs=['view', 'view', 'view'], data_samples=['one', 'two'])
-    ])
+    case = script.Case('name', None, SimpleNamespace(device='cpu', clock='wall'))
+    loop = SimpleNamespace(
+        run_iter=ignore,
+        dataloader=[dict(inputs=['view', 'view', 'view'], data_samples=['one', 'two'])],
+    )
     case.runner = SimpleNamespace(
-        train_loop=loop,
-        call_hook=ignore,
-        model=SimpleNamespace(train=ignore))
+        train_loop=loop, call_hook=ignore, model=SimpleNamespace(train=ignore)
+    )
     case._batches = script.endless(case.runner, loop)
     assert case.steps(1) == 2
 
@@ -214,7 +239,9 @@ def test_stand_in(stand_in, monkeypatch, tmp_path, kind):
         batch_size=4,
         dataset=dict(
             type='crd_plugin.SampleIndexDataset',
-            dataset=dict(type=kind, data_root='nowhere', pipeline=pipeline)))
+            dataset=dict(type=kind, data_root='nowhere', pipeline=pipeline),
+        ),
+    )
     stand_in.replace_dataset(loader, 'config.py', tmp_path)
     dataset = stand_in.DATASETS.build(loader.dataset)
     dataset.full_init()

@@ -1,13 +1,20 @@
 """Reading published figures and runs, and setting them side by side."""
+
 import csv
 import json
 
 import pytest
 
-from crd_plugin.visualization import (compare, read_metafile, read_table_runs,
-                                      render_csv, render_json, render_markdown)
+from crd_plugin.visualization import (
+    compare,
+    read_metafile,
+    read_table_runs,
+    render_csv,
+    render_json,
+    render_markdown,
+)
 
-METAFILE = '''
+METAFILE = """
 Models:
   - Name: crd_a
     Config: configs/crd/crd_a.py
@@ -27,7 +34,7 @@ Models:
     Config: configs/crd/crd_d.py
     Metadata: {Training Data: ImageNet-1k}
     Published: {top-1: '71.17 %'}
-'''
+"""
 
 
 @pytest.fixture
@@ -41,12 +48,12 @@ def _write(folder, config, seed, top1=(), **changes):
     run_dir = folder / config / f'seed_{seed}'
     log = run_dir / '20260101_000000' / 'vis_data' / 'scalars.json'
     log.parent.mkdir(parents=True)
-    log.write_text('\n'.join(
-        json.dumps({
-            'accuracy/top1': value,
-            'accuracy/top5': 99.0,
-            'step': epoch
-        }) for epoch, value in enumerate(top1, 1)))
+    log.write_text(
+        '\n'.join(
+            json.dumps({'accuracy/top1': value, 'accuracy/top5': 99.0, 'step': epoch})
+            for epoch, value in enumerate(top1, 1)
+        )
+    )
     record = dict(
         config=f'configs/crd/{config}.py',
         seed=seed,
@@ -55,7 +62,8 @@ def _write(folder, config, seed, top1=(), **changes):
         signature='s',
         teacher='abcdef0123456789',
         finished=True,
-        seconds=1.0)
+        seconds=1.0,
+    )
     (run_dir / 'run.json').write_text(json.dumps(record | changes))
     return run_dir
 
@@ -75,11 +83,14 @@ def test_figures_of_a_metafile(metafile):
     ]
 
 
-@pytest.mark.parametrize('text, message', [
-    ('a: [1', 'metafile.yml is no YAML'),
-    ('Collections: []', 'has no list of `Models`'),
-    ('just words', 'has no list of `Models`'),
-])
+@pytest.mark.parametrize(
+    'text, message',
+    [
+        ('a: [1', 'metafile.yml is no YAML'),
+        ('Collections: []', 'has no list of `Models`'),
+        ('just words', 'has no list of `Models`'),
+    ],
+)
 def test_other_files_are_refused(metafile, text, message):
     metafile.write_text(text)
     with pytest.raises(ValueError, match=message):
@@ -124,19 +135,19 @@ def test_unfinished_runs_do_not_count(tmp_path, metafile):
     assert rows['crd_a']['notes'] == ['seed 1 is at epoch 2 of 3']
     assert rows['crd_b']['last']['mean'] == 3.0
     assert rows['crd_b']['notes'] == ['seed 0 is at epoch 0 of 3']
-    assert [run['last'] and run['last']['top1']
-            for run in rows['crd_b']['runs']] == [None, 3.0]
+    assert [run['last'] and run['last']['top1'] for run in rows['crd_b']['runs']] == [None, 3.0]
 
 
 def test_what_makes_seeds_differ_is_noted(tmp_path, metafile):
-    _write(tmp_path, 'crd_a', 0, (1.0, ), options=['a.b=1'], signature='t')
-    _write(tmp_path, 'crd_a', 1, (1.0, ), teacher='9999999999')
+    _write(tmp_path, 'crd_a', 0, (1.0,), options=['a.b=1'], signature='t')
+    _write(tmp_path, 'crd_a', 1, (1.0,), teacher='9999999999')
     url = 'https://example.com/resnet50_b16x8_20210528-f54bfad9.pth'
-    _write(tmp_path, 'crd_b', 0, (1.0, ), teacher=url)
+    _write(tmp_path, 'crd_b', 0, (1.0,), teacher=url)
     rows = _rows(tmp_path, metafile)
     assert rows['crd_a']['notes'] == [
         'the seeds were trained with different settings',
-        'the seeds were trained with different teachers', 'trained with a.b=1'
+        'the seeds were trained with different teachers',
+        'trained with a.b=1',
     ]
     assert rows['crd_a']['teacher'] == 'abcdef01 99999999'
     assert rows['crd_b']['teacher'] == 'f54bfad9'
@@ -145,14 +156,14 @@ def test_what_makes_seeds_differ_is_noted(tmp_path, metafile):
 def test_runs_that_cannot_be_read(tmp_path):
     with pytest.raises(ValueError, match='no run in .*seed_.*run.json'):
         read_table_runs([tmp_path])
-    old = _write(tmp_path, 'crd_a', 0, (1.0, ))
+    old = _write(tmp_path, 'crd_a', 0, (1.0,))
     old.rename(old.with_name('seed_0_old1'))
     with pytest.raises(ValueError, match='no run in'):
         read_table_runs([tmp_path])
-    _write(tmp_path, 'crd_a', 0, (1.0, ))
-    run, = read_table_runs([tmp_path, tmp_path / 'crd_a'])  # once
+    _write(tmp_path, 'crd_a', 0, (1.0,))
+    (run,) = read_table_runs([tmp_path, tmp_path / 'crd_a'])  # once
     assert run.config == 'crd_a' and run.finished
-    _write(tmp_path / 'other', 'crd_a', 0, (2.0, ))
+    _write(tmp_path / 'other', 'crd_a', 0, (2.0,))
     with pytest.raises(ValueError, match='both crd_a with seed 0; leave one'):
         read_table_runs([tmp_path])
     _write(tmp_path / 'unread', 'crd_b', 0)
@@ -160,13 +171,16 @@ def test_runs_that_cannot_be_read(tmp_path):
         read_table_runs([tmp_path / 'unread'])
 
 
-@pytest.mark.parametrize('text, message', [
-    ('{"seed": 1', 'run.json is damaged'),
-    ('3', 'run.json is damaged'),
-    ('{"seed": 1}', 'run.json lacks config, epochs, finished'),
-])
+@pytest.mark.parametrize(
+    'text, message',
+    [
+        ('{"seed": 1', 'run.json is damaged'),
+        ('3', 'run.json is damaged'),
+        ('{"seed": 1}', 'run.json lacks config, epochs, finished'),
+    ],
+)
 def test_damaged_records_are_told(tmp_path, text, message):
-    run_dir = _write(tmp_path, 'crd_a', 0, (1.0, ))
+    run_dir = _write(tmp_path, 'crd_a', 0, (1.0,))
     (run_dir / 'run.json').write_text(text)
     with pytest.raises(ValueError, match=message):
         read_table_runs([tmp_path])
@@ -179,21 +193,23 @@ def test_formats(tmp_path, metafile):
     rows = list(_rows(tmp_path, metafile).values())
 
     lines = render_markdown(rows).splitlines()
-    cells = [[cell.strip() for cell in line.strip('|').split('|')]
-             for line in lines if line.startswith('|')]
+    cells = [
+        [cell.strip() for cell in line.strip('|').split('|')]
+        for line in lines
+        if line.startswith('|')
+    ]
     assert cells[0] == [
-        'config', 'published', 'last epoch', 'best epoch', 'difference',
-        'seeds', 'teacher'
+        'config',
+        'published',
+        'last epoch',
+        'best epoch',
+        'difference',
+        'seeds',
+        'teacher',
     ]
     assert cells[2:] == [
-        [
-            'crd_a', '75.48', '76.00 ± 1.41', '77.00 ± 1.41', '+0.52', '2',
-            'abcdef01'
-        ],
-        [
-            'crd_b', '70.50', 'missing', 'missing', '-', '0 of 2, missing 0 1',
-            '-'
-        ],
+        ['crd_a', '75.48', '76.00 ± 1.41', '77.00 ± 1.41', '+0.52', '2', 'abcdef01'],
+        ['crd_b', '70.50', 'missing', 'missing', '-', '0 of 2, missing 0 1', '-'],
         ['own', '-', '51.00', '52.00', '-', '1 of 2, missing 0', 'abcdef01'],
     ]
     assert lines[-1] == '- own: trained with a.b=1'

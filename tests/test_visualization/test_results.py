@@ -1,11 +1,11 @@
 """Reading runs, tables and curves."""
+
 import json
 import sys
 
 import pytest
 
-from crd_plugin.visualization import (RunResult, plot_curves, read_run,
-                                      render_table, summarise)
+from crd_plugin.visualization import RunResult, plot_curves, read_run, render_table, summarise
 
 
 def _log(run_dir, start, values, tail=''):
@@ -14,29 +14,22 @@ def _log(run_dir, start, values, tail=''):
     folder.mkdir(parents=True)
     lines = []
     for epoch, (top1, top5) in values.items():
-        lines.append(dict(lr=0.1, loss=2.0, epoch=epoch, iter=5 * epoch,
-                          step=5 * epoch))
-        lines.append({
-            'accuracy/top1': top1,
-            'accuracy/top5': top5,
-            'step': epoch
-        })
+        lines.append(dict(lr=0.1, loss=2.0, epoch=epoch, iter=5 * epoch, step=5 * epoch))
+        lines.append({'accuracy/top1': top1, 'accuracy/top5': top5, 'step': epoch})
     text = ''.join(json.dumps(line) + '\n' for line in lines) + tail
     (folder / 'scalars.json').write_text(text)
 
 
-def _run(name='kd', seed=0, top1=(50., 80., 70.), seconds=10.):
-    return RunResult(name, seed, [1, 2, 3], list(top1), [90., 99., 98.],
-                     seconds)
+def _run(name='kd', seed=0, top1=(50.0, 80.0, 70.0), seconds=10.0):
+    return RunResult(name, seed, [1, 2, 3], list(top1), [90.0, 99.0, 98.0], seconds)
 
 
 def test_last_and_best_epoch(tmp_path):
-    _log(tmp_path, '20260101_000000', {
-        1: (50.0, 90.0),
-        2: (80.0, 97.0),
-        3: (80.0, 99.0),
-        4: (70.0, 98.0)
-    })
+    _log(
+        tmp_path,
+        '20260101_000000',
+        {1: (50.0, 90.0), 2: (80.0, 97.0), 3: (80.0, 99.0), 4: (70.0, 98.0)},
+    )
     run = read_run(tmp_path, 'kd', seed=3, seconds=12.5)
     assert run.epochs == [1, 2, 3, 4]
     assert run.top1 == [50.0, 80.0, 80.0, 70.0]
@@ -44,19 +37,16 @@ def test_last_and_best_epoch(tmp_path):
     assert numbers['last'] == dict(epoch=4, top1=70.0, top5=98.0)
     # The earliest of equals, with the top-5 of that epoch.
     assert numbers['best'] == dict(epoch=2, top1=80.0, top5=97.0)
-    assert (numbers['name'], numbers['seed'], numbers['seconds']) == ('kd', 3,
-                                                                      12.5)
+    assert (numbers['name'], numbers['seed'], numbers['seconds']) == ('kd', 3, 12.5)
 
 
 def test_a_resumed_run_is_read_as_one(tmp_path):
     _log(
         tmp_path,
-        '20260101_000000', {
-            1: (1.0, 5.0),
-            2: (2.0, 5.0),
-            3: (0.0, 0.0)
-        },
-        tail='{"accuracy/top1": 9')
+        '20260101_000000',
+        {1: (1.0, 5.0), 2: (2.0, 5.0), 3: (0.0, 0.0)},
+        tail='{"accuracy/top1": 9',
+    )
     _log(tmp_path, '20260101_000100', {3: (3.0, 6.0), 4: (4.0, 7.0)})
     run = read_run(tmp_path, 'kd')
     assert run.epochs == [1, 2, 3, 4]
@@ -76,13 +66,15 @@ def test_missing_and_damaged_logs_are_told(tmp_path):
 
 
 def test_mean_and_deviation_over_seeds():
-    rows = summarise([
-        _run('vanilla', 0),
-        _run('kd', 0, (50., 80., 70.), 10.),
-        _run('kd', 1, (50., 70., 74.), 14.),
-    ])
+    rows = summarise(
+        [
+            _run('vanilla', 0),
+            _run('kd', 0, (50.0, 80.0, 70.0), 10.0),
+            _run('kd', 1, (50.0, 70.0, 74.0), 14.0),
+        ]
+    )
     assert [row['name'] for row in rows] == ['vanilla', 'kd']
-    assert rows[0]['top1_last'] == dict(mean=70., std=None)
+    assert rows[0]['top1_last'] == dict(mean=70.0, std=None)
     row = rows[1]
     assert row['seeds'] == [0, 1]
     assert row['top1_last']['mean'] == pytest.approx(72)
@@ -91,8 +83,7 @@ def test_mean_and_deviation_over_seeds():
     assert row['top1_best']['mean'] == pytest.approx(77)
     assert row['top5_best']['mean'] == pytest.approx(98.5)
     assert row['best_epoch']['mean'] == pytest.approx(2.5)
-    assert row['seconds'] == dict(
-        mean=pytest.approx(12), std=pytest.approx(8**0.5))
+    assert row['seconds'] == dict(mean=pytest.approx(12), std=pytest.approx(8**0.5))
 
 
 def test_unknown_seconds_stay_unknown():
@@ -103,35 +94,36 @@ def test_unknown_seconds_stay_unknown():
 
 def test_table_of_one_seed_and_of_two():
     table = render_table(summarise([_run('student alone')]))
-    assert table == '\n'.join([
-        '| method        | seeds | top-1 last | top-5 last | top-1 best '
-        '| top-5 best | best epoch | seconds |',
-        '| ------------- | ----: | ---------: | ---------: | ---------: '
-        '| ---------: | ---------: | ------: |',
-        '| student alone |     1 |      70.00 |      98.00 |      80.00 '
-        '|      99.00 |          2 |    10.0 |',
-    ])
-    table = render_table(
-        summarise([_run(seed=0), _run(seed=1, top1=(60., 70., 74.))]))
+    assert table == '\n'.join(
+        [
+            '| method        | seeds | top-1 last | top-5 last | top-1 best '
+            '| top-5 best | best epoch | seconds |',
+            '| ------------- | ----: | ---------: | ---------: | ---------: '
+            '| ---------: | ---------: | ------: |',
+            '| student alone |     1 |      70.00 |      98.00 |      80.00 '
+            '|      99.00 |          2 |    10.0 |',
+        ]
+    )
+    table = render_table(summarise([_run(seed=0), _run(seed=1, top1=(60.0, 70.0, 74.0))]))
     assert '72.00 ± 2.83' in table and '2.5 ± 0.7' in table
 
 
 @pytest.mark.parametrize('seeds', [1, 2])
 def test_curves_are_an_image_with_a_line_a_method(tmp_path, seeds):
     from PIL import Image
-    runs = [_run(name, seed) for name in ('kd', 'crd') for seed in range(
-        seeds)]
+
+    runs = [_run(name, seed) for name in ('kd', 'crd') for seed in range(seeds)]
     path = tmp_path / 'curves.png'
     plot_curves(runs, path, title='digits')
     with Image.open(path) as image:
         assert image.size == (1050, 675)
         colours = {pixel for _, pixel in image.convert('RGB').getcolors(10**6)}
     # Matplotlib's first two line colours.
-    assert {(0x1f, 0x77, 0xb4), (0xff, 0x7f, 0x0e)} <= colours
+    assert {(0x1F, 0x77, 0xB4), (0xFF, 0x7F, 0x0E)} <= colours
 
 
 def test_curves_refuse_unfinished_runs(tmp_path):
-    short = RunResult('kd', 1, [1, 2], [1., 2.], [1., 2.])
+    short = RunResult('kd', 1, [1, 2], [1.0, 2.0], [1.0, 2.0])
     with pytest.raises(ValueError, match='kd: seed 1 .* other epochs'):
         plot_curves([_run(), short], tmp_path / 'curves.png')
 

@@ -6,8 +6,14 @@ from pathlib import Path
 from typing import List, Optional, Sequence
 
 from crd_plugin import cli, launch
-from crd_plugin.visualization import (compare, read_metafile, read_table_runs,
-                                      render_csv, render_json, render_markdown)
+from crd_plugin.visualization import (
+    compare,
+    read_metafile,
+    read_table_runs,
+    render_csv,
+    render_json,
+    render_markdown,
+)
 
 FORMATS = dict(markdown=render_markdown, csv=render_csv, json=render_json)
 
@@ -26,26 +32,26 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
         description='Print the table of the runs of tools/run_table.py '
         'beside the published figures: top-1 of the last and the best epoch, '
         'mean and deviation over seeds, difference, seeds, hash of the '
-        'teacher. Cells that were not trained are marked.')
+        'teacher. Cells that were not trained are marked.'
+    )
     parser.add_argument(
         'work_dirs',
         nargs='+',
         metavar='WORK_DIR',
-        help='--work-dir of run_table.py, or the folder of one config or run')
+        help='--work-dir of run_table.py, or the folder of one config or run',
+    )
     parser.add_argument(
-        '--format',
-        choices=list(FORMATS),
-        default='markdown',
-        help='default: markdown')
-    parser.add_argument(
-        '--out', type=Path, metavar='FILE', help='write there, not to stdout')
+        '--format', choices=list(FORMATS), default='markdown', help='default: markdown'
+    )
+    parser.add_argument('--out', type=Path, metavar='FILE', help='write there, not to stdout')
     parser.add_argument(
         '--published',
         nargs='+',
         type=Path,
         metavar='METAFILE',
         help='files with the published figures; default: metafile.yml beside '
-        'each config, or in the folder of that name in configs/')
+        'each config, or in the folder of that name in configs/',
+    )
     return parser.parse_args(argv)
 
 
@@ -82,19 +88,16 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     args = parse_args(argv)
     for path in args.work_dirs:
         if not Path(path).is_dir():
-            raise cli.UsageError(f'WORK_DIR {path} is no folder; give the '
-                                 '--work-dir of tools/run_table.py.')
+            raise cli.UsageError(
+                f'WORK_DIR {path} is no folder; give the --work-dir of tools/run_table.py.'
+            )
     for path in args.published or ():
         if not path.is_file():
-            raise cli.UsageError(f'--published {path} does not exist; give a '
-                                 'metafile.yml.')
+            raise cli.UsageError(f'--published {path} does not exist; give a metafile.yml.')
     try:
         runs = read_table_runs(args.work_dirs)
-        metafiles = args.published or find_metafiles(
-            [run.record['config'] for run in runs])
-        figures = [
-            figure for path in metafiles for figure in read_metafile(path)
-        ]
+        metafiles = args.published or find_metafiles([run.record['config'] for run in runs])
+        figures = [figure for path in metafiles for figure in read_metafile(path)]
     except ValueError as error:
         raise cli.UsageError(str(error)) from error
     text = FORMATS[args.format](compare(runs, figures))

@@ -7,6 +7,7 @@ the other. `4 apart` are four times CRD, each with negatives and labels of its
 own; `pairing` is what is done with the blocks, without an objective. Steps of
 all candidates are interleaved and the median is shown.
 """
+
 import argparse
 import gc
 import json
@@ -17,8 +18,13 @@ from pathlib import Path
 from typing import Any, Callable, Dict, List, Tuple
 
 sys.path.insert(0, str(Path(__file__).parent))
-from crd_loss import (add_run_arguments, peak_mib, prepare,  # noqa: E402
-                      processor_name, time_step)
+from crd_loss import (
+    add_run_arguments,
+    peak_mib,
+    prepare,  # noqa: E402
+    processor_name,
+    time_step,
+)
 
 SIZES = {
     # batch, samples, negatives, width, classes
@@ -34,20 +40,21 @@ MAPS = ((32, 32), (64, 32), (128, 16), (256, 8), (256, 8))
 def parse_args() -> argparse.Namespace:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-    parser.add_argument(
-        '--size', choices=SIZES, default='cifar', help='default: cifar')
+    parser.add_argument('--size', choices=SIZES, default='cifar', help='default: cifar')
     parser.add_argument(
         '--levels',
         nargs='+',
         type=int,
         default=[1, 4, 5, 6],
         choices=[1, 3, 4, 5, 6],
-        help='levels of CKTF; default: 1 4 5 6 (5: three stages, 6: four)')
+        help='levels of CKTF; default: 1 4 5 6 (5: three stages, 6: four)',
+    )
     parser.add_argument(
         '--clock',
         choices=['wall', 'cpu'],
         default='wall',
-        help='cpu: time of the processor, for a busy machine; default: wall')
+        help='cpu: time of the processor, for a busy machine; default: wall',
+    )
     add_run_arguments(parser)
     return parser.parse_args()
 
@@ -66,13 +73,10 @@ def main() -> None:
     for _ in range(args.rounds):
         for name, step in steps.items():
             times[name].append(
-                cpu_time(step) if args.clock ==
-                'cpu' else time_step(step, args.device))
+                cpu_time(step) if args.clock == 'cpu' else time_step(step, args.device)
+            )
     gc.collect()
-    peaks = {
-        name: peak_mib(step, args.device)
-        for name, step in steps.items()
-    }
+    peaks = {name: peak_mib(step, args.device) for name, step in steps.items()}
     reference = statistics.median(times['crd'])
     cases = [
         dict(
@@ -80,7 +84,9 @@ def main() -> None:
             seconds=statistics.median(times[name]),
             ratio=statistics.median(times[name]) / reference,
             peak_mib=peaks[name],
-            held_mib=held[name]) for name in steps
+            held_mib=held[name],
+        )
+        for name in steps
     ]
     sys.stdout.write(render(args, cases))
     if args.json:
@@ -88,9 +94,7 @@ def main() -> None:
             json.dump(cases, file, indent=2)
 
 
-def make_steps(
-    args: argparse.Namespace
-) -> Tuple[Dict[str, Callable[[], None]], Dict[str, float]]:
+def make_steps(args: argparse.Namespace) -> Tuple[Dict[str, Callable[[], None]], Dict[str, float]]:
     """A function that does one step for each candidate, and MiB it holds."""
     import torch
 
@@ -101,10 +105,7 @@ def make_steps(
     torch.manual_seed(0)
     labels = (torch.arange(num_samples) % num_classes).to(device)
     ids = torch.randperm(num_samples)[:batch].to(device)
-    maps = [
-        torch.rand(batch, channels, side, side, device=device)
-        for channels, side in MAPS
-    ]
+    maps = [torch.rand(batch, channels, side, side, device=device) for channels, side in MAPS]
     vector = torch.rand(batch, 256, device=device)
     inputs = dict(
         s_stem=maps[0].clone().requires_grad_(),
@@ -112,14 +113,14 @@ def make_steps(
         s_blocks=[stage.clone().requires_grad_() for stage in maps[1:]],
         t_blocks=maps[1:],
         s_feats=vector.clone().requires_grad_(),
-        t_feats=vector)
+        t_feats=vector,
+    )
     steps, held = {}, {}
 
     def add(name: str, parts: List[Any], forward: Callable[[], Any]) -> None:
         """One candidate; its banks are the memory banks of its parts."""
         losses = [
-            module for part in parts for module in part.modules()
-            if isinstance(module, CRDLoss)
+            module for part in parts for module in part.modules() if isinstance(module, CRDLoss)
         ]
 
         def step() -> None:
@@ -136,32 +137,32 @@ def make_steps(
             crd = CRDLoss(width, num_negatives).to(device)
             crd.bank.resize(num_samples, labels.clone(), seed=number)
             crd.bank.label_index
-            connectors = [
-                EmbeddingConnector(256, width).to(device) for _ in range(2)
-            ]
+            connectors = [EmbeddingConnector(256, width).to(device) for _ in range(2)]
             parts.append((crd, *connectors))
 
         def forward() -> Any:
             return sum(
                 crd(student(inputs['s_feats']), teacher(vector), ids)
-                for crd, student, teacher in parts)
+                for crd, student, teacher in parts
+            )
 
-        add('crd' if count == 1 else f'{count} apart',
-            [crd for crd, _, _ in parts], forward)
+        add('crd' if count == 1 else f'{count} apart', [crd for crd, _, _ in parts], forward)
 
     def cktf(levels: int) -> None:
         """CKTF as the hook sizes it."""
         stages = max(levels - 2, 1)
         chosen = {
-            **inputs, 's_blocks': inputs['s_blocks'][:max(stages, 3)],
-            't_blocks': inputs['t_blocks'][:max(stages, 3)]
+            **inputs,
+            's_blocks': inputs['s_blocks'][: max(stages, 3)],
+            't_blocks': inputs['t_blocks'][: max(stages, 3)],
         }
         loss = CKTFLoss(
             width,
             num_negatives=num_negatives,
             pool='avg8' if levels < 6 else 'global',
             theta=0.1 if levels > 1 else 0,
-            num_groups=stages)
+            num_groups=stages,
+        )
         loss.infer_width(**chosen)
         loss.to(device)
         first = None
@@ -178,8 +179,8 @@ def make_steps(
     def pairing() -> Any:
         """Stem and three stages, pooled and flattened."""
         pairs = CKTFLoss(beta=0, num_groups=3).features(
-            **{**inputs, 's_blocks': inputs['s_blocks'][:3],
-               't_blocks': inputs['t_blocks'][:3]})
+            **{**inputs, 's_blocks': inputs['s_blocks'][:3], 't_blocks': inputs['t_blocks'][:3]}
+        )
         return sum(student.sum() for student, _ in pairs.values())
 
     apart(1)
@@ -212,6 +213,7 @@ def held_mib(losses: List[Any]) -> float:
 def render(args: argparse.Namespace, cases: List[dict]) -> str:
     """The table and what it was measured on."""
     import torch
+
     batch, num_samples, num_negatives, width, _ = SIZES[args.size]
     hardware = processor_name()
     if args.device != 'cpu':
@@ -220,13 +222,14 @@ def render(args: argparse.Namespace, cases: List[dict]) -> str:
         f'B={batch} N={num_samples} K={num_negatives} D={width} float32, '
         f'{args.device} ({hardware}, {args.threads} threads), {args.clock} '
         f'time, torch {torch.__version__}, median of {args.rounds}',
-        f'{"case":<10}{"ms a step":>12}{"ratio":>9}{"peak MiB":>11}'
-        f'{"held MiB":>11}',
+        f'{"case":<10}{"ms a step":>12}{"ratio":>9}{"peak MiB":>11}{"held MiB":>11}',
     ]
     for case in cases:
-        lines.append(f'{case["name"]:<10}{case["seconds"] * 1e3:>12.2f}'
-                     f'{case["ratio"]:>8.2f}x{case["peak_mib"]:>11.1f}'
-                     f'{case["held_mib"]:>11.1f}')
+        lines.append(
+            f'{case["name"]:<10}{case["seconds"] * 1e3:>12.2f}'
+            f'{case["ratio"]:>8.2f}x{case["peak_mib"]:>11.1f}'
+            f'{case["held_mib"]:>11.1f}'
+        )
     return '\n'.join(lines) + '\n'
 
 

@@ -15,6 +15,7 @@ Building is what it takes until the bank has its random rows and its classes
 are indexed; the index alone, which the reference makes in a loop over N, is
 shown apart.
 """
+
 import argparse
 import gc
 import json
@@ -38,29 +39,35 @@ FIELDS = ('batch-size', 'samples', 'negatives', 'width', 'classes')
 def parse_args() -> argparse.Namespace:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-    parser.add_argument(
-        '--size', choices=SIZES, default='cifar', help='default: cifar')
+    parser.add_argument('--size', choices=SIZES, default='cifar', help='default: cifar')
     parser.add_argument(
         '--modes',
         nargs='+',
         default=['sampled', 'shared', 'all'],
         choices=['sampled', 'shared', 'all'],
-        help='how negatives are taken; default: all three')
-    for name, what in zip(FIELDS, ('samples a step', 'rows of the bank',
-                                   'negatives of a sample',
-                                   'width of an embedding', 'classes')):
+        help='how negatives are taken; default: all three',
+    )
+    for name, what in zip(
+        FIELDS,
+        (
+            'samples a step',
+            'rows of the bank',
+            'negatives of a sample',
+            'width of an embedding',
+            'classes',
+        ),
+    ):
         parser.add_argument(
-            f'--{name}',
-            type=int,
-            metavar='N',
-            help=f'{what}; default: that of --size')
+            f'--{name}', type=int, metavar='N', help=f'{what}; default: that of --size'
+        )
     parser.add_argument(
         '--dtypes',
         nargs='+',
         default=['float32'],
         choices=['float64', 'float32', 'bfloat16', 'float16'],
         help='of the embeddings; default: float32, which the objective is '
-        'computed in for narrower ones too')
+        'computed in for narrower ones too',
+    )
     add_run_arguments(parser)
     return parser.parse_args()
 
@@ -72,15 +79,9 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         parser (ArgumentParser): Gets ``--rounds``, ``--device``,
             ``--threads`` and ``--json``.
     """
-    parser.add_argument(
-        '--rounds', type=int, default=7, help='timed steps of each; default 7')
-    parser.add_argument(
-        '--device',
-        choices=['cpu', 'cuda'],
-        default='cpu',
-        help='default: cpu')
-    parser.add_argument(
-        '--threads', type=int, default=2, help='CPU threads; default 2')
+    parser.add_argument('--rounds', type=int, default=7, help='timed steps of each; default 7')
+    parser.add_argument('--device', choices=['cpu', 'cuda'], default='cpu', help='default: cpu')
+    parser.add_argument('--threads', type=int, default=2, help='CPU threads; default 2')
     parser.add_argument('--json', help='write the cases to this file')
 
 
@@ -94,6 +95,7 @@ def prepare(args: argparse.Namespace) -> None:
         sys.exit('--rounds and --threads must be at least 1.')
     check_writable('--json', args.json)
     import torch
+
     torch.set_num_threads(args.threads)
     if args.device == 'cuda' and not torch.cuda.is_available():
         sys.exit('--device cuda: no GPU is available; use --device cpu.')
@@ -110,8 +112,10 @@ def check_writable(option: str, path: Optional[str]) -> None:
         return
     folder = os.path.dirname(os.path.abspath(path))
     if os.path.isdir(path) or not os.path.isdir(folder):
-        sys.exit(f'{option} is {path}, expected a file in a folder that '
-                 f'exists; make {folder} first, or name another.')
+        sys.exit(
+            f'{option} is {path}, expected a file in a folder that '
+            f'exists; make {folder} first, or name another.'
+        )
 
 
 def main() -> None:
@@ -126,12 +130,13 @@ def main() -> None:
             sys.exit(f'--{field} is {given}, expected at least 1.')
     batch, num_samples, _, _, num_classes = args.numbers
     if batch > num_samples:
-        sys.exit(f'--batch-size is {batch}, expected at most the '
-                 f'{num_samples} of --samples.')
+        sys.exit(f'--batch-size is {batch}, expected at most the {num_samples} of --samples.')
     if not 1 < num_classes <= num_samples:
-        sys.exit(f'--classes is {num_classes}, expected 2 to the '
-                 f'{num_samples} of --samples: negatives are of another '
-                 'class.')
+        sys.exit(
+            f'--classes is {num_classes}, expected 2 to the '
+            f'{num_samples} of --samples: negatives are of another '
+            'class.'
+        )
     prepare(args)
 
     steps, work = make_steps(args)
@@ -141,10 +146,7 @@ def main() -> None:
     for _ in range(args.rounds):
         for name, step in steps.items():
             times[name].append(time_step(step, args.device))
-    peaks = {
-        name: peak_mib(step, args.device)
-        for name, step in steps.items()
-    }
+    peaks = {name: peak_mib(step, args.device) for name, step in steps.items()}
     gflops, gbytes = ceilings(args.device)
 
     reference = statistics.median(times['mmrazor'])
@@ -162,16 +164,16 @@ def main() -> None:
                 gbyte_per_second=work[name]['bytes'] / seconds / 1e9,
                 ceiling_gflop_per_second=gflops,
                 ceiling_gbyte_per_second=gbytes,
-                **work[name]))
+                **work[name],
+            )
+        )
     sys.stdout.write(render(args, cases))
     if args.json:
         with open(args.json, 'w') as file:
             json.dump(cases, file, indent=2)
 
 
-def make_steps(
-    args: argparse.Namespace
-) -> Tuple[Dict[str, Callable[[], None]], Dict[str, dict]]:
+def make_steps(args: argparse.Namespace) -> Tuple[Dict[str, Callable[[], None]], Dict[str, dict]]:
     """A function that does one step for each candidate, and what it does."""
     import torch
     import torch.nn.functional as F
@@ -187,21 +189,20 @@ def make_steps(
     labels = torch.arange(num_samples) % num_classes
     sample_idx = torch.randperm(num_samples)[:batch]
     feats = [
-        F.normalize(torch.randn(batch, width),
-                    dim=1).to(device).requires_grad_() for _ in range(2)
+        F.normalize(torch.randn(batch, width), dim=1).to(device).requires_grad_() for _ in range(2)
     ]
     steps, work = {}, {}
 
     start = time.perf_counter()
-    reference = ReferenceLoss(
-        neg_num=num_negatives, sample_n=num_samples, dim_out=width).to(device)
+    reference = ReferenceLoss(neg_num=num_negatives, sample_n=num_samples, dim_out=width).to(device)
     copies = 2 * batch * (1 + num_negatives) * width
     work['mmrazor'] = dict(
         build_seconds=time.perf_counter() - start,
         index_seconds=None,  # Part of building.
         flop=4 * copies,
         bytes=4 * 4 * copies,
-        draw_seconds=0.0)
+        draw_seconds=0.0,
+    )
     ids = torch.randint(num_samples, (batch, 1 + num_negatives))
     ids[:, 0] = sample_idx
     samples = []
@@ -225,12 +226,11 @@ def make_steps(
         filled = time_step(fill, args.device)
         indexed = time_step(lambda: loss.bank.label_index, args.device)
         drawing = statistics.median(
-            time_step(lambda: loss.draw(on_device), args.device)
-            for _ in range(1 + args.rounds))
+            time_step(lambda: loss.draw(on_device), args.device) for _ in range(1 + args.rounds)
+        )
         for dtype in args.dtypes:
             embeddings = [
-                feat.detach().to(getattr(torch, dtype)).requires_grad_()
-                for feat in feats
+                feat.detach().to(getattr(torch, dtype)).requires_grad_() for feat in feats
             ]
             name = mode if dtype == 'float32' else f'{mode} {dtype}'
             # Both directions read the rows once and use them twice.
@@ -240,7 +240,8 @@ def make_steps(
                 index_seconds=indexed,
                 flop=2 * 4 * pairs * width,
                 bytes=2 * 4 * rows * width,
-                draw_seconds=drawing)
+                draw_seconds=drawing,
+            )
 
             def step(loss: Any = loss, embeddings: Any = embeddings) -> None:
                 loss(*embeddings, on_device).backward()
@@ -256,9 +257,11 @@ def scored(loss: Any, sample_idx: Any) -> Tuple[int, int]:
     if drawn.parts is not None:
         rows, anchors = drawn.parts.rows.numel(), drawn.parts.anchor.size(1)
         return rows, rows * anchors
-    rows = (loss.bank.num_samples
-            if drawn.index is None or drawn.drawn is not None else
-            drawn.index.size(-1))
+    rows = (
+        loss.bank.num_samples
+        if drawn.index is None or drawn.drawn is not None
+        else drawn.index.size(-1)
+    )
     return rows, rows * len(sample_idx)
 
 
@@ -267,21 +270,20 @@ def ceilings(device: str) -> Tuple[float, float]:
     import torch
 
     from crd_plugin.ops.matmul import times_transposed
+
     side, size = (1024, 1 << 25) if device == 'cpu' else (8192, 1 << 28)
     left, right = torch.randn(2, side, side, device=device)
     source = torch.randn(size, device=device)
     target = torch.empty_like(source)
-    product = min(
-        time_step(lambda: times_transposed(left, right), device)
-        for _ in range(10))
-    copy = min(
-        time_step(lambda: target.copy_(source), device) for _ in range(5))
+    product = min(time_step(lambda: times_transposed(left, right), device) for _ in range(10))
+    copy = min(time_step(lambda: target.copy_(source), device) for _ in range(5))
     return 2 * side**3 / product / 1e9, 2 * 4 * size / copy / 1e9
 
 
 def time_step(step: Callable[[], None], device: str) -> float:
     """Seconds of one step, work on a GPU included."""
     import torch
+
     wait = torch.cuda.synchronize if device != 'cpu' else (lambda: None)
     wait()
     start = time.perf_counter()
@@ -295,6 +297,7 @@ def peak_mib(step: Callable[[], None], device: str) -> float:
     import torch
 
     from crd_plugin.ops.scratch import release
+
     gc.collect()
     release()  # Memory that is kept counts as well.
     if device != 'cpu':
@@ -302,9 +305,12 @@ def peak_mib(step: Callable[[], None], device: str) -> float:
         before = torch.cuda.memory_allocated()
         step()
         return (torch.cuda.max_memory_allocated() - before) / 2**20
-    with quiet_stderr(), torch.profiler.profile(
-            activities=[torch.profiler.ProfilerActivity.CPU],
-            profile_memory=True) as profile:
+    with (
+        quiet_stderr(),
+        torch.profiler.profile(
+            activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+        ) as profile,
+    ):
         step()
     held = peak = 0
     events = profile.profiler.kineto_results.events()
@@ -343,6 +349,7 @@ def quiet_stderr() -> Iterator[None]:
 def render(args: argparse.Namespace, cases: List[dict]) -> str:
     """The table and what it was measured on."""
     import torch
+
     batch, num_samples, num_negatives, width, _ = args.numbers
     hardware = processor_name()
     if args.device != 'cpu':
@@ -357,18 +364,21 @@ def render(args: argparse.Namespace, cases: List[dict]) -> str:
     ]
     for case in cases:
         index = case['index_seconds']
-        lines.append(f'{case["name"]:<18}{case["seconds"] * 1e3:>12.2f}'
-                     f'{case["ratio"]:>8.1f}x'
-                     f'{case["draw_seconds"] / case["seconds"]:>9.0%}'
-                     f'{case["peak_mib"]:>11.1f}'
-                     f'{case["gflop_per_second"]:>9.0f}'
-                     f'{case["gbyte_per_second"]:>7.1f}'
-                     f'{case["build_seconds"]:>10.3f}' +
-                     ('        -' if index is None else f'{index:>9.4f}'))
-    lines.append('The machine reaches '
-                 f'{cases[0]["ceiling_gflop_per_second"]:.0f} GFLOP/s in a '
-                 'matrix product and '
-                 f'{cases[0]["ceiling_gbyte_per_second"]:.1f} GB/s in a copy.')
+        lines.append(
+            f'{case["name"]:<18}{case["seconds"] * 1e3:>12.2f}'
+            f'{case["ratio"]:>8.1f}x'
+            f'{case["draw_seconds"] / case["seconds"]:>9.0%}'
+            f'{case["peak_mib"]:>11.1f}'
+            f'{case["gflop_per_second"]:>9.0f}'
+            f'{case["gbyte_per_second"]:>7.1f}'
+            f'{case["build_seconds"]:>10.3f}' + ('        -' if index is None else f'{index:>9.4f}')
+        )
+    lines.append(
+        'The machine reaches '
+        f'{cases[0]["ceiling_gflop_per_second"]:.0f} GFLOP/s in a '
+        'matrix product and '
+        f'{cases[0]["ceiling_gbyte_per_second"]:.1f} GB/s in a copy.'
+    )
     return '\n'.join(lines) + '\n'
 
 

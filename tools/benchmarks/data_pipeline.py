@@ -11,6 +11,7 @@ as many batches that are not counted as the workers hold ready.
 The row ``contrast_idx`` is the plain loader with no worker that also draws
 the ids of the negatives of each sample, as the published data sets do.
 """
+
 import argparse
 import itertools
 import json
@@ -29,32 +30,25 @@ BASES = Path(__file__).parents[2] / 'configs' / '_base_' / 'datasets'
 def parse_args() -> argparse.Namespace:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-    parser.add_argument(
-        '--data', choices=DATA, default='cifar100', help='default: cifar100')
-    parser.add_argument(
-        '--batch-size', type=int, default=64, help='default: 64')
+    parser.add_argument('--data', choices=DATA, default='cifar100', help='default: cifar100')
+    parser.add_argument('--batch-size', type=int, default=64, help='default: 64')
     parser.add_argument(
         '--workers',
         type=int,
         nargs='*',
         default=[0, 1, 2],
-        help='workers of the plain loader, a row each; default: 0 1 2')
+        help='workers of the plain loader, a row each; default: 0 1 2',
+    )
     parser.add_argument(
         '--negatives',
         type=int,
         default=16384,
-        help='ids a sample in the row contrast_idx; 0 leaves it out; default: '
-        '16384')
-    parser.add_argument(
-        '--batches', type=int, default=50, help='batches a turn; default: 50')
-    parser.add_argument(
-        '--rounds', type=int, default=5, help='turns of each; default: 5')
-    parser.add_argument(
-        '--device',
-        choices=['cpu', 'cuda'],
-        help='default: cuda if there is a GPU')
-    parser.add_argument(
-        '--threads', type=int, help="CPU threads; default: torch's")
+        help='ids a sample in the row contrast_idx; 0 leaves it out; default: 16384',
+    )
+    parser.add_argument('--batches', type=int, default=50, help='batches a turn; default: 50')
+    parser.add_argument('--rounds', type=int, default=5, help='turns of each; default: 5')
+    parser.add_argument('--device', choices=['cpu', 'cuda'], help='default: cuda if there is a GPU')
+    parser.add_argument('--threads', type=int, help="CPU threads; default: torch's")
     parser.add_argument('--out', help='write the result to this JSON file')
     return parser.parse_args()
 
@@ -62,13 +56,12 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     """Build the loaders, measure, print the table, write the JSON."""
     from crd_loss import check_writable
+
     args = parse_args()
-    for name, least in dict(
-            batch_size=1, batches=1, rounds=1, threads=1, negatives=0).items():
+    for name, least in dict(batch_size=1, batches=1, rounds=1, threads=1, negatives=0).items():
         number = getattr(args, name)
         if number is not None and number < least:
-            sys.exit(f'--{name.replace("_", "-")} is {number}, expected at '
-                     f'least {least}.')
+            sys.exit(f'--{name.replace("_", "-")} is {number}, expected at least {least}.')
     if any(number < 0 for number in args.workers):
         sys.exit(f'--workers is {args.workers}, expected at least 0 each.')
     check_writable('--out', args.out)
@@ -76,6 +69,7 @@ def main() -> None:
         # Before torch looks; MMEngine takes whatever GPU it can see.
         os.environ['CUDA_VISIBLE_DEVICES'] = ''
     import torch
+
     if args.threads:
         torch.set_num_threads(args.threads)
     if args.device is None:
@@ -103,19 +97,20 @@ class Source:
         fields (list): Fields of the samples that a step takes, as tensors.
     """
 
-    def __init__(self, cfg: Dict[str, Any], preprocessor: Dict[str, Any],
-                 device: str, fields: List[str]) -> None:
+    def __init__(
+        self, cfg: Dict[str, Any], preprocessor: Dict[str, Any], device: str, fields: List[str]
+    ) -> None:
         import torch
         from mmengine.registry import MODELS
         from mmengine.runner import Runner
+
         self.device = torch.device(device)
         self.fields = fields
         self.loader = Runner.build_dataloader(cfg, seed=0)
         self.loader.dataset.set_seed(0)
         self.preprocess = MODELS.build(preprocessor).to(self.device)
         # Batches that workers have ready when a turn begins.
-        self.ready = self.loader.num_workers * (
-            self.loader.prefetch_factor or 0)
+        self.ready = self.loader.num_workers * (self.loader.prefetch_factor or 0)
         self.batches = self._endless()
 
     def step(self) -> int:
@@ -123,17 +118,20 @@ class Source:
         return len(next(self.batches)[0])
 
     def _endless(self) -> Iterator[Any]:
-        from crd_plugin.models.recorders.sample_field_recorder import \
-            stack_field
+        from crd_plugin.models.recorders.sample_field_recorder import stack_field
+
         for epoch in itertools.count():
             self.loader.sampler.set_epoch(epoch)
             self.loader.dataset.set_epoch(epoch)
             for batch in self.loader:
                 batch = self.preprocess(batch, training=True)
-                yield batch['inputs'], [
-                    stack_field(batch['data_samples'], field, self.device)
-                    for field in self.fields
-                ]
+                yield (
+                    batch['inputs'],
+                    [
+                        stack_field(batch['data_samples'], field, self.device)
+                        for field in self.fields
+                    ],
+                )
 
 
 def make_sources(args: argparse.Namespace, folder: Path) -> Dict[str, Source]:
@@ -143,6 +141,7 @@ def make_sources(args: argparse.Namespace, folder: Path) -> Dict[str, Source]:
     from mmengine.logging import MMLogger
     from mmengine.registry import DefaultScope
     from stand_in import replace_dataset
+
     DefaultScope.get_instance('data-pipeline', scope_name='mmpretrain')
     # Building a data set says something; the table is all that is wanted.
     MMLogger.get_instance('data-pipeline', log_level='ERROR')
@@ -164,11 +163,8 @@ def make_sources(args: argparse.Namespace, folder: Path) -> Dict[str, Source]:
     for workers in args.workers:
         name = f'plain, {workers} worker{"s" * (workers != 1)}'
         sources[name] = build(
-            '',
-            fields,
-            num_workers=workers,
-            persistent_workers=workers > 0,
-            pin_memory=pin)
+            '', fields, num_workers=workers, persistent_workers=workers > 0, pin_memory=pin
+        )
     if args.negatives:
         sources['contrast_idx'] = build(
             '',
@@ -176,15 +172,16 @@ def make_sources(args: argparse.Namespace, folder: Path) -> Dict[str, Source]:
             num_workers=0,
             persistent_workers=False,
             pin_memory=pin,
-            dataset=dict(num_negatives=args.negatives))
+            dataset=dict(num_negatives=args.negatives),
+        )
     sources['resident'] = build('_resident', fields)
     return sources
 
 
-def measure(sources: Dict[str, Source],
-            args: argparse.Namespace) -> Dict[str, List[float]]:
+def measure(sources: Dict[str, Source], args: argparse.Namespace) -> Dict[str, List[float]]:
     """Seconds of a full batch's images, one number a turn, by loader."""
     import torch
+
     wait = torch.cuda.synchronize if args.device == 'cuda' else (lambda: None)
     seconds: Dict[str, List[float]] = {name: [] for name in sources}
     names = list(sources)
@@ -200,16 +197,15 @@ def measure(sources: Dict[str, Source],
             start = time.perf_counter()
             images = sum(source.step() for _ in range(args.batches))
             wait()
-            seconds[name].append(
-                (time.perf_counter() - start) * args.batch_size / images)
+            seconds[name].append((time.perf_counter() - start) * args.batch_size / images)
     return seconds
 
 
-def summarise(seconds: Dict[str, List[float]],
-              args: argparse.Namespace) -> Dict[str, Any]:
+def summarise(seconds: Dict[str, List[float]], args: argparse.Namespace) -> Dict[str, Any]:
     """Arguments, machine and a case for each loader."""
     import torch
     from crd_loss import processor_name
+
     hardware = processor_name()
     if args.device == 'cuda':
         hardware += f', {torch.cuda.get_device_name()}'
@@ -225,12 +221,14 @@ def summarise(seconds: Dict[str, List[float]],
                 fastest=min(turns),
                 slowest=max(turns),
                 images_per_second=args.batch_size / statistics.median(turns),
-                ratio=statistics.median(ratios)))
+                ratio=statistics.median(ratios),
+            )
+        )
     return dict(
         args=vars(args),
-        machine=f'{hardware}, {torch.get_num_threads()} threads, torch '
-        f'{torch.__version__}',
-        cases=cases)
+        machine=f'{hardware}, {torch.get_num_threads()} threads, torch {torch.__version__}',
+        cases=cases,
+    )
 
 
 def render(result: Dict[str, Any]) -> str:
@@ -244,10 +242,12 @@ def render(result: Dict[str, Any]) -> str:
         f'{"slowest":>10}{"ratio":>9}',
     ]
     for case in result['cases']:
-        lines.append(f'{case["name"]:<18}{case["images_per_second"]:>11,.0f}'
-                     f'{case["seconds"] * 1e3:>12.3f}'
-                     f'{case["fastest"] * 1e3:>10.3f}'
-                     f'{case["slowest"] * 1e3:>10.3f}{case["ratio"]:>8.2f}x')
+        lines.append(
+            f'{case["name"]:<18}{case["images_per_second"]:>11,.0f}'
+            f'{case["seconds"] * 1e3:>12.3f}'
+            f'{case["fastest"] * 1e3:>10.3f}'
+            f'{case["slowest"] * 1e3:>10.3f}{case["ratio"]:>8.2f}x'
+        )
     return '\n'.join(lines) + '\n'
 
 

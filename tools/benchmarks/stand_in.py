@@ -1,4 +1,5 @@
 """Random images in the place of a data set that is not there."""
+
 import sys
 from pathlib import Path
 from typing import Any, List, NamedTuple
@@ -23,6 +24,7 @@ class Kind(NamedTuple):
         width (int): Pixels.
         files (bool): JPEG files rather than arrays in memory.
     """
+
     samples: int
     classes: int
     height: int
@@ -68,13 +70,9 @@ class StandIn(BaseDataset):
                 for number, label in enumerate(labels)
             ]
         images = np.random.default_rng(0).integers(
-            0,
-            256, (kind.samples, kind.height, kind.width, 3),
-            dtype=np.uint8)
-        return [
-            dict(img=image, gt_label=label)
-            for image, label in zip(images, labels)
-        ]
+            0, 256, (kind.samples, kind.height, kind.width, 3), dtype=np.uint8
+        )
+        return [dict(img=image, gt_label=label) for image, label in zip(images, labels)]
 
     def get_gt_labels(self) -> np.ndarray:
         """Class of every sample, ``(N,)`` int64."""
@@ -95,13 +93,9 @@ def write_images(folder: Path, kind: Kind) -> List[str]:
     paths = []
     for number in range(_NUM_FILES):
         path = folder / f'{kind.height}x{kind.width}_{number}.jpg'
-        coarse = generator.integers(
-            0,
-            256, (kind.height // 8, kind.width // 8, 3),
-            dtype=np.uint8)
+        coarse = generator.integers(0, 256, (kind.height // 8, kind.width // 8, 3), dtype=np.uint8)
         if not path.is_file():
-            image = Image.fromarray(coarse).resize((kind.width, kind.height),
-                                                   Image.BICUBIC)
+            image = Image.fromarray(coarse).resize((kind.width, kind.height), Image.BICUBIC)
             image.save(path, quality=90)
         paths.append(str(path))
     return paths
@@ -123,10 +117,10 @@ def replace_dataset(loader: Any, config: str, folder: Path) -> None:
         holder, dataset = dataset, dataset['dataset']
     kind = str(dataset.get('type')).rpartition('.')[2]
     if holder is None or kind not in KINDS:
-        sys.exit(f'error: --synthetic has no stand-in for the {kind} of '
-                 f'{config}; it knows {", ".join(KINDS)}.')
+        sys.exit(
+            f'error: --synthetic has no stand-in for the {kind} of '
+            f'{config}; it knows {", ".join(KINDS)}.'
+        )
     holder['dataset'] = dict(
-        type='StandIn',
-        kind=kind,
-        folder=str(folder),
-        pipeline=dataset.get('pipeline', []))
+        type='StandIn', kind=kind, folder=str(folder), pipeline=dataset.get('pipeline', [])
+    )

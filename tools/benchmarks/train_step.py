@@ -10,6 +10,7 @@ counted, as many as the loader holds ready.
 On a GPU the parts are measured with events of its stream: a part is charged
 with the time that the GPU works for it or waits for the host.
 """
+
 import argparse
 import functools
 import json
@@ -22,8 +23,7 @@ import traceback
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
-PARTS = ('data', 'teacher', 'student', 'objective', 'backward', 'optimizer',
-         'commit', 'other')
+PARTS = ('data', 'teacher', 'student', 'objective', 'backward', 'optimizer', 'commit', 'other')
 WHAT = dict(
     data='waiting for a batch and preparing it on the device',
     teacher="the teacher's forward pass",
@@ -32,17 +32,17 @@ WHAT = dict(
     backward='backward pass',
     optimizer='optimizer step and zero_grad',
     commit='MemoryBankHook',
-    other='other hooks and the logging of losses')
+    other='other hooks and the logging of losses',
+)
 
 
 def parse_args() -> argparse.Namespace:
     """Command line."""
     parser = argparse.ArgumentParser(
         description=__doc__.split('\n')[0],
-        epilog='Parts of a step: ' + '; '.join(f'{part}: {text}'
-                                               for part, text in WHAT.items()))
-    parser.add_argument(
-        'configs', nargs='+', metavar='CONFIG', help='config files')
+        epilog='Parts of a step: ' + '; '.join(f'{part}: {text}' for part, text in WHAT.items()),
+    )
+    parser.add_argument('configs', nargs='+', metavar='CONFIG', help='config files')
     parser.add_argument(
         '--vary',
         nargs='+',
@@ -51,49 +51,47 @@ def parse_args() -> argparse.Namespace:
         metavar='KEY=VALUE',
         help='measure the first config once more with these options; may be '
         'given several times, for example --vary model.channels_last=True '
-        '--vary optim_wrapper.type=AmpOptimWrapper')
+        '--vary optim_wrapper.type=AmpOptimWrapper',
+    )
     parser.add_argument(
         '--cfg-options',
         nargs='+',
         default=[],
         metavar='KEY=VALUE',
-        help='replace settings of all configs')
+        help='replace settings of all configs',
+    )
     parser.add_argument(
         '--synthetic',
         action='store_true',
         help='random images of the number and size of the real training set; '
-        'sampler, pipeline and workers stay')
-    parser.add_argument(
-        '--batch-size', type=int, help='default: that of the config')
-    parser.add_argument(
-        '--num-workers', type=int, help='default: that of the config')
-    parser.add_argument(
-        '--iters', type=int, default=20, help='steps a turn; default 20')
-    parser.add_argument(
-        '--rounds', type=int, default=5, help='turns of each; default 5')
+        'sampler, pipeline and workers stay',
+    )
+    parser.add_argument('--batch-size', type=int, help='default: that of the config')
+    parser.add_argument('--num-workers', type=int, help='default: that of the config')
+    parser.add_argument('--iters', type=int, default=20, help='steps a turn; default 20')
+    parser.add_argument('--rounds', type=int, default=5, help='turns of each; default 5')
     parser.add_argument(
         '--warmup',
         type=int,
         help='steps at the start of a turn that are not counted; default: '
-        'the batches that the loader holds ready, at least 2')
-    parser.add_argument(
-        '--device',
-        choices=['cpu', 'cuda'],
-        help='default: cuda if there is a GPU')
-    parser.add_argument(
-        '--threads', type=int, help="CPU threads; default: torch's")
+        'the batches that the loader holds ready, at least 2',
+    )
+    parser.add_argument('--device', choices=['cpu', 'cuda'], help='default: cuda if there is a GPU')
+    parser.add_argument('--threads', type=int, help="CPU threads; default: torch's")
     parser.add_argument(
         '--clock',
         choices=['wall', 'cpu'],
         default='wall',
         help='cpu: seconds that the processor works for this process, all '
         'its threads together and the data workers not counted; for --device '
-        'cpu on a machine that others use too. Default: wall')
+        'cpu on a machine that others use too. Default: wall',
+    )
     parser.add_argument(
         '--check-sync',
         action='store_true',
         help='run one step of each config that must not wait for the GPU; '
-        'exit status 1 if one does')
+        'exit status 1 if one does',
+    )
     parser.add_argument('--out', help='write the result to this JSON file')
     return parser.parse_args()
 
@@ -101,6 +99,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     """Build the runners, measure, print the table, write the JSON."""
     from crd_loss import check_writable
+
     args = parse_args()
     numbers = dict(
         iters=args.iters,
@@ -108,12 +107,12 @@ def main() -> None:
         warmup=args.warmup,
         threads=args.threads,
         batch_size=args.batch_size,
-        num_workers=args.num_workers)
+        num_workers=args.num_workers,
+    )
     for name, number in numbers.items():
         least = 0 if name in ('warmup', 'num_workers') else 1
         if number is not None and number < least:
-            sys.exit(f'--{name.replace("_", "-")} is {number}, expected '
-                     'more.')
+            sys.exit(f'--{name.replace("_", "-")} is {number}, expected more.')
     check_writable('--out', args.out)
     for option in sum(args.vary, args.cfg_options):
         if '=' not in option:
@@ -122,6 +121,7 @@ def main() -> None:
         # Before torch looks; MMEngine takes whatever GPU it can see.
         os.environ['CUDA_VISIBLE_DEVICES'] = ''
     import torch
+
     if args.threads:
         torch.set_num_threads(args.threads)
     if args.device is None:
@@ -129,11 +129,9 @@ def main() -> None:
     if args.device == 'cuda' and not torch.cuda.is_available():
         sys.exit('--device cuda: no GPU is available; use --device cpu.')
     if args.clock == 'cpu' and args.device != 'cpu':
-        sys.exit('--clock cpu does not see what a GPU does; add '
-                 '--device cpu.')
+        sys.exit('--clock cpu does not see what a GPU does; add --device cpu.')
     if args.check_sync and args.device == 'cpu':
-        sys.exit('--check-sync looks for waits on a GPU; it needs '
-                 '--device cuda.')
+        sys.exit('--check-sync looks for waits on a GPU; it needs --device cuda.')
     with tempfile.TemporaryDirectory() as folder:
         cases = [
             Case(name, load_config(path, options, args, folder), args)
@@ -143,9 +141,12 @@ def main() -> None:
     result = dict(
         machine=machine(args),
         args=vars(args),
-        cases=summary([case.turns for case in cases],
-                      [case.name for case in cases],
-                      [case.batch_size for case in cases]))
+        cases=summary(
+            [case.turns for case in cases],
+            [case.name for case in cases],
+            [case.batch_size for case in cases],
+        ),
+    )
     waits = [(case.name, case.wait) for case in cases if case.wait]
     result['waits'] = dict(waits)
     sys.stdout.write(render(result))
@@ -162,20 +163,18 @@ def main() -> None:
 
 def plan(args: argparse.Namespace) -> List[Tuple[str, str, List[str]]]:
     """Name, file and options of each case."""
-    cases = [(Path(path).stem, path, list(args.cfg_options))
-             for path in args.configs]
+    cases = [(Path(path).stem, path, list(args.cfg_options)) for path in args.configs]
     for options in args.vary:
-        cases.append((' '.join(options), args.configs[0],
-                      [*args.cfg_options, *options]))
+        cases.append((' '.join(options), args.configs[0], [*args.cfg_options, *options]))
     return cases
 
 
-def load_config(path: str, options: List[str], args: argparse.Namespace,
-                folder: str) -> Any:
+def load_config(path: str, options: List[str], args: argparse.Namespace, folder: str) -> Any:
     """A config ready to be driven: no validation, no checkpoints."""
     import crd_plugin  # noqa: F401  first: mends the imports below
 
     from crd_plugin import cli, launch  # isort: skip
+
     try:
         if not Path(path).is_file():
             cli.load_config(path)  # names the nearest configs
@@ -201,14 +200,16 @@ def load_config(path: str, options: List[str], args: argparse.Namespace,
             launcher='none',
             local_rank=0,
             no_pin_memory=False,
-            work_dir=folder))
+            work_dir=folder,
+        ),
+    )
     checkpoint = cfg.model.get('teacher_ckpt')
-    if checkpoint and '://' not in checkpoint and not Path(
-            checkpoint).is_file():
+    if checkpoint and '://' not in checkpoint and not Path(checkpoint).is_file():
         # Random weights take the same time.
         cfg.model.teacher_ckpt = None
     if args.synthetic:
         from stand_in import replace_dataset
+
         replace_dataset(cfg.train_dataloader, path, Path(folder))
     return cfg
 
@@ -224,8 +225,7 @@ class Clock:
 
     def __init__(self, device: str, kind: str) -> None:
         self.device = device
-        self._seconds = (
-            time.process_time if kind == 'cpu' else time.perf_counter)
+        self._seconds = time.process_time if kind == 'cpu' else time.perf_counter
         self.running = False
         self._marks: List[Tuple[str, Any]] = []
 
@@ -255,6 +255,7 @@ class Clock:
         if self.device == 'cpu':
             return self._seconds()
         import torch
+
         event = torch.cuda.Event(enable_timing=True)
         event.record()
         return event
@@ -305,23 +306,23 @@ class Case:
         else:
             modules.append((model, 'student'))
         for module, name in modules:
-            module.register_forward_pre_hook(
-                lambda *_: clock.mark('other'), prepend=True)
-            module.register_forward_hook(
-                lambda *_, name=name: clock.mark(name))
-        calls = [(runner.optim_wrapper, 'backward', 'backward'),
-                 (runner.optim_wrapper, 'step', 'optimizer'),
-                 (runner.optim_wrapper, 'zero_grad', 'optimizer')]
+            module.register_forward_pre_hook(lambda *_: clock.mark('other'), prepend=True)
+            module.register_forward_hook(lambda *_, name=name: clock.mark(name))
+        calls = [
+            (runner.optim_wrapper, 'backward', 'backward'),
+            (runner.optim_wrapper, 'step', 'optimizer'),
+            (runner.optim_wrapper, 'zero_grad', 'optimizer'),
+        ]
         if hasattr(model, 'distiller'):
-            calls.append(
-                (model.distiller, 'compute_distill_losses', 'objective'))
+            calls.append((model.distiller, 'compute_distill_losses', 'objective'))
         for hook in runner.hooks:
             if type(hook).__name__ == 'MemoryBankHook':
-                calls += [(hook, 'before_train_iter', 'commit'),
-                          (hook, 'after_train_iter', 'commit')]
+                calls += [
+                    (hook, 'before_train_iter', 'commit'),
+                    (hook, 'after_train_iter', 'commit'),
+                ]
         for owner, method, name in calls:
-            setattr(owner, method,
-                    charged(getattr(owner, method), clock, name))
+            setattr(owner, method, charged(getattr(owner, method), clock, name))
         self._batches = endless(runner, loop)
 
     def steps(self, number: int) -> int:
@@ -343,6 +344,7 @@ class Case:
         first epoch, here it would be in every step.
         """
         from crd_plugin.models import MemoryBank
+
         for module in self.runner.model.modules():
             if isinstance(module, MemoryBank):
                 module.student.mul_(1)
@@ -363,6 +365,7 @@ class Case:
         Where it waits the step breaks off, so it must be the last one.
         """
         import torch
+
         wait('cuda')
         torch.cuda.set_sync_debug_mode('error')
         try:
@@ -370,8 +373,10 @@ class Case:
         except RuntimeError as error:
             places = traceback.extract_tb(error.__traceback__)
             place = places[-1]
-            self.wait = (f'{Path(place.filename).name}:{place.lineno} '
-                         f'{place.line} ({str(error).splitlines()[0]})')
+            self.wait = (
+                f'{Path(place.filename).name}:{place.lineno} '
+                f'{place.line} ({str(error).splitlines()[0]})'
+            )
         finally:
             torch.cuda.set_sync_debug_mode('default')
 
@@ -392,11 +397,12 @@ def charged(function: Callable, clock: Clock, name: str) -> Callable:
 def endless(runner: Any, loop: Any) -> Iterator[tuple]:
     """Arguments of ``run_iter``, epoch after epoch."""
     from mmengine.runner import IterBasedTrainLoop
+
     if isinstance(loop, IterBasedTrainLoop):
         runner.call_hook('before_train_epoch')
         runner.model.train()
         while True:
-            yield (next(loop.dataloader_iterator), )
+            yield (next(loop.dataloader_iterator),)
     while True:
         runner.call_hook('before_train_epoch')
         runner.model.train()
@@ -452,8 +458,7 @@ def measure(cases: List[Case], args: argparse.Namespace) -> None:
             case.check_sync()
 
 
-def summary(turns: List[list], names: List[str],
-            batch_sizes: List[int]) -> List[dict]:
+def summary(turns: List[list], names: List[str], batch_sizes: List[int]) -> List[dict]:
     """Medians over the rounds.
 
     Args:
@@ -468,8 +473,7 @@ def summary(turns: List[list], names: List[str],
         that of the first case; ``parts`` are seconds a step.
     """
     cases = []
-    an_image = [[seconds / images for seconds, images, _ in rounds]
-                for rounds in turns]
+    an_image = [[seconds / images for seconds, images, _ in rounds] for rounds in turns]
     for name, size, rounds, times in zip(names, batch_sizes, turns, an_image):
         cases.append(
             dict(
@@ -479,13 +483,14 @@ def summary(turns: List[list], names: List[str],
                 seconds=size * statistics.median(times),
                 slowest=size * max(times),
                 fastest=size * min(times),
-                ratio=statistics.median(
-                    own / first for own, first in zip(times, an_image[0])),
+                ratio=statistics.median(own / first for own, first in zip(times, an_image[0])),
                 parts={
-                    part: size * statistics.median(
-                        parts[part] / images for _, images, parts in rounds)
+                    part: size
+                    * statistics.median(parts[part] / images for _, images, parts in rounds)
                     for part in PARTS
-                }))
+                },
+            )
+        )
     return cases
 
 
@@ -493,6 +498,7 @@ def wait(device: str) -> None:
     """Until the GPU has done all it was given."""
     if device != 'cpu':
         import torch
+
         torch.cuda.synchronize()
 
 
@@ -500,11 +506,13 @@ def machine(args: argparse.Namespace) -> str:
     """What it was measured on."""
     import torch
     from crd_loss import processor_name
+
     name = processor_name()
     if args.device == 'cuda':
         name = torch.cuda.get_device_name()
-    return (f'{args.device} ({name}), {torch.get_num_threads()} CPU threads, '
-            f'torch {torch.__version__}')
+    return (
+        f'{args.device} ({name}), {torch.get_num_threads()} CPU threads, torch {torch.__version__}'
+    )
 
 
 def render(result: dict) -> str:
@@ -517,21 +525,26 @@ def render(result: dict) -> str:
         f'{", random images" if args["synthetic"] else ""}'
         f'{", processor time" if args["clock"] == "cpu" else ""}',
         f'{"case":<{width}}{"images/s":>10}{"ms a step":>11}'
-        f'{"fastest":>10}{"slowest":>10}{"ratio":>8}'
+        f'{"fastest":>10}{"slowest":>10}{"ratio":>8}',
     ]
     for case in cases:
-        lines.append(f'{case["name"]:<{width}}'
-                     f'{case["images_per_second"]:>10.1f}'
-                     f'{case["seconds"] * 1e3:>11.2f}'
-                     f'{case["fastest"] * 1e3:>10.2f}'
-                     f'{case["slowest"] * 1e3:>10.2f}{case["ratio"]:>8.3f}')
+        lines.append(
+            f'{case["name"]:<{width}}'
+            f'{case["images_per_second"]:>10.1f}'
+            f'{case["seconds"] * 1e3:>11.2f}'
+            f'{case["fastest"] * 1e3:>10.2f}'
+            f'{case["slowest"] * 1e3:>10.2f}{case["ratio"]:>8.3f}'
+        )
     lines += [
-        '', 'ms of each part',
-        f'{"case":<{width}}' + ''.join(f'{part:>11}' for part in PARTS)
+        '',
+        'ms of each part',
+        f'{"case":<{width}}' + ''.join(f'{part:>11}' for part in PARTS),
     ]
     for case in cases:
-        lines.append(f'{case["name"]:<{width}}' + ''.join(
-            f'{case["parts"][part] * 1e3:>11.2f}' for part in PARTS))
+        lines.append(
+            f'{case["name"]:<{width}}'
+            + ''.join(f'{case["parts"][part] * 1e3:>11.2f}' for part in PARTS)
+        )
     return '\n'.join(lines) + '\n'
 
 

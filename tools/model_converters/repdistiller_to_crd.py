@@ -19,18 +19,20 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
     """
     parser = argparse.ArgumentParser(
         description='Write a checkpoint of HobbitLong/RepDistiller as one of '
-        'our configs, for teacher_ckpt or load_from.')
+        'our configs, for teacher_ckpt or load_from.'
+    )
     parser.add_argument(
         'checkpoint',
         metavar='IN.pth',
-        help='file of RepDistiller, such as '
-        'resnet32x4_vanilla/ckpt_epoch_240.pth')
+        help='file of RepDistiller, such as resnet32x4_vanilla/ckpt_epoch_240.pth',
+    )
     parser.add_argument('out', metavar='OUT.pth', help='file to write')
     parser.add_argument(
         '--arch',
         metavar='NAME',
         help='architecture by its name in RepDistiller, such as resnet32x4 '
-        'or wrn_40_2; defaults to what the folder or the file is called')
+        'or wrn_40_2; defaults to what the folder or the file is called',
+    )
     return parser.parse_args(argv)
 
 
@@ -46,6 +48,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     """
     args = parse_args(argv)
     from crd_plugin.engine.convert_repdistiller import convert_repdistiller
+
     try:
         target = convert_repdistiller(args.checkpoint, args.out, args.arch)
     except (ValueError, OSError) as error:

@@ -4,6 +4,7 @@ Get it: unpack https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz in
 data/cifar10/, or train once, with a network connection, with
 `--cfg-options train_dataloader.dataset.dataset.download=True`.
 """
+
 data_preprocessor = dict(
     type='ClsDataPreprocessor',
     num_classes=10,
@@ -12,7 +13,8 @@ data_preprocessor = dict(
     mean=[125.307, 122.961, 113.8575],
     std=[51.5865, 50.847, 51.255],
     # They are stored in this order.
-    to_rgb=False)
+    to_rgb=False,
+)
 
 train_pipeline = [
     dict(type='RandomCrop', crop_size=32, padding=4),
@@ -34,8 +36,11 @@ train_dataloader = dict(
             split='train',
             # Without a network it would only fail later and less clearly.
             download=False,
-            pipeline=train_pipeline)),
-    sampler=dict(type='DefaultSampler', shuffle=True))
+            pipeline=train_pipeline,
+        ),
+    ),
+    sampler=dict(type='DefaultSampler', shuffle=True),
+)
 val_dataloader = dict(
     batch_size=250,
     num_workers=2,
@@ -46,8 +51,10 @@ val_dataloader = dict(
         data_root='data/cifar10',
         split='test',
         download=False,
-        pipeline=test_pipeline),
-    sampler=dict(type='DefaultSampler', shuffle=False))
+        pipeline=test_pipeline,
+    ),
+    sampler=dict(type='DefaultSampler', shuffle=False),
+)
 val_evaluator = dict(type='Accuracy', topk=(1, 5))
 test_dataloader = val_dataloader
 test_evaluator = val_evaluator

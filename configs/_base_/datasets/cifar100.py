@@ -4,6 +4,7 @@ Get it: unpack https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz in
 data/cifar100/, or train once, with a network connection, with
 `--cfg-options train_dataloader.dataset.dataset.download=True`.
 """
+
 data_preprocessor = dict(
     type='ClsDataPreprocessor',
     num_classes=100,
@@ -11,7 +12,8 @@ data_preprocessor = dict(
     mean=[129.3105, 124.1085, 112.404],
     std=[68.2125, 65.4075, 70.4055],
     # They are stored in this order.
-    to_rgb=False)
+    to_rgb=False,
+)
 
 train_pipeline = [
     dict(type='RandomCrop', crop_size=32, padding=4),
@@ -33,8 +35,11 @@ train_dataloader = dict(
             split='train',
             # Without a network it would only fail later and less clearly.
             download=False,
-            pipeline=train_pipeline)),
-    sampler=dict(type='DefaultSampler', shuffle=True))
+            pipeline=train_pipeline,
+        ),
+    ),
+    sampler=dict(type='DefaultSampler', shuffle=True),
+)
 val_dataloader = dict(
     batch_size=250,
     num_workers=2,
@@ -45,8 +50,10 @@ val_dataloader = dict(
         data_root='data/cifar100',
         split='test',
         download=False,
-        pipeline=test_pipeline),
-    sampler=dict(type='DefaultSampler', shuffle=False))
+        pipeline=test_pipeline,
+    ),
+    sampler=dict(type='DefaultSampler', shuffle=False),
+)
 val_evaluator = dict(type='Accuracy', topk=(1, 5))
 test_dataloader = val_dataloader
 test_evaluator = val_evaluator

@@ -1,4 +1,5 @@
 """CIFAR-100, held on the training device: 0.24 GB."""
+
 _base_ = './cifar100.py'
 data_preprocessor = dict(type='crd_plugin.ResidentDataPreprocessor')
 # Whole batches are made on the device: no workers, nothing to collate or pin.
@@ -7,14 +8,15 @@ train_dataloader = dict(
     persistent_workers=False,
     pin_memory=False,
     collate_fn=dict(type='crd_plugin.whole_batch'),
-    dataset=dict(type='crd_plugin.ResidentDataset'))
+    dataset=dict(type='crd_plugin.ResidentDataset'),
+)
 val_dataloader = dict(
     num_workers=0,
     persistent_workers=False,
     pin_memory=False,
     collate_fn=dict(type='crd_plugin.whole_batch'),
     dataset=dict(
-        _delete_=True,
-        type='crd_plugin.ResidentDataset',
-        dataset=_base_.val_dataloader.dataset))
+        _delete_=True, type='crd_plugin.ResidentDataset', dataset=_base_.val_dataloader.dataset
+    ),
+)
 test_dataloader = val_dataloader

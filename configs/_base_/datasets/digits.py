@@ -1,10 +1,12 @@
 """scikit-learn's digits at 16x16, few training images, 1,000 to test on."""
+
 data_preprocessor = dict(
     type='ClsDataPreprocessor',
     num_classes=10,
     # Of all 797 training images at 16x16; the channels are equal.
     mean=[78.0, 78.0, 78.0],
-    std=[81.4, 81.4, 81.4])
+    std=[81.4, 81.4, 81.4],
+)
 
 train_pipeline = [
     dict(type='Resize', scale=16),
@@ -25,18 +27,18 @@ train_dataloader = dict(
     dataset=dict(
         type='crd_plugin.SampleIndexDataset',
         dataset=dict(
-            type='crd_plugin.Digits',
-            split='train',
-            num_train_per_class=10,
-            pipeline=train_pipeline)),
-    sampler=dict(type='DefaultSampler', shuffle=True))
+            type='crd_plugin.Digits', split='train', num_train_per_class=10, pipeline=train_pipeline
+        ),
+    ),
+    sampler=dict(type='DefaultSampler', shuffle=True),
+)
 val_dataloader = dict(
     batch_size=250,
     num_workers=0,
     persistent_workers=False,
-    dataset=dict(
-        type='crd_plugin.Digits', split='test', pipeline=test_pipeline),
-    sampler=dict(type='DefaultSampler', shuffle=False))
+    dataset=dict(type='crd_plugin.Digits', split='test', pipeline=test_pipeline),
+    sampler=dict(type='DefaultSampler', shuffle=False),
+)
 val_evaluator = dict(type='Accuracy', topk=(1, 5))
 test_dataloader = val_dataloader
 test_evaluator = val_evaluator

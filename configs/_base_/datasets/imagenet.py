@@ -6,6 +6,7 @@ data/imagenet/meta/{train,val}.txt with lines `<path below the split> <label>`.
 
 Source: HobbitLong/RepDistiller, dataset/imagenet.py @ b84f547.
 """
+
 data_preprocessor = dict(
     type='ClsDataPreprocessor',
     num_classes=1000,
@@ -13,13 +14,13 @@ data_preprocessor = dict(
     mean=[123.675, 116.28, 103.53],
     std=[58.395, 57.12, 57.375],
     # They are loaded as BGR, by Pillow too.
-    to_rgb=True)
+    to_rgb=True,
+)
 
 # torchvision decodes and resizes with Pillow and leaves EXIF flags alone.
 load_image = dict(
-    type='LoadImageFromFile',
-    imdecode_backend='pillow',
-    color_type='color_ignore_orientation')
+    type='LoadImageFromFile', imdecode_backend='pillow', color_type='color_ignore_orientation'
+)
 train_pipeline = [
     load_image,
     dict(type='RandomResizedCrop', scale=224, backend='pillow'),
@@ -41,22 +42,19 @@ train_dataloader = dict(
     dataset=dict(
         type='crd_plugin.SampleIndexDataset',
         dataset=dict(
-            type='ImageNet',
-            data_root='data/imagenet',
-            split='train',
-            pipeline=train_pipeline)),
-    sampler=dict(type='DefaultSampler', shuffle=True))
+            type='ImageNet', data_root='data/imagenet', split='train', pipeline=train_pipeline
+        ),
+    ),
+    sampler=dict(type='DefaultSampler', shuffle=True),
+)
 val_dataloader = dict(
     batch_size=64,
     num_workers=4,
     persistent_workers=True,
     pin_memory=True,
-    dataset=dict(
-        type='ImageNet',
-        data_root='data/imagenet',
-        split='val',
-        pipeline=test_pipeline),
-    sampler=dict(type='DefaultSampler', shuffle=False))
+    dataset=dict(type='ImageNet', data_root='data/imagenet', split='val', pipeline=test_pipeline),
+    sampler=dict(type='DefaultSampler', shuffle=False),
+)
 val_evaluator = dict(type='Accuracy', topk=(1, 5))
 test_dataloader = val_dataloader
 test_evaluator = val_evaluator

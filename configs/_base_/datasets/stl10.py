@@ -3,6 +3,7 @@
 Get it: unpack http://ai.stanford.edu/~acoates/stl10/stl10_binary.tar.gz in
 data/. Source: kaiqi123/CKTF, dataset/stl10.py @ b2bba29.
 """
+
 data_preprocessor = dict(
     type='ClsDataPreprocessor',
     num_classes=10,
@@ -10,7 +11,8 @@ data_preprocessor = dict(
     mean=[123.675, 116.28, 103.53],
     std=[58.395, 57.12, 57.375],
     # They are stored in this order.
-    to_rgb=False)
+    to_rgb=False,
+)
 
 # As torchvision does it, with Pillow.
 train_pipeline = [
@@ -34,19 +36,21 @@ train_dataloader = dict(
             type='crd_plugin.STL10',
             data_root='data/stl10_binary',
             split='train',
-            pipeline=train_pipeline)),
-    sampler=dict(type='DefaultSampler', shuffle=True))
+            pipeline=train_pipeline,
+        ),
+    ),
+    sampler=dict(type='DefaultSampler', shuffle=True),
+)
 val_dataloader = dict(
     batch_size=250,
     num_workers=2,
     persistent_workers=True,
     pin_memory=True,
     dataset=dict(
-        type='crd_plugin.STL10',
-        data_root='data/stl10_binary',
-        split='test',
-        pipeline=test_pipeline),
-    sampler=dict(type='DefaultSampler', shuffle=False))
+        type='crd_plugin.STL10', data_root='data/stl10_binary', split='test', pipeline=test_pipeline
+    ),
+    sampler=dict(type='DefaultSampler', shuffle=False),
+)
 val_evaluator = dict(type='Accuracy', topk=(1, 5))
 test_dataloader = val_dataloader
 test_evaluator = val_evaluator

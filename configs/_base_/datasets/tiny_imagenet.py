@@ -2,6 +2,7 @@
 
 Get it: unpack http://cs231n.stanford.edu/tiny-imagenet-200.zip in data/.
 """
+
 data_preprocessor = dict(
     type='ClsDataPreprocessor',
     num_classes=200,
@@ -9,7 +10,8 @@ data_preprocessor = dict(
     mean=[123.675, 116.28, 103.53],
     std=[58.395, 57.12, 57.375],
     # They are loaded as BGR, by Pillow too.
-    to_rgb=True)
+    to_rgb=True,
+)
 
 # As torchvision does it, with Pillow. The images are 64x64, so the resizing
 # and the central crop of the published test transform change nothing.
@@ -33,8 +35,11 @@ train_dataloader = dict(
             type='crd_plugin.TinyImageNet200',
             data_root='data/tiny-imagenet-200',
             split='train',
-            pipeline=train_pipeline)),
-    sampler=dict(type='DefaultSampler', shuffle=True))
+            pipeline=train_pipeline,
+        ),
+    ),
+    sampler=dict(type='DefaultSampler', shuffle=True),
+)
 val_dataloader = dict(
     batch_size=250,
     num_workers=4,
@@ -44,8 +49,10 @@ val_dataloader = dict(
         type='crd_plugin.TinyImageNet200',
         data_root='data/tiny-imagenet-200',
         split='val',
-        pipeline=test_pipeline),
-    sampler=dict(type='DefaultSampler', shuffle=False))
+        pipeline=test_pipeline,
+    ),
+    sampler=dict(type='DefaultSampler', shuffle=False),
+)
 val_evaluator = dict(type='Accuracy', topk=(1, 5))
 test_dataloader = val_dataloader
 test_evaluator = val_evaluator

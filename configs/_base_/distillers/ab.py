@@ -9,25 +9,22 @@ model = dict(
             name='init',
             losses=['loss_ab'],
             student_loss=False,
-            trainable=[
-                'architecture.backbone', 'distiller.distill_losses.loss_ab'
-            ]),
-        dict(
-            name='main',
-            without_losses=['loss_ab'],
-            frozen=['distiller.distill_losses.loss_ab']),
+            trainable=['architecture.backbone', 'distiller.distill_losses.loss_ab'],
+        ),
+        dict(name='main', without_losses=['loss_ab'], frozen=['distiller.distill_losses.loss_ab']),
     ],
     architecture=dict(backbone=dict(pre_activation=True)),
     teacher=dict(backbone=dict(pre_activation=True)),
     distiller=dict(
         type='mmrazor.ConfigurableDistiller',
-        student_recorders=dict(
-            stages=dict(type='crd_plugin.StageOutputs', source='backbone')),
-        teacher_recorders=dict(
-            stages=dict(type='crd_plugin.StageOutputs', source='backbone')),
-        distill_losses=dict(
-            loss_ab=dict(type='crd_plugin.ABLoss', loss_weight=1.0)),
+        student_recorders=dict(stages=dict(type='crd_plugin.StageOutputs', source='backbone')),
+        teacher_recorders=dict(stages=dict(type='crd_plugin.StageOutputs', source='backbone')),
+        distill_losses=dict(loss_ab=dict(type='crd_plugin.ABLoss', loss_weight=1.0)),
         loss_forward_mappings=dict(
             loss_ab=dict(
                 s_feats=dict(recorder='stages', from_student=True),
-                t_feats=dict(recorder='stages', from_student=False)))))
+                t_feats=dict(recorder='stages', from_student=False),
+            )
+        ),
+    ),
+)

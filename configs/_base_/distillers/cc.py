@@ -5,15 +5,14 @@ model = dict(
     type='crd_plugin.FrozenTeacherDistill',
     distiller=dict(
         type='mmrazor.ConfigurableDistiller',
-        student_recorders=dict(
-            feat=dict(type='mmrazor.ModuleOutputs', source='neck')),
-        teacher_recorders=dict(
-            feat=dict(type='mmrazor.ModuleOutputs', source='neck')),
-        distill_losses=dict(
-            loss_cc=dict(type='crd_plugin.CCLoss', loss_weight=0.02)),
+        student_recorders=dict(feat=dict(type='mmrazor.ModuleOutputs', source='neck')),
+        teacher_recorders=dict(feat=dict(type='mmrazor.ModuleOutputs', source='neck')),
+        distill_losses=dict(loss_cc=dict(type='crd_plugin.CCLoss', loss_weight=0.02)),
         loss_forward_mappings=dict(
             loss_cc=dict(
-                s_feats=dict(
-                    recorder='feat', from_student=True, data_idx=-1),
-                t_feats=dict(
-                    recorder='feat', from_student=False, data_idx=-1)))))
+                s_feats=dict(recorder='feat', from_student=True, data_idx=-1),
+                t_feats=dict(recorder='feat', from_student=False, data_idx=-1),
+            )
+        ),
+    ),
+)

@@ -9,28 +9,28 @@ model = dict(
         type='mmrazor.ConfigurableDistiller',
         student_recorders=dict(
             feat=dict(type='mmrazor.ModuleOutputs', source='neck'),
-            labels=dict(type='crd_plugin.SampleField', source='gt_label')),
-        teacher_recorders=dict(
-            feat=dict(type='mmrazor.ModuleOutputs', source='neck')),
+            labels=dict(type='crd_plugin.SampleField', source='gt_label'),
+        ),
+        teacher_recorders=dict(feat=dict(type='mmrazor.ModuleOutputs', source='neck')),
         connectors=dict(
             crd_student=dict(type='crd_plugin.EmbeddingConnector'),
-            crd_teacher=dict(type='crd_plugin.EmbeddingConnector')),
+            crd_teacher=dict(type='crd_plugin.EmbeddingConnector'),
+        ),
         distill_losses=dict(
             loss_crd=dict(
-                type='crd_plugin.CRDLoss',
-                negatives='batch',
-                objective='infonce',
-                loss_weight=0.8)),
+                type='crd_plugin.CRDLoss', negatives='batch', objective='infonce', loss_weight=0.8
+            )
+        ),
         loss_forward_mappings=dict(
             loss_crd=dict(
                 s_feats=dict(
-                    recorder='feat',
-                    from_student=True,
-                    data_idx=-1,
-                    connector='crd_student'),
+                    recorder='feat', from_student=True, data_idx=-1, connector='crd_student'
+                ),
                 t_feats=dict(
-                    recorder='feat',
-                    from_student=False,
-                    data_idx=-1,
-                    connector='crd_teacher'),
-                labels=dict(recorder='labels', from_student=True)))))
+                    recorder='feat', from_student=False, data_idx=-1, connector='crd_teacher'
+                ),
+                labels=dict(recorder='labels', from_student=True),
+            )
+        ),
+    ),
+)

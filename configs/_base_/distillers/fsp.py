@@ -11,23 +11,25 @@ model = dict(
             name='init',
             losses=['loss_fsp'],
             student_loss=False,
-            trainable=['architecture.backbone']),
+            trainable=['architecture.backbone'],
+        ),
         dict(name='main', without_losses=['loss_fsp']),
     ],
     distiller=dict(
         type='mmrazor.ConfigurableDistiller',
         # Not named `stages`: with the stem in front, indices are others.
         student_recorders=dict(
-            stem_stages=dict(
-                type='crd_plugin.StageOutputs', source='backbone',
-                stem=True)),
+            stem_stages=dict(type='crd_plugin.StageOutputs', source='backbone', stem=True)
+        ),
         teacher_recorders=dict(
-            stem_stages=dict(
-                type='crd_plugin.StageOutputs', source='backbone',
-                stem=True)),
-        distill_losses=dict(
-            loss_fsp=dict(type='crd_plugin.FSPLoss', loss_weight=1.0)),
+            stem_stages=dict(type='crd_plugin.StageOutputs', source='backbone', stem=True)
+        ),
+        distill_losses=dict(loss_fsp=dict(type='crd_plugin.FSPLoss', loss_weight=1.0)),
         loss_forward_mappings=dict(
             loss_fsp=dict(
                 s_feats=dict(recorder='stem_stages', from_student=True),
-                t_feats=dict(recorder='stem_stages', from_student=False)))))
+                t_feats=dict(recorder='stem_stages', from_student=False),
+            )
+        ),
+    ),
+)

@@ -9,22 +9,20 @@ model = dict(
             name='init',
             losses=dict(loss_ft='reconstruction'),
             student_loss=False,
-            trainable=['distiller.distill_losses.loss_ft.paraphraser']),
-        dict(
-            name='main',
-            frozen=['distiller.distill_losses.loss_ft.paraphraser']),
+            trainable=['distiller.distill_losses.loss_ft.paraphraser'],
+        ),
+        dict(name='main', frozen=['distiller.distill_losses.loss_ft.paraphraser']),
     ],
     distiller=dict(
         type='mmrazor.ConfigurableDistiller',
-        student_recorders=dict(
-            stages=dict(type='crd_plugin.StageOutputs', source='backbone')),
-        teacher_recorders=dict(
-            stages=dict(type='crd_plugin.StageOutputs', source='backbone')),
-        distill_losses=dict(
-            loss_ft=dict(type='crd_plugin.FTLoss', loss_weight=200.0)),
+        student_recorders=dict(stages=dict(type='crd_plugin.StageOutputs', source='backbone')),
+        teacher_recorders=dict(stages=dict(type='crd_plugin.StageOutputs', source='backbone')),
+        distill_losses=dict(loss_ft=dict(type='crd_plugin.FTLoss', loss_weight=200.0)),
         loss_forward_mappings=dict(
             loss_ft=dict(
-                s_feats=dict(
-                    recorder='stages', from_student=True, data_idx=-1),
-                t_feats=dict(
-                    recorder='stages', from_student=False, data_idx=-1)))))
+                s_feats=dict(recorder='stages', from_student=True, data_idx=-1),
+                t_feats=dict(recorder='stages', from_student=False, data_idx=-1),
+            )
+        ),
+    ),
+)

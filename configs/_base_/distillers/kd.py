@@ -5,14 +5,14 @@ model = dict(
     architecture=dict(head=dict(loss=dict(loss_weight=0.1))),
     distiller=dict(
         type='mmrazor.ConfigurableDistiller',
-        student_recorders=dict(
-            logits=dict(type='mmrazor.ModuleOutputs', source='head.fc')),
-        teacher_recorders=dict(
-            logits=dict(type='mmrazor.ModuleOutputs', source='head.fc')),
-        distill_losses=dict(
-            loss_kd=dict(
-                type='mmrazor.KLDivergence', tau=4, loss_weight=0.9)),
+        student_recorders=dict(logits=dict(type='mmrazor.ModuleOutputs', source='head.fc')),
+        teacher_recorders=dict(logits=dict(type='mmrazor.ModuleOutputs', source='head.fc')),
+        distill_losses=dict(loss_kd=dict(type='mmrazor.KLDivergence', tau=4, loss_weight=0.9)),
         loss_forward_mappings=dict(
             loss_kd=dict(
                 preds_S=dict(recorder='logits', from_student=True),
-                preds_T=dict(recorder='logits', from_student=False)))))
+                preds_T=dict(recorder='logits', from_student=False),
+            )
+        ),
+    ),
+)

@@ -5,13 +5,14 @@ model = dict(
     type='crd_plugin.FrozenTeacherDistill',
     distiller=dict(
         type='mmrazor.ConfigurableDistiller',
-        student_recorders=dict(
-            stages=dict(type='crd_plugin.StageOutputs', source='backbone')),
-        teacher_recorders=dict(
-            stages=dict(type='crd_plugin.StageOutputs', source='backbone')),
-        distill_losses=dict(
-            loss_nst=dict(type='crd_plugin.NSTLoss', loss_weight=50)),
+        student_recorders=dict(stages=dict(type='crd_plugin.StageOutputs', source='backbone')),
+        teacher_recorders=dict(stages=dict(type='crd_plugin.StageOutputs', source='backbone')),
+        distill_losses=dict(loss_nst=dict(type='crd_plugin.NSTLoss', loss_weight=50)),
         loss_forward_mappings=dict(
             loss_nst=dict(
                 s_feats=dict(recorder='stages', from_student=True),
-                t_feats=dict(recorder='stages', from_student=False)))))
+                t_feats=dict(recorder='stages', from_student=False),
+            )
+        ),
+    ),
+)

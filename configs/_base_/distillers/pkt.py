@@ -5,15 +5,14 @@ model = dict(
     type='crd_plugin.FrozenTeacherDistill',
     distiller=dict(
         type='mmrazor.ConfigurableDistiller',
-        student_recorders=dict(
-            feat=dict(type='mmrazor.ModuleOutputs', source='neck')),
-        teacher_recorders=dict(
-            feat=dict(type='mmrazor.ModuleOutputs', source='neck')),
-        distill_losses=dict(
-            loss_pkt=dict(type='crd_plugin.PKTLoss', loss_weight=30000)),
+        student_recorders=dict(feat=dict(type='mmrazor.ModuleOutputs', source='neck')),
+        teacher_recorders=dict(feat=dict(type='mmrazor.ModuleOutputs', source='neck')),
+        distill_losses=dict(loss_pkt=dict(type='crd_plugin.PKTLoss', loss_weight=30000)),
         loss_forward_mappings=dict(
             loss_pkt=dict(
-                s_feats=dict(
-                    recorder='feat', from_student=True, data_idx=-1),
-                t_feats=dict(
-                    recorder='feat', from_student=False, data_idx=-1)))))
+                s_feats=dict(recorder='feat', from_student=True, data_idx=-1),
+                t_feats=dict(recorder='feat', from_student=False, data_idx=-1),
+            )
+        ),
+    ),
+)

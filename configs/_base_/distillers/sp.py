@@ -5,15 +5,14 @@ model = dict(
     type='crd_plugin.FrozenTeacherDistill',
     distiller=dict(
         type='mmrazor.ConfigurableDistiller',
-        student_recorders=dict(
-            stages=dict(type='crd_plugin.StageOutputs', source='backbone')),
-        teacher_recorders=dict(
-            stages=dict(type='crd_plugin.StageOutputs', source='backbone')),
-        distill_losses=dict(
-            loss_sp=dict(type='crd_plugin.SPLoss', loss_weight=3000)),
+        student_recorders=dict(stages=dict(type='crd_plugin.StageOutputs', source='backbone')),
+        teacher_recorders=dict(stages=dict(type='crd_plugin.StageOutputs', source='backbone')),
+        distill_losses=dict(loss_sp=dict(type='crd_plugin.SPLoss', loss_weight=3000)),
         loss_forward_mappings=dict(
             loss_sp=dict(
-                s_feats=dict(
-                    recorder='stages', from_student=True, data_idx=-1),
-                t_feats=dict(
-                    recorder='stages', from_student=False, data_idx=-1)))))
+                s_feats=dict(recorder='stages', from_student=True, data_idx=-1),
+                t_feats=dict(recorder='stages', from_student=False, data_idx=-1),
+            )
+        ),
+    ),
+)

@@ -4,4 +4,5 @@
 _base_ = './with_cktf_second.py'
 with_cktf = dict(
     teacher_recorders=dict(blocks=dict(blocks='all')),
-    distill_losses=dict(loss_cktf=dict(method='smallest')))
+    distill_losses=dict(loss_cktf=dict(method='smallest')),
+)

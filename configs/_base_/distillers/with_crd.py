@@ -8,26 +8,21 @@ with_crd = dict(
     student_recorders=dict(
         feat=dict(type='mmrazor.ModuleOutputs', source='neck'),
         ids=dict(type='crd_plugin.SampleField', source='sample_idx'),
-        labels=dict(type='crd_plugin.SampleField', source='gt_label')),
-    teacher_recorders=dict(
-        feat=dict(type='mmrazor.ModuleOutputs', source='neck')),
+        labels=dict(type='crd_plugin.SampleField', source='gt_label'),
+    ),
+    teacher_recorders=dict(feat=dict(type='mmrazor.ModuleOutputs', source='neck')),
     connectors=dict(
         crd_student=dict(type='crd_plugin.EmbeddingConnector'),
-        crd_teacher=dict(type='crd_plugin.EmbeddingConnector')),
-    distill_losses=dict(
-        loss_crd=dict(type='crd_plugin.CRDLoss', loss_weight=0.8)),
+        crd_teacher=dict(type='crd_plugin.EmbeddingConnector'),
+    ),
+    distill_losses=dict(loss_crd=dict(type='crd_plugin.CRDLoss', loss_weight=0.8)),
     loss_forward_mappings=dict(
         loss_crd=dict(
-            s_feats=dict(
-                recorder='feat',
-                from_student=True,
-                data_idx=-1,
-                connector='crd_student'),
-            t_feats=dict(
-                recorder='feat',
-                from_student=False,
-                data_idx=-1,
-                connector='crd_teacher'),
+            s_feats=dict(recorder='feat', from_student=True, data_idx=-1, connector='crd_student'),
+            t_feats=dict(recorder='feat', from_student=False, data_idx=-1, connector='crd_teacher'),
             sample_idx=dict(recorder='ids', from_student=True),
-            labels=dict(recorder='labels', from_student=True))))
+            labels=dict(recorder='labels', from_student=True),
+        )
+    ),
+)
 custom_hooks = [dict(type='crd_plugin.MemoryBankHook')]

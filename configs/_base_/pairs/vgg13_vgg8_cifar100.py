@@ -1,4 +1,5 @@
 """VGG-13 and VGG-8 for CIFAR-100."""
+
 # An empty _base_ keeps MMEngine's text format in spite of the import.
 _base_ = []
 from crd_plugin.models.backbones import build_cifar_classifier_cfg  # noqa

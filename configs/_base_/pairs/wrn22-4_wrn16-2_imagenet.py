@@ -4,6 +4,7 @@ Their stem, a 3x3 convolution of stride 1, keeps the 224x224 pixels, so the
 stages work at 224, 112 and 56: 49 times the operations and activations of a
 32x32 image, with the weights of the CIFAR networks but for the classifier.
 """
+
 # An empty _base_ keeps MMEngine's text format in spite of the import.
 _base_ = []
 from crd_plugin.models.backbones import build_cifar_classifier_cfg  # noqa

@@ -1,4 +1,5 @@
 """WRN-40-2 and WRN-40-1 for CIFAR-100."""
+
 # An empty _base_ keeps MMEngine's text format in spite of the import.
 _base_ = []
 from crd_plugin.models.backbones import build_cifar_classifier_cfg  # noqa

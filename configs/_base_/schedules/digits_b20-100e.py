@@ -1,12 +1,9 @@
 """100 epochs of batches of 20, a cosine that ends at zero."""
-optim_wrapper = dict(
-    optimizer=dict(type='SGD', lr=0.05, momentum=0.9, weight_decay=5e-4))
+
+optim_wrapper = dict(optimizer=dict(type='SGD', lr=0.05, momentum=0.9, weight_decay=5e-4))
 param_scheduler = dict(
-    type='CosineAnnealingLR',
-    by_epoch=True,
-    begin=0,
-    end=100,
-    convert_to_iter_based=True)
+    type='CosineAnnealingLR', by_epoch=True, begin=0, end=100, convert_to_iter_based=True
+)
 train_cfg = dict(by_epoch=True, max_epochs=100, val_interval=1)
 val_cfg = dict()
 test_cfg = dict()

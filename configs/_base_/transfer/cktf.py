@@ -5,4 +5,5 @@ distiller = _base_.with_cktf
 distiller.student_recorders.pop('labels')
 distiller.loss_forward_mappings.loss_cktf.pop('labels')
 distiller.distill_losses.loss_cktf.update(
-    beta=1.0, theta=0.04, temperature=0.07, exclude='instance')
+    beta=1.0, theta=0.04, temperature=0.07, exclude='instance'
+)

@@ -5,6 +5,7 @@ b2bba29. There the student is tested on STL-10 with its classifier of
 Tiny-ImageNet, and the epoch with the best of these figures, which mean
 nothing, goes into the second stage; here the last epoch does.
 """
+
 _base_ = [
     '../default_runtime.py',
     '../datasets/stl10_unlabeled.py',

@@ -4,10 +4,10 @@ Source: kaiqi123/CKTF, train_teacher.py --fine_tune @ b2bba29. As there, batch
 norm goes on with the statistics of the new images while all weights of the
 backbone stay as they are.
 """
+
 _base_ = [
     '../default_runtime.py',
     '../datasets/stl10.py',
     '../schedules/tiny_b64-240e.py',
 ]
-optim_wrapper = dict(
-    paramwise_cfg=dict(custom_keys=dict(backbone=dict(lr_mult=0.0))))
+optim_wrapper = dict(paramwise_cfg=dict(custom_keys=dict(backbone=dict(lr_mult=0.0))))

@@ -1,4 +1,5 @@
 """Memory banks of a dry run: their real size, and rows to try them with."""
+
 from typing import Dict, Optional
 
 import torch
@@ -18,15 +19,17 @@ _STAND_IN = 4096
 def named_banks(model: nn.Module) -> Dict[str, MemoryBank]:
     """Memory banks of a model by name."""
     return {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, MemoryBank)
+        name: module for name, module in model.named_modules() if isinstance(module, MemoryBank)
     }
 
 
-def size_banks(model: nn.Module, banks: Dict[str, MemoryBank],
-               num_classes: Optional[int], facts: DataFacts,
-               report: DryRunReport) -> Tensor:
+def size_banks(
+    model: nn.Module,
+    banks: Dict[str, MemoryBank],
+    num_classes: Optional[int],
+    facts: DataFacts,
+    report: DryRunReport,
+) -> Tensor:
     """Size the banks as the hook would, smaller where they are huge.
 
     Args:
@@ -46,14 +49,16 @@ def size_banks(model: nn.Module, banks: Dict[str, MemoryBank],
             report.problem(
                 f'num_samples of {name} is {given}, the training set has '
                 f'{facts.num_samples} samples; set it to that or leave it '
-                'out.')
+                'out.'
+            )
         rows = rows or given or None
     here = min(rows or _STAND_IN, _MOST_ROWS)
     if rows is not None and here < rows:
         here = _STAND_IN
     labels = labels_of(facts, max(here, 2), num_classes)
     needy = [
-        name for name, loss in model.named_modules()
+        name
+        for name, loss in model.named_modules()
         if isinstance(getattr(loss, 'bank', None), MemoryBank)
         and getattr(loss, 'exclude', None) == 'class'
     ]
@@ -65,19 +70,20 @@ def size_banks(model: nn.Module, banks: Dict[str, MemoryBank],
         if rows is not None:
             mib = bank.num_bytes / bank.num_samples * rows / 2**20
         report.banks.append(
-            BankRow(name, rows, bank.embed_dim, mib,
-                    None if len(labels) == rows else len(labels)))
+            BankRow(name, rows, bank.embed_dim, mib, None if len(labels) == rows else len(labels))
+        )
     return labels
 
 
-def _with_negatives(labels: Tensor, facts: DataFacts,
-                    num_classes: Optional[int],
-                    report: DryRunReport) -> Tensor:
+def _with_negatives(
+    labels: Tensor, facts: DataFacts, num_classes: Optional[int], report: DryRunReport
+) -> Tensor:
     """Labels with two classes; that the data set lacks them is reported."""
     if facts.num_samples is not None and facts.labels is None:
         report.problem(
             "exclude='class' needs labels, but train_dataloader.dataset has "
-            "none; use exclude='instance'.")
+            "none; use exclude='instance'."
+        )
     elif facts.labels is not None:
         try:
             build_label_index(torch.from_numpy(facts.labels))

@@ -1,4 +1,5 @@
 """Training data of a dry run: what the config says, and random images."""
+
 import inspect
 from dataclasses import dataclass
 from typing import Any, Dict, Optional, Sequence, Tuple
@@ -19,7 +20,8 @@ _SIZES = dict(
     RandomCrop='crop_size',
     CenterCrop='crop_size',
     EfficientNetCenterCrop='crop_size',
-    Resize='scale')
+    Resize='scale',
+)
 
 
 @dataclass
@@ -38,6 +40,7 @@ class DataFacts:
         image_from (str): Where that is known from.
         dtype (torch.dtype): Of the images.
     """
+
     kind: str = ''
     num_samples: Optional[int] = None
     labels: Optional[np.ndarray] = None
@@ -65,8 +68,7 @@ def inspect_data(cfg: Dict[str, Any], report: DryRunReport) -> DataFacts:
     dataset_cfg = loader.get('dataset') if isinstance(loader, dict) else None
     _image_of_config(cfg, dataset_cfg, facts)
     if not isinstance(dataset_cfg, dict):
-        report.note('The config has no train_dataloader.dataset; only the '
-                    'model is checked.')
+        report.note('The config has no train_dataloader.dataset; only the model is checked.')
         return facts
     facts.kind = str(dataset_cfg.get('type'))
     _facts_of_classes(dataset_cfg, facts)
@@ -82,10 +84,10 @@ def inspect_data(cfg: Dict[str, Any], report: DryRunReport) -> DataFacts:
                 f'train_dataloader.dataset: {facts.kind} cannot be read: '
                 f'{one_line(error, 200).rstrip(".")}; put its files there, '
                 'or set its '
-                'data_root. The model is checked without it.')
+                'data_root. The model is checked without it.'
+            )
         else:
-            report.problem(
-                explain(error, 'train_dataloader.dataset', dataset_cfg))
+            report.problem(explain(error, 'train_dataloader.dataset', dataset_cfg))
         return facts
     _facts_of_dataset(dataset, facts, report)
     return facts
@@ -102,15 +104,12 @@ def describe_data(facts: DataFacts) -> str:
     """
     if not facts.kind:
         return ''
-    known = ('not read' if facts.num_samples is None else
-             f'{facts.num_samples:,} samples')
-    classes = ('' if facts.num_classes is None else
-               f', {facts.num_classes} classes')
+    known = 'not read' if facts.num_samples is None else f'{facts.num_samples:,} samples'
+    classes = '' if facts.num_classes is None else f', {facts.num_classes} classes'
     return f'{facts.kind}, {known}{classes}'
 
 
-def random_batch(facts: DataFacts, batch_size: int,
-                 labels: Tensor) -> Dict[str, Any]:
+def random_batch(facts: DataFacts, batch_size: int, labels: Tensor) -> Dict[str, Any]:
     """A batch as the data loader would give it, of random images.
 
     Args:
@@ -123,6 +122,7 @@ def random_batch(facts: DataFacts, batch_size: int,
         dict: ``inputs`` and ``data_samples``.
     """
     from mmpretrain.structures import DataSample
+
     size = (batch_size, *facts.image)
     if facts.dtype.is_floating_point:
         inputs = torch.randn(size).to(facts.dtype)
@@ -130,10 +130,7 @@ def random_batch(facts: DataFacts, batch_size: int,
         inputs = torch.randint(0, 256, size).to(facts.dtype)
     if facts.num_views:
         # A list of images a view, each view its own.
-        inputs = [
-            list(inputs[torch.randperm(batch_size)])
-            for _ in range(facts.num_views)
-        ]
+        inputs = [list(inputs[torch.randperm(batch_size)]) for _ in range(facts.num_views)]
     rows = torch.randperm(labels.numel())[:batch_size]
     if rows.numel() < batch_size:
         rows = rows.repeat(batch_size)[:batch_size]
@@ -143,15 +140,13 @@ def random_batch(facts: DataFacts, batch_size: int,
         if facts.gives_ids:
             sample.set_field(row, 'sample_idx', field_type='metainfo')
         if facts.contrast:
-            other = torch.randint(labels.numel(), (facts.contrast, ))
-            sample.set_field(
-                torch.cat([torch.tensor([row]), other]), 'contrast_idx')
+            other = torch.randint(labels.numel(), (facts.contrast,))
+            sample.set_field(torch.cat([torch.tensor([row]), other]), 'contrast_idx')
         samples.append(sample)
     return dict(inputs=inputs, data_samples=samples)
 
 
-def _image_of_config(cfg: Dict[str, Any], dataset: Any,
-                     facts: DataFacts) -> None:
+def _image_of_config(cfg: Dict[str, Any], dataset: Any, facts: DataFacts) -> None:
     """Size of an image as pipeline and model say it."""
     model = cfg.get('model') or {}
     shape = model.get('input_shape') if isinstance(model, dict) else None
@@ -165,8 +160,7 @@ def _image_of_config(cfg: Dict[str, Any], dataset: Any,
         if isinstance(size, int):
             size = (size, size)
         # (width, height) of Resize, (height, width) of a crop.
-        if isinstance(size,
-                      (list, tuple)) and len(size) == 2 and min(size) > 0:
+        if isinstance(size, (list, tuple)) and len(size) == 2 and min(size) > 0:
             found = tuple(size)
             if str(part['type']).rpartition('.')[2] == 'Resize':
                 found = found[::-1]
@@ -181,8 +175,7 @@ def _image_of_config(cfg: Dict[str, Any], dataset: Any,
 def _channels(cfg: Dict[str, Any], default: int) -> int:
     """Channels of an image, by the means that are subtracted."""
     for place in (cfg.get('model'), cfg):
-        part = place.get('data_preprocessor') if isinstance(place,
-                                                            dict) else None
+        part = place.get('data_preprocessor') if isinstance(place, dict) else None
         if isinstance(part, dict) and part.get('mean') is not None:
             return len(part['mean'])
     return default
@@ -205,10 +198,9 @@ def _is_missing(error: Exception) -> bool:
     if isinstance(error, FileNotFoundError):
         return True
     text = str(error)
-    return isinstance(
-        error,
-        (RuntimeError, AssertionError)) and ('Cannot find' in text
-                                             or 'Download failed' in text)
+    return isinstance(error, (RuntimeError, AssertionError)) and (
+        'Cannot find' in text or 'Download failed' in text
+    )
 
 
 def _facts_of_classes(cfg: Dict[str, Any], facts: DataFacts) -> None:
@@ -227,8 +219,7 @@ def _facts_of_classes(cfg: Dict[str, Any], facts: DataFacts) -> None:
             facts.num_classes = len(classes)
 
 
-def _facts_of_dataset(dataset: Any, facts: DataFacts,
-                      report: DryRunReport) -> None:
+def _facts_of_dataset(dataset: Any, facts: DataFacts, report: DryRunReport) -> None:
     """Length, labels, classes and one sample of a data set."""
     numbered = index_dataset(dataset)
     facts.gives_ids = numbered is not None
@@ -248,13 +239,14 @@ def _facts_of_dataset(dataset: Any, facts: DataFacts,
     try:
         sample = dataset[0]
     except FileNotFoundError as error:
-        report.note(f'train_dataloader.dataset: the first image is missing: '
-                    f'{one_line(error, 200)}')
+        report.note(f'train_dataloader.dataset: the first image is missing: {one_line(error, 200)}')
         return
     except Exception as error:  # Any transform may fail in its own way.
-        report.problem('train_dataloader.dataset: its first sample does not '
-                       f'go through the pipeline: {one_line(error)}; mend '
-                       'the pipeline or the data.')
+        report.problem(
+            'train_dataloader.dataset: its first sample does not '
+            f'go through the pipeline: {one_line(error)}; mend '
+            'the pipeline or the data.'
+        )
         return
     inputs = sample.get('inputs') if isinstance(sample, dict) else None
     if isinstance(inputs, list) and inputs:
@@ -268,11 +260,11 @@ def _facts_of_dataset(dataset: Any, facts: DataFacts,
         report.problem(
             f'train_dataloader.dataset: a sample holds {describe(sample)}, '
             'expected inputs (C, H, W) and data_samples; end the pipeline '
-            'with PackInputs.')
+            'with PackInputs.'
+        )
 
 
-def labels_of(facts: DataFacts, num_rows: int,
-              num_classes: Optional[int]) -> Tensor:
+def labels_of(facts: DataFacts, num_rows: int, num_classes: Optional[int]) -> Tensor:
     """Labels of the rows that the random samples are taken from.
 
     Args:
@@ -304,5 +296,4 @@ def image_text(facts: DataFacts, batch_size: int) -> str:
     shape: Sequence[int] = (batch_size, *facts.image)
     kind = str(facts.dtype).replace('torch.', '')
     views = f', {facts.num_views} views' if facts.num_views else ''
-    return (f'random, {" x ".join(map(str, shape))} {kind}{views} (size from '
-            f'{facts.image_from})')
+    return f'random, {" x ".join(map(str, shape))} {kind}{views} (size from {facts.image_from})'

@@ -1,4 +1,5 @@
 """What a dry run found, and how it is printed."""
+
 from dataclasses import dataclass, field
 from typing import Any, List, Optional, Sequence, Union
 
@@ -6,8 +7,7 @@ import torch
 from torch import Tensor
 
 # Parts that have a name of their own in the tables.
-_PARTS = ('model', 'student', 'connectors', 'losses', 'slow student',
-          'teacher')
+_PARTS = ('model', 'student', 'connectors', 'losses', 'slow student', 'teacher')
 
 
 @dataclass
@@ -21,6 +21,7 @@ class RecorderRow:
         source (str): Module, parameter or field.
         output (str): Shape, and type where it is not float32.
     """
+
     side: str
     name: str
     kind: str
@@ -31,6 +32,7 @@ class RecorderRow:
 @dataclass
 class ConnectorRow:
     """A connector: shapes before and after, and its parameters."""
+
     name: str
     kind: str
     inputs: str
@@ -50,6 +52,7 @@ class LossRow:
             over these parameters, or why there is none. Without a distiller
             ``connectors`` is all that a model has beside its student.
     """
+
     name: str
     value: float
     summed: bool
@@ -61,6 +64,7 @@ class LossRow:
 @dataclass
 class BankRow:
     """A memory bank at its full size; ``stand_in`` rows in this run."""
+
     name: str
     rows: Optional[int]
     width: int
@@ -71,6 +75,7 @@ class BankRow:
 @dataclass
 class PartRow:
     """Parameters of a part of the model."""
+
     part: str
     trainable: int
     total: int
@@ -84,6 +89,7 @@ class DryRunReport:
         problems (list[str]): One line each, with the mend.
         notes (list[str]): What a reader should know, but is no mistake.
     """
+
     config: str = ''
     data: str = ''
     images: str = ''
@@ -131,7 +137,7 @@ def one_line(message: Any, most: int = 500) -> str:
     if isinstance(message, KeyError) and message.args:
         text = message.args[0]  # str() would quote it
     text = ' '.join(str(text).split()) or type(message).__name__
-    return text if len(text) <= most else text[:most - 4] + ' ...'
+    return text if len(text) <= most else text[: most - 4] + ' ...'
 
 
 def describe(record: Any) -> str:
@@ -150,8 +156,7 @@ def describe(record: Any) -> str:
     if isinstance(record, (list, tuple)):
         return f'[{", ".join(describe(item) for item in record)}]'
     if isinstance(record, dict):
-        return ', '.join(f'{key} {describe(item)}'
-                         for key, item in record.items())
+        return ', '.join(f'{key} {describe(item)}' for key, item in record.items())
     return type(record).__name__
 
 
@@ -168,34 +173,57 @@ def render(report: DryRunReport) -> str:
     whose = 'student' if 'student' in parts or report.teacher else 'model'
     # Of a model without distiller: what it has beside the student.
     others = ', '.join(part for part in parts if part not in _PARTS)
-    head = (('Config', report.config), ('Data', report.data),
-            ('Images', report.images), ('Teacher', report.teacher))
+    head = (
+        ('Config', report.config),
+        ('Data', report.data),
+        ('Images', report.images),
+        ('Teacher', report.teacher),
+    )
     blocks = ['\n'.join(f'{name:<9}{text}' for name, text in head if text)]
     blocks += [
-        _table('Recorders', ('side', 'name', 'type', 'source', 'output'),
-               [(row.side, row.name, row.kind, row.source, row.output)
-                for row in report.recorders]),
-        _table('Connectors', ('name', 'type', 'in', 'out', 'parameters'), [
-            (row.name, row.kind, row.inputs, row.output, f'{row.parameters:,}')
-            for row in report.connectors
-        ]),
-        _table('Losses', ('name', 'value', f'gradient: {whose}', others
-                          or 'connectors', 'teacher', ''),
-               [(row.name, _number(row.value), _number(
-                   row.student), _number(row.connectors), _number(
-                       row.teacher), '' if row.summed else 'not summed')
-                for row in report.losses]),
-        _table('Memory banks', ('name', 'rows a side', 'width', 'memory', ''),
-               [_bank(row) for row in report.banks]),
-        _table('Parameters', ('part', 'trainable', 'total'),
-               [(row.part, f'{row.trainable:,}', f'{row.total:,}')
-                for row in report.parts]),
+        _table(
+            'Recorders',
+            ('side', 'name', 'type', 'source', 'output'),
+            [(row.side, row.name, row.kind, row.source, row.output) for row in report.recorders],
+        ),
+        _table(
+            'Connectors',
+            ('name', 'type', 'in', 'out', 'parameters'),
+            [
+                (row.name, row.kind, row.inputs, row.output, f'{row.parameters:,}')
+                for row in report.connectors
+            ],
+        ),
+        _table(
+            'Losses',
+            ('name', 'value', f'gradient: {whose}', others or 'connectors', 'teacher', ''),
+            [
+                (
+                    row.name,
+                    _number(row.value),
+                    _number(row.student),
+                    _number(row.connectors),
+                    _number(row.teacher),
+                    '' if row.summed else 'not summed',
+                )
+                for row in report.losses
+            ],
+        ),
+        _table(
+            'Memory banks',
+            ('name', 'rows a side', 'width', 'memory', ''),
+            [_bank(row) for row in report.banks],
+        ),
+        _table(
+            'Parameters',
+            ('part', 'trainable', 'total'),
+            [(row.part, f'{row.trainable:,}', f'{row.total:,}') for row in report.parts],
+        ),
     ]
     if report.notes:
         blocks.append('\n'.join(f'note: {note}' for note in report.notes))
     number = len(report.problems)
-    result = 'fine' if not number else (
-        f'{number} problem{"s" if number > 1 else ""}')
+    result = 'fine' if not number else (f'{number} problem{"s" if number > 1 else ""}')
     blocks.append(f'{result} ({report.seconds:.1f} s)')
     return '\n\n'.join(block for block in blocks if block) + '\n'
 
@@ -212,17 +240,14 @@ def _number(value: Union[float, str]) -> str:
     return value if isinstance(value, str) else f'{value:.4g}'
 
 
-def _table(title: str, names: Sequence[str],
-           rows: Sequence[Sequence[str]]) -> str:
+def _table(title: str, names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table with aligned columns; nothing without rows."""
     if not rows:
         return ''
     lines = [names, *rows]
     widths = [max(len(line[i]) for line in lines) for i in range(len(names))]
     text = [
-        '  ' +
-        '  '.join(cell.ljust(width)
-                  for cell, width in zip(line, widths)).rstrip()
+        '  ' + '  '.join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip()
         for line in lines
     ]
     return '\n'.join([title, *text])

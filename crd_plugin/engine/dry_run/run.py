@@ -1,4 +1,5 @@
 """The order of a dry run."""
+
 import copy
 import logging
 import os.path as osp
@@ -22,8 +23,14 @@ from .banks import named_banks, size_banks
 from .checks import check_classes, check_hooks, check_ids, plans_bank
 from .culprits import find_culprits
 from .data import describe_data, image_text, inspect_data, random_batch
-from .distiller import (check_head, check_parts, check_student, check_weights,
-                        is_distillation, lacks_loss)
+from .distiller import (
+    check_head,
+    check_parts,
+    check_student,
+    check_weights,
+    is_distillation,
+    lacks_loss,
+)
 from .report import DryRunReport, PartRow, RecorderRow, describe, one_line
 from .stages import check_stages, computes, each_stage, prune_stages
 from .types import check_types, explain
@@ -32,9 +39,7 @@ from .views import check_views
 _BATCH_SIZE = 4
 
 
-def dry_run_file(filename: str,
-                 options: Optional[Dict[str, Any]] = None,
-                 **kwargs) -> DryRunReport:
+def dry_run_file(filename: str, options: Optional[Dict[str, Any]] = None, **kwargs) -> DryRunReport:
     """Dry-run a config file; what it cannot be loaded for is a problem too.
 
     Args:
@@ -53,20 +58,23 @@ def dry_run_file(filename: str,
         report = DryRunReport(config=osp.basename(filename))
         text = one_line(error)
         if 'Duplicate key' in text:
-            text += ('; two files of _base_ set the same name: let one of '
-                     'them use another, and join them in the config itself')
-        report.problem(f'the config cannot be loaded: {text} '
-                       f'({type(error).__name__}).')
+            text += (
+                '; two files of _base_ set the same name: let one of '
+                'them use another, and join them in the config itself'
+            )
+        report.problem(f'the config cannot be loaded: {text} ({type(error).__name__}).')
         return report
     report = run_dry(cfg, **kwargs)
     report.config = osp.basename(filename)
     return report
 
 
-def run_dry(cfg: Config,
-            batch_size: Optional[int] = None,
-            device: str = 'cpu',
-            use_teacher_ckpt: bool = True) -> DryRunReport:
+def run_dry(
+    cfg: Config,
+    batch_size: Optional[int] = None,
+    device: str = 'cpu',
+    use_teacher_ckpt: bool = True,
+) -> DryRunReport:
     """Build everything and train one step on random data, without a trace.
 
     No file is written, nothing is downloaded, no optimizer step is taken, and
@@ -88,11 +96,9 @@ def run_dry(cfg: Config,
         ValueError: If ``batch_size`` or ``device`` cannot be.
     """
     if batch_size is not None and batch_size < 1:
-        raise ValueError(
-            f'batch_size is {batch_size}, expected at least 1 sample.')
+        raise ValueError(f'batch_size is {batch_size}, expected at least 1 sample.')
     if torch.device(device).type == 'cuda' and not torch.cuda.is_available():
-        raise ValueError(f'device is {device}, but torch sees no GPU; use '
-                         "'cpu'.")
+        raise ValueError(f"device is {device}, but torch sees no GPU; use 'cpu'.")
     start = time.perf_counter()
     report = DryRunReport(config=osp.basename(cfg.filename or ''))
     plain = cfg.to_dict()
@@ -103,20 +109,25 @@ def run_dry(cfg: Config,
     return report
 
 
-def _run(cfg: Dict[str, Any], batch_size: Optional[int], device: str,
-         use_teacher_ckpt: bool, report: DryRunReport) -> None:
+def _run(
+    cfg: Dict[str, Any],
+    batch_size: Optional[int],
+    device: str,
+    use_teacher_ckpt: bool,
+    report: DryRunReport,
+) -> None:
     """All checks, one after the other."""
     check_types(cfg, report)
     facts = inspect_data(cfg, report)
     report.data = describe_data(facts)
     loaded = cfg.get('load_from')
     if loaded and '://' not in loaded and not osp.isfile(loaded):
-        report.problem(f'load_from={loaded} does not exist; give the path of '
-                       'a checkpoint, or None.')
+        report.problem(
+            f'load_from={loaded} does not exist; give the path of a checkpoint, or None.'
+        )
     model_cfg = cfg.get('model')
     if not isinstance(model_cfg, dict):
-        report.problem('the config has no `model`; add one, or a _base_ that '
-                       'has it.')
+        report.problem('the config has no `model`; add one, or a _base_ that has it.')
         return
     if cfg.get('data_preprocessor') is not None:
         model_cfg.setdefault('data_preprocessor', cfg['data_preprocessor'])
@@ -164,25 +175,25 @@ def _parts(model: nn.Module) -> List[PartRow]:
     else:
         parts = _parts_of_distillation(model, distiller)
     rows = [
-        PartRow(name, *step.count(module)) for name, module in parts.items()
+        PartRow(name, *step.count(module))
+        for name, module in parts.items()
         if isinstance(module, nn.Module)
     ]
     return [row for row in rows if row.total]
 
 
-def _parts_of_distillation(model: nn.Module,
-                           distiller: nn.Module) -> Dict[str, Any]:
+def _parts_of_distillation(model: nn.Module, distiller: nn.Module) -> Dict[str, Any]:
     """Modules by the names of the table."""
     return dict(
         student=model.architecture,
         connectors=getattr(distiller, 'connectors', None),
         losses=getattr(distiller, 'distill_losses', None),
         teacher=getattr(model, 'teacher', None),
-        **{'slow student': getattr(model, 'slow_student', None)})
+        **{'slow student': getattr(model, 'slow_student', None)},
+    )
 
 
-def _build(model_cfg: Dict[str, Any],
-           report: DryRunReport) -> Optional[nn.Module]:
+def _build(model_cfg: Dict[str, Any], report: DryRunReport) -> Optional[nn.Module]:
     """Build the model as the runner does, and initialise it."""
     try:
         return _built(model_cfg)
@@ -208,8 +219,7 @@ def _build(model_cfg: Dict[str, Any],
         return None
 
 
-def _fails_alike(model_cfg: Dict[str, Any], mappings: Dict[str, Any],
-                 failure: Exception) -> bool:
+def _fails_alike(model_cfg: Dict[str, Any], mappings: Dict[str, Any], failure: Exception) -> bool:
     """Whether it still fails in the same way with these losses alone."""
     fewer = copy.deepcopy(model_cfg)
     fewer['distiller']['loss_forward_mappings'] = mappings
@@ -227,9 +237,13 @@ def _built(model_cfg: Dict[str, Any]) -> nn.Module:
     return model
 
 
-def _train_step(model: nn.Module, cfg: Dict[str, Any], model_cfg: Dict[str,
-                                                                       Any],
-                data: Dict[str, Any], report: DryRunReport) -> None:
+def _train_step(
+    model: nn.Module,
+    cfg: Dict[str, Any],
+    model_cfg: Dict[str, Any],
+    data: Dict[str, Any],
+    report: DryRunReport,
+) -> None:
     """One step; once more without the losses that fail."""
     wrapper = _optim_wrapper(model, cfg, report)
     model.train()
@@ -241,14 +255,11 @@ def _train_step(model: nn.Module, cfg: Dict[str, Any], model_cfg: Dict[str,
                 break
             except Exception as error:  # Any layer may fail in its own way.
                 known = len(report.problems)
-                again = (
-                    hasattr(
-                        getattr(model, 'distiller', None),
-                        'loss_forward_mappings') and find_culprits(
-                            model, data, model_cfg['distiller'], report))
+                again = hasattr(
+                    getattr(model, 'distiller', None), 'loss_forward_mappings'
+                ) and find_culprits(model, data, model_cfg['distiller'], report)
                 if len(report.problems) == known:
-                    report.problem(f'one training step fails: '
-                                   f'{one_line(error)} ({_place(error)}).')
+                    report.problem(f'one training step fails: {one_line(error)} ({_place(error)}).')
                 if last_try or not again or not computes(model):
                     break
     finally:
@@ -261,12 +272,10 @@ def _train_step(model: nn.Module, cfg: Dict[str, Any], model_cfg: Dict[str,
 def _place(error: Exception) -> str:
     """Kind of an error and the line of code that raised it."""
     frame = traceback.extract_tb(error.__traceback__)[-1]
-    return (f'{type(error).__name__} in {frame.name}, '
-            f'{osp.basename(frame.filename)}:{frame.lineno}')
+    return f'{type(error).__name__} in {frame.name}, {osp.basename(frame.filename)}:{frame.lineno}'
 
 
-def _optim_wrapper(model: nn.Module, cfg: Dict[str, Any],
-                   report: DryRunReport) -> OptimWrapper:
+def _optim_wrapper(model: nn.Module, cfg: Dict[str, Any], report: DryRunReport) -> OptimWrapper:
     """The config's wrapper, so that its settings are tried too."""
     wanted = cfg.get('optim_wrapper')
     known = any(line.startswith('optim_wrapper') for line in report.problems)
@@ -280,8 +289,7 @@ def _optim_wrapper(model: nn.Module, cfg: Dict[str, Any],
     return OptimWrapper(torch.optim.SGD(parameters, lr=0.1))
 
 
-def _read_recorders(model: nn.Module, model_cfg: Dict[str, Any],
-                    report: DryRunReport) -> None:
+def _read_recorders(model: nn.Module, model_cfg: Dict[str, Any], report: DryRunReport) -> None:
     """Shapes of what was recorded in the step."""
     distiller = getattr(model, 'distiller', None)
     for side in ('student', 'teacher'):
@@ -295,8 +303,8 @@ def _read_recorders(model: nn.Module, model_cfg: Dict[str, Any],
                 if len(records) > 1:
                     output += f', {len(records)} times'
             report.recorders.append(
-                RecorderRow(side, name, str(cfg['type']),
-                            str(cfg.get('source', '-')), output))
+                RecorderRow(side, name, str(cfg['type']), str(cfg.get('source', '-')), output)
+            )
 
 
 @contextmanager
@@ -304,10 +312,7 @@ def _without_a_trace() -> Iterator[None]:
     """Fixed seeds inside; random state, log level and warnings as before."""
     python, numpy = random.getstate(), np.random.get_state()
     devices: Sequence[int] = range(torch.cuda.device_count())
-    loggers: List[logging.Logger] = [
-        MMLogger.get_current_instance(),
-        logging.getLogger('mmengine')
-    ]
+    loggers: List[logging.Logger] = [MMLogger.get_current_instance(), logging.getLogger('mmengine')]
     levels = [logger.level for logger in loggers]
     with torch.random.fork_rng(devices), warnings.catch_warnings():
         warnings.simplefilter('ignore')

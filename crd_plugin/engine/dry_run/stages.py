@@ -1,4 +1,5 @@
 """Models that are trained in stages: every stage is tried."""
+
 from typing import Any, Dict, Iterable, Iterator, List, Tuple
 
 from mmengine.registry import LOOPS
@@ -31,24 +32,26 @@ def check_stages(cfg: Dict[str, Any], report: DryRunReport) -> None:
     if staged and not stages:
         report.problem(
             'train_cfg.type is StagedTrainLoop, but the model has no stages; '
-            'take a schedule without a first stage.')
+            'take a schedule without a first stage.'
+        )
     elif stages and loop_cfg and not staged:
         report.problem(
             f'model.stages has {stages}, which train_cfg does not go through; '
             "set train_cfg=dict(type='crd_plugin.StagedTrainLoop', ...), or "
             'take a schedule with a first stage, such as '
-            '_base_/schedules/cifar_b64-30e-240e.py.')
+            '_base_/schedules/cifar_b64-30e-240e.py.'
+        )
     elif stages and loop_cfg:
         try:
-            split_epochs(stages, loop_cfg.get('max_epochs', 0),
-                         loop_cfg.get('stage_epochs') or {})
+            split_epochs(stages, loop_cfg.get('max_epochs', 0), loop_cfg.get('stage_epochs') or {})
         except ValueError as error:
             report.problem(error)
         wrapper = cfg.get('model_wrapper_cfg') or cfg
         if not wrapper.get('find_unused_parameters'):
             report.note(
                 'find_unused_parameters is not set; a stage leaves '
-                'parameters out, so several processes need it to be True.')
+                'parameters out, so several processes need it to be True.'
+            )
 
 
 def prune_stages(model: Dict[str, Any], losses: Iterable[str]) -> None:
@@ -75,8 +78,7 @@ def prune_stages(model: Dict[str, Any], losses: Iterable[str]) -> None:
             for key in ('trainable', 'frozen'):
                 if isinstance(stage.get(key), (list, tuple)):
                     stage[key] = [
-                        name for name in stage[key]
-                        if not f'{name}.'.startswith(f'{path}.')
+                        name for name in stage[key] if not f'{name}.'.startswith(f'{path}.')
                     ]
     model['stages'] = [stage for stage in stages if _has_losses(stage)]
 
@@ -106,9 +108,8 @@ def each_stage(model: nn.Module, report: DryRunReport) -> Iterator[None]:
             losses.append(row)
     report.losses = losses
     # A stage that does not run a network records nothing of it.
-    report.recorders = _last_seen(report.recorders, ('side', 'name'),
-                                  'nothing')
-    report.connectors = _last_seen(report.connectors, ('name', ), '-')
+    report.recorders = _last_seen(report.recorders, ('side', 'name'), 'nothing')
+    report.connectors = _last_seen(report.connectors, ('name',), '-')
 
 
 def computes(model: nn.Module) -> bool:
@@ -137,8 +138,7 @@ def _has_losses(stage: Dict[str, Any]) -> bool:
     return losses is None or bool(losses) or stage.get('student_loss', True)
 
 
-def _last_seen(rows: Iterable[Any], keys: Tuple[str, ...],
-               nothing: str) -> List[Any]:
+def _last_seen(rows: Iterable[Any], keys: Tuple[str, ...], nothing: str) -> List[Any]:
     """One row for each value of the keys: the last that shows something."""
     found: Dict[Any, Any] = {}
     for row in rows:

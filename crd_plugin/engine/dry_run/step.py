@@ -1,4 +1,5 @@
 """One training step on random data, watched closely."""
+
 from typing import Any, Dict, Iterable, List, Optional, Tuple, Union
 
 import torch
@@ -20,8 +21,7 @@ class Probe:
         report (DryRunReport): Takes the losses.
     """
 
-    def __init__(self, model: nn.Module, wrapper: OptimWrapper,
-                 report: DryRunReport) -> None:
+    def __init__(self, model: nn.Module, wrapper: OptimWrapper, report: DryRunReport) -> None:
         self.model = model
         self.wrapper = wrapper
         self.report = report
@@ -67,20 +67,24 @@ class Probe:
                 continue
             self.report.losses.append(
                 LossRow(
-                    name, float(value), 'loss' in name,
+                    name,
+                    float(value),
+                    'loss' in name,
                     gradient_norm(value, student),
                     gradient_norm(value, connectors),
                     gradient_norm(
-                        value, teacher,
-                        'frozen' if hasattr(self.model, 'teacher') else '-')))
+                        value, teacher, 'frozen' if hasattr(self.model, 'teacher') else '-'
+                    ),
+                )
+            )
         if not torch.isfinite(loss).all():
-            self.report.problem(f'the sum of the losses is {float(loss)}; '
-                                'see which one in the table.')
+            self.report.problem(
+                f'the sum of the losses is {float(loss)}; see which one in the table.'
+            )
         self.wrapper.backward(loss)
 
 
-def parameters_of(
-        model: nn.Module) -> Tuple[List[Tensor], List[Tensor], List[Tensor]]:
+def parameters_of(model: nn.Module) -> Tuple[List[Tensor], List[Tensor], List[Tensor]]:
     """Trainable parameters of student, distiller and teacher.
 
     Args:
@@ -91,17 +95,16 @@ def parameters_of(
         second has all that belong neither to the student nor to a teacher.
     """
     parts = []
-    for part in (getattr(model, 'architecture',
-                         model), getattr(model, 'distiller', None),
-                 getattr(model, 'teacher', None)):
+    for part in (
+        getattr(model, 'architecture', model),
+        getattr(model, 'distiller', None),
+        getattr(model, 'teacher', None),
+    ):
         found = part.parameters() if isinstance(part, nn.Module) else ()
         parts.append([p for p in found if p.requires_grad])
     if not hasattr(model, 'distiller'):
         known = {id(p) for part in parts for p in part}
-        parts[1] = [
-            p for p in model.parameters()
-            if p.requires_grad and id(p) not in known
-        ]
+        parts[1] = [p for p in model.parameters() if p.requires_grad and id(p) not in known]
     return tuple(parts)
 
 
@@ -114,9 +117,9 @@ def mean_of(value: Any) -> Optional[Tensor]:
     return None
 
 
-def gradient_norm(loss: Tensor,
-                  parameters: Iterable[Tensor],
-                  nothing: str = '-') -> Union[float, str]:
+def gradient_norm(
+    loss: Tensor, parameters: Iterable[Tensor], nothing: str = '-'
+) -> Union[float, str]:
     """L2 norm of a loss's gradient.
 
     Args:
@@ -132,8 +135,7 @@ def gradient_norm(loss: Tensor,
         return nothing
     if not loss.requires_grad:
         return 'none'
-    gradients = torch.autograd.grad(
-        loss, parameters, retain_graph=True, allow_unused=True)
+    gradients = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
     norms = [g.float().norm() for g in gradients if g is not None]
     return float(torch.stack(norms).norm()) if norms else 'none'
 
@@ -148,28 +150,36 @@ def check_gradients(model: nn.Module, report: DryRunReport) -> None:
     distilling = hasattr(model, 'teacher')
     trained = getattr(model, 'teacher_trainable', False)
     for row in report.losses:
-        if row.summed and distilling and not any(
-                isinstance(norm, float)
-                for norm in (row.student, row.connectors, row.teacher)):
+        if (
+            row.summed
+            and distilling
+            and not any(
+                isinstance(norm, float) for norm in (row.student, row.connectors, row.teacher)
+            )
+        ):
             report.problem(
                 f'{row.name} sends no gradient anywhere; check from_student '
                 'in its loss_forward_mappings: one argument at least must '
-                'come from the student.')
+                'come from the student.'
+            )
         for norm in (row.student, row.connectors):
             if isinstance(norm, float) and norm != norm:
-                report.problem(f'{row.name} has the gradient NaN; lower its '
-                               'weight, or compute it in float32.')
+                report.problem(
+                    f'{row.name} has the gradient NaN; lower its weight, or compute it in float32.'
+                )
     if not distilling or trained:
         return
     reached = [
-        name for name, p in model.teacher.named_parameters()
+        name
+        for name, p in model.teacher.named_parameters()
         if p.grad is not None and p.grad.abs().sum() > 0
     ]
     if reached:
         report.problem(
             f'the gradient reaches the teacher ({reached[0]} and '
             f'{len(reached) - 1} more); use crd_plugin.FrozenTeacherDistill, '
-            'or teacher_trainable=False.')
+            'or teacher_trainable=False.'
+        )
 
 
 def watch_connectors(model: nn.Module, report: DryRunReport) -> List[Any]:
@@ -185,9 +195,7 @@ def watch_connectors(model: nn.Module, report: DryRunReport) -> List[Any]:
     handles = []
     distiller = getattr(model, 'distiller', None)
     for name, connector in getattr(distiller, 'connectors', {}).items():
-        row = ConnectorRow(name,
-                           type(connector).__name__, '-', '-',
-                           count(connector)[1])
+        row = ConnectorRow(name, type(connector).__name__, '-', '-', count(connector)[1])
         report.connectors.append(row)
 
         def hook(module, args, output, row=row):

@@ -1,25 +1,54 @@
 """Registered types of a config: which are unknown, what was meant."""
+
 import difflib
 import inspect
 import re
 from importlib import import_module
 from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
-from mmengine.registry import (DATA_SAMPLERS, DATASETS, EVALUATOR, FUNCTIONS,
-                               HOOKS, LOOPS, METRICS, MODELS,
-                               OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS,
-                               OPTIMIZERS, PARAM_SCHEDULERS, TASK_UTILS,
-                               TRANSFORMS, VISBACKENDS, VISUALIZERS,
-                               DefaultScope, Registry)
+from mmengine.registry import (
+    DATA_SAMPLERS,
+    DATASETS,
+    EVALUATOR,
+    FUNCTIONS,
+    HOOKS,
+    LOOPS,
+    METRICS,
+    MODELS,
+    OPTIM_WRAPPER_CONSTRUCTORS,
+    OPTIM_WRAPPERS,
+    OPTIMIZERS,
+    PARAM_SCHEDULERS,
+    TASK_UTILS,
+    TRANSFORMS,
+    VISBACKENDS,
+    VISUALIZERS,
+    DefaultScope,
+    Registry,
+)
 
 from .report import DryRunReport, one_line
 
 _REGISTRIES = {
     registry.name: registry
-    for registry in (DATA_SAMPLERS, DATASETS, EVALUATOR, FUNCTIONS, HOOKS,
-                     LOOPS, METRICS, MODELS, OPTIM_WRAPPER_CONSTRUCTORS,
-                     OPTIM_WRAPPERS, OPTIMIZERS, PARAM_SCHEDULERS, TASK_UTILS,
-                     TRANSFORMS, VISBACKENDS, VISUALIZERS)
+    for registry in (
+        DATA_SAMPLERS,
+        DATASETS,
+        EVALUATOR,
+        FUNCTIONS,
+        HOOKS,
+        LOOPS,
+        METRICS,
+        MODELS,
+        OPTIM_WRAPPER_CONSTRUCTORS,
+        OPTIM_WRAPPERS,
+        OPTIMIZERS,
+        PARAM_SCHEDULERS,
+        TASK_UTILS,
+        TRANSFORMS,
+        VISBACKENDS,
+        VISUALIZERS,
+    )
 }
 # Where the runner builds what. '*' is any key or position.
 _PLACES: Sequence[Tuple[str, Registry]] = (
@@ -40,8 +69,7 @@ _PLACES: Sequence[Tuple[str, Registry]] = (
     ('vis_backends.*', VISBACKENDS),
 )
 _UNKNOWN = re.compile(r'^(\S+) is not in the (?:\S+::)?(.+?) registry')
-_UNEXPECTED = re.compile(
-    r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'")
+_UNEXPECTED = re.compile(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'")
 
 
 def find_type(registry: Registry, name: str) -> Optional[Any]:
@@ -75,18 +103,18 @@ def check_types(cfg: Dict[str, Any], report: DryRunReport) -> None:
         loader = cfg.get(name) or {}
         if not isinstance(loader, dict):
             continue
-        for key, registry in (('sampler', DATA_SAMPLERS),
-                              ('batch_sampler', DATA_SAMPLERS), ('collate_fn',
-                                                                 FUNCTIONS)):
+        for key, registry in (
+            ('sampler', DATA_SAMPLERS),
+            ('batch_sampler', DATA_SAMPLERS),
+            ('collate_fn', FUNCTIONS),
+        ):
             check_type(loader.get(key), f'{name}.{key}', registry, report)
         _check_dataset(loader.get('dataset'), f'{name}.dataset', report)
 
 
-def check_type(cfg: Any,
-               path: str,
-               registry: Registry,
-               report: DryRunReport,
-               suffix: str = '') -> bool:
+def check_type(
+    cfg: Any, path: str, registry: Registry, report: DryRunReport, suffix: str = ''
+) -> bool:
     """Report the type of one place if nothing of that name is registered.
 
     Args:
@@ -131,8 +159,7 @@ def _check_pipeline(steps: Any, path: str, report: DryRunReport) -> None:
         place = f'{path}[{number}]'
         check_type(step, place, TRANSFORMS, report)
         if isinstance(step, dict):
-            _check_pipeline(
-                step.get('transforms'), f'{place}.transforms', report)
+            _check_pipeline(step.get('transforms'), f'{place}.transforms', report)
         else:
             _check_pipeline(step, place, report)
 
@@ -152,10 +179,7 @@ def explain(error: Exception, path: str, cfg: Any) -> str:
     unknown = _UNKNOWN.match(text)
     if isinstance(error, KeyError) and unknown:
         kind, name = unknown.groups()
-        place = next(
-            (place
-             for place, found in walk(cfg, path) if found.get('type') == kind),
-            path)
+        place = next((place for place, found in walk(cfg, path) if found.get('type') == kind), path)
         return _unknown(kind, f'{place}.type', _REGISTRIES.get(name, MODELS))
     unexpected = _UNEXPECTED.search(text)
     if isinstance(error, TypeError) and unexpected:
@@ -208,8 +232,9 @@ def nearest(wanted: str, known: Sequence[str], most: int = 3) -> str:
     """
     # A name with one part too many or too few: head.fc for fc.
     ends = [
-        name for name in known if name and (
-            wanted.endswith(f'.{name}') or name.endswith(f'.{wanted}'))
+        name
+        for name in known
+        if name and (wanted.endswith(f'.{name}') or name.endswith(f'.{wanted}'))
     ]
     close = difflib.get_close_matches(wanted, known, n=most, cutoff=0.5)
     found = list(dict.fromkeys(ends[:most] + close))[:most]
@@ -222,28 +247,22 @@ def nearest(wanted: str, known: Sequence[str], most: int = 3) -> str:
     return f'there are {", ".join(known[:8])}{more}'
 
 
-def _unknown(kind: str,
-             path: str,
-             registry: Registry,
-             suffix: str = '') -> str:
+def _unknown(kind: str, path: str, registry: Registry, suffix: str = '') -> str:
     """The line about a type that nothing is registered for."""
     names = _registered(registry)
     wanted = (kind + suffix).rpartition('.')[2].lower()
     bare = {name: name.rpartition('.')[2].lower() for name in names}
-    close = difflib.get_close_matches(
-        wanted, sorted(set(bare.values())), n=3, cutoff=0.6)
+    close = difflib.get_close_matches(wanted, sorted(set(bare.values())), n=3, cutoff=0.6)
     found = [name for hit in close for name in names if bare[name] == hit]
     # The same scope first: it is rarely the scope that is mistyped.
     scope = kind.rpartition('.')[0]
-    found.sort(key=lambda name:
-               (close.index(bare[name]), name.rpartition('.')[0] != scope))
+    found.sort(key=lambda name: (close.index(bare[name]), name.rpartition('.')[0] != scope))
     if suffix:
-        found = [
-            name[:-len(suffix)] for name in found if name.endswith(suffix)
-        ]
+        found = [name[: -len(suffix)] for name in found if name.endswith(suffix)]
     what = registry.name
-    mend = (f'the nearest are {", ".join(found[:3])}'
-            if found else 'check the name and custom_imports')
+    mend = (
+        f'the nearest are {", ".join(found[:3])}' if found else 'check the name and custom_imports'
+    )
     return f"{path}: '{kind}' is no registered {what}; {mend}."
 
 
@@ -256,8 +275,7 @@ def _registered(registry: Registry) -> List[str]:
     names = []
     for child in (registry, *registry.children.values()):
         child.import_from_location()
-        prefix = '' if child.scope in (default,
-                                       'mmengine') else (f'{child.scope}.')
+        prefix = '' if child.scope in (default, 'mmengine') else (f'{child.scope}.')
         names += [prefix + name for name in child.module_dict]
     return names
 
@@ -269,10 +287,9 @@ def _at(cfg: Any, keys: Sequence[str], path: str = '') -> Iterator:
         return
     key, rest = keys[0], keys[1:]
     if isinstance(cfg, dict):
-        for name in (cfg if key == '*' else (key, )):
+        for name in cfg if key == '*' else (key,):
             if name in cfg:
-                yield from _at(cfg[name], rest,
-                               f'{path}.{name}' if path else name)
+                yield from _at(cfg[name], rest, f'{path}.{name}' if path else name)
     elif isinstance(cfg, (list, tuple)) and key == '*':
         for number, value in enumerate(cfg):
             yield from _at(value, rest, f'{path}[{number}]')

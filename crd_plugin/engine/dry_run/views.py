@@ -1,4 +1,5 @@
 """Views of an image and CoCoRD's hook: what data and model ask for."""
+
 from typing import Any, Dict, Optional
 
 from mmengine.registry import HOOKS, MODELS, TRANSFORMS
@@ -12,8 +13,9 @@ from .report import DryRunReport
 from .types import find_type, walk
 
 
-def check_views(cfg: Dict[str, Any], model_cfg: Dict[str, Any],
-                facts: DataFacts, report: DryRunReport) -> None:
+def check_views(
+    cfg: Dict[str, Any], model_cfg: Dict[str, Any], facts: DataFacts, report: DryRunReport
+) -> None:
     """As many views as the model looks at, and the hook that it needs.
 
     Args:
@@ -29,39 +31,46 @@ def check_views(cfg: Dict[str, Any], model_cfg: Dict[str, Any],
         # Without the files of the data set its config has to tell.
         facts.num_views = _views_of_config(cfg['train_dataloader']['dataset'])
     if facts.kind and facts.num_views != wanted:
-        found = f'{facts.num_views or 1} view' + ('s' if (facts.num_views or 1)
-                                                  > 1 else '')
-        mend = ('wrap the training pipeline: pipeline=[dict(type='
-                "'crd_plugin.MultiViewPipeline', transforms=train_pipeline)]"
-                if cocord else
-                'take MultiViewPipeline out of the training pipeline')
+        found = f'{facts.num_views or 1} view' + ('s' if (facts.num_views or 1) > 1 else '')
+        mend = (
+            'wrap the training pipeline: pipeline=[dict(type='
+            "'crd_plugin.MultiViewPipeline', transforms=train_pipeline)]"
+            if cocord
+            else 'take MultiViewPipeline out of the training pipeline'
+        )
         report.problem(
             f'train_dataloader.dataset gives {found} of each image, '
-            f'{model_cfg.get("type")} expects {wanted or 1}; {mend}.')
+            f'{model_cfg.get("type")} expects {wanted or 1}; {mend}.'
+        )
     facts.num_views = wanted
     _check_hook(cfg, model_cfg, cocord, report)
 
 
-def _check_hook(cfg: Dict[str, Any], model_cfg: Dict[str, Any], cocord: bool,
-                report: DryRunReport) -> None:
+def _check_hook(
+    cfg: Dict[str, Any], model_cfg: Dict[str, Any], cocord: bool, report: DryRunReport
+) -> None:
     """One CoCoRDHook if and only if the model is a CoCoRDDistill."""
     hooks = list(cfg.get('custom_hooks') or [])
     hooks += (cfg.get('default_hooks') or {}).values()
     number = sum(
-        _is(HOOKS, hook.get('type'), CoCoRDHook) for hook in hooks
-        if isinstance(hook, dict))
+        _is(HOOKS, hook.get('type'), CoCoRDHook) for hook in hooks if isinstance(hook, dict)
+    )
     entry = "dict(type='crd_plugin.CoCoRDHook')"
     if cocord and number == 0:
         report.problem(
             'custom_hooks has no CoCoRDHook, so averages and key queue of '
             f'{model_cfg["type"]} would not move; add {entry} to it (a config '
-            'that sets custom_hooks replaces the list of its _base_).')
+            'that sets custom_hooks replaces the list of its _base_).'
+        )
     if number > 1:
-        report.problem(f'custom_hooks has CoCoRDHook {number} times, '
-                       'expected once; remove the others.')
+        report.problem(
+            f'custom_hooks has CoCoRDHook {number} times, expected once; remove the others.'
+        )
     if number and not cocord:
-        report.problem('custom_hooks has CoCoRDHook, but the model is no '
-                       f'crd_plugin.CoCoRDDistill; remove {entry} from it.')
+        report.problem(
+            'custom_hooks has CoCoRDHook, but the model is no '
+            f'crd_plugin.CoCoRDDistill; remove {entry} from it.'
+        )
 
 
 def _views_of_config(dataset: Dict[str, Any]) -> Optional[int]:

@@ -1,4 +1,5 @@
 """Hooks."""
+
 from .cocord_hook import CoCoRDHook
 from .memory_bank_hook import MemoryBankHook
 from .random_state_hook import RandomStateHook

@@ -1,4 +1,5 @@
 """Checks that hooks share: nothing else may change what they keep in step."""
+
 import torch
 from mmengine.dist import all_gather, get_rank
 from mmengine.hooks import Hook, SyncBuffersHook
@@ -23,7 +24,8 @@ def check_once(hook: Hook, runner) -> None:
         raise ValueError(
             f'{type(hook).__name__} is registered {number} times, expected '
             'once; remove it from custom_hooks where a base config already '
-            'has it.')
+            'has it.'
+        )
 
 
 def check_buffers_are_ours(runner, what: str) -> None:
@@ -40,7 +42,8 @@ def check_buffers_are_ours(runner, what: str) -> None:
         raise ValueError(
             'SyncBuffersHook averages every buffer over the ranks, which is '
             f'wrong for {what}; remove it from custom_hooks (batch norm: use '
-            'sync_bn).')
+            'sync_bn).'
+        )
 
 
 def check_ranks_agree(hook: Hook, name: str, checksum: Tensor) -> None:
@@ -61,7 +64,8 @@ def check_ranks_agree(hook: Hook, name: str, checksum: Tensor) -> None:
                 f'{name} differs between rank 0 and rank {rank} (seen on '
                 f'rank {get_rank()}); something other than '
                 f'{type(hook).__name__} changes its buffers, such as a hook '
-                'that averages or overwrites them.')
+                'that averages or overwrites them.'
+            )
 
 
 def bit_sum(tensor: Tensor) -> Tensor:
@@ -77,8 +81,6 @@ def bit_sum(tensor: Tensor) -> Tensor:
     word = torch.int16 if tensor.element_size() == 2 else torch.int32
     words = tensor.contiguous().view(-1).view(word).view(tensor.size(0), -1)
     # A few rows at a time: torch widens what it adds up to int64 first.
-    bits = torch.cat([
-        rows.sum(1, dtype=torch.int64) for rows in words.split(_ROWS_AT_ONCE)
-    ])
+    bits = torch.cat([rows.sum(1, dtype=torch.int64) for rows in words.split(_ROWS_AT_ONCE)])
     weight = torch.arange(1, bits.numel() + 1, device=bits.device)
     return (bits * weight).sum()

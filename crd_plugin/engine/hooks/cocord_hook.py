@@ -1,4 +1,5 @@
 """What CoCoRD changes between two forward passes."""
+
 from typing import Any, Optional, Tuple
 
 import torch
@@ -14,8 +15,7 @@ from crd_plugin.models.key_queue import KeyQueue
 from crd_plugin.models.memory_bank import PendingUpdate
 from crd_plugin.registry import HOOKS
 
-from ._checks import (bit_sum, check_buffers_are_ours, check_once,
-                      check_ranks_agree)
+from ._checks import bit_sum, check_buffers_are_ours, check_once, check_ranks_agree
 from .memory_bank_hook import gather_updates
 
 
@@ -65,7 +65,8 @@ class CoCoRDHook(Hook):
             runner.logger.warning(
                 f'CoCoRDHook found a {type(model).__name__} instead of a '
                 'crd_plugin.CoCoRDDistill; it can be removed from '
-                'custom_hooks.')
+                'custom_hooks.'
+            )
             return
         check_once(self, runner)
         check_buffers_are_ours(runner, 'a key queue')
@@ -76,36 +77,28 @@ class CoCoRDHook(Hook):
         """Compare the queues of all ranks, loaded or fresh."""
         self._check_ranks()
 
-    def before_train_iter(self,
-                          runner,
-                          batch_idx: int,
-                          data_batch: Any = None) -> None:
+    def before_train_iter(self, runner, batch_idx: int, data_batch: Any = None) -> None:
         """Move the averages, if the optimizer has just made a step."""
         wrapper = runner.optim_wrapper
         # Of several optimizers one at least steps in each iteration.
-        if self._model is not None and getattr(wrapper, 'should_update',
-                                               lambda: True)():
+        if self._model is not None and getattr(wrapper, 'should_update', lambda: True)():
             self._model.update_averages()
 
-    def after_train_iter(self,
-                         runner,
-                         batch_idx: int,
-                         data_batch: Any = None,
-                         outputs: Optional[dict] = None) -> None:
+    def after_train_iter(
+        self, runner, batch_idx: int, data_batch: Any = None, outputs: Optional[dict] = None
+    ) -> None:
         """Write the keys that the forward pass left, in rank order."""
         if self._model is None:
             return
         queue = self._model.cocord_loss.queue
         if queue.pending is None:
             return
-        if batch_idx == 0 or self.every_n_inner_iters(batch_idx,
-                                                      self.interval):
+        if batch_idx == 0 or self.every_n_inner_iters(batch_idx, self.interval):
             self._log(runner, queue)
         if get_world_size() == 1:
             queue.commit()
             return
-        queue.commit(*gather_keys(queue.pending,
-                                  runner.train_loop.dataloader.batch_size))
+        queue.commit(*gather_keys(queue.pending, runner.train_loop.dataloader.batch_size))
 
     def after_train_epoch(self, runner) -> None:
         """Compare the queues of all ranks, before they are saved."""
@@ -121,7 +114,8 @@ class CoCoRDHook(Hook):
                 raise ValueError(
                     f'The checkpoint has no {part.rstrip(".")} of CoCoRD, so '
                     'training cannot be resumed from it exactly; start from '
-                    'its weights with load_from instead of --resume.')
+                    'its weights with load_from instead of --resume.'
+                )
 
     def _log(self, runner, queue: KeyQueue) -> None:
         """Log the terms of the loss and look at the keys."""
@@ -130,23 +124,24 @@ class CoCoRDHook(Hook):
                 'Some keys are NaN or infinite and would stay in the queue; '
                 'the teacher, or the projector that its own one follows, has '
                 'diverged: lower the learning rate, clip gradients, or check '
-                'the teacher\'s checkpoint.')
+                "the teacher's checkpoint."
+            )
         terms = self._model.cocord_loss.terms
-        for name, value in (('contrast', terms.contrast),
-                            ('prediction', terms.prediction), ('contrast_top1',
-                                                               terms.top1)):
+        for name, value in (
+            ('contrast', terms.contrast),
+            ('prediction', terms.prediction),
+            ('contrast_top1', terms.top1),
+        ):
             runner.message_hub.update_scalar(f'train/{name}', value)
 
     def _check_ranks(self) -> None:
         """All ranks must hold the same bits."""
         if self._model is None or get_world_size() == 1:
             return
-        check_ranks_agree(self, 'The key queue',
-                          checksum(self._model.cocord_loss.queue))
+        check_ranks_agree(self, 'The key queue', checksum(self._model.cocord_loss.queue))
 
 
-def gather_keys(keys: Tensor,
-                batch_size: Optional[int]) -> Tuple[Tensor, Tensor]:
+def gather_keys(keys: Tensor, batch_size: Optional[int]) -> Tuple[Tensor, Tensor]:
     """Gather keys of all ranks, in rank order, in one collective.
 
     Args:
@@ -164,8 +159,7 @@ def gather_keys(keys: Tensor,
     """
     place = torch.arange(keys.size(0), device=keys.device)
     # The bank's format has embeddings of two sides; the other one is empty.
-    update, = gather_updates([PendingUpdate(place, keys, keys[:, :0])],
-                             batch_size)
+    (update,) = gather_updates([PendingUpdate(place, keys, keys[:, :0])], batch_size)
     # Repeated entries carry the place of the one that they repeat.
     gathered = update.sample_idx.view(get_world_size(), -1)
     expected = torch.arange(gathered.size(1), device=keys.device)

@@ -1,4 +1,5 @@
 """The one place that changes memory banks during training."""
+
 from typing import Any, Dict, List, Optional, Sequence
 
 import numpy as np
@@ -11,15 +12,13 @@ from torch import Tensor
 
 from crd_plugin.models._numbers import count
 from crd_plugin.models.losses import CRDLoss
-from crd_plugin.models.losses.crd_checks import (check_embeddings,
-                                                 check_labels, check_range)
+from crd_plugin.models.losses.crd_checks import check_embeddings, check_labels, check_range
 from crd_plugin.models.memory_bank import MemoryBank, PendingUpdate
 from crd_plugin.models.sharded_bank import ShardedBank
 from crd_plugin.ops import pack_update, unpack_update
 from crd_plugin.registry import HOOKS
 
-from ._checks import (bit_sum, check_buffers_are_ours, check_once,
-                      check_ranks_agree)
+from ._checks import bit_sum, check_buffers_are_ours, check_once, check_ranks_agree
 
 
 @HOOKS.register_module()
@@ -73,7 +72,8 @@ class MemoryBankHook(Hook):
         if not self._banks:
             runner.logger.warning(
                 'MemoryBankHook found no memory bank in the model; it can be '
-                'removed from custom_hooks.')
+                'removed from custom_hooks.'
+            )
             return
         given = runner.train_loop.dataloader.dataset
         dataset = index_dataset(given)
@@ -82,7 +82,8 @@ class MemoryBankHook(Hook):
                 f'train_dataloader.dataset is a {type(given).__name__}, whose '
                 'samples carry no ids for the memory bank; wrap it: '
                 "dataset=dict(type='crd_plugin.SampleIndexDataset', "
-                'dataset=...).')
+                'dataset=...).'
+            )
         num_samples = dataset.num_samples
         self._labels = self._read_labels(dataset)
         labels = None
@@ -93,17 +94,18 @@ class MemoryBankHook(Hook):
                 raise ValueError(
                     f'num_samples of {name} is {bank.num_samples}, the '
                     f'training set has {num_samples} samples; set it to that '
-                    'or leave it out.')
+                    'or leave it out.'
+                )
             # Ranks may have been seeded differently.
             seed = torch.tensor(runner.seed + number)
             broadcast(seed)
             bank.resize(num_samples, labels, seed=int(seed))
-            shards = ('' if bank.num_shards == 1 else
-                      f' on each of {bank.num_shards} ranks')
+            shards = '' if bank.num_shards == 1 else f' on each of {bank.num_shards} ranks'
             runner.logger.info(
                 f'Memory bank {name}: {num_samples} rows of width '
                 f'{bank.embed_dim} a side, {bank.num_bytes / 2**20:.1f} MiB'
-                f'{shards}.')
+                f'{shards}.'
+            )
         first, *others = self._banks.values()
         by_class = {
             name: loss
@@ -121,10 +123,7 @@ class MemoryBankHook(Hook):
         """Compare the banks of all ranks, loaded or fresh."""
         self._check_ranks()
 
-    def before_train_iter(self,
-                          runner,
-                          batch_idx: int,
-                          data_batch: Any = None) -> None:
+    def before_train_iter(self, runner, batch_idx: int, data_batch: Any = None) -> None:
         """Check ids and labels of the batch while they are on the host."""
         samples = None
         if isinstance(data_batch, dict):
@@ -132,44 +131,34 @@ class MemoryBankHook(Hook):
         if self._banks and isinstance(samples, (list, tuple)):
             self._check_samples(samples)
 
-    def after_train_iter(self,
-                         runner,
-                         batch_idx: int,
-                         data_batch: Any = None,
-                         outputs: Optional[dict] = None) -> None:
+    def after_train_iter(
+        self, runner, batch_idx: int, data_batch: Any = None, outputs: Optional[dict] = None
+    ) -> None:
         """Commit what the forward pass left, in rank order."""
-        staged = {
-            name: bank
-            for name, bank in self._banks.items() if bank.pending is not None
-        }
+        staged = {name: bank for name, bank in self._banks.items() if bank.pending is not None}
         if not staged:
             return
-        if batch_idx == 0 or self.every_n_inner_iters(batch_idx,
-                                                      self.interval):
+        if batch_idx == 0 or self.every_n_inner_iters(batch_idx, self.interval):
             self._log(runner, staged)
         banks = list(staged.values())
         updates = [bank.pending for bank in banks]
         if get_world_size() > 1:
-            updates = gather_updates(updates,
-                                     runner.train_loop.dataloader.batch_size)
+            updates = gather_updates(updates, runner.train_loop.dataloader.batch_size)
         self._whole = {}
         for bank, update in zip(banks, updates):
             bank.commit(update)
-        if self._shards and any(
-                _saves_iteration(hook, runner) for hook in _savers(runner)):
+        if self._shards and any(_saves_iteration(hook, runner) for hook in _savers(runner)):
             self.gather_shards()
 
     def after_train_epoch(self, runner) -> None:
         """Compare the banks of all ranks, before they are saved."""
         self._check_ranks()
-        if self._shards and any(
-                _saves_epoch(hook, runner) for hook in _savers(runner)):
+        if self._shards and any(_saves_epoch(hook, runner) for hook in _savers(runner)):
             self.gather_shards()
 
     def before_val_epoch(self, runner) -> None:
         """The best checkpoint may be saved after validation."""
-        if self._shards and any(
-                hook.save_best for hook in _savers(runner)):
+        if self._shards and any(hook.save_best for hook in _savers(runner)):
             self.gather_shards()
 
     def gather_shards(self) -> None:
@@ -181,8 +170,7 @@ class MemoryBankHook(Hook):
         for name, bank in self._shards.items():
             if name not in self._whole:
                 self._whole[name] = {
-                    side: bank.gather_rows(side)
-                    for side in ('student', 'teacher')
+                    side: bank.gather_rows(side) for side in ('student', 'teacher')
                 }
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
@@ -193,7 +181,8 @@ class MemoryBankHook(Hook):
                     f'The rows of {name} are split over '
                     f'{bank.num_shards} ranks and were not gathered for this '
                     'checkpoint; call gather_shards() of MemoryBankHook on '
-                    'every rank first (CheckpointHook needs no such call).')
+                    'every rank first (CheckpointHook needs no such call).'
+                )
             for side, rows in self._whole[name].items():
                 checkpoint['state_dict'][f'{name}.{side}'] = rows
 
@@ -206,7 +195,8 @@ class MemoryBankHook(Hook):
                 raise ValueError(
                     f'The checkpoint has no memory bank "{name}", so training '
                     'cannot be resumed from it exactly; start from its '
-                    'weights with load_from instead of --resume.')
+                    'weights with load_from instead of --resume.'
+                )
 
     @property
     def _shards(self) -> Dict[str, ShardedBank]:
@@ -221,25 +211,23 @@ class MemoryBankHook(Hook):
         """Refuse what would damage a bank."""
         check_once(self, runner)
         check_buffers_are_ours(runner, 'a memory bank')
-        sharded = [
-            name for name, bank in self._banks.items()
-            if isinstance(bank, ShardedBank)
-        ]
+        sharded = [name for name, bank in self._banks.items() if isinstance(bank, ShardedBank)]
         if sharded and any(isinstance(hook, EMAHook) for hook in runner.hooks):
             raise ValueError(
                 f'EMAHook keeps a copy of {sharded[0]}, whose rows are split '
-                'over the ranks, and would save one rank\'s rows; remove '
-                'EMAHook from custom_hooks, or use sharded=False.')
+                "over the ranks, and would save one rank's rows; remove "
+                'EMAHook from custom_hooks, or use sharded=False.'
+            )
 
     def _read_labels(self, dataset: Any) -> Optional[np.ndarray]:
         """Labels of the training set; None where nothing needs them."""
         try:
             return np.asarray(dataset.get_gt_labels(), dtype=np.int64)
         except ValueError as error:
-            if any(loss.bank is not None and loss.exclude == 'class'
-                   for loss in self._losses.values()):
-                raise ValueError(
-                    f"exclude='class' needs labels: {error}") from error
+            if any(
+                loss.bank is not None and loss.exclude == 'class' for loss in self._losses.values()
+            ):
+                raise ValueError(f"exclude='class' needs labels: {error}") from error
             return None
 
     def _check_pool(self, runner, name: str, loss: CRDLoss) -> None:
@@ -250,7 +238,8 @@ class MemoryBankHook(Hook):
             runner.logger.info(
                 f'{name}: num_negatives={loss.num_negatives} is more than '
                 f'the {smallest} rows of other classes that some sample has; '
-                'its negatives are drawn with replacement.')
+                'its negatives are drawn with replacement.'
+            )
 
     def _check_samples(self, samples: Sequence[Any]) -> None:
         """Ids must be there, in range, and those of the bank's data set."""
@@ -259,24 +248,23 @@ class MemoryBankHook(Hook):
             raise ValueError(
                 'The data samples have no sample_idx; wrap the training data '
                 'set in crd_plugin.SampleIndexDataset and end its pipeline '
-                'with PackInputs.')
+                'with PackInputs.'
+            )
         index = torch.tensor(ids, dtype=torch.int64)
         bank = next(iter(self._banks.values()))
-        check_range('sample_idx', int(index.min()), int(index.max()),
-                    bank.num_samples)
+        check_range('sample_idx', int(index.min()), int(index.max()), bank.num_samples)
         labels = [getattr(sample, 'gt_label', None) for sample in samples]
         if self._labels is not None and all(
-                isinstance(label, Tensor) and label.numel() == 1
-                for label in labels):
+            isinstance(label, Tensor) and label.numel() == 1 for label in labels
+        ):
             check_labels(
-                torch.stack(labels).view(-1).cpu(),
-                torch.from_numpy(self._labels)[index], index)
+                torch.stack(labels).view(-1).cpu(), torch.from_numpy(self._labels)[index], index
+            )
 
     def _log(self, runner, staged: Dict[str, MemoryBank]) -> None:
         """Log the mutual information bound and look at the norms."""
         for bank in staged.values():
-            for name, side in (('s_feats', 'student'), ('t_feats',
-                                                        'teacher')):
+            for name, side in (('s_feats', 'student'), ('t_feats', 'teacher')):
                 embedding = getattr(bank.pending, side)
                 check_embeddings(name, side, embedding.float().norm(dim=1))
         for name, loss in self._losses.items():
@@ -285,8 +273,7 @@ class MemoryBankHook(Hook):
                 tag = 'mi_bound'
                 if len(self._losses) > 1:
                     tag += '_' + name.rpartition('.')[2].replace('loss', 'at')
-                runner.message_hub.update_scalar(f'train/{tag}',
-                                                 loss.mi_bound)
+                runner.message_hub.update_scalar(f'train/{tag}', loss.mi_bound)
 
     def _check_ranks(self) -> None:
         """All ranks must hold the same bits."""
@@ -314,8 +301,9 @@ def index_dataset(dataset: Any) -> Optional[Any]:
     return dataset
 
 
-def gather_updates(updates: Sequence[PendingUpdate],
-                   batch_size: Optional[int]) -> List[PendingUpdate]:
+def gather_updates(
+    updates: Sequence[PendingUpdate], batch_size: Optional[int]
+) -> List[PendingUpdate]:
     """Gather pending updates of all ranks, in rank order, in one collective.
 
     Args:
@@ -336,20 +324,16 @@ def gather_updates(updates: Sequence[PendingUpdate],
         batch_size = int(torch.cat(sizes).max())
     if count > batch_size:
         raise RuntimeError(
-            f'A batch has {count} samples, the data loader\'s batch_size is '
-            f'{batch_size}; give each sample of a batch one embedding.')
-    embeddings = [
-        embedding for update in updates
-        for embedding in (update.student, update.teacher)
-    ]
+            f"A batch has {count} samples, the data loader's batch_size is "
+            f'{batch_size}; give each sample of a batch one embedding.'
+        )
+    embeddings = [embedding for update in updates for embedding in (update.student, update.teacher)]
     widths = [embedding.size(1) for embedding in embeddings]
-    packed = torch.cat(
-        all_gather(pack_update(sample_idx, embeddings, batch_size)))
+    packed = torch.cat(all_gather(pack_update(sample_idx, embeddings, batch_size)))
     sample_idx, embeddings = unpack_update(packed, widths)
     return [
         PendingUpdate(sample_idx, student, teacher, update.log_z)
-        for update, student, teacher in zip(updates, embeddings[::2],
-                                            embeddings[1::2])
+        for update, student, teacher in zip(updates, embeddings[::2], embeddings[1::2])
     ]
 
 
@@ -378,15 +362,17 @@ def _savers(runner) -> List[CheckpointHook]:
 def _saves_iteration(hook: CheckpointHook, runner) -> bool:
     """Whether it saves after this iteration."""
     return not hook.by_epoch and (
-        hook.every_n_train_iters(runner, hook.interval, hook.save_begin) or
-        (hook.save_last and hook.is_last_train_iter(runner)))
+        hook.every_n_train_iters(runner, hook.interval, hook.save_begin)
+        or (hook.save_last and hook.is_last_train_iter(runner))
+    )
 
 
 def _saves_epoch(hook: CheckpointHook, runner) -> bool:
     """Whether it saves after this epoch."""
     return hook.by_epoch and (
-        hook.every_n_epochs(runner, hook.interval, hook.save_begin) or
-        (hook.save_last and hook.is_last_train_epoch(runner)))
+        hook.every_n_epochs(runner, hook.interval, hook.save_begin)
+        or (hook.save_last and hook.is_last_train_epoch(runner))
+    )
 
 
 def _unwrap(model: torch.nn.Module) -> torch.nn.Module:
@@ -396,7 +382,4 @@ def _unwrap(model: torch.nn.Module) -> torch.nn.Module:
 
 def _named(model: torch.nn.Module, kind: type) -> dict:
     """Modules of one class by name."""
-    return {
-        name: module
-        for name, module in model.named_modules() if isinstance(module, kind)
-    }
+    return {name: module for name, module in model.named_modules() if isinstance(module, kind)}

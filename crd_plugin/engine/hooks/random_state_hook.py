@@ -1,4 +1,5 @@
 """Randomness that a resumed run repeats exactly."""
+
 import random
 from typing import Any, Optional
 
@@ -52,10 +53,7 @@ class RandomStateHook(Hook):
             dataset.set_epoch(runner.epoch)
         seed_everything(runner.seed, get_rank(), runner.iter)
 
-    def before_train_iter(self,
-                          runner,
-                          batch_idx: int,
-                          data_batch: Any = None) -> None:
+    def before_train_iter(self, runner, batch_idx: int, data_batch: Any = None) -> None:
         """Seed the iteration."""
         seed_everything(runner.seed, get_rank(), runner.iter)
 
@@ -63,7 +61,8 @@ class RandomStateHook(Hook):
         """Save what the position is counted from."""
         sampler = _sampler(runner.train_loop.dataloader)
         checkpoint['random_state'] = dict(
-            seed=runner.seed, sampler_seed=getattr(sampler, 'seed', None))
+            seed=runner.seed, sampler_seed=getattr(sampler, 'seed', None)
+        )
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         """Take over the sampler's seed when training goes on."""

@@ -1,4 +1,5 @@
 """Training loops."""
+
 from .staged_train_loop import StagedTrainLoop
 
 __all__ = ['StagedTrainLoop']

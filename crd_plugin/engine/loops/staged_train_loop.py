@@ -1,4 +1,5 @@
 """Training in stages: one config, one command, one run."""
+
 from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence
 
 from mmengine.model import is_model_wrapper
@@ -11,6 +12,7 @@ from crd_plugin.registry import LOOPS
 
 class Span(NamedTuple):
     """Epochs of a stage, counted from 0: ``begin`` to ``end - 1``."""
+
     name: str
     begin: int
     end: int
@@ -51,14 +53,16 @@ class StagedTrainLoop(EpochBasedTrainLoop):
             for parameters that a stage leaves out.
     """
 
-    def __init__(self,
-                 runner: Any,
-                 dataloader: Any,
-                 max_epochs: int,
-                 stage_epochs: Dict[str, int],
-                 val_begin: Optional[int] = None,
-                 val_interval: int = 1,
-                 **kwargs) -> None:
+    def __init__(
+        self,
+        runner: Any,
+        dataloader: Any,
+        max_epochs: int,
+        stage_epochs: Dict[str, int],
+        val_begin: Optional[int] = None,
+        val_interval: int = 1,
+        **kwargs,
+    ) -> None:
         model = runner.model
         self.spans = split_epochs(_stages_of(model), max_epochs, stage_epochs)
         # Of DistributedDataParallel alone.
@@ -67,17 +71,17 @@ class StagedTrainLoop(EpochBasedTrainLoop):
                 'find_unused_parameters is False, but a stage leaves '
                 'parameters out, for which the processes would wait; set '
                 'find_unused_parameters = True in the config (or in its '
-                'model_wrapper_cfg).')
+                'model_wrapper_cfg).'
+            )
         if val_begin is None:
             val_begin = self.spans[-1].begin + 1
-        super().__init__(runner, dataloader, max_epochs, val_begin,
-                         val_interval, **kwargs)
+        super().__init__(runner, dataloader, max_epochs, val_begin, val_interval, **kwargs)
 
     def run_epoch(self) -> None:
         """Train one epoch, in the stage that it belongs to."""
-        number, span = next((number, span)
-                            for number, span in enumerate(self.spans, 1)
-                            if self.epoch < span.end)
+        number, span = next(
+            (number, span) for number, span in enumerate(self.spans, 1) if self.epoch < span.end
+        )
         model = _unwrap(self.runner.model)
         if model.stage != span.name or self.epoch == span.begin:
             self._enter(model, number, span)
@@ -100,11 +104,13 @@ class StagedTrainLoop(EpochBasedTrainLoop):
         self.runner.logger.info(
             f'Stage {number} of {len(self.spans)}, "{span.name}": epochs '
             f'{span.begin + 1} to {span.end}; losses of the distiller: '
-            f'{losses}; {trained:,} parameters train.')
+            f'{losses}; {trained:,} parameters train.'
+        )
 
 
-def split_epochs(stages: Sequence[str], max_epochs: int,
-                 stage_epochs: Dict[str, int]) -> List[Span]:
+def split_epochs(
+    stages: Sequence[str], max_epochs: int, stage_epochs: Dict[str, int]
+) -> List[Span]:
     """Which epochs belong to which stage.
 
     Args:
@@ -123,14 +129,16 @@ def split_epochs(stages: Sequence[str], max_epochs: int,
         raise ValueError(
             f'train_cfg.stage_epochs has {list(stage_epochs)}, but the model '
             f'has the stages {list(stages)}; give the epochs of all but the '
-            'last.')
+            'last.'
+        )
     spans, begin = [], 0
     for name in first:
         epochs = stage_epochs[name]
         if not isinstance(epochs, int) or epochs < 0:
             raise ValueError(
                 f'train_cfg.stage_epochs.{name} is {epochs!r}, expected a '
-                'number of epochs (0 leaves the stage out).')
+                'number of epochs (0 leaves the stage out).'
+            )
         if epochs:
             spans.append(Span(name, begin, begin + epochs))
         begin += epochs
@@ -140,8 +148,9 @@ def split_epochs(stages: Sequence[str], max_epochs: int,
             f'takes {begin}; no epoch is left for the last stage, "{last}". '
             'Give fewer to the others, such as '
             f'train_cfg.stage_epochs.{first[-1]}={max_epochs - 1}.'
-            if first else f'train_cfg.max_epochs is {max_epochs}, expected '
-            'at least 1.')
+            if first
+            else f'train_cfg.max_epochs is {max_epochs}, expected at least 1.'
+        )
     return [*spans, Span(last, begin, max_epochs)]
 
 
@@ -152,15 +161,14 @@ def _stages_of(model: nn.Module) -> List[str]:
         raise ValueError(
             f'StagedTrainLoop trains a model with stages, such as '
             f'crd_plugin.StagedDistill; {type(_unwrap(model)).__name__} has '
-            'none. Use a schedule without stage_epochs.')
+            'none. Use a schedule without stage_epochs.'
+        )
     return list(stages)
 
 
 def _optimizers(wrapper: Any) -> Iterator[Any]:
     """The optimizers inside one wrapper or several."""
-    wrappers = (
-        wrapper.values()
-        if isinstance(wrapper, OptimWrapperDict) else [wrapper])
+    wrappers = wrapper.values() if isinstance(wrapper, OptimWrapperDict) else [wrapper]
     for single in wrappers:
         assert isinstance(single, OptimWrapper)
         yield single.optimizer

@@ -1,4 +1,5 @@
 """Networks of one config that share their first layers."""
+
 import copy
 import difflib
 from contextlib import contextmanager
@@ -45,28 +46,27 @@ class BranchPoint:
         ValueError: If there is no such module, or it is not called.
     """
 
-    def __init__(self, net: nn.Module, branch_from: str,
-                 images: Tensor) -> None:
+    def __init__(self, net: nn.Module, branch_from: str, images: Tensor) -> None:
         names = {module: name for name, module in net.named_modules()}
         if branch_from not in names.values() or not branch_from:
             raise ValueError(
                 f'branch_from={branch_from!r} is no module of the '
-                f'architecture; {_nearest(branch_from, names.values())}.')
+                f'architecture; {_nearest(branch_from, names.values())}.'
+            )
         self.branch_from = branch_from
-        finished, self.own, self.divided = _trace(net, names, branch_from,
-                                                  images)
+        finished, self.own, self.divided = _trace(net, names, branch_from, images)
         if branch_from not in self.own:
             raise ValueError(
                 f'branch_from={branch_from!r} is not called by the '
                 'architecture; give a module that its forward pass goes '
-                f'through: {_direct(finished)}.')
+                f'through: {_direct(finished)}.'
+            )
         # Called before the branches start, anywhere; and by a module that
         # the branches run again, so that its output is asked for again.
         self.trunk = {name for name, _ in finished}
-        self.replayed = sorted({
-            name
-            for name, parents in finished if self.divided.issuperset(parents)
-        })
+        self.replayed = sorted(
+            {name for name, parents in finished if self.divided.issuperset(parents)}
+        )
 
     @contextmanager
     def record(self, net: nn.Module) -> Iterator[Tape]:
@@ -96,11 +96,12 @@ class BranchPoint:
 
         try:
             for name in self.replayed:
-                handles.append(
-                    net.get_submodule(name).register_forward_hook(keep(name)))
+                handles.append(net.get_submodule(name).register_forward_hook(keep(name)))
             handles.append(
                 net.get_submodule(self.branch_from).register_forward_pre_hook(
-                    divide, with_kwargs=True))
+                    divide, with_kwargs=True
+                )
+            )
             yield tape
         finally:
             for handle in handles:
@@ -124,8 +125,7 @@ class BranchPoint:
                 module.inplace = False
             fate = self._fate(name)
             if name in self.replayed:
-                _set_module(fresh, name,
-                            StandIn(name, module, called_again=fate == 'own'))
+                _set_module(fresh, name, StandIn(name, module, called_again=fate == 'own'))
             elif fate == 'trunk':
                 _set_module(fresh, name, _without_parameters(module))
             elif fate == 'divided':
@@ -135,8 +135,7 @@ class BranchPoint:
                     module.__dict__[key] = shared[key]
 
     @torch.no_grad()
-    def check(self, net: nn.Module, branch: nn.Module,
-              images: Tensor) -> Tensor:
+    def check(self, net: nn.Module, branch: nn.Module, images: Tensor) -> Tensor:
         """With the network's weights a branch gives the network's logits.
 
         Args:
@@ -157,23 +156,23 @@ class BranchPoint:
         net.eval()
         branch.eval()
         try:
-            branch.load_state_dict({
-                key:
-                weights[key.replace(f'.{StandIn.OWN}.', '.')]
-                for key in before
-            })
+            branch.load_state_dict(
+                {key: weights[key.replace(f'.{StandIn.OWN}.', '.')] for key in before}
+            )
             with self.record(net) as tape:
                 logits = net(images, None, mode='tensor')
             if not isinstance(logits, Tensor) or logits.dim() != 2:
                 raise ValueError(
-                    "architecture gives no logits (B, classes) in "
+                    'architecture gives no logits (B, classes) in '
                     f"mode='tensor', but {_describe(logits)}; end it with a "
-                    'head for classification.')
+                    'head for classification.'
+                )
             if tape.feature is None:
                 raise ValueError(
                     f'branch_from={self.branch_from!r} is called without a '
                     'tensor, so the gate has no input; choose another '
-                    'module.')
+                    'module.'
+                )
             same = self._same(logits, branch, images, tape)
         finally:
             branch.load_state_dict(before)
@@ -183,14 +182,16 @@ class BranchPoint:
             raise ValueError(
                 f'branch_from={self.branch_from!r} does not divide the '
                 'architecture cleanly: a branch with the same weights gives '
-                'other logits; choose a module that starts a stage.')
+                'other logits; choose a module that starts a stage.'
+            )
         return tape.feature
 
-    def _same(self, logits: Tensor, branch: nn.Module, images: Tensor,
-              tape: Tape) -> bool:
+    def _same(self, logits: Tensor, branch: nn.Module, images: Tensor, tape: Tape) -> bool:
         """Whether a branch repeats the logits and leaves the tape alone."""
         kept = [
-            output for outputs in tape.outputs.values() for output in outputs
+            output
+            for outputs in tape.outputs.values()
+            for output in outputs
             if isinstance(output, Tensor)
         ]
         versions = [output._version for output in kept]
@@ -201,8 +202,11 @@ class BranchPoint:
             return False
         unchanged = versions == [output._version for output in kept]
         tolerance = 1e-4 * float(logits.abs().max())
-        return (unchanged and repeated.shape == logits.shape and bool(
-            ((repeated - logits).abs() <= tolerance).all()))
+        return (
+            unchanged
+            and repeated.shape == logits.shape
+            and bool(((repeated - logits).abs() <= tolerance).all())
+        )
 
     def _fate(self, name: str) -> str:
         """What becomes of a module's parameters in a branch."""
@@ -228,8 +232,7 @@ class StandIn(nn.Module):
 
     OWN = 'called_again'
 
-    def __init__(self, source: str, module: nn.Module,
-                 called_again: bool) -> None:
+    def __init__(self, source: str, module: nn.Module, called_again: bool) -> None:
         super().__init__()
         self.source = source
         self.outputs: List[Any] = []
@@ -253,7 +256,8 @@ class StandIn(nn.Module):
         raise RuntimeError(
             f'a branch calls {self.source} more often than the trunk has '
             'called it; the forward pass must not be random in what it '
-            'calls.')
+            'calls.'
+        )
 
 
 @contextmanager
@@ -264,9 +268,7 @@ def replay(branch: nn.Module, tape: Tape) -> Iterator[None]:
         branch (nn.Module): Made by :meth:`BranchPoint.make_branch`.
         tape (Tape): Recorded for the same images.
     """
-    stand_ins = [
-        module for module in branch.modules() if isinstance(module, StandIn)
-    ]
+    stand_ins = [module for module in branch.modules() if isinstance(module, StandIn)]
     try:
         for stand_in in stand_ins:
             stand_in.outputs = list(tape.outputs.get(stand_in.source, ()))
@@ -296,8 +298,9 @@ def _without_parameters(module: nn.Module) -> nn.Module:
 
 
 @torch.no_grad()
-def _trace(net: nn.Module, names: Dict[nn.Module, str], branch_from: str,
-           images: Tensor) -> Tuple[List[tuple], Set[str], Set[str]]:
+def _trace(
+    net: nn.Module, names: Dict[nn.Module, str], branch_from: str, images: Tensor
+) -> Tuple[List[tuple], Set[str], Set[str]]:
     """Calls in order of one forward pass.
 
     Returns:
@@ -331,13 +334,13 @@ def _trace(net: nn.Module, names: Dict[nn.Module, str], branch_from: str,
             handles.append(module.register_forward_pre_hook(enter))
             handles.append(module.register_forward_hook(leave))
         net(images, None, mode='tensor')
-    except (RuntimeError, ValueError, IndexError, TypeError,
-            AssertionError) as error:
+    except (RuntimeError, ValueError, IndexError, TypeError, AssertionError) as error:
         raise ValueError(
             f'input_shape={tuple(images.shape[1:])} does not go through the '
             f'architecture: {error}; set model.input_shape to channels, '
             'height and width of one image, or mend '
-            'model.architecture.') from error
+            'model.architecture.'
+        ) from error
     finally:
         for handle in handles:
             handle.remove()
@@ -359,8 +362,7 @@ def _first_tensor(values: Sequence[Any]) -> Optional[Tensor]:
 
 def _direct(finished: List[tuple]) -> str:
     """Names of the first few modules that a backbone calls."""
-    names = dict.fromkeys(name for name, parents in finished
-                          if len(parents) <= 2 and name)
+    names = dict.fromkeys(name for name, parents in finished if len(parents) <= 2 and name)
     return ', '.join(list(names)[:12])
 
 
@@ -370,8 +372,11 @@ def _nearest(wanted: Any, known: Any) -> str:
     ends = [name for name in known if name.endswith(f'.{wanted}')]
     close = difflib.get_close_matches(str(wanted), known, n=3, cutoff=0.5)
     found = list(dict.fromkeys(ends[:2] + close))[:3]
-    return f'the nearest are {", ".join(found)}' if found else (
-        f'there are {", ".join(known[:8])} ...')
+    return (
+        f'the nearest are {", ".join(found)}'
+        if found
+        else (f'there are {", ".join(known[:8])} ...')
+    )
 
 
 def _describe(value: Any) -> str:

@@ -1,4 +1,5 @@
 """CoCoRD: three views, a slow student and a queue of teacher keys."""
+
 import copy
 from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
@@ -68,17 +69,18 @@ class CoCoRDDistill(FrozenTeacherDistill):
     num_views = 3
     loss_class = CoCoRDLoss
 
-    def __init__(self, architecture: Union[BaseModel, Dict], distiller: dict,
-                 teacher: Union[BaseModel, Dict], **kwargs) -> None:
+    def __init__(
+        self,
+        architecture: Union[BaseModel, Dict],
+        distiller: dict,
+        teacher: Union[BaseModel, Dict],
+        **kwargs,
+    ) -> None:
         if isinstance(architecture, dict):
             architecture = RAZOR_MODELS.build(architecture)
         # Before recorders hang their hooks on the student.
         slow_student = copy.deepcopy(architecture)
-        super().__init__(
-            architecture=architecture,
-            distiller=distiller,
-            teacher=teacher,
-            **kwargs)
+        super().__init__(architecture=architecture, distiller=distiller, teacher=teacher, **kwargs)
         self._loss_name, recorders = self._find_loss()
         self.data_preprocessor = MultiViewPreprocessor(self.data_preprocessor)
         self.slow_student = slow_student.requires_grad_(False)
@@ -89,13 +91,11 @@ class CoCoRDDistill(FrozenTeacherDistill):
                 module.inplace = False  # it would overwrite a record
         self._copy_student()
         for name in recorders:
-            self.distiller.student_recorders.get_recorder(name).initialize(
-                self.slow_student)
+            self.distiller.student_recorders.get_recorder(name).initialize(self.slow_student)
         if self.channels_last:
             self.slow_student.to(memory_format=torch.channels_last)
         if kwargs.get('compile', False) is not False:
-            speed.compile_backbone(self.slow_student, 'slow student',
-                                   kwargs['compile'])
+            speed.compile_backbone(self.slow_student, 'slow student', kwargs['compile'])
 
     @property
     def cocord_loss(self) -> CoCoRDLoss:
@@ -103,9 +103,8 @@ class CoCoRDDistill(FrozenTeacherDistill):
         return self.distiller.distill_losses[self._loss_name]
 
     def run_teacher(
-            self,
-            batch_inputs: Sequence[Tensor],
-            data_samples: Optional[List[BaseDataElement]] = None) -> None:
+        self, batch_inputs: Sequence[Tensor], data_samples: Optional[List[BaseDataElement]] = None
+    ) -> None:
         """Show the teacher its view, and record.
 
         Args:
@@ -116,10 +115,12 @@ class CoCoRDDistill(FrozenTeacherDistill):
         """
         super().run_teacher(self._views(batch_inputs)[2], data_samples)
 
-    def run_student(self,
-                    batch_inputs: Sequence[Tensor],
-                    data_samples: Optional[List[BaseDataElement]] = None,
-                    with_loss: bool = True) -> Dict[str, Tensor]:
+    def run_student(
+        self,
+        batch_inputs: Sequence[Tensor],
+        data_samples: Optional[List[BaseDataElement]] = None,
+        with_loss: bool = True,
+    ) -> Dict[str, Tensor]:
         """Show both students their views, and record.
 
         Args:
@@ -134,14 +135,13 @@ class CoCoRDDistill(FrozenTeacherDistill):
         view, view_2, _ = self._views(batch_inputs)
         distiller = self.distiller
         distiller.set_deliveries_override(True)
-        with distiller.student_recorders, torch.set_grad_enabled(
-                self.student_trainable and torch.is_grad_enabled()):
+        with (
+            distiller.student_recorders,
+            torch.set_grad_enabled(self.student_trainable and torch.is_grad_enabled()),
+        ):
             # What is delivered is of one view.
             with distiller.deliveries:
-                result = self.student(
-                    view,
-                    data_samples,
-                    mode='loss' if with_loss else 'tensor')
+                result = self.student(view, data_samples, mode='loss' if with_loss else 'tensor')
             if not self.distillation_stopped:
                 self._other_passes(view, view_2, data_samples)
         return result if with_loss else {}
@@ -154,8 +154,7 @@ class CoCoRDDistill(FrozenTeacherDistill):
         if self.distillation_stopped:
             return
         loss = self.cocord_loss
-        move_averages(self.slow_student.parameters(),
-                      self.student.parameters(), loss.slow_momentum)
+        move_averages(self.slow_student.parameters(), self.student.parameters(), loss.slow_momentum)
         loss.update_averages()
 
     def init_weights(self) -> None:
@@ -168,10 +167,8 @@ class CoCoRDDistill(FrozenTeacherDistill):
         self.slow_student.load_state_dict(self.student.state_dict())
 
     def _other_passes(
-            self,
-            view: Tensor,
-            view_2: Tensor,
-            data_samples: Optional[List[BaseDataElement]] = None) -> None:
+        self, view: Tensor, view_2: Tensor, data_samples: Optional[List[BaseDataElement]] = None
+    ) -> None:
         """All but the student's pass over the first view, in their order."""
         self.student(view_2, data_samples, mode='tensor')
         with torch.no_grad():
@@ -195,36 +192,40 @@ class CoCoRDDistill(FrozenTeacherDistill):
     def _find_loss(self) -> Tuple[str, List[str]]:
         """Name of the CoCoRDLoss and the student's recorders that it reads."""
         found = [
-            name for name, loss in self.distiller.distill_losses.items()
+            name
+            for name, loss in self.distiller.distill_losses.items()
             if isinstance(loss, CoCoRDLoss)
         ]
         if len(found) != 1:
             raise ValueError(
                 f'distiller.distill_losses has {len(found)} losses of type '
                 'crd_plugin.CoCoRDLoss, CoCoRDDistill needs one; take '
-                'configs/_base_/distillers/cocord.py as an example.')
-        name, = found
+                'configs/_base_/distillers/cocord.py as an example.'
+            )
+        (name,) = found
         mapping = self.distiller.loss_forward_mappings.get(name)
         if not mapping:
             raise ValueError(
                 f'loss_forward_mappings has no {name}, so CoCoRDLoss is given '
                 'no features; take configs/_base_/distillers/cocord.py as an '
-                'example.')
-        return name, sorted({
-            record['recorder']
-            for record in mapping.values() if record['from_student']
-        })
+                'example.'
+            )
+        return name, sorted(
+            {record['recorder'] for record in mapping.values() if record['from_student']}
+        )
 
     def _views(self, batch_inputs: Any) -> Sequence[Tensor]:
         """Three batches of views, or what is there instead."""
-        if isinstance(batch_inputs,
-                      (list, tuple)) and len(batch_inputs) == self.num_views:
+        if isinstance(batch_inputs, (list, tuple)) and len(batch_inputs) == self.num_views:
             return batch_inputs
-        found = (f'{len(batch_inputs)} views' if isinstance(
-            batch_inputs,
-            (list, tuple)) else f'single images, {tuple(batch_inputs.shape)}')
+        found = (
+            f'{len(batch_inputs)} views'
+            if isinstance(batch_inputs, (list, tuple))
+            else f'single images, {tuple(batch_inputs.shape)}'
+        )
         raise ValueError(
             f'CoCoRDDistill was given {found}, expected {self.num_views} '
             'views of each image; make them with pipeline=[dict('
             "type='crd_plugin.MultiViewPipeline', transforms=train_pipeline)] "
-            'in the training data set.')
+            'in the training data set.'
+        )

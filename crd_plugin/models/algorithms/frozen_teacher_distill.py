@@ -1,4 +1,5 @@
 """Distillation from a teacher that stays as it is."""
+
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Union
 
 import torch
@@ -58,22 +59,24 @@ class FrozenTeacherDistill(SingleTeacherDistill):
         FileNotFoundError: If a checkpoint does not exist.
     """
 
-    def __init__(self,
-                 distiller: dict,
-                 teacher: Union[BaseModel, Dict],
-                 teacher_ckpt: Optional[str] = None,
-                 student_ckpt: Optional[str] = None,
-                 input_shape: Sequence[int] = (3, 32, 32),
-                 channels_last: bool = False,
-                 compile: Union[bool, Mapping[str, Any]] = False,
-                 **kwargs) -> None:
+    def __init__(
+        self,
+        distiller: dict,
+        teacher: Union[BaseModel, Dict],
+        teacher_ckpt: Optional[str] = None,
+        student_ckpt: Optional[str] = None,
+        input_shape: Sequence[int] = (3, 32, 32),
+        channels_last: bool = False,
+        compile: Union[bool, Mapping[str, Any]] = False,
+        **kwargs,
+    ) -> None:
         if kwargs.pop('teacher_trainable', False):
             raise ValueError(
                 'teacher_trainable is True, but FrozenTeacherDistill trains '
-                'no teacher; use mmrazor.SingleTeacherDistill for that.')
+                'no teacher; use mmrazor.SingleTeacherDistill for that.'
+            )
         if not isinstance(channels_last, bool):
-            raise TypeError(f'channels_last is {channels_last!r}, expected '
-                            'True or False.')
+            raise TypeError(f'channels_last is {channels_last!r}, expected True or False.')
         super().__init__(distiller=distiller, teacher=teacher, **kwargs)
         if teacher_ckpt:
             load_strictly(self.teacher, teacher_ckpt, 'teacher')
@@ -90,10 +93,12 @@ class FrozenTeacherDistill(SingleTeacherDistill):
             if self._compiled:
                 speed.compile_backbone(network, role, compile)
 
-    def forward(self,
-                inputs: Tensor,
-                data_samples: Optional[List[BaseDataElement]] = None,
-                mode: str = 'tensor') -> Any:
+    def forward(
+        self,
+        inputs: Tensor,
+        data_samples: Optional[List[BaseDataElement]] = None,
+        mode: str = 'tensor',
+    ) -> Any:
         """As in MMRazor, with images laid out as ``channels_last`` says.
 
         Args:
@@ -111,9 +116,7 @@ class FrozenTeacherDistill(SingleTeacherDistill):
         return super().forward(inputs, data_samples, mode)
 
     def loss(
-        self,
-        batch_inputs: Tensor,
-        data_samples: Optional[List[BaseDataElement]] = None
+        self, batch_inputs: Tensor, data_samples: Optional[List[BaseDataElement]] = None
     ) -> Dict[str, Tensor]:
         """Student's own losses and the distiller's.
 
@@ -125,18 +128,15 @@ class FrozenTeacherDistill(SingleTeacherDistill):
             dict[str, Tensor]: Losses under ``student.`` and ``distill.``.
         """
         self.run_teacher(batch_inputs, data_samples)
-        student_losses = self.run_student(batch_inputs, data_samples,
-                                          self.calculate_student_loss)
+        student_losses = self.run_student(batch_inputs, data_samples, self.calculate_student_loss)
         losses = dict(add_prefix(student_losses, 'student'))
         if not self.distillation_stopped:
-            losses.update(
-                add_prefix(self.distiller.compute_distill_losses(), 'distill'))
+            losses.update(add_prefix(self.distiller.compute_distill_losses(), 'distill'))
         return losses
 
     def run_teacher(
-            self,
-            batch_inputs: Tensor,
-            data_samples: Optional[List[BaseDataElement]] = None) -> None:
+        self, batch_inputs: Tensor, data_samples: Optional[List[BaseDataElement]] = None
+    ) -> None:
         """Forward pass of the teacher, recorded.
 
         Args:
@@ -145,14 +145,15 @@ class FrozenTeacherDistill(SingleTeacherDistill):
         """
         distiller = self.distiller
         distiller.set_deliveries_override(False)
-        with distiller.teacher_recorders, distiller.deliveries, \
-                torch.no_grad():
+        with distiller.teacher_recorders, distiller.deliveries, torch.no_grad():
             self.teacher(batch_inputs, data_samples, mode='tensor')
 
-    def run_student(self,
-                    batch_inputs: Tensor,
-                    data_samples: Optional[List[BaseDataElement]] = None,
-                    with_loss: bool = True) -> Dict[str, Tensor]:
+    def run_student(
+        self,
+        batch_inputs: Tensor,
+        data_samples: Optional[List[BaseDataElement]] = None,
+        with_loss: bool = True,
+    ) -> Dict[str, Tensor]:
         """Forward pass of the student, recorded.
 
         Args:
@@ -166,13 +167,14 @@ class FrozenTeacherDistill(SingleTeacherDistill):
         """
         distiller = self.distiller
         distiller.set_deliveries_override(True)
-        with distiller.student_recorders, distiller.deliveries, \
-                torch.set_grad_enabled(self.student_trainable
-                                       and torch.is_grad_enabled()):
+        with (
+            distiller.student_recorders,
+            distiller.deliveries,
+            torch.set_grad_enabled(self.student_trainable and torch.is_grad_enabled()),
+        ):
             result = self.student(
-                batch_inputs,
-                data_samples,
-                mode='loss' if with_loss else 'tensor')
+                batch_inputs, data_samples, mode='loss' if with_loss else 'tensor'
+            )
         return result if with_loss else {}
 
     def train(self, mode: bool = True) -> 'FrozenTeacherDistill':
@@ -187,19 +189,19 @@ class FrozenTeacherDistill(SingleTeacherDistill):
             MMLogger.get_current_instance().warning(
                 'teacher_ckpt is not given: the teacher has random weights '
                 'unless a checkpoint brings others. Set model.teacher_ckpt to '
-                'a trained checkpoint.')
+                'a trained checkpoint.'
+            )
         super().init_weights()
 
-    def _load_from_state_dict(self, state_dict, prefix, *args,
-                              **kwargs) -> None:
+    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
         """Refuse a checkpoint that is none of a distillation."""
-        if not any(key.startswith(f'{prefix}architecture.')
-                   for key in state_dict):
+        if not any(key.startswith(f'{prefix}architecture.') for key in state_dict):
             raise ValueError(
                 'The checkpoint has no weights under "architecture.", so it '
                 'is not one of a distillation; test it with the config of '
                 'the plain network, or start a student from it with '
-                'model.student_ckpt.')
+                'model.student_ckpt.'
+            )
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     @torch.no_grad()
@@ -212,34 +214,41 @@ class FrozenTeacherDistill(SingleTeacherDistill):
         distiller = self.distiller
         mappings = distiller.loss_forward_mappings
         records = [
-            record for mapping in mappings.values()
-            for record in mapping.values() if record.get('connector') and any(
-                getattr(layer, 'needs_width', False) for layer in
-                distiller.connectors[record['connector']].modules())
+            record
+            for mapping in mappings.values()
+            for record in mapping.values()
+            if record.get('connector')
+            and any(
+                getattr(layer, 'needs_width', False)
+                for layer in distiller.connectors[record['connector']].modules()
+            )
         ]
         losses = [
-            name for name in mappings
+            name
+            for name in mappings
             if getattr(distiller.distill_losses[name], 'needs_width', False)
         ]
         if not records and not losses:
             return
         # Two images: batch norm of one value a channel would not run.
         image = torch.zeros(2, *input_shape)
-        sides = (('teacher', self.teacher, distiller.teacher_recorders),
-                 ('student', self.student, distiller.student_recorders))
+        sides = (
+            ('teacher', self.teacher, distiller.teacher_recorders),
+            ('student', self.student, distiller.student_recorders),
+        )
         for role, model, recorders in sides:
             training = model.training
             model.eval()
             try:
                 with recorders:
                     model(image, None, mode='tensor')
-            except (RuntimeError, ValueError, IndexError,
-                    AssertionError) as error:
+            except (RuntimeError, ValueError, IndexError, AssertionError) as error:
                 raise ValueError(
                     f'input_shape={tuple(input_shape)} does not go through '
                     f'the {role}: {error}; set model.input_shape to '
                     'channels, height and width of one image, or give '
-                    'in_channels of every connector.') from error
+                    'in_channels of every connector.'
+                ) from error
             finally:
                 model.train(training)
         for record in records:
@@ -247,8 +256,7 @@ class FrozenTeacherDistill(SingleTeacherDistill):
             connector = distiller.connectors[record.pop('connector')]
             record.pop('connector_idx', None)
             feature = self._recorded(record)
-            layers = connector if isinstance(connector,
-                                             nn.Sequential) else [connector]
+            layers = connector if isinstance(connector, nn.Sequential) else [connector]
             for layer in layers:
                 if getattr(layer, 'needs_width', False):
                     layer.infer_width(feature)
@@ -259,15 +267,17 @@ class FrozenTeacherDistill(SingleTeacherDistill):
                     key: self._recorded(record)
                     for key, record in mappings[name].items()
                     if not self._is_sample_field(record)
-                })
+                }
+            )
 
     def _is_sample_field(self, record: dict) -> bool:
         """Ids and labels, which one image without samples does not have."""
         recorders = (
-            self.distiller.student_recorders if record['from_student'] else
-            self.distiller.teacher_recorders)
-        return isinstance(
-            recorders.get_recorder(record['recorder']), SampleFieldRecorder)
+            self.distiller.student_recorders
+            if record['from_student']
+            else self.distiller.teacher_recorders
+        )
+        return isinstance(recorders.get_recorder(record['recorder']), SampleFieldRecorder)
 
     def _recorded(self, record: dict) -> Tensor:
         """A record of the forward pass; MMRazor only asserts that it is."""
@@ -306,7 +316,8 @@ def load_strictly(model: nn.Module, checkpoint: str, role: str) -> None:
         raise ValueError(
             f'{role}_ckpt={checkpoint} does not fit the {role}: '
             f'missing {_shorten(missing)}; unexpected {_shorten(unexpected)}; '
-            f'other shapes {_shorten(shapes)}. {_mend(role, unexpected)}')
+            f'other shapes {_shorten(shapes)}. {_mend(role, unexpected)}'
+        )
     model.load_state_dict(weights)
     model._is_init = True
 
@@ -314,11 +325,15 @@ def load_strictly(model: nn.Module, checkpoint: str, role: str) -> None:
 def _mend(role: str, unexpected: Sequence[str]) -> str:
     """What to do about weights that do not fit."""
     if any(key.startswith('architecture.') for key in unexpected):
-        return ('It is the checkpoint of a distillation: take the student '
-                'out with tools/model_converters/publish_student.py first.')
-    return (f'Give the config of the network that it was saved from as '
-            f'model.{"teacher" if role == "teacher" else "architecture"} '
-            '(depth, widths, number of classes).')
+        return (
+            'It is the checkpoint of a distillation: take the student '
+            'out with tools/model_converters/publish_student.py first.'
+        )
+    return (
+        f'Give the config of the network that it was saved from as '
+        f'model.{"teacher" if role == "teacher" else "architecture"} '
+        '(depth, widths, number of classes).'
+    )
 
 
 def _shorten(keys: Sequence[str], most: int = 5) -> str:

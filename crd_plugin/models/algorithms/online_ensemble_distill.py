@@ -1,4 +1,5 @@
 """Distillation without a teacher: branches learn from their ensemble."""
+
 import copy
 import math
 from typing import Any, Dict, List, Optional, Sequence, Tuple
@@ -82,57 +83,58 @@ class OnlineEnsembleDistill(BaseAlgorithm):
             divided at ``branch_from``, or its head has no loss.
     """
 
-    def __init__(self,
-                 architecture: Dict,
-                 branch_from: str,
-                 num_branches: int = 3,
-                 tau: float = 3.0,
-                 branch_weight: float = 1.0,
-                 ensemble_weight: float = 1.0,
-                 kl_weight: float = 1.0,
-                 detach_ensemble: bool = True,
-                 ramp_up: float = 0.0,
-                 predict_with: str = 'branch',
-                 input_shape: Sequence[int] = (3, 32, 32),
-                 data_preprocessor: Optional[Dict] = None,
-                 init_cfg: Optional[Dict] = None) -> None:
+    def __init__(
+        self,
+        architecture: Dict,
+        branch_from: str,
+        num_branches: int = 3,
+        tau: float = 3.0,
+        branch_weight: float = 1.0,
+        ensemble_weight: float = 1.0,
+        kl_weight: float = 1.0,
+        detach_ensemble: bool = True,
+        ramp_up: float = 0.0,
+        predict_with: str = 'branch',
+        input_shape: Sequence[int] = (3, 32, 32),
+        data_preprocessor: Optional[Dict] = None,
+        init_cfg: Optional[Dict] = None,
+    ) -> None:
         if not isinstance(architecture, dict):
             raise TypeError(
                 f'architecture is {type(architecture).__name__}, expected '
                 'the config of a network: each branch is built from it, with '
-                'weights of its own.')
-        if (not isinstance(num_branches, int)
-                or isinstance(num_branches, bool) or num_branches < 2):
+                'weights of its own.'
+            )
+        if not isinstance(num_branches, int) or isinstance(num_branches, bool) or num_branches < 2:
             raise ValueError(
                 f'num_branches is {num_branches!r}, expected an int of 2 at '
                 'least; for the student alone use the config of the plain '
-                'network.')
+                'network.'
+            )
         if not (isinstance(tau, (int, float)) and 0 < tau < math.inf):
-            raise ValueError(f'tau is {tau!r}, expected a finite temperature '
-                             'above 0, such as 3.')
+            raise ValueError(f'tau is {tau!r}, expected a finite temperature above 0, such as 3.')
         weights = dict(
-            branch_weight=branch_weight,
-            ensemble_weight=ensemble_weight,
-            kl_weight=kl_weight)
+            branch_weight=branch_weight, ensemble_weight=ensemble_weight, kl_weight=kl_weight
+        )
         for name, weight in weights.items():
-            if not (isinstance(weight,
-                               (int, float)) and 0 <= weight < math.inf):
-                raise ValueError(f'{name} is {weight!r}, expected a finite '
-                                 'number that is not negative.')
+            if not (isinstance(weight, (int, float)) and 0 <= weight < math.inf):
+                raise ValueError(
+                    f'{name} is {weight!r}, expected a finite number that is not negative.'
+                )
         if not (isinstance(ramp_up, (int, float)) and 0 <= ramp_up <= 1):
             raise ValueError(
                 f'ramp_up is {ramp_up!r}, expected a fraction of the training '
-                'in [0, 1], such as 80 / 300.')
+                'in [0, 1], such as 80 / 300.'
+            )
         if predict_with not in ('branch', 'ensemble'):
-            raise ValueError(f"predict_with is {predict_with!r}, expected "
-                             "'branch' or 'ensemble'.")
-        super().__init__(
-            copy.deepcopy(architecture), data_preprocessor, init_cfg)
+            raise ValueError(f"predict_with is {predict_with!r}, expected 'branch' or 'ensemble'.")
+        super().__init__(copy.deepcopy(architecture), data_preprocessor, init_cfg)
         head = getattr(self.architecture, 'head', None)
         if not callable(getattr(head, 'loss_module', None)):
             raise ValueError(
                 'architecture.head has no loss_module, expected a head for '
-                'classification such as mmpretrain.LinearClsHead.')
+                'classification such as mmpretrain.LinearClsHead.'
+            )
         self.num_branches = num_branches
         self.tau = tau
         self.branch_weight = branch_weight
@@ -144,9 +146,7 @@ class OnlineEnsembleDistill(BaseAlgorithm):
         self._divide(architecture, branch_from, input_shape)
 
     def loss(
-        self,
-        inputs: Tensor,
-        data_samples: Optional[List[BaseDataElement]] = None
+        self, inputs: Tensor, data_samples: Optional[List[BaseDataElement]] = None
     ) -> Dict[str, Tensor]:
         """Losses of all branches, of the ensemble, and between them.
 
@@ -169,22 +169,19 @@ class OnlineEnsembleDistill(BaseAlgorithm):
         if self.training and alone and len(inputs) < 2:
             raise ValueError(
                 'The batch has 1 sample; the batch norm of the gate needs 2. '
-                'Set train_dataloader.drop_last=True, or another batch_size.')
+                'Set train_dataloader.drop_last=True, or another batch_size.'
+            )
         logits, gates = self._all_logits(inputs)
         ensemble = _gated_sum(logits, gates)
         target = _target(data_samples)
         losses = {}
         for i, one in enumerate(logits):
             name = f'branch{i}.loss' if i else 'student.loss'
-            losses[name] = self.branch_weight * self._cross_entropy(
-                one, target)
-        losses['ensemble.loss'] = self.ensemble_weight * self._cross_entropy(
-            ensemble, target)
+            losses[name] = self.branch_weight * self._cross_entropy(one, target)
+        losses['ensemble.loss'] = self.ensemble_weight * self._cross_entropy(ensemble, target)
         taught_by = ensemble.detach() if self.detach_ensemble else ensemble
-        divergence = sum(
-            _softened_kl(one, taught_by, self.tau) for one in logits)
-        losses['distill.loss_online_kd'] = (
-            self.kl_weight * self._ramp() * divergence)
+        divergence = sum(_softened_kl(one, taught_by, self.tau) for one in logits)
+        losses['distill.loss_online_kd'] = self.kl_weight * self._ramp() * divergence
         if target.dim() == 1:
             for name, one in (('student', logits[0]), ('ensemble', ensemble)):
                 right = one.detach().argmax(dim=1) == target
@@ -192,28 +189,25 @@ class OnlineEnsembleDistill(BaseAlgorithm):
         return losses
 
     def _forward(
-            self,
-            inputs: Tensor,
-            data_samples: Optional[List[BaseDataElement]] = None) -> Tensor:
+        self, inputs: Tensor, data_samples: Optional[List[BaseDataElement]] = None
+    ) -> Tensor:
         """Logits of what is evaluated, ``(B, classes)``."""
         if self.predict_with == 'branch':
             return self.architecture(inputs, data_samples, mode='tensor')
         return _gated_sum(*self._all_logits(inputs))
 
     def _predict(
-        self,
-        inputs: Tensor,
-        data_samples: Optional[List[BaseDataElement]] = None
+        self, inputs: Tensor, data_samples: Optional[List[BaseDataElement]] = None
     ) -> List[BaseDataElement]:
         """Predictions of what is evaluated."""
         if self.predict_with == 'branch':
             return self.architecture(inputs, data_samples, mode='predict')
         from mmpretrain.structures import DataSample
+
         scores = self._forward(inputs).softmax(dim=1)
         samples = data_samples or [DataSample() for _ in scores]
         for sample, score in zip(samples, scores):
-            sample.set_pred_score(score).set_pred_label(
-                score.argmax(dim=0, keepdim=True))
+            sample.set_pred_score(score).set_pred_label(score.argmax(dim=0, keepdim=True))
         return samples
 
     def _all_logits(self, inputs: Tensor) -> Tuple[List[Tensor], Tensor]:
@@ -223,13 +217,11 @@ class OnlineEnsembleDistill(BaseAlgorithm):
         for branch in self.branches:
             with replay(branch, tape):
                 logits.append(branch(inputs, None, mode='tensor'))
-        return [_at_least_float32(one)
-                for one in logits], self.gate(tape.feature)
+        return [_at_least_float32(one) for one in logits], self.gate(tape.feature)
 
     def _cross_entropy(self, logits: Tensor, target: Tensor) -> Tensor:
         """The loss that the head's config asks for."""
-        return self.architecture.head.loss_module(
-            logits, target, avg_factor=len(logits))
+        return self.architecture.head.loss_module(logits, target, avg_factor=len(logits))
 
     def _ramp(self) -> float:
         """Part of ``kl_weight`` that counts at this iteration."""
@@ -238,15 +230,13 @@ class OnlineEnsembleDistill(BaseAlgorithm):
         if not self.ramp_up or not total:
             return 1.0
         progress = hub.get_info('iter', 0) / (self.ramp_up * total)
-        return math.exp(-5 * (1 - min(progress, 1.0))**2)
+        return math.exp(-5 * (1 - min(progress, 1.0)) ** 2)
 
-    def _divide(self, config: Dict, branch_from: str,
-                input_shape: Sequence[int]) -> None:
+    def _divide(self, config: Dict, branch_from: str, input_shape: Sequence[int]) -> None:
         """Build the other branches and the gate."""
         device = next(self.architecture.parameters()).device
         # Of a generator of its own: building draws nothing from the others.
-        images = torch.randn((2, *input_shape),
-                             generator=torch.Generator().manual_seed(0))
+        images = torch.randn((2, *input_shape), generator=torch.Generator().manual_seed(0))
         images = images.to(device)
         self._point = BranchPoint(self.architecture, branch_from, images)
         branches = []
@@ -259,16 +249,16 @@ class OnlineEnsembleDistill(BaseAlgorithm):
         self.branches = ModuleList(branches)
         self.gate = _Gate(_pool(feature).size(1), self.num_branches)
 
-    def _load_from_state_dict(self, state_dict: Dict[str, Any], prefix: str,
-                              *args, **kwargs) -> None:
+    def _load_from_state_dict(
+        self, state_dict: Dict[str, Any], prefix: str, *args, **kwargs
+    ) -> None:
         """Refuse the checkpoint of a plain network."""
-        if not any(
-                key.startswith(f'{prefix}architecture.')
-                for key in state_dict):
+        if not any(key.startswith(f'{prefix}architecture.') for key in state_dict):
             raise ValueError(
                 'The checkpoint has no weights under "architecture.", so it '
                 'is not one of a distillation; test it with the config of '
-                'the plain network.')
+                'the plain network.'
+            )
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
@@ -312,15 +302,16 @@ def _softened_kl(student: Tensor, teacher: Tensor, tau: float) -> Tensor:
         F.log_softmax(student / tau, dim=1),
         F.log_softmax(teacher / tau, dim=1),
         reduction='batchmean',
-        log_target=True)
+        log_target=True,
+    )
 
 
 def _target(data_samples: Optional[List[BaseDataElement]]) -> Tensor:
     """Labels ``(B,)``, or scores ``(B, classes)`` after mixing images."""
-    if not data_samples or not ('gt_label' in data_samples[0]
-                                or 'gt_score' in data_samples[0]):
-        raise ValueError('data_samples have neither gt_label nor gt_score; '
-                         "mode='loss' needs annotated samples.")
+    if not data_samples or not ('gt_label' in data_samples[0] or 'gt_score' in data_samples[0]):
+        raise ValueError(
+            "data_samples have neither gt_label nor gt_score; mode='loss' needs annotated samples."
+        )
     if 'gt_score' in data_samples[0]:
         return torch.stack([sample.gt_score for sample in data_samples])
     return torch.cat([sample.gt_label for sample in data_samples])

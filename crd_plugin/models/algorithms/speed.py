@@ -1,4 +1,5 @@
 """Options of a model that make it faster and change nothing else."""
+
 import inspect
 from typing import Any, Mapping, Union
 
@@ -38,8 +39,9 @@ def begin_step() -> None:
     torch.compiler.cudagraph_mark_step_begin()
 
 
-def compile_backbone(network: nn.Module, role: str,
-                     options: Union[bool, Mapping[str, Any]]) -> None:
+def compile_backbone(
+    network: nn.Module, role: str, options: Union[bool, Mapping[str, Any]]
+) -> None:
     """Let ``torch.compile`` translate the backbone of a network, in place.
 
     Names of parameters stay as they are and copies of the network are not
@@ -62,19 +64,23 @@ def compile_backbone(network: nn.Module, role: str,
     if not isinstance(options, Mapping):
         raise TypeError(
             f'compile is {options!r}, expected True, False or a dict with '
-            "arguments of torch.compile such as dict(mode='max-autotune').")
+            "arguments of torch.compile such as dict(mode='max-autotune')."
+        )
     known = set(inspect.signature(torch.compile).parameters) - {'model'}
     unknown = sorted(set(options) - known)
     if unknown:
-        raise ValueError(f'compile has {unknown}, expected arguments of '
-                         f'torch.compile: {sorted(known)}.')
+        raise ValueError(
+            f'compile has {unknown}, expected arguments of torch.compile: {sorted(known)}.'
+        )
     backbone = getattr(network, 'backbone', None)
     if not isinstance(backbone, nn.Module):
         raise ValueError(
             f'compile: the {role}, a {type(network).__name__}, has no '
-            'backbone to be compiled; leave compile out.')
+            'backbone to be compiled; leave compile out.'
+        )
     try:
         backbone.compile(**options)
     except Exception as error:  # Of many types, all of them from options.
-        raise ValueError(f'compile is {dict(options)}, which torch.compile '
-                         f'refuses: {error}') from error
+        raise ValueError(
+            f'compile is {dict(options)}, which torch.compile refuses: {error}'
+        ) from error

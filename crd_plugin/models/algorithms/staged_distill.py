@@ -1,4 +1,5 @@
 """Distillation in stages that train different parts by different losses."""
+
 import inspect
 from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence
 
@@ -10,8 +11,7 @@ from crd_plugin.registry import MODELS
 
 from .frozen_teacher_distill import FrozenTeacherDistill
 
-_KEYS = ('name', 'losses', 'without_losses', 'student_loss', 'trainable',
-         'frozen')
+_KEYS = ('name', 'losses', 'without_losses', 'student_loss', 'trainable', 'frozen')
 
 
 class Stage(NamedTuple):
@@ -24,6 +24,7 @@ class Stage(NamedTuple):
         trainable (list[str], optional): Modules that train; None: all.
         frozen (list[str]): Modules that do not train all the same.
     """
+
     losses: Dict[str, str]
     student_loss: bool
     trainable: Optional[List[str]]
@@ -72,13 +73,11 @@ class StagedDistill(FrozenTeacherDistill):
         # Not a dict: MMEngine sorts the keys of a config that it writes.
         if not isinstance(stages, (list, tuple)) or not stages:
             raise TypeError(
-                f'stages is {stages!r}, expected a list with a dict for each '
-                'stage, in order.')
+                f'stages is {stages!r}, expected a list with a dict for each stage, in order.'
+            )
         # What a config, such as a backbone's frozen_stages, holds still.
         self._ever_trained = {
-            name
-            for name, parameter in self.named_parameters()
-            if parameter.requires_grad
+            name for name, parameter in self.named_parameters() if parameter.requires_grad
         }
         self.stages: Dict[str, Stage] = {}
         for given in stages:
@@ -95,16 +94,11 @@ class StagedDistill(FrozenTeacherDistill):
             ValueError: If there is no such stage.
         """
         if name not in self.stages:
-            raise ValueError(f'There is no stage {name!r}, expected one of '
-                             f'{tuple(self.stages)}.')
+            raise ValueError(f'There is no stage {name!r}, expected one of {tuple(self.stages)}.')
         self.stage = name
-        trained = {
-            id(parameter)
-            for parameter in self._trained_parameters(self.stages[name])
-        }
+        trained = {id(parameter) for parameter in self._trained_parameters(self.stages[name])}
         for key, parameter in self.named_parameters():
-            parameter.requires_grad_(
-                key in self._ever_trained and id(parameter) in trained)
+            parameter.requires_grad_(key in self._ever_trained and id(parameter) in trained)
             # What is left of another stage belongs to its optimizer.
             parameter.grad = None
         self.train(self.training)
@@ -123,7 +117,8 @@ class StagedDistill(FrozenTeacherDistill):
                 f'The model has the stages {tuple(self.stages)}, but none was '
                 "begun; train it with train_cfg=dict(type='crd_plugin."
                 "StagedTrainLoop', max_epochs=..., stage_epochs=...), as "
-                'configs/_base_/schedules/cifar_b64-30e-240e.py does.')
+                'configs/_base_/schedules/cifar_b64-30e-240e.py does.'
+            )
         mappings = self.distiller.loss_forward_mappings
         return {
             name: method
@@ -132,9 +127,7 @@ class StagedDistill(FrozenTeacherDistill):
         }
 
     def loss(
-        self,
-        batch_inputs: Tensor,
-        data_samples: Optional[List[BaseDataElement]] = None
+        self, batch_inputs: Tensor, data_samples: Optional[List[BaseDataElement]] = None
     ) -> Dict[str, Tensor]:
         """Losses of this stage.
 
@@ -150,18 +143,11 @@ class StagedDistill(FrozenTeacherDistill):
         active = self.active_losses()
         if self.distillation_stopped:
             active = {}
-        arguments = {
-            name: self._arguments(name, method)
-            for name, method in active.items()
-        }
+        arguments = {name: self._arguments(name, method) for name, method in active.items()}
         sides = {
-            record['from_student']
-            for mapping in arguments.values()
-            for record in mapping.values()
+            record['from_student'] for mapping in arguments.values() for record in mapping.values()
         }
-        counts = (
-            self.calculate_student_loss
-            and self.stages[self.stage].student_loss)
+        counts = self.calculate_student_loss and self.stages[self.stage].student_loss
         delivering = bool(self.distiller.deliveries.deliveries)
         if False in sides or delivering:
             self.run_teacher(batch_inputs, data_samples)
@@ -177,7 +163,8 @@ class StagedDistill(FrozenTeacherDistill):
                 **{
                     key: self.distiller.get_record(**record)
                     for key, record in arguments[name].items()
-                })
+                }
+            )
         return losses
 
     def train(self, mode: bool = True) -> 'StagedDistill':
@@ -201,8 +188,7 @@ class StagedDistill(FrozenTeacherDistill):
         mapping = self.distiller.loss_forward_mappings[name]
         if method == 'forward':
             return mapping
-        known = inspect.signature(
-            getattr(self.distiller.distill_losses[name], method)).parameters
+        known = inspect.signature(getattr(self.distiller.distill_losses[name], method)).parameters
         return {key: mapping[key] for key in known if key in mapping}
 
     def _trained_parameters(self, stage: Stage) -> Iterator[nn.Parameter]:
@@ -231,13 +217,15 @@ class StagedDistill(FrozenTeacherDistill):
     def _add_stage(self, given: dict) -> None:
         """Add a stage of the config, checked."""
         if not isinstance(given, dict) or not set(given) <= set(_KEYS):
-            raise TypeError(f'stages has {given!r}, expected a dict with a '
-                            f'name and some of {_KEYS[1:]}.')
+            raise TypeError(
+                f'stages has {given!r}, expected a dict with a name and some of {_KEYS[1:]}.'
+            )
         name = given.get('name')
         if not isinstance(name, str) or name in self.stages:
             raise ValueError(
                 f'stages has the name {name!r}, expected a word of its own '
-                "for each, such as 'init' and 'main'.")
+                "for each, such as 'init' and 'main'."
+            )
         known = self.distiller.distill_losses
         without = _listed(given.get('without_losses', []))
         losses = given.get('losses')
@@ -248,23 +236,28 @@ class StagedDistill(FrozenTeacherDistill):
         elif without:
             raise ValueError(
                 f'stages.{name} has losses and without_losses; give the '
-                'former to take only these, or the latter to take all others.')
+                'former to take only these, or the latter to take all others.'
+            )
         if not isinstance(losses, dict):
             losses = {loss: 'forward' for loss in losses}
         for loss in (*losses, *without):
             if loss not in known:
                 raise ValueError(
                     f'stages.{name} names the loss {loss!r}, which '
-                    f'distill_losses has not; there are {tuple(known)}.')
+                    f'distill_losses has not; there are {tuple(known)}.'
+                )
         for loss, method in losses.items():
             self._check_method(name, loss, method)
-        stage = Stage(losses, bool(given.get('student_loss', True)),
-                      _listed(given.get('trainable')),
-                      _listed(given.get('frozen', [])))
+        stage = Stage(
+            losses,
+            bool(given.get('student_loss', True)),
+            _listed(given.get('trainable')),
+            _listed(given.get('frozen', [])),
+        )
         if not losses and not stage.student_loss:
             raise ValueError(
-                f'stages.{name} computes nothing: it has no losses and '
-                'student_loss=False.')
+                f'stages.{name} computes nothing: it has no losses and student_loss=False.'
+            )
         self._check_modules(name, stage)
         self.stages[name] = stage
 
@@ -275,20 +268,22 @@ class StagedDistill(FrozenTeacherDistill):
         if not callable(function):
             raise ValueError(
                 f'stages.{stage}.losses.{loss} is {method!r}, which is no '
-                f'method of {type(module).__name__}.')
+                f'method of {type(module).__name__}.'
+            )
         mapping = self.distiller.loss_forward_mappings.get(loss)
         if mapping is None or method == 'forward':
             return  # MMRazor and the dry run check these.
         missing = [
-            key for key, parameter in inspect.signature(
-                function).parameters.items()
+            key
+            for key, parameter in inspect.signature(function).parameters.items()
             if parameter.default is parameter.empty and key not in mapping
         ]
         if missing:
             raise ValueError(
                 f'stages.{stage}.losses.{loss}: {method} of '
                 f'{type(module).__name__} needs {", ".join(missing)}; add it '
-                f'to loss_forward_mappings.{loss}.')
+                f'to loss_forward_mappings.{loss}.'
+            )
 
     def _check_modules(self, name: str, stage: Stage) -> None:
         """All paths lead to modules of student or distiller."""
@@ -301,16 +296,16 @@ class StagedDistill(FrozenTeacherDistill):
                         f'stages.{name}.{key} has {path!r}, which is no '
                         f'module: {error}; the student is `architecture`, a '
                         'loss `distiller.distill_losses.NAME`, a connector '
-                        '`distiller.connectors.NAME`.') from error
+                        '`distiller.connectors.NAME`.'
+                    ) from error
                 if path.partition('.')[0] == 'teacher':
                     raise ValueError(
-                        f'stages.{name}.{key} has {path!r}; the teacher never '
-                        'trains here.')
-        if not any(
-                parameter.requires_grad
-                for parameter in self._trained_parameters(stage)):
-            raise ValueError(f'stages.{name} trains no parameter; name a '
-                             'module that has some in trainable.')
+                        f'stages.{name}.{key} has {path!r}; the teacher never trains here.'
+                    )
+        if not any(parameter.requires_grad for parameter in self._trained_parameters(stage)):
+            raise ValueError(
+                f'stages.{name} trains no parameter; name a module that has some in trainable.'
+            )
 
 
 def _listed(paths: Optional[Sequence[str]]) -> Optional[List[str]]:

@@ -1,4 +1,5 @@
 """Backbones of the distillation literature that mmpretrain lacks."""
+
 from .cifar_zoo import CIFAR_ZOO, build_cifar_classifier_cfg, find_cifar_name
 from .four_stage_resnet_cifar import CIFARFourStageResNet
 from .mobilenet_v2_cifar import CIFARMobileNetV2
@@ -10,8 +11,15 @@ from .vgg_cifar import CIFARVGG
 from .wide_resnet_cifar import CIFARWideResNet
 
 __all__ = [
-    'CIFARFourStageResNet', 'CIFARMobileNetV2', 'CIFARResNet',
-    'CIFARShuffleNetV1', 'CIFARShuffleNetV2', 'CIFARVGG', 'CIFARWideResNet',
-    'CIFAR_ZOO', 'ImageNetResNet', 'build_cifar_classifier_cfg',
-    'find_cifar_name'
+    'CIFARFourStageResNet',
+    'CIFARMobileNetV2',
+    'CIFARResNet',
+    'CIFARShuffleNetV1',
+    'CIFARShuffleNetV2',
+    'CIFARVGG',
+    'CIFARWideResNet',
+    'CIFAR_ZOO',
+    'ImageNetResNet',
+    'build_cifar_classifier_cfg',
+    'find_cifar_name',
 ]

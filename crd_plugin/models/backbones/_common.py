@@ -1,10 +1,11 @@
 """What the backbones for 32x32 images share: checks and initial weights."""
+
 from typing import Dict, List, Sequence, Tuple
 
 
-def check_out_indices(out_indices: Sequence[int],
-                      num_stages: int,
-                      needed: bool = True) -> Tuple[int, ...]:
+def check_out_indices(
+    out_indices: Sequence[int], num_stages: int, needed: bool = True
+) -> Tuple[int, ...]:
     """Check a choice of stages.
 
     Args:
@@ -23,8 +24,9 @@ def check_out_indices(out_indices: Sequence[int],
     stages = tuple(range(num_stages))
     known = tuple(sorted(set(indices) & set(stages)))
     if not given or indices != known or (needed and not indices):
-        raise ValueError(f'out_indices must be ascending stages out of '
-                         f'{stages}, but got {out_indices!r}.')
+        raise ValueError(
+            f'out_indices must be ascending stages out of {stages}, but got {out_indices!r}.'
+        )
     return indices
 
 
@@ -39,8 +41,7 @@ def check_positive(**values: int) -> None:
     """
     for name, value in values.items():
         if not isinstance(value, int) or value < 1:
-            raise ValueError(
-                f'{name} must be a positive int, but got {value!r}.')
+            raise ValueError(f'{name} must be a positive int, but got {value!r}.')
 
 
 def kaiming_init() -> List[Dict]:
@@ -56,6 +57,7 @@ def kaiming_init() -> List[Dict]:
             layer='Conv2d',
             mode='fan_out',
             nonlinearity='relu',
-            distribution='normal'),
+            distribution='normal',
+        ),
         dict(type='Constant', layer='_BatchNorm', val=1, bias=0),
     ]

@@ -1,4 +1,5 @@
 """The networks of the CIFAR tables by name, as configs."""
+
 import copy
 import difflib
 from typing import Any, Dict
@@ -10,9 +11,8 @@ _TORCH_FC = dict(init_cfg=None)
 
 def _net(backbone: str, width: int, head: Dict, **kwargs: Any) -> Dict:
     return dict(
-        backbone=dict(type=f'crd_plugin.{backbone}', **kwargs),
-        in_channels=width,
-        head=head)
+        backbone=dict(type=f'crd_plugin.{backbone}', **kwargs), in_channels=width, head=head
+    )
 
 
 def _resnet(depth: int, **kwargs: int) -> Dict:
@@ -21,40 +21,20 @@ def _resnet(depth: int, **kwargs: int) -> Dict:
 
 
 def _wrn(depth: int, factor: int) -> Dict:
-    return _net(
-        'CIFARWideResNet',
-        64 * factor,
-        _TORCH_FC,
-        depth=depth,
-        widen_factor=factor)
+    return _net('CIFARWideResNet', 64 * factor, _TORCH_FC, depth=depth, widen_factor=factor)
 
 
 # Names are HobbitLong/RepDistiller's (`models/__init__.py`, `model_dict`);
 # those of two wide ResNets, which it lacks, follow the same pattern.
 CIFAR_ZOO: Dict[str, Dict] = {
-    **{
-        f'resnet{depth}': _resnet(depth)
-        for depth in (8, 14, 20, 32, 44, 56, 110)
-    },
-    **{
-        f'resnet{depth}x4': _resnet(depth, stem_channels=32, base_channels=64)
-        for depth in (8, 32)
-    },
-    'ResNet50': _net(
-        'CIFARFourStageResNet',
-        2048,
-        _TORCH_FC,
-        depth=50,
-        zero_init_residual=False),
+    **{f'resnet{depth}': _resnet(depth) for depth in (8, 14, 20, 32, 44, 56, 110)},
+    **{f'resnet{depth}x4': _resnet(depth, stem_channels=32, base_channels=64) for depth in (8, 32)},
+    'ResNet50': _net('CIFARFourStageResNet', 2048, _TORCH_FC, depth=50, zero_init_residual=False),
     **{
         f'wrn_{depth}_{factor}': _wrn(depth, factor)
-        for depth, factor in ((16, 1), (16, 2), (22, 4), (28, 4), (40, 1),
-                              (40, 2))
+        for depth, factor in ((16, 1), (16, 2), (22, 4), (28, 4), (40, 1), (40, 2))
     },
-    **{
-        f'vgg{depth}': _net('CIFARVGG', 512, {}, depth=depth)
-        for depth in (8, 11, 13, 16, 19)
-    },
+    **{f'vgg{depth}': _net('CIFARVGG', 512, {}, depth=depth) for depth in (8, 11, 13, 16, 19)},
     'MobileNetV2': _net('CIFARMobileNetV2', 1280, {}, widen_factor=0.5),
     'ShuffleV1': _net('CIFARShuffleNetV1', 960, _TORCH_FC, groups=3),
     'ShuffleV2': _net('CIFARShuffleNetV2', 1024, _TORCH_FC, widen_factor=1.0),
@@ -79,13 +59,13 @@ def find_cifar_name(name: str) -> str:
         nearest = difflib.get_close_matches(key, known, n=3, cutoff=0.5)
         which = 'the nearest are' if nearest else 'there are'
         names = ', '.join(known[near] for near in nearest or known)
-        raise ValueError(
-            f'architecture {name!r} is not in the zoo; {which} {names}.')
+        raise ValueError(f'architecture {name!r} is not in the zoo; {which} {names}.')
     return known[key]
 
 
-def build_cifar_classifier_cfg(name: str, num_classes: int,
-                               **backbone_kwargs: Any) -> Dict[str, Any]:
+def build_cifar_classifier_cfg(
+    name: str, num_classes: int, **backbone_kwargs: Any
+) -> Dict[str, Any]:
     """Config of a network of the CIFAR tables as a classifier.
 
     Args:
@@ -101,19 +81,17 @@ def build_cifar_classifier_cfg(name: str, num_classes: int,
         ValueError: If the name is unknown or ``num_classes`` not positive.
     """
     if not isinstance(num_classes, int) or num_classes < 1:
-        raise ValueError(
-            f'num_classes must be a positive int, but got {num_classes!r}.')
+        raise ValueError(f'num_classes must be a positive int, but got {num_classes!r}.')
     net = copy.deepcopy(CIFAR_ZOO[find_cifar_name(name)])
     return dict(
         type='mmpretrain.ImageClassifier',
-        backbone={
-            **net['backbone'],
-            **backbone_kwargs
-        },
+        backbone={**net['backbone'], **backbone_kwargs},
         neck=dict(type='mmpretrain.GlobalAveragePooling'),
         head=dict(
             type='mmpretrain.LinearClsHead',
             num_classes=num_classes,
             in_channels=net['in_channels'],
             loss=dict(type='mmpretrain.CrossEntropyLoss', loss_weight=1.0),
-            **net['head']))
+            **net['head'],
+        ),
+    )

@@ -1,4 +1,5 @@
 """``mmpretrain.ResNet_CIFAR`` with its stages before the last ReLU."""
+
 from typing import Tuple
 
 from mmpretrain.models.backbones import ResNet_CIFAR
@@ -37,15 +38,9 @@ class CIFARFourStageResNet(ResNet_CIFAR):
         W_i), H_i = H, H / 2, H / 4, H / 8 rounded up.
     """
 
-    arch_settings = {
-        10: (BasicBlock, (1, 1, 1, 1)),
-        **ResNet_CIFAR.arch_settings
-    }
+    arch_settings = {10: (BasicBlock, (1, 1, 1, 1)), **ResNet_CIFAR.arch_settings}
 
-    def __init__(self,
-                 depth: int,
-                 pre_activation: bool = False,
-                 **kwargs) -> None:
+    def __init__(self, depth: int, pre_activation: bool = False, **kwargs) -> None:
         super().__init__(depth, **kwargs)
         self.pre_activation = pre_activation
 

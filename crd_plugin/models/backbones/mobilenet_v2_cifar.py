@@ -1,4 +1,5 @@
 """MobileNetV2 for 32x32 images, as distillation papers use it."""
+
 from typing import List, Optional, Sequence, Tuple, Union
 
 from mmpretrain.models.backbones.base_backbone import BaseBackbone
@@ -9,9 +10,15 @@ from crd_plugin.registry import MODELS
 from ._common import check_out_indices, check_positive, kaiming_init
 
 # Expansion (None: `expansion`), channels, blocks and stride of each group.
-_GROUPS = ((1, 16, 1, 1), (None, 24, 2, 1), (None, 32, 3, 2),
-           (None, 64, 4, 2), (None, 96, 3, 1), (None, 160, 3, 2),
-           (None, 320, 1, 1))
+_GROUPS = (
+    (1, 16, 1, 1),
+    (None, 24, 2, 1),
+    (None, 32, 3, 2),
+    (None, 64, 4, 2),
+    (None, 96, 3, 1),
+    (None, 160, 3, 2),
+    (None, 320, 1, 1),
+)
 # A stage ends with this group.
 _STAGE_ENDS = (1, 2, 4, 6)
 _LAST_CHANNELS = 1280
@@ -59,7 +66,7 @@ class CIFARMobileNetV2(BaseBackbone):
     # Where ``StageOutputsRecorder`` finds the map before the first stage.
     stem_name = 'conv1'
     # What lies behind the last stage; only the head needs it.
-    tail_names = ('conv2', )
+    tail_names = ('conv2',)
 
     def __init__(
         self,
@@ -71,11 +78,11 @@ class CIFARMobileNetV2(BaseBackbone):
         init_cfg: Optional[Union[dict, List[dict]]] = None,
     ) -> None:
         if not isinstance(widen_factor, (int, float)) or widen_factor < 0.1:
-            raise ValueError('widen_factor must be a number of at least 0.1, '
-                             f'but got {widen_factor!r}.')
+            raise ValueError(
+                f'widen_factor must be a number of at least 0.1, but got {widen_factor!r}.'
+            )
         check_positive(expansion=expansion, in_channels=in_channels)
-        indices = check_out_indices(
-            out_indices, len(_STAGE_ENDS), needed=False)
+        indices = check_out_indices(out_indices, len(_STAGE_ENDS), needed=False)
         super().__init__(kaiming_init() if init_cfg is None else init_cfg)
         self.widen_factor = widen_factor
         self.out_indices = indices
@@ -84,21 +91,25 @@ class CIFARMobileNetV2(BaseBackbone):
         width = int(32 * widen_factor)
         self.conv1 = nn.Sequential(
             nn.Conv2d(in_channels, width, 3, 2, padding=1, bias=False),
-            nn.BatchNorm2d(width), nn.ReLU())
+            nn.BatchNorm2d(width),
+            nn.ReLU(),
+        )
         self.blocks = nn.ModuleList()
         for factor, channels, number, stride in _GROUPS:
             channels = int(channels * widen_factor)
             blocks = []
             for i in range(number):
                 blocks.append(
-                    _InvertedResidual(width, channels, 1 if i else stride,
-                                      expansion if factor is None else factor))
+                    _InvertedResidual(
+                        width, channels, 1 if i else stride, expansion if factor is None else factor
+                    )
+                )
                 width = channels
             self.blocks.append(nn.Sequential(*blocks))
         last = int(_LAST_CHANNELS * max(1, widen_factor))
         self.conv2 = nn.Sequential(
-            nn.Conv2d(width, last, 1, bias=False), nn.BatchNorm2d(last),
-            nn.ReLU())
+            nn.Conv2d(width, last, 1, bias=False), nn.BatchNorm2d(last), nn.ReLU()
+        )
 
     def forward(self, x: Tensor) -> Tuple[Tensor, ...]:
         """Compute the stages in ``out_indices`` and the last map.
@@ -122,19 +133,20 @@ class CIFARMobileNetV2(BaseBackbone):
 class _InvertedResidual(nn.Module):
     """1x1 to more channels, 3x3 by channel, 1x1 back without activation."""
 
-    def __init__(self, in_channels: int, channels: int, stride: int,
-                 expansion: int) -> None:
+    def __init__(self, in_channels: int, channels: int, stride: int, expansion: int) -> None:
         super().__init__()
         width = in_channels * expansion
         self.shortcut = stride == 1 and in_channels == channels
         self.conv = nn.Sequential(
             nn.Conv2d(in_channels, width, 1, bias=False),
-            nn.BatchNorm2d(width), nn.ReLU(inplace=True),
-            nn.Conv2d(
-                width, width, 3, stride, padding=1, groups=width, bias=False),
-            nn.BatchNorm2d(width), nn.ReLU(inplace=True),
+            nn.BatchNorm2d(width),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(width, width, 3, stride, padding=1, groups=width, bias=False),
+            nn.BatchNorm2d(width),
+            nn.ReLU(inplace=True),
             nn.Conv2d(width, channels, 1, bias=False),
-            nn.BatchNorm2d(channels))
+            nn.BatchNorm2d(channels),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.conv(x) if self.shortcut else self.conv(x)

@@ -1,4 +1,5 @@
 """Three-stage ResNet for 32x32 images, as distillation papers use it."""
+
 from typing import List, Optional, Sequence, Tuple, Union
 
 from mmpretrain.models.backbones.base_backbone import BaseBackbone
@@ -61,17 +62,17 @@ class CIFARResNet(BaseBackbone):
         in_channels: int = 3,
         stem_channels: int = 16,
         base_channels: int = 16,
-        out_indices: Sequence[int] = (2, ),
+        out_indices: Sequence[int] = (2,),
         pre_activation: bool = False,
         init_cfg: Optional[Union[dict, List[dict]]] = None,
     ) -> None:
         if not isinstance(depth, int) or depth < 8 or (depth - 2) % 6:
-            raise ValueError('depth must be 6 n + 2 (8, 14, 20, 32, 44, 56, '
-                             f'110, ...), but got {depth!r}.')
+            raise ValueError(
+                f'depth must be 6 n + 2 (8, 14, 20, 32, 44, 56, 110, ...), but got {depth!r}.'
+            )
         check_positive(
-            in_channels=in_channels,
-            stem_channels=stem_channels,
-            base_channels=base_channels)
+            in_channels=in_channels, stem_channels=stem_channels, base_channels=base_channels
+        )
         indices = check_out_indices(out_indices, _NUM_STAGES)
         if init_cfg is None:
             init_cfg = [
@@ -80,7 +81,8 @@ class CIFARResNet(BaseBackbone):
                     layer='Conv2d',
                     mode='fan_out',
                     nonlinearity='relu',
-                    distribution='normal'),
+                    distribution='normal',
+                ),
                 dict(type='Constant', layer='_BatchNorm', val=1, bias=0),
             ]
         super().__init__(init_cfg)
@@ -101,11 +103,10 @@ class CIFARResNet(BaseBackbone):
     def block_names(self) -> Tuple[Tuple[str, ...], ...]:
         """tuple[tuple[str]]: For each stage the modules whose last output in
         a forward pass is a block's, ``pre_activation`` or not."""
-        stages = dict(
-            layer1=self.layer1, layer2=self.layer2, layer3=self.layer3)
+        stages = dict(layer1=self.layer1, layer2=self.layer2, layer3=self.layer3)
         return tuple(
-            tuple(f'{name}.{i}.relu' for i in range(len(stage)))
-            for name, stage in stages.items())
+            tuple(f'{name}.{i}.relu' for i in range(len(stage))) for name, stage in stages.items()
+        )
 
     def forward(self, x: Tensor) -> Tuple[Tensor, ...]:
         """Compute the maps of the stages in ``out_indices``.
@@ -147,8 +148,8 @@ class _BasicBlock(nn.Module):
         self.downsample = None
         if stride != 1 or in_channels != channels:
             self.downsample = nn.Sequential(
-                nn.Conv2d(in_channels, channels, 1, stride, bias=False),
-                nn.BatchNorm2d(channels))
+                nn.Conv2d(in_channels, channels, 1, stride, bias=False), nn.BatchNorm2d(channels)
+            )
 
     def residual_sum(self, x: Tensor) -> Tensor:
         """Both branches added, before the last ReLU."""
@@ -163,8 +164,7 @@ def _conv3x3(in_channels: int, channels: int, stride: int = 1) -> nn.Conv2d:
     return nn.Conv2d(in_channels, channels, 3, stride, padding=1, bias=False)
 
 
-def _make_stage(in_channels: int, channels: int, num_blocks: int,
-                stride: int) -> nn.Sequential:
+def _make_stage(in_channels: int, channels: int, num_blocks: int, stride: int) -> nn.Sequential:
     first = _BasicBlock(in_channels, channels, stride)
     rest = [_BasicBlock(channels, channels, 1) for _ in range(num_blocks - 1)]
     return nn.Sequential(first, *rest)

@@ -1,4 +1,5 @@
 """``mmpretrain.ResNet`` with the depth that it lacks."""
+
 from mmpretrain.models.backbones import ResNet
 from mmpretrain.models.backbones.resnet import BasicBlock
 

@@ -1,4 +1,5 @@
 """ShuffleNetV1 for 32x32 images, as distillation papers use it."""
+
 from typing import List, Optional, Sequence, Tuple, Union
 
 import torch
@@ -55,13 +56,12 @@ class CIFARShuffleNetV1(BaseBackbone):
         self,
         groups: int = 3,
         in_channels: int = 3,
-        out_indices: Sequence[int] = (2, ),
+        out_indices: Sequence[int] = (2,),
         pre_activation: bool = False,
         init_cfg: Optional[Union[dict, List[dict]]] = None,
     ) -> None:
         if groups not in _CHANNELS:
-            raise ValueError(f'groups must be one of {tuple(_CHANNELS)}, but '
-                             f'got {groups!r}.')
+            raise ValueError(f'groups must be one of {tuple(_CHANNELS)}, but got {groups!r}.')
         check_positive(in_channels=in_channels)
         indices = check_out_indices(out_indices, len(_BLOCKS))
         super().__init__(init_cfg)
@@ -77,9 +77,7 @@ class CIFARShuffleNetV1(BaseBackbone):
             channels = _CHANNELS[groups] * 2**i
             # The pooled input makes up the rest of the first block's output.
             first = _Block(width, channels - width, 2, groups)
-            rest = (
-                _Block(channels, channels, 1, groups)
-                for _ in range(number - 1))
+            rest = (_Block(channels, channels, 1, groups) for _ in range(number - 1))
             self.add_module(f'layer{i + 1}', nn.Sequential(first, *rest))
             width = channels
 
@@ -113,18 +111,15 @@ class CIFARShuffleNetV1(BaseBackbone):
 class _Block(nn.Module):
     """Grouped 1x1, shuffle, 3x3 by channel, grouped 1x1."""
 
-    def __init__(self, in_channels: int, channels: int, stride: int,
-                 groups: int) -> None:
+    def __init__(self, in_channels: int, channels: int, stride: int, groups: int) -> None:
         super().__init__()
         width = channels // 4
         self.stride = stride
         # The stem's 24 channels are too few to be grouped.
         self.groups = 1 if in_channels == _STEM_CHANNELS else groups
-        self.conv1 = nn.Conv2d(
-            in_channels, width, 1, groups=self.groups, bias=False)
+        self.conv1 = nn.Conv2d(in_channels, width, 1, groups=self.groups, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = nn.Conv2d(
-            width, width, 3, stride, padding=1, groups=width, bias=False)
+        self.conv2 = nn.Conv2d(width, width, 3, stride, padding=1, groups=width, bias=False)
         self.bn2 = nn.BatchNorm2d(width)
         self.conv3 = nn.Conv2d(width, channels, 1, groups=groups, bias=False)
         self.bn3 = nn.BatchNorm2d(channels)

@@ -1,4 +1,5 @@
 """ShuffleNetV2 for 32x32 images, as distillation papers use it."""
+
 from typing import List, Optional, Sequence, Tuple, Union
 
 import torch
@@ -67,8 +68,9 @@ class CIFARShuffleNetV2(BaseBackbone):
         init_cfg: Optional[Union[dict, List[dict]]] = None,
     ) -> None:
         if widen_factor not in _CHANNELS:
-            raise ValueError(f'widen_factor must be one of {tuple(_CHANNELS)},'
-                             f' but got {widen_factor!r}.')
+            raise ValueError(
+                f'widen_factor must be one of {tuple(_CHANNELS)}, but got {widen_factor!r}.'
+            )
         check_positive(in_channels=in_channels)
         indices = check_out_indices(out_indices, len(_BLOCKS), needed=False)
         super().__init__(init_cfg)
@@ -83,8 +85,7 @@ class CIFARShuffleNetV2(BaseBackbone):
         self.relu = nn.ReLU()
         for i, (number, channels) in enumerate(zip(_BLOCKS, widths)):
             rest = (_Block(channels) for _ in range(number - 1))
-            self.add_module(f'layer{i + 1}',
-                            nn.Sequential(_DownBlock(width, channels), *rest))
+            self.add_module(f'layer{i + 1}', nn.Sequential(_DownBlock(width, channels), *rest))
             width = channels
         self.conv2 = nn.Conv2d(width, last, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(last)
@@ -122,8 +123,7 @@ class _Block(nn.Module):
         half = channels // 2
         self.conv1 = nn.Conv2d(half, half, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(half)
-        self.conv2 = nn.Conv2d(
-            half, half, 3, padding=1, groups=half, bias=False)
+        self.conv2 = nn.Conv2d(half, half, 3, padding=1, groups=half, bias=False)
         self.bn2 = nn.BatchNorm2d(half)
         self.conv3 = nn.Conv2d(half, half, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(half)
@@ -166,8 +166,7 @@ class _DownBlock(nn.Module):
 
 def _halving(channels: int) -> nn.Conv2d:
     """3x3 convolution of each channel, stride 2."""
-    return nn.Conv2d(
-        channels, channels, 3, 2, padding=1, groups=channels, bias=False)
+    return nn.Conv2d(channels, channels, 3, 2, padding=1, groups=channels, bias=False)
 
 
 def _join(kept: Tensor, convolved: Tensor) -> Tensor:

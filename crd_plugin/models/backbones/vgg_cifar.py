@@ -1,4 +1,5 @@
 """VGG with batch norm for 32x32 images, as distillation papers use it."""
+
 from typing import List, Optional, Sequence, Tuple, Union
 
 from mmpretrain.models.backbones.base_backbone import BaseBackbone
@@ -63,13 +64,12 @@ class CIFARVGG(BaseBackbone):
         self,
         depth: int,
         in_channels: int = 3,
-        out_indices: Sequence[int] = (3, ),
+        out_indices: Sequence[int] = (3,),
         pre_activation: bool = False,
         init_cfg: Optional[Union[dict, List[dict]]] = None,
     ) -> None:
         if depth not in _GROUPS:
-            raise ValueError(
-                f'depth must be one of {tuple(_GROUPS)}, but got {depth!r}.')
+            raise ValueError(f'depth must be one of {tuple(_GROUPS)}, but got {depth!r}.')
         check_positive(in_channels=in_channels)
         indices = check_out_indices(out_indices, _NUM_STAGES)
         super().__init__(kaiming_init() if init_cfg is None else init_cfg)
@@ -89,9 +89,7 @@ class CIFARVGG(BaseBackbone):
         names = []
         for i in range(1, _NUM_STAGES + 1):
             stage = getattr(self, f'block{i}')
-            inner = (
-                f'block{i}.{j}' for j, layer in enumerate(stage)
-                if isinstance(layer, nn.ReLU))
+            inner = (f'block{i}.{j}' for j, layer in enumerate(stage) if isinstance(layer, nn.ReLU))
             names.append((*inner, f'relu{i}'))
         return tuple(names)
 
@@ -128,6 +126,6 @@ def _group(number: int, in_channels: int, channels: int) -> nn.Sequential:
             layers.append(nn.ReLU(inplace=True))
         layers += [
             nn.Conv2d(channels if i else in_channels, channels, 3, padding=1),
-            nn.BatchNorm2d(channels)
+            nn.BatchNorm2d(channels),
         ]
     return nn.Sequential(*layers)

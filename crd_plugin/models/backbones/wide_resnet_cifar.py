@@ -1,4 +1,5 @@
 """Three-stage wide ResNet for 32x32 images: WRN-d-w."""
+
 from typing import List, Optional, Sequence, Tuple, Union
 
 from mmpretrain.models.backbones.base_backbone import BaseBackbone
@@ -56,25 +57,23 @@ class CIFARWideResNet(BaseBackbone):
     # Where ``StageOutputsRecorder`` finds the map before the first stage.
     stem_name = 'conv1'
     # What lies behind the last stage; only the head needs it.
-    tail_names = ('bn1', )
+    tail_names = ('bn1',)
 
     def __init__(
         self,
         depth: int,
         widen_factor: int = 1,
         in_channels: int = 3,
-        drop_rate: float = 0.,
+        drop_rate: float = 0.0,
         out_indices: Sequence[int] = (),
         pre_activation: bool = False,
         init_cfg: Optional[Union[dict, List[dict]]] = None,
     ) -> None:
         if not isinstance(depth, int) or depth < 10 or (depth - 4) % 6:
-            raise ValueError('depth must be 6 n + 4 (16, 22, 28, 40, ...), '
-                             f'but got {depth!r}.')
+            raise ValueError(f'depth must be 6 n + 4 (16, 22, 28, 40, ...), but got {depth!r}.')
         check_positive(widen_factor=widen_factor, in_channels=in_channels)
         if not 0 <= drop_rate < 1:
-            raise ValueError('drop_rate must be a fraction in [0, 1), but got '
-                             f'{drop_rate!r}.')
+            raise ValueError(f'drop_rate must be a fraction in [0, 1), but got {drop_rate!r}.')
         indices = check_out_indices(out_indices, _NUM_STAGES, needed=False)
         super().__init__(kaiming_init() if init_cfg is None else init_cfg)
         self.depth = depth
@@ -95,11 +94,11 @@ class CIFARWideResNet(BaseBackbone):
     def block_names(self) -> Tuple[Tuple[str, ...], ...]:
         """tuple[tuple[str]]: For each stage the modules whose output is a
         block's residual sum."""
-        stages = dict(
-            block1=self.block1, block2=self.block2, block3=self.block3)
+        stages = dict(block1=self.block1, block2=self.block2, block3=self.block3)
         return tuple(
             tuple(f'{name}.layer.{i}' for i in range(len(stage.layer)))
-            for name, stage in stages.items())
+            for name, stage in stages.items()
+        )
 
     def forward(self, x: Tensor) -> Tuple[Tensor, ...]:
         """Compute the stages in ``out_indices`` and the last map.
@@ -127,13 +126,12 @@ class CIFARWideResNet(BaseBackbone):
 class _Stage(nn.Module):
     """Blocks of one width."""
 
-    def __init__(self, num_blocks: int, in_channels: int, channels: int,
-                 stride: int, drop_rate: float) -> None:
+    def __init__(
+        self, num_blocks: int, in_channels: int, channels: int, stride: int, drop_rate: float
+    ) -> None:
         super().__init__()
         first = _Block(in_channels, channels, stride, drop_rate)
-        rest = (
-            _Block(channels, channels, 1, drop_rate)
-            for _ in range(num_blocks - 1))
+        rest = (_Block(channels, channels, 1, drop_rate) for _ in range(num_blocks - 1))
         self.layer = nn.Sequential(first, *rest)
 
     def forward(self, x: Tensor, normed: Optional[Tensor] = None) -> Tensor:
@@ -147,20 +145,17 @@ class _Stage(nn.Module):
 class _Block(nn.Module):
     """Batch norm and ReLU before each of two 3x3 convolutions."""
 
-    def __init__(self, in_channels: int, channels: int, stride: int,
-                 drop_rate: float) -> None:
+    def __init__(self, in_channels: int, channels: int, stride: int, drop_rate: float) -> None:
         super().__init__()
         self.bn1 = nn.BatchNorm2d(in_channels)
-        self.conv1 = nn.Conv2d(
-            in_channels, channels, 3, stride, padding=1, bias=False)
+        self.conv1 = nn.Conv2d(in_channels, channels, 3, stride, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(channels)
         self.relu = nn.ReLU()
         self.dropout = nn.Dropout(drop_rate)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
         self.convShortcut = None
         if in_channels != channels:
-            self.convShortcut = nn.Conv2d(
-                in_channels, channels, 1, stride, bias=False)
+            self.convShortcut = nn.Conv2d(in_channels, channels, 1, stride, bias=False)
 
     def forward(self, x: Tensor, normed: Optional[Tensor] = None) -> Tensor:
         active = self.relu(self.bn1(x) if normed is None else normed)

@@ -1,4 +1,5 @@
 """Layers between a recorded feature and a loss."""
+
 from .conv_regressor import ConvRegressor
 from .embedding_connector import EmbeddingConnector
 

@@ -1,4 +1,5 @@
 """Convolution that brings one map to the shape of another."""
+
 from typing import Any, Dict, Optional, Sequence, Tuple, Type
 
 import torch.nn.functional as F
@@ -37,10 +38,9 @@ class ConvRegressor(nn.Module):
             one to the other.
     """
 
-    def __init__(self,
-                 in_shape: Sequence[int],
-                 out_shape: Sequence[int],
-                 relu: bool = True) -> None:
+    def __init__(
+        self, in_shape: Sequence[int], out_shape: Sequence[int], relu: bool = True
+    ) -> None:
         super().__init__()
         self.in_shape = check_shape('in_shape', in_shape)
         self.out_shape = check_shape('out_shape', out_shape)
@@ -51,10 +51,10 @@ class ConvRegressor(nn.Module):
                 f'in_shape {self.in_shape} cannot be brought to out_shape '
                 f'{self.out_shape} by one convolution: heights and widths '
                 'must be twice, half, or at least those of the output; '
-                'choose another stage with data_idx.')
+                'choose another stage with data_idx.'
+            )
         convolution, settings = self._plan
-        self.conv = convolution(self.in_shape[0], self.out_shape[0],
-                                **settings)
+        self.conv = convolution(self.in_shape[0], self.out_shape[0], **settings)
         self.bn = nn.BatchNorm2d(self.out_shape[0])
 
     def fits(self, in_shape: Sequence[int], out_shape: Sequence[int]) -> bool:
@@ -69,9 +69,11 @@ class ConvRegressor(nn.Module):
         Returns:
             bool: The same layers would be made for them.
         """
-        return (in_shape[0] == self.in_shape[0]
-                and out_shape[0] == self.out_shape[0]
-                and _plan(in_shape, out_shape) == self._plan)
+        return (
+            in_shape[0] == self.in_shape[0]
+            and out_shape[0] == self.out_shape[0]
+            and _plan(in_shape, out_shape) == self._plan
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Regress a batch of maps.
@@ -99,11 +101,15 @@ def check_shape(name: str, shape: Sequence[int]) -> Shape:
     Raises:
         ValueError: If it is not three positive integers.
     """
-    if (not isinstance(shape, Sequence) or len(shape) != 3
-            or not all(isinstance(n, int) and n > 0 for n in shape)):
+    if (
+        not isinstance(shape, Sequence)
+        or len(shape) != 3
+        or not all(isinstance(n, int) and n > 0 for n in shape)
+    ):
         raise ValueError(
             f'{name} is {shape}, expected channels, height and width of a '
-            'map, three positive integers.')
+            'map, three positive integers.'
+        )
     return tuple(shape)
 
 

@@ -1,4 +1,5 @@
 """Projection of a feature to a unit embedding."""
+
 from typing import Optional, Sequence, Union
 
 import torch
@@ -39,11 +40,13 @@ class EmbeddingConnector(BaseModule):
         ValueError: If an argument or the width of a feature does not fit.
     """
 
-    def __init__(self,
-                 in_channels: Optional[int] = None,
-                 embed_dim: int = 128,
-                 head: str = 'linear',
-                 init_cfg: Optional[dict] = None) -> None:
+    def __init__(
+        self,
+        in_channels: Optional[int] = None,
+        embed_dim: int = 128,
+        head: str = 'linear',
+        init_cfg: Optional[dict] = None,
+    ) -> None:
         super().__init__(init_cfg)
         count('embed_dim', embed_dim, ' (published: 128)')
         if in_channels is not None:
@@ -62,8 +65,7 @@ class EmbeddingConnector(BaseModule):
         elif head == 'pad':
             self._check_pad(in_channels)
         else:
-            raise ValueError(
-                f"head is {head!r}, expected 'linear', 'mlp' or 'pad'.")
+            raise ValueError(f"head is {head!r}, expected 'linear', 'mlp' or 'pad'.")
 
     @property
     def needs_width(self) -> bool:
@@ -100,12 +102,14 @@ class EmbeddingConnector(BaseModule):
             raise ValueError(
                 'in_channels of EmbeddingConnector is not known: give it in '
                 'the config, or use crd_plugin.FrozenTeacherDistill, which '
-                'infers it when the model is built.')
+                'infers it when the model is built.'
+            )
         if x.size(1) != self.in_channels:
             raise ValueError(
                 f'The feature has {x.size(1)} values a sample, '
                 f'EmbeddingConnector has in_channels={self.in_channels}; set '
-                f'in_channels={x.size(1)}, or leave it out to infer it.')
+                f'in_channels={x.size(1)}, or leave it out to infer it.'
+            )
         if self.head == 'linear':
             x = self.linear(x)
         elif self.head == 'mlp':
@@ -128,13 +132,13 @@ class EmbeddingConnector(BaseModule):
             raise ValueError(
                 f"head='pad' cannot bring {width} values to embed_dim="
                 f'{self.embed_dim}: the difference must be even; use '
-                f"embed_dim={self.embed_dim + 1} or head='linear'.")
+                f"embed_dim={self.embed_dim + 1} or head='linear'."
+            )
 
 
 def _linear(in_features: Optional[int], out_features: int) -> nn.Module:
     """A linear layer, or none while its input width is unknown."""
-    return None if in_features is None else nn.Linear(in_features,
-                                                      out_features)
+    return None if in_features is None else nn.Linear(in_features, out_features)
 
 
 def _pad_width(width: int, embed_dim: int) -> int:
@@ -149,10 +153,11 @@ def _flatten(feature: Union[Tensor, Sequence[Tensor]]) -> Tensor:
             raise ValueError(
                 f'The recorded feature is a sequence of {len(feature)} '
                 'tensors, EmbeddingConnector takes one; choose it with '
-                'data_idx in loss_forward_mappings.')
+                'data_idx in loss_forward_mappings.'
+            )
         feature = feature[0]
     if feature.dim() < 2:
         raise ValueError(
-            f'The feature has shape {tuple(feature.shape)}, expected (B, '
-            'channels) or (B, C, H, W).')
+            f'The feature has shape {tuple(feature.shape)}, expected (B, channels) or (B, C, H, W).'
+        )
     return feature.flatten(1)

@@ -1,4 +1,5 @@
 """Data preprocessors."""
+
 from .multi_view_preprocessor import MultiViewPreprocessor
 from .resident_data_preprocessor import ResidentDataPreprocessor
 

@@ -1,4 +1,5 @@
 """Preprocessing of several views of each image."""
+
 from typing import Any, Dict, List, Optional
 
 from mmengine.model import BaseDataPreprocessor
@@ -27,7 +28,8 @@ class MultiViewPreprocessor(BaseDataPreprocessor):
         if getattr(preprocessor, 'batch_augments', None) is not None:
             raise ValueError(
                 'data_preprocessor.batch_augments mixes images, but the views '
-                'of an image must show it alone; remove batch_augments.')
+                'of an image must show it alone; remove batch_augments.'
+            )
         self.preprocessor = preprocessor
 
     def forward(self, data: Any, training: bool = False) -> Any:
@@ -71,7 +73,7 @@ def views_of(data: Any) -> Optional[list]:
     inputs = data.get('inputs') if isinstance(data, dict) else None
     if not isinstance(inputs, (list, tuple)) or not inputs:
         return None
-    several = isinstance(inputs[0],
-                         (list, tuple)) or (isinstance(inputs[0], Tensor)
-                                            and inputs[0].dim() == 4)
+    several = isinstance(inputs[0], (list, tuple)) or (
+        isinstance(inputs[0], Tensor) and inputs[0].dim() == 4
+    )
     return list(inputs) if several else None

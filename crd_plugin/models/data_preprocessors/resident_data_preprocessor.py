@@ -1,4 +1,5 @@
 """Data preprocessor that leaves the labels of a batch in one tensor."""
+
 from mmpretrain.models.utils import ClsDataPreprocessor
 from torch import Tensor
 from torch.nn import functional as F
@@ -53,9 +54,11 @@ class ResidentDataPreprocessor(ClsDataPreprocessor):
         if labels is None:
             raise ValueError(
                 'to_onehot and batch_augments need labels, but the samples '
-                'have no gt_label; leave both out of data_preprocessor.')
+                'have no gt_label; leave both out of data_preprocessor.'
+            )
         if self.num_classes is None:
             raise ValueError(
                 'to_onehot and batch_augments need num_classes, but '
-                'data_preprocessor has none; set it.')
+                'data_preprocessor has none; set it.'
+            )
         return F.one_hot(labels.to(self.device), self.num_classes)

@@ -1,4 +1,5 @@
 """Distillation losses."""
+
 from .ab_loss import ABLoss
 from .at_loss import ATLoss
 from .cc_loss import CCLoss
@@ -16,7 +17,19 @@ from .sp_loss import SPLoss
 from .vid_loss import VIDLoss
 
 __all__ = [
-    'ABLoss', 'ATLoss', 'CCLoss', 'CKTFLoss', 'CRDLoss', 'CoCoRDLoss',
-    'FSPLoss', 'FTLoss', 'FitNetLoss', 'KDSVDLoss', 'NSTLoss', 'PKTLoss',
-    'RKDLoss', 'SPLoss', 'VIDLoss'
+    'ABLoss',
+    'ATLoss',
+    'CCLoss',
+    'CKTFLoss',
+    'CRDLoss',
+    'CoCoRDLoss',
+    'FSPLoss',
+    'FTLoss',
+    'FitNetLoss',
+    'KDSVDLoss',
+    'NSTLoss',
+    'PKTLoss',
+    'RKDLoss',
+    'SPLoss',
+    'VIDLoss',
 ]

@@ -1,12 +1,10 @@
 """Checks that the losses share."""
+
 from typing import Optional, Sequence, Tuple, Union
 
 from crd_plugin.models._numbers import count, finite, positive
 
-__all__ = [
-    'Widths', 'check_given', 'count', 'finite', 'not_inferred', 'positive',
-    'widths'
-]
+__all__ = ['Widths', 'check_given', 'count', 'finite', 'not_inferred', 'positive', 'widths']
 
 Widths = Union[int, Sequence[int]]
 
@@ -26,17 +24,18 @@ def widths(name: str, value: Optional[Widths]) -> Optional[Tuple[int, ...]]:
     """
     if value is None:
         return None
-    several = tuple(value) if isinstance(value, Sequence) else (value, )
+    several = tuple(value) if isinstance(value, Sequence) else (value,)
     if not several or not all(
-            isinstance(n, int) and not isinstance(n, bool) and n > 0
-            for n in several):
-        raise ValueError(f'{name} is {value!r}, expected a positive number of '
-                         'channels, or a list with one for each layer.')
+        isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in several
+    ):
+        raise ValueError(
+            f'{name} is {value!r}, expected a positive number of '
+            'channels, or a list with one for each layer.'
+        )
     return several
 
 
-def check_given(name: str, given: Optional[Tuple[int, ...]],
-                found: Tuple[int, ...]) -> None:
+def check_given(name: str, given: Optional[Tuple[int, ...]], found: Tuple[int, ...]) -> None:
     """What the config says against what the networks give.
 
     Args:
@@ -51,7 +50,8 @@ def check_given(name: str, given: Optional[Tuple[int, ...]],
         raise ValueError(
             f'{name} is {_short(given)}, but the recorded features have '
             f'{_short(found)}; set {name}={_short(found)}, or leave it out '
-            'to infer it.')
+            'to infer it.'
+        )
 
 
 def not_inferred(loss: str, arguments: str) -> ValueError:
@@ -67,7 +67,8 @@ def not_inferred(loss: str, arguments: str) -> ValueError:
     return ValueError(
         f'{arguments} of {loss} are not known: give them in the config, or '
         'use crd_plugin.FrozenTeacherDistill, which infers them when the '
-        'model is built.')
+        'model is built.'
+    )
 
 
 def _short(numbers: Tuple[int, ...]) -> str:

@@ -1,4 +1,5 @@
 """Where the teacher's hidden units switch on: activation boundaries."""
+
 from typing import Optional, Sequence, Tuple
 
 import torch
@@ -56,11 +57,13 @@ class ABLoss(nn.Module):
         TypeError: If one is no number where a number is expected.
     """
 
-    def __init__(self,
-                 s_shapes: Optional[Sequence[Sequence[int]]] = None,
-                 t_shapes: Optional[Sequence[Sequence[int]]] = None,
-                 margin: float = 1.0,
-                 loss_weight: float = 1.0) -> None:
+    def __init__(
+        self,
+        s_shapes: Optional[Sequence[Sequence[int]]] = None,
+        t_shapes: Optional[Sequence[Sequence[int]]] = None,
+        margin: float = 1.0,
+        loss_weight: float = 1.0,
+    ) -> None:
         super().__init__()
         self.margin = positive('margin', margin, 1.0)
         self.loss_weight = finite('loss_weight', loss_weight)
@@ -75,8 +78,7 @@ class ABLoss(nn.Module):
         """bool: The connectors are still to be made from features."""
         return not self.connectors
 
-    def infer_width(self, s_feats: Sequence[Tensor],
-                    t_feats: Sequence[Tensor]) -> None:
+    def infer_width(self, s_feats: Sequence[Tensor], t_feats: Sequence[Tensor]) -> None:
         """Take the shapes from pairs of maps and make the connectors.
 
         Args:
@@ -87,17 +89,19 @@ class ABLoss(nn.Module):
             ValueError: If a shape of the config differs.
         """
         found = shapes_of(pair_maps(s_feats, t_feats))
-        for name, given, shapes in (('s_shapes', self.s_shapes, found[0]),
-                                    ('t_shapes', self.t_shapes, found[1])):
+        for name, given, shapes in (
+            ('s_shapes', self.s_shapes, found[0]),
+            ('t_shapes', self.t_shapes, found[1]),
+        ):
             if given not in (None, shapes):
                 raise ValueError(
                     f'{name} is {given}, but the recorded maps have {shapes}; '
-                    f'set {name} to that, or leave it out to infer it.')
+                    f'set {name} to that, or leave it out to infer it.'
+                )
         self.s_shapes, self.t_shapes = found
         self._build()
 
-    def forward(self, s_feats: Sequence[Tensor],
-                t_feats: Sequence[Tensor]) -> Tensor:
+    def forward(self, s_feats: Sequence[Tensor], t_feats: Sequence[Tensor]) -> Tensor:
         """Loss of one batch.
 
         Args:
@@ -119,7 +123,7 @@ class ABLoss(nn.Module):
             # Under autocast it may run in half precision, the sum may not.
             connected = full_precision(connector(student))
             losses.append(boundary_loss(connected, teacher, self.margin))
-        weights = [2.0**(i - len(losses) + 1) for i in range(len(losses))]
+        weights = [2.0 ** (i - len(losses) + 1) for i in range(len(losses))]
         total = sum(w * loss for w, loss in zip(weights, losses))
         # The published scale; it has no other reason.
         return self.loss_weight * total * (3 / 1000 / len(pairs[0][0]))
@@ -129,22 +133,24 @@ class ABLoss(nn.Module):
         if len(self.s_shapes) != len(self.t_shapes):
             raise ValueError(
                 f's_shapes has {len(self.s_shapes)} layers and t_shapes '
-                f'{len(self.t_shapes)}, expected as many.')
+                f'{len(self.t_shapes)}, expected as many.'
+            )
         for s_shape, t_shape in zip(self.s_shapes, self.t_shapes):
-            self.connectors.append(nn.Identity() if s_shape == t_shape else
-                                   ConvRegressor(s_shape, t_shape, relu=False))
+            self.connectors.append(
+                nn.Identity() if s_shape == t_shape else ConvRegressor(s_shape, t_shape, relu=False)
+            )
 
     def _check_fit(self, s_shapes: Shapes, t_shapes: Shapes) -> None:
         """Other sizes may do, if the same convolutions lead there."""
         layers = zip(self.connectors, s_shapes, t_shapes)
-        fits = len(s_shapes) == len(self.connectors) and all(
-            _fits(*layer) for layer in layers)
+        fits = len(s_shapes) == len(self.connectors) and all(_fits(*layer) for layer in layers)
         if not fits:
             raise ValueError(
                 'Channels, heights and widths of s_feats and t_feats are '
                 f'{s_shapes} and {t_shapes}, but the connectors were made for '
                 f's_shapes={self.s_shapes} and t_shapes={self.t_shapes}; set '
-                'model.input_shape to the size of the training images.')
+                'model.input_shape to the size of the training images.'
+            )
 
 
 def _fits(connector: nn.Module, s_shape: Shape, t_shape: Shape) -> bool:
@@ -169,9 +175,7 @@ def boundary_loss(student: Tensor, teacher: Tensor, margin: float) -> Tensor:
     return (margin - towards).clamp(min=0).square().sum()
 
 
-def check_shapes(
-        name: str,
-        shapes: Optional[Sequence[Sequence[int]]]) -> Optional[Shapes]:
+def check_shapes(name: str, shapes: Optional[Sequence[Sequence[int]]]) -> Optional[Shapes]:
     """Shapes of maps, one a layer.
 
     Args:
@@ -188,10 +192,10 @@ def check_shapes(
     if shapes is None:
         return None
     if not isinstance(shapes, Sequence) or not shapes:
-        raise ValueError(f'{name} is {shapes}, expected a list with channels, '
-                         'height and width of each layer.')
-    return tuple(
-        check_shape(f'{name}[{i}]', shape) for i, shape in enumerate(shapes))
+        raise ValueError(
+            f'{name} is {shapes}, expected a list with channels, height and width of each layer.'
+        )
+    return tuple(check_shape(f'{name}[{i}]', shape) for i, shape in enumerate(shapes))
 
 
 def shapes_of(pairs: Sequence[Tuple[Tensor, Tensor]]) -> Tuple[Shapes, Shapes]:
@@ -203,5 +207,4 @@ def shapes_of(pairs: Sequence[Tuple[Tensor, Tensor]]) -> Tuple[Shapes, Shapes]:
     Returns:
         tuple: Shapes of the student's maps, and of the teacher's.
     """
-    return tuple(
-        tuple(tuple(x.shape[1:]) for x in side) for side in zip(*pairs))
+    return tuple(tuple(tuple(x.shape[1:]) for x in side) for side in zip(*pairs))

@@ -1,8 +1,8 @@
 """Attention transfer."""
+
 from torch import Tensor, nn
 
-from crd_plugin.ops import (attention_vector, match_heights, no_autocast,
-                            pair_maps)
+from crd_plugin.ops import attention_vector, match_heights, no_autocast, pair_maps
 from crd_plugin.ops.features import Features
 from crd_plugin.registry import MODELS
 
@@ -60,11 +60,10 @@ class ATLoss(nn.Module):
         pairs = pair_maps(s_feats, t_feats)
         with no_autocast(pairs[0][0]):
             return self.loss_weight * sum(
-                self._layer(student, teacher) for student, teacher in pairs)
+                self._layer(student, teacher) for student, teacher in pairs
+            )
 
     def _layer(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Mean squared difference of the attention of one layer."""
-        q_s, q_t = (
-            attention_vector(x, self.power)
-            for x in match_heights(student, teacher))
+        q_s, q_t = (attention_vector(x, self.power) for x in match_heights(student, teacher))
         return (q_s - q_t).square().mean()

@@ -1,12 +1,12 @@
 """Which block of the teacher a stage of the student is compared with."""
+
 import random
 from typing import List, Sequence, Tuple, Union
 
 import torch
 from torch import Tensor, nn
 
-from crd_plugin.ops import (block_cosines, no_autocast, pad_channels,
-                            pool_flat, unit_over_batch)
+from crd_plugin.ops import block_cosines, no_autocast, pad_channels, pool_flat, unit_over_batch
 
 METHODS = ('last', 'smallest', 'largest', 'first', 'random')
 POOLS = ('auto', 'avg8', 'global')
@@ -44,16 +44,15 @@ class BlockPairing(nn.Module):
 
     def __init__(self, method: str = 'last', pool: str = 'auto') -> None:
         super().__init__()
-        for name, value, words in (('method', method, METHODS),
-                                   ('pool', pool, POOLS)):
+        for name, value, words in (('method', method, METHODS), ('pool', pool, POOLS)):
             if value not in words:
-                raise ValueError(
-                    f'{name} is {value!r}, expected one of {words}.')
+                raise ValueError(f'{name} is {value!r}, expected one of {words}.')
         self.method = method
         self.pool = pool
 
-    def forward(self, s_blocks: Sequence[Blocks],
-                t_blocks: Sequence[Blocks]) -> List[Tuple[Tensor, Tensor]]:
+    def forward(
+        self, s_blocks: Sequence[Blocks], t_blocks: Sequence[Blocks]
+    ) -> List[Tuple[Tensor, Tensor]]:
         """Features of each stage.
 
         Args:
@@ -70,7 +69,8 @@ class BlockPairing(nn.Module):
             raise ValueError(
                 f's_blocks has {len(s_blocks)} stages, t_blocks '
                 f'{len(t_blocks)}: blocks are paired stage by stage, so both '
-                'networks need equally many.')
+                'networks need equally many.'
+            )
         pool = self.pool_of(len(s_blocks))
         return [
             self._pair(stage, student, teacher, pool)
@@ -83,8 +83,9 @@ class BlockPairing(nn.Module):
             return self.pool
         return 'avg8' if num_stages == 3 else 'global'
 
-    def _pair(self, stage: int, student: Blocks, teacher: Blocks,
-              pool: str) -> Tuple[Tensor, Tensor]:
+    def _pair(
+        self, stage: int, student: Blocks, teacher: Blocks, pool: str
+    ) -> Tuple[Tensor, Tensor]:
         """Features of one stage."""
         if isinstance(teacher, Tensor):
             if self.method != 'last':
@@ -92,28 +93,30 @@ class BlockPairing(nn.Module):
                     f'method={self.method!r} chooses among the blocks of a '
                     'stage, but t_blocks holds one map a stage; record all '
                     "of the teacher's: dict(type='crd_plugin.BlockOutputs', "
-                    "source='backbone', blocks='all').")
-            teacher = (teacher, )
+                    "source='backbone', blocks='all')."
+                )
+            teacher = (teacher,)
         own = student if isinstance(student, Tensor) else student[-1]
         shape = teacher[-1].shape
         if own.dim() != 4 or len(shape) != 4:
             raise ValueError(
                 f"Stage {stage}: the student's block has shape "
-                f'{tuple(own.shape)}, the teacher\'s {tuple(shape)}, expected '
+                f"{tuple(own.shape)}, the teacher's {tuple(shape)}, expected "
                 '(B, C, H, W) of both; record them with '
-                'crd_plugin.BlockOutputs.')
+                'crd_plugin.BlockOutputs.'
+            )
         if own.shape[2:] != shape[2:]:
             raise ValueError(
                 f"Stage {stage}: the student's map is "
-                f'{tuple(own.shape[2:])} pixels, the teacher\'s '
+                f"{tuple(own.shape[2:])} pixels, the teacher's "
                 f'{tuple(shape[2:])}; blocks are paired where both networks '
-                'have maps of one size.')
+                'have maps of one size.'
+            )
         with no_autocast(own):
             own = pad_channels(unit_over_batch(own), shape[1])
             return pool_flat(own, pool), self._chosen(own, teacher, pool)
 
-    def _chosen(self, own: Tensor, teacher: Sequence[Tensor],
-                pool: str) -> Tensor:
+    def _chosen(self, own: Tensor, teacher: Sequence[Tensor], pool: str) -> Tensor:
         """The teacher's feature, by ``method``."""
         if self.method in ('smallest', 'largest'):
             units = [unit_over_batch(block) for block in teacher]

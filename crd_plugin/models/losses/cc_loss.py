@@ -1,4 +1,5 @@
 """Correlation congruence."""
+
 from typing import Optional, Tuple
 
 from torch import Tensor, nn
@@ -43,11 +44,13 @@ class CCLoss(nn.Module):
         TypeError: If one is no number where a number is expected.
     """
 
-    def __init__(self,
-                 s_channels: Optional[int] = None,
-                 t_channels: Optional[int] = None,
-                 embed_dim: int = 128,
-                 loss_weight: float = 1.0) -> None:
+    def __init__(
+        self,
+        s_channels: Optional[int] = None,
+        t_channels: Optional[int] = None,
+        embed_dim: int = 128,
+        loss_weight: float = 1.0,
+    ) -> None:
         super().__init__()
         self.loss_weight = finite('loss_weight', loss_weight)
         self.embed_dim = count('embed_dim', embed_dim)
@@ -74,8 +77,8 @@ class CCLoss(nn.Module):
             ValueError: If a width of the config differs.
         """
         student, teacher = pair_vectors(s_feats, t_feats)
-        check_given('s_channels', self._s_given, (student.size(1), ))
-        check_given('t_channels', self._t_given, (teacher.size(1), ))
+        check_given('s_channels', self._s_given, (student.size(1),))
+        check_given('t_channels', self._t_given, (teacher.size(1),))
         self._build(student.size(1), teacher.size(1))
 
     def forward(self, s_feats: Features, t_feats: Features) -> Tensor:
@@ -95,12 +98,9 @@ class CCLoss(nn.Module):
         student, teacher = pair_vectors(s_feats, t_feats, min_batch=2)
         if self.needs_width:
             raise not_inferred('CCLoss', 's_channels and t_channels')
-        for name, x, head in (('s', student, self.embed_s),
-                              ('t', teacher, self.embed_t)):
-            check_given(f'{name}_channels', (head.in_features, ),
-                        (x.size(1), ))
-        gap = full_precision(self.embed_s(student)) - full_precision(
-            self.embed_t(teacher))
+        for name, x, head in (('s', student, self.embed_s), ('t', teacher, self.embed_t)):
+            check_given(f'{name}_channels', (head.in_features,), (x.size(1),))
+        gap = full_precision(self.embed_s(student)) - full_precision(self.embed_t(teacher))
         with no_autocast(gap):
             gap = gap.abs()
             loss = (gap[:-1] * gap[1:]).sum(1).mean()

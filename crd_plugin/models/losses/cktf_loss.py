@@ -1,4 +1,5 @@
 """Contrastive transfer at the penultimate layer and between blocks."""
+
 from typing import Any, Dict, Optional, Sequence, Tuple
 
 import torch
@@ -73,18 +74,20 @@ class CKTFLoss(nn.Module):
         TypeError: If one is no number where a number is expected.
     """
 
-    def __init__(self,
-                 embed_dim: int = 128,
-                 temperature: float = 0.1,
-                 method: str = 'last',
-                 pool: str = 'auto',
-                 head: str = 'linear',
-                 beta: float = 0.8,
-                 theta: float = 0.1,
-                 num_groups: Optional[int] = None,
-                 in_channels: Optional[Sequence[Tuple[int, int]]] = None,
-                 loss_weight: float = 1.0,
-                 **kwargs: Any) -> None:
+    def __init__(
+        self,
+        embed_dim: int = 128,
+        temperature: float = 0.1,
+        method: str = 'last',
+        pool: str = 'auto',
+        head: str = 'linear',
+        beta: float = 0.8,
+        theta: float = 0.1,
+        num_groups: Optional[int] = None,
+        in_channels: Optional[Sequence[Tuple[int, int]]] = None,
+        loss_weight: float = 1.0,
+        **kwargs: Any,
+    ) -> None:
         super().__init__()
         if num_groups is not None:
             count('num_groups', num_groups, ', or None for all groups')
@@ -95,14 +98,14 @@ class CKTFLoss(nn.Module):
         self.head = head
         self.num_groups = num_groups
         self.pairing = BlockPairing(method, pool)
-        self._crd = dict(
-            embed_dim=embed_dim, temperature=temperature, **kwargs)
+        self._crd = dict(embed_dim=embed_dim, temperature=temperature, **kwargs)
         if beta == 0 == theta:
-            raise ValueError('beta and theta are both 0, so no level is left; '
-                             'give one a weight (published: 0.8 and 0.1).')
+            raise ValueError(
+                'beta and theta are both 0, so no level is left; '
+                'give one a weight (published: 0.8 and 0.1).'
+            )
         # It needs no width: a wrong setting is told at once.
-        self.losses = nn.ModuleDict(
-            {_PENULTIMATE if beta else _STEM: CRDLoss(**self._crd)})
+        self.losses = nn.ModuleDict({_PENULTIMATE if beta else _STEM: CRDLoss(**self._crd)})
         self.student_connectors = nn.ModuleDict()
         self.teacher_connectors = nn.ModuleDict()
         EmbeddingConnector(None, embed_dim, head)  # Checks them, no more.
@@ -115,28 +118,35 @@ class CKTFLoss(nn.Module):
         return not self.student_connectors
 
     @torch.no_grad()
-    def infer_width(self, s_stem: Tensor, t_stem: Tensor,
-                    s_blocks: Sequence[Blocks], t_blocks: Sequence[Blocks],
-                    s_feats: Tensor, t_feats: Tensor) -> None:
+    def infer_width(
+        self,
+        s_stem: Tensor,
+        t_stem: Tensor,
+        s_blocks: Sequence[Blocks],
+        t_blocks: Sequence[Blocks],
+        s_feats: Tensor,
+        t_feats: Tensor,
+    ) -> None:
         """Make connectors and losses for features such as these.
 
         Args:
             s_stem (Tensor): As given to :meth:`forward`, and so the others.
         """
-        pairs = self.features(s_stem, t_stem, s_blocks, t_blocks, s_feats,
-                              t_feats)
+        pairs = self.features(s_stem, t_stem, s_blocks, t_blocks, s_feats, t_feats)
         self._build(list(_widths(pairs).values()))
 
-    def forward(self,
-                s_stem: Tensor,
-                t_stem: Tensor,
-                s_blocks: Sequence[Blocks],
-                t_blocks: Sequence[Blocks],
-                s_feats: Tensor,
-                t_feats: Tensor,
-                sample_idx: Optional[Tensor] = None,
-                labels: Optional[Tensor] = None,
-                contrast_idx: Optional[Tensor] = None) -> Tensor:
+    def forward(
+        self,
+        s_stem: Tensor,
+        t_stem: Tensor,
+        s_blocks: Sequence[Blocks],
+        t_blocks: Sequence[Blocks],
+        s_feats: Tensor,
+        t_feats: Tensor,
+        sample_idx: Optional[Tensor] = None,
+        labels: Optional[Tensor] = None,
+        contrast_idx: Optional[Tensor] = None,
+    ) -> Tensor:
         """Loss of one batch; in training mode each bank is left an update.
 
         Args:
@@ -164,29 +174,36 @@ class CKTFLoss(nn.Module):
         """
         if self.needs_width:
             raise not_inferred('CKTFLoss', 'in_channels')
-        pairs = self.features(s_stem, t_stem, s_blocks, t_blocks, s_feats,
-                              t_feats)
+        pairs = self.features(s_stem, t_stem, s_blocks, t_blocks, s_feats, t_feats)
         self._check_widths(pairs)
         embedded = {
-            level: (self.student_connectors[level](student),
-                    self.teacher_connectors[level](teacher))
+            level: (
+                self.student_connectors[level](student),
+                self.teacher_connectors[level](teacher),
+            )
             for level, (student, teacher) in pairs.items()
         }
         level, (student, _) = next(iter(embedded.items()))
         drawn = None
         if self.losses[level].bank is not None:
             # Once, as the published data loader hands the same ids to all.
-            drawn = self.losses[level].draw(sample_idx, contrast_idx,
-                                            student.dtype)
-        total = 0.
+            drawn = self.losses[level].draw(sample_idx, contrast_idx, student.dtype)
+        total = 0.0
         for level, (student, teacher) in embedded.items():
             total = total + self._weight(level) * self.losses[level](
-                student, teacher, sample_idx, labels, contrast_idx, drawn)
+                student, teacher, sample_idx, labels, contrast_idx, drawn
+            )
         return self.loss_weight * total
 
-    def features(self, s_stem: Tensor, t_stem: Tensor,
-                 s_blocks: Sequence[Blocks], t_blocks: Sequence[Blocks],
-                 s_feats: Tensor, t_feats: Tensor) -> Features:
+    def features(
+        self,
+        s_stem: Tensor,
+        t_stem: Tensor,
+        s_blocks: Sequence[Blocks],
+        t_blocks: Sequence[Blocks],
+        s_feats: Tensor,
+        t_feats: Tensor,
+    ) -> Features:
         """What the connectors of each level are given.
 
         Args:
@@ -201,9 +218,9 @@ class CKTFLoss(nn.Module):
             return {_PENULTIMATE: (s_feats, t_feats)}
         pool = self.pairing.pool_of(len(s_blocks))
         stems = tuple(
-            pool_flat(stem, pool) if stem.dim() == 4 else stem
-            for stem in (s_stem, t_stem))
-        groups = self.pairing(s_blocks, t_blocks)[:self.num_groups]
+            pool_flat(stem, pool) if stem.dim() == 4 else stem for stem in (s_stem, t_stem)
+        )
+        groups = self.pairing(s_blocks, t_blocks)[: self.num_groups]
         pairs = {_STEM: stems}
         for i, pair in enumerate(groups, start=1):
             pairs[f'group{i}'] = pair
@@ -217,17 +234,20 @@ class CKTFLoss(nn.Module):
 
     def _check_widths(self, pairs: Features) -> None:
         """The features are those that the connectors were made for."""
-        found, made = _widths(pairs), {
-            level: (connector.in_channels,
-                    self.teacher_connectors[level].in_channels)
-            for level, connector in self.student_connectors.items()
-        }
+        found, made = (
+            _widths(pairs),
+            {
+                level: (connector.in_channels, self.teacher_connectors[level].in_channels)
+                for level, connector in self.student_connectors.items()
+            },
+        )
         if found != made:
             raise ValueError(
                 'The pooled features of student and teacher have the widths '
                 f'{found}, the connectors were made for {made}; set '
                 'model.input_shape to the size of the training images, or '
-                f'in_channels={list(found.values())}.')
+                f'in_channels={list(found.values())}.'
+            )
 
     def _build(self, in_channels: Sequence[Tuple[int, int]]) -> None:
         """Connectors and losses of all levels, of given widths."""
@@ -239,24 +259,22 @@ class CKTFLoss(nn.Module):
             names = [_STEM, *(f'group{i}' for i in groups), *top]
         fewest = len(top) + 2 * bool(self.theta)
         if not fewest <= len(pairs) == len(names) or any(
-                not isinstance(pair, Sequence) or len(pair) != 2
-                for pair in pairs):
+            not isinstance(pair, Sequence) or len(pair) != 2 for pair in pairs
+        ):
             raise ValueError(
                 f'in_channels is {in_channels}, expected a pair of widths '
                 '(student, teacher) for the stem, each group and the '
-                'penultimate level, of those that beta and theta leave.')
+                'penultimate level, of those that beta and theta leave.'
+            )
         for level, (student, teacher) in zip(names, pairs):
-            self.student_connectors[level] = EmbeddingConnector(
-                student, self.embed_dim, self.head)
-            self.teacher_connectors[level] = EmbeddingConnector(
-                teacher, self.embed_dim, self.head)
+            self.student_connectors[level] = EmbeddingConnector(student, self.embed_dim, self.head)
+            self.teacher_connectors[level] = EmbeddingConnector(teacher, self.embed_dim, self.head)
             if level not in self.losses:
                 self.losses[level] = CRDLoss(**self._crd)
 
     def extra_repr(self) -> str:
         """Weights."""
-        return (f'beta={self.beta}, theta={self.theta}, '
-                f'loss_weight={self.loss_weight}')
+        return f'beta={self.beta}, theta={self.theta}, loss_weight={self.loss_weight}'
 
 
 def _widths(pairs: Features) -> Dict[str, Tuple[int, int]]:

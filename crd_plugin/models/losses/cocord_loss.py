@@ -1,4 +1,5 @@
 """The objective of CoCoRD and the small networks that belong to it."""
+
 import copy
 from typing import NamedTuple, Optional, Sequence, Union
 
@@ -23,6 +24,7 @@ class CoCoRDTerms(NamedTuple):
         top1 (Tensor): Percent of queries nearer to their own key than to
             any of the queue, scalar.
     """
+
     contrast: Tensor
     prediction: Tensor
     top1: Tensor
@@ -85,19 +87,21 @@ class CoCoRDLoss(nn.Module):
         TypeError: If one is no number where a number is expected.
     """
 
-    def __init__(self,
-                 s_channels: Optional[int] = None,
-                 t_channels: Optional[int] = None,
-                 hidden_dim: int = 2048,
-                 embed_dim: int = 2048,
-                 predictor_dim: int = 512,
-                 queue_size: int = 2048,
-                 temperature: float = 0.1,
-                 slow_momentum: float = 0.9,
-                 teacher_momentum: float = 0.999,
-                 contrast_weight: float = 1.0,
-                 prediction_weight: float = 4.0,
-                 loss_weight: float = 1.0) -> None:
+    def __init__(
+        self,
+        s_channels: Optional[int] = None,
+        t_channels: Optional[int] = None,
+        hidden_dim: int = 2048,
+        embed_dim: int = 2048,
+        predictor_dim: int = 512,
+        queue_size: int = 2048,
+        temperature: float = 0.1,
+        slow_momentum: float = 0.9,
+        teacher_momentum: float = 0.999,
+        contrast_weight: float = 1.0,
+        prediction_weight: float = 4.0,
+        loss_weight: float = 1.0,
+    ) -> None:
         super().__init__()
         _check_numbers(locals())
         self.s_channels = s_channels
@@ -136,8 +140,14 @@ class CoCoRDLoss(nn.Module):
             self.t_channels = _vector('t_feats', t_feats).size(1)
         self._build()
 
-    def forward(self, s_feats: Tensor, s_feats_2: Tensor, slow_feats: Tensor,
-                slow_feats_2: Tensor, t_feats: Tensor) -> Tensor:
+    def forward(
+        self,
+        s_feats: Tensor,
+        s_feats_2: Tensor,
+        slow_feats: Tensor,
+        slow_feats_2: Tensor,
+        t_feats: Tensor,
+    ) -> Tensor:
         """Loss of one batch; in training mode keys are left in the queue.
 
         Args:
@@ -162,43 +172,41 @@ class CoCoRDLoss(nn.Module):
             s_feats_2=s_feats_2,
             slow_feats=slow_feats,
             slow_feats_2=slow_feats_2,
-            t_feats=t_feats)
+            t_feats=t_feats,
+        )
         query = self.projector(self.connector(s_feats))
         query_2 = self.projector(self.connector(s_feats_2))
         predicted, predicted_2 = self.predictor(query), self.predictor(query_2)
         with torch.no_grad():
-            key = F.normalize(
-                full_precision(self.teacher_projector(t_feats)), dim=1)
+            key = F.normalize(full_precision(self.teacher_projector(t_feats)), dim=1)
             # In this order, which running statistics depend on.
             target_2 = self.slow_projector(self.slow_connector(slow_feats_2))
             target = self.slow_projector(self.slow_connector(slow_feats))
         logits = queue_logits(
-            F.normalize(full_precision(query), dim=1), key, self.queue.keys,
-            self.temperature)
-        contrast = F.cross_entropy(
-            logits, logits.new_zeros(logits.size(0), dtype=torch.int64))
+            F.normalize(full_precision(query), dim=1), key, self.queue.keys, self.temperature
+        )
+        contrast = F.cross_entropy(logits, logits.new_zeros(logits.size(0), dtype=torch.int64))
         # What is seen in one view is to be foreseen from the other.
-        prediction = (prediction_distance(predicted, target_2) +
-                      prediction_distance(predicted_2, target)).mean()
+        prediction = (
+            prediction_distance(predicted, target_2) + prediction_distance(predicted_2, target)
+        ).mean()
         if self.training:
             self.queue.stage(key)
         self._note(logits, contrast, prediction)
         return self.loss_weight * (
-            self.contrast_weight * contrast +
-            self.prediction_weight * prediction)
+            self.contrast_weight * contrast + self.prediction_weight * prediction
+        )
 
     def update_averages(self) -> None:
         """Move slow projector, slow connector and teacher's projector.
 
         Once an optimizer step, before its forward pass.
         """
-        for average, source, momentum in ((self.slow_connector, self.connector,
-                                           self.slow_momentum),
-                                          (self.slow_projector, self.projector,
-                                           self.slow_momentum),
-                                          (self.teacher_projector,
-                                           self.projector,
-                                           self.teacher_momentum)):
+        for average, source, momentum in (
+            (self.slow_connector, self.connector, self.slow_momentum),
+            (self.slow_projector, self.projector, self.slow_momentum),
+            (self.teacher_projector, self.projector, self.teacher_momentum),
+        ):
             move_averages(average.parameters(), source.parameters(), momentum)
 
     def _build(self) -> None:
@@ -212,8 +220,7 @@ class CoCoRDLoss(nn.Module):
         self.teacher_projector = _frozen_copy(self.projector)
 
     @torch.no_grad()
-    def _note(self, logits: Tensor, contrast: Tensor,
-              prediction: Tensor) -> None:
+    def _note(self, logits: Tensor, contrast: Tensor, prediction: Tensor) -> None:
         """Keep what the log shows; nothing is read back from the device."""
         first = (logits.argmax(1) == 0).to(logits.dtype).mean() * 100
         self.terms = CoCoRDTerms(contrast.detach(), prediction.detach(), first)
@@ -224,7 +231,8 @@ class CoCoRDLoss(nn.Module):
             raise ValueError(
                 's_channels and t_channels of CoCoRDLoss are not known: give '
                 'them in the config, or use crd_plugin.CoCoRDDistill, which '
-                'infers them when the model is built.')
+                'infers them when the model is built.'
+            )
         vectors, batch = [], None
         for name, feature in feats.items():
             feature = _vector(name, feature)
@@ -236,31 +244,39 @@ class CoCoRDLoss(nn.Module):
                     f'{name} has shape {tuple(feature.shape)}, expected '
                     f'({batch}, {width}): one feature an image, of width '
                     f'{argument}; set {argument}={feature.size(1)}, or leave '
-                    'it out to infer it.')
+                    'it out to infer it.'
+                )
             vectors.append(feature)
         if self.training and batch < 2:
             raise ValueError(
                 's_feats has 1 sample, expected at least 2: batch norm in '
                 'the projectors compares the images of a batch; set '
-                'train_dataloader.drop_last=True, or another batch_size.')
+                'train_dataloader.drop_last=True, or another batch_size.'
+            )
         return vectors
 
 
 def _check_numbers(given: dict) -> None:
     """Say which argument is out of range."""
-    for name in ('s_channels', 't_channels', 'hidden_dim', 'embed_dim',
-                 'predictor_dim', 'queue_size'):
+    for name in (
+        's_channels',
+        't_channels',
+        'hidden_dim',
+        'embed_dim',
+        'predictor_dim',
+        'queue_size',
+    ):
         value = given[name]
         if value is not None:
             count(name, value)
     positive('temperature', given['temperature'], 0.1)
-    for name, published in (('slow_momentum', 0.9), ('teacher_momentum',
-                                                     0.999)):
+    for name, published in (('slow_momentum', 0.9), ('teacher_momentum', 0.999)):
         if not 0 <= finite(name, given[name]) < 1:
             raise ValueError(
                 f'{name} is {given[name]}, expected 0 <= {name} < 1: it is '
                 'the weight of the old value, and 1 would never move '
-                f'(published: {published}).')
+                f'(published: {published}).'
+            )
     for name in ('contrast_weight', 'prediction_weight', 'loss_weight'):
         finite(name, given[name])
 
@@ -268,8 +284,8 @@ def _check_numbers(given: dict) -> None:
 def _mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
     """Projector and predictor: two layers with batch norm between."""
     return nn.Sequential(
-        nn.Linear(inputs, hidden), nn.BatchNorm1d(hidden), nn.ReLU(),
-        nn.Linear(hidden, outputs))
+        nn.Linear(inputs, hidden), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Linear(hidden, outputs)
+    )
 
 
 def _frozen_copy(module: nn.Module) -> nn.Module:
@@ -284,9 +300,11 @@ def _vector(name: str, feature: Union[Tensor, Sequence[Tensor]]) -> Tensor:
     if isinstance(feature, (tuple, list)):
         raise ValueError(
             f'{name} is a sequence of {len(feature)} tensors, expected one; '
-            'choose it with data_idx in loss_forward_mappings.')
+            'choose it with data_idx in loss_forward_mappings.'
+        )
     if feature.dim() != 2:
         raise ValueError(
             f'{name} has shape {tuple(feature.shape)}, expected (B, '
-            'channels): the pooled feature; record the neck.')
+            'channels): the pooled feature; record the neck.'
+        )
     return feature

@@ -1,4 +1,5 @@
 """What CRDLoss and MemoryBankHook say about wrong input."""
+
 from typing import Any, Optional
 
 import torch
@@ -16,18 +17,19 @@ def check_left_out(**arguments: Any) -> None:
         raise ValueError(
             f"{', '.join(given)} given, but negatives='batch' has no memory "
             'bank: the negatives are the other samples of the global batch; '
-            f"leave {'it' if len(given) == 1 else 'them'} out, or use "
-            "negatives='sampled'.")
+            f'leave {"it" if len(given) == 1 else "them"} out, or use '
+            "negatives='sampled'."
+        )
 
 
 def check_column(name: str, ids: Tensor, batch: Optional[int] = None) -> None:
     """Raise a ValueError for what is not one int64 a sample."""
-    if ids.dtype != torch.int64 or ids.dim() != 1 or batch not in (
-            None, ids.numel()):
+    if ids.dtype != torch.int64 or ids.dim() != 1 or batch not in (None, ids.numel()):
         raise ValueError(
             f'{name} is {ids.dtype} of shape {tuple(ids.shape)}, expected '
-            f"int64 of shape ({'B' if batch is None else batch},); record it "
-            'with crd_plugin.SampleField.')
+            f'int64 of shape ({"B" if batch is None else batch},); record it '
+            'with crd_plugin.SampleField.'
+        )
 
 
 def check_range(name: str, smallest: int, largest: int, num_rows: int) -> None:
@@ -37,7 +39,8 @@ def check_range(name: str, smallest: int, largest: int, num_rows: int) -> None:
         raise ValueError(
             f'{name} {wrong} is outside the memory bank of {num_rows} rows; '
             'the bank must be sized from the training set: leave num_samples '
-            'out, and wrap that data set in crd_plugin.SampleIndexDataset.')
+            'out, and wrap that data set in crd_plugin.SampleIndexDataset.'
+        )
 
 
 def check_labels(given: Tensor, expected: Tensor, sample_idx: Tensor) -> None:
@@ -47,9 +50,10 @@ def check_labels(given: Tensor, expected: Tensor, sample_idx: Tensor) -> None:
         at = int(wrong[0])
         raise ValueError(
             f'labels: sample {int(sample_idx[at])} has label '
-            f'{int(given[at])}, the memory bank\'s row has '
+            f"{int(given[at])}, the memory bank's row has "
             f'{int(expected[at])}; the batch comes from another data set, or '
-            'another order of it, than the bank was sized from.')
+            'another order of it, than the bank was sized from.'
+        )
 
 
 def check_embeddings(name: str, side: str, norm: Tensor) -> None:
@@ -65,7 +69,8 @@ def check_embeddings(name: str, side: str, norm: Tensor) -> None:
         raise ValueError(
             f'{name}: {bad} of {norm.numel()} {side} embeddings are NaN or '
             f'infinite; the {side} or its connector has diverged: lower the '
-            'learning rate, clip gradients, or check its checkpoint.')
+            'learning rate, clip gradients, or check its checkpoint.'
+        )
     # A zero vector stays zero under F.normalize; it is no error of scale.
     off = ((norm - 1).abs() > _NORM_TOLERANCE) & (norm > 0)
     if off.any():
@@ -73,4 +78,5 @@ def check_embeddings(name: str, side: str, norm: Tensor) -> None:
             f'{name}: a {side} embedding has L2 norm '
             f'{float(norm[off][0]):.4g}, expected 1; put a '
             'crd_plugin.EmbeddingConnector, which normalises, in front of '
-            'the loss.')
+            'the loss.'
+        )

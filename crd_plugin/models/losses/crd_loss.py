@@ -1,4 +1,5 @@
 """The objective of contrastive representation distillation."""
+
 import math
 from typing import Optional, Sequence, Tuple, Union
 
@@ -6,17 +7,25 @@ import torch
 from mmengine.dist import all_gather
 from torch import Tensor, nn
 
-from crd_plugin.ops import (ContrastResult, Negatives, ShardNegatives,
-                            all_negatives, draw_negatives, info_nce,
-                            log_partition, nce, no_autocast, prepare,
-                            shared_negatives)
+from crd_plugin.ops import (
+    ContrastResult,
+    Negatives,
+    ShardNegatives,
+    all_negatives,
+    draw_negatives,
+    info_nce,
+    log_partition,
+    nce,
+    no_autocast,
+    prepare,
+    shared_negatives,
+)
 from crd_plugin.registry import MODELS
 
 from ..memory_bank import MemoryBank
 from ..sharded_bank import ShardedBank
 from ._common import count, finite, positive
-from .crd_checks import (check_column, check_embeddings, check_labels,
-                         check_left_out, check_range)
+from .crd_checks import check_column, check_embeddings, check_labels, check_left_out, check_range
 from .in_batch_contrast import InBatchContrast
 from .sharded_contrast import contrast_with_shards, draw_from_shards
 
@@ -83,34 +92,35 @@ class CRDLoss(nn.Module):
         TypeError: If one is no number where a number is expected.
     """
 
-    def __init__(self,
-                 embed_dim: int = 128,
-                 num_negatives: Optional[int] = None,
-                 temperature: float = 0.07,
-                 momentum: Optional[float] = None,
-                 objective: str = 'nce',
-                 negatives: str = 'sampled',
-                 exclude: str = 'class',
-                 num_samples: Optional[int] = None,
-                 loss_weight: float = 1.0,
-                 sharded: bool = False,
-                 bank_dtype: Optional[str] = None) -> None:
+    def __init__(
+        self,
+        embed_dim: int = 128,
+        num_negatives: Optional[int] = None,
+        temperature: float = 0.07,
+        momentum: Optional[float] = None,
+        objective: str = 'nce',
+        negatives: str = 'sampled',
+        exclude: str = 'class',
+        num_samples: Optional[int] = None,
+        loss_weight: float = 1.0,
+        sharded: bool = False,
+        bank_dtype: Optional[str] = None,
+    ) -> None:
         super().__init__()
         if num_negatives is not None:
             count('num_negatives', num_negatives, ' (published: 16384)')
         count('embed_dim', embed_dim, ' (published: 128)')
         positive('temperature', temperature, 0.07)
         finite('loss_weight', loss_weight)
-        choices = (('objective', objective, ('nce', 'infonce')),
-                   ('negatives', negatives, ('sampled', 'shared', 'all',
-                                             'batch')),
-                   ('exclude', exclude, ('class', 'instance')),
-                   ('bank_dtype', bank_dtype,
-                    (None, 'float32', 'float16', 'bfloat16')))
+        choices = (
+            ('objective', objective, ('nce', 'infonce')),
+            ('negatives', negatives, ('sampled', 'shared', 'all', 'batch')),
+            ('exclude', exclude, ('class', 'instance')),
+            ('bank_dtype', bank_dtype, (None, 'float32', 'float16', 'bfloat16')),
+        )
         for name, value, words in choices:
             if value not in words:
-                raise ValueError(
-                    f'{name} is {value!r}, expected one of {words}.')
+                raise ValueError(f'{name} is {value!r}, expected one of {words}.')
         self.embed_dim = embed_dim
         self.temperature = temperature
         self.objective = objective
@@ -125,26 +135,28 @@ class CRDLoss(nn.Module):
                 momentum=momentum,
                 num_samples=num_samples,
                 sharded=sharded or None,
-                bank_dtype=bank_dtype)
+                bank_dtype=bank_dtype,
+            )
             self.batch = InBatchContrast()
         else:
-            self.num_negatives = 16384 if num_negatives is None else (
-                num_negatives)
+            self.num_negatives = 16384 if num_negatives is None else (num_negatives)
             momentum = 0.5 if momentum is None else momentum
             bank = ShardedBank if sharded else MemoryBank
-            self.bank = bank(embed_dim, momentum, num_samples,
-                             getattr(torch, bank_dtype or 'float32'))
+            self.bank = bank(
+                embed_dim, momentum, num_samples, getattr(torch, bank_dtype or 'float32')
+            )
         # log K and the losses of positives, of which mi_bound is made.
         self._critic: Optional[Tuple[float, Tensor]] = None
 
-    def forward(self,
-                s_feats: Tensor,
-                t_feats: Tensor,
-                sample_idx: Optional[Tensor] = None,
-                labels: Optional[Tensor] = None,
-                contrast_idx: Optional[Tensor] = None,
-                negatives: Union[Negatives, ShardNegatives, None] = None
-                ) -> Tensor:
+    def forward(
+        self,
+        s_feats: Tensor,
+        t_feats: Tensor,
+        sample_idx: Optional[Tensor] = None,
+        labels: Optional[Tensor] = None,
+        contrast_idx: Optional[Tensor] = None,
+        negatives: Union[Negatives, ShardNegatives, None] = None,
+    ) -> Tensor:
         """Loss of one batch; in training mode an update is left in the bank.
 
         Args:
@@ -186,9 +198,9 @@ class CRDLoss(nn.Module):
             # It would refuse the other of the two half types.
             anchors = torch.stack([s_feats, t_feats])
         if isinstance(self.bank, ShardedBank):
-            result, new_log_z = contrast_with_shards(anchors, self.bank,
-                                                     negatives, self.objective,
-                                                     self.temperature)
+            result, new_log_z = contrast_with_shards(
+                anchors, self.bank, negatives, self.objective, self.temperature
+            )
         else:
             result, new_log_z = self._contrast(anchors, pos_idx, negatives)
         if self.training:
@@ -210,7 +222,7 @@ class CRDLoss(nn.Module):
         return log_k - positive_loss.mean()
 
     def _contrast(
-            self, anchors: Tensor, pos_idx: Tensor, negatives: Negatives
+        self, anchors: Tensor, pos_idx: Tensor, negatives: Negatives
     ) -> Tuple[ContrastResult, Optional[Tensor]]:
         """Both directions, and the log of Z if it has to be set."""
         bank = self.bank
@@ -222,9 +234,13 @@ class CRDLoss(nn.Module):
             log_z = new_log_z = self._estimate_log_z(*arguments)
         return nce(*arguments, log_z, self.temperature), new_log_z
 
-    def _forward_batch(self, s_feats: Tensor, t_feats: Tensor,
-                       sample_idx: Optional[Tensor],
-                       labels: Optional[Tensor]) -> Tensor:
+    def _forward_batch(
+        self,
+        s_feats: Tensor,
+        t_feats: Tensor,
+        sample_idx: Optional[Tensor],
+        labels: Optional[Tensor],
+    ) -> Tensor:
         """:meth:`forward` without a bank."""
         batch = s_feats.size(0)
         self._check_feats(s_feats, t_feats, batch)
@@ -235,20 +251,21 @@ class CRDLoss(nn.Module):
                 raise ValueError(
                     "labels is None, but exclude='class' with "
                     "negatives='batch' needs the class of each sample; "
-                    "record it with crd_plugin.SampleField, or use "
-                    "exclude='instance' for data without labels.")
+                    'record it with crd_plugin.SampleField, or use '
+                    "exclude='instance' for data without labels."
+                )
         if key is not None:
             check_column(name, key, batch)
-        result = self.batch(s_feats, t_feats, key, self.objective,
-                            self.temperature)
+        result = self.batch(s_feats, t_feats, key, self.objective, self.temperature)
         self._critic = 0.0, -result.mi_bound
         return self.loss_weight * result.loss
 
-    def draw(self,
-             sample_idx: Tensor,
-             contrast_idx: Optional[Tensor] = None,
-             dtype: torch.dtype = torch.float32
-             ) -> Union[Negatives, ShardNegatives]:
+    def draw(
+        self,
+        sample_idx: Tensor,
+        contrast_idx: Optional[Tensor] = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> Union[Negatives, ShardNegatives]:
         """Negatives of a batch, by the rule of ``self.negatives``.
 
         With a sharded bank they are those of all ranks' batches: every rank
@@ -272,41 +289,51 @@ class CRDLoss(nn.Module):
             raise RuntimeError(
                 "CRDLoss with negatives='batch' draws nothing: its negatives "
                 'are the other samples of the global batch; call forward() '
-                "alone, or use negatives='sampled'.")
+                "alone, or use negatives='sampled'."
+            )
         self._check_ids(sample_idx, contrast_idx)
         if isinstance(self.bank, ShardedBank):
-            return draw_from_shards(self.bank, sample_idx, contrast_idx,
-                                    self.num_negatives, self.negatives,
-                                    self.exclude, dtype)
+            return draw_from_shards(
+                self.bank,
+                sample_idx,
+                contrast_idx,
+                self.num_negatives,
+                self.negatives,
+                self.exclude,
+                dtype,
+            )
         num_samples = self.bank.num_samples
         if contrast_idx is not None:
             given = Negatives(contrast_idx.size(1) - 1, contrast_idx[:, 1:])
             return prepare(given, num_samples, dtype)
-        draw = {
-            'sampled': draw_negatives,
-            'shared': shared_negatives,
-            'all': all_negatives
-        }[self.negatives]
+        draw = {'sampled': draw_negatives, 'shared': shared_negatives, 'all': all_negatives}[
+            self.negatives
+        ]
         label_index = None
         if self.exclude == 'class':
             label_index = self.bank.label_index
         drawn = draw(sample_idx, num_samples, self.num_negatives, label_index)
         return prepare(drawn, num_samples, dtype)
 
-    def _estimate_log_z(self, anchors: Tensor, rows: Sequence[Tensor],
-                        pos_idx: Tensor, negatives: Negatives) -> Tensor:
+    def _estimate_log_z(
+        self, anchors: Tensor, rows: Sequence[Tensor], pos_idx: Tensor, negatives: Negatives
+    ) -> Tensor:
         """Partition constants of the first batch over all ranks, ``(2,)``."""
-        local = log_partition(anchors, rows, pos_idx, negatives,
-                              self.temperature)
-        size = local.new_full((1, ), pos_idx.numel())
+        local = log_partition(anchors, rows, pos_idx, negatives, self.temperature)
+        size = local.new_full((1,), pos_idx.numel())
         ranks = torch.stack(all_gather(torch.cat([local, size])))
         weight = ranks[:, 2:].log()
         mean = (ranks[:, :2] + weight).logsumexp(0) - weight.logsumexp(0)
         return mean + math.log(self.bank.num_samples)
 
-    def _check(self, s_feats: Tensor, t_feats: Tensor,
-               sample_idx: Optional[Tensor], labels: Optional[Tensor],
-               contrast_idx: Optional[Tensor]) -> None:
+    def _check(
+        self,
+        s_feats: Tensor,
+        t_feats: Tensor,
+        sample_idx: Optional[Tensor],
+        labels: Optional[Tensor],
+        contrast_idx: Optional[Tensor],
+    ) -> None:
         """Say what is wrong with the input; no read-back from a GPU."""
         self._check_ids(sample_idx, contrast_idx)
         self._check_feats(s_feats, t_feats, sample_idx.numel())
@@ -315,50 +342,51 @@ class CRDLoss(nn.Module):
             if sample_idx.device.type == 'cpu':
                 check_labels(labels, self.bank.labels[sample_idx], sample_idx)
 
-    def _check_ids(self, sample_idx: Optional[Tensor],
-                   contrast_idx: Optional[Tensor]) -> None:
+    def _check_ids(self, sample_idx: Optional[Tensor], contrast_idx: Optional[Tensor]) -> None:
         """The bank has rows, and the ids are rows of it."""
         num_samples = self.bank.num_samples
         if num_samples == 0:
             raise RuntimeError(
                 'CRDLoss has a memory bank without rows: MemoryBankHook is '
                 "missing; add dict(type='crd_plugin.MemoryBankHook') to "
-                'custom_hooks, or give num_samples.')
+                'custom_hooks, or give num_samples.'
+            )
         if sample_idx is None:
             raise ValueError(
                 'sample_idx is None, but the memory bank needs the position '
                 'of each sample in the training set; record it with '
-                "crd_plugin.SampleField, or use negatives='batch'.")
+                "crd_plugin.SampleField, or use negatives='batch'."
+            )
         check_column('sample_idx', sample_idx)
         batch = sample_idx.numel()
-        if contrast_idx is not None and (contrast_idx.dtype != torch.int64
-                                         or contrast_idx.dim() != 2
-                                         or contrast_idx.size(0) != batch
-                                         or contrast_idx.size(1) < 2):
+        if contrast_idx is not None and (
+            contrast_idx.dtype != torch.int64
+            or contrast_idx.dim() != 2
+            or contrast_idx.size(0) != batch
+            or contrast_idx.size(1) < 2
+        ):
             raise ValueError(
                 f'contrast_idx is {contrast_idx.dtype} of shape '
                 f'{tuple(contrast_idx.shape)}, expected int64 of shape '
-                f'({batch}, 1 + K) with the positive first.')
+                f'({batch}, 1 + K) with the positive first.'
+            )
         if sample_idx.device.type != 'cpu':
             return  # Looking at numbers would wait for the GPU.
-        for name, ids in (('sample_idx', sample_idx), ('contrast_idx',
-                                                       contrast_idx)):
+        for name, ids in (('sample_idx', sample_idx), ('contrast_idx', contrast_idx)):
             if ids is not None and ids.numel():
                 check_range(name, int(ids.min()), int(ids.max()), num_samples)
 
-    def _check_feats(self, s_feats: Tensor, t_feats: Tensor,
-                     batch: int) -> None:
+    def _check_feats(self, s_feats: Tensor, t_feats: Tensor, batch: int) -> None:
         """One embedding a sample and side; of unit norm, on the host."""
-        sides = (('s_feats', 'student', s_feats), ('t_feats', 'teacher',
-                                                   t_feats))
+        sides = (('s_feats', 'student', s_feats), ('t_feats', 'teacher', t_feats))
         for name, _, feats in sides:
             if feats.shape != (batch, self.embed_dim):
                 raise ValueError(
                     f'{name} has shape {tuple(feats.shape)}, expected '
                     f'({batch}, {self.embed_dim}): one embedding of width '
                     'embed_dim a sample; put a crd_plugin.EmbeddingConnector '
-                    f'with embed_dim={self.embed_dim} in front of it.')
+                    f'with embed_dim={self.embed_dim} in front of it.'
+                )
         if s_feats.device.type == 'cpu':
             for name, side, feats in sides:
-                check_embeddings(name, side,
-                                 feats.detach().float().norm(dim=1))
+                check_embeddings(name, side, feats.detach().float().norm(dim=1))

@@ -1,4 +1,5 @@
 """Hints from a middle layer."""
+
 from typing import Optional, Sequence
 
 import torch.nn.functional as F
@@ -47,15 +48,18 @@ class FitNetLoss(nn.Module):
         TypeError: If one is no number where a number is expected.
     """
 
-    def __init__(self,
-                 s_shape: Optional[Sequence[int]] = None,
-                 t_shape: Optional[Sequence[int]] = None,
-                 loss_weight: float = 1.0) -> None:
+    def __init__(
+        self,
+        s_shape: Optional[Sequence[int]] = None,
+        t_shape: Optional[Sequence[int]] = None,
+        loss_weight: float = 1.0,
+    ) -> None:
         super().__init__()
         self.loss_weight = finite('loss_weight', loss_weight)
         self.s_shape, self.t_shape = (
             None if shape is None else check_shape(name, shape)
-            for name, shape in (('s_shape', s_shape), ('t_shape', t_shape)))
+            for name, shape in (('s_shape', s_shape), ('t_shape', t_shape))
+        )
         self.regressor: Optional[ConvRegressor] = None
         if self.s_shape and self.t_shape:
             self.regressor = ConvRegressor(self.s_shape, self.t_shape)
@@ -104,7 +108,8 @@ class FitNetLoss(nn.Module):
                 'Channels, height and width of s_feats and t_feats are '
                 f'{shapes[0]} and {shapes[1]}, but the regressor was made for '
                 f's_shape={self.s_shape} and t_shape={self.t_shape}; set '
-                'model.input_shape to the size of the training images.')
+                'model.input_shape to the size of the training images.'
+            )
         # Under autocast it may run in half precision, the mean may not.
         regressed = self.regressor(student)
         with no_autocast(student):
@@ -119,5 +124,6 @@ def _pair(s_feats: Tensor, t_feats: Tensor):
         raise ValueError(
             f's_feats and t_feats have {len(pairs)} layers, FitNetLoss takes '
             'one map of each; choose it with data_idx in '
-            'loss_forward_mappings (published: 1, the second stage).')
+            'loss_forward_mappings (published: 1, the second stage).'
+        )
     return pairs[0]

@@ -1,4 +1,5 @@
 """The flow between layers: inner products of neighbouring maps."""
+
 from typing import List, Optional, Sequence
 
 import torch.nn.functional as F
@@ -55,11 +56,13 @@ class FSPLoss(nn.Module):
         TypeError: If one is no number where a number is expected.
     """
 
-    def __init__(self,
-                 s_shapes: Optional[Sequence[Sequence[int]]] = None,
-                 t_shapes: Optional[Sequence[Sequence[int]]] = None,
-                 match_sizes: bool = True,
-                 loss_weight: float = 1.0) -> None:
+    def __init__(
+        self,
+        s_shapes: Optional[Sequence[Sequence[int]]] = None,
+        t_shapes: Optional[Sequence[Sequence[int]]] = None,
+        match_sizes: bool = True,
+        loss_weight: float = 1.0,
+    ) -> None:
         super().__init__()
         self.match_sizes = match_sizes
         self.loss_weight = finite('loss_weight', loss_weight)
@@ -69,8 +72,7 @@ class FSPLoss(nn.Module):
         if not self.needs_width:
             self._check(self.s_shapes, self.t_shapes)
 
-    def infer_width(self, s_feats: Sequence[Tensor],
-                    t_feats: Sequence[Tensor]) -> None:
+    def infer_width(self, s_feats: Sequence[Tensor], t_feats: Sequence[Tensor]) -> None:
         """Refuse a pair that has no FSP; nothing is made.
 
         Args:
@@ -82,16 +84,18 @@ class FSPLoss(nn.Module):
         """
         found = shapes_of(pair_maps(s_feats, t_feats))
         self._check(*found)
-        for name, given, shapes in (('s_shapes', self.s_shapes, found[0]),
-                                    ('t_shapes', self.t_shapes, found[1])):
+        for name, given, shapes in (
+            ('s_shapes', self.s_shapes, found[0]),
+            ('t_shapes', self.t_shapes, found[1]),
+        ):
             if given not in (None, shapes):
                 raise ValueError(
                     f'{name} is {given}, but the recorded maps have {shapes}; '
-                    f'set {name} to that, or leave it out.')
+                    f'set {name} to that, or leave it out.'
+                )
         self.needs_width = False
 
-    def forward(self, s_feats: Sequence[Tensor],
-                t_feats: Sequence[Tensor]) -> Tensor:
+    def forward(self, s_feats: Sequence[Tensor], t_feats: Sequence[Tensor]) -> Tensor:
         """Loss of one batch.
 
         Args:
@@ -119,25 +123,26 @@ class FSPLoss(nn.Module):
         if len(s_shapes) != len(t_shapes) or len(s_shapes) < 2:
             raise ValueError(
                 f'The student has {len(s_shapes)} maps and the teacher '
-                f'{len(t_shapes)}; FSP takes as many of both, at least two.')
-        channels = [[shape[0] for shape in side]
-                    for side in (s_shapes, t_shapes)]
+                f'{len(t_shapes)}; FSP takes as many of both, at least two.'
+            )
+        channels = [[shape[0] for shape in side] for side in (s_shapes, t_shapes)]
         if channels[0] != channels[1]:
             raise ValueError(
                 'FSP compares inner products of channels, so both networks '
                 'need equally many map by map; the student has '
                 f'{channels[0]}, the teacher {channels[1]}. Such a pair has '
                 'no FSP ("n/a" or left out in published tables); take another '
-                'method.')
-        sizes = [[shape[1:] for shape in side]
-                 for side in (s_shapes, t_shapes)]
+                'method.'
+            )
+        sizes = [[shape[1:] for shape in side] for side in (s_shapes, t_shapes)]
         if self.match_sizes and sizes[0] != sizes[1]:
             raise ValueError(
                 'FSP takes inner products over positions, so both networks '
                 'need maps of equal height and width; the student has '
                 f'{sizes[0]}, the teacher {sizes[1]}. Such a pair has no FSP; '
                 'take another method, or match_sizes=False, which compares '
-                'means over different positions.')
+                'means over different positions.'
+            )
 
 
 def flows(maps: Sequence[Tensor]) -> List[Tensor]:

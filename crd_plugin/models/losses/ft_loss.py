@@ -1,12 +1,18 @@
 """Factors of the teacher's last map, paraphrased and translated."""
+
 from typing import Optional, Tuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from crd_plugin.ops import (absolute_power, attention_vector, full_precision,
-                            match_heights, pair_maps)
+from crd_plugin.ops import (
+    absolute_power,
+    attention_vector,
+    full_precision,
+    match_heights,
+    pair_maps,
+)
 from crd_plugin.registry import MODELS
 
 from ._common import check_given, finite, not_inferred, positive, widths
@@ -57,20 +63,21 @@ class FTLoss(nn.Module):
         TypeError: If one is no number where a number is expected.
     """
 
-    def __init__(self,
-                 s_channels: Optional[int] = None,
-                 t_channels: Optional[int] = None,
-                 rate: float = 0.5,
-                 p1: float = 2,
-                 p2: float = 1,
-                 reconstruction_weight: float = 1.0,
-                 loss_weight: float = 1.0) -> None:
+    def __init__(
+        self,
+        s_channels: Optional[int] = None,
+        t_channels: Optional[int] = None,
+        rate: float = 0.5,
+        p1: float = 2,
+        p2: float = 1,
+        reconstruction_weight: float = 1.0,
+        loss_weight: float = 1.0,
+    ) -> None:
         super().__init__()
         self.rate = positive('rate', rate, 0.5)
         self.p1 = positive('p1', p1, 2)
         self.p2 = positive('p2', p2, 1)
-        self.reconstruction_weight = finite('reconstruction_weight',
-                                            reconstruction_weight)
+        self.reconstruction_weight = finite('reconstruction_weight', reconstruction_weight)
         self.loss_weight = finite('loss_weight', loss_weight)
         self.s_channels = _width('s_channels', s_channels)
         self.t_channels = _width('t_channels', t_channels)
@@ -121,8 +128,7 @@ class FTLoss(nn.Module):
         with torch.no_grad():
             factor_t = self.paraphraser.encoder(teacher)
         factor_s = self.translator.encoder(student)
-        return self.loss_weight * factor_loss(factor_s, factor_t, self.p1,
-                                              self.p2)
+        return self.loss_weight * factor_loss(factor_s, factor_t, self.p1, self.p2)
 
     def reconstruction(self, t_feats: Tensor) -> Tensor:
         """Mean squared error of the paraphraser, the loss of a first stage.
@@ -149,15 +155,15 @@ class FTLoss(nn.Module):
         if width < 1:
             raise ValueError(
                 f'rate is {self.rate}, of {self.t_channels} teacher channels '
-                'it leaves none; take a larger one (published: 0.5).')
+                'it leaves none; take a larger one (published: 0.5).'
+            )
         self.paraphraser = Paraphraser(self.t_channels, width)
         self.translator = Translator(self.s_channels, width)
 
     @staticmethod
     def _check(name: str, given: Optional[int], feature: Tensor) -> None:
         """Channels of the config, or of the networks, against a map's."""
-        check_given(name, None if given is None else (given, ),
-                    (feature.size(1), ))
+        check_given(name, None if given is None else (given,), (feature.size(1),))
 
 
 class Paraphraser(nn.Module):
@@ -173,11 +179,7 @@ class Paraphraser(nn.Module):
         self.encoder = _encoder(channels, width, batch_norm=False)
         layers = []
         for pair in ((width, width), (width, channels), (channels, channels)):
-            layers += [
-                nn.ConvTranspose2d(*pair, 3, padding=1),
-                nn.Identity(),
-                nn.LeakyReLU(0.1)
-            ]
+            layers += [nn.ConvTranspose2d(*pair, 3, padding=1), nn.Identity(), nn.LeakyReLU(0.1)]
         self.decoder = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -202,10 +204,7 @@ class Translator(nn.Module):
         return self.encoder(x)
 
 
-def factor_loss(factor_s: Tensor,
-                factor_t: Tensor,
-                p1: float = 2,
-                p2: float = 1) -> Tensor:
+def factor_loss(factor_s: Tensor, factor_t: Tensor, p1: float = 2, p2: float = 1) -> Tensor:
     """Difference of two factors.
 
     Args:
@@ -217,8 +216,7 @@ def factor_loss(factor_s: Tensor,
     Returns:
         Tensor: Mean over batch and positions, a scalar.
     """
-    factor_s, factor_t = match_heights(
-        full_precision(factor_s), full_precision(factor_t))
+    factor_s, factor_t = match_heights(full_precision(factor_s), full_precision(factor_t))
     gap = attention_vector(factor_s, p1) - attention_vector(factor_t, p1)
     return gap.abs().mean() if p2 == 1 else absolute_power(gap, p2).mean()
 
@@ -233,7 +231,7 @@ def _encoder(channels: int, width: int, batch_norm: bool) -> nn.Sequential:
         layers += [
             nn.Conv2d(*pair, 3, padding=1),
             nn.BatchNorm2d(pair[1]) if batch_norm else nn.Identity(),
-            nn.LeakyReLU(0.1)
+            nn.LeakyReLU(0.1),
         ]
     return nn.Sequential(*layers)
 
@@ -242,8 +240,9 @@ def _width(name: str, value: Optional[int]) -> Optional[int]:
     """One number of channels, or None."""
     several = widths(name, value)
     if several is not None and len(several) > 1:
-        raise ValueError(f'{name} is {value}, expected one number of '
-                         'channels: factor transfer has one layer.')
+        raise ValueError(
+            f'{name} is {value}, expected one number of channels: factor transfer has one layer.'
+        )
     return several and several[0]
 
 
@@ -254,5 +253,6 @@ def _pair(s_feats: Tensor, t_feats: Tensor) -> Tuple[Tensor, Tensor]:
         raise ValueError(
             f's_feats and t_feats have {len(pairs)} layers, FTLoss takes one '
             'map of each; choose it with data_idx in loss_forward_mappings '
-            '(published: -1, the last map before pooling).')
+            '(published: -1, the last map before pooling).'
+        )
     return pairs[0]

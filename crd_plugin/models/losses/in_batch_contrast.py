@@ -1,4 +1,5 @@
 """Contrast within the global batch, for CRD without a memory bank."""
+
 import math
 from typing import NamedTuple, Optional
 
@@ -7,8 +8,14 @@ from mmengine.dist import all_gather
 from mmengine.logging import MMLogger
 from torch import Tensor, nn
 
-from crd_plugin.ops import (batch_info_nce, batch_log_total, batch_nce,
-                            batch_weights, full_precision, no_autocast)
+from crd_plugin.ops import (
+    batch_info_nce,
+    batch_log_total,
+    batch_nce,
+    batch_weights,
+    full_precision,
+    no_autocast,
+)
 
 from ..collectives import gather_batches, gather_sizes, own_part
 
@@ -20,6 +27,7 @@ class InBatchResult(NamedTuple):
         loss (Tensor): Scalar, both directions.
         mi_bound (Tensor): Lower bound of the mutual information, in nats.
     """
+
     loss: Tensor
     mi_bound: Tensor
 
@@ -44,7 +52,7 @@ class InBatchContrast(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.register_buffer('log_mean', torch.full((2, ), math.nan).double())
+        self.register_buffer('log_mean', torch.full((2,), math.nan).double())
         # Host-side copy of "the constants are set": no read-back in a step.
         self._has_z = False
         self._warned = False
@@ -54,9 +62,14 @@ class InBatchContrast(nn.Module):
         """bool: The partition constants are set."""
         return self._has_z
 
-    def forward(self, s_feats: Tensor, t_feats: Tensor,
-                sample_key: Optional[Tensor], objective: str,
-                temperature: float) -> InBatchResult:
+    def forward(
+        self,
+        s_feats: Tensor,
+        t_feats: Tensor,
+        sample_key: Optional[Tensor],
+        objective: str,
+        temperature: float,
+    ) -> InBatchResult:
         """Loss of one batch; the first one in training mode fixes Z / N.
 
         Args:
@@ -72,22 +85,24 @@ class InBatchContrast(nn.Module):
             InBatchResult: Loss and bound.
         """
         dtype = torch.promote_types(s_feats.dtype, t_feats.dtype)
-        student, teacher = (
-            full_precision(feats.to(dtype)) for feats in (s_feats, t_feats))
+        student, teacher = (full_precision(feats.to(dtype)) for feats in (s_feats, t_feats))
         with no_autocast(student):
-            return self._contrast(student, teacher, sample_key, objective,
-                                  temperature)
+            return self._contrast(student, teacher, sample_key, objective, temperature)
 
-    def _contrast(self, student: Tensor, teacher: Tensor,
-                  sample_key: Optional[Tensor], objective: str,
-                  temperature: float) -> InBatchResult:
+    def _contrast(
+        self,
+        student: Tensor,
+        teacher: Tensor,
+        sample_key: Optional[Tensor],
+        objective: str,
+        temperature: float,
+    ) -> InBatchResult:
         """:meth:`forward` in float32 or float64."""
         sizes = gather_sizes(student.size(0), student.device)
         own, total = own_part(sizes), sum(sizes)
         position = torch.arange(total, device=student.device)
         given = position[own] if sample_key is None else sample_key
-        keys, (students, teachers) = gather_batches(given, (student, teacher),
-                                                    sizes)
+        keys, (students, teachers) = gather_batches(given, (student, teacher), sizes)
         if total == 1:
             return self._no_negative(student, teacher)
         weight = batch_weights(given, keys, student.dtype)
@@ -96,10 +111,7 @@ class InBatchContrast(nn.Module):
             for anchor, key in ((student, teachers), (teacher, students))
         ]
         if objective == 'infonce':
-            parts = [
-                batch_info_nce(score, position[own], weight)
-                for score in scores
-            ]
+            parts = [batch_info_nce(score, position[own], weight) for score in scores]
         else:
             log_mean = self._partition(scores, position[own], weight)
             parts = [
@@ -115,8 +127,7 @@ class InBatchContrast(nn.Module):
         """Log of Z / N of both directions, ``(2,)`` float64."""
         if self._has_z:
             return self.log_mean
-        local = torch.stack(
-            [batch_log_total(score, positive, weight) for score in scores])
+        local = torch.stack([batch_log_total(score, positive, weight) for score in scores])
         log_mean = torch.stack(all_gather(local)).logsumexp(0)
         log_mean -= 2 * math.log(weight.size(1))
         if self.training:
@@ -124,15 +135,15 @@ class InBatchContrast(nn.Module):
             self._has_z = True
         return log_mean
 
-    def _no_negative(self, student: Tensor,
-                     teacher: Tensor) -> InBatchResult:
+    def _no_negative(self, student: Tensor, teacher: Tensor) -> InBatchResult:
         """Loss of a global batch of one sample: h = 1, so it is zero."""
         if not self._warned:
             MMLogger.get_current_instance().warning(
                 "negatives='batch': a global batch of 1 sample has no "
                 'negative and adds nothing to the loss; give batch_size at '
                 'least 2, and drop_last=True if it is the last batch of an '
-                'epoch.')
+                'epoch.'
+            )
             self._warned = True
         zero = 0 * (student.sum() + teacher.sum())
         return InBatchResult(zero, zero.detach())

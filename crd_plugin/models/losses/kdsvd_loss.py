@@ -1,4 +1,5 @@
 """Distillation by singular value decomposition."""
+
 from typing import List, Tuple
 
 import torch
@@ -50,8 +51,9 @@ class KDSVDLoss(nn.Module):
     def __init__(self, num_vectors: int = 1, loss_weight: float = 1.0) -> None:
         super().__init__()
         if not isinstance(num_vectors, int) or num_vectors < 1:
-            raise ValueError(f'num_vectors is {num_vectors}, expected a '
-                             'positive integer (published: 1).')
+            raise ValueError(
+                f'num_vectors is {num_vectors}, expected a positive integer (published: 1).'
+            )
         self.num_vectors = num_vectors
         self.loss_weight = finite('loss_weight', loss_weight)
 
@@ -81,8 +83,7 @@ class KDSVDLoss(nn.Module):
                 before = vectors
             return self.loss_weight * loss / pairs[0][0].size(0)
 
-    def _vectors(self, student: Tensor,
-                 teacher: Tensor) -> Tuple[Tensor, Tensor]:
+    def _vectors(self, student: Tensor, teacher: Tensor) -> Tuple[Tensor, Tensor]:
         """Weighted vectors of one layer, ``(B, C, k)`` a side."""
         k = self.num_vectors
         v_t, sigma = right_singular_vectors(_matrix(teacher), k)
@@ -97,21 +98,24 @@ class KDSVDLoss(nn.Module):
         if len(pairs) < 2:
             raise ValueError(
                 's_feats has 1 layer, expected at least 2: KDSVDLoss compares '
-                'neighbouring layers; record the stages without data_idx.')
+                'neighbouring layers; record the stages without data_idx.'
+            )
         for i, (student, teacher) in enumerate(pairs):
             if student.size(1) != teacher.size(1):
                 raise ValueError(
                     f's_feats[{i}] has {student.size(1)} channels and '
                     f't_feats[{i}] {teacher.size(1)}; singular vectors over '
                     'channels can only be compared if there are as many. '
-                    'Choose a student of the teacher\'s widths, or another '
-                    'method.')
+                    "Choose a student of the teacher's widths, or another "
+                    'method.'
+                )
             for name, x in (('s_feats', student), ('t_feats', teacher)):
                 rank = min(x.size(1), x[0, 0].numel())
                 if rank < self.num_vectors:
                     raise ValueError(
                         f'{name}[{i}] has {rank} singular vectors, expected '
-                        f'num_vectors={self.num_vectors} at least.')
+                        f'num_vectors={self.num_vectors} at least.'
+                    )
 
 
 def align(v_s: Tensor, v_t: Tensor) -> Tensor:

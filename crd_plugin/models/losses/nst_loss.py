@@ -1,4 +1,5 @@
 """Neuron selectivity transfer."""
+
 from torch import Tensor, nn
 
 from crd_plugin.ops import match_heights, no_autocast, pair_maps, unit_vectors
@@ -58,8 +59,7 @@ class NSTLoss(nn.Module):
         """
         pairs = pair_maps(s_feats, t_feats)
         with no_autocast(pairs[0][0]):
-            return self.loss_weight * sum(
-                _discrepancy(*match_heights(*pair)) for pair in pairs)
+            return self.loss_weight * sum(_discrepancy(*match_heights(*pair)) for pair in pairs)
 
 
 def _discrepancy(student: Tensor, teacher: Tensor) -> Tensor:
@@ -72,8 +72,11 @@ def _discrepancy(student: Tensor, teacher: Tensor) -> Tensor:
         # matrices over positions.
         gap = _gram(s, s, 1) / c_s - _gram(t, t, 1) / c_t
         return gap.square().sum((1, 2)).mean()
-    return (_gram(s, s, 2).square().mean() + _gram(t, t, 2).square().mean() -
-            2 * _gram(s, t, 2).square().mean())
+    return (
+        _gram(s, s, 2).square().mean()
+        + _gram(t, t, 2).square().mean()
+        - 2 * _gram(s, t, 2).square().mean()
+    )
 
 
 def _gram(a: Tensor, b: Tensor, over: int) -> Tensor:

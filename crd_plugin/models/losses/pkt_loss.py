@@ -1,4 +1,5 @@
 """Probabilistic knowledge transfer."""
+
 import torch
 from torch import Tensor, nn
 

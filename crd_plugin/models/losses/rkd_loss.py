@@ -1,4 +1,5 @@
 """Relational knowledge distillation."""
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -44,10 +45,9 @@ class RKDLoss(nn.Module):
         TypeError: If one is no number where a number is expected.
     """
 
-    def __init__(self,
-                 distance_weight: float = 25.0,
-                 angle_weight: float = 50.0,
-                 loss_weight: float = 1.0) -> None:
+    def __init__(
+        self, distance_weight: float = 25.0, angle_weight: float = 50.0, loss_weight: float = 1.0
+    ) -> None:
         super().__init__()
         self.distance_weight = finite('distance_weight', distance_weight)
         self.angle_weight = finite('angle_weight', angle_weight)
@@ -56,7 +56,8 @@ class RKDLoss(nn.Module):
             raise ValueError(
                 'distance_weight and angle_weight are both 0, so nothing is '
                 'left of the loss; expected one of them at least (published: '
-                '25 and 50).')
+                '25 and 50).'
+            )
 
     def forward(self, s_feats: Features, t_feats: Features) -> Tensor:
         """Loss of one batch.
@@ -76,8 +77,10 @@ class RKDLoss(nn.Module):
         loss = 0.0
         with no_autocast(pair[0]):
             # A part of weight 0 costs nothing.
-            for weight, relation in ((self.distance_weight, _distances),
-                                     (self.angle_weight, _angles)):
+            for weight, relation in (
+                (self.distance_weight, _distances),
+                (self.angle_weight, _angles),
+            ):
                 if weight:
                     student, teacher = map(relation, pair)
                     loss = loss + weight * F.smooth_l1_loss(student, teacher)

@@ -1,4 +1,5 @@
 """Contrast of a batch with a memory bank that is split over the ranks."""
+
 import math
 from typing import Optional, Sequence, Tuple
 
@@ -6,20 +7,34 @@ import torch
 from mmengine.dist import all_reduce
 from torch import Tensor
 
-from crd_plugin.ops import (ContrastResult, ShardNegatives, draw_shard,
-                            full_precision, given_shard, info_nce_of_sums,
-                            log_partition_of_sums, merge_softmax, nce_of_sums,
-                            shard_nce, shard_softmax)
+from crd_plugin.ops import (
+    ContrastResult,
+    ShardNegatives,
+    draw_shard,
+    full_precision,
+    given_shard,
+    info_nce_of_sums,
+    log_partition_of_sums,
+    merge_softmax,
+    nce_of_sums,
+    shard_nce,
+    shard_softmax,
+)
 
 from ..collectives import gather_rows, gather_sizes, own_part
 from ..sharded_bank import ShardedBank
 
 
 @torch.no_grad()
-def draw_from_shards(bank: ShardedBank, sample_idx: Tensor,
-                     contrast_idx: Optional[Tensor], num_negatives: int,
-                     rule: str, exclude: str,
-                     dtype: torch.dtype) -> ShardNegatives:
+def draw_from_shards(
+    bank: ShardedBank,
+    sample_idx: Tensor,
+    contrast_idx: Optional[Tensor],
+    num_negatives: int,
+    rule: str,
+    exclude: str,
+    dtype: torch.dtype,
+) -> ShardNegatives:
     """Negatives of all ranks' batches on this rank's rows.
 
     Collective: every rank must call it.
@@ -38,19 +53,19 @@ def draw_from_shards(bank: ShardedBank, sample_idx: Tensor,
     """
     sizes = gather_sizes(sample_idx.numel(), sample_idx.device)
     if contrast_idx is not None:
-        return given_shard(
-            bank.shard('instance'), gather_rows(contrast_idx, sizes), sizes,
-            dtype)
+        return given_shard(bank.shard('instance'), gather_rows(contrast_idx, sizes), sizes, dtype)
     ids = gather_rows(sample_idx, sizes)
     labels = bank.labels[ids] if exclude == 'class' else None
-    return draw_shard(
-        bank.shard(exclude), ids, sizes, num_negatives, rule, labels)
+    return draw_shard(bank.shard(exclude), ids, sizes, num_negatives, rule, labels)
 
 
 def contrast_with_shards(
-        anchors: Tensor, bank: ShardedBank, negatives: ShardNegatives,
-        objective: str,
-        temperature: float) -> Tuple[ContrastResult, Optional[Tensor]]:
+    anchors: Tensor,
+    bank: ShardedBank,
+    negatives: ShardNegatives,
+    objective: str,
+    temperature: float,
+) -> Tuple[ContrastResult, Optional[Tensor]]:
     """Both directions of the objective for this rank's anchors.
 
     Collective: every rank must call it. The anchors of all ranks are gathered
@@ -71,30 +86,28 @@ def contrast_with_shards(
     own, width = own_part(negatives.sizes), anchors.size(2)
     # Side by side, for one collective.
     gathered = gather_rows(
-        full_precision(anchors.detach()).transpose(0, 1).flatten(1),
-        negatives.sizes)
+        full_precision(anchors.detach()).transpose(0, 1).flatten(1), negatives.sizes
+    )
     every = gathered.view(-1, 2, width).transpose(0, 1)
     rows = (bank.teacher, bank.student)
     if objective == 'infonce':
         sums, largest = _softmax_sums(every, rows, negatives, temperature)
-        result = info_nce_of_sums(anchors, sums[:, own], largest[:, own],
-                                  temperature)
+        result = info_nce_of_sums(anchors, sums[:, own], largest[:, own], temperature)
         return result, None
     log_z, new_log_z = bank.log_z, None
     if not bank.has_z:
         sums, largest = _softmax_sums(every, rows, negatives, temperature)
-        log_z = new_log_z = math.log(
-            bank.num_samples) + log_partition_of_sums(sums, largest,
-                                                      negatives.num_negatives)
+        log_z = new_log_z = math.log(bank.num_samples) + log_partition_of_sums(
+            sums, largest, negatives.num_negatives
+        )
     sums = shard_nce(every, rows, negatives, log_z, temperature)
     all_reduce(sums)
-    return nce_of_sums(anchors, sums[:, own], negatives,
-                       temperature), new_log_z
+    return nce_of_sums(anchors, sums[:, own], negatives, temperature), new_log_z
 
 
-def _softmax_sums(every: Tensor, rows: Sequence[Tensor],
-                  negatives: ShardNegatives,
-                  temperature: float) -> Tuple[Tensor, Tensor]:
+def _softmax_sums(
+    every: Tensor, rows: Sequence[Tensor], negatives: ShardNegatives, temperature: float
+) -> Tuple[Tensor, Tensor]:
     """Parts of all shards summed, ``(2, B, ...)``, and their scale."""
     log_sum, part = shard_softmax(every, rows, negatives, temperature)
     largest = log_sum.clone()

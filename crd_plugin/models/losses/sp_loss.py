@@ -1,4 +1,5 @@
 """Similarity-preserving distillation."""
+
 from torch import Tensor, nn
 
 from crd_plugin.ops import no_autocast, pair_maps, unit_vectors
@@ -58,7 +59,8 @@ class SPLoss(nn.Module):
         with no_autocast(pairs[0][0]):
             return self.loss_weight * sum(
                 (_similarity(student) - _similarity(teacher)).square().mean()
-                for student, teacher in pairs)
+                for student, teacher in pairs
+            )
 
 
 def _similarity(feature_map: Tensor) -> Tensor:

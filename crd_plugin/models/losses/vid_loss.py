@@ -1,4 +1,5 @@
 """Variational information distillation."""
+
 import math
 from typing import List, Optional, Sequence, Tuple
 
@@ -6,13 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from crd_plugin.ops import (full_precision, match_heights, no_autocast,
-                            pair_maps)
+from crd_plugin.ops import full_precision, match_heights, no_autocast, pair_maps
 from crd_plugin.ops.features import Features
 from crd_plugin.registry import MODELS
 
-from ._common import (Widths, check_given, finite, not_inferred, positive,
-                      widths)
+from ._common import Widths, check_given, finite, not_inferred, positive, widths
 
 
 @MODELS.register_module()
@@ -54,12 +53,14 @@ class VIDLoss(nn.Module):
         TypeError: If one is no number where a number is expected.
     """
 
-    def __init__(self,
-                 s_channels: Optional[Widths] = None,
-                 t_channels: Optional[Widths] = None,
-                 init_variance: float = 5.0,
-                 eps: float = 1e-5,
-                 loss_weight: float = 1.0) -> None:
+    def __init__(
+        self,
+        s_channels: Optional[Widths] = None,
+        t_channels: Optional[Widths] = None,
+        init_variance: float = 5.0,
+        eps: float = 1e-5,
+        loss_weight: float = 1.0,
+    ) -> None:
         super().__init__()
         self.loss_weight = finite('loss_weight', loss_weight)
         self.init_variance = positive('init_variance', init_variance, 5.0)
@@ -68,7 +69,8 @@ class VIDLoss(nn.Module):
             raise ValueError(
                 f'eps is {eps} and init_variance {init_variance}; the '
                 'variance starts above its lower bound eps (published: 1e-5 '
-                'and 5.0).')
+                'and 5.0).'
+            )
         self.s_channels = widths('s_channels', s_channels)
         self.t_channels = widths('t_channels', t_channels)
         self.layers = nn.ModuleList()
@@ -115,15 +117,15 @@ class VIDLoss(nn.Module):
         found = _channels(pairs)
         check_given('s_channels', self.s_channels, found[0])
         check_given('t_channels', self.t_channels, found[1])
-        return self.loss_weight * sum(
-            layer(*pair) for layer, pair in zip(self.layers, pairs))
+        return self.loss_weight * sum(layer(*pair) for layer, pair in zip(self.layers, pairs))
 
     def _build(self) -> None:
         """Make one regressor a layer."""
         if len(self.s_channels) != len(self.t_channels):
             raise ValueError(
                 f's_channels has {len(self.s_channels)} layers and '
-                f't_channels {len(self.t_channels)}, expected as many.')
+                f't_channels {len(self.t_channels)}, expected as many.'
+            )
         for s, t in zip(self.s_channels, self.t_channels):
             self.layers.append(_Layer(s, t, self.init_variance, self.eps))
 
@@ -131,18 +133,20 @@ class VIDLoss(nn.Module):
 class _Layer(nn.Module):
     """Regressor and variances of one layer."""
 
-    def __init__(self, s_channels: int, t_channels: int, init_variance: float,
-                 eps: float) -> None:
+    def __init__(self, s_channels: int, t_channels: int, init_variance: float, eps: float) -> None:
         super().__init__()
         self.eps = eps
         self.regressor = nn.Sequential(
-            nn.Conv2d(s_channels, t_channels, 1, bias=False), nn.ReLU(),
-            nn.Conv2d(t_channels, t_channels, 1, bias=False), nn.ReLU(),
-            nn.Conv2d(t_channels, t_channels, 1, bias=False))
+            nn.Conv2d(s_channels, t_channels, 1, bias=False),
+            nn.ReLU(),
+            nn.Conv2d(t_channels, t_channels, 1, bias=False),
+            nn.ReLU(),
+            nn.Conv2d(t_channels, t_channels, 1, bias=False),
+        )
         # softplus(log_scale) + eps is init_variance.
         above = init_variance - eps
         start = above + math.log(-math.expm1(-above))
-        self.log_scale = nn.Parameter(torch.full((t_channels, ), start))
+        self.log_scale = nn.Parameter(torch.full((t_channels,), start))
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Negative log-likelihood of the teacher's map, a mean."""

@@ -1,4 +1,5 @@
 """Recorder of what each block of a backbone's stages returns."""
+
 from typing import Any, Dict, Optional, Tuple
 
 from mmrazor.models.task_modules.recorder.base_recorder import BaseRecorder
@@ -37,8 +38,7 @@ class BlockOutputsRecorder(BaseRecorder):
     def __init__(self, source: str, blocks: str = 'all') -> None:
         super().__init__(source)
         if blocks not in ('all', 'last'):
-            raise ValueError(f"blocks is {blocks!r}, expected 'all' or "
-                             "'last'.")
+            raise ValueError(f"blocks is {blocks!r}, expected 'all' or 'last'.")
         self.blocks = blocks
         self._names: Tuple[Tuple[str, ...], ...] = ()
         self._maps: Dict[str, Tensor] = {}
@@ -51,14 +51,14 @@ class BlockOutputsRecorder(BaseRecorder):
             raise ValueError(
                 f"source='{self.source}' is not a module of the "
                 f'{type(model).__name__}; expected the name of its backbone, '
-                "such as 'backbone'.")
+                "such as 'backbone'."
+            )
         backbone = modules[self.source]
         self._names = _block_names(backbone)
         if self.blocks == 'last':
             self._names = tuple(stage[-1:] for stage in self._names)
         for name in (name for stage in self._names for name in stage):
-            backbone.get_submodule(name).register_forward_hook(
-                self._block_hook(name))
+            backbone.get_submodule(name).register_forward_hook(self._block_hook(name))
         backbone.register_forward_hook(self._backbone_hook)
 
     def _block_hook(self, name: str):
@@ -70,22 +70,19 @@ class BlockOutputsRecorder(BaseRecorder):
 
         return hook
 
-    def _backbone_hook(self, module: nn.Module, args: tuple,
-                       output: Any) -> None:
+    def _backbone_hook(self, module: nn.Module, args: tuple, output: Any) -> None:
         """Record the blocks of one call."""
         if not self._recording:
             return
         maps, self._maps = self._maps, {}
-        missing = [
-            name for stage in self._names for name in stage
-            if name not in maps
-        ]
+        missing = [name for stage in self._names for name in stage if name not in maps]
         if missing:
             raise RuntimeError(
                 f'{type(module).__name__} did not call its block '
                 f'{missing[0]}, so its output cannot be recorded; the last '
                 'block of a stage is passed over with pre_activation=True: '
-                'leave that out.')
+                'leave that out.'
+            )
         stages = (tuple(maps[name] for name in stage) for stage in self._names)
         if self.blocks == 'last':
             stages = (stage[0] for stage in stages)
@@ -110,9 +107,9 @@ def _block_names(backbone: nn.Module) -> Tuple[Tuple[str, ...], ...]:
     if names is None and hasattr(backbone, 'res_layers'):
         # MMPretrain's ResNet and its relatives.
         names = tuple(
-            tuple(f'{stage}.{i}'
-                  for i in range(len(backbone.get_submodule(stage))))
-            for stage in backbone.res_layers)
+            tuple(f'{stage}.{i}' for i in range(len(backbone.get_submodule(stage))))
+            for stage in backbone.res_layers
+        )
     if not names:
         raise ValueError(
             f'{type(backbone).__name__} has no blocks to pair: they are '
@@ -120,5 +117,6 @@ def _block_names(backbone: nn.Module) -> Tuple[Tuple[str, ...], ...]:
             'consist of blocks of one shape; the published code refuses '
             'MobileNet and ShuffleNet too. For a backbone of your own add a '
             'property block_names: for each stage a tuple of names of '
-            'modules.')
+            'modules.'
+        )
     return tuple(tuple(stage) for stage in names)

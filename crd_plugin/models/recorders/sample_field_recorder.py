@@ -1,4 +1,5 @@
 """Recorder of per-sample fields: ids and labels as tensors."""
+
 from typing import Any, Optional, Sequence
 
 import torch
@@ -34,8 +35,9 @@ class SampleFieldRecorder(BaseRecorder):
     def prepare_from_model(self, model: Optional[nn.Module] = None) -> None:
         """Look at the arguments of each call of ``model``."""
         if model is None:
-            raise ValueError('model is None, expected the module whose call '
-                             'receives the data samples.')
+            raise ValueError(
+                'model is None, expected the module whose call receives the data samples.'
+            )
         model.register_forward_pre_hook(self._pre_hook, with_kwargs=True)
 
     def _pre_hook(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
@@ -47,8 +49,7 @@ class SampleFieldRecorder(BaseRecorder):
         if samples is None:
             # A forward pass without samples, as when widths are inferred.
             return
-        self.data_buffer.append(
-            stack_field(samples, self.source, _device_of(inputs)))
+        self.data_buffer.append(stack_field(samples, self.source, _device_of(inputs)))
 
     def __enter__(self) -> None:
         """Start recording."""
@@ -61,8 +62,7 @@ class SampleFieldRecorder(BaseRecorder):
         self._recording = False
 
 
-def stack_field(samples: Sequence[Any], field: str,
-                device: torch.device) -> Tensor:
+def stack_field(samples: Sequence[Any], field: str, device: torch.device) -> Tensor:
     """Stack one field of data samples.
 
     Args:
@@ -82,14 +82,14 @@ def stack_field(samples: Sequence[Any], field: str,
         return whole.to(device, non_blocking=True)
     values = [getattr(sample, field, None) for sample in samples]
     if any(value is None for value in values):
-        hint = ('wrap the training data set in '
-                'crd_plugin.SampleIndexDataset' if field
-                in ('sample_idx', 'contrast_idx') else
-                'check that the data set has labels and that the pipeline '
-                'ends with PackInputs')
+        hint = (
+            'wrap the training data set in crd_plugin.SampleIndexDataset'
+            if field in ('sample_idx', 'contrast_idx')
+            else 'check that the data set has labels and that the pipeline ends with PackInputs'
+        )
         raise ValueError(
-            f'The data samples have no field "{field}", which the '
-            f'distiller records; {hint}.')
+            f'The data samples have no field "{field}", which the distiller records; {hint}.'
+        )
     if isinstance(values[0], Tensor):
         stacked = torch.stack(values)
         if stacked.dim() == 2 and stacked.size(1) == 1:

@@ -1,4 +1,5 @@
 """Recorder of a backbone's stages, one map each."""
+
 from typing import Any, List, Optional
 
 from mmrazor.models.task_modules.recorder.base_recorder import BaseRecorder
@@ -45,7 +46,8 @@ class StageOutputsRecorder(BaseRecorder):
             raise ValueError(
                 f"source='{self.source}' is not a module of the "
                 f'{type(model).__name__}; expected the name of its backbone, '
-                "such as 'backbone'.")
+                "such as 'backbone'."
+            )
         backbone = modules[self.source]
         backbone.register_forward_hook(self._stages_hook)
         if self.stem:
@@ -55,25 +57,25 @@ class StageOutputsRecorder(BaseRecorder):
                 raise ValueError(
                     f'stem=True, but {type(backbone).__name__} has no module '
                     f"'{name}'; give the class an attribute stem_name, the "
-                    'name of the module whose output is the first stage\'s '
-                    'input.')
+                    "name of the module whose output is the first stage's "
+                    'input.'
+                )
             stem.register_forward_hook(self._stem_hook)
 
-    def _stem_hook(self, module: nn.Module, args: tuple,
-                   output: Tensor) -> None:
+    def _stem_hook(self, module: nn.Module, args: tuple, output: Tensor) -> None:
         """Keep the stem's map until the backbone is done."""
         if self._recording:
             self._stem_maps.append(output)
 
-    def _stages_hook(self, module: nn.Module, args: tuple,
-                     output: Any) -> None:
+    def _stages_hook(self, module: nn.Module, args: tuple, output: Any) -> None:
         """Record the stages of one call."""
         if not self._recording:
             return
         if not isinstance(output, (tuple, list)):
             raise TypeError(
                 f'{type(module).__name__} returns {type(output).__name__}, '
-                'expected a tuple with one map a stage; set its out_indices.')
+                'expected a tuple with one map a stage; set its out_indices.'
+            )
         stages = len(getattr(module, 'out_indices', output))
         record = (*self._stem_maps, *output[:stages])
         self._stem_maps = []

@@ -1,4 +1,5 @@
 """CoCoRDHook: when averages move, what enters the queue, what is refused."""
+
 import copy
 import logging
 
@@ -10,11 +11,11 @@ from mmengine.runner import Runner
 from crd_plugin.engine import CoCoRDHook
 from crd_plugin.engine.publish import publish_student
 from crd_plugin.registry import MODELS
-from tests import runs
+from tests import small_runs
 from tests.cocord import run_changes
 
-STEPS = runs.STEPS  # iterations an epoch
-LAST_BATCH = runs.NUM_SAMPLES - (STEPS - 1) * runs.BATCH_SIZE
+STEPS = small_runs.STEPS  # iterations an epoch
+LAST_BATCH = small_runs.NUM_SAMPLES - (STEPS - 1) * small_runs.BATCH_SIZE
 
 
 class Spy(Hook):
@@ -30,8 +31,7 @@ class Spy(Hook):
 
     def after_train_iter(self, runner, *args, **kwargs) -> None:
         """The state, and the keys that wait."""
-        self.after.append(
-            (_state(runner), runner.model.cocord_loss.queue.pending))
+        self.after.append((_state(runner), runner.model.cocord_loss.queue.pending))
 
 
 def _state(runner):
@@ -39,27 +39,30 @@ def _state(runner):
 
 
 def _build(tmp_path, *hooks, **changes):
-    return runs.build(
-        tmp_path, *hooks, **{
+    return small_runs.build(
+        tmp_path,
+        *hooks,
+        **{
             **run_changes(),
-            **runs.without_validation(), 'default_hooks__checkpoint': None,
-            **changes
-        })
+            **small_runs.without_validation(),
+            'default_hooks__checkpoint': None,
+            **changes,
+        },
+    )
 
 
 def _averages(model):
     """Averages with what they follow and their momentum."""
     loss = 'distiller.distill_losses.loss_cocord.'
     for name, _ in model.named_parameters():
-        for average, source, momentum in (('slow_student.', 'architecture.',
-                                           0.9), (f'{loss}slow_projector.',
-                                                  f'{loss}projector.', 0.9),
-                                          (f'{loss}slow_connector.',
-                                           f'{loss}connector.', 0.9),
-                                          (f'{loss}teacher_projector.',
-                                           f'{loss}projector.', 0.999)):
+        for average, source, momentum in (
+            ('slow_student.', 'architecture.', 0.9),
+            (f'{loss}slow_projector.', f'{loss}projector.', 0.9),
+            (f'{loss}slow_connector.', f'{loss}connector.', 0.9),
+            (f'{loss}teacher_projector.', f'{loss}projector.', 0.999),
+        ):
             if name.startswith(average):
-                yield name, source + name[len(average):], momentum
+                yield name, source + name[len(average) :], momentum
 
 
 # --- averages --------------------------------------------------------------
@@ -69,8 +72,7 @@ def _averages(model):
 def test_averages_move_once_an_optimizer_step(tmp_path, counts):
     """With the parameters that the step starts from; before its forward."""
     early, late = Spy('VERY_HIGH'), Spy('VERY_LOW')
-    runner = _build(
-        tmp_path, early, late, optim_wrapper__accumulative_counts=counts)
+    runner = _build(tmp_path, early, late, optim_wrapper__accumulative_counts=counts)
     runner.train()
     names = list(_averages(runner.model))
     # Four parts: 6 tensors of a student, 6 of a projector, 2 of a connector.
@@ -110,7 +112,8 @@ def test_batch_norm_is_not_averaged(tmp_path):
     # Statistics of its own: of other parameters.
     student, slow = (
         runner.model.state_dict()[f'{part}.backbone.bn.running_mean']
-        for part in ('architecture', 'slow_student'))
+        for part in ('architecture', 'slow_student')
+    )
     assert not torch.equal(student, slow)
 
 
@@ -137,8 +140,7 @@ def test_stopped_distillation_leaves_only_the_student(tmp_path):
 def test_keys_enter_after_every_iteration(tmp_path, counts):
     """Also while gradients are accumulated. 20 keys in 15 places."""
     early, late = Spy('VERY_HIGH'), Spy('VERY_LOW')
-    runner = _build(
-        tmp_path, early, late, optim_wrapper__accumulative_counts=counts)
+    runner = _build(tmp_path, early, late, optim_wrapper__accumulative_counts=counts)
     runner.train()
     prefix = 'distiller.distill_losses.loss_cocord.queue.'
     rows, pointer = list(early.before[0][prefix + 'keys']), 0
@@ -159,9 +161,10 @@ def test_keys_enter_after_every_iteration(tmp_path, counts):
 def test_missing_hook_is_named_in_the_second_step(tmp_path):
     runner = _build(tmp_path, custom_hooks=[])
     with pytest.raises(
-            RuntimeError,
-            match=r"never committed: CoCoRDHook is missing; add dict\(type='"
-            r"crd_plugin.CoCoRDHook'\) to custom_hooks"):
+        RuntimeError,
+        match=r"never committed: CoCoRDHook is missing; add dict\(type='"
+        r"crd_plugin.CoCoRDHook'\) to custom_hooks",
+    ):
         runner.train()
     assert runner.iter == 1
 
@@ -180,17 +183,15 @@ def test_keys_that_are_left_over_do_not_stop_another_run(tmp_path):
 def test_terms_are_logged_and_not_summed(tmp_path):
     runner = _build(tmp_path)
     runner.train()
-    lines = runs.scalars(tmp_path)
+    lines = small_runs.scalars(tmp_path)
     assert len(lines) == STEPS
     for line in lines:
         total = line['contrast'] + 4 * line['prediction']
         assert line['distill.loss_cocord'] == pytest.approx(total, rel=1e-4)
-        assert line['loss'] == pytest.approx(
-            total + line['student.loss'], rel=1e-4)
+        assert line['loss'] == pytest.approx(total + line['student.loss'], rel=1e-4)
         assert 0 <= line['contrast_top1'] <= 100
     last = runner.model.cocord_loss.terms
-    assert lines[-1]['contrast'] == pytest.approx(
-        float(last.contrast), rel=1e-4)
+    assert lines[-1]['contrast'] == pytest.approx(float(last.contrast), rel=1e-4)
 
 
 def test_interval(tmp_path):
@@ -247,19 +248,16 @@ def test_buffers_must_not_be_averaged(tmp_path):
 
 
 def test_another_model_is_warned_of(tmp_path):
-    hooks = [
-        dict(type='crd_plugin.CoCoRDHook'),
-        dict(type='crd_plugin.MemoryBankHook')
-    ]
-    runner = runs.build(
+    hooks = [dict(type='crd_plugin.CoCoRDHook'), dict(type='crd_plugin.MemoryBankHook')]
+    runner = small_runs.build(
         tmp_path,
         custom_hooks=hooks,
         default_hooks__checkpoint=None,
-        **runs.without_validation())
+        **small_runs.without_validation(),
+    )
     with _captured(runner.logger) as lines:
         runner.train()
-    assert any('CoCoRDHook found a FrozenTeacherDistill instead of' in line
-               for line in lines)
+    assert any('CoCoRDHook found a FrozenTeacherDistill instead of' in line for line in lines)
 
 
 class _captured:
@@ -271,8 +269,7 @@ class _captured:
     def __enter__(self) -> list:
         self.lines = []
         self.handler = logging.Handler()
-        self.handler.emit = lambda record: self.lines.append(record.getMessage(
-        ))
+        self.handler.emit = lambda record: self.lines.append(record.getMessage())
         self.logger.addHandler(self.handler)
         return self.lines
 
@@ -287,78 +284,69 @@ class _captured:
 def whole(tmp_path_factory):
     """Work dir of three epochs without a break."""
     folder = tmp_path_factory.mktemp('whole')
-    cfg = runs.config(folder, **run_changes(), train_cfg__max_epochs=3)
+    cfg = small_runs.config(folder, **run_changes(), train_cfg__max_epochs=3)
     Runner.from_cfg(cfg).train()
     return folder
 
 
 def test_resumed_run_equals_the_whole_one(tmp_path, whole):
-    runner = runs.build(
+    runner = small_runs.build(
         tmp_path,
         **run_changes(),
         train_cfg__max_epochs=3,
         load_from=str(whole / 'epoch_2.pth'),
-        resume=True)
+        resume=True,
+    )
     runner.train()
     assert runner.iter == 3 * STEPS
-    expected, found = (
-        runs.load(folder / 'epoch_3.pth') for folder in (whole, tmp_path))
+    expected, found = (small_runs.load(folder / 'epoch_3.pth') for folder in (whole, tmp_path))
     assert set(found['state_dict']) == set(expected['state_dict'])
     assert any('slow_student.' in key for key in found['state_dict'])
     for key, value in expected['state_dict'].items():
         assert torch.equal(found['state_dict'][key], value), key
     pointer = 'distiller.distill_losses.loss_cocord.queue.pointer'
     assert found['state_dict'][pointer] == 3 * 20 % 15
-    lines = runs.scalars(whole)
-    assert runs.scalars(tmp_path) == lines[-STEPS - 1:]
+    lines = small_runs.scalars(whole)
+    assert small_runs.scalars(tmp_path) == lines[-STEPS - 1 :]
 
 
 def test_resuming_without_the_parts_is_refused(tmp_path, whole):
-    saved = runs.load(whole / 'epoch_2.pth')
+    saved = small_runs.load(whole / 'epoch_2.pth')
     for part in ('queue.keys', 'slow_student'):
-        weights = {
-            key: value
-            for key, value in saved['state_dict'].items() if part not in key
-        }
+        weights = {key: value for key, value in saved['state_dict'].items() if part not in key}
         path = tmp_path / f'{part}.pth'
         torch.save({**saved, 'state_dict': weights}, path)
-        runner = _build(
-            tmp_path,
-            load_from=str(path),
-            resume=True,
-            train_cfg__max_epochs=3)
-        with pytest.raises(
-                ValueError, match=f'The checkpoint has no {part} of CoCoRD'):
+        runner = _build(tmp_path, load_from=str(path), resume=True, train_cfg__max_epochs=3)
+        with pytest.raises(ValueError, match=f'The checkpoint has no {part} of CoCoRD'):
             runner.train()
 
 
 def test_evaluation_and_export_are_the_student_alone(tmp_path, whole):
     """Accuracy of the last epoch, from the checkpoint and from the export."""
-    logged = [line for line in runs.scalars(whole) if 'accuracy/top1' in line]
+    logged = [line for line in small_runs.scalars(whole) if 'accuracy/top1' in line]
     checkpoint = whole / 'epoch_3.pth'
-    cfg = runs.config(tmp_path, **run_changes(), load_from=str(checkpoint))
+    cfg = small_runs.config(tmp_path, **run_changes(), load_from=str(checkpoint))
     tested = Runner.from_cfg(cfg).test()
-    assert tested['accuracy/top1'] == pytest.approx(
-        logged[-1]['accuracy/top1'])
+    assert tested['accuracy/top1'] == pytest.approx(logged[-1]['accuracy/top1'])
 
     published = publish_student(checkpoint, tmp_path / 'student.pth')
-    found = runs.load(published)
+    found = small_runs.load(published)
     weights = found['state_dict']
     assert not any(
-        word in key for key in weights
-        for word in ('slow_student', 'distiller', 'teacher', 'architecture'))
-    plain = MODELS.build(runs.net(6, dropout=0.2))
+        word in key
+        for key in weights
+        for word in ('slow_student', 'distiller', 'teacher', 'architecture')
+    )
+    plain = MODELS.build(small_runs.net(6, dropout=0.2))
     plain.load_state_dict(weights)
-    saved = runs.load(checkpoint)['state_dict']
+    saved = small_runs.load(checkpoint)['state_dict']
     for key, value in plain.state_dict().items():
         assert torch.equal(value, saved[f'architecture.{key}'])
     assert 'CoCoRDDistill' not in found['meta']['cfg']
-    cfg = runs.config(
+    cfg = small_runs.config(
         tmp_path,
-        model={
-            '_delete_': True,
-            **runs.net(6, dropout=0.2)
-        },
+        model={'_delete_': True, **small_runs.net(6, dropout=0.2)},
         custom_hooks=[],
-        load_from=str(published))
+        load_from=str(published),
+    )
     assert Runner.from_cfg(cfg).test() == tested

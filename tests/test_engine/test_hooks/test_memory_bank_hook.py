@@ -1,4 +1,5 @@
 """MemoryBankHook in real training runs."""
+
 import copy
 import math
 from typing import Any, Dict, List
@@ -13,7 +14,7 @@ from mmpretrain.structures import DataSample
 from crd_plugin.datasets import Digits
 from crd_plugin.engine import MemoryBankHook
 from crd_plugin.ops import last_occurrence, momentum_rows
-from tests import runs
+from tests import small_runs
 
 CLASSES = [label for label in range(10) for _ in range(2)]
 HOOK = dict(type='crd_plugin.MemoryBankHook', interval=1)
@@ -27,9 +28,7 @@ class SecretDigits(Digits):
 
     def load_data_list(self) -> List[dict]:
         infos = super().load_data_list()
-        return [
-            dict(img=info['img'], digit=info['gt_label']) for info in infos
-        ]
+        return [dict(img=info['img'], digit=info['gt_label']) for info in infos]
 
 
 @TRANSFORMS.register_module()
@@ -45,20 +44,14 @@ class OnlyThrees(Digits):
     """One class of the digits."""
 
     def load_data_list(self) -> List[dict]:
-        return [
-            info for info in super().load_data_list() if info['gt_label'] == 3
-        ]
+        return [info for info in super().load_data_list() if info['gt_label'] == 3]
 
 
 SECRET = {
     f'{INNER}type': 'SecretDigits',
-    f'{INNER}pipeline': [dict(type='TellDigit'),
-                         dict(type='PackInputs')]
+    f'{INNER}pipeline': [dict(type='TellDigit'), dict(type='PackInputs')],
 }
-THREES = {
-    f'{INNER}type': 'OnlyThrees',
-    f'{INNER}num_train_per_class': runs.NUM_SAMPLES
-}
+THREES = {f'{INNER}type': 'OnlyThrees', f'{INNER}num_train_per_class': small_runs.NUM_SAMPLES}
 
 
 class Watch(Hook):
@@ -75,19 +68,15 @@ def _bank(runner, name='loss_crd'):
 
 def _quiet(tmp_path, *hooks, **changes):
     """A runner without validation and checkpoints."""
-    changes = {
-        'default_hooks__checkpoint': None,
-        **runs.without_validation(),
-        **changes
-    }
-    return runs.build(tmp_path, *hooks, **changes)
+    changes = {'default_hooks__checkpoint': None, **small_runs.without_validation(), **changes}
+    return small_runs.build(tmp_path, *hooks, **changes)
 
 
 @pytest.fixture(scope='module')
 def checkpoint(tmp_path_factory):
     """Checkpoint of one epoch, and the work dir it lies in."""
     work_dir = tmp_path_factory.mktemp('trained')
-    runs.build(work_dir).train()
+    small_runs.build(work_dir).train()
     return work_dir / 'epoch_1.pth'
 
 
@@ -105,7 +94,8 @@ def test_bank_is_sized_after_the_loop_is_built(tmp_path):
             size=bank.num_samples,
             labels=bank.labels.tolist(),
             has_z=bank.has_z,
-            norm=float(bank.student.norm(dim=1).mean()))
+            norm=float(bank.student.norm(dim=1).mean()),
+        )
 
     runner = _quiet(tmp_path, Watch('before_run', look))
     assert _bank(runner).num_samples == 0
@@ -117,12 +107,13 @@ def test_bank_is_sized_after_the_loop_is_built(tmp_path):
         loaded=False,
         size=len(dataset),
         labels=dataset.get_gt_labels().tolist(),
-        has_z=False)
-    assert len(dataset) == runs.NUM_SAMPLES
+        has_z=False,
+    )
+    assert len(dataset) == small_runs.NUM_SAMPLES
 
 
 def test_checkpoint_is_loaded_into_the_sized_bank(tmp_path, checkpoint):
-    saved = runs.load(checkpoint)['state_dict']
+    saved = small_runs.load(checkpoint)['state_dict']
     rows = {}
 
     def look(runner):
@@ -135,10 +126,10 @@ def test_checkpoint_is_loaded_into_the_sized_bank(tmp_path, checkpoint):
         Watch('before_train', look),
         load_from=str(checkpoint),
         resume=True,
-        train_cfg__max_epochs=2).train()
+        train_cfg__max_epochs=2,
+    ).train()
     prefix = 'distiller.distill_losses.loss_crd.bank.'
-    assert {'student', 'teacher', 'labels', 'log_z_student',
-            'log_z_teacher'} == set(rows)
+    assert {'student', 'teacher', 'labels', 'log_z_student', 'log_z_teacher'} == set(rows)
     for name, value in rows.items():
         assert torch.equal(value, saved[prefix + name]), name
 
@@ -146,9 +137,10 @@ def test_checkpoint_is_loaded_into_the_sized_bank(tmp_path, checkpoint):
 def test_given_num_samples_must_be_the_length(tmp_path):
     runner = _quiet(tmp_path, **{f'{LOSS}num_samples': 21})
     with pytest.raises(
-            ValueError,
-            match=r'num_samples of .*loss_crd\.bank is '
-            r'21, the training set has 20 samples; set it to'):
+        ValueError,
+        match=r'num_samples of .*loss_crd\.bank is '
+        r'21, the training set has 20 samples; set it to',
+    ):
         runner.train()
     _quiet(tmp_path, **{f'{LOSS}num_samples': 20}).train()
 
@@ -161,24 +153,21 @@ def test_seed_decides_the_fresh_rows(tmp_path):
 
     for seed in (3, 3, 4):
         _quiet(
-            tmp_path,
-            Watch('before_run', look),
-            randomness=dict(seed=seed),
-            train_cfg__max_epochs=0).train()
+            tmp_path, Watch('before_run', look), randomness=dict(seed=seed), train_cfg__max_epochs=0
+        ).train()
     assert torch.equal(rows[0], rows[1])
     assert not torch.equal(rows[0], rows[2])
 
 
 def test_copies_can_share_a_row(tmp_path):
     """RepeatDataset outside the wrapper: the ids are those inside."""
-    cfg = runs.config(tmp_path)
+    cfg = small_runs.config(tmp_path)
     runner = _quiet(
         tmp_path,
         train_dataloader__dataset=dict(
-            _delete_=True,
-            type='RepeatDataset',
-            times=3,
-            dataset=cfg.train_dataloader.dataset))
+            _delete_=True, type='RepeatDataset', times=3, dataset=cfg.train_dataloader.dataset
+        ),
+    )
     runner.train()
     assert len(runner.train_dataloader.dataset) == 60
     assert _bank(runner).num_samples == 20
@@ -193,10 +182,8 @@ def test_every_iteration_is_committed(tmp_path):
     def before(runner, *args, **kwargs):
         bank = _bank(runner)
         steps.append(
-            dict(
-                pending=bank.pending,
-                student=bank.student.clone(),
-                teacher=bank.teacher.clone()))
+            dict(pending=bank.pending, student=bank.student.clone(), teacher=bank.teacher.clone())
+        )
 
     def after(runner, *args, **kwargs):
         bank, step = _bank(runner), steps[-1]
@@ -205,16 +192,18 @@ def test_every_iteration_is_committed(tmp_path):
         ids, last = update.sample_idx, last_occurrence(update.sample_idx)
         for name in ('student', 'teacher'):
             expected = step[name]
-            expected[ids] = momentum_rows(expected[ids],
-                                          getattr(update, name)[last], 0.5)
+            expected[ids] = momentum_rows(expected[ids], getattr(update, name)[last], 0.5)
             assert torch.equal(getattr(bank, name), expected)
         step['z'] = bank.log_z_student.clone(), bank.log_z_teacher.clone()
 
-    _quiet(tmp_path, Watch('after_train_iter', before, priority='VERY_HIGH'),
-           Watch('after_train_iter', after)).train()
-    assert len(steps) == runs.STEPS
+    _quiet(
+        tmp_path,
+        Watch('after_train_iter', before, priority='VERY_HIGH'),
+        Watch('after_train_iter', after),
+    ).train()
+    assert len(steps) == small_runs.STEPS
     ids = torch.cat([step['pending'].sample_idx for step in steps])
-    assert sorted(ids.tolist()) == list(range(runs.NUM_SAMPLES))
+    assert sorted(ids.tolist()) == list(range(small_runs.NUM_SAMPLES))
     # Partition constants come from the first step alone.
     assert steps[0]['pending'].log_z is not None
     assert all(step['pending'].log_z is None for step in steps[1:])
@@ -229,11 +218,8 @@ def test_accumulated_gradients_commit_every_iteration(tmp_path):
         rows.append(_bank(runner).teacher.clone())
         weights.append(runner.model.student.head.fc.weight.detach().clone())
 
-    _quiet(
-        tmp_path,
-        Watch('after_train_iter', look),
-        optim_wrapper__accumulative_counts=2).train()
-    assert len(rows) == runs.STEPS
+    _quiet(tmp_path, Watch('after_train_iter', look), optim_wrapper__accumulative_counts=2).train()
+    assert len(rows) == small_runs.STEPS
     assert all(not torch.equal(a, b) for a, b in zip(rows, rows[1:]))
     moved = [not torch.equal(a, b) for a, b in zip(weights, weights[1:])]
     assert moved == [True, False, True]
@@ -246,8 +232,8 @@ def test_amp_trains_with_finite_float32_losses(tmp_path, dtype):
     def look(runner, *args, outputs=None, **kwargs):
         losses.append(outputs['distill.loss_crd'])
         features.append(
-            runner.model.distiller.student_recorders.get_recorder(
-                'feat').get_record_data()[0])
+            runner.model.distiller.student_recorders.get_recorder('feat').get_record_data()[0]
+        )
 
     runner = _quiet(
         tmp_path,
@@ -256,7 +242,9 @@ def test_amp_trains_with_finite_float32_losses(tmp_path, dtype):
             type='AmpOptimWrapper',
             dtype=dtype,
             # The usual 65536 skips the first steps to come down.
-            loss_scale=dict(init_scale=64.0)))
+            loss_scale=dict(init_scale=64.0),
+        ),
+    )
     before = runner.model.distiller.connectors['s'].linear.weight.clone()
     runner.train()
     assert {feature.dtype for feature in features} == {getattr(torch, dtype)}
@@ -268,22 +256,23 @@ def test_amp_trains_with_finite_float32_losses(tmp_path, dtype):
 
 
 def test_two_banks_are_kept_apart(tmp_path):
-    cfg = runs.config(tmp_path)
+    cfg = small_runs.config(tmp_path)
     distiller = cfg.model.distiller
     second = {**distiller.distill_losses.loss_crd, 'momentum': 0.0}
     runner = _quiet(
         tmp_path,
         model__distiller__distill_losses__loss_crd_2=second,
-        model__distiller__loss_forward_mappings__loss_crd_2=distiller.
-        loss_forward_mappings.loss_crd)
+        model__distiller__loss_forward_mappings__loss_crd_2=distiller.loss_forward_mappings.loss_crd,
+    )
     runner.train()
     first, second = _bank(runner), _bank(runner, 'loss_crd_2')
     assert first.has_z and second.has_z
     assert not torch.equal(first.student, second.student)
-    line = runs.scalars(tmp_path)[-1]
-    assert {key
-            for key in line if key.startswith('mi_bound')
-            } == {'mi_bound_at_crd', 'mi_bound_at_crd_2'}
+    line = small_runs.scalars(tmp_path)[-1]
+    assert {key for key in line if key.startswith('mi_bound')} == {
+        'mi_bound_at_crd',
+        'mi_bound_at_crd_2',
+    }
 
 
 # --- log -------------------------------------------------------------------
@@ -298,14 +287,15 @@ def test_mutual_information_is_logged_and_not_trained_on(tmp_path):
 
     runner = _quiet(tmp_path, Watch('after_train_iter', look))
     runner.train()
-    lines = runs.scalars(tmp_path)
-    assert len(lines) == runs.STEPS
+    lines = small_runs.scalars(tmp_path)
+    assert len(lines) == small_runs.STEPS
     for line, bound in zip(lines, bounds):
         assert line['mi_bound'] == pytest.approx(bound, rel=1e-6)
         assert bound <= math.log(8)
         assert not any('loss' in key for key in line if 'mi_bound' in key)
         assert line['loss'] == pytest.approx(
-            line['student.loss'] + line['distill.loss_crd'], rel=1e-6)
+            line['student.loss'] + line['distill.loss_crd'], rel=1e-6
+        )
     text = next(tmp_path.glob('*/*.log')).read_text()
     assert f'mi_bound: {bounds[-1]:.4f}' in text
     assert '20 rows of width 8 a side' in text
@@ -314,7 +304,7 @@ def test_mutual_information_is_logged_and_not_trained_on(tmp_path):
 def test_interval_spaces_the_looks(tmp_path):
     runner = _quiet(tmp_path, custom_hooks=[{**HOOK, 'interval': 3}])
     runner.train()
-    bounds = [line['mi_bound'] for line in runs.scalars(tmp_path)]
+    bounds = [line['mi_bound'] for line in small_runs.scalars(tmp_path)]
     # Iterations 1 and 3 of 4; the log repeats the latest.
     assert bounds[0] == bounds[1] != bounds[2] == bounds[3]
     with pytest.raises(ValueError, match='interval is 0, expected at least'):
@@ -326,16 +316,12 @@ def test_interval_spaces_the_looks(tmp_path):
 def test_more_negatives_than_rows_are_told(tmp_path):
     _quiet(tmp_path, **{f'{LOSS}num_negatives': 19}).train()
     text = next(tmp_path.glob('*/*.log')).read_text()
-    assert ('num_negatives=19 is more than the 18 rows of other classes'
-            in text)
+    assert 'num_negatives=19 is more than the 18 rows of other classes' in text
 
 
 def test_a_model_without_bank_is_told_that_the_hook_is_idle(tmp_path):
-    cfg = runs.config(tmp_path)
-    runner = _quiet(
-        tmp_path, model={
-            **cfg.model.architecture, '_delete_': True
-        })
+    cfg = small_runs.config(tmp_path)
+    runner = _quiet(tmp_path, model={**cfg.model.architecture, '_delete_': True})
     runner.train()
     text = next(tmp_path.glob('*/*.log')).read_text()
     assert 'MemoryBankHook found no memory bank in the model' in text
@@ -347,9 +333,10 @@ def test_a_model_without_bank_is_told_that_the_hook_is_idle(tmp_path):
 def test_missing_hook_is_told_in_one_sentence(tmp_path):
     runner = _quiet(tmp_path, custom_hooks=[])
     with pytest.raises(
-            RuntimeError,
-            match='without rows: MemoryBankHook is '
-            r"missing; add dict\(type='crd_plugin.MemoryBankHook'"):
+        RuntimeError,
+        match='without rows: MemoryBankHook is '
+        r"missing; add dict\(type='crd_plugin.MemoryBankHook'",
+    ):
         runner.train()
 
 
@@ -359,14 +346,9 @@ def test_missing_hook_with_given_size_is_told_on_the_second_step(tmp_path):
         tmp_path,
         Watch('after_train_iter', lambda *args, **kwargs: done.append(1)),
         custom_hooks=[],
-        **{
-            f'{LOSS}num_samples': 20,
-            f'{LOSS}exclude': 'instance'
-        })
-    with pytest.raises(
-            RuntimeError,
-            match='never committed: MemoryBankHook '
-            'is missing; add'):
+        **{f'{LOSS}num_samples': 20, f'{LOSS}exclude': 'instance'},
+    )
+    with pytest.raises(RuntimeError, match='never committed: MemoryBankHook is missing; add'):
         runner.train()
     assert len(done) == 1
 
@@ -379,41 +361,40 @@ def test_hook_twice(tmp_path):
 def test_sync_buffers_hook_is_refused(tmp_path):
     hooks = [dict(HOOK), dict(type='SyncBuffersHook')]
     with pytest.raises(
-            ValueError,
-            match='SyncBuffersHook averages every '
-            'buffer.*remove it from custom_hooks'):
+        ValueError, match='SyncBuffersHook averages every buffer.*remove it from custom_hooks'
+    ):
         _quiet(tmp_path, custom_hooks=hooks).train()
 
 
 def test_data_set_without_ids(tmp_path):
-    dataset = runs.config(tmp_path).train_dataloader.dataset.dataset
-    runner = _quiet(
-        tmp_path, train_dataloader__dataset={
-            **dataset, '_delete_': True
-        })
+    dataset = small_runs.config(tmp_path).train_dataloader.dataset.dataset
+    runner = _quiet(tmp_path, train_dataloader__dataset={**dataset, '_delete_': True})
     with pytest.raises(
-            ValueError,
-            match='train_dataloader.dataset is a Digits'
-            ".*wrap it: .*type='crd_plugin.SampleIndexDataset'"):
+        ValueError,
+        match='train_dataloader.dataset is a Digits'
+        ".*wrap it: .*type='crd_plugin.SampleIndexDataset'",
+    ):
         runner.train()
 
 
 def test_parts_with_ids_of_their_own_are_refused(tmp_path):
     """Two wrapped sets side by side would share their ids."""
-    dataset = runs.config(tmp_path).train_dataloader.dataset
+    dataset = small_runs.config(tmp_path).train_dataloader.dataset
     runner = _quiet(
         tmp_path,
         train_dataloader__dataset=dict(
-            _delete_=True, type='ConcatDataset', datasets=[dataset, dataset]))
+            _delete_=True, type='ConcatDataset', datasets=[dataset, dataset]
+        ),
+    )
     with pytest.raises(ValueError, match='dataset is a ConcatDataset'):
         runner.train()
 
 
 def test_no_labels_with_class_exclusion(tmp_path):
     with pytest.raises(
-            ValueError,
-            match="exclude='class' needs labels: "
-            "SecretDigits has no labels.*exclude='instance'"):
+        ValueError,
+        match="exclude='class' needs labels: SecretDigits has no labels.*exclude='instance'",
+    ):
         _quiet(tmp_path, **SECRET).train()
 
 
@@ -425,10 +406,7 @@ def test_no_labels_with_instance_exclusion(tmp_path):
 
 
 def test_one_class_only(tmp_path):
-    with pytest.raises(
-            ValueError,
-            match='labels holds 1 class over 20 rows.*'
-            "exclude='instance'"):
+    with pytest.raises(ValueError, match="labels holds 1 class over 20 rows.*exclude='instance'"):
         _quiet(tmp_path, **THREES).train()
     runner = _quiet(tmp_path, **THREES, **{f'{LOSS}exclude': 'instance'})
     runner.train()
@@ -451,8 +429,7 @@ def trained(tmp_path_factory):
     """A runner after training, and its hook."""
     runner = _quiet(tmp_path_factory.mktemp('short'))
     runner.train()
-    hook = next(
-        hook for hook in runner.hooks if isinstance(hook, MemoryBankHook))
+    hook = next(hook for hook in runner.hooks if isinstance(hook, MemoryBankHook))
     return runner, hook, runner.train_dataloader.dataset.get_gt_labels()
 
 
@@ -461,9 +438,9 @@ def test_ids_out_of_range(trained, wrong):
     runner, hook, labels = trained
     batch = _batch((0, labels[0]), (wrong, 1))
     with pytest.raises(
-            ValueError,
-            match=f'sample_idx {wrong} is outside the '
-            'memory bank of 20 rows; the bank must be sized'):
+        ValueError,
+        match=f'sample_idx {wrong} is outside the memory bank of 20 rows; the bank must be sized',
+    ):
         hook.before_train_iter(runner, 0, batch)
 
 
@@ -472,10 +449,11 @@ def test_samples_of_another_data_set(trained):
     hook.before_train_iter(runner, 0, _batch((0, labels[0]), (7, labels[7])))
     other = (int(labels[7]) + 1) % 10
     with pytest.raises(
-            ValueError,
-            match=f'sample 7 has label {other}, the '
-            f"memory bank's row has {labels[7]}; the batch comes "
-            'from another data set'):
+        ValueError,
+        match=f'sample 7 has label {other}, the '
+        f"memory bank's row has {labels[7]}; the batch comes "
+        'from another data set',
+    ):
         hook.before_train_iter(runner, 0, _batch((0, labels[0]), (7, other)))
 
 
@@ -490,15 +468,14 @@ def test_samples_without_ids(trained):
 
 def test_checkpoint_with_a_bank_of_another_size(tmp_path, checkpoint):
     runner = _quiet(
-        tmp_path,
-        load_from=str(checkpoint),
-        resume=True,
-        **{f'{INNER}num_train_per_class': 3})
+        tmp_path, load_from=str(checkpoint), resume=True, **{f'{INNER}num_train_per_class': 3}
+    )
     with pytest.raises(
-            ValueError,
-            match='memory bank ".*loss_crd.bank" has '
-            '20 rows of width 8, this one 30 of width 8; resume '
-            'with the training set'):
+        ValueError,
+        match='memory bank ".*loss_crd.bank" has '
+        '20 rows of width 8, this one 30 of width 8; resume '
+        'with the training set',
+    ):
         runner.train()
 
 
@@ -510,21 +487,19 @@ def test_checkpoint_with_a_bank_of_other_labels(tmp_path, checkpoint):
         **{
             f'{INNER}type': 'OnlyThrees',
             f'{INNER}num_train_per_class': 20,
-            f'{LOSS}exclude': 'instance'
-        })
-    with pytest.raises(
-            ValueError, match='belongs to another data set or '
-            'order of samples'):
+            f'{LOSS}exclude': 'instance',
+        },
+    )
+    with pytest.raises(ValueError, match='belongs to another data set or order of samples'):
         runner.train()
 
 
 def _without_bank(checkpoint, path):
-    saved = runs.load(checkpoint)
+    saved = small_runs.load(checkpoint)
     saved['state_dict'] = {
-        key: value
-        for key, value in saved['state_dict'].items() if '.bank.' not in key
+        key: value for key, value in saved['state_dict'].items() if '.bank.' not in key
     }
-    assert len(saved['state_dict']) < len(runs.load(checkpoint)['state_dict'])
+    assert len(saved['state_dict']) < len(small_runs.load(checkpoint)['state_dict'])
     torch.save(saved, path)
     return str(path)
 
@@ -533,9 +508,8 @@ def test_resume_needs_the_bank(tmp_path, checkpoint):
     path = _without_bank(checkpoint, tmp_path / 'no_bank.pth')
     runner = _quiet(tmp_path, load_from=path, resume=True)
     with pytest.raises(
-            ValueError,
-            match='has no memory bank ".*loss_crd.bank"'
-            '.*with load_from instead of --resume'):
+        ValueError, match='has no memory bank ".*loss_crd.bank".*with load_from instead of --resume'
+    ):
         runner.train()
 
 
@@ -543,19 +517,19 @@ def test_load_from_does_not_need_the_bank(tmp_path, checkpoint):
     path = _without_bank(checkpoint, tmp_path / 'no_bank.pth')
     runner = _quiet(tmp_path, load_from=path)
     runner.train()
-    assert _bank(runner).num_samples == runs.NUM_SAMPLES
+    assert _bank(runner).num_samples == small_runs.NUM_SAMPLES
     assert _bank(runner).has_z
 
 
 def test_evaluation_allocates_no_bank(tmp_path, checkpoint, caplog):
-    runner = runs.build(tmp_path, load_from=str(checkpoint))
+    runner = small_runs.build(tmp_path, load_from=str(checkpoint))
     runner.logger.addHandler(caplog.handler)
     metrics = runner.test()
     assert _bank(runner).num_samples == 0
     # Not a word about keys of the bank that do not fit.
     assert 'Load checkpoint from' in caplog.text
     assert 'bank' not in caplog.text
-    logged = runs.scalars(checkpoint.parent)[-1]
+    logged = small_runs.scalars(checkpoint.parent)[-1]
     assert metrics['accuracy/top1'] == pytest.approx(logged['accuracy/top1'])
 
 
@@ -565,16 +539,16 @@ def test_validation_between_epochs_keeps_the_bank(tmp_path):
     def look(runner, *args, **kwargs):
         rows.append(_bank(runner).student.clone())
 
-    runs.build(
+    small_runs.build(
         tmp_path,
         Watch('before_val', look),
         Watch('after_val', look),
-        default_hooks__checkpoint=None).train()
+        default_hooks__checkpoint=None,
+    ).train()
     assert len(rows) == 2 and torch.equal(*rows)
 
 
 def test_evaluation_of_a_size_that_was_given(tmp_path, checkpoint):
     """A bank sized by the config does not stop an evaluation either."""
-    runner = runs.build(
-        tmp_path, load_from=str(checkpoint), **{f'{LOSS}num_samples': 7})
+    runner = small_runs.build(tmp_path, load_from=str(checkpoint), **{f'{LOSS}num_samples': 7})
     assert 'accuracy/top1' in runner.test()

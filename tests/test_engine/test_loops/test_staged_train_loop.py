@@ -1,4 +1,5 @@
 """StagedTrainLoop: switching, resuming, several processes."""
+
 import os
 from unittest import mock
 
@@ -12,7 +13,7 @@ from mmengine.registry import PARAM_SCHEDULERS
 from crd_plugin.engine import StagedTrainLoop
 from crd_plugin.engine.loops.staged_train_loop import Span, split_epochs
 from crd_plugin.engine.publish import publish_student
-from tests import runs, staged
+from tests import small_runs, staged
 from tests.staged import EPOCHS, INIT, STEPS, changed
 from tests.test_engine import test_resume as resume
 
@@ -26,7 +27,8 @@ TRANSLATOR = 'distiller.distill_losses.loss_ft.translator'
 CRD = ('distiller.connectors', 'distiller.distill_losses.loss_crd.bank')
 TRAINED = dict(
     ab=dict(init=(STUDENT, AB), main=(STUDENT, HEAD, *CRD)),
-    ft=dict(init=(PARAPHRASER, ), main=(STUDENT, HEAD, TRANSLATOR, *CRD)))
+    ft=dict(init=(PARAPHRASER,), main=(STUDENT, HEAD, TRANSLATOR, *CRD)),
+)
 
 
 class Watch(Hook):
@@ -51,7 +53,7 @@ def whole(request, tmp_path_factory):
     """An uninterrupted run of each method: name, work dir, hooks."""
     work_dir = tmp_path_factory.mktemp(request.param)
     watch, spy = Watch(), staged.Snapshots()
-    runner = runs.build(work_dir, watch, spy, **staged.settings(request.param))
+    runner = small_runs.build(work_dir, watch, spy, **staged.settings(request.param))
     runner.train()
     assert isinstance(runner.train_loop, StagedTrainLoop)
     return request.param, work_dir, watch, spy
@@ -71,8 +73,8 @@ def test_each_stage_trains_its_parts(whole):
         for part in expected[:3]:
             parameters = {
                 name
-                for name in before if name.startswith(f'{part}.')
-                and not name.endswith('num_batches_tracked')
+                for name in before
+                if name.startswith(f'{part}.') and not name.endswith('num_batches_tracked')
             }
             assert parameters <= moved, parameters - moved
 
@@ -90,13 +92,9 @@ def test_rates_momentum_and_validation(whole):
 def test_log_tells_the_stage(whole):
     method, work_dir, _, _ = whole
     train, val = resume._log(work_dir)
-    assert [line['stage'] for line in train
-            ] == [1] * INIT * STEPS + [2] * (EPOCHS - INIT) * STEPS
-    first = 'distill.loss_ab' if method == 'ab' else (
-        'distill.loss_ft_reconstruction')
-    losses = [{key
-               for key in line if '.loss' in key}
-              for line in (train[0], train[-1])]
+    assert [line['stage'] for line in train] == [1] * INIT * STEPS + [2] * (EPOCHS - INIT) * STEPS
+    first = 'distill.loss_ab' if method == 'ab' else ('distill.loss_ft_reconstruction')
+    losses = [{key for key in line if '.loss' in key} for line in (train[0], train[-1])]
     assert losses[0] == {first}
     second = {'student.loss', 'distill.loss_crd'}
     if method == 'ft':
@@ -110,8 +108,9 @@ def test_log_tells_the_stage(whole):
 
 def _break(work_dir, method, iteration):
     """A run that fails in an iteration, counted from 1."""
-    runner = runs.build(work_dir, runs.FailHook(iteration - 1),
-                        **staged.settings(method))
+    runner = small_runs.build(
+        work_dir, small_runs.FailHook(iteration - 1), **staged.settings(method)
+    )
     with pytest.raises(ArithmeticError):
         runner.train()
     return (work_dir / 'last_checkpoint').read_text()
@@ -120,15 +119,13 @@ def _break(work_dir, method, iteration):
 def _assert_same(work_dir, reference, broken):
     """All that the last checkpoint has, and the log behind the break."""
     name = f'epoch_{EPOCHS}.pth'
-    resume._assert_same(
-        resume._state(work_dir / name), resume._state(reference / name))
+    resume._assert_same(resume._state(work_dir / name), resume._state(reference / name))
     ours, theirs = (resume._log(folder)[0] for folder in (work_dir, reference))
     resumed = (broken - 1) // STEPS * STEPS
-    assert ours[broken - 1:] == theirs[resumed:]
+    assert ours[broken - 1 :] == theirs[resumed:]
 
 
-@pytest.mark.parametrize(
-    'whole, broken', [('ft', 9), ('ab', 14)], indirect=['whole'])
+@pytest.mark.parametrize('whole, broken', [('ft', 9), ('ab', 14)], indirect=['whole'])
 def test_resumed_run_equals_the_whole(whole, tmp_path, broken):
     """Broken just behind the first stage, and in the middle of the second.
 
@@ -137,7 +134,7 @@ def test_resumed_run_equals_the_whole(whole, tmp_path, broken):
     method, reference, _, _ = whole
     last = _break(tmp_path, method, broken)
     assert last.endswith(f'epoch_{(broken - 1) // STEPS}.pth')
-    runs.build(tmp_path, resume=True, **staged.settings(method)).train()
+    small_runs.build(tmp_path, resume=True, **staged.settings(method)).train()
     _assert_same(tmp_path, reference, broken)
 
 
@@ -147,11 +144,10 @@ def test_first_stage_resumed_by_the_tool(whole, tmp_path):
     method, reference, _, _ = whole
     work_dir = tmp_path / 'work'
     assert _break(work_dir, method, 6).endswith('epoch_1.pth')
-    config = runs.write_config(tmp_path / 'config.py', work_dir,
-                               **staged.settings(method))
+    config = small_runs.write_config(tmp_path / 'config.py', work_dir, **staged.settings(method))
     log = tmp_path / 'resumed.txt'
-    process = runs.start('train.py', config, '--resume', 'auto', log=log)
-    output = runs.finish(process, log)
+    process = small_runs.start('train.py', config, '--resume', 'auto', log=log)
+    output = small_runs.finish(process, log)
     assert f'go on from {work_dir / "epoch_1.pth"}' in output
     assert output.count('Stage 1 of 2') == output.count('Stage 2 of 2') == 1
     _assert_same(work_dir, reference, 6)
@@ -162,12 +158,8 @@ def ranks(tmp_path_factory):
     """Weights of two processes, epoch by epoch."""
     folder = tmp_path_factory.mktemp('ranks')
     mp.set_forkserver_preload(['tests.staged'])
-    with mock.patch.dict(os.environ, PYTHONPATH=str(runs.REPO)):
-        mp.start_processes(
-            staged.work,
-            args=(str(folder), ),
-            nprocs=2,
-            start_method='forkserver')
+    with mock.patch.dict(os.environ, PYTHONPATH=str(small_runs.REPO)):
+        mp.start_processes(staged.work, args=(str(folder),), nprocs=2, start_method='forkserver')
     return [torch.load(folder / f'rank_{rank}.pth') for rank in range(2)]
 
 
@@ -194,11 +186,14 @@ def test_processes_that_would_wait_for_each_other(ranks):
 
 
 def test_mixed_precision_and_accumulation(tmp_path):
-    wrapper = dict(
-        type='AmpOptimWrapper', dtype='bfloat16', accumulative_counts=2)
+    wrapper = dict(type='AmpOptimWrapper', dtype='bfloat16', accumulative_counts=2)
     spy = staged.Snapshots()
-    runs.build(tmp_path, spy, **staged.settings('ft', optim_wrapper=wrapper),
-               **runs.without_validation()).train()
+    small_runs.build(
+        tmp_path,
+        spy,
+        **staged.settings('ft', optim_wrapper=wrapper),
+        **small_runs.without_validation(),
+    ).train()
     first, between, last = (spy.states[i] for i in (0, INIT, EPOCHS))
     assert changed(first, between, PARAPHRASER)
     assert not changed(first, between, 'architecture')
@@ -209,83 +204,97 @@ def test_mixed_precision_and_accumulation(tmp_path):
 
 def test_student_is_published_without_the_rest(whole, tmp_path):
     _, work_dir, _, _ = whole
-    found = publish_student(work_dir / f'epoch_{EPOCHS}.pth',
-                            tmp_path / 'student.pth')
-    weights = runs.load(found)['state_dict']
+    found = publish_student(work_dir / f'epoch_{EPOCHS}.pth', tmp_path / 'student.pth')
+    weights = small_runs.load(found)['state_dict']
     parts = {name.partition('.')[0] for name in weights}
     assert {'backbone', 'head'} <= parts
     assert not parts & {'architecture', 'teacher', 'distiller'}
 
 
 def test_best_checkpoint_is_of_the_last_stage(tmp_path):
-    runs.build(
+    small_runs.build(
         tmp_path,
         **staged.settings(
             default_hooks__checkpoint=dict(
-                type='CheckpointHook',
-                interval=EPOCHS,
-                save_best='accuracy/top1',
-                rule='greater'))).train()
-    best, = tmp_path.glob('best_accuracy_top1_epoch_*.pth')
+                type='CheckpointHook', interval=EPOCHS, save_best='accuracy/top1', rule='greater'
+            )
+        ),
+    ).train()
+    (best,) = tmp_path.glob('best_accuracy_top1_epoch_*.pth')
     assert int(best.stem.rpartition('_')[2]) > INIT
 
 
 def test_a_stage_without_epochs_is_left_out(tmp_path):
     watch, spy = Watch(), staged.Snapshots()
-    runs.build(
-        tmp_path, watch, spy,
+    small_runs.build(
+        tmp_path,
+        watch,
+        spy,
         **staged.settings(
             train_cfg=dict(
                 _delete_=True,
                 type='crd_plugin.StagedTrainLoop',
                 max_epochs=1,
                 stage_epochs=dict(init=0),
-                val_begin=1))).train()
+                val_begin=1,
+            )
+        ),
+    ).train()
     assert watch.validated == [1]
     assert not changed(*spy.states, AB) and changed(*spy.states, HEAD)
 
 
-@pytest.mark.parametrize('stages, epochs, first, spans', [
-    (['init', 'main'], 270, dict(init=30), [('init', 0, 30),
-                                            ('main', 30, 270)]),
-    (['a', 'b', 'c'], 6, dict(b=2, a=1), [('a', 0, 1), ('b', 1, 3),
-                                          ('c', 3, 6)]),
-    (['a', 'b', 'c'], 6, dict(a=0, b=2), [('b', 0, 2), ('c', 2, 6)]),
-    (['main'], 5, {}, [('main', 0, 5)]),
-])
+@pytest.mark.parametrize(
+    'stages, epochs, first, spans',
+    [
+        (['init', 'main'], 270, dict(init=30), [('init', 0, 30), ('main', 30, 270)]),
+        (['a', 'b', 'c'], 6, dict(b=2, a=1), [('a', 0, 1), ('b', 1, 3), ('c', 3, 6)]),
+        (['a', 'b', 'c'], 6, dict(a=0, b=2), [('b', 0, 2), ('c', 2, 6)]),
+        (['main'], 5, {}, [('main', 0, 5)]),
+    ],
+)
 def test_split_epochs(stages, epochs, first, spans):
     found = split_epochs(stages, epochs, first)
     assert found == [Span(*span) for span in spans]
 
 
-@pytest.mark.parametrize('stages, epochs, first, text', [
-    (['init', 'main'], 9, dict(main=1), r"stage_epochs has \['main'\], but "),
-    (['init', 'main'], 9, {}, r"stage_epochs has \[\], but the model has"),
-    (['a', 'b', 'c'], 9, dict(a=1), 'all but the last'),
-    (['init', 'main'], 2, dict(init=2), r'max_epochs is 2, of which '
-     r'stage_epochs takes 2; .*train_cfg.stage_epochs.init=1'),
-    (['init', 'main'], 2, dict(init=-1), 'stage_epochs.init is -1'),
-    (['init', 'main'], 2, dict(init=1.5), 'stage_epochs.init is 1.5'),
-    (['main'], 0, {}, 'max_epochs is 0, expected'),
-])
+@pytest.mark.parametrize(
+    'stages, epochs, first, text',
+    [
+        (['init', 'main'], 9, dict(main=1), r"stage_epochs has \['main'\], but "),
+        (['init', 'main'], 9, {}, r'stage_epochs has \[\], but the model has'),
+        (['a', 'b', 'c'], 9, dict(a=1), 'all but the last'),
+        (
+            ['init', 'main'],
+            2,
+            dict(init=2),
+            r'max_epochs is 2, of which '
+            r'stage_epochs takes 2; .*train_cfg.stage_epochs.init=1',
+        ),
+        (['init', 'main'], 2, dict(init=-1), 'stage_epochs.init is -1'),
+        (['init', 'main'], 2, dict(init=1.5), 'stage_epochs.init is 1.5'),
+        (['main'], 0, {}, 'max_epochs is 0, expected'),
+    ],
+)
 def test_epochs_that_do_not_fit(stages, epochs, first, text):
     with pytest.raises(ValueError, match=text):
         split_epochs(stages, epochs, first)
 
 
 def test_a_model_without_stages_is_refused(tmp_path):
-    runner = runs.build(tmp_path, **staged.settings(model=runs.model()))
+    runner = small_runs.build(tmp_path, **staged.settings(model=small_runs.model()))
     with pytest.raises(ValueError, match='FrozenTeacherDistill has none'):
         runner.train()
 
 
 def test_a_loop_without_stages_is_refused(tmp_path):
     model = {**staged.model('ab'), '_delete_': True}
-    runner = runs.build(tmp_path, model=model)
+    runner = small_runs.build(tmp_path, model=model)
     with pytest.raises(
-            ValueError,
-            match=r"stages \('init', 'main'\), but "
-            'none was begun; train it with .*StagedTrainLoop'):
+        ValueError,
+        match=r"stages \('init', 'main'\), but "
+        'none was begun; train it with .*StagedTrainLoop',
+    ):
         runner.train()
 
 
@@ -294,8 +303,7 @@ def test_a_loop_without_stages_is_refused(tmp_path):
 
 def _rates(name, epochs, length):
     """Learning rate of the first iteration of each epoch, and the config."""
-    cfg = Config.fromfile(runs.REPO / 'configs' / '_base_' / 'schedules' /
-                          f'{name}.py')
+    cfg = Config.fromfile(small_runs.REPO / 'configs' / '_base_' / 'schedules' / f'{name}.py')
     parameter = torch.nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.SGD([parameter], cfg.optim_wrapper.optimizer.lr)
     schedulers = []
@@ -303,9 +311,7 @@ def _rates(name, epochs, length):
     for one in given if isinstance(given, list) else [given]:
         one = dict(one, optimizer=optimizer)
         one.setdefault('end', epochs)
-        schedulers.append(
-            PARAM_SCHEDULERS.build(
-                one, default_args=dict(epoch_length=length)))
+        schedulers.append(PARAM_SCHEDULERS.build(one, default_args=dict(epoch_length=length)))
     rates = []
     for _ in range(epochs):
         rates.append(optimizer.param_groups[0]['lr'])
@@ -316,12 +322,15 @@ def _rates(name, epochs, length):
     return rates, cfg
 
 
-@pytest.mark.parametrize('name, init, main', [
-    ('cifar_b64-30e-240e', 0.05, 0.05),
-    ('cifar_b64-30e-240e_lr001', 0.01, 0.01),
-    ('cifar_b64-30e-240e_init001', 0.01, 0.05),
-    ('tiny_b64-30e-240e', 0.05, 0.05),
-])
+@pytest.mark.parametrize(
+    'name, init, main',
+    [
+        ('cifar_b64-30e-240e', 0.05, 0.05),
+        ('cifar_b64-30e-240e_lr001', 0.01, 0.01),
+        ('cifar_b64-30e-240e_init001', 0.01, 0.05),
+        ('tiny_b64-30e-240e', 0.05, 0.05),
+    ],
+)
 def test_published_schedules(name, init, main):
     rates, cfg = _rates(name, 270, 10)
     steps = ((1, 150), (0.1, 30), (0.01, 30), (0.001, 30))
@@ -330,8 +339,9 @@ def test_published_schedules(name, init, main):
     _check_loop(cfg, 270)
 
 
-@pytest.mark.parametrize('name, init', [('digits_b20-30e-100e', 0.05),
-                                        ('digits_b20-30e-100e_init001', 0.01)])
+@pytest.mark.parametrize(
+    'name, init', [('digits_b20-30e-100e', 0.05), ('digits_b20-30e-100e_init001', 0.01)]
+)
 def test_schedules_of_the_digits(name, init):
     rates, cfg = _rates(name, 130, 5)
     plain, _ = _rates('digits_b20-100e', 100, 5)

@@ -1,4 +1,5 @@
 """BranchPoint: networks of every family divide, others say why not."""
+
 import copy
 
 import pytest
@@ -39,19 +40,20 @@ class OddNet(BaseModule):
         if self.odd == 'never the same' and self.calls % 2:
             x = self.layer3(x)
         if self.odd == 'keyword':
-            return (self.layer3(input=x), )
+            return (self.layer3(input=x),)
         if self.odd == 'twice':
-            return (self.layer3(self.layer3(self.spare(x))), )
+            return (self.layer3(self.layer3(self.spare(x))),)
         if self.odd == 'both sides':
-            return (self.spare(self.layer3(self.spare(x))), )
-        return (self.layer3(x), )
+            return (self.spare(self.layer3(self.spare(x))),)
+        return (self.layer3(x),)
 
 
 def classifier(width=4, neck=True, **backbone):
     cfg = dict(
         type='ImageClassifier',
         backbone=backbone,
-        head=dict(type='LinearClsHead', num_classes=5, in_channels=width))
+        head=dict(type='LinearClsHead', num_classes=5, in_channels=width),
+    )
     if neck:
         cfg['neck'] = dict(type='GlobalAveragePooling')
     return cfg
@@ -61,32 +63,28 @@ VIT = classifier(
     8,
     neck=False,
     type='VisionTransformer',
-    arch=dict(
-        embed_dims=8, num_layers=2, num_heads=2, feedforward_channels=16),
+    arch=dict(embed_dims=8, num_layers=2, num_heads=2, feedforward_channels=16),
     img_size=32,
-    patch_size=8)
+    patch_size=8,
+)
 # Where the trunk ends, and what the branches call again of it.
 FAMILIES = {
     'like 1': (build_cifar_classifier_cfg('resnet8', 5), 'backbone.layer3'),
-    'inside a stage': (build_cifar_classifier_cfg('resnet14',
-                                                  5), 'backbone.layer3.1'),
-    'pre-activation':
-    (build_cifar_classifier_cfg('resnet14', 5,
-                                pre_activation=True), 'backbone.layer3.0'),
-    'reached through': (build_cifar_classifier_cfg('wrn_16_1',
-                                                   5), 'backbone.block3'),
-    'norm of the branch in the trunk':
-    (build_cifar_classifier_cfg('wrn_16_1', 5,
-                                pre_activation=True), 'backbone.block3'),
-    'pooling on both sides':
-    (build_cifar_classifier_cfg('vgg8', 5), 'backbone.block3'),
-    'list of groups': (build_cifar_classifier_cfg('MobileNetV2',
-                                                  5), 'backbone.blocks.5'),
-    'functions between modules':
-    (build_cifar_classifier_cfg('ShuffleV2', 5), 'backbone.layer3'),
+    'inside a stage': (build_cifar_classifier_cfg('resnet14', 5), 'backbone.layer3.1'),
+    'pre-activation': (
+        build_cifar_classifier_cfg('resnet14', 5, pre_activation=True),
+        'backbone.layer3.0',
+    ),
+    'reached through': (build_cifar_classifier_cfg('wrn_16_1', 5), 'backbone.block3'),
+    'norm of the branch in the trunk': (
+        build_cifar_classifier_cfg('wrn_16_1', 5, pre_activation=True),
+        'backbone.block3',
+    ),
+    'pooling on both sides': (build_cifar_classifier_cfg('vgg8', 5), 'backbone.block3'),
+    'list of groups': (build_cifar_classifier_cfg('MobileNetV2', 5), 'backbone.blocks.5'),
+    'functions between modules': (build_cifar_classifier_cfg('ShuffleV2', 5), 'backbone.layer3'),
     'tokens': (VIT, 'backbone.layers.1'),
-    'four stages': (classifier(512, type='mmpretrain.ResNet',
-                               depth=18), 'backbone.layer3'),
+    'four stages': (classifier(512, type='mmpretrain.ResNet', depth=18), 'backbone.layer3'),
     'head alone': (build_cifar_classifier_cfg('resnet8', 5), 'head'),
     'keyword': (classifier(type='OddNet', odd='keyword'), 'backbone.layer3'),
 }
@@ -132,23 +130,20 @@ def test_a_branch_is_the_network_behind_the_trunk(family):
             continue
         scale = float(parameter.grad.abs().max())
         torch.testing.assert_close(
-            found[name].grad,
-            parameter.grad,
-            rtol=1e-3,
-            atol=1e-4 * scale + 1e-7)
+            found[name].grad, parameter.grad, rtol=1e-3, atol=1e-4 * scale + 1e-7
+        )
     assert all(p.grad is not None for p in branch.parameters())
 
 
 def test_what_belongs_to_a_branch():
     net, branch, point, _ = divide(*FAMILIES['like 1'])
     assert point.replayed == [
-        f'backbone.{name}'
-        for name in ('bn1', 'conv1', 'layer1', 'layer2', 'relu')
+        f'backbone.{name}' for name in ('bn1', 'conv1', 'layer1', 'layer2', 'relu')
     ]
-    assert {
-        key.split('.')[1] if 'backbone' in key else 'head'
-        for key in branch.state_dict()
-    } == {'layer3', 'head'}
+    assert {key.split('.')[1] if 'backbone' in key else 'head' for key in branch.state_dict()} == {
+        'layer3',
+        'head',
+    }
     # The network itself is as before.
     assert not any(isinstance(module, StandIn) for module in net.modules())
     assert not net.backbone.layer2._forward_hooks
@@ -187,9 +182,7 @@ def test_a_layer_that_is_called_on_both_sides():
     net, branch, point, images = divide(cfg, 'backbone.layer3')
     point.check(net, branch, images)
     own = [key for key in branch.state_dict() if 'spare' in key]
-    assert own == [
-        f'backbone.spare.called_again.{kind}' for kind in ('weight', 'bias')
-    ]
+    assert own == [f'backbone.spare.called_again.{kind}' for kind in ('weight', 'bias')]
     with point.record(net) as tape:
         net(images, None, mode='tensor')
     with replay(branch, tape):
@@ -198,7 +191,7 @@ def test_a_layer_that_is_called_on_both_sides():
         x = net.backbone.spare(net.backbone.stem(images))
         x = branch.backbone.layer3(x)
         x = branch.backbone.spare.called_again(x)
-    expected = branch.head((x.mean(dim=(2, 3)), ))
+    expected = branch.head((x.mean(dim=(2, 3)),))
     torch.testing.assert_close(logits, expected)
 
 
@@ -229,18 +222,22 @@ def test_hooks_are_removed_when_a_pass_fails():
     net, _, point, _ = divide(*FAMILIES['like 1'])
     with pytest.raises(RuntimeError), point.record(net):
         net(torch.zeros(2, 7, 32, 32), None, mode='tensor')
-    assert not any(module._forward_hooks or module._forward_pre_hooks
-                   for module in net.modules())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in net.modules())
 
 
-@pytest.mark.parametrize('branch_from, message', [
-    ('layer3', "'layer3' is no module of the architecture; the nearest are "
-     'backbone.layer3'),
-    ('', "branch_from='' is no module"),
-    ('backbone.layer5', 'the nearest are backbone.layer'),
-    ('data_preprocessor', 'is not called by the architecture; give a module '
-     'that its forward pass goes through: backbone.conv1, backbone.bn1'),
-])
+@pytest.mark.parametrize(
+    'branch_from, message',
+    [
+        ('layer3', "'layer3' is no module of the architecture; the nearest are backbone.layer3"),
+        ('', "branch_from='' is no module"),
+        ('backbone.layer5', 'the nearest are backbone.layer'),
+        (
+            'data_preprocessor',
+            'is not called by the architecture; give a module '
+            'that its forward pass goes through: backbone.conv1, backbone.bn1',
+        ),
+    ],
+)
 def test_wrong_names(branch_from, message):
     with pytest.raises(ValueError, match=message):
         divide(FAMILIES['like 1'][0], branch_from)
@@ -249,9 +246,10 @@ def test_wrong_names(branch_from, message):
 def test_images_that_do_not_go_through():
     net = MODELS.build(FAMILIES['like 1'][0])
     with pytest.raises(
-            ValueError,
-            match=r'input_shape=\(1, 8, 8\) does not go through '
-            r'the architecture: .*; set model.input_shape to channels'):
+        ValueError,
+        match=r'input_shape=\(1, 8, 8\) does not go through '
+        r'the architecture: .*; set model.input_shape to channels',
+    ):
         BranchPoint(net, 'head', torch.zeros(2, 1, 8, 8))
     assert net.training
     assert not any(m._forward_hooks for m in net.modules())
@@ -259,12 +257,12 @@ def test_images_that_do_not_go_through():
 
 @pytest.mark.parametrize('odd', ['in place', 'never the same'])
 def test_networks_that_cannot_be_divided(odd):
-    net, branch, point, images = divide(
-        classifier(type='OddNet', odd=odd), 'backbone.layer3')
+    net, branch, point, images = divide(classifier(type='OddNet', odd=odd), 'backbone.layer3')
     with pytest.raises(
-            ValueError,
-            match='does not divide the architecture '
-            'cleanly: a branch with the same weights gives other'):
+        ValueError,
+        match='does not divide the architecture '
+        'cleanly: a branch with the same weights gives other',
+    ):
         point.check(net, branch, images)
 
 
@@ -273,7 +271,8 @@ def test_a_network_without_logits():
     del cfg['head'], cfg['neck']
     net, branch, point, images = divide(cfg, 'backbone.layer3')
     with pytest.raises(
-            ValueError,
-            match=r"gives no logits \(B, classes\) in "
-            "mode='tensor', but tuple"):
+        ValueError,
+        match=r'gives no logits \(B, classes\) in '
+        "mode='tensor', but tuple",
+    ):
         point.check(net, branch, images)

@@ -1,4 +1,5 @@
 """CoCoRDDistill: two steps of the public code, views, records, averages."""
+
 import copy
 from types import SimpleNamespace
 from unittest import mock
@@ -16,7 +17,7 @@ from torch import nn
 from crd_plugin.engine import CoCoRDHook
 from crd_plugin.models.losses import cocord_loss
 from crd_plugin.registry import MODELS
-from tests import golden, runs
+from tests import golden, small_runs
 from tests.cocord import distiller, model_config
 
 CASES = ('default', 'nowrap', 'exact_fit')
@@ -44,7 +45,7 @@ class VectorNet(BaseModule):
 
     def forward(self, x: torch.Tensor) -> tuple:
         """One feature, as backbones return them."""
-        return (self.bn(self.lin(x)).relu(), )
+        return (self.bn(self.lin(x)).relu(),)
 
 
 class Loop(BaseLoop):
@@ -70,7 +71,7 @@ def states(arrays, prefix):
     for key, value in arrays.items():
         if not key.startswith(prefix):
             continue
-        key = key[len(prefix):]
+        key = key[len(prefix) :]
         if key == 'queue':
             value = value.T
         elif key == 'queue_ptr':
@@ -81,15 +82,12 @@ def states(arrays, prefix):
 
 def reference_model(arrays):
     """The model of a golden case in its first state."""
-    inputs, width, classes = (
-        int(arrays[key]) for key in ('in_dim', 'feat_dim', 'n_cls'))
+    inputs, width, classes = (int(arrays[key]) for key in ('in_dim', 'feat_dim', 'n_cls'))
     net = dict(
         type='mmpretrain.ImageClassifier',
         backbone=dict(type='mmpretrain.VectorNet', inputs=inputs, width=width),
-        head=dict(
-            type='mmpretrain.LinearClsHead',
-            num_classes=classes,
-            in_channels=width))
+        head=dict(type='mmpretrain.LinearClsHead', num_classes=classes, in_channels=width),
+    )
     loss = dict(
         hidden_dim=int(arrays['hidden_dim']),
         embed_dim=int(arrays['embedding_dim']),
@@ -97,14 +95,17 @@ def reference_model(arrays):
         queue_size=int(arrays['K']),
         temperature=float(arrays['T']),
         slow_momentum=float(arrays['b_m']),
-        teacher_momentum=float(arrays['m']))
+        teacher_momentum=float(arrays['m']),
+    )
     model = MODELS.build(
         dict(
             type='crd_plugin.CoCoRDDistill',
             architecture=net,
             teacher=copy.deepcopy(net),
-            input_shape=(inputs, ),
-            distiller=distiller('backbone', **loss)))
+            input_shape=(inputs,),
+            distiller=distiller('backbone', **loss),
+        )
+    )
     # All of it: that no key is left over is the first comparison.
     model.load_state_dict(states(arrays, 'init.'))
     return model.train()
@@ -112,15 +113,15 @@ def reference_model(arrays):
 
 def make_runner(model, hook, **wrapper):
     """The part of a runner that the hook looks at."""
-    optimizer = torch.optim.SGD(
-        model.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
     runner = SimpleNamespace(
         model=model,
         hooks=[hook],
         logger=MMLogger.get_instance('cocord'),
         message_hub=mock.Mock(),
         optim_wrapper=OptimWrapper(optimizer, **wrapper),
-        _resume=False)
+        _resume=False,
+    )
     runner._train_loop = runner.train_loop = Loop(runner, [None])
     hook.before_run(runner)
     hook.before_train(runner)
@@ -130,14 +131,12 @@ def make_runner(model, hook, **wrapper):
 def record_calls(model):
     """Outputs of the parts in the order of their calls."""
     loss, calls = model.cocord_loss, {}
-    parts = dict(
-        s_q_pred=loss.predictor,
-        s_k=loss.slow_projector,
-        s_output=model.student.head.fc)
+    parts = dict(s_q_pred=loss.predictor, s_k=loss.slow_projector, s_output=model.student.head.fc)
     for name, part in parts.items():
         calls[name] = []
-        part.register_forward_hook(lambda module, inputs, output, name=name:
-                                   calls[name].append(output))
+        part.register_forward_hook(
+            lambda module, inputs, output, name=name: calls[name].append(output)
+        )
     return calls
 
 
@@ -157,29 +156,26 @@ def test_two_steps_of_the_public_code(case):
     runner = make_runner(model, hook)
     for step in ('step1.', 'step2.'):
         views = [arrays[step + f'im_{view}'] for view in ('sq', 'sk', 'tk')]
-        samples = [
-            DataSample().set_gt_label(int(label))
-            for label in arrays[step + 'labels']
-        ]
+        samples = [DataSample().set_gt_label(int(label)) for label in arrays[step + 'labels']]
         for outputs in calls.values():
             outputs.clear()
         hook.before_train_iter(runner, 0)
-        with mock.patch.object(
-                cocord_loss, 'queue_logits',
-                wraps=cocord_loss.queue_logits) as logits, mock.patch.object(
-                    cocord_loss,
-                    'prediction_distance',
-                    wraps=cocord_loss.prediction_distance) as distance:
+        with (
+            mock.patch.object(
+                cocord_loss, 'queue_logits', wraps=cocord_loss.queue_logits
+            ) as logits,
+            mock.patch.object(
+                cocord_loss, 'prediction_distance', wraps=cocord_loss.prediction_distance
+            ) as distance,
+        ):
             losses = model(views, samples, mode='loss')
         # What the forward pass gives.
         args, kwargs = logits.call_args
-        golden.assert_value(
-            cocord_loss.queue_logits(*args, **kwargs),
-            arrays[step + 'ctr_logits'])
+        golden.assert_value(cocord_loss.queue_logits(*args, **kwargs), arrays[step + 'ctr_logits'])
         for i, (args, _) in enumerate(distance.call_args_list, 1):
             golden.assert_value(
-                cocord_loss.prediction_distance(*args),
-                arrays[step + f'pred_per_sample_{i}'])
+                cocord_loss.prediction_distance(*args), arrays[step + f'pred_per_sample_{i}']
+            )
         for name, outputs in calls.items():
             golden.assert_value(outputs[0], arrays[step + name])
             if name != 's_output':
@@ -210,8 +206,7 @@ def test_two_steps_of_the_public_code(case):
         for name, gradient in gradients.items():
             before_norm = name.endswith(('lin.bias', '.0.bias'))
             if before_norm:  # zero but for rounding
-                torch.testing.assert_close(
-                    gradient, expected[name], rtol=0, atol=2e-5)
+                torch.testing.assert_close(gradient, expected[name], rtol=0, atol=2e-5)
             else:
                 golden.assert_grad(gradient, expected[name])
         runner.optim_wrapper.step()
@@ -241,8 +236,7 @@ def test_slow_student_is_a_copy_without_gradient():
         if start:
             before = copy.deepcopy(model.student.state_dict())
             model.init_weights()
-            assert not torch.equal(before['head.fc.weight'],
-                                   model.student.head.fc.weight)
+            assert not torch.equal(before['head.fc.weight'], model.student.head.fc.weight)
         student, slow = model.student, model.slow_student
         assert set(student.state_dict()) == set(slow.state_dict())
         for key, value in student.state_dict().items():
@@ -256,8 +250,8 @@ def test_slow_student_is_a_copy_without_gradient():
 
 
 def test_slow_student_starts_from_given_weights_too(tmp_path):
-    student = MODELS.build(runs.net(6, dropout=0.2))
-    student.backbone.bn.running_mean.fill_(3.)
+    student = MODELS.build(small_runs.net(6, dropout=0.2))
+    student.backbone.bn.running_mean.fill_(3.0)
     path = str(tmp_path / 'student.pth')
     torch.save(dict(state_dict=student.state_dict()), path)
     model = _build(student_ckpt=path)
@@ -267,20 +261,17 @@ def test_slow_student_starts_from_given_weights_too(tmp_path):
 
 
 def test_student_may_be_a_model():
-    student = MODELS.build(runs.net(6))
+    student = MODELS.build(small_runs.net(6))
     model = MODELS.build({**model_config(), 'architecture': student})
     assert model.student is student and model.slow_student is not student
 
 
 def test_slow_student_does_not_work_in_place():
     """A record would be overwritten."""
-    net = runs.net(6)
+    net = small_runs.net(6)
     net['backbone'] = dict(
-        type='mmpretrain.ResNet',
-        depth=18,
-        base_channels=2,
-        stem_channels=2,
-        out_indices=(0, 3))
+        type='mmpretrain.ResNet', depth=18, base_channels=2, stem_channels=2, out_indices=(0, 3)
+    )
     net['head']['in_channels'] = 16
     for kept in (False, True):
         model = _build(architecture=net, module_inplace=kept)
@@ -300,19 +291,16 @@ def test_gradient_reaches_what_is_trained():
 
 def test_slow_student_is_as_fast_as_the_student():
     """Layout and compiler; the numbers are those of the plain model."""
-    plain = _build(architecture=runs.net(6)).train()
+    plain = _build(architecture=small_runs.net(6)).train()
     fast = _build(
-        architecture=runs.net(6),
-        channels_last=True,
-        compile=dict(backend='eager')).train()
+        architecture=small_runs.net(6), channels_last=True, compile=dict(backend='eager')
+    ).train()
     fast.load_state_dict(plain.state_dict())
     for net in (fast.student, fast.slow_student):
-        assert net.backbone.conv.weight.is_contiguous(
-            memory_format=torch.channels_last)
+        assert net.backbone.conv.weight.is_contiguous(memory_format=torch.channels_last)
         assert net.backbone._compiled_call_impl is not None
     views, samples = _batch()
-    expected, found = (
-        model(views, samples, mode='loss') for model in (plain, fast))
+    expected, found = (model(views, samples, mode='loss') for model in (plain, fast))
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value)
 
@@ -326,12 +314,18 @@ def test_who_sees_which_view_in_which_order():
     for name in ('teacher', 'student', 'slow_student'):
         getattr(model, name).backbone.register_forward_pre_hook(
             lambda module, inputs, name=name: seen.append(
-                (name, inputs[0], torch.is_grad_enabled())))
+                (name, inputs[0], torch.is_grad_enabled())
+            )
+        )
     (view, view_2, view_3), samples = _batch()
     model([view, view_2, view_3], samples, mode='loss')
-    expected = [('teacher', view_3, False), ('student', view, True),
-                ('student', view_2, True), ('slow_student', view_2, False),
-                ('slow_student', view, False)]
+    expected = [
+        ('teacher', view_3, False),
+        ('student', view, True),
+        ('student', view_2, True),
+        ('slow_student', view_2, False),
+        ('slow_student', view, False),
+    ]
     assert len(seen) == len(expected)
     for one, other in zip(seen, expected):
         assert one[0] == other[0] and one[1] is other[1]
@@ -339,21 +333,20 @@ def test_who_sees_which_view_in_which_order():
 
 
 def test_records_are_the_features_of_these_passes():
-    model = _build(architecture=runs.net(6)).eval()
+    model = _build(architecture=small_runs.net(6)).eval()
     (view, view_2, view_3), samples = _batch()
     for parameter in model.slow_student.parameters():
         parameter.data += 0.1
     model([view, view_2, view_3], samples, mode='loss')
     student, slow, teacher = (
-        net.extract_feat
-        for net in (model.student, model.slow_student, model.teacher))
+        net.extract_feat for net in (model.student, model.slow_student, model.teacher)
+    )
     expected = [student(view), student(view_2), slow(view_2), slow(view)]
     records = model.distiller.student_recorders.get_recorder('feat')
     assert len(records.data_buffer) == 4
     for record, feature in zip(records.data_buffer, expected):
         assert torch.equal(record[-1], feature[-1])
-    record, = model.distiller.teacher_recorders.get_recorder(
-        'feat').data_buffer
+    (record,) = model.distiller.teacher_recorders.get_recorder('feat').data_buffer
     assert torch.equal(record[-1], teacher(view_3)[-1])
 
 
@@ -362,33 +355,32 @@ def test_kd_beside_it_reads_the_first_view_and_the_teachers():
     logits = dict(type='mmrazor.ModuleOutputs', source='head.fc')
     for side in ('student', 'teacher'):
         cfg[f'{side}_recorders']['logits'] = dict(logits)
-    cfg['distill_losses']['loss_kd'] = dict(
-        type='mmrazor.KLDivergence', tau=4, loss_weight=1.0)
+    cfg['distill_losses']['loss_kd'] = dict(type='mmrazor.KLDivergence', tau=4, loss_weight=1.0)
     cfg['loss_forward_mappings']['loss_kd'] = dict(
         preds_S=dict(recorder='logits', from_student=True),
-        preds_T=dict(recorder='logits', from_student=False))
-    model = _build(architecture=runs.net(6), distiller=cfg).eval()
+        preds_T=dict(recorder='logits', from_student=False),
+    )
+    model = _build(architecture=small_runs.net(6), distiller=cfg).eval()
     views, samples = _batch()
     losses = model(views, samples, mode='loss')
     with torch.no_grad():
-        expected = model.distiller.distill_losses['loss_kd'](model.student(
-            views[0]), model.teacher(views[2]))
+        expected = model.distiller.distill_losses['loss_kd'](
+            model.student(views[0]), model.teacher(views[2])
+        )
     torch.testing.assert_close(losses['distill.loss_kd'], expected)
-    assert set(losses) == {
-        'student.loss', 'distill.loss_kd', 'distill.loss_cocord'
-    }
+    assert set(losses) == {'student.loss', 'distill.loss_kd', 'distill.loss_cocord'}
 
 
 def test_a_loss_with_a_bank_beside_it():
     """Ids and labels are recorded too; the bank is that of the first view."""
-    cfg, crd = distiller(), runs.distiller(num_samples=20, exclude='instance')
+    cfg, crd = distiller(), small_runs.distiller(num_samples=20, exclude='instance')
     for key, value in crd.items():
         if isinstance(value, dict):
             cfg[key] = {**value, **cfg.get(key, {})}
     for record in cfg['loss_forward_mappings']['loss_crd'].values():
         if record['recorder'] == 'feat':
             record['data_idx'] = -1
-    model = _build(architecture=runs.net(6), distiller=cfg).train()
+    model = _build(architecture=small_runs.net(6), distiller=cfg).train()
     views, samples = _batch()
     for i, sample in enumerate(samples):
         sample.set_metainfo(dict(sample_idx=i))
@@ -398,10 +390,13 @@ def test_a_loss_with_a_bank_beside_it():
     assert update.sample_idx.tolist() == list(range(6))
 
 
-@pytest.mark.parametrize('changes, missing', [
-    (dict(calculate_student_loss=False), {'student.loss'}),
-    (dict(student_trainable=False), set()),
-])
+@pytest.mark.parametrize(
+    'changes, missing',
+    [
+        (dict(calculate_student_loss=False), {'student.loss'}),
+        (dict(student_trainable=False), set()),
+    ],
+)
 def test_arguments_of_single_teacher_distill(changes, missing):
     model = _build(**changes).train()
     losses = model(*_batch(), mode='loss')
@@ -441,7 +436,8 @@ def test_prediction_and_features_are_the_students():
     assert torch.equal(model(images), model.student(images))
     scores = [
         torch.stack([sample.pred_score for sample in net(images, None, mode)])
-        for net in (model, model.student) for mode in ('predict', )
+        for net in (model, model.student)
+        for mode in ('predict',)
     ]
     assert torch.equal(*scores)
 
@@ -451,7 +447,7 @@ def test_prediction_and_features_are_the_students():
 
 @pytest.mark.parametrize('width', [6, 12])
 def test_widths_are_inferred_without_a_trace(width):
-    model = _build(teacher=runs.net(width))
+    model = _build(teacher=small_runs.net(width))
     loss = model.cocord_loss
     assert (loss.s_channels, loss.t_channels) == (6, width)
     assert isinstance(loss.connector, nn.Identity) is (width == 6)
@@ -472,21 +468,24 @@ def test_given_widths_are_taken():
 # --- what is refused -------------------------------------------------------
 
 
-@pytest.mark.parametrize('inputs, found', [
-    (torch.zeros(2, 3, 8, 8), r'single images, \(2, 3, 8, 8\)'),
-    ([torch.zeros(2, 3, 8, 8)] * 2, '2 views'),
-])
+@pytest.mark.parametrize(
+    'inputs, found',
+    [
+        (torch.zeros(2, 3, 8, 8), r'single images, \(2, 3, 8, 8\)'),
+        ([torch.zeros(2, 3, 8, 8)] * 2, '2 views'),
+    ],
+)
 def test_number_of_views(inputs, found):
     model = _build().train()
     with pytest.raises(
-            ValueError,
-            match=f'CoCoRDDistill was given {found}, expected 3 views.*'
-            'crd_plugin.MultiViewPipeline'):
+        ValueError,
+        match=f'CoCoRDDistill was given {found}, expected 3 views.*crd_plugin.MultiViewPipeline',
+    ):
         model(inputs, _batch(2)[1], mode='loss')
 
 
 def test_loss_is_needed_once():
-    cfg = runs.distiller(num_samples=20)
+    cfg = small_runs.distiller(num_samples=20)
     with pytest.raises(ValueError, match='has 0 losses of type crd_plugin.Co'):
         _build(distiller=cfg)
     cfg = distiller()
@@ -498,8 +497,7 @@ def test_loss_is_needed_once():
 def test_loss_is_given_features():
     cfg = distiller()
     cfg['loss_forward_mappings'] = {}
-    with pytest.raises(
-            ValueError, match='loss_forward_mappings has no loss_cocord'):
+    with pytest.raises(ValueError, match='loss_forward_mappings has no loss_cocord'):
         _build(distiller=cfg)
 
 
@@ -512,8 +510,9 @@ def test_record_that_is_not_made():
 
 
 def test_images_must_not_be_mixed():
-    net = runs.net(6)
+    net = small_runs.net(6)
     net['data_preprocessor']['batch_augments'] = dict(
-        augments=[dict(type='mmpretrain.Mixup', alpha=0.2)])
+        augments=[dict(type='mmpretrain.Mixup', alpha=0.2)]
+    )
     with pytest.raises(ValueError, match='batch_augments mixes images'):
         _build(architecture=net)

@@ -1,4 +1,5 @@
 """FrozenTeacherDistill: what it promises about teacher and widths."""
+
 import copy
 
 import pytest
@@ -9,11 +10,11 @@ from mmpretrain.registry import MODELS as MMPRETRAIN_MODELS
 from mmpretrain.structures import DataSample
 
 from crd_plugin.registry import MODELS
-from tests import runs
+from tests import small_runs
 
 
 @MMPRETRAIN_MODELS.register_module()
-class NoisyNet(runs.TinyNet):
+class NoisyNet(small_runs.TinyNet):
     """Adds a number of its own to the map."""
 
     def draw(self) -> torch.Tensor:
@@ -22,11 +23,11 @@ class NoisyNet(runs.TinyNet):
 
     def forward(self, x: torch.Tensor) -> tuple:
         self.drawn = self.draw()
-        return (super().forward(x)[0] + self.drawn, )
+        return (super().forward(x)[0] + self.drawn,)
 
 
 def _build(**changes):
-    cfg = runs.model(num_samples=20, exclude='instance')
+    cfg = small_runs.model(num_samples=20, exclude='instance')
     cfg.update(copy.deepcopy(changes))
     return MODELS.build(cfg)
 
@@ -54,14 +55,14 @@ def _save(model, path, **extra):
 def teacher():
     """A teacher with weights that no fresh one has."""
     torch.manual_seed(11)
-    return MODELS.build(runs.net(12))
+    return MODELS.build(small_runs.net(12))
 
 
 # --- the teacher -----------------------------------------------------------
 
 
 def test_whole_teacher_is_in_eval_mode():
-    model = _build(teacher=runs.net(12, dropout=0.9))
+    model = _build(teacher=small_runs.net(12, dropout=0.9))
     for mode in (True, False, True):
         assert model.train(mode) is model
         assert model.student.training is mode
@@ -69,14 +70,13 @@ def test_whole_teacher_is_in_eval_mode():
 
 
 def test_teacher_does_not_change_and_is_not_random():
-    model = _build(teacher=runs.net(12, dropout=0.9)).train()
+    model = _build(teacher=small_runs.net(12, dropout=0.9)).train()
     before = copy.deepcopy(model.teacher.state_dict())
     batch, features = _batch(), []
     for _ in range(2):
         model.distiller.distill_losses['loss_crd'].bank.discard()
         _losses(model, batch)
-        features.append(
-            model.distiller.get_record('feat', from_student=False)[0])
+        features.append(model.distiller.get_record('feat', from_student=False)[0])
     assert torch.equal(*features)
     for name, value in model.teacher.state_dict().items():
         assert torch.equal(value, before[name]), name
@@ -102,18 +102,18 @@ def test_loss_of_the_teachers_head_is_not_computed(monkeypatch):
     monkeypatch.setattr(model.teacher, 'loss', refuse)
     monkeypatch.setattr(model.teacher.head, 'loss', refuse)
     # Its head runs, since logits may be recorded.
-    model.teacher.head.fc.register_forward_hook(
-        lambda *args: seen.append(args[2].requires_grad))
+    model.teacher.head.fc.register_forward_hook(lambda *args: seen.append(args[2].requires_grad))
     assert set(_losses(model)) == {'student.loss', 'distill.loss_crd'}
     assert seen == [False]
 
 
 def test_teacher_trainable_is_refused():
     with pytest.raises(
-            ValueError,
-            match='teacher_trainable is True, but '
-            'FrozenTeacherDistill trains no teacher; use '
-            'mmrazor.SingleTeacherDistill'):
+        ValueError,
+        match='teacher_trainable is True, but '
+        'FrozenTeacherDistill trains no teacher; use '
+        'mmrazor.SingleTeacherDistill',
+    ):
         _build(teacher_trainable=True)
     assert not _build(teacher_trainable=False).teacher_trainable
 
@@ -165,7 +165,7 @@ def test_bare_state_dict_will_do(tmp_path, teacher):
 
 
 def test_student_starts_from_given_weights(tmp_path):
-    student = MODELS.build(runs.net(6))
+    student = MODELS.build(small_runs.net(6))
     model = _build(student_ckpt=_save(student, tmp_path / 'student.pth'))
     model.init_weights()
     for name, value in student.state_dict().items():
@@ -176,7 +176,7 @@ def test_student_starts_from_given_weights(tmp_path):
 
 @pytest.mark.parametrize('role, width', [('teacher', 12), ('student', 6)])
 def test_checkpoint_that_does_not_fit(tmp_path, role, width):
-    net = MODELS.build(runs.net(width))
+    net = MODELS.build(small_runs.net(width))
     weights = net.state_dict()
     weights['backbone.extra'] = torch.ones(1)
     weights['head.fc.bias'] = torch.ones(100)
@@ -190,7 +190,8 @@ def test_checkpoint_that_does_not_fit(tmp_path, role, width):
     assert message.startswith(
         f'{role}_ckpt={path} does not fit the {role}: missing '
         'backbone.conv.weight; unexpected backbone.extra; other shapes '
-        'head.fc.bias (100,) instead of (10,). ')
+        'head.fc.bias (100,) instead of (10,). '
+    )
     assert f'as model.{config} (depth, widths, number of classes)' in message
 
 
@@ -204,10 +205,11 @@ def test_long_lists_of_keys_are_cut(tmp_path):
 def test_checkpoint_of_a_distillation_as_teacher(tmp_path):
     path = _save(_build(), tmp_path / 'distilled.pth')
     with pytest.raises(
-            ValueError,
-            match='It is the checkpoint of a '
-            'distillation: take the student out with '
-            'tools/model_converters/publish_student.py'):
+        ValueError,
+        match='It is the checkpoint of a '
+        'distillation: take the student out with '
+        'tools/model_converters/publish_student.py',
+    ):
         _build(teacher_ckpt=path)
 
 
@@ -220,7 +222,7 @@ def test_checkpoint_that_is_not_there(tmp_path):
 
 
 def _explicit(**connector):
-    cfg = runs.distiller(num_samples=20, exclude='instance')
+    cfg = small_runs.distiller(num_samples=20, exclude='instance')
     cfg['connectors']['s'].update(in_channels=6, **connector)
     cfg['connectors']['t'].update(in_channels=12, **connector)
     return cfg
@@ -228,18 +230,14 @@ def _explicit(**connector):
 
 @pytest.mark.parametrize('head', ['linear', 'mlp', 'pad'])
 def test_inferred_widths_equal_given_ones(head):
-    cfg = runs.distiller(num_samples=20, exclude='instance')
+    cfg = small_runs.distiller(num_samples=20, exclude='instance')
     for connector in cfg['connectors'].values():
         connector['head'] = head
     inferred = _build(distiller=cfg).train()
     given = _build(distiller=_explicit(head=head)).train()
     state = given.state_dict()
-    assert {
-        key: value.shape
-        for key, value in state.items()
-    } == {
-        key: value.shape
-        for key, value in inferred.state_dict().items()
+    assert {key: value.shape for key, value in state.items()} == {
+        key: value.shape for key, value in inferred.state_dict().items()
     }
     inferred.load_state_dict(state)
     batch, losses = _batch(), []
@@ -251,27 +249,23 @@ def test_inferred_widths_equal_given_ones(head):
 
 @pytest.mark.parametrize('place', [dict(data_idx=3), dict(record_idx=1)])
 def test_record_that_does_not_exist(place):
-    cfg = runs.distiller(num_samples=20, exclude='instance')
+    cfg = small_runs.distiller(num_samples=20, exclude='instance')
     cfg['loss_forward_mappings']['loss_crd']['s_feats'].update(place)
     with pytest.raises(ValueError, match='not recorded.*another data_idx'):
         _build(distiller=cfg)
 
 
 def test_parameters_exist_before_the_optimizer_is_built(tmp_path):
-    runner = runs.build(tmp_path)
+    runner = small_runs.build(tmp_path)
     wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
-    known = {
-        id(parameter)
-        for group in wrapper.param_groups
-        for parameter in group['params']
-    }
+    known = {id(parameter) for group in wrapper.param_groups for parameter in group['params']}
     connectors = list(runner.model.distiller.connectors.parameters())
     assert len(connectors) == 4
     assert {id(parameter) for parameter in connectors} <= known
 
 
 def test_connectors_in_a_row_are_inferred_one_after_another():
-    cfg = runs.distiller(num_samples=20, exclude='instance')
+    cfg = small_runs.distiller(num_samples=20, exclude='instance')
     first = dict(type='crd_plugin.EmbeddingConnector', embed_dim=5)
     cfg['connectors']['s'] = [first, cfg['connectors']['s']]
     model = _build(distiller=cfg).train()
@@ -282,13 +276,13 @@ def test_connectors_in_a_row_are_inferred_one_after_another():
 
 def test_inference_changes_nothing_else(monkeypatch):
     modes = []
-    forward = runs.TinyNet.forward
+    forward = small_runs.TinyNet.forward
 
     def watch(self, x):
         modes.append((self.training, torch.is_grad_enabled()))
         return forward(self, x)
 
-    monkeypatch.setattr(runs.TinyNet, 'forward', watch)
+    monkeypatch.setattr(small_runs.TinyNet, 'forward', watch)
     model = _build()
     assert modes == [(False, False)] * 2  # teacher and student, once each
     assert torch.is_grad_enabled()
@@ -299,8 +293,7 @@ def test_inference_changes_nothing_else(monkeypatch):
         assert torch.equal(bn.running_mean, torch.zeros(bn.num_features))
         assert torch.equal(bn.running_var, torch.ones(bn.num_features))
         assert bn.num_batches_tracked == 0
-    assert all(p.requires_grad and p.grad is None
-               for p in model.distiller.parameters())
+    assert all(p.requires_grad and p.grad is None for p in model.distiller.parameters())
 
 
 def test_given_widths_need_no_forward_pass(monkeypatch):
@@ -308,9 +301,8 @@ def test_given_widths_need_no_forward_pass(monkeypatch):
     def refuse(self, x):
         raise AssertionError('forward')
 
-    monkeypatch.setattr(runs.TinyNet, 'forward', refuse)
-    assert not _build(
-        distiller=_explicit()).distiller.connectors['s'].needs_width
+    monkeypatch.setattr(small_runs.TinyNet, 'forward', refuse)
+    assert not _build(distiller=_explicit()).distiller.connectors['s'].needs_width
 
 
 @pytest.mark.parametrize('input_shape', [(1, 8, 8), (3, 8)])
@@ -318,40 +310,39 @@ def test_input_shape_that_does_not_fit(input_shape):
     with pytest.raises(ValueError) as caught:
         _build(input_shape=input_shape)
     message = str(caught.value)
-    assert message.startswith(
-        f'input_shape={input_shape} does not go through the teacher: ')
-    assert ('set model.input_shape to channels, height and width of one '
-            'image, or give in_channels of every connector.') in message
+    assert message.startswith(f'input_shape={input_shape} does not go through the teacher: ')
+    assert (
+        'set model.input_shape to channels, height and width of one '
+        'image, or give in_channels of every connector.'
+    ) in message
 
 
 # --- what MMRazor's own does too -------------------------------------------
 
 
 def test_deliveries_hand_values_from_teacher_to_student():
-    noisy = [runs.net(width) for width in (6, 12)]
+    noisy = [small_runs.net(width) for width in (6, 12)]
     for cfg in noisy:
         cfg['backbone'].update(type='mmpretrain.NoisyNet')
-    distiller = runs.distiller(num_samples=20, exclude='instance')
+    distiller = small_runs.distiller(num_samples=20, exclude='instance')
     delivery = dict(
         drawn=dict(
             type='MethodOutputs',
             # MMRazor takes no prefix here; this finds it from any scope.
             _scope_='mmrazor',
             max_keep_data=1,
-            method_path=f'{__name__}.NoisyNet.draw'))
+            method_path=f'{__name__}.NoisyNet.draw',
+        )
+    )
     drawn = []
     for deliveries in (None, delivery):
         model = _build(
             architecture=noisy[0],
             teacher=noisy[1],
-            distiller={
-                **distiller,
-                **(dict(distill_deliveries=deliveries) if deliveries else {})
-            }).train()
+            distiller={**distiller, **(dict(distill_deliveries=deliveries) if deliveries else {})},
+        ).train()
         _losses(model)
-        drawn.append([
-            float(net.backbone.drawn) for net in (model.teacher, model.student)
-        ])
+        drawn.append([float(net.backbone.drawn) for net in (model.teacher, model.student)])
     assert drawn[0][0] != drawn[0][1]  # without it, each draws its own
     assert drawn[1][0] == drawn[1][1]
 
@@ -370,8 +361,7 @@ def test_students_own_loss_can_be_left_out():
 
 def test_samples_without_labels():
     """In-batch CRD of a student without a loss of its own."""
-    cfg = runs.model(
-        num_negatives=None, negatives='batch', exclude='instance')
+    cfg = small_runs.model(num_negatives=None, negatives='batch', exclude='instance')
     distiller = cfg['distiller']
     for name in ('ids', 'labels'):
         del distiller['student_recorders'][name]

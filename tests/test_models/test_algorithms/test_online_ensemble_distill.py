@@ -1,4 +1,5 @@
 """OnlineEnsembleDistill: losses, gate, predictions, checkpoints, errors."""
+
 import copy
 import math
 
@@ -15,7 +16,7 @@ from torch import nn
 
 from crd_plugin.engine.publish import publish_student
 from crd_plugin.registry import MODELS
-from tests import golden, runs
+from tests import golden, small_runs
 from tests.online_loops import full_networks, looped_loss
 
 TYPE = 'crd_plugin.OnlineEnsembleDistill'
@@ -31,7 +32,7 @@ class OneStage(BaseModule):
         self.layer3 = nn.Conv2d(in_channels, width, 3, 2, 1)
 
     def forward(self, x):
-        return (self.layer3(self.stem(x)), )
+        return (self.layer3(self.stem(x)),)
 
 
 @pytest.fixture(autouse=True)
@@ -44,28 +45,22 @@ def net(**head):
     """A ResNet-8 of 4, 4, 8 and 16 channels for five classes."""
     return dict(
         type='ImageClassifier',
-        backbone=dict(
-            type='crd_plugin.CIFARResNet',
-            depth=8,
-            stem_channels=4,
-            base_channels=4),
+        backbone=dict(type='crd_plugin.CIFARResNet', depth=8, stem_channels=4, base_channels=4),
         neck=dict(type='GlobalAveragePooling'),
         head=dict(
             type='LinearClsHead',
             num_classes=5,
             in_channels=16,
             loss=dict(type='CrossEntropyLoss'),
-            **head))
+            **head,
+        ),
+    )
 
 
 def config(**changes):
     return {
-        **dict(
-            type=TYPE,
-            architecture=net(),
-            branch_from='backbone.layer3',
-            input_shape=(3, 8, 8)),
-        **changes
+        **dict(type=TYPE, architecture=net(), branch_from='backbone.layer3', input_shape=(3, 8, 8)),
+        **changes,
     }
 
 
@@ -109,9 +104,11 @@ def test_numbers_of_the_original():
                 type='ImageClassifier',
                 backbone=dict(type='OneStage', in_channels=4, width=6),
                 neck=dict(type='GlobalAveragePooling'),
-                head=dict(type='LinearClsHead', num_classes=10,
-                          in_channels=6)),
-            input_shape=(4, 16, 16))).train()
+                head=dict(type='LinearClsHead', num_classes=10, in_channels=6),
+            ),
+            input_shape=(4, 16, 16),
+        )
+    ).train()
     names = {'gate.fc': 'control_v1', 'gate.bn': 'bn_v1'}
     for i, branch in enumerate((model.architecture, *model.branches), 1):
         prefix = f'branches.{i - 2}' if i > 1 else 'architecture'
@@ -127,8 +124,8 @@ def test_numbers_of_the_original():
     samples = [DataSample().set_gt_label(int(label)) for label in labels]
     losses = model(feature, samples, mode='loss')
     golden.assert_value(
-        sum(value for key, value in losses.items() if key.endswith('.loss')),
-        case['loss_cross'])
+        sum(value for key, value in losses.items() if key.endswith('.loss')), case['loss_cross']
+    )
     golden.assert_value(losses['distill.loss_online_kd'], case['loss_kl'])
     summed(losses).backward()
     golden.assert_grad(feature.grad, case['grad_feature'])
@@ -137,8 +134,7 @@ def test_numbers_of_the_original():
         if name == 'gate.fc.bias':  # batch norm takes it away
             assert parameter.grad.abs().max() < 1e-5
             continue
-        golden.assert_grad(parameter.grad,
-                           case[f'grad_{names[module]}.{kind}'])
+        golden.assert_grad(parameter.grad, case[f'grad_{names[module]}.{kind}'])
 
     model.predict_with = 'ensemble'
     golden.assert_value(model(feature), case['ensemble'])
@@ -146,11 +142,14 @@ def test_numbers_of_the_original():
     golden.assert_value(model(feature), case['logits'][0])
 
 
-@pytest.mark.parametrize('changes', [
-    dict(),
-    dict(num_branches=2, tau=1.5, detach_ensemble=False),
-    dict(branch_weight=0.5, ensemble_weight=2.0, kl_weight=0.7),
-])
+@pytest.mark.parametrize(
+    'changes',
+    [
+        dict(),
+        dict(num_branches=2, tau=1.5, detach_ensemble=False),
+        dict(branch_weight=0.5, ensemble_weight=2.0, kl_weight=0.7),
+    ],
+)
 def test_value_and_gradient_equal_loops_over_full_networks(changes):
     model = build(**changes).double().train()
     nets = full_networks(model, net())
@@ -179,8 +178,7 @@ def test_value_and_gradient_equal_loops_over_full_networks(changes):
             key = f'branches.{i - 1}.{name}'
             if i == 0 and 'layer3' not in name and 'head' not in name:
                 # The trunk gets the gradients of all branches.
-                wanted = sum(
-                    dict(one.named_parameters())[name].grad for one in nets)
+                wanted = sum(dict(one.named_parameters())[name].grad for one in nets)
                 same(grads[f'architecture.{name}'], wanted)
             elif i == 0:
                 same(grads[f'architecture.{name}'], parameter.grad)
@@ -193,17 +191,21 @@ def test_names_and_parts_of_the_losses():
     images, samples = batch()
     losses = model(images, samples, mode='loss')
     assert list(losses) == [
-        'student.loss', 'branch1.loss', 'branch2.loss', 'ensemble.loss',
-        'distill.loss_online_kd', 'student.accuracy', 'ensemble.accuracy'
+        'student.loss',
+        'branch1.loss',
+        'branch2.loss',
+        'ensemble.loss',
+        'distill.loss_online_kd',
+        'student.accuracy',
+        'ensemble.accuracy',
     ]
     total, log = model.parse_losses(losses)
     torch.testing.assert_close(total, summed(losses))
     labels = labels_of(samples)
     logits, gates = model._all_logits(images)
-    ensemble = sum(gates[:, i:i + 1] * one for i, one in enumerate(logits))
+    ensemble = sum(gates[:, i : i + 1] * one for i, one in enumerate(logits))
     for name, one in (('student', logits[0]), ('ensemble', ensemble)):
-        torch.testing.assert_close(losses[f'{name}.loss'],
-                                   F.cross_entropy(one, labels))
+        torch.testing.assert_close(losses[f'{name}.loss'], F.cross_entropy(one, labels))
         right = (one.argmax(dim=1) == labels).double().mean()
         assert float(losses[f'{name}.accuracy']) == pytest.approx(100 * right)
 
@@ -216,15 +218,13 @@ def test_the_gate_in_evaluation():
     bn.running_var.uniform_(0.5, 2)
     feature = torch.randn(7, 8, 4, 4)
     scores = feature.mean(dim=(2, 3)) @ model.gate.fc.weight.T
-    scores = (scores + model.gate.fc.bias -
-              bn.running_mean) / (bn.running_var + bn.eps).sqrt()
+    scores = (scores + model.gate.fc.bias - bn.running_mean) / (bn.running_var + bn.eps).sqrt()
     expected = (scores * bn.weight + bn.bias).clamp(min=0).softmax(dim=1)
     gates = model.gate(feature)
     torch.testing.assert_close(gates, expected)
     torch.testing.assert_close(gates.sum(dim=1), torch.ones(7))
     # Tokens (B, L, C) and vectors (B, C) are pooled alike.
-    torch.testing.assert_close(
-        model.gate(feature.flatten(2).transpose(1, 2)), expected)
+    torch.testing.assert_close(model.gate(feature.flatten(2).transpose(1, 2)), expected)
     torch.testing.assert_close(model.gate(feature.mean(dim=(2, 3))), expected)
 
 
@@ -239,11 +239,14 @@ def test_the_divergence_teaches_the_gate_only_when_not_detached(detach):
     assert model.gate.fc.weight.grad.abs().sum() > 0
 
 
-@pytest.mark.parametrize('changes', [
-    dict(),
-    dict(ensemble_weight=0, kl_weight=0),
-    dict(branch_weight=0, ensemble_weight=0),
-])
+@pytest.mark.parametrize(
+    'changes',
+    [
+        dict(),
+        dict(ensemble_weight=0, kl_weight=0),
+        dict(branch_weight=0, ensemble_weight=0),
+    ],
+)
 def test_every_parameter_gets_a_gradient_each_step(changes):
     """DistributedDataParallel waits for each of them."""
     model = build(**changes).train()
@@ -255,8 +258,7 @@ def test_every_parameter_gets_a_gradient_each_step(changes):
 def test_the_trunk_runs_once():
     model = build().train()
     calls = []
-    model.architecture.backbone.layer2.register_forward_hook(
-        lambda *args: calls.append(1))
+    model.architecture.backbone.layer2.register_forward_hook(lambda *args: calls.append(1))
     model(*batch(), mode='loss')
     assert len(calls) == 1
     counts = {
@@ -269,8 +271,7 @@ def test_the_trunk_runs_once():
 
 def test_mixed_labels_and_the_loss_of_the_config():
     smooth = net()
-    smooth['head']['loss'] = dict(
-        type='LabelSmoothLoss', label_smooth_val=0.2, num_classes=5)
+    smooth['head']['loss'] = dict(type='LabelSmoothLoss', label_smooth_val=0.2, num_classes=5)
     model = build(architecture=smooth).train()
     images, samples = batch()
     alone = model.architecture(images, samples, mode='loss')['loss']
@@ -282,8 +283,7 @@ def test_mixed_labels_and_the_loss_of_the_config():
     for sample, score in zip(samples, scores):
         sample.set_gt_score(score)
     losses = model(images, samples, mode='loss')
-    expected = -(scores * model.architecture(images).log_softmax(dim=1)).sum(
-        dim=1).mean()
+    expected = -(scores * model.architecture(images).log_softmax(dim=1)).sum(dim=1).mean()
     torch.testing.assert_close(losses['student.loss'], expected)
     assert not any('accuracy' in key for key in losses)
 
@@ -304,9 +304,9 @@ def test_half_precision():
 
 
 def test_large_logits_in_half_precision_stay_finite():
-    from crd_plugin.models.algorithms.online_ensemble_distill import (
-        _at_least_float32, _softened_kl)
-    student = torch.tensor([[6e4, 0., -6e4]], dtype=torch.float16)
+    from crd_plugin.models.algorithms.online_ensemble_distill import _at_least_float32, _softened_kl
+
+    student = torch.tensor([[6e4, 0.0, -6e4]], dtype=torch.float16)
     student, teacher = _at_least_float32(student), torch.zeros(1, 3)
     expected = 9 * (2 * 2e4 - 0 - 2e4 + math.log(1 / 3) + 0)
     value = _softened_kl(student, teacher, 3.0)
@@ -326,18 +326,18 @@ def test_large_logits_in_half_precision_stay_finite():
         (79, 0.9992190549705546),
         (80, 1.0),
         (250, 1.0),
-    ])
+    ],
+)
 def test_ramp_up(monkeypatch, epoch, expected):
     hub = MessageHub.get_instance(f'ramp-up-{epoch}')
     hub.update_info('max_iters', 300 * 7)
     hub.update_info('iter', epoch * 7)
-    monkeypatch.setattr(MessageHub, 'get_current_instance',
-                        classmethod(lambda cls: hub))
+    monkeypatch.setattr(MessageHub, 'get_current_instance', classmethod(lambda cls: hub))
     images, samples = batch()
     key = 'distill.loss_online_kd'
     plain, ramped = (
-        build(ramp_up=ramp).train()(images, samples, mode='loss')
-        for ramp in (0, 80 / 300))
+        build(ramp_up=ramp).train()(images, samples, mode='loss') for ramp in (0, 80 / 300)
+    )
     torch.testing.assert_close(ramped[key], expected * plain[key])
     torch.testing.assert_close(ramped['ensemble.loss'], plain['ensemble.loss'])
 
@@ -345,8 +345,7 @@ def test_ramp_up(monkeypatch, epoch, expected):
 def test_ramp_up_without_a_runner(monkeypatch):
     """As in a dry run: the whole weight."""
     hub = MessageHub.get_instance('ramp-up-without-a-runner')
-    monkeypatch.setattr(MessageHub, 'get_current_instance',
-                        classmethod(lambda cls: hub))
+    monkeypatch.setattr(MessageHub, 'get_current_instance', classmethod(lambda cls: hub))
     assert build(ramp_up=0.5)._ramp() == 1
 
 
@@ -406,12 +405,8 @@ def test_branches_start_with_weights_of_their_own():
 
 def test_number_of_parameters():
     model = build(num_branches=4)
-    sizes = {
-        name: p.numel()
-        for name, p in model.architecture.named_parameters()
-    }
-    branch = sum(size for name, size in sizes.items()
-                 if 'layer3' in name or 'head' in name)
+    sizes = {name: p.numel() for name, p in model.architecture.named_parameters()}
+    branch = sum(size for name, size in sizes.items() if 'layer3' in name or 'head' in name)
     gate = 8 * 4 + 4 + 2 * 4
     assert len(model.branches) == 3
     total = sum(p.numel() for p in model.parameters())
@@ -433,9 +428,10 @@ def test_state_dict_round_trip():
 def test_a_plain_checkpoint_is_refused():
     model = build()
     with pytest.raises(
-            ValueError,
-            match='no weights under "architecture.", so it is '
-            'not one of a distillation; test it with the config of the plain'):
+        ValueError,
+        match='no weights under "architecture.", so it is '
+        'not one of a distillation; test it with the config of the plain',
+    ):
         model.load_state_dict(model.architecture.state_dict())
 
 
@@ -459,7 +455,7 @@ def test_export_of_the_student(tmp_path):
     cfg = Config(dict(default_scope='mmpretrain', model=config()))
     published = publish_student(path, tmp_path / 'student.pth', cfg)
     plain = MODELS.build(net())
-    plain.load_state_dict(runs.load(published)['state_dict'])
+    plain.load_state_dict(small_runs.load(published)['state_dict'])
     images, _ = batch()
     assert torch.equal(plain.eval()(images), model(images))
 
@@ -468,26 +464,28 @@ def test_export_of_the_student(tmp_path):
 
 
 def training(work_dir, **changes):
-    return runs.build(
+    return small_runs.build(
         work_dir,
         model=dict(
             _delete_=True,
             type=TYPE,
-            architecture=runs.net(6, dropout=0.2),
+            architecture=small_runs.net(6, dropout=0.2),
             branch_from='backbone.bn',
             ramp_up=1.0,
-            input_shape=(3, 8, 8)),
+            input_shape=(3, 8, 8),
+        ),
         custom_hooks=[],
-        **changes)
+        **changes,
+    )
 
 
 def test_a_resumed_training_equals_a_whole_one(tmp_path):
     epochs = dict(train_cfg__max_epochs=2)
     whole = training(tmp_path / 'whole', **epochs)
     whole.train()
-    log = runs.scalars(tmp_path / 'whole')
+    log = small_runs.scalars(tmp_path / 'whole')
     steps = [line for line in log if 'ensemble.loss' in line]
-    assert len(steps) == 2 * runs.STEPS
+    assert len(steps) == 2 * small_runs.STEPS
     assert {'student.accuracy', 'ensemble.accuracy'} <= set(steps[0])
     assert any('accuracy/top1' in line for line in log)
 
@@ -495,9 +493,10 @@ def test_a_resumed_training_equals_a_whole_one(tmp_path):
         tmp_path / 'resumed',
         resume=True,
         load_from=str(tmp_path / 'whole' / 'epoch_1.pth'),
-        **epochs)
+        **epochs,
+    )
     resumed.train()
-    assert len(runs.scalars(tmp_path / 'resumed')) < len(log)
+    assert len(small_runs.scalars(tmp_path / 'resumed')) < len(log)
     expected = whole.model.state_dict()
     for key, value in resumed.model.state_dict().items():
         assert torch.equal(value, expected[key]), key
@@ -506,28 +505,33 @@ def test_a_resumed_training_equals_a_whole_one(tmp_path):
 # --- errors ----------------------------------------------------------------
 
 
-@pytest.mark.parametrize('changes, message', [
-    (dict(num_branches=1), 'num_branches is 1, expected an int of 2 at least'),
-    (dict(num_branches=2.0), 'num_branches is 2.0, expected an int'),
-    (dict(num_branches=True), 'num_branches is True'),
-    (dict(tau=0), 'tau is 0, expected a finite temperature above 0'),
-    (dict(tau=float('inf')), 'tau is inf'),
-    (dict(tau='3'), "tau is '3'"),
-    (dict(branch_weight=-1), 'branch_weight is -1, expected a finite number'),
-    (dict(ensemble_weight=float('nan')), 'ensemble_weight is nan'),
-    (dict(kl_weight=float('inf')), 'kl_weight is inf'),
-    (dict(ramp_up=80), r'ramp_up is 80, expected a fraction of the training '
-     r'in \[0, 1\]'),
-    (dict(ramp_up=-0.1), 'ramp_up is -0.1'),
-    (dict(predict_with='both'), "predict_with is 'both', expected 'branch' or "
-     "'ensemble'"),
-    (dict(branch_from='layer3'), 'is no module of the architecture; the '
-     'nearest are backbone.layer3'),
-    (dict(input_shape=(1, 8, 8)), r'input_shape=\(1, 8, 8\) does not go'),
-    (dict(architecture={
-        **net(), 'head': None
-    }), 'architecture.head has no loss_module'),
-])
+@pytest.mark.parametrize(
+    'changes, message',
+    [
+        (dict(num_branches=1), 'num_branches is 1, expected an int of 2 at least'),
+        (dict(num_branches=2.0), 'num_branches is 2.0, expected an int'),
+        (dict(num_branches=True), 'num_branches is True'),
+        (dict(tau=0), 'tau is 0, expected a finite temperature above 0'),
+        (dict(tau=float('inf')), 'tau is inf'),
+        (dict(tau='3'), "tau is '3'"),
+        (dict(branch_weight=-1), 'branch_weight is -1, expected a finite number'),
+        (dict(ensemble_weight=float('nan')), 'ensemble_weight is nan'),
+        (dict(kl_weight=float('inf')), 'kl_weight is inf'),
+        (
+            dict(ramp_up=80),
+            r'ramp_up is 80, expected a fraction of the training '
+            r'in \[0, 1\]',
+        ),
+        (dict(ramp_up=-0.1), 'ramp_up is -0.1'),
+        (dict(predict_with='both'), "predict_with is 'both', expected 'branch' or 'ensemble'"),
+        (
+            dict(branch_from='layer3'),
+            'is no module of the architecture; the nearest are backbone.layer3',
+        ),
+        (dict(input_shape=(1, 8, 8)), r'input_shape=\(1, 8, 8\) does not go'),
+        (dict(architecture={**net(), 'head': None}), 'architecture.head has no loss_module'),
+    ],
+)
 def test_wrong_arguments(changes, message):
     with pytest.raises(ValueError, match=message):
         MODELS.build(config(**changes))
@@ -535,9 +539,10 @@ def test_wrong_arguments(changes, message):
 
 def test_a_built_architecture_is_refused():
     with pytest.raises(
-            TypeError,
-            match='architecture is ImageClassifier, expected the '
-            'config of a network: each branch is built from it'):
+        TypeError,
+        match='architecture is ImageClassifier, expected the '
+        'config of a network: each branch is built from it',
+    ):
         MODELS.build(config(architecture=MODELS.build(net())))
 
 
@@ -551,9 +556,10 @@ def test_the_config_is_not_changed():
 def test_a_batch_of_one():
     model = build().train()
     with pytest.raises(
-            ValueError,
-            match='has 1 sample; the batch norm of the '
-            'gate needs 2. Set train_dataloader.drop_last=True'):
+        ValueError,
+        match='has 1 sample; the batch norm of the '
+        'gate needs 2. Set train_dataloader.drop_last=True',
+    ):
         model(*batch(1), mode='loss')
 
 

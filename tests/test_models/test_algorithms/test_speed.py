@@ -1,4 +1,5 @@
 """Options that make a step faster change none of its numbers."""
+
 import copy
 
 import pytest
@@ -9,7 +10,7 @@ from torch import nn
 from crd_plugin.models.algorithms import speed
 from crd_plugin.models.backbones import build_cifar_classifier_cfg
 from crd_plugin.registry import MODELS
-from tests import runs
+from tests import small_runs
 
 # Without code generation, which takes long, but traced in the same way. A
 # break of the graph, such as a hook that cannot be traced, is an error.
@@ -17,7 +18,7 @@ TRACED = dict(backend='eager', fullgraph=True)
 OPTIONS = {
     'channels_last': dict(channels_last=True),
     'compile': dict(compile=TRACED),
-    'both': dict(channels_last=True, compile=TRACED)
+    'both': dict(channels_last=True, compile=TRACED),
 }
 
 
@@ -26,16 +27,14 @@ def model(**options):
     student = build_cifar_classifier_cfg('resnet8', 10, out_indices=(0, 1, 2))
     teacher = build_cifar_classifier_cfg('resnet8', 10, out_indices=(0, 1, 2))
     for cfg in (student, teacher):
-        cfg['data_preprocessor'] = dict(
-            type='mmpretrain.ClsDataPreprocessor', num_classes=10)
-    cfg = runs.model(num_samples=20, exclude='instance')
+        cfg['data_preprocessor'] = dict(type='mmpretrain.ClsDataPreprocessor', num_classes=10)
+    cfg = small_runs.model(num_samples=20, exclude='instance')
     cfg.update(architecture=student, teacher=teacher, input_shape=(3, 16, 16))
     inner = dict(
-        stages=dict(
-            type='crd_plugin.StageOutputs', source='backbone', stem=True),
-        inner=dict(
-            type='mmrazor.ModuleOutputs', source='backbone.layer2.0.conv1'),
-        logits=dict(type='mmrazor.ModuleOutputs', source='head.fc'))
+        stages=dict(type='crd_plugin.StageOutputs', source='backbone', stem=True),
+        inner=dict(type='mmrazor.ModuleOutputs', source='backbone.layer2.0.conv1'),
+        logits=dict(type='mmrazor.ModuleOutputs', source='head.fc'),
+    )
     for feature in ('s_feats', 't_feats'):
         mappings = cfg['distiller']['loss_forward_mappings']
         mappings['loss_crd'][feature]['data_idx'] = -1
@@ -82,8 +81,7 @@ def recorded(net):
         for name, recorder in manager.recorders.items():
             flat = []
             for record in recorder.data_buffer:
-                flat += record if isinstance(record,
-                                             (tuple, list)) else [record]
+                flat += record if isinstance(record, (tuple, list)) else [record]
             found[side, name] = flat
     return found
 
@@ -111,8 +109,7 @@ def test_step_equals_the_plain_one(plain, name):
         for one, other in zip(expected, given):
             assert list(one) == list(other) and one
             for key, value in one.items():
-                torch.testing.assert_close(
-                    other[key], value, rtol=1e-8, atol=1e-10)
+                torch.testing.assert_close(other[key], value, rtol=1e-8, atol=1e-10)
     sizes = {key: len(value) for key, value in given[2].items()}
     for side in ('student', 'teacher'):
         # The stem and three stages.
@@ -149,8 +146,7 @@ def test_weights_have_their_channels_last():
     for side in (net.teacher, net.student):
         for name, value in side.named_parameters():
             if value.dim() == 4:
-                assert value.is_contiguous(
-                    memory_format=torch.channels_last), name
+                assert value.is_contiguous(memory_format=torch.channels_last), name
     # A checkpoint of the usual layout does not bring it back.
     net.load_state_dict(model().state_dict())
     weight = net.student.backbone.layer2[0].conv1.weight
@@ -193,11 +189,9 @@ def test_compiled_backbones_are_called(monkeypatch):
 def test_each_forward_pass_is_a_step_of_cuda_graphs(monkeypatch, options):
     """Else the student's pass takes the memory of the teacher's maps."""
     net, order = model(**options), []
-    monkeypatch.setattr(torch.compiler, 'cudagraph_mark_step_begin',
-                        lambda: order.append('step'))
+    monkeypatch.setattr(torch.compiler, 'cudagraph_mark_step_begin', lambda: order.append('step'))
     for name in ('teacher', 'student'):
-        getattr(net, name).register_forward_pre_hook(
-            lambda *_, name=name: order.append(name))
+        getattr(net, name).register_forward_pre_hook(lambda *_, name=name: order.append(name))
     for _ in range(2):
         step(net, *batch())
     marks = ['step'] if options else []
@@ -216,13 +210,19 @@ def test_copies_are_not_compiled_and_stand_alone():
     torch.testing.assert_close(step(net, *batch())[0], expected[0])
 
 
-@pytest.mark.parametrize('given, kind, message', [
-    (dict(mood='fast'), ValueError, r"compile has \['mood'\], expected"),
-    ('inductor', TypeError, "compile is 'inductor', expected True, False or"),
-    (dict(mode='nonsense'), ValueError,
-     "compile is {'mode': 'nonsense'}, which torch.compile refuses"),
-    (dict(backend='fast'), ValueError, 'refuses: .*fast'),
-])
+@pytest.mark.parametrize(
+    'given, kind, message',
+    [
+        (dict(mood='fast'), ValueError, r"compile has \['mood'\], expected"),
+        ('inductor', TypeError, "compile is 'inductor', expected True, False or"),
+        (
+            dict(mode='nonsense'),
+            ValueError,
+            "compile is {'mode': 'nonsense'}, which torch.compile refuses",
+        ),
+        (dict(backend='fast'), ValueError, 'refuses: .*fast'),
+    ],
+)
 def test_wrong_compile_options(given, kind, message):
     with pytest.raises(kind, match=message):
         model(compile=given)
@@ -235,15 +235,13 @@ def test_wrong_channels_last(given):
 
 
 def test_network_without_a_backbone():
-    with pytest.raises(
-            ValueError, match='the student, a Linear, has no backbone'):
+    with pytest.raises(ValueError, match='the student, a Linear, has no backbone'):
         speed.compile_backbone(nn.Linear(2, 2), 'student', True)
 
 
 def test_true_takes_the_defaults_of_torch_compile(monkeypatch):
     seen = []
-    monkeypatch.setattr(nn.Module, 'compile',
-                        lambda self, **options: seen.append(options))
+    monkeypatch.setattr(nn.Module, 'compile', lambda self, **options: seen.append(options))
     model(compile=True)
     model(compile=dict(mode='max-autotune'))
     model(compile=False)
@@ -262,7 +260,8 @@ def test_both_networks_run_under_autocast_and_the_objective_does_not():
     crd.bank.discard()
     given = []
     crd.register_forward_pre_hook(
-        lambda module, args, kwargs: given.append(kwargs), with_kwargs=True)
+        lambda module, args, kwargs: given.append(kwargs), with_kwargs=True
+    )
     torch.manual_seed(5)
     with torch.autocast('cpu', dtype=torch.bfloat16):
         losses = net(images.float(), samples, mode='loss')
@@ -275,10 +274,8 @@ def test_both_networks_run_under_autocast_and_the_objective_does_not():
         torch.testing.assert_close(given[0][name].norm(dim=1), torch.ones(4))
     assert losses['distill.loss_crd'].dtype == torch.float32
     torch.testing.assert_close(
-        losses['distill.loss_crd'],
-        expected['distill.loss_crd'],
-        rtol=0.1,
-        atol=0)
+        losses['distill.loss_crd'], expected['distill.loss_crd'], rtol=0.1, atol=0
+    )
     sum(losses.values()).backward()
     for name, parameter in net.student.named_parameters():
         assert parameter.grad.dtype == torch.float32, name
@@ -286,7 +283,7 @@ def test_both_networks_run_under_autocast_and_the_objective_does_not():
 
 def final_weights(folder, **changes):
     """Student's weights after an epoch."""
-    runner = runs.build(folder, **changes, **runs.without_validation())
+    runner = small_runs.build(folder, **changes, **small_runs.without_validation())
     runner.train()
     return {
         name: value
@@ -297,15 +294,15 @@ def final_weights(folder, **changes):
 
 def test_training_with_every_option(tmp_path):
     """The options together, through runner, hooks and optimizer wrapper."""
-    plain = dict(
-        model__architecture=runs.net(6), default_hooks__checkpoint=None)
+    plain = dict(model__architecture=small_runs.net(6), default_hooks__checkpoint=None)
     expected = final_weights(tmp_path / 'plain', **plain)
     given = final_weights(
         tmp_path / 'fast',
         **plain,
         model__channels_last=True,
         model__compile=TRACED,
-        optim_wrapper__optimizer__fused=True)
+        optim_wrapper__optimizer__fused=True,
+    )
     assert list(given) == list(expected)
     for name, value in expected.items():
         torch.testing.assert_close(given[name], value, rtol=1e-3, atol=1e-4)
@@ -315,7 +312,8 @@ def test_training_with_every_option(tmp_path):
         model__channels_last=True,
         model__compile=TRACED,
         optim_wrapper__type='AmpOptimWrapper',
-        optim_wrapper__dtype='bfloat16')
+        optim_wrapper__dtype='bfloat16',
+    )
     for name, value in expected.items():
         if value.is_floating_point():
             assert mixed[name].dtype == value.dtype, name

@@ -1,4 +1,5 @@
 """StagedDistill: what each stage computes, runs and trains."""
+
 import copy
 from unittest import mock
 
@@ -9,7 +10,7 @@ from torch import nn
 
 from crd_plugin.models import CIFARWideResNet
 from crd_plugin.registry import MODELS
-from tests import runs, staged
+from tests import small_runs, staged
 
 AB = 'distiller.distill_losses.loss_ab'
 
@@ -57,11 +58,17 @@ def stage_of(name='init', **kwargs):
 # --- what is computed ------------------------------------------------------
 
 
-@pytest.mark.parametrize('method, init, main', [
-    ('ab', {'distill.loss_ab'}, {'student.loss', 'distill.loss_crd'}),
-    ('ft', {'distill.loss_ft_reconstruction'
-            }, {'student.loss', 'distill.loss_crd', 'distill.loss_ft'}),
-])
+@pytest.mark.parametrize(
+    'method, init, main',
+    [
+        ('ab', {'distill.loss_ab'}, {'student.loss', 'distill.loss_crd'}),
+        (
+            'ft',
+            {'distill.loss_ft_reconstruction'},
+            {'student.loss', 'distill.loss_crd', 'distill.loss_ft'},
+        ),
+    ],
+)
 def test_losses_of_each_stage(method, init, main):
     model = build(method)
     for name, expected in (('init', init), ('main', main), ('init', init)):
@@ -83,8 +90,7 @@ def test_stages_sum_up_to_the_plain_losses():
     cfg = staged.model('ft')
     cfg.pop('stages')
     cfg['type'] = 'crd_plugin.FrozenTeacherDistill'
-    cfg['distiller']['distill_losses']['loss_crd'].update(
-        num_samples=20, exclude='instance')
+    cfg['distiller']['distill_losses']['loss_crd'].update(num_samples=20, exclude='instance')
     reference = MODELS.build(cfg).train()
     reference.load_state_dict(model.state_dict())
     expected = losses_of(reference)
@@ -105,14 +111,16 @@ def test_the_bank_waits_for_its_stage():
     assert bank.pending is not None
 
 
-@pytest.mark.parametrize('method, stage, teacher, student', [
-    ('ab', 'init', 1, 1),
-    ('ab', 'main', 0, 1),
-    ('ft', 'init', 1, 0),
-    ('ft', 'main', 1, 1),
-])
-def test_a_network_that_no_loss_looks_at_is_not_run(method, stage, teacher,
-                                                    student):
+@pytest.mark.parametrize(
+    'method, stage, teacher, student',
+    [
+        ('ab', 'init', 1, 1),
+        ('ab', 'main', 0, 1),
+        ('ft', 'init', 1, 0),
+        ('ft', 'main', 1, 1),
+    ],
+)
+def test_a_network_that_no_loss_looks_at_is_not_run(method, stage, teacher, student):
     model = build(method, with_crd=False)
     model.set_stage(stage)
     calls = []
@@ -129,7 +137,8 @@ def test_deliveries_need_both_networks():
         _scope_='mmrazor',
         type='MethodOutputs',
         max_keep_data=1,
-        method_path='tests.runs.TinyNet.forward')
+        method_path='tests.small_runs.TinyNet.forward',
+    )
     cfg = staged.model('ab', with_crd=False)
     cfg['distiller']['distill_deliveries'] = dict(map=delivery)
     model = build('ab', with_crd=False, distiller=cfg['distiller'])
@@ -168,8 +177,7 @@ def test_modes_and_statistics():
     model = build('ab')
     backbone, head = model.student.backbone, model.student.head
     ours = model.distiller.distill_losses['loss_ab']
-    for name, modes in (('init', (True, False, True)), ('main', (True, True,
-                                                                 False))):
+    for name, modes in (('init', (True, False, True)), ('main', (True, True, False))):
         model.set_stage(name)
         for _ in range(2):
             model.eval()
@@ -196,10 +204,11 @@ def test_gradients_of_another_stage_are_dropped():
 
 def test_what_a_config_holds_still_stays_so():
     with mock.patch.object(
-            runs.TinyNet,
-            '__init__',
-            autospec=True,
-            side_effect=_frozen(runs.TinyNet.__init__)):
+        small_runs.TinyNet,
+        '__init__',
+        autospec=True,
+        side_effect=_frozen(small_runs.TinyNet.__init__),
+    ):
         model = build('ab')
     for name in ('init', 'main'):
         model.set_stage(name)
@@ -218,12 +227,11 @@ def _frozen(init):
 
 
 def test_what_lies_behind_the_last_stage_waits_for_the_head():
-    net = runs.net(16)
-    net['backbone'] = dict(
-        type='crd_plugin.CIFARWideResNet', depth=10, out_indices=(0, 1, 2))
+    net = small_runs.net(16)
+    net['backbone'] = dict(type='crd_plugin.CIFARWideResNet', depth=10, out_indices=(0, 1, 2))
     net['head']['in_channels'] = 64
     model = build('ab', architecture=net, teacher=net, with_crd=False)
-    assert CIFARWideResNet.tail_names == ('bn1', )
+    assert CIFARWideResNet.tail_names == ('bn1',)
     tail = model.student.backbone.bn1
     model.set_stage('init')
     assert not tail.training and not tail.weight.requires_grad
@@ -235,13 +243,16 @@ def test_what_lies_behind_the_last_stage_waits_for_the_head():
 # --- what cannot be --------------------------------------------------------
 
 
-@pytest.mark.parametrize('stages, text', [
-    (None, 'stages is None, expected a list'),
-    ([], r'stages is \[\], expected a list'),
-    (dict(init=dict()), 'expected a list with a dict for each'),
-    (['init'], "stages has 'init', expected a dict"),
-    ([dict(name='init', epochs=3)], "'epochs': 3.*expected a dict with a "),
-])
+@pytest.mark.parametrize(
+    'stages, text',
+    [
+        (None, 'stages is None, expected a list'),
+        ([], r'stages is \[\], expected a list'),
+        (dict(init=dict()), 'expected a list with a dict for each'),
+        (['init'], "stages has 'init', expected a dict"),
+        ([dict(name='init', epochs=3)], "'epochs': 3.*expected a dict with a "),
+    ],
+)
 def test_stages_of_another_kind(stages, text):
     with pytest.raises(TypeError, match=text):
         _build_with(stages)
@@ -253,28 +264,41 @@ def _build_with(stages):
     return MODELS.build(cfg)
 
 
-@pytest.mark.parametrize('stages, text', [
-    ([dict(losses=['loss_ab'])], 'stages has the name None, expected a word'),
-    ([dict(name='a'), dict(name='a')], "has the name 'a', expected a word"),
-    (stage_of(losses=['loss_ba']), r"stages.init names the loss 'loss_ba', "
-     r"which distill_losses has not; there are \('loss_ab',\)"),
-    (stage_of('main', without_losses=['loss_x'
-                                      ]), "stages.main names .*loss_x"),
-    (stage_of(losses=['loss_ab'], without_losses=['loss_ab']),
-     'stages.init has losses and without_losses'),
-    (stage_of(losses=[], student_loss=False), 'stages.init computes nothing'),
-    (stage_of(losses=dict(loss_ab='guess')), "stages.init.losses.loss_ab is "
-     "'guess', which is no method of ABLoss"),
-    (stage_of(losses=dict(loss_ab='infer_widths')), 'no method of ABLoss'),
-    (stage_of(losses=dict(loss_ab='set_extra_state')),
-     'set_extra_state of ABLoss needs state; add it to '
-     'loss_forward_mappings.loss_ab'),
-    (stage_of(trainable=['pupil']), "stages.init.trainable has 'pupil', "
-     'which is no module: .*the student is `architecture`'),
-    (stage_of(frozen=['distiller.x']), "stages.init.frozen has 'distiller.x'"),
-    (stage_of(trainable=['teacher.head']), 'the teacher never trains'),
-    (stage_of(trainable=['architecture.neck']), 'trains no parameter'),
-])
+@pytest.mark.parametrize(
+    'stages, text',
+    [
+        ([dict(losses=['loss_ab'])], 'stages has the name None, expected a word'),
+        ([dict(name='a'), dict(name='a')], "has the name 'a', expected a word"),
+        (
+            stage_of(losses=['loss_ba']),
+            r"stages.init names the loss 'loss_ba', "
+            r"which distill_losses has not; there are \('loss_ab',\)",
+        ),
+        (stage_of('main', without_losses=['loss_x']), 'stages.main names .*loss_x'),
+        (
+            stage_of(losses=['loss_ab'], without_losses=['loss_ab']),
+            'stages.init has losses and without_losses',
+        ),
+        (stage_of(losses=[], student_loss=False), 'stages.init computes nothing'),
+        (
+            stage_of(losses=dict(loss_ab='guess')),
+            "stages.init.losses.loss_ab is 'guess', which is no method of ABLoss",
+        ),
+        (stage_of(losses=dict(loss_ab='infer_widths')), 'no method of ABLoss'),
+        (
+            stage_of(losses=dict(loss_ab='set_extra_state')),
+            'set_extra_state of ABLoss needs state; add it to loss_forward_mappings.loss_ab',
+        ),
+        (
+            stage_of(trainable=['pupil']),
+            "stages.init.trainable has 'pupil', "
+            'which is no module: .*the student is `architecture`',
+        ),
+        (stage_of(frozen=['distiller.x']), "stages.init.frozen has 'distiller.x'"),
+        (stage_of(trainable=['teacher.head']), 'the teacher never trains'),
+        (stage_of(trainable=['architecture.neck']), 'trains no parameter'),
+    ],
+)
 def test_stages_that_cannot_be(stages, text):
     with pytest.raises(ValueError, match=text):
         _build_with(stages)
@@ -288,16 +312,14 @@ def test_unknown_stage():
 def test_a_single_path_is_a_list_of_one():
     model = _build_with(stage_of(trainable='architecture.head'))
     model.set_stage('init')
-    assert trained(model) == {
-        'architecture.head.fc.weight', 'architecture.head.fc.bias'
-    }
+    assert trained(model) == {'architecture.head.fc.weight', 'architecture.head.fc.bias'}
     assert isinstance(model.student.head.fc, nn.Linear)
 
 
 def test_a_single_loss_is_a_list_of_one():
     stages = [
         dict(name='init', losses='loss_ab', student_loss=False),
-        dict(name='main', without_losses='loss_ab')
+        dict(name='main', without_losses='loss_ab'),
     ]
     model = _build_with(stages)
     model.set_stage('init')

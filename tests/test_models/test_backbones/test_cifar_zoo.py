@@ -1,12 +1,20 @@
 """Every network of the CIFAR tables against numbers of the original code."""
+
 import pytest
 import torch
 from mmpretrain.registry import MODELS
 
-from crd_plugin.models.backbones import (CIFAR_ZOO, build_cifar_classifier_cfg,
-                                         find_cifar_name)
-from tests.repdistiller import (FAMILIES, NAMES, NETS, assert_feature,
-                                assert_logits, classifier, images, num_stages)
+from crd_plugin.models.backbones import CIFAR_ZOO, build_cifar_classifier_cfg, find_cifar_name
+from tests.repdistiller import (
+    FAMILIES,
+    NAMES,
+    NETS,
+    assert_feature,
+    assert_logits,
+    classifier,
+    images,
+    num_stages,
+)
 
 # What a recorder calls the stem.
 STEMS = {
@@ -53,7 +61,8 @@ def test_logits_and_features(name):
     stem = []
     source = STEMS[type(model.backbone).__name__]
     getattr(model.backbone, source).register_forward_hook(
-        lambda module, args, out: stem.append(out.clone()))
+        lambda module, args, out: stem.append(out.clone())
+    )
     features = model.extract_feat(images(), stage='backbone')
     pooled = model.neck(features)
 
@@ -69,8 +78,7 @@ def test_logits_and_features(name):
 @torch.no_grad()
 def test_pre_activations(name):
     stages = num_stages(name)
-    model = classifier(
-        name, out_indices=tuple(range(stages)), pre_activation=True)
+    model = classifier(name, out_indices=tuple(range(stages)), pre_activation=True)
     features = model.extract_feat(images(), stage='backbone')
 
     assert len(features) == stages + 1
@@ -100,25 +108,24 @@ def test_training_is_the_same_with_pre_activations(name):
         model.train()
         logits = model(images(), mode='tensor')
         logits.square().mean().backward()
-        results.append((logits.detach(), dict(model.named_buffers()), {
-            key: value.grad
-            for key, value in model.named_parameters()
-        }))
+        results.append(
+            (
+                logits.detach(),
+                dict(model.named_buffers()),
+                {key: value.grad for key, value in model.named_parameters()},
+            )
+        )
     (logits, buffers, grads), (other, other_buffers, other_grads) = results
     torch.testing.assert_close(logits, other)
     torch.testing.assert_close(buffers, other_buffers)
     torch.testing.assert_close(grads, other_grads)
-    assert all(value == 1 for key, value in buffers.items()
-               if key.endswith('num_batches_tracked'))
+    assert all(value == 1 for key, value in buffers.items() if key.endswith('num_batches_tracked'))
 
 
 @pytest.mark.parametrize('name', FAMILIES)
 def test_gradient_reaches_a_pre_activation(name):
     """No later step in place spoils it; the first weights get a gradient."""
-    model = classifier(
-        name,
-        out_indices=tuple(range(num_stages(name))),
-        pre_activation=True)
+    model = classifier(name, out_indices=tuple(range(num_stages(name))), pre_activation=True)
     model.train()
     features = model.backbone(images())
     sum(feature.square().mean() for feature in features).backward()
@@ -132,17 +139,18 @@ def test_initial_weights(name):
     model = classifier(name, filled=False)
     model.init_weights()
     convolutions = [
-        layer for layer in model.modules()
+        layer
+        for layer in model.modules()
         if isinstance(layer, torch.nn.Conv2d) and layer.weight.numel() > 4000
     ]
     assert convolutions
     for layer in convolutions:
-        size = layer.kernel_size[0]**2
+        size = layer.kernel_size[0] ** 2
         if name.startswith('Shuffle'):  # torch: uniform by fan-in
             fan_in = layer.in_channels // layer.groups * size
-            expected = (1 / (3 * fan_in))**0.5
+            expected = (1 / (3 * fan_in)) ** 0.5
         else:
-            expected = (2 / (layer.out_channels * size))**0.5
+            expected = (2 / (layer.out_channels * size)) ** 0.5
         assert layer.weight.std().item() == pytest.approx(expected, rel=0.06)
         assert layer.bias is None or name.startswith('vgg')
         if layer.bias is not None:
@@ -154,7 +162,7 @@ def test_initial_weights(name):
     if name in ('vgg8', 'MobileNetV2'):
         expected = 0.01
     else:
-        expected = (1 / (3 * weight.shape[1]))**0.5
+        expected = (1 / (3 * weight.shape[1])) ** 0.5
     assert weight.std().item() == pytest.approx(expected, rel=0.05)
 
 
@@ -169,10 +177,8 @@ def test_other_image_sizes(name):
 def test_config_is_the_callers_own():
     cfg = build_cifar_classifier_cfg('WRN-40-2', 10, out_indices=(0, 1, 2))
     assert cfg['backbone'] == dict(
-        type='crd_plugin.CIFARWideResNet',
-        depth=40,
-        widen_factor=2,
-        out_indices=(0, 1, 2))
+        type='crd_plugin.CIFARWideResNet', depth=40, widen_factor=2, out_indices=(0, 1, 2)
+    )
     assert cfg['head']['in_channels'] == 128
     assert cfg['head']['num_classes'] == 10
     cfg['backbone']['depth'] = 16
@@ -185,12 +191,13 @@ def test_config_is_the_callers_own():
 def test_use_in_a_config_file(tmp_path):
     """An empty `_base_` keeps MMEngine's text format in spite of imports."""
     from mmengine.config import Config
+
     (tmp_path / 'pair.py').write_text(
         '_base_ = []\n'
         'from crd_plugin.models.backbones import build_cifar_classifier_cfg\n'
-        "student = build_cifar_classifier_cfg('resnet8', 10)\n")
-    (tmp_path / 'leaf.py').write_text(
-        "_base_ = ['pair.py']\nmodel = _base_.student\n")
+        "student = build_cifar_classifier_cfg('resnet8', 10)\n"
+    )
+    (tmp_path / 'leaf.py').write_text("_base_ = ['pair.py']\nmodel = _base_.student\n")
     cfg = Config.fromfile(tmp_path / 'leaf.py')
     assert set(cfg) == {'student', 'model'}
     again = Config.fromstring(cfg.pretty_text, '.py')

@@ -1,11 +1,11 @@
 """CIFARFourStageResNet, and mmpretrain's ResNet_CIFAR under it."""
+
 import pytest
 import torch
 from mmpretrain.models.backbones import ResNet_CIFAR
 
 from crd_plugin.models.backbones import CIFARFourStageResNet
-from tests.repdistiller import (assert_feature, assert_logits, classifier,
-                                images)
+from tests.repdistiller import assert_feature, assert_logits, classifier, images
 
 
 @torch.no_grad()
@@ -48,8 +48,12 @@ def test_resnet10_has_one_basic_block_a_stage():
     assert 10 not in ResNet_CIFAR.arch_settings
     image = torch.randn(1, 3, 16, 16)
     features = net(image)
-    assert [tuple(feature.shape[1:]) for feature in features
-            ] == [(64, 16, 16), (128, 8, 8), (256, 4, 4), (512, 2, 2)]
+    assert [tuple(feature.shape[1:]) for feature in features] == [
+        (64, 16, 16),
+        (128, 8, 8),
+        (256, 4, 4),
+        (512, 2, 2),
+    ]
     net.pre_activation = True
     *before, last = net(image)
     for map_before, feature in zip(before, features, strict=True):

@@ -1,4 +1,5 @@
 """CIFARMobileNetV2; its numbers are compared in test_cifar_zoo.py."""
+
 import pytest
 import torch
 
@@ -11,19 +12,16 @@ def test_out_indices_choose_the_stages_before_the_last_map():
     net.eval()  # mmpretrain's backbones return None here
     image = torch.randn(1, 3, 32, 32)
     found = net(image)
-    assert [tuple(out.shape[1:]) for out in found] == [(16, 8, 8),
-                                                       (160, 2, 2),
-                                                       (1280, 2, 2)]
+    assert [tuple(out.shape[1:]) for out in found] == [(16, 8, 8), (160, 2, 2), (1280, 2, 2)]
     torch.testing.assert_close(net.conv2(found[1]), found[2])
     net.out_indices = ()
-    last, = net(image)
+    (last,) = net(image)
     torch.testing.assert_close(last, found[2])
 
 
 @torch.no_grad()
 def test_width_and_expansion():
-    net = CIFARMobileNetV2(
-        widen_factor=1.5, expansion=2, in_channels=1, out_indices=(0, 3))
+    net = CIFARMobileNetV2(widen_factor=1.5, expansion=2, in_channels=1, out_indices=(0, 3))
     shapes = [out.shape[1] for out in net(torch.randn(2, 1, 32, 32))]
     assert shapes == [36, 480, 1920]
     inside = net.blocks[1][0].conv[0]
@@ -34,12 +32,15 @@ def test_width_and_expansion():
     assert narrow.conv2[0].out_channels == 1280
 
 
-@pytest.mark.parametrize('kwargs, message', [
-    (dict(widen_factor=0), 'widen_factor must be .* but got 0'),
-    (dict(expansion=0), 'expansion must be a positive int, but got 0'),
-    (dict(out_indices=(4, )), r'out_indices .* but got \(4,\)'),
-    (dict(out_indices=4), 'out_indices must be ascending stages .* got 4'),
-])
+@pytest.mark.parametrize(
+    'kwargs, message',
+    [
+        (dict(widen_factor=0), 'widen_factor must be .* but got 0'),
+        (dict(expansion=0), 'expansion must be a positive int, but got 0'),
+        (dict(out_indices=(4,)), r'out_indices .* but got \(4,\)'),
+        (dict(out_indices=4), 'out_indices must be ascending stages .* got 4'),
+    ],
+)
 def test_bad_arguments_are_named(kwargs, message):
     with pytest.raises(ValueError, match=message):
         CIFARMobileNetV2(**kwargs)

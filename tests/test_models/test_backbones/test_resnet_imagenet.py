@@ -1,4 +1,5 @@
 """ImageNetResNet: torchvision's weights load and give its maps."""
+
 import pytest
 import torch
 import torchvision
@@ -36,11 +37,10 @@ def test_torchvisions_weights_load(cls, depth):
 
 def test_depth_10():
     """ResNet-18's 11,176,512 without the second block of each stage."""
-    net = MODELS.build(
-        dict(type='crd_plugin.ImageNetResNet', depth=10, num_stages=4))
+    net = MODELS.build(dict(type='crd_plugin.ImageNetResNet', depth=10, num_stages=4))
     second = sum(2 * 9 * c * c + 4 * c for c in (64, 128, 256, 512))
     assert sum(p.numel() for p in net.parameters()) == 11176512 - second
-    last, = net(torch.randn(2, 3, 64, 64))
+    (last,) = net(torch.randn(2, 3, 64, 64))
     assert last.shape == (2, 512, 2, 2)
 
 

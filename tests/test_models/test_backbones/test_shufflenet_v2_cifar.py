@@ -1,4 +1,5 @@
 """CIFARShuffleNetV2; its numbers are compared in test_cifar_zoo.py."""
+
 import pytest
 import torch
 
@@ -6,21 +7,20 @@ from crd_plugin.models.backbones import CIFARShuffleNetV2
 from crd_plugin.models.backbones.shufflenet_v1_cifar import shuffle
 
 
-@pytest.mark.parametrize('factor, widths', [(0.5, (48, 192, 1024)),
-                                            (1, (116, 464, 1024)),
-                                            (1.5, (176, 704, 1024)),
-                                            (2, (244, 976, 2048))])
+@pytest.mark.parametrize(
+    'factor, widths',
+    [(0.5, (48, 192, 1024)), (1, (116, 464, 1024)), (1.5, (176, 704, 1024)), (2, (244, 976, 2048))],
+)
 @torch.no_grad()
 def test_factor_sets_the_widths(factor, widths):
     net = CIFARShuffleNetV2(factor, out_indices=(0, 2))
     shapes = [tuple(out.shape[1:]) for out in net(torch.randn(2, 3, 32, 32))]
-    assert shapes == [(widths[0], 16, 16), (widths[1], 4, 4),
-                      (widths[2], 4, 4)]
+    assert shapes == [(widths[0], 16, 16), (widths[1], 4, 4), (widths[2], 4, 4)]
 
 
 @torch.no_grad()
 def test_pre_activation_is_before_relu_and_shuffle():
-    net = CIFARShuffleNetV2(out_indices=(1, ), pre_activation=True)
+    net = CIFARShuffleNetV2(out_indices=(1,), pre_activation=True)
     net.eval()  # mmpretrain's backbones return None here
     image = torch.randn(1, 3, 32, 32)
     before, last = net(image)
@@ -29,11 +29,14 @@ def test_pre_activation_is_before_relu_and_shuffle():
     torch.testing.assert_close(net(image), (shuffle(before.relu(), 2), last))
 
 
-@pytest.mark.parametrize('kwargs, message', [
-    (dict(widen_factor=3), r'widen_factor must be one of .* but got 3'),
-    (dict(in_channels=0), 'in_channels must be a positive int'),
-    (dict(out_indices=(0, 0)), 'out_indices'),
-])
+@pytest.mark.parametrize(
+    'kwargs, message',
+    [
+        (dict(widen_factor=3), r'widen_factor must be one of .* but got 3'),
+        (dict(in_channels=0), 'in_channels must be a positive int'),
+        (dict(out_indices=(0, 0)), 'out_indices'),
+    ],
+)
 def test_bad_arguments_are_named(kwargs, message):
     with pytest.raises(ValueError, match=message):
         CIFARShuffleNetV2(**kwargs)

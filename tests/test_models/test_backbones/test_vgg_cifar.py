@@ -1,4 +1,5 @@
 """CIFARVGG; its numbers are compared in test_cifar_zoo.py."""
+
 import pytest
 import torch
 
@@ -9,11 +10,14 @@ from crd_plugin.models.backbones import CIFARVGG
 @torch.no_grad()
 def test_fourth_pool_at_a_height_of_64_alone(height, last):
     net = CIFARVGG(8, out_indices=(0, 1, 2, 3))
-    shapes = [tuple(out.shape[1:])
-              for out in net(torch.randn(1, 3, height, height))]
+    shapes = [tuple(out.shape[1:]) for out in net(torch.randn(1, 3, height, height))]
     half, quarter, eighth = height // 2, height // 4, height // 8
-    assert shapes == [(128, half, half), (256, quarter, quarter),
-                      (512, eighth, eighth), (512, last, last)]
+    assert shapes == [
+        (128, half, half),
+        (256, quarter, quarter),
+        (512, eighth, eighth),
+        (512, last, last),
+    ]
 
 
 @torch.no_grad()
@@ -23,35 +27,35 @@ def test_recorders_reach_both_sides_of_the_last_relu():
     image, records = torch.randn(1, 3, 32, 32), {}
     for name in ('block2', 'relu2', 'block4', 'relu4'):
         getattr(net, name).register_forward_hook(
-            lambda module, args, out, name=name: records.update({name: out}))
+            lambda module, args, out, name=name: records.update({name: out})
+        )
     after = net(image)
     assert len(after) == 2
     torch.testing.assert_close(after, (records['relu2'], records['relu4']))
     net.pre_activation = True
     before = net(image)
-    torch.testing.assert_close(
-        before, (records['block2'], records['block4'], after[1]))
+    torch.testing.assert_close(before, (records['block2'], records['block4'], after[1]))
     torch.testing.assert_close(before[0].relu(), after[0])
 
 
-@pytest.mark.parametrize('depth, convolutions', [(8, 5), (11, 8), (13, 10),
-                                                 (16, 13), (19, 16)])
+@pytest.mark.parametrize('depth, convolutions', [(8, 5), (11, 8), (13, 10), (16, 13), (19, 16)])
 def test_depth_counts_convolutions(depth, convolutions):
     with torch.device('meta'):
         net = CIFARVGG(depth, in_channels=1)
-    layers = [
-        layer for layer in net.modules() if isinstance(layer, torch.nn.Conv2d)
-    ]
+    layers = [layer for layer in net.modules() if isinstance(layer, torch.nn.Conv2d)]
     assert len(layers) == convolutions
     assert layers[0].in_channels == 1
 
 
-@pytest.mark.parametrize('kwargs, message', [
-    (dict(depth=12), r'depth must be one of \(8, 11, 13, 16, 19\), but got'),
-    (dict(depth=8, in_channels=-1), 'in_channels must be a positive int'),
-    (dict(depth=8, out_indices=(4, )), r'out_indices .* but got \(4,\)'),
-    (dict(depth=8, out_indices=()), 'out_indices'),
-])
+@pytest.mark.parametrize(
+    'kwargs, message',
+    [
+        (dict(depth=12), r'depth must be one of \(8, 11, 13, 16, 19\), but got'),
+        (dict(depth=8, in_channels=-1), 'in_channels must be a positive int'),
+        (dict(depth=8, out_indices=(4,)), r'out_indices .* but got \(4,\)'),
+        (dict(depth=8, out_indices=()), 'out_indices'),
+    ],
+)
 def test_bad_arguments_are_named(kwargs, message):
     with pytest.raises(ValueError, match=message):
         CIFARVGG(**kwargs)

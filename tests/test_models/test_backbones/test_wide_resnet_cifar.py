@@ -1,4 +1,5 @@
 """CIFARWideResNet; its numbers are compared in test_cifar_zoo.py."""
+
 import pytest
 import torch
 from mmrazor.registry import MODELS as MMRAZOR_MODELS
@@ -11,23 +12,20 @@ from crd_plugin.models.backbones import CIFARWideResNet
 def test_mmrazors_gives_the_same_last_map_and_no_more(depth, factor):
     """Depths 22 and 28, which the original's tables lack, are right too."""
     theirs = MMRAZOR_MODELS.build(
-        dict(
-            type='mmrazor.WideResNet', depth=depth,
-            widen_factor=factor)).eval()
+        dict(type='mmrazor.WideResNet', depth=depth, widen_factor=factor)
+    ).eval()
     ours = CIFARWideResNet(depth, factor, out_indices=(0, 1, 2))
     ours.eval()  # mmpretrain's backbones return None here
     for value in theirs.state_dict().values():
         if value.is_floating_point():
             value.copy_(torch.rand_like(value) / 10 + 0.01)
     state = {
-        key.replace('layer', 'block').replace('.downsample.',
-                                              '.convShortcut.'): value
+        key.replace('layer', 'block').replace('.downsample.', '.convShortcut.'): value
         for key, value in theirs.state_dict().items()
     }
     for i in (1, 2, 3):
         state = {
-            key.replace(f'block{i}.', f'block{i}.layer.'): value
-            for key, value in state.items()
+            key.replace(f'block{i}.', f'block{i}.layer.'): value for key, value in state.items()
         }
     ours.load_state_dict(state)
     image = torch.randn(1, 3, 32, 32)
@@ -38,7 +36,8 @@ def test_mmrazors_gives_the_same_last_map_and_no_more(depth, factor):
     stages = []
     for i in (1, 2, 3):
         getattr(theirs, f'layer{i}').register_forward_hook(
-            lambda module, args, out: stages.append(out))
+            lambda module, args, out: stages.append(out)
+        )
     theirs(image)
     torch.testing.assert_close(list(found[:3]), stages)
 
@@ -48,12 +47,10 @@ def test_out_indices_choose_the_stages_before_the_last_map():
     net = CIFARWideResNet(16, 2, out_indices=(0, 2))
     net.eval()
     found = net(image)
-    assert [tuple(out.shape) for out in found] == [(1, 32, 16, 16),
-                                                   (1, 128, 4, 4),
-                                                   (1, 128, 4, 4)]
+    assert [tuple(out.shape) for out in found] == [(1, 32, 16, 16), (1, 128, 4, 4), (1, 128, 4, 4)]
     torch.testing.assert_close(found[2], net.bn1(found[1]).relu())
     net.out_indices = ()
-    last, = net(image)
+    (last,) = net(image)
     torch.testing.assert_close(last, found[2])
 
 
@@ -67,15 +64,18 @@ def test_drop_rate_acts_in_training_alone():
     torch.testing.assert_close(net(image), net(image))
 
 
-@pytest.mark.parametrize('kwargs, message', [
-    (dict(depth=14), r'depth must be 6 n \+ 4 .* but got 14'),
-    (dict(depth=4), 'but got 4'),
-    (dict(depth=16, widen_factor=0), 'widen_factor must be a positive int'),
-    (dict(depth=16, in_channels=0), 'in_channels must be a positive int'),
-    (dict(depth=16, drop_rate=1), r'drop_rate .* \[0, 1\), but got 1'),
-    (dict(depth=16, out_indices=(3, )), r'out_indices .* but got \(3,\)'),
-    (dict(depth=16, out_indices=(1, 0)), 'ascending'),
-])
+@pytest.mark.parametrize(
+    'kwargs, message',
+    [
+        (dict(depth=14), r'depth must be 6 n \+ 4 .* but got 14'),
+        (dict(depth=4), 'but got 4'),
+        (dict(depth=16, widen_factor=0), 'widen_factor must be a positive int'),
+        (dict(depth=16, in_channels=0), 'in_channels must be a positive int'),
+        (dict(depth=16, drop_rate=1), r'drop_rate .* \[0, 1\), but got 1'),
+        (dict(depth=16, out_indices=(3,)), r'out_indices .* but got \(3,\)'),
+        (dict(depth=16, out_indices=(1, 0)), 'ascending'),
+    ],
+)
 def test_bad_arguments_are_named(kwargs, message):
     with pytest.raises(ValueError, match=message):
         CIFARWideResNet(**kwargs)

@@ -1,4 +1,5 @@
 """ConvRegressor: which convolution, and its shapes."""
+
 import pytest
 import torch
 from torch import nn
@@ -16,8 +17,7 @@ KINDS = [
 
 
 @pytest.mark.parametrize('in_shape, out_shape, kind, kernel, stride', KINDS)
-def test_heights_choose_the_convolution(in_shape, out_shape, kind, kernel,
-                                        stride):
+def test_heights_choose_the_convolution(in_shape, out_shape, kind, kernel, stride):
     layer = ConvRegressor(in_shape, out_shape)
     assert type(layer.conv) is kind and layer.conv.bias is not None
     assert (layer.conv.kernel_size, layer.conv.stride) == (kernel, stride)
@@ -36,10 +36,8 @@ def test_relu_is_optional():
 
 def test_from_a_config():
     layer = MODELS.build(
-        dict(
-            type='crd_plugin.ConvRegressor',
-            in_shape=[3, 4, 4],
-            out_shape=[5, 8, 8]))
+        dict(type='crd_plugin.ConvRegressor', in_shape=[3, 4, 4], out_shape=[5, 8, 8])
+    )
     assert layer.out_shape == (5, 8, 8)
 
 
@@ -55,16 +53,19 @@ def test_other_sizes_that_it_fits():
     assert not less.fits((3, 9, 9), (5, 6, 6))
 
 
-@pytest.mark.parametrize('in_shape, out_shape, text', [
-    ((3, 8), (5, 8, 8), 'in_shape is .3, 8., expected channels'),
-    ((3, 8, 8), (5, 8.0, 8), 'out_shape is .*three positive integers'),
-    ((0, 8, 8), (5, 8, 8), 'in_shape is .0, 8, 8.'),
-    (8, (5, 8, 8), 'in_shape is 8'),
-    ((3, 4, 4), (5, 7, 7), r'in_shape \(3, 4, 4\) cannot be brought to'),
-    ((3, 8, 4), (5, 4, 4), 'cannot be brought'),
-    ((3, 4, 8), (5, 8, 8), 'cannot be brought'),
-    ((3, 8, 4), (5, 7, 5), 'choose another stage with data_idx'),
-])
+@pytest.mark.parametrize(
+    'in_shape, out_shape, text',
+    [
+        ((3, 8), (5, 8, 8), 'in_shape is .3, 8., expected channels'),
+        ((3, 8, 8), (5, 8.0, 8), 'out_shape is .*three positive integers'),
+        ((0, 8, 8), (5, 8, 8), 'in_shape is .0, 8, 8.'),
+        (8, (5, 8, 8), 'in_shape is 8'),
+        ((3, 4, 4), (5, 7, 7), r'in_shape \(3, 4, 4\) cannot be brought to'),
+        ((3, 8, 4), (5, 4, 4), 'cannot be brought'),
+        ((3, 4, 8), (5, 8, 8), 'cannot be brought'),
+        ((3, 8, 4), (5, 7, 5), 'choose another stage with data_idx'),
+    ],
+)
 def test_shapes_that_do_not_work(in_shape, out_shape, text):
     with pytest.raises(ValueError, match=text):
         ConvRegressor(in_shape, out_shape)

@@ -3,6 +3,7 @@
 ``embed_*`` are of HobbitLong/RepDistiller (``crd/criterion.py``),
 ``cktf_heads`` of kaiqi123/CKTF.
 """
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -39,8 +40,9 @@ def test_linear_head_equals_the_original(case):
 def test_heads_equal_the_original(head):
     data = golden.load('cktf_heads')
     weights = {
-        key[len(head) + 1:]: value
-        for key, value in data.items() if key.startswith(f'{head}.linear')
+        key[len(head) + 1 :]: value
+        for key, value in data.items()
+        if key.startswith(f'{head}.linear')
     }
     assert len(weights) == dict(linear=2, mlp=4, pad=0)[head]
     connector = _loaded(weights, 10, 24, head)
@@ -65,7 +67,7 @@ def test_output_has_unit_norm_and_a_map_is_flattened(head):
     assert embedding.shape == (5, 16) and embedding.dtype == torch.float32
     torch.testing.assert_close(embedding.norm(dim=1), torch.ones(5))
     assert torch.equal(connector(feature.flatten(1)), embedding)
-    assert torch.equal(connector((feature, )), embedding)
+    assert torch.equal(connector((feature,)), embedding)
 
 
 def test_zero_feature_gives_zero_not_nan():
@@ -97,7 +99,7 @@ def test_width_is_taken_from_a_feature(head):
     connector = EmbeddingConnector(embed_dim=6, head=head)
     assert connector.needs_width and not list(connector.parameters())
     feature = torch.randn(3, 5, 2, 2)
-    connector.infer_width((feature, ))
+    connector.infer_width((feature,))
     explicit = EmbeddingConnector(20, 6, head)
     assert not connector.needs_width and connector.in_channels == 20
     connector.load_state_dict(explicit.state_dict())
@@ -105,22 +107,26 @@ def test_width_is_taken_from_a_feature(head):
 
 
 def test_registered_with_defaults_of_the_paper():
-    connector = MODELS.build(
-        dict(type='crd_plugin.EmbeddingConnector', in_channels=7))
+    connector = MODELS.build(dict(type='crd_plugin.EmbeddingConnector', in_channels=7))
     assert (connector.embed_dim, connector.head) == (128, 'linear')
     assert connector.linear.weight.shape == (128, 7)
 
 
-@pytest.mark.parametrize('kwargs, message', [
-    (dict(embed_dim=0), 'embed_dim is 0, expected at least 1'),
-    (dict(in_channels=-3), 'in_channels is -3, expected at least 1'),
-    (dict(in_channels=2.5), 'in_channels is 2.5, expected an integer'),
-    (dict(embed_dim='a'), "embed_dim is 'a', expected an integer"),
-    (dict(head='conv'), "head is 'conv', expected 'linear', 'mlp' or 'pad'"),
-    (dict(in_channels=7, embed_dim=10, head='pad'),
-     'cannot bring 7 values to embed_dim=10: the difference must be even; use '
-     "embed_dim=11 or head='linear'"),
-])
+@pytest.mark.parametrize(
+    'kwargs, message',
+    [
+        (dict(embed_dim=0), 'embed_dim is 0, expected at least 1'),
+        (dict(in_channels=-3), 'in_channels is -3, expected at least 1'),
+        (dict(in_channels=2.5), 'in_channels is 2.5, expected an integer'),
+        (dict(embed_dim='a'), "embed_dim is 'a', expected an integer"),
+        (dict(head='conv'), "head is 'conv', expected 'linear', 'mlp' or 'pad'"),
+        (
+            dict(in_channels=7, embed_dim=10, head='pad'),
+            'cannot bring 7 values to embed_dim=10: the difference must be even; use '
+            "embed_dim=11 or head='linear'",
+        ),
+    ],
+)
 def test_arguments(kwargs, message):
     with pytest.raises(ValueError, match=message):
         EmbeddingConnector(**kwargs)
@@ -128,19 +134,20 @@ def test_arguments(kwargs, message):
 
 def test_feature_of_another_width():
     with pytest.raises(
-            ValueError,
-            match='The feature has 5 values a sample, '
-            'EmbeddingConnector has in_channels=4; set '
-            'in_channels=5, or leave it out'):
+        ValueError,
+        match='The feature has 5 values a sample, '
+        'EmbeddingConnector has in_channels=4; set '
+        'in_channels=5, or leave it out',
+    ):
         EmbeddingConnector(4)(torch.ones(2, 5))
 
 
 @pytest.mark.parametrize('head', HEADS)
 def test_unknown_width(head):
     with pytest.raises(
-            ValueError,
-            match='in_channels of EmbeddingConnector '
-            'is not known: give it in the config, or use'):
+        ValueError,
+        match='in_channels of EmbeddingConnector is not known: give it in the config, or use',
+    ):
         EmbeddingConnector(head=head)(torch.ones(2, 5))
 
 

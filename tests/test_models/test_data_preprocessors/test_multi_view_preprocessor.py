@@ -1,4 +1,5 @@
 """MultiViewPreprocessor: every view as the inner one would do it."""
+
 import copy
 
 import pytest
@@ -18,17 +19,20 @@ def inner(**changes):
             mean=[1.0, 2.0, 3.0],
             std=[4.0, 5.0, 6.0],
             to_rgb=True,
-            **changes))
+            **changes,
+        )
+    )
 
 
 def items(num_views=3, batch=4, size=5):
     return [
         dict(
             inputs=[
-                torch.randint(256, (3, size, size), dtype=torch.uint8)
-                for _ in range(num_views)
+                torch.randint(256, (3, size, size), dtype=torch.uint8) for _ in range(num_views)
             ],
-            data_samples=DataSample().set_gt_label(i)) for i in range(batch)
+            data_samples=DataSample().set_gt_label(i),
+        )
+        for i in range(batch)
     ]
 
 
@@ -46,9 +50,9 @@ def test_each_view_is_preprocessed_alone(collate):
 
 
 def test_padding_and_one_hot_labels_are_the_inner_ones():
-    out = MultiViewPreprocessor(inner(pad_size_divisor=4,
-                                      to_onehot=True))(pseudo_collate(items()),
-                                                       True)
+    out = MultiViewPreprocessor(inner(pad_size_divisor=4, to_onehot=True))(
+        pseudo_collate(items()), True
+    )
     assert {view.shape for view in out['inputs']} == {(4, 3, 8, 8)}
     scores = torch.stack([sample.gt_score for sample in out['data_samples']])
     assert torch.equal(scores, torch.eye(10)[:4])
@@ -82,6 +86,5 @@ def test_device_and_state_are_the_inner_ones():
 
 def test_images_must_not_be_mixed():
     augments = dict(augments=[dict(type='mmpretrain.Mixup', alpha=0.2)])
-    with pytest.raises(
-            ValueError, match='data_preprocessor.batch_augments mixes images'):
+    with pytest.raises(ValueError, match='data_preprocessor.batch_augments mixes images'):
         MultiViewPreprocessor(inner(batch_augments=augments))

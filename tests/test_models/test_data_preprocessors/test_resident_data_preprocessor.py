@@ -1,4 +1,5 @@
 """ResidentDataPreprocessor against the original on data samples."""
+
 import random
 
 import numpy as np
@@ -10,8 +11,7 @@ from mmpretrain.structures import DataSample
 from crd_plugin.registry import MODELS
 from crd_plugin.structures import BatchSamples
 
-COMMON = dict(
-    mean=[125.3, 123.0, 113.9], std=[63.0, 62.1, 66.7], num_classes=5)
+COMMON = dict(mean=[125.3, 123.0, 113.9], std=[63.0, 62.1, 66.7], num_classes=5)
 CONFIGS = dict(
     plain=dict(),
     bgr=dict(to_rgb=True),
@@ -19,13 +19,12 @@ CONFIGS = dict(
     raw=dict(mean=None, std=None),
     onehot=dict(to_onehot=True),
     mixup=dict(batch_augments=dict(augments=dict(type='Mixup', alpha=0.8))),
-    cutmix=dict(batch_augments=dict(augments=dict(type='CutMix', alpha=1.0))))
+    cutmix=dict(batch_augments=dict(augments=dict(type='CutMix', alpha=1.0))),
+)
 LABELS = torch.tensor([4, 0, 1, 2])
 IMAGES = torch.randint(
-    0,
-    256, (4, 3, 12, 12),
-    dtype=torch.uint8,
-    generator=torch.Generator().manual_seed(0))
+    0, 256, (4, 3, 12, 12), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+)
 
 
 @pytest.fixture(autouse=True)
@@ -86,8 +85,7 @@ def test_other_batches_are_left_to_the_original():
     samples[0].set_gt_label(2)  # made, and changed
     changed = one_by_one()
     changed[0].set_gt_label(2)
-    for given, reference in ((one_by_one(), one_by_one()), (samples, changed),
-                             (None, None)):
+    for given, reference in ((one_by_one(), one_by_one()), (samples, changed), (None, None)):
         inputs, found = run(ours, given, True)
         expected, expected_samples = run(theirs, reference, True)
         assert torch.equal(inputs, expected)
@@ -101,21 +99,15 @@ def test_other_batches_are_left_to_the_original():
 
 def test_the_original_takes_whole_batches_too():
     inputs, samples = run(build('ClsDataPreprocessor'), whole(), True)
-    assert torch.equal(
-        inputs,
-        run(build('ClsDataPreprocessor'), one_by_one(), True)[0])
+    assert torch.equal(inputs, run(build('ClsDataPreprocessor'), one_by_one(), True)[0])
     assert [sample.gt_label.item() for sample in samples] == LABELS.tolist()
 
 
 def test_one_hot_labels_need_labels_and_classes():
-    preprocess = build('crd_plugin.ResidentDataPreprocessor',
-                       **CONFIGS['mixup'])
+    preprocess = build('crd_plugin.ResidentDataPreprocessor', **CONFIGS['mixup'])
     unlabeled = BatchSamples([0, 1, 2, 3], torch.arange(4))
     with pytest.raises(ValueError, match='the samples have no gt_label'):
         run(preprocess, unlabeled, True)
-    preprocess = build(
-        'crd_plugin.ResidentDataPreprocessor',
-        to_onehot=True,
-        num_classes=None)
+    preprocess = build('crd_plugin.ResidentDataPreprocessor', to_onehot=True, num_classes=None)
     with pytest.raises(ValueError, match='need num_classes'):
         run(preprocess, whole(), True)

@@ -1,34 +1,34 @@
 """ABLoss against the published numbers, and its contract."""
+
 import pytest
 import torch
 from mmrazor.models.losses import ABLoss as RazorABLoss
 from torch import nn
 
 from crd_plugin.models.losses import ABLoss
-from tests import golden, zoo
+from tests import golden, method_cases
 
 S_SHAPES, T_SHAPES = [(3, 4, 4), (4, 2, 2)], [(3, 4, 4), (6, 2, 2)]
 
 
 def build(case):
     """A loss with the connectors of the golden case."""
-    shapes = [[tuple(case[f'{side}{i}'].shape[1:]) for i in range(3)]
-              for side in 'st']
+    shapes = [[tuple(case[f'{side}{i}'].shape[1:]) for i in range(3)] for side in 'st']
     loss = ABLoss(*shapes, margin=float(case['margin']))
-    zoo.load_parameters(loss.connectors, case, 'connector.connectors')
+    method_cases.load_parameters(loss.connectors, case, 'connector.connectors')
     return loss
 
 
 def maps(shapes, batch=2, **kwargs):
     """Random maps of some shapes."""
-    return zoo.random_maps(*((batch, *shape) for shape in shapes), **kwargs)
+    return method_cases.random_maps(*((batch, *shape) for shape in shapes), **kwargs)
 
 
-@pytest.mark.parametrize('dtype', zoo.DTYPES)
+@pytest.mark.parametrize('dtype', method_cases.DTYPES)
 def test_published_numbers(dtype):
     case = golden.load('zoo_ab')
     loss = build(case).to(dtype)
-    student, teacher = zoo.features(case, dtype)
+    student, teacher = method_cases.features(case, dtype)
     value = loss(student, teacher)
     assert value.shape == () and value.dtype == dtype
     value.backward()
@@ -36,16 +36,15 @@ def test_published_numbers(dtype):
     golden.assert_value(value, case[f'loss{suffix}'])
     for i, feat in enumerate(student):
         golden.assert_grad(feat.grad, case[f'grad_s{i}'])
-    zoo.check_parameters(loss.connectors, case, 'connector.connectors')
+    method_cases.check_parameters(loss.connectors, case, 'connector.connectors')
 
 
 def test_connected_maps_and_layer_weights():
     case = golden.load('zoo_ab')
     loss = build(case)
     assert isinstance(loss.connectors[0], nn.Identity)
-    student, teacher = zoo.features(case, torch.float32)
-    for i, (connector, s,
-            t) in enumerate(zip(loss.connectors, student, teacher)):
+    student, teacher = method_cases.features(case, torch.float32)
+    for i, (connector, s, t) in enumerate(zip(loss.connectors, student, teacher)):
         connected = connector(s)
         golden.assert_value(connected, case[f'connected_{i}'])
         # What mmrazor has lacks the weight of the layer alone.
@@ -67,19 +66,15 @@ def test_against_a_loop(margin):
         for i, (s_map, t_map) in enumerate(zip(s_feats, t_feats)):
             for s, t in zip(s_map.flatten(), t_map.detach().flatten()):
                 if t <= 0 and s > -margin:
-                    total = total + (s + margin)**2 * 2.0**(i - 1)
+                    total = total + (s + margin) ** 2 * 2.0 ** (i - 1)
                 elif t > 0 and s <= margin:
-                    total = total + (s - margin)**2 * 2.0**(i - 1)
+                    total = total + (s - margin) ** 2 * 2.0 ** (i - 1)
         return total / 3 * 3 / 1000
 
-    zoo.check_against_loop(loss, loop, student, teacher)
+    method_cases.check_against_loop(loss, loop, student, teacher)
 
 
-@pytest.mark.parametrize('given', [{}, {
-    's_shapes': S_SHAPES
-}, {
-    't_shapes': T_SHAPES
-}])
+@pytest.mark.parametrize('given', [{}, {'s_shapes': S_SHAPES}, {'t_shapes': T_SHAPES}])
 def test_shapes_are_inferred(given):
     student, teacher = maps(S_SHAPES), maps(T_SHAPES)
     loss = ABLoss(**given)
@@ -93,14 +88,13 @@ def test_shapes_are_inferred(given):
 
 def test_maps_of_another_size_of_the_same_scale():
     loss = ABLoss(S_SHAPES, T_SHAPES).double()
-    larger = [[(c, 2 * h, 2 * w) for c, h, w in side]
-              for side in (S_SHAPES, T_SHAPES)]
+    larger = [[(c, 2 * h, 2 * w) for c, h, w in side] for side in (S_SHAPES, T_SHAPES)]
     assert loss(maps(larger[0]), maps(larger[1])) > 0
 
 
 def test_loss_weight_counts():
     student, teacher = maps(S_SHAPES), maps(T_SHAPES)
-    zoo.check_weight(lambda **kw: ABLoss(**kw), student, teacher)
+    method_cases.check_weight(lambda **kw: ABLoss(**kw), student, teacher)
 
 
 def test_half_precision():
@@ -108,23 +102,27 @@ def test_half_precision():
     # Half-precision connectors give nearly the same; the sum over a map of
     # large values is beyond float16.
     loss = ABLoss([(3, 16, 16)], [(4, 16, 16)])
-    zoo.check_half_precision(
-        loss, maps([(3, 16, 16)], 4), maps([(4, 16, 16)], 4), rtol=0.02)
+    method_cases.check_half_precision(
+        loss, maps([(3, 16, 16)], 4), maps([(4, 16, 16)], 4), rtol=0.02
+    )
     loss = ABLoss([(3, 16, 16)], [(3, 16, 16)])
-    zoo.check_half_precision(loss, [x * 300 for x in maps([(3, 16, 16)], 4)],
-                             maps([(3, 16, 16)], 4, seed=1))
+    method_cases.check_half_precision(
+        loss, [x * 300 for x in maps([(3, 16, 16)], 4)], maps([(3, 16, 16)], 4, seed=1)
+    )
 
 
-@pytest.mark.parametrize('kwargs, text', [
-    (dict(margin=0.0), r'margin is 0.0, expected a positive'),
-    (dict(margin=float('inf')), 'margin is inf'),
-    (dict(s_shapes=[(3, 4)]), r's_shapes\[0\] is \(3, 4\), expected channels'),
-    (dict(t_shapes=[]), r't_shapes is \[\], expected a list'),
-    (dict(s_shapes=7), 's_shapes is 7, expected a list'),
-    (dict(s_shapes=S_SHAPES,
-          t_shapes=T_SHAPES[:1]), 's_shapes has 2 layers and t_shapes 1'),
-    (dict(s_shapes=[(3, 2, 2)], t_shapes=[(3, 7, 7)]), 'cannot be brought'),
-])
+@pytest.mark.parametrize(
+    'kwargs, text',
+    [
+        (dict(margin=0.0), r'margin is 0.0, expected a positive'),
+        (dict(margin=float('inf')), 'margin is inf'),
+        (dict(s_shapes=[(3, 4)]), r's_shapes\[0\] is \(3, 4\), expected channels'),
+        (dict(t_shapes=[]), r't_shapes is \[\], expected a list'),
+        (dict(s_shapes=7), 's_shapes is 7, expected a list'),
+        (dict(s_shapes=S_SHAPES, t_shapes=T_SHAPES[:1]), 's_shapes has 2 layers and t_shapes 1'),
+        (dict(s_shapes=[(3, 2, 2)], t_shapes=[(3, 7, 7)]), 'cannot be brought'),
+    ],
+)
 def test_arguments_out_of_range(kwargs, text):
     with pytest.raises(ValueError, match=text):
         ABLoss(**kwargs)
@@ -137,8 +135,7 @@ def test_features_that_do_not_fit():
     with pytest.raises(ValueError, match=r't_shapes is .*but the recorded'):
         ABLoss(t_shapes=S_SHAPES).infer_width(student, teacher)
     loss = ABLoss(S_SHAPES, T_SHAPES)
-    for s, t in ((student[:1], teacher[:1]), (teacher, teacher), (student,
-                                                                  student)):
+    for s, t in ((student[:1], teacher[:1]), (teacher, teacher), (student, student)):
         with pytest.raises(ValueError, match='made for.*model.input_shape'):
             loss(s, t)
     with pytest.raises(ValueError, match='2 layers and t_feats 1'):

@@ -1,4 +1,5 @@
 """BlockPairing: the choices and features of kaiqi123/CKTF, errors."""
+
 import random
 
 import pytest
@@ -29,9 +30,7 @@ def test_pairs_of_the_published_code(name, method):
 def test_random_takes_each_block():
     s_blocks, t_blocks = blocks_of(golden.load('cktf_resnet'))
     last = BlockPairing('last', 'avg8')
-    each = [
-        last(s_blocks[:1], [t_blocks[0][:end]])[0][1] for end in (1, 2, 3)
-    ]
+    each = [last(s_blocks[:1], [t_blocks[0][:end]])[0][1] for end in (1, 2, 3)]
     pairing = BlockPairing('random')
     random.seed(0)
     counts = [0, 0, 0]
@@ -45,32 +44,31 @@ def test_random_takes_each_block():
     assert torch.equal(first, pairing(s_blocks, t_blocks)[0][1])
 
 
-@pytest.mark.parametrize('method, cosines, index', [
-    ('smallest', [0.0, 1.0, 0.0, 1.0], 2),
-    ('largest', [1.0, 0.0, 1.0, 0.0], 2),
-    ('smallest', [-0.5, 0.1, 0.2, 0.3], 0),
-    ('largest', [-0.5, 0.4, 0.2, 0.3], 1),
-    ('smallest', [0.5, 0.5, 0.5, 0.5], 3),
-])
+@pytest.mark.parametrize(
+    'method, cosines, index',
+    [
+        ('smallest', [0.0, 1.0, 0.0, 1.0], 2),
+        ('largest', [1.0, 0.0, 1.0, 0.0], 2),
+        ('smallest', [-0.5, 0.1, 0.2, 0.3], 0),
+        ('largest', [-0.5, 0.4, 0.2, 0.3], 1),
+        ('smallest', [0.5, 0.5, 0.5, 0.5], 3),
+    ],
+)
 def test_of_equals_the_later_block(monkeypatch, method, cosines, index):
-    monkeypatch.setattr(block_pairing, 'block_cosines',
-                        lambda *args: torch.tensor(cosines))
+    monkeypatch.setattr(block_pairing, 'block_cosines', lambda *args: torch.tensor(cosines))
     maps = list(torch.randn(4, 3, 2, 8, 8))
-    (_, chosen), = BlockPairing(method)([maps[0]], [maps])
-    (_, expected), = BlockPairing()([maps[0]], [maps[:index + 1]])
+    ((_, chosen),) = BlockPairing(method)([maps[0]], [maps])
+    ((_, expected),) = BlockPairing()([maps[0]], [maps[: index + 1]])
     assert torch.equal(chosen, expected)
 
 
 def test_pooling_follows_the_stages():
     maps = [torch.randn(2, 3, 16, 16) for _ in range(4)]
     widths = {
-        n: [student.size(1)
-            for student, _ in BlockPairing()(maps[:n], maps[:n])]
-        for n in (3, 4)
+        n: [student.size(1) for student, _ in BlockPairing()(maps[:n], maps[:n])] for n in (3, 4)
     }
     assert widths == {3: [12] * 3, 4: [3] * 4}
-    assert [x.size(1) for x, _ in BlockPairing(pool='avg8')(maps, maps)
-            ] == [12] * 4
+    assert [x.size(1) for x, _ in BlockPairing(pool='avg8')(maps, maps)] == [12] * 4
     pairing = BlockPairing(pool='global')
     assert [x.size(1) for x, _ in pairing(maps[:3], maps[:3])] == [3] * 3
 
@@ -91,8 +89,7 @@ def test_one_map_a_stage_suffices_for_last():
 def test_half_precision():
     large = (torch.rand(8, 2, 8, 8) * 60000).half().requires_grad_()
     with torch.autocast('cpu', torch.bfloat16):
-        (student, teacher), = BlockPairing('smallest')([large],
-                                                       [[large.detach()]])
+        ((student, teacher),) = BlockPairing('smallest')([large], [[large.detach()]])
     assert student.dtype == torch.float32
     assert torch.isfinite(student).all() and torch.equal(student, teacher)
 

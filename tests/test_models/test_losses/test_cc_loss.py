@@ -1,15 +1,18 @@
 """CCLoss against the published numbers, and its contract."""
+
 import pytest
 import torch
 
 from crd_plugin.models.losses import CCLoss
-from tests import golden, zoo
+from tests import golden, method_cases
 
 
 def vectors(dtype=torch.float64):
     """Four samples."""
-    return (zoo.random_maps((4, 5), dtype=dtype),
-            zoo.random_maps((4, 6), dtype=dtype, seed=1))
+    return (
+        method_cases.random_maps((4, 5), dtype=dtype),
+        method_cases.random_maps((4, 6), dtype=dtype, seed=1),
+    )
 
 
 def build(**kwargs):
@@ -18,19 +21,17 @@ def build(**kwargs):
     return CCLoss(5, 6, **kwargs)
 
 
-@pytest.mark.parametrize('dtype', zoo.DTYPES)
+@pytest.mark.parametrize('dtype', method_cases.DTYPES)
 def test_published_numbers(dtype):
     case = golden.load('zoo_cc')
     loss = CCLoss(24, 40, embed_dim=16)
     for side in ('embed_s', 'embed_t'):
-        zoo.load_parameters(getattr(loss, side), case, f'{side}.linear')
-    zoo.check(loss, case, dtype, one=True)
+        method_cases.load_parameters(getattr(loss, side), case, f'{side}.linear')
+    method_cases.check(loss, case, dtype, one=True)
     for side in ('embed_s', 'embed_t'):
-        zoo.check_parameters(getattr(loss, side), case, f'{side}.linear')
-    golden.assert_value(
-        loss.embed_s(case['s0'].to(dtype)).float(), case['emb_s'])
-    golden.assert_value(
-        loss.embed_t(case['t0'].to(dtype)).float(), case['emb_t'])
+        method_cases.check_parameters(getattr(loss, side), case, f'{side}.linear')
+    golden.assert_value(loss.embed_s(case['s0'].to(dtype)).float(), case['emb_s'])
+    golden.assert_value(loss.embed_t(case['t0'].to(dtype)).float(), case['emb_t'])
 
 
 def test_against_a_loop():
@@ -41,32 +42,30 @@ def test_against_a_loop():
         total = 0.0
         for i in range(3):
             for k in range(3):
-                total = total + abs(s[i, k] - t[i, k]) * abs(s[i + 1, k] -
-                                                             t[i + 1, k])
+                total = total + abs(s[i, k] - t[i, k]) * abs(s[i + 1, k] - t[i + 1, k])
         return total / 3
 
-    zoo.check_against_loop(loss, loop, *vectors())
+    method_cases.check_against_loop(loss, loop, *vectors())
     assert all(p.grad.abs().max() > 0 for p in loss.parameters())
 
 
 def test_order_of_the_batch_counts():
-    (s, ), (t, ) = vectors()
+    (s,), (t,) = vectors()
     loss = build().double()
     order = torch.tensor([2, 0, 1, 3])
     assert not torch.isclose(loss(s, t), loss(s[order], t[order]))
 
 
-@pytest.mark.parametrize('given', [{}, dict(s_channels=5),
-                                   dict(t_channels=24)])
+@pytest.mark.parametrize('given', [{}, dict(s_channels=5), dict(t_channels=24)])
 def test_widths_are_inferred_from_flattened_features(given):
-    s, t = zoo.random_maps((2, 5), (2, 6, 2, 2))
+    s, t = method_cases.random_maps((2, 5), (2, 6, 2, 2))
     loss = CCLoss(embed_dim=7, **given)
     assert loss.needs_width and not list(loss.parameters())
-    loss.infer_width(s_feats=(s, ), t_feats=t)
+    loss.infer_width(s_feats=(s,), t_feats=t)
     assert not loss.needs_width
     assert loss.embed_s.weight.shape == (7, 5)
     assert loss.embed_t.weight.shape == (7, 24)
-    assert loss.double()((s, ), t) > 0
+    assert loss.double()((s,), t) > 0
 
 
 def test_published_width_of_the_heads():
@@ -74,21 +73,24 @@ def test_published_width_of_the_heads():
 
 
 def test_loss_weight_counts():
-    zoo.check_weight(build, *vectors())
+    method_cases.check_weight(build, *vectors())
 
 
 def test_half_precision():
     student, teacher = vectors()
     # Products of gaps are beyond float16.
-    zoo.check_half_precision(
-        build(), [s * 1000 for s in student], teacher, rtol=0.02)
+    method_cases.check_half_precision(build(), [s * 1000 for s in student], teacher, rtol=0.02)
 
 
 def test_errors():
-    (s, ), (t, ) = vectors(torch.float32)
-    for kwargs in (dict(s_channels=0), dict(t_channels=-2),
-                   dict(embed_dim=0), dict(embed_dim=2.5),
-                   dict(embed_dim=None)):
+    (s,), (t,) = vectors(torch.float32)
+    for kwargs in (
+        dict(s_channels=0),
+        dict(t_channels=-2),
+        dict(embed_dim=0),
+        dict(embed_dim=2.5),
+        dict(embed_dim=None),
+    ):
         name = list(kwargs)[0]
         with pytest.raises(ValueError, match=f'{name} is'):
             CCLoss(**kwargs)

@@ -1,4 +1,5 @@
 """CKTFLoss: the numbers of kaiqi123/CKTF, sharing, widths, errors."""
+
 import copy
 import math
 
@@ -13,24 +14,26 @@ from tests import golden
 
 CASES = ('cktf_resnet', 'cktf_wrn', 'cktf_vgg', 'cktf_resnet_mlp')
 # Those of the files.
-PAIRINGS = [('cktf_resnet', 'First'), ('cktf_resnet', 'Largest'),
-            *((name, 'Smallest') for name in CASES[:3]),
-            *((name, 'Last') for name in CASES)]
-LEVELS = dict(stem='f0', penultimate='pen',
-              **{f'group{i + 1}': f'g{i}' for i in range(4)})
+PAIRINGS = [
+    ('cktf_resnet', 'First'),
+    ('cktf_resnet', 'Largest'),
+    *((name, 'Smallest') for name in CASES[:3]),
+    *((name, 'Last') for name in CASES),
+]
+LEVELS = dict(stem='f0', penultimate='pen', **{f'group{i + 1}': f'g{i}' for i in range(4)})
 
 
 def inputs_of(case):
-    """Arguments of ``forward`` from a golden file; the student's are leaves.
-    """
+    """Arguments of ``forward`` from a golden file; the student's are leaves."""
     groups = range(int(case['n_groups']))
 
     def blocks(side):
         stages = [[] for _ in groups]
         for key, value in case.items():
             if key.startswith(f'block_{side}_g'):
-                stages[int(key[len('block_s_g'):].split('_')[0])].append(
-                    value.clone().requires_grad_(side == 's'))
+                stages[int(key[len('block_s_g') :].split('_')[0])].append(
+                    value.clone().requires_grad_(side == 's')
+                )
         return stages
 
     return dict(
@@ -41,7 +44,8 @@ def inputs_of(case):
         s_feats=case['pen_s'].clone().requires_grad_(),
         t_feats=case['pen_t'],
         sample_idx=case['idx'],
-        contrast_idx=case['contrast_idx'])
+        contrast_idx=case['contrast_idx'],
+    )
 
 
 def loss_of(case, name='cktf_resnet', **kwargs):
@@ -57,12 +61,10 @@ def loss_of(case, name='cktf_resnet', **kwargs):
         num_samples=int(case['n_data']),
         head=head,
         beta=float(case['beta']),
-        theta=float(case['theta']))
+        theta=float(case['theta']),
+    )
     loss = CKTFLoss(**{**settings, **kwargs})
-    loss.infer_width(**{
-        key: value
-        for key, value in inputs.items() if not key.endswith('_idx')
-    })
+    loss.infer_width(**{key: value for key, value in inputs.items() if not key.endswith('_idx')})
     state = loss.state_dict()
     for level, crd in loss.losses.items():
         key = LEVELS[level]
@@ -90,7 +92,8 @@ def random_inputs(batch=4, pixels=16, generator=None):
         t_blocks=[(maps(6, 8, 8), maps(6, 8, 8)) for _ in range(3)],
         s_feats=maps(6).requires_grad_(),
         t_feats=maps(10),
-        sample_idx=torch.arange(batch))
+        sample_idx=torch.arange(batch),
+    )
 
 
 def small_loss(labels=None, **kwargs):
@@ -101,8 +104,7 @@ def small_loss(labels=None, **kwargs):
     loss.infer_width(**inputs)
     for number, crd in enumerate(loss.losses.values()):
         if crd.bank is not None:
-            crd.bank.resize(
-                20, torch.arange(20) % 4 if labels is None else labels, number)
+            crd.bank.resize(20, torch.arange(20) % 4 if labels is None else labels, number)
     return loss
 
 
@@ -119,17 +121,17 @@ def test_losses_of_every_level(name, method):
     loss, inputs = loss_of(case, name, method=method.lower())
     each = {}
     for level, crd in loss.losses.items():
-        crd.register_forward_hook(
-            lambda module, args, out, level=level: each.update({level: out}))
+        crd.register_forward_hook(lambda module, args, out, level=level: each.update({level: out}))
     total = loss(**inputs)
     for level, value in each.items():
         golden.assert_value(value, case[f'{method}.loss_{LEVELS[level]}'])
     assert len(each) == int(case['n_groups']) + 2
-    groups = sum(value for level, value in each.items()
-                 if level != 'penultimate')
+    groups = sum(value for level, value in each.items() if level != 'penultimate')
     golden.assert_value(groups, case[f'{method}.loss_intermediate'])
-    expected = case['beta'] * case[f'{method}.loss_pen'] + case[
-        'theta'] * case[f'{method}.loss_intermediate']
+    expected = (
+        case['beta'] * case[f'{method}.loss_pen']
+        + case['theta'] * case[f'{method}.loss_intermediate']
+    )
     golden.assert_value(total, expected.float())
     # Beside cross-entropy, as the config adds it.
     whole = case['gamma'] * case[f'{method}.loss_ce'] + total
@@ -144,14 +146,13 @@ def test_gradients_banks_and_constants(name):
     golden.assert_grad(inputs['s_stem'].grad, case['Last.grad_f0_s'])
     golden.assert_grad(inputs['s_feats'].grad, case['Last.grad_pen_s'])
     for i, blocks in enumerate(inputs['s_blocks']):
-        golden.assert_grad(blocks[-1].grad,
-                           case[f'Last.grad_block_s_g{i}_last'])
+        golden.assert_grad(blocks[-1].grad, case[f'Last.grad_block_s_g{i}_last'])
         assert all(block.grad is None for block in blocks[:-1])
     for name, parameter in loss.named_parameters():
         side, level, rest = name.split('.', 2)
         golden.assert_grad(
-            parameter.grad,
-            case[f'Last.grad.{LEVELS[level]}.embed_{side[0]}.{rest}'])
+            parameter.grad, case[f'Last.grad.{LEVELS[level]}.embed_{side[0]}.{rest}']
+        )
     for level, crd in loss.losses.items():
         crd.bank.commit()
         key = f'Last.{LEVELS[level]}'
@@ -174,11 +175,13 @@ def test_beside_another_method(name, method):
             beta=1,
             theta=1,
             num_groups=groups,
-            loss_weight=weight)
+            loss_weight=weight,
+        )
         golden.assert_value(loss(**inputs), case[f'{method}.loss_kd2_{key}'])
     if name == 'cktf_vgg':
-        assert not torch.equal(case[f'{method}.loss_kd2_published'],
-                               case[f'{method}.loss_kd2_all_groups'])
+        assert not torch.equal(
+            case[f'{method}.loss_kd2_published'], case[f'{method}.loss_kd2_all_groups']
+        )
 
 
 def test_naive_loss():
@@ -186,16 +189,21 @@ def test_naive_loss():
     torch.manual_seed(0)
     loss = small_loss(beta=0.7, theta=0.3, loss_weight=2.0).double()
     inputs = {
-        key: ([[b.double() for b in g] if isinstance(g, tuple) else g.double()
-               for g in value] if isinstance(value, list) else
-              value.double() if value.is_floating_point() else value)
+        key: (
+            [[b.double() for b in g] if isinstance(g, tuple) else g.double() for g in value]
+            if isinstance(value, list)
+            else value.double()
+            if value.is_floating_point()
+            else value
+        )
         for key, value in random_inputs().items()
     }
     ids = torch.randint(20, (4, 7))
     ids[:, 0] = inputs['sample_idx']
-    expected = 0.
+    expected = 0.0
     for level, (student, teacher) in loss.features(
-            **{k: v for k, v in inputs.items() if k != 'sample_idx'}).items():
+        **{k: v for k, v in inputs.items() if k != 'sample_idx'}
+    ).items():
         crd = loss.losses[level]
         unit = [
             F.normalize(getattr(loss, f'{side}_connectors')[level].linear(x))
@@ -204,12 +212,12 @@ def test_naive_loss():
         for anchor, rows in zip(unit, (crd.bank.teacher, crd.bank.student)):
             e = (rows[ids] @ anchor[:, :, None]).squeeze(2).div(0.1).exp()
             p, c = e / (20 * e.mean()), 6 / 20
-            value = -(p[:, 0] / (p[:, 0] + c + 1e-7)).log().sum() - (
-                c / (p[:, 1:] + c + 1e-7)).log().sum()
-            expected += 2 * (0.7 if level == 'penultimate' else
-                             0.3) * value / 4
-    torch.testing.assert_close(
-        loss(**inputs, contrast_idx=ids), expected, rtol=1e-9, atol=1e-10)
+            value = (
+                -(p[:, 0] / (p[:, 0] + c + 1e-7)).log().sum()
+                - (c / (p[:, 1:] + c + 1e-7)).log().sum()
+            )
+            expected += 2 * (0.7 if level == 'penultimate' else 0.3) * value / 4
+    torch.testing.assert_close(loss(**inputs, contrast_idx=ids), expected, rtol=1e-9, atol=1e-10)
 
 
 # --- sharing ---------------------------------------------------------------
@@ -218,6 +226,7 @@ def test_naive_loss():
 def test_negatives_are_drawn_once(monkeypatch):
     calls, seen = [], []
     from crd_plugin.models.losses import crd_loss
+
     draw = crd_loss.draw_negatives
 
     def count(*args, **kwargs):
@@ -227,8 +236,7 @@ def test_negatives_are_drawn_once(monkeypatch):
     monkeypatch.setattr(crd_loss, 'draw_negatives', count)
     loss = small_loss()
     for crd in loss.losses.values():
-        crd.register_forward_pre_hook(
-            lambda module, args: seen.append(args[-1]))
+        crd.register_forward_pre_hook(lambda module, args: seen.append(args[-1]))
     loss(**random_inputs())
     assert len(calls) == 1 and len(seen) == 5
     assert all(negatives is seen[0] for negatives in seen)
@@ -244,7 +252,7 @@ def test_equal_to_levels_that_draw_alone():
     ids = torch.randint(20, (4, 7))
     ids[:, 0] = inputs['sample_idx']
     total = loss(**inputs, contrast_idx=ids)
-    expected = 0.
+    expected = 0.0
     features = {k: v for k, v in inputs.items() if k != 'sample_idx'}
     for level, (student, teacher) in alone.features(**features).items():
         weight = 0.8 if level == 'penultimate' else 0.1
@@ -252,7 +260,8 @@ def test_equal_to_levels_that_draw_alone():
             alone.student_connectors[level](student),
             alone.teacher_connectors[level](teacher),
             inputs['sample_idx'],
-            contrast_idx=ids)
+            contrast_idx=ids,
+        )
     torch.testing.assert_close(total, expected)
 
 
@@ -265,8 +274,7 @@ def test_each_level_has_its_own_rows_and_constants():
     for i, one in enumerate(pending):
         for other in pending[:i]:
             assert not torch.equal(one.teacher, other.teacher)
-    constants = {float(crd.bank.log_z_student)
-                 for crd in loss.losses.values()}
+    constants = {float(crd.bank.log_z_student) for crd in loss.losses.values()}
     assert len(constants) == 5
 
 
@@ -281,9 +289,7 @@ def test_sharded_banks_of_one_process_are_plain_ones():
 
 
 def test_without_a_bank():
-    loss = CKTFLoss(
-        embed_dim=8, negatives='batch', objective='infonce',
-        exclude='instance')
+    loss = CKTFLoss(embed_dim=8, negatives='batch', objective='infonce', exclude='instance')
     inputs = random_inputs()
     inputs.pop('sample_idx')
     loss.infer_width(**inputs)
@@ -297,8 +303,7 @@ def test_without_a_bank():
 
 
 def test_widths_are_inferred_or_given():
-    loss = CKTFLoss(embed_dim=8, num_samples=20, num_negatives=6,
-                    exclude='instance')
+    loss = CKTFLoss(embed_dim=8, num_samples=20, num_negatives=6, exclude='instance')
     assert loss.needs_width
     with pytest.raises(ValueError, match='in_channels of CKTFLoss are not'):
         loss(**random_inputs())
@@ -308,8 +313,9 @@ def test_widths_are_inferred_or_given():
     assert not loss.needs_width
     # Stems of 4 and 6 channels, 2 x 2 windows; groups as wide as the teacher.
     widths = [(16, 24)] + 3 * [(6, 6)] + [(6, 10)]
-    given = CKTFLoss(embed_dim=8, in_channels=widths, num_samples=20,
-                     num_negatives=6, exclude='instance')
+    given = CKTFLoss(
+        embed_dim=8, in_channels=widths, num_samples=20, num_negatives=6, exclude='instance'
+    )
     shapes = {k: v.shape for k, v in loss.state_dict().items()}
     assert shapes == {k: v.shape for k, v in given.state_dict().items()}
     assert not given.needs_width
@@ -330,25 +336,29 @@ def test_levels_are_those_of_the_widths():
         in_channels=[(16, 24), (6, 6), (6, 10)],
         num_samples=20,
         num_negatives=6,
-        exclude='instance')
+        exclude='instance',
+    )
     with pytest.raises(ValueError, match="'group3'.*made for"):
         loss(**random_inputs())
 
 
-@pytest.mark.parametrize('kwargs, message', [
-    (dict(method='middle'), "method is 'middle', expected one of"),
-    (dict(pool='max'), "pool is 'max', expected one of"),
-    (dict(head='conv'), "head is 'conv'"),
-    (dict(beta=math.nan), 'beta is nan'),
-    (dict(theta=math.inf), 'theta is inf'),
-    (dict(loss_weight=math.nan), 'loss_weight is nan'),
-    (dict(num_groups=0), 'num_groups is 0'),
-    (dict(num_groups='3'), "num_groups is '3', expected an integer, or None"),
-    (dict(embed_dim=0), 'embed_dim'),
-    (dict(temperature=0), 'temperature is 0'),
-    (dict(num_negatives=0), 'num_negatives is 0'),
-    (dict(exclude='none'), "exclude is 'none'"),
-])
+@pytest.mark.parametrize(
+    'kwargs, message',
+    [
+        (dict(method='middle'), "method is 'middle', expected one of"),
+        (dict(pool='max'), "pool is 'max', expected one of"),
+        (dict(head='conv'), "head is 'conv'"),
+        (dict(beta=math.nan), 'beta is nan'),
+        (dict(theta=math.inf), 'theta is inf'),
+        (dict(loss_weight=math.nan), 'loss_weight is nan'),
+        (dict(num_groups=0), 'num_groups is 0'),
+        (dict(num_groups='3'), "num_groups is '3', expected an integer, or None"),
+        (dict(embed_dim=0), 'embed_dim'),
+        (dict(temperature=0), 'temperature is 0'),
+        (dict(num_negatives=0), 'num_negatives is 0'),
+        (dict(exclude='none'), "exclude is 'none'"),
+    ],
+)
 def test_wrong_arguments_are_told_at_once(kwargs, message):
     with pytest.raises(ValueError, match=message):
         CKTFLoss(**kwargs)
@@ -363,11 +373,14 @@ def test_every_weight_counts():
     def value(**kwargs):
         loss = small_loss(**kwargs)
         own = loss.state_dict()
-        loss.load_state_dict({
-            key: reference[key] if key in reference
-            and value.shape == reference[key].shape else value
-            for key, value in own.items()
-        })
+        loss.load_state_dict(
+            {
+                key: reference[key]
+                if key in reference and value.shape == reference[key].shape
+                else value
+                for key, value in own.items()
+            }
+        )
         with torch.no_grad():
             return float(loss(**inputs, contrast_idx=ids))
 
@@ -377,18 +390,21 @@ def test_every_weight_counts():
     assert value(loss_weight=0) == 0
     fewer = value(beta=0, theta=1, num_groups=1)
     assert 0 < fewer < rest
-    changed = (dict(temperature=0.07), dict(pool='global'),
-               dict(method='first'), dict(embed_dim=6), dict(head='pad'),
-               dict(objective='infonce'))
+    changed = (
+        dict(temperature=0.07),
+        dict(pool='global'),
+        dict(method='first'),
+        dict(embed_dim=6),
+        dict(head='pad'),
+        dict(objective='infonce'),
+    )
     for kwargs in changed:
         assert value(**kwargs) != value()
 
 
 def test_levels_without_weight_are_left_out():
     alone = small_loss(theta=0)
-    assert list(alone.losses) == list(alone.student_connectors) == [
-        'penultimate'
-    ]
+    assert list(alone.losses) == list(alone.student_connectors) == ['penultimate']
     blocks = small_loss(beta=0)
     assert list(blocks.losses) == ['stem', 'group1', 'group2', 'group3']
     for loss, at in ((alone, 's_feats'), (blocks, 's_stem')):
@@ -442,5 +458,4 @@ def test_state_dict_round_trip():
     other.load_state_dict(loss.state_dict())
     ids = torch.randint(20, (4, 7))
     ids[:, 0] = inputs['sample_idx']
-    assert torch.equal(
-        loss(**inputs, contrast_idx=ids), other(**inputs, contrast_idx=ids))
+    assert torch.equal(loss(**inputs, contrast_idx=ids), other(**inputs, contrast_idx=ids))

@@ -1,5 +1,6 @@
 """CoCoRDLoss on features; two steps of the public code are compared in
 tests/test_models/test_algorithms/test_cocord_distill.py."""
+
 import copy
 
 import pytest
@@ -15,11 +16,7 @@ NAMES = ('s_feats', 's_feats_2', 'slow_feats', 'slow_feats_2', 't_feats')
 
 def build(s_channels=6, t_channels=6, **changes):
     torch.manual_seed(0)
-    cfg = dict(
-        type='crd_plugin.CoCoRDLoss',
-        s_channels=s_channels,
-        t_channels=t_channels,
-        **SIZES)
+    cfg = dict(type='crd_plugin.CoCoRDLoss', s_channels=s_channels, t_channels=t_channels, **SIZES)
     loss = MODELS.build({**cfg, **changes}).double().train()
     # Averages that differ from what they follow, so that a swap shows.
     for parameter in loss.parameters():
@@ -30,12 +27,12 @@ def build(s_channels=6, t_channels=6, **changes):
 def features(s_channels=6, t_channels=6, batch=5, seed=1):
     generator = torch.Generator().manual_seed(seed)
     return {
-        name:
-        torch.randn(
+        name: torch.randn(
             batch,
             t_channels if name == 't_feats' else s_channels,
             generator=generator,
-            dtype=torch.float64)
+            dtype=torch.float64,
+        )
         for name in NAMES
     }
 
@@ -49,19 +46,17 @@ def by_hand(loss, feats):
         x = (x - mean) / (var + 1e-5).sqrt() * part[1].weight + part[1].bias
         return part[3](x.relu())
 
-    q, q_2 = (
-        mlp(loss.projector, loss.connector(feats[name])) for name in NAMES[:2])
+    q, q_2 = (mlp(loss.projector, loss.connector(feats[name])) for name in NAMES[:2])
     slow, slow_2 = (
-        mlp(loss.slow_projector, loss.slow_connector(feats[name])).detach()
-        for name in NAMES[2:4])
+        mlp(loss.slow_projector, loss.slow_connector(feats[name])).detach() for name in NAMES[2:4]
+    )
     keys = mlp(loss.teacher_projector, feats['t_feats']).detach()
     predicted, predicted_2 = mlp(loss.predictor, q), mlp(loss.predictor, q_2)
     keys = F.normalize(keys)
     contrast = prediction = 0
     for i in range(len(q)):
         query = q[i] / q[i].norm()
-        scores = torch.stack(
-            [query @ key for key in (keys[i], *loss.queue.keys)])
+        scores = torch.stack([query @ key for key in (keys[i], *loss.queue.keys)])
         scores = scores / loss.temperature
         contrast = contrast - scores.log_softmax(0)[0] / len(q)
         for a, b in ((predicted[i], slow_2[i]), (predicted_2[i], slow[i])):
@@ -86,7 +81,8 @@ def test_value_and_gradient_equal_the_formula(t_channels):
     torch.testing.assert_close(loss.queue.pending, keys)
     found, expected = (
         torch.autograd.grad(x, wanted, allow_unused=True)
-        for x in (value, contrast + 4 * prediction))
+        for x in (value, contrast + 4 * prediction)
+    )
     for a, b in zip(found[2:5], expected[2:5]):
         assert a is None and b is None  # targets and keys
     for a, b in zip(found[:2] + found[5:], expected[:2] + expected[5:]):
@@ -98,12 +94,11 @@ def test_weights_temperature_and_queue_size_count():
     loss = build()
     loss(**feats)
     contrast, prediction, _ = loss.terms
-    for changes, expected in ((dict(contrast_weight=0.5),
-                               0.5 * contrast + 4 * prediction),
-                              (dict(prediction_weight=0.5),
-                               contrast + 0.5 * prediction),
-                              (dict(loss_weight=0.5),
-                               0.5 * contrast + 2 * prediction)):
+    for changes, expected in (
+        (dict(contrast_weight=0.5), 0.5 * contrast + 4 * prediction),
+        (dict(prediction_weight=0.5), contrast + 0.5 * prediction),
+        (dict(loss_weight=0.5), 0.5 * contrast + 2 * prediction),
+    ):
         torch.testing.assert_close(build(**changes)(**feats), expected)
     for changes in (dict(temperature=0.5), dict(queue_size=4)):
         other = build(**changes)
@@ -119,10 +114,8 @@ def test_published_settings_are_the_defaults():
     loss = MODELS.build(dict(type='crd_plugin.CoCoRDLoss'))
     assert loss.queue.keys.shape == (2048, 2048)
     assert (loss.hidden_dim, loss.predictor[0].out_features) == (2048, 512)
-    assert (loss.temperature, loss.slow_momentum,
-            loss.teacher_momentum) == (0.1, 0.9, 0.999)
-    assert (loss.contrast_weight, loss.prediction_weight,
-            loss.loss_weight) == (1, 4, 1)
+    assert (loss.temperature, loss.slow_momentum, loss.teacher_momentum) == (0.1, 0.9, 0.999)
+    assert (loss.contrast_weight, loss.prediction_weight, loss.loss_weight) == (1, 4, 1)
 
 
 # --- forward has no side effect on what it reads ---------------------------
@@ -153,7 +146,8 @@ def test_order_of_the_slow_students_views_shows_in_its_statistics():
     loss(**feats)
     for name in ('running_mean', 'running_var'):
         torch.testing.assert_close(
-            getattr(loss.slow_projector[1], name), getattr(expected[1], name))
+            getattr(loss.slow_projector[1], name), getattr(expected[1], name)
+        )
 
 
 # --- averages --------------------------------------------------------------
@@ -163,32 +157,32 @@ def test_averages_follow_what_is_trained():
     loss = build(t_channels=9, slow_momentum=0.7, teacher_momentum=0.95)
     before = copy.deepcopy(loss)
     loss.update_averages()
-    for name, momentum, source in (('slow_connector', 0.7, 'connector'),
-                                   ('slow_projector', 0.7, 'projector'),
-                                   ('teacher_projector', 0.95, 'projector')):
-        old, new, trained = (list(getattr(owner, part).parameters())
-                             for owner, part in ((before, name), (loss, name),
-                                                 (before, source)))
+    for name, momentum, source in (
+        ('slow_connector', 0.7, 'connector'),
+        ('slow_projector', 0.7, 'projector'),
+        ('teacher_projector', 0.95, 'projector'),
+    ):
+        old, new, trained = (
+            list(getattr(owner, part).parameters())
+            for owner, part in ((before, name), (loss, name), (before, source))
+        )
         assert new
         for a, b, c in zip(old, new, trained):
             torch.testing.assert_close(b, momentum * a + (1 - momentum) * c)
             assert not b.requires_grad
     for name in ('connector', 'projector', 'predictor'):
-        for a, b in zip(
-                getattr(before, name).parameters(),
-                getattr(loss, name).parameters()):
+        for a, b in zip(getattr(before, name).parameters(), getattr(loss, name).parameters()):
             assert torch.equal(a, b) and b.requires_grad
 
 
 def test_averages_start_as_copies():
-    loss = MODELS.build(
-        dict(
-            type='crd_plugin.CoCoRDLoss', s_channels=6, t_channels=9, **SIZES))
-    for average, source in (('slow_connector', 'connector'), ('slow_projector',
-                                                              'projector'),
-                            ('teacher_projector', 'projector')):
-        own, other = (
-            getattr(loss, name).state_dict() for name in (average, source))
+    loss = MODELS.build(dict(type='crd_plugin.CoCoRDLoss', s_channels=6, t_channels=9, **SIZES))
+    for average, source in (
+        ('slow_connector', 'connector'),
+        ('slow_projector', 'projector'),
+        ('teacher_projector', 'projector'),
+    ):
+        own, other = (getattr(loss, name).state_dict() for name in (average, source))
         assert own and set(own) == set(other)
         for key, value in own.items():
             assert torch.equal(value, other[key])
@@ -205,19 +199,15 @@ def test_connector_is_there_only_for_different_widths():
     assert isinstance(loss.connector, nn.Linear)
     assert loss.connector.weight.shape == (9, 6)
     # All that the teacher's feature goes through follows the student's.
-    for a, b in zip(loss.teacher_projector.parameters(),
-                    loss.projector.parameters()):
+    for a, b in zip(loss.teacher_projector.parameters(), loss.projector.parameters()):
         assert a.shape == b.shape
 
 
 @pytest.mark.parametrize('given', [(None, None), (6, None), (None, 9)])
 def test_widths_are_inferred(given):
     loss = MODELS.build(
-        dict(
-            type='crd_plugin.CoCoRDLoss',
-            s_channels=given[0],
-            t_channels=given[1],
-            **SIZES)).double()
+        dict(type='crd_plugin.CoCoRDLoss', s_channels=given[0], t_channels=given[1], **SIZES)
+    ).double()
     assert loss.needs_width
     with pytest.raises(ValueError, match='of CoCoRDLoss are not known'):
         loss(**features(6, 9))
@@ -233,20 +223,30 @@ def test_widths_are_inferred(given):
 def test_feature_in_a_tuple_of_one():
     loss = build().eval()
     feats = features()
-    packed = {name: (feature, ) for name, feature in feats.items()}
+    packed = {name: (feature,) for name, feature in feats.items()}
     assert torch.equal(loss(**packed), loss(**feats))
 
 
-@pytest.mark.parametrize('name, change, message', [
-    ('s_feats_2', lambda x: x[:3], r's_feats_2 has shape \(3, 6\), expected '
-     r'\(5, 6\): one feature an image'),
-    ('slow_feats', lambda x: x[:, :4], r'slow_feats has shape \(5, 4\).*set '
-     's_channels=4'),
-    ('t_feats', lambda x: x[:, :4], 'set t_channels=4'),
-    ('t_feats', lambda x: x[:, :, None, None], 'the pooled feature; record '
-     'the neck'),
-    ('s_feats', lambda x: (x, x), 's_feats is a sequence of 2 tensors'),
-])
+@pytest.mark.parametrize(
+    'name, change, message',
+    [
+        (
+            's_feats_2',
+            lambda x: x[:3],
+            r's_feats_2 has shape \(3, 6\), expected '
+            r'\(5, 6\): one feature an image',
+        ),
+        (
+            'slow_feats',
+            lambda x: x[:, :4],
+            r'slow_feats has shape \(5, 4\).*set '
+            's_channels=4',
+        ),
+        ('t_feats', lambda x: x[:, :4], 'set t_channels=4'),
+        ('t_feats', lambda x: x[:, :, None, None], 'the pooled feature; record the neck'),
+        ('s_feats', lambda x: (x, x), 's_feats is a sequence of 2 tensors'),
+    ],
+)
 def test_bad_features(name, change, message):
     feats = features()
     feats[name] = change(feats[name])
@@ -259,23 +259,25 @@ def test_batch_of_one_image():
         build()(**features(batch=1))
 
 
-@pytest.mark.parametrize('name', [
-    's_channels', 't_channels', 'hidden_dim', 'embed_dim', 'predictor_dim',
-    'queue_size'
-])
+@pytest.mark.parametrize(
+    'name', ['s_channels', 't_channels', 'hidden_dim', 'embed_dim', 'predictor_dim', 'queue_size']
+)
 def test_bad_widths(name):
     with pytest.raises(ValueError, match=f'{name} is 0, expected at least 1'):
         build(**{name: 0})
 
 
-@pytest.mark.parametrize('name, value, message', [
-    ('temperature', 0, 'temperature is 0, expected a positive number'),
-    ('slow_momentum', 1, 'slow_momentum is 1, expected 0 <= slow_momentum'),
-    ('teacher_momentum', -0.1, 'teacher_momentum is -0.1, expected 0 <='),
-    ('contrast_weight', float('nan'), 'contrast_weight is nan'),
-    ('prediction_weight', float('inf'), 'prediction_weight is inf'),
-    ('loss_weight', float('nan'), 'loss_weight is nan, expected a finite'),
-])
+@pytest.mark.parametrize(
+    'name, value, message',
+    [
+        ('temperature', 0, 'temperature is 0, expected a positive number'),
+        ('slow_momentum', 1, 'slow_momentum is 1, expected 0 <= slow_momentum'),
+        ('teacher_momentum', -0.1, 'teacher_momentum is -0.1, expected 0 <='),
+        ('contrast_weight', float('nan'), 'contrast_weight is nan'),
+        ('prediction_weight', float('inf'), 'prediction_weight is inf'),
+        ('loss_weight', float('nan'), 'loss_weight is nan, expected a finite'),
+    ],
+)
 def test_bad_numbers(name, value, message):
     with pytest.raises(ValueError, match=message):
         build(**{name: value})

@@ -1,4 +1,5 @@
 """CRDLoss against the published numbers, and its contract."""
+
 import math
 
 import pytest
@@ -17,7 +18,8 @@ def build(case, dtype=torch.float32, **kwargs):
         temperature=float(case.get('T_eff', case['T'])),
         momentum=float(case.get('momentum_eff', case['momentum'])),
         num_samples=int(case['n_data']),
-        **kwargs).to(dtype)
+        **kwargs,
+    ).to(dtype)
     loss.bank.student.copy_(case['memory_v1_init'])
     loss.bank.teacher.copy_(case['memory_v2_init'])
     return loss
@@ -34,37 +36,28 @@ def loss():
 
 def batch(ids, width=6):
     """Unit embeddings for some ids, as leaves."""
-    pair = [
-        F.normalize(torch.randn(len(ids), width), dim=1).requires_grad_()
-        for _ in range(2)
-    ]
+    pair = [F.normalize(torch.randn(len(ids), width), dim=1).requires_grad_() for _ in range(2)]
     return (*pair, torch.as_tensor(ids))
 
 
 @pytest.mark.parametrize(
-    'name', ['crd_small', 'crd_medium', 'crd_wide', 'crd_k_gt_n',
-             'crd_small_f64'])
+    'name', ['crd_small', 'crd_medium', 'crd_wide', 'crd_k_gt_n', 'crd_small_f64']
+)
 def test_two_published_steps(name):
     """HobbitLong/RepDistiller crd/, two calls with an update between."""
     case = golden.load(name)
     loss = build(case, case['memory_v1_init'].dtype)
     for call in ('call1', 'call2'):
-        feats = [
-            case[f'{call}_f_{side}'].clone().requires_grad_() for side in 'st'
-        ]
-        value = loss(*feats, case[f'{call}_idx'],
-                     contrast_idx=case[f'{call}_contrast_idx'])
+        feats = [case[f'{call}_f_{side}'].clone().requires_grad_() for side in 'st']
+        value = loss(*feats, case[f'{call}_idx'], contrast_idx=case[f'{call}_contrast_idx'])
         value.backward()
         loss.bank.commit()
         golden.assert_value(value, case[f'{call}_loss'])
         for feat, side in zip(feats, 'st'):
             golden.assert_grad(feat.grad, case[f'{call}_grad_f_{side}'])
         for name, v in (('student', 'v1'), ('teacher', 'v2')):
-            golden.assert_value(
-                getattr(loss.bank, name), case[f'{call}_memory_{v}_after'])
-            golden.assert_value(
-                getattr(loss.bank, f'log_z_{name}').exp(),
-                case[f'{call}_Z_{v}'])
+            golden.assert_value(getattr(loss.bank, name), case[f'{call}_memory_{v}_after'])
+            golden.assert_value(getattr(loss.bank, f'log_z_{name}').exp(), case[f'{call}_Z_{v}'])
 
 
 @pytest.mark.parametrize('name', ['crd_infonce_small', 'crd_infonce_medium'])
@@ -105,8 +98,7 @@ def test_with_the_heads_in_front():
     golden.assert_grad(student.grad, case['grad_f_s'])
     for side in 'st':
         linear = heads[side].linear
-        golden.assert_grad(linear.weight.grad,
-                           case[f'grad_embed_{side}_weight'])
+        golden.assert_grad(linear.weight.grad, case[f'grad_embed_{side}_weight'])
         golden.assert_grad(linear.bias.grad, case[f'grad_embed_{side}_bias'])
     golden.assert_value(loss.bank.student, case['memory_v1_after'])
 
@@ -130,8 +122,7 @@ def test_loss_weight_counts(loss, weight):
 def test_every_mode_trains(objective, negatives, exclude):
     """Free embeddings learn to agree; the bound on information rises."""
     torch.manual_seed(0)
-    loss = CRDLoss(6, 8, 0.2, objective=objective, negatives=negatives,
-                   exclude=exclude)
+    loss = CRDLoss(6, 8, 0.2, objective=objective, negatives=negatives, exclude=exclude)
     loss.bank.resize(12, torch.arange(12) % 3, seed=0)
     raw = [torch.randn(12, 6, requires_grad=True) for _ in range(2)]
     optimizer = torch.optim.Adam(raw, 0.1)
@@ -152,15 +143,18 @@ def test_every_mode_trains(objective, negatives, exclude):
 def test_bound_is_log_k_plus_log_h():
     case = golden.load('crd_medium')
     loss = build(case)
-    loss(case['call1_f_s'], case['call1_f_t'], case['call1_idx'],
-         contrast_idx=case['call1_contrast_idx'])
+    loss(
+        case['call1_f_s'],
+        case['call1_f_t'],
+        case['call1_idx'],
+        contrast_idx=case['call1_contrast_idx'],
+    )
     noise = int(case['K']) / int(case['n_data']) + 1e-7
     log_h = [
         torch.log(p / (p + noise)).mean()
         for p in (case['call1_out_s'][:, 0], case['call1_out_t'][:, 0])
     ]
-    golden.assert_value(
-        loss.mi_bound, math.log(int(case['K'])) + sum(log_h) / 2)
+    golden.assert_value(loss.mi_bound, math.log(int(case['K'])) + sum(log_h) / 2)
 
 
 def test_forward_leaves_the_bank_alone(loss):
@@ -168,8 +162,7 @@ def test_forward_leaves_the_bank_alone(loss):
     loss(*batch([4, 9]))
     assert loss.bank.pending.sample_idx.tolist() == [4, 9]
     for key, value in loss.state_dict().items():
-        torch.testing.assert_close(
-            value, before[key], rtol=0, atol=0, equal_nan=True)
+        torch.testing.assert_close(value, before[key], rtol=0, atol=0, equal_nan=True)
     loss.bank.discard()
     loss.eval()
     loss(*batch([4, 9]))
@@ -229,18 +222,21 @@ def test_compiled_model_gives_the_same(loss):
         loss.bank.commit()
 
 
-@pytest.mark.parametrize('kwargs, message', [
-    (dict(num_negatives=0), 'num_negatives is 0, expected at least 1'),
-    (dict(temperature=0), 'temperature is 0, expected a positive'),
-    (dict(loss_weight=float('nan')), 'loss_weight is nan, expected a finite'),
-    (dict(objective='mse'), r"objective is 'mse', expected one of \('nce'"),
-    (dict(negatives='none'), "negatives is 'none', expected one of"),
-    (dict(exclude='self'), "exclude is 'self', expected one of"),
-    (dict(momentum=1), 'momentum is 1, expected'),
-    (dict(num_negatives=2.5), 'num_negatives is 2.5, expected an integer'),
-    (dict(embed_dim='128'), "embed_dim is '128', expected an integer"),
-    (dict(temperature=float('inf')), 'temperature is inf, expected a posit'),
-])
+@pytest.mark.parametrize(
+    'kwargs, message',
+    [
+        (dict(num_negatives=0), 'num_negatives is 0, expected at least 1'),
+        (dict(temperature=0), 'temperature is 0, expected a positive'),
+        (dict(loss_weight=float('nan')), 'loss_weight is nan, expected a finite'),
+        (dict(objective='mse'), r"objective is 'mse', expected one of \('nce'"),
+        (dict(negatives='none'), "negatives is 'none', expected one of"),
+        (dict(exclude='self'), "exclude is 'self', expected one of"),
+        (dict(momentum=1), 'momentum is 1, expected'),
+        (dict(num_negatives=2.5), 'num_negatives is 2.5, expected an integer'),
+        (dict(embed_dim='128'), "embed_dim is '128', expected an integer"),
+        (dict(temperature=float('inf')), 'temperature is inf, expected a posit'),
+    ],
+)
 def test_bad_arguments(kwargs, message):
     with pytest.raises(ValueError, match=message):
         CRDLoss(**kwargs)
@@ -273,40 +269,56 @@ def nan_row(feats):
 BAD_INPUT = {
     'width of one side': (
         lambda s, t, i: (s, t[:, :5], i),
-        r't_feats has shape \(2, 5\), expected \(2, 6\).*EmbeddingConnector'),
-    'feature map': (lambda s, t, i: (s[:, :, None, None], t, i),
-                    r's_feats has shape \(2, 6, 1, 1\), expected \(2, 6\)'),
+        r't_feats has shape \(2, 5\), expected \(2, 6\).*EmbeddingConnector',
+    ),
+    'feature map': (
+        lambda s, t, i: (s[:, :, None, None], t, i),
+        r's_feats has shape \(2, 6, 1, 1\), expected \(2, 6\)',
+    ),
     'fewer ids': (lambda s, t, i: (s, t, i[:1]), r's_feats has shape'),
-    'float ids': (lambda s, t, i: (s, t, i.float()),
-                  'sample_idx is torch.float32.*SampleField'),
-    'id too large': (lambda s, t, i: (s, t, i + 36),
-                     'sample_idx 45 is outside the memory bank of 40 rows'),
+    'float ids': (lambda s, t, i: (s, t, i.float()), 'sample_idx is torch.float32.*SampleField'),
+    'id too large': (
+        lambda s, t, i: (s, t, i + 36),
+        'sample_idx 45 is outside the memory bank of 40 rows',
+    ),
     'negative id': (lambda s, t, i: (s, t, i - 5), 'sample_idx -1 is outside'),
-    'not normalised': (lambda s, t, i: (s * 3, t, i),
-                       r's_feats: a student embedding has L2 norm 3, exp'),
-    'student diverged': (lambda s, t, i: (nan_row(s), t, i),
-                         's_feats: 1 of 2 student embeddings are NaN'),
-    'teacher diverged': (lambda s, t, i: (s, nan_row(t), i),
-                         't_feats: 1 of 2 teacher embeddings are NaN'),
+    'not normalised': (
+        lambda s, t, i: (s * 3, t, i),
+        r's_feats: a student embedding has L2 norm 3, exp',
+    ),
+    'student diverged': (
+        lambda s, t, i: (nan_row(s), t, i),
+        's_feats: 1 of 2 student embeddings are NaN',
+    ),
+    'teacher diverged': (
+        lambda s, t, i: (s, nan_row(t), i),
+        't_feats: 1 of 2 teacher embeddings are NaN',
+    ),
     'other labels': (
         lambda s, t, i: (s, t, i, torch.tensor([0, 3])),
-        'sample 9 has label 3, the memory bank.s row has 1; the batch comes'),
+        'sample 9 has label 3, the memory bank.s row has 1; the batch comes',
+    ),
     'contrast ids of one column': (
         lambda s, t, i: (s, t, i, None, i[:, None]),
         r'contrast_idx is torch.int64 of shape \(2, 1\), expected int64 of '
-        r'shape \(2, 1 \+ K\)'),
+        r'shape \(2, 1 \+ K\)',
+    ),
     'contrast ids that are no integers': (
         lambda s, t, i: (s, t, i, None, torch.ones(2, 3)),
-        r'contrast_idx is torch.float32 of shape \(2, 3\), expected int64'),
+        r'contrast_idx is torch.float32 of shape \(2, 3\), expected int64',
+    ),
     'labels of another length': (
         lambda s, t, i: (s, t, i, torch.zeros(3).long()),
-        r'labels is torch.int64 of shape \(3,\), expected .* shape \(2,\)'),
+        r'labels is torch.int64 of shape \(3,\), expected .* shape \(2,\)',
+    ),
     'labels in a column': (
         lambda s, t, i: (s, t, i, torch.zeros(2, 1).long()),
-        r'labels is torch.int64 of shape \(2, 1\), expected .* \(2,\)'),
+        r'labels is torch.int64 of shape \(2, 1\), expected .* \(2,\)',
+    ),
     'contrast id too large': (
         lambda s, t, i: (s, t, i, None, torch.full((2, 3), 40)),
-        'contrast_idx 40 is outside'),
+        'contrast_idx 40 is outside',
+    ),
 }
 
 
@@ -352,8 +364,7 @@ HALVES = [torch.float16, torch.bfloat16, torch.float32]
 @pytest.mark.parametrize('student_dtype', HALVES)
 @pytest.mark.parametrize('autocast', [None, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize('sharded', [False, True])
-def test_any_pair_of_types_in_any_autocast(sharded, autocast, student_dtype,
-                                           teacher_dtype):
+def test_any_pair_of_types_in_any_autocast(sharded, autocast, student_dtype, teacher_dtype):
     """Autocast refuses to stack what is of the other half type."""
     torch.manual_seed(0)
     feats = [F.normalize(torch.randn(3, 8), dim=1) for _ in '12']
@@ -364,20 +375,15 @@ def test_any_pair_of_types_in_any_autocast(sharded, autocast, student_dtype,
     exact = [feat.detach().float().requires_grad_() for feat in feats]
     results = []
     for given, kind in ((feats, autocast), (exact, None)):
-        loss = CRDLoss(
-            8,
-            16,
-            num_samples=20,
-            exclude='instance',
-            negatives='all',
-            sharded=sharded)
+        loss = CRDLoss(8, 16, num_samples=20, exclude='instance', negatives='all', sharded=sharded)
         loss.bank.resize(20, seed=1)
         with torch.autocast('cpu', kind, enabled=kind is not None):
             value = loss(*given, torch.arange(3))
         value.backward()
         loss.bank.commit()
-        results.append((value, loss.bank.student, loss.bank.teacher,
-                        *(feat.grad.float() for feat in given)))
+        results.append(
+            (value, loss.bank.student, loss.bank.teacher, *(feat.grad.float() for feat in given))
+        )
     for feat in feats:
         assert feat.grad.dtype == feat.dtype
     for found, wanted in zip(*results):

@@ -1,11 +1,12 @@
 """FitNetLoss against the published numbers, and its contract."""
+
 import pytest
 import torch
 import torch.nn.functional as F
 from mmrazor.models.losses import L2Loss
 
 from crd_plugin.models.losses import FitNetLoss
-from tests import golden, zoo
+from tests import golden, method_cases
 
 CASES = ['zoo_hint_same', 'zoo_hint_down', 'zoo_hint_up', 'zoo_hint_shrink']
 
@@ -13,22 +14,24 @@ CASES = ['zoo_hint_same', 'zoo_hint_down', 'zoo_hint_up', 'zoo_hint_shrink']
 def build(case):
     """A loss with the regressor of a case."""
     loss = FitNetLoss(*(tuple(case[side].shape[1:]) for side in ('s0', 't0')))
-    zoo.load_parameters(loss.regressor, case, 'regress')
+    method_cases.load_parameters(loss.regressor, case, 'regress')
     return loss
 
 
-@pytest.mark.parametrize('dtype', zoo.DTYPES)
+@pytest.mark.parametrize('dtype', method_cases.DTYPES)
 @pytest.mark.parametrize('name', CASES)
 def test_published_numbers(name, dtype):
     case = golden.load(name)
     loss = build(case)
-    zoo.check(loss, case, dtype, one=True)
-    zoo.check_parameters(loss.regressor, case, 'regress')
+    method_cases.check(loss, case, dtype, one=True)
+    method_cases.check_parameters(loss.regressor, case, 'regress')
 
 
 def test_against_a_loop():
-    (student, ), (teacher, ) = (zoo.random_maps((3, 2, 2, 2), seed=0),
-                                zoo.random_maps((3, 4, 2, 2), seed=1))
+    (student,), (teacher,) = (
+        method_cases.random_maps((3, 2, 2, 2), seed=0),
+        method_cases.random_maps((3, 4, 2, 2), seed=1),
+    )
     torch.manual_seed(0)
     loss = FitNetLoss((2, 2, 2), (4, 2, 2)).double()
 
@@ -37,19 +40,20 @@ def test_against_a_loop():
         total = 0.0
         for c in range(4):
             raw = [
-                sum(weight[c, k, 0, 0] * s[0][b, k, i, j]
-                    for k in range(2)) + bias[c] for b in range(3)
-                for i in range(2) for j in range(2)
+                sum(weight[c, k, 0, 0] * s[0][b, k, i, j] for k in range(2)) + bias[c]
+                for b in range(3)
+                for i in range(2)
+                for j in range(2)
             ]
             mean = sum(raw) / 12
-            var = sum((x - mean)**2 for x in raw) / 12
+            var = sum((x - mean) ** 2 for x in raw) / 12
             target = t[0].detach()[:, c].flatten()
             for x, y in zip(raw, target):
                 x = ((x - mean) / (var + 1e-5).sqrt()).clamp(min=0)
-                total = total + (x - y)**2
+                total = total + (x - y) ** 2
         return total / (3 * 4 * 2 * 2)
 
-    zoo.check_against_loop(loss, loop, [student], [teacher])
+    method_cases.check_against_loop(loss, loop, [student], [teacher])
 
 
 def test_what_mmrazor_has_after_the_same_regressor():
@@ -57,18 +61,13 @@ def test_what_mmrazor_has_after_the_same_regressor():
     loss = build(case)
     regressed = loss.regressor(case['s0'])
     razor = L2Loss(normalize=False, div_element=True)
-    torch.testing.assert_close(
-        razor(regressed, case['t0']), F.mse_loss(regressed, case['t0']))
+    torch.testing.assert_close(razor(regressed, case['t0']), F.mse_loss(regressed, case['t0']))
     golden.assert_value(razor(regressed, case['t0']), case['loss'])
 
 
-@pytest.mark.parametrize('given', [{}, {
-    's_shape': (3, 4, 4)
-}, {
-    't_shape': [5, 8, 8]
-}])
+@pytest.mark.parametrize('given', [{}, {'s_shape': (3, 4, 4)}, {'t_shape': [5, 8, 8]}])
 def test_shapes_are_inferred(given):
-    student, teacher = zoo.random_maps((2, 3, 4, 4), (2, 5, 8, 8))
+    student, teacher = method_cases.random_maps((2, 3, 4, 4), (2, 5, 8, 8))
     loss = FitNetLoss(**given).double()
     assert loss.needs_width and not list(loss.parameters())
     loss.infer_width(s_feats=student, t_feats=teacher)
@@ -88,31 +87,34 @@ def test_given_shapes_need_no_features():
 
 def test_loss_weight_counts():
     shapes = dict(s_shape=(3, 4, 4), t_shape=(5, 4, 4))
-    s, t = zoo.random_maps((2, 3, 4, 4), (2, 5, 4, 4))
-    zoo.check_weight(lambda **kw: FitNetLoss(**shapes, **kw), [s], [t])
+    s, t = method_cases.random_maps((2, 3, 4, 4), (2, 5, 4, 4))
+    method_cases.check_weight(lambda **kw: FitNetLoss(**shapes, **kw), [s], [t])
 
 
 def test_half_precision():
     torch.manual_seed(0)
     loss = FitNetLoss((3, 4, 4), (5, 4, 4))
-    s, t = zoo.random_maps((4, 3, 4, 4), (4, 5, 4, 4))
+    s, t = method_cases.random_maps((4, 3, 4, 4), (4, 5, 4, 4))
     # Squares of the gap are beyond float16.
-    zoo.check_half_precision(loss, [s], [t * 300], rtol=0.02)
+    method_cases.check_half_precision(loss, [s], [t * 300], rtol=0.02)
 
 
-@pytest.mark.parametrize('kwargs, text', [
-    (dict(s_shape=(3, 4)), 's_shape is .3, 4., expected channels'),
-    (dict(t_shape=()), 't_shape is '),
-    (dict(t_shape=(3, 0, 4)), 't_shape is .3, 0, 4.'),
-    (dict(s_shape=(3, 4, 4), t_shape=(3, 9, 9)), 'cannot be brought'),
-])
+@pytest.mark.parametrize(
+    'kwargs, text',
+    [
+        (dict(s_shape=(3, 4)), 's_shape is .3, 4., expected channels'),
+        (dict(t_shape=()), 't_shape is '),
+        (dict(t_shape=(3, 0, 4)), 't_shape is .3, 0, 4.'),
+        (dict(s_shape=(3, 4, 4), t_shape=(3, 9, 9)), 'cannot be brought'),
+    ],
+)
 def test_arguments_out_of_range(kwargs, text):
     with pytest.raises(ValueError, match=text):
         FitNetLoss(**kwargs)
 
 
 def test_features_that_do_not_fit():
-    s, t = zoo.random_maps((2, 3, 4, 4), (2, 5, 4, 4), dtype=torch.float32)
+    s, t = method_cases.random_maps((2, 3, 4, 4), (2, 5, 4, 4), dtype=torch.float32)
     with pytest.raises(ValueError, match='s_shape and t_shape of FitNetLoss'):
         FitNetLoss()(s, t)
     with pytest.raises(ValueError, match=r's_shape is \(2, 4, 4\), but the'):
@@ -129,7 +131,7 @@ def test_features_that_do_not_fit():
 
 def test_maps_of_another_size():
     """Images larger than those that the shapes were inferred with."""
-    s, t = zoo.random_maps((2, 3, 6, 6), (2, 5, 3, 3), dtype=torch.float32)
+    s, t = method_cases.random_maps((2, 3, 6, 6), (2, 5, 3, 3), dtype=torch.float32)
     assert FitNetLoss((3, 4, 4), (5, 2, 2))(s, t) > 0
     # A kernel without padding belongs to one difference.
     with pytest.raises(ValueError, match='6, 6.* and .*1, 1.*input_shape'):

@@ -1,24 +1,25 @@
 """FSPLoss against the published numbers, and its contract."""
+
 import pytest
 import torch
 
 from crd_plugin.models.losses import FSPLoss
 from crd_plugin.models.losses.fsp_loss import flows
-from tests import golden, zoo
+from tests import golden, method_cases
 
 SHAPES = [(2, 4, 4), (3, 4, 4), (2, 2, 2)]
 
 
 def maps(shapes=SHAPES, batch=3, **kwargs):
     """Random maps of some shapes."""
-    return zoo.random_maps(*((batch, *shape) for shape in shapes), **kwargs)
+    return method_cases.random_maps(*((batch, *shape) for shape in shapes), **kwargs)
 
 
-@pytest.mark.parametrize('dtype', zoo.DTYPES)
+@pytest.mark.parametrize('dtype', method_cases.DTYPES)
 def test_published_numbers(dtype):
     """The case has maps of two sizes, which RepDistiller lets pass."""
     case = golden.load('zoo_fsp')
-    student, teacher = zoo.features(case, dtype)
+    student, teacher = method_cases.features(case, dtype)
     value = FSPLoss(match_sizes=False)(student, teacher)
     assert value.shape == () and value.dtype == dtype
     value.backward()
@@ -38,26 +39,24 @@ def test_against_a_loop():
         total = 0.0
         for i in range(top.size(2)):
             for j in range(top.size(3)):
-                block = bottom[b, d, i * step:(i + 1) * step,
-                               j * step:(j + 1) * step]
+                block = bottom[b, d, i * step : (i + 1) * step, j * step : (j + 1) * step]
                 total = total + block.mean() * top[b, c, i, j]
         return total / (top.size(2) * top.size(3))
 
     def loop(s_feats, t_feats):
         total = 0.0
         for i in range(2):
-            (s_low, s_top), (t_low, t_top) = (
-                side[i:i + 2] for side in (s_feats, t_feats))
+            (s_low, s_top), (t_low, t_top) = (side[i : i + 2] for side in (s_feats, t_feats))
             gaps = [
-                product(s_low, s_top, b, c, d) -
-                product(t_low.detach(), t_top.detach(), b, c, d)
-                for b in range(3) for c in range(s_top.size(1))
+                product(s_low, s_top, b, c, d) - product(t_low.detach(), t_top.detach(), b, c, d)
+                for b in range(3)
+                for c in range(s_top.size(1))
                 for d in range(s_low.size(1))
             ]
             total = total + sum(gap**2 for gap in gaps) / len(gaps)
         return total
 
-    zoo.check_against_loop(FSPLoss(), loop, student, teacher)
+    method_cases.check_against_loop(FSPLoss(), loop, student, teacher)
 
 
 def test_a_pair_is_checked_before_training():
@@ -70,29 +69,41 @@ def test_a_pair_is_checked_before_training():
 
 
 def test_loss_weight_counts():
-    zoo.check_weight(lambda **kw: FSPLoss(**kw), maps(), maps(seed=1))
+    method_cases.check_weight(lambda **kw: FSPLoss(**kw), maps(), maps(seed=1))
 
 
 def test_half_precision():
     # Squares of the gaps are beyond float16.
-    zoo.check_half_precision(FSPLoss(), [50 * x for x in maps()],
-                             [50 * x for x in maps(seed=1)])
+    method_cases.check_half_precision(
+        FSPLoss(), [50 * x for x in maps()], [50 * x for x in maps(seed=1)]
+    )
 
 
 OTHER_CHANNELS = [(2, 4, 4), (5, 4, 4), (2, 2, 2)]
 OTHER_SIZES = [(2, 4, 4), (3, 4, 4), (2, 4, 4)]
 
 
-@pytest.mark.parametrize('shapes, text', [
-    (OTHER_CHANNELS, r'equally many map by map; the student has \[2, 5, 2\], '
-     r'the teacher \[2, 3, 2\]. Such a pair has no FSP \("n/a"'),
-    (OTHER_SIZES, r'equal height and width; the student has .*\(4, 4\)\], the '
-     r'teacher .*\(2, 2\)\]. Such a pair has no FSP'),
-])
+@pytest.mark.parametrize(
+    'shapes, text',
+    [
+        (
+            OTHER_CHANNELS,
+            r'equally many map by map; the student has \[2, 5, 2\], '
+            r'the teacher \[2, 3, 2\]. Such a pair has no FSP \("n/a"',
+        ),
+        (
+            OTHER_SIZES,
+            r'equal height and width; the student has .*\(4, 4\)\], the '
+            r'teacher .*\(2, 2\)\]. Such a pair has no FSP',
+        ),
+    ],
+)
 def test_pairs_that_are_refused(shapes, text):
-    for refused in (lambda: FSPLoss(shapes, SHAPES),
-                    lambda: FSPLoss().infer_width(maps(shapes), maps()),
-                    lambda: FSPLoss()(maps(shapes), maps())):
+    for refused in (
+        lambda: FSPLoss(shapes, SHAPES),
+        lambda: FSPLoss().infer_width(maps(shapes), maps()),
+        lambda: FSPLoss()(maps(shapes), maps()),
+    ):
         with pytest.raises(ValueError, match=text):
             refused()
 
@@ -106,10 +117,13 @@ def test_numbers_of_maps():
         FSPLoss()(maps(SHAPES[:2]), maps())
 
 
-@pytest.mark.parametrize('kwargs, text', [
-    (dict(s_shapes=[(3, 4)]), r's_shapes\[0\] is \(3, 4\), expected channels'),
-    (dict(t_shapes=[]), r't_shapes is \[\], expected a list'),
-])
+@pytest.mark.parametrize(
+    'kwargs, text',
+    [
+        (dict(s_shapes=[(3, 4)]), r's_shapes\[0\] is \(3, 4\), expected channels'),
+        (dict(t_shapes=[]), r't_shapes is \[\], expected a list'),
+    ],
+)
 def test_arguments_out_of_range(kwargs, text):
     with pytest.raises(ValueError, match=text):
         FSPLoss(**kwargs)

@@ -1,32 +1,33 @@
 """FTLoss against the published numbers, and its contract."""
+
 import pytest
 import torch
 from mmrazor.models.losses import FTLoss as RazorFTLoss
 
 from crd_plugin.models.losses import FTLoss
 from crd_plugin.models.losses.ft_loss import factor_loss
-from tests import golden, zoo
+from tests import golden, method_cases
 
 
 def build(case):
     """A loss with the networks of the golden case."""
     loss = FTLoss(8, 16, float(case['k']), int(case['p1']), int(case['p2']))
     for name in ('paraphraser', 'translator'):
-        zoo.load_parameters(getattr(loss, name), case, name)
+        method_cases.load_parameters(getattr(loss, name), case, name)
     return loss
 
 
 def pair(dtype=torch.float64):
     """Maps of a student of three and a teacher of six channels."""
-    return zoo.random_maps((2, 3, 4, 4), (2, 6, 4, 4), dtype=dtype)
+    return method_cases.random_maps((2, 3, 4, 4), (2, 6, 4, 4), dtype=dtype)
 
 
-@pytest.mark.parametrize('dtype', zoo.DTYPES)
+@pytest.mark.parametrize('dtype', method_cases.DTYPES)
 def test_published_numbers(dtype):
     case = golden.load('zoo_ft')
     loss = build(case)
-    zoo.check(loss, case, dtype, one=True)
-    zoo.check_parameters(loss.translator, case, 'translator')
+    method_cases.check(loss, case, dtype, one=True)
+    method_cases.check_parameters(loss.translator, case, 'translator')
     assert all(p.grad is None for p in loss.paraphraser.parameters())
 
 
@@ -37,15 +38,14 @@ def test_published_factors_and_reconstruction():
     factor = loss.paraphraser.encoder(case['t0'])
     golden.assert_value(factor, case['factor_t'])
     golden.assert_value(loss.paraphraser(case['t0']), case['reconstruction'])
-    golden.assert_value(
-        loss.reconstruction(case['t0']), case['paraphraser_loss'])
+    golden.assert_value(loss.reconstruction(case['t0']), case['paraphraser_loss'])
 
 
-@pytest.mark.parametrize('dtype', zoo.DTYPES)
+@pytest.mark.parametrize('dtype', method_cases.DTYPES)
 @pytest.mark.parametrize('name', ['zoo_ft_pool', 'zoo_ft_p2'])
 def test_published_numbers_without_networks(name, dtype):
     case = golden.load(name)
-    (student, ), (teacher, ) = zoo.features(case, dtype)
+    (student,), (teacher,) = method_cases.features(case, dtype)
     value = factor_loss(student, teacher, int(case['p1']), int(case['p2']))
     value.backward()
     suffix = '_f64' if dtype == torch.float64 else ''
@@ -69,21 +69,21 @@ def test_against_a_loop(p1, p2):
         rows = []
         for sample in factor:
             row = [
-                sum(sample[c, i, j].abs()**p1 for c in range(3)) / 3
-                for i in range(4) for j in range(4)
+                sum(sample[c, i, j].abs() ** p1 for c in range(3)) / 3
+                for i in range(4)
+                for j in range(4)
             ]
-            norm = sum(x**2 for x in row)**0.5
+            norm = sum(x**2 for x in row) ** 0.5
             rows.append([x / norm for x in row])
         return rows
 
     def loop(s_feats, t_feats):
         q_s = attention(loss.translator(s_feats[0]))
         q_t = attention(loss.paraphraser.encoder(t_feats[0].detach()))
-        gaps = [(a - b).abs()**p2 for rows in zip(q_s, q_t)
-                for a, b in zip(*rows)]
+        gaps = [(a - b).abs() ** p2 for rows in zip(q_s, q_t) for a, b in zip(*rows)]
         return sum(gaps) / len(gaps)
 
-    zoo.check_against_loop(loss, loop, [student], [teacher])
+    method_cases.check_against_loop(loss, loop, [student], [teacher])
 
 
 def test_reconstruction_trains_the_paraphraser_alone():
@@ -100,8 +100,7 @@ def test_reconstruction_trains_the_paraphraser_alone():
     doubled = FTLoss(3, 6, reconstruction_weight=2.0).double()
     doubled.load_state_dict(loss.state_dict())
     torch.testing.assert_close(doubled.reconstruction(teacher), 2 * value)
-    torch.testing.assert_close(
-        loss(student, teacher), 200 * doubled(student, teacher))
+    torch.testing.assert_close(loss(student, teacher), 200 * doubled(student, teacher))
 
 
 @pytest.mark.parametrize('given', [{}, {'s_channels': 3}, {'t_channels': [6]}])
@@ -118,7 +117,7 @@ def test_channels_are_inferred(given):
 
 
 def test_loss_weight_counts():
-    zoo.check_weight(lambda **kw: FTLoss(**kw), *([x] for x in pair()))
+    method_cases.check_weight(lambda **kw: FTLoss(**kw), *([x] for x in pair()))
 
 
 def test_half_precision():
@@ -126,23 +125,25 @@ def test_half_precision():
     loss = FTLoss(3, 6)
     # Fourth powers of what comes out of the networks, beyond float16.
     s, t = pair()
-    zoo.check_half_precision(loss, [s], [t * 1000], rtol=0.05)
+    method_cases.check_half_precision(loss, [s], [t * 1000], rtol=0.05)
     with torch.autocast('cpu', torch.bfloat16):
         value = loss.reconstruction(t.float() * 1e4)
     assert value.dtype == torch.float32
-    torch.testing.assert_close(
-        value, loss.reconstruction(t.float() * 1e4), rtol=0.02, atol=0)
+    torch.testing.assert_close(value, loss.reconstruction(t.float() * 1e4), rtol=0.02, atol=0)
 
 
-@pytest.mark.parametrize('kwargs, text', [
-    (dict(rate=0), 'rate is 0, expected a positive'),
-    (dict(p1=-1), 'p1 is -1'),
-    (dict(p2=0.0), 'p2 is 0.0'),
-    (dict(reconstruction_weight=float('nan')), 'reconstruction_weight is nan'),
-    (dict(s_channels=0), 's_channels is 0, expected a positive number'),
-    (dict(t_channels=[3, 4]), r't_channels is \[3, 4\], expected one'),
-    (dict(s_channels=3, t_channels=6, rate=0.1), 'rate is 0.1, of 6 teacher'),
-])
+@pytest.mark.parametrize(
+    'kwargs, text',
+    [
+        (dict(rate=0), 'rate is 0, expected a positive'),
+        (dict(p1=-1), 'p1 is -1'),
+        (dict(p2=0.0), 'p2 is 0.0'),
+        (dict(reconstruction_weight=float('nan')), 'reconstruction_weight is nan'),
+        (dict(s_channels=0), 's_channels is 0, expected a positive number'),
+        (dict(t_channels=[3, 4]), r't_channels is \[3, 4\], expected one'),
+        (dict(s_channels=3, t_channels=6, rate=0.1), 'rate is 0.1, of 6 teacher'),
+    ],
+)
 def test_arguments_out_of_range(kwargs, text):
     with pytest.raises(ValueError, match=text):
         FTLoss(**kwargs)

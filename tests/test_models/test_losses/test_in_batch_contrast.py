@@ -1,4 +1,5 @@
 """CRD without a bank: the contract of CRDLoss(negatives='batch')."""
+
 import copy
 import math
 
@@ -8,8 +9,14 @@ import torch.nn.functional as F
 
 from crd_plugin.models import CRDLoss
 from crd_plugin.models.losses import in_batch_contrast
-from crd_plugin.ops import (all_negatives, batch_info_nce, batch_nce,
-                            batch_weights, log_partition, nce)
+from crd_plugin.ops import (
+    all_negatives,
+    batch_info_nce,
+    batch_nce,
+    batch_weights,
+    log_partition,
+    nce,
+)
 
 B, D = 6, 5
 LABELS = torch.tensor([0, 1, 0, 2, 1, 2])
@@ -24,9 +31,8 @@ def batch(size=B, dtype=torch.float64, seed=0):
     """Unit embeddings of two sides, as leaves."""
     generator = torch.Generator().manual_seed(seed)
     return [
-        F.normalize(
-            torch.randn(size, D, generator=generator, dtype=dtype),
-            dim=1).requires_grad_() for _ in range(2)
+        F.normalize(torch.randn(size, D, generator=generator, dtype=dtype), dim=1).requires_grad_()
+        for _ in range(2)
     ]
 
 
@@ -45,8 +51,7 @@ def test_info_nce_is_a_symmetric_cross_entropy(exclude):
         logits = logits.masked_fill(same, -math.inf)
         logits = logits.diagonal_scatter((s * t).sum(1) / 0.3)
     target = torch.arange(B)
-    expected = F.cross_entropy(logits, target) + F.cross_entropy(
-        logits.t(), target)
+    expected = F.cross_entropy(logits, target) + F.cross_entropy(logits.t(), target)
     torch.testing.assert_close(value, expected)
     for grad, other in zip(grads, torch.autograd.grad(expected, (s, t))):
         torch.testing.assert_close(grad, other)
@@ -61,16 +66,10 @@ def test_nce_takes_its_constants_from_the_first_batch():
     for s, t in steps:
         sides = [(s, t.detach()), (t, s.detach())]
         if log_z is None:
-            log_z = [
-                log_partition(*side, ids, negatives, 0.07) + math.log(B)
-                for side in sides
-            ]
-        expected = sum(
-            nce(*side, ids, negatives, z, 0.07).loss
-            for side, z in zip(sides, log_z))
+            log_z = [log_partition(*side, ids, negatives, 0.07) + math.log(B) for side in sides]
+        expected = sum(nce(*side, ids, negatives, z, 0.07).loss for side, z in zip(sides, log_z))
         torch.testing.assert_close(loss(s, t), expected)
-        torch.testing.assert_close(loss.batch.log_mean,
-                                   torch.stack(log_z) - math.log(B))
+        torch.testing.assert_close(loss.batch.log_mean, torch.stack(log_z) - math.log(B))
 
 
 def test_gradient_flows_through_anchors_and_keys():
@@ -79,10 +78,8 @@ def test_gradient_flows_through_anchors_and_keys():
         loss = build(objective=objective, exclude='instance')
         s, t = batch()
         loss(s, t).backward()
-        as_anchor = torch.autograd.grad(
-            _direction(loss, s, t.detach(), objective), s)[0]
-        as_key = torch.autograd.grad(
-            _direction(loss, t.detach(), s, objective), s)[0]
+        as_anchor = torch.autograd.grad(_direction(loss, s, t.detach(), objective), s)[0]
+        as_key = torch.autograd.grad(_direction(loss, t.detach(), s, objective), s)[0]
         assert as_key.abs().max() > 0.01 * as_anchor.abs().max()
         torch.testing.assert_close(s.grad, as_anchor + as_key)
 
@@ -94,8 +91,7 @@ def _direction(loss, anchor, rows, objective):
     positive = torch.arange(B)
     if objective == 'infonce':
         return batch_info_nce(score, positive, weight)[0].mean()
-    return batch_nce(score, positive, weight,
-                     loss.batch.log_mean[0])[0].mean()
+    return batch_nce(score, positive, weight, loss.batch.log_mean[0])[0].mean()
 
 
 @pytest.mark.parametrize('objective', ['nce', 'infonce'])
@@ -107,9 +103,9 @@ def test_copies_of_a_sample_are_no_negatives_of_each_other(objective):
     by_class = build(objective=objective)(s, t, ids, labels=ids)
     assert not torch.isclose(plain, aware, rtol=1e-7)
     torch.testing.assert_close(aware, by_class)
-    distinct = build(
-        objective=objective,
-        exclude='instance')(s, t, torch.tensor([3, 9, 4, 7, 1, 2]))
+    distinct = build(objective=objective, exclude='instance')(
+        s, t, torch.tensor([3, 9, 4, 7, 1, 2])
+    )
     torch.testing.assert_close(distinct, plain)
 
 
@@ -158,8 +154,7 @@ def test_no_bank_in_state_and_constants_in_it():
     resumed = build(exclude='instance')
     resumed.load_state_dict(loss.state_dict())
     assert resumed.batch.has_z
-    torch.testing.assert_close(
-        resumed(*batch(seed=1)), loss(*batch(seed=1)), rtol=0, atol=0)
+    torch.testing.assert_close(resumed(*batch(seed=1)), loss(*batch(seed=1)), rtol=0, atol=0)
     # A checkpoint from before the first step brings no constants.
     resumed.load_state_dict(fresh)
     assert not resumed.batch.has_z
@@ -182,8 +177,10 @@ def test_only_training_fixes_the_constants():
 def test_a_batch_of_one_adds_nothing_and_says_so(objective, monkeypatch):
     said = []
     monkeypatch.setattr(
-        in_batch_contrast.MMLogger, 'get_current_instance',
-        lambda: type('Log', (), dict(warning=lambda _, m: said.append(m)))())
+        in_batch_contrast.MMLogger,
+        'get_current_instance',
+        lambda: type('Log', (), dict(warning=lambda _, m: said.append(m)))(),
+    )
     loss = build(objective=objective, exclude='instance')
     for _ in range(2):
         s, t = batch(1)
@@ -203,9 +200,9 @@ def test_last_batch_of_another_size():
     value = loss(s, t)
     ids = torch.arange(3)
     expected = sum(
-        nce(a, r.detach(), ids, all_negatives(ids, 3, 2), z +
-            math.log(3), 0.07).loss
-        for a, r, z in zip((s, t), (t, s), loss.batch.log_mean))
+        nce(a, r.detach(), ids, all_negatives(ids, 3, 2), z + math.log(3), 0.07).loss
+        for a, r, z in zip((s, t), (t, s), loss.batch.log_mean)
+    )
     torch.testing.assert_close(value, expected)
 
 
@@ -222,31 +219,38 @@ def test_narrow_embeddings(dtype):
     torch.testing.assert_close(value, exact)
 
 
-@pytest.mark.parametrize('given', [
-    dict(num_negatives=16384),
-    dict(momentum=0.5),
-    dict(num_samples=100),
-    dict(num_negatives=8, momentum=0.9),
-])
+@pytest.mark.parametrize(
+    'given',
+    [
+        dict(num_negatives=16384),
+        dict(momentum=0.5),
+        dict(num_samples=100),
+        dict(num_negatives=8, momentum=0.9),
+    ],
+)
 def test_arguments_of_a_bank_are_refused(given):
     with pytest.raises(
-            ValueError,
-            match=f"{', '.join(given)} given, but negatives='batch' has no "
-            'memory bank'):
+        ValueError, match=f"{', '.join(given)} given, but negatives='batch' has no memory bank"
+    ):
         build(**given)
 
 
 BAD_INPUT = {
     'no labels': (dict(), "labels is None, but exclude='class'.*'instance'"),
-    'soft labels': (dict(labels=torch.rand(B, 3)),
-                    r'labels is torch.float32 of shape \(6, 3\), expected '
-                    r'int64 of shape \(6,\)'),
+    'soft labels': (
+        dict(labels=torch.rand(B, 3)),
+        r'labels is torch.float32 of shape \(6, 3\), expected '
+        r'int64 of shape \(6,\)',
+    ),
     'fewer labels': (dict(labels=LABELS[:2]), r'labels is torch.int64 of sh'),
-    'contrast ids': (dict(labels=LABELS, contrast_idx=torch.zeros(B, 2)),
-                     "contrast_idx given, but negatives='batch'"),
-    'drawn negatives':
-    (dict(labels=LABELS, negatives=all_negatives(torch.arange(2), 4, 2)),
-     "negatives given, but negatives='batch'"),
+    'contrast ids': (
+        dict(labels=LABELS, contrast_idx=torch.zeros(B, 2)),
+        "contrast_idx given, but negatives='batch'",
+    ),
+    'drawn negatives': (
+        dict(labels=LABELS, negatives=all_negatives(torch.arange(2), 4, 2)),
+        "negatives given, but negatives='batch'",
+    ),
 }
 
 

@@ -1,13 +1,13 @@
 """KD is MMRazor's loss: it gives the published numbers."""
+
 import pytest
 import torch
 from mmengine.config import Config
 
 from crd_plugin.registry import MODELS
-from tests import golden, runs, zoo
+from tests import golden, small_runs, method_cases
 
-DISTILLER = Config.fromfile(
-    runs.REPO / 'configs/_base_/distillers/kd.py').model.distiller
+DISTILLER = Config.fromfile(small_runs.REPO / 'configs/_base_/distillers/kd.py').model.distiller
 
 
 def build(**kwargs):
@@ -15,30 +15,28 @@ def build(**kwargs):
     return MODELS.build({**DISTILLER.distill_losses.loss_kd, **kwargs})
 
 
-@pytest.mark.parametrize('dtype', zoo.DTYPES)
+@pytest.mark.parametrize('dtype', method_cases.DTYPES)
 @pytest.mark.parametrize('name', ['zoo_kd', 'zoo_kd_T2'])
 def test_published_numbers(name, dtype):
     case = golden.load(name)
     loss = build(tau=float(case['temperature']), loss_weight=1.0)
-    zoo.check(loss, case, dtype, one=True)
+    method_cases.check(loss, case, dtype, one=True)
 
 
 def test_published_settings():
     loss = build()
     assert loss.tau == 4 and loss.loss_weight == 0.9
-    with_kd = Config.fromfile(
-        runs.REPO / 'configs/_base_/distillers/with_kd.py').with_kd
+    with_kd = Config.fromfile(small_runs.REPO / 'configs/_base_/distillers/with_kd.py').with_kd
     loss = MODELS.build(with_kd.distill_losses.loss_kd)
     assert loss.tau == 4 and loss.loss_weight == 1
 
 
 def test_against_a_loop():
-    student, teacher = zoo.random_maps((3, 4), (3, 4))
+    student, teacher = method_cases.random_maps((3, 4), (3, 4))
     value = build(tau=3.0)(student, teacher)
     expected = 0.0
     for s, t in zip(student.tolist(), teacher.tolist()):
-        s, t = (torch.tensor(x, dtype=torch.float64).div(3).exp()
-                for x in (s, t))
+        s, t = (torch.tensor(x, dtype=torch.float64).div(3).exp() for x in (s, t))
         s, t = s / s.sum(), t / t.sum()
         expected += sum(float(q * (q / p).log()) for p, q in zip(s, t))
     assert float(value.detach()) == pytest.approx(0.9 * 9 * expected / 3)

@@ -1,10 +1,11 @@
 """KDSVDLoss against the published numbers, and its contract."""
+
 import pytest
 import torch
 
 from crd_plugin.models.losses import KDSVDLoss, kdsvd_loss
 from crd_plugin.ops import right_singular_vectors
-from tests import golden, zoo
+from tests import golden, method_cases
 
 CASES = ['zoo_kdsvd', 'zoo_kdsvd_mixed_spatial']
 SHAPES = [(2, 3, 3, 3), (2, 6, 2, 2)]
@@ -12,7 +13,7 @@ SHAPES = [(2, 3, 3, 3), (2, 6, 2, 2)]
 
 def features(dtype=torch.float64, shapes=SHAPES):
     """Two layers."""
-    return [zoo.random_maps(*shapes, dtype=dtype, seed=i) for i in (0, 1)]
+    return [method_cases.random_maps(*shapes, dtype=dtype, seed=i) for i in (0, 1)]
 
 
 def close(actual, expected):
@@ -21,15 +22,16 @@ def close(actual, expected):
         actual.detach().to(expected.dtype),
         expected,
         rtol=1e-3,
-        atol=1e-3 * float(expected.abs().max()))
+        atol=1e-3 * float(expected.abs().max()),
+    )
 
 
-@pytest.mark.parametrize('dtype', zoo.DTYPES)
+@pytest.mark.parametrize('dtype', method_cases.DTYPES)
 @pytest.mark.parametrize('name', CASES)
 def test_published_numbers(name, dtype, monkeypatch):
     """With the signs that the SVD gave the teacher's vectors there."""
     case = golden.load(name)
-    student, teacher = zoo.features(case, dtype)
+    student, teacher = method_cases.features(case, dtype)
     layers = iter(range(len(student)))
 
     def as_stored(vectors):
@@ -55,9 +57,7 @@ def test_published_alignment(name):
         vectors, _ = right_singular_vectors(x, 4)
         cosine = (vectors * case[f'V_s{i}']).sum(1)
         close(cosine.abs(), torch.ones(cosine.shape))
-        close(
-            kdsvd_loss.align(vectors, case[f'V_t{i}']),
-            case[f'aligned_V_s{i}'])
+        close(kdsvd_loss.align(vectors, case[f'V_t{i}']), case[f'aligned_V_s{i}'])
 
 
 def by_svd(x, k):
@@ -77,27 +77,27 @@ def test_against_a_loop(k):
         for v in v_t:
             cosine = [(c * v).sum() for c in candidates]
             best = max(cosine, key=abs)
-            v_s.append(best.sign().detach() * candidates[
-                [c is best for c in cosine].index(True)])
-        return [[v * w for v, w in zip(side, weight)]
-                for side in (v_s, v_t)]
+            v_s.append(best.sign().detach() * candidates[[c is best for c in cosine].index(True)])
+        return [[v * w for v, w in zip(side, weight)] for side in (v_s, v_t)]
 
     def loop(student, teacher):
         total = 0.0
         for b in range(2):
-            layers = [
-                vectors(s[b], t[b].detach())
-                for s, t in zip(student, teacher)
-            ]
+            layers = [vectors(s[b], t[b].detach()) for s, t in zip(student, teacher)]
             for lower, upper in zip(layers, layers[1:]):
                 for i in range(k):
-                    r = [[(-(p - q)**2 / 8).exp() for p in upper[side][i]
-                          for q in lower[side][i]] for side in (0, 1)]
-                    total = total + sum((p - q)**2 for p, q in zip(*r))
+                    r = [
+                        [
+                            (-((p - q) ** 2) / 8).exp()
+                            for p in upper[side][i]
+                            for q in lower[side][i]
+                        ]
+                        for side in (0, 1)
+                    ]
+                    total = total + sum((p - q) ** 2 for p, q in zip(*r))
         return total / 2
 
-    zoo.check_against_loop(
-        KDSVDLoss(num_vectors=k), loop, *features(), rtol=1e-8)
+    method_cases.check_against_loop(KDSVDLoss(num_vectors=k), loop, *features(), rtol=1e-8)
 
 
 def test_sign_of_the_routine_does_not_count(monkeypatch):
@@ -114,13 +114,12 @@ def test_sign_of_the_routine_does_not_count(monkeypatch):
 
 
 def test_loss_weight_counts():
-    zoo.check_weight(KDSVDLoss, *features())
+    method_cases.check_weight(KDSVDLoss, *features())
 
 
 def test_half_precision():
     student, teacher = features()
-    zoo.check_half_precision(
-        KDSVDLoss(), [s * 300 for s in student], teacher, rtol=1e-5)
+    method_cases.check_half_precision(KDSVDLoss(), [s * 300 for s in student], teacher, rtol=1e-5)
 
 
 def test_dead_maps_have_a_finite_gradient():
@@ -143,8 +142,11 @@ def test_errors():
         loss(student[:1], teacher[:1])
     with pytest.raises(ValueError, match='2 layers and t_feats 1'):
         loss(student, teacher[:1])
-    with pytest.raises(ValueError, match=r's_feats\[1\] has 3 channels and '
-                       r't_feats\[1\] 6.*teacher\'s widths'):
+    with pytest.raises(
+        ValueError,
+        match=r's_feats\[1\] has 3 channels and '
+        r't_feats\[1\] 6.*teacher\'s widths',
+    ):
         loss([student[0], student[0]], teacher)
     with pytest.raises(ValueError, match=r's_feats\[0\] has 3 singular'):
         KDSVDLoss(num_vectors=4)(student, teacher)

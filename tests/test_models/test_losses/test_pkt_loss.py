@@ -1,20 +1,23 @@
 """PKTLoss against the published numbers, and its contract."""
+
 import pytest
 import torch
 
 from crd_plugin.models.losses import PKTLoss
-from tests import golden, zoo
+from tests import golden, method_cases
 
 
 def vectors(dtype=torch.float64):
     """Four samples."""
-    return (zoo.random_maps((4, 3), dtype=dtype),
-            zoo.random_maps((4, 5), dtype=dtype, seed=1))
+    return (
+        method_cases.random_maps((4, 3), dtype=dtype),
+        method_cases.random_maps((4, 5), dtype=dtype, seed=1),
+    )
 
 
-@pytest.mark.parametrize('dtype', zoo.DTYPES)
+@pytest.mark.parametrize('dtype', method_cases.DTYPES)
 def test_published_numbers(dtype):
-    zoo.check(PKTLoss(), golden.load('zoo_pkt'), dtype, one=True)
+    method_cases.check(PKTLoss(), golden.load('zoo_pkt'), dtype, one=True)
 
 
 def test_against_a_loop():
@@ -28,23 +31,23 @@ def test_against_a_loop():
         pairs = zip(neighbours(student[0]), neighbours(teacher[0].detach()))
         return sum(t * ((t + 1e-7) / (s + 1e-7)).log() for s, t in pairs) / 16
 
-    zoo.check_against_loop(PKTLoss(), loop, *vectors())
+    method_cases.check_against_loop(PKTLoss(), loop, *vectors())
 
 
 def test_loss_weight_counts():
-    zoo.check_weight(PKTLoss, *vectors())
+    method_cases.check_weight(PKTLoss, *vectors())
 
 
 def test_half_precision():
     student, teacher = vectors()
     student = [s * 300 for s in student]
     assert torch.isinf(student[0].detach().half().square()).any()
-    zoo.check_half_precision(PKTLoss(), student, teacher, rtol=1e-5)
+    method_cases.check_half_precision(PKTLoss(), student, teacher, rtol=1e-5)
 
 
 def test_zero_vector_has_a_gradient_like_the_others():
     """That of the published code is NaN."""
-    (s, ), (t, ) = vectors(torch.float32)
+    (s,), (t,) = vectors(torch.float32)
     s.data[2] = 0
     value = PKTLoss()(s, t)
     value.backward()
@@ -54,18 +57,17 @@ def test_zero_vector_has_a_gradient_like_the_others():
 
 
 def test_one_sample_is_its_only_neighbour():
-    (s, ), (t, ) = vectors()
+    (s,), (t,) = vectors()
     assert PKTLoss()(s[:1], t[:1]) == 0
 
 
 def test_maps_are_flattened():
-    s, t = zoo.random_maps((4, 3, 2, 2), (4, 5, 1, 1))
-    assert torch.equal(PKTLoss()((s, ), t), PKTLoss()(s.flatten(1),
-                                                      t.flatten(1)))
+    s, t = method_cases.random_maps((4, 3, 2, 2), (4, 5, 1, 1))
+    assert torch.equal(PKTLoss()((s,), t), PKTLoss()(s.flatten(1), t.flatten(1)))
 
 
 def test_errors():
-    (s, ), (t, ) = vectors()
+    (s,), (t,) = vectors()
     with pytest.raises(ValueError, match='sequence of 2 tensors'):
         PKTLoss()([s, s], t)
     with pytest.raises(ValueError, match='4 samples and t_feats 2'):

@@ -1,11 +1,12 @@
 """VIDLoss against the published numbers, and its contract."""
+
 import math
 
 import pytest
 import torch
 
 from crd_plugin.models.losses import VIDLoss
-from tests import golden, zoo
+from tests import golden, method_cases
 
 CASES = ['zoo_vid', 'zoo_vid_pool_s', 'zoo_vid_pool_t']
 SHAPES = [(2, 3, 2, 2), (2, 2, 4, 4)], [(2, 2, 2, 2), (2, 3, 2, 2)]
@@ -14,8 +15,7 @@ SHAPES = [(2, 3, 2, 2), (2, 2, 4, 4)], [(2, 2, 2, 2), (2, 3, 2, 2)]
 def features(dtype=torch.float64):
     """Two layers; the second student map is higher."""
     return [
-        zoo.random_maps(*shapes, dtype=dtype, seed=i)
-        for i, shapes in enumerate(SHAPES)
+        method_cases.random_maps(*shapes, dtype=dtype, seed=i) for i, shapes in enumerate(SHAPES)
     ]
 
 
@@ -25,16 +25,15 @@ def build(**kwargs):
     return VIDLoss([3, 2], [2, 3], **kwargs)
 
 
-@pytest.mark.parametrize('dtype', zoo.DTYPES)
+@pytest.mark.parametrize('dtype', method_cases.DTYPES)
 @pytest.mark.parametrize('name', CASES)
 def test_published_numbers(name, dtype):
     case = golden.load(name)
     loss = VIDLoss(case['s0'].size(1), case['t0'].size(1))
-    torch.testing.assert_close(loss.layers[0].log_scale.detach(),
-                               case['default_log_scale'])
-    zoo.load_parameters(loss.layers[0], case, 'vid')
-    zoo.check(loss, case, dtype, one=True)
-    zoo.check_parameters(loss.layers[0], case, 'vid')
+    torch.testing.assert_close(loss.layers[0].log_scale.detach(), case['default_log_scale'])
+    method_cases.load_parameters(loss.layers[0], case, 'vid')
+    method_cases.check(loss, case, dtype, one=True)
+    method_cases.check_parameters(loss.layers[0], case, 'vid')
 
 
 def test_against_a_loop():
@@ -52,8 +51,7 @@ def test_against_a_loop():
         total = 0.0
         for layer, s, t in zip(loss.layers, student, teacher):
             if s.size(2) == 4:
-                s = sum(s[:, :, i::2, j::2] for i in (0, 1)
-                        for j in (0, 1)) / 4
+                s = sum(s[:, :, i::2, j::2] for i in (0, 1) for j in (0, 1)) / 4
             terms = []
             for b in range(2):
                 for i in range(2):
@@ -62,62 +60,59 @@ def test_against_a_loop():
                         for c, mu in enumerate(mean):
                             v = (1 + layer.log_scale[c].exp()).log() + 0.01
                             y = t[b, c, i, j].detach()
-                            terms.append(0.5 * ((mu - y)**2 / v + v.log()))
+                            terms.append(0.5 * ((mu - y) ** 2 / v + v.log()))
             total = total + sum(terms) / len(terms)
         return total
 
-    zoo.check_against_loop(loss, loop, *features())
+    method_cases.check_against_loop(loss, loop, *features())
     assert all(p.grad.abs().max() > 0 for p in loss.parameters())
 
 
-@pytest.mark.parametrize('variance, eps', [(5.0, 1e-5), (0.5, 0.1),
-                                           (2000.0, 1.0)])
+@pytest.mark.parametrize('variance, eps', [(5.0, 1e-5), (0.5, 0.1), (2000.0, 1.0)])
 def test_first_variance(variance, eps):
     student, teacher = features()
     loss = build(init_variance=variance, eps=eps).double()
     for parameter in loss.parameters():
         if parameter.dim() > 1:
             parameter.data.zero_()  # The regressors predict zero.
-    expected = sum(0.5 * (t.square().mean() / variance + math.log(variance))
-                   for t in teacher)
-    torch.testing.assert_close(loss(student, teacher), expected, rtol=1e-6,
-                               atol=0)
+    expected = sum(0.5 * (t.square().mean() / variance + math.log(variance)) for t in teacher)
+    torch.testing.assert_close(loss(student, teacher), expected, rtol=1e-6, atol=0)
 
 
-@pytest.mark.parametrize('given', [{}, dict(s_channels=(3, 2)),
-                                   dict(t_channels=[2, 3])])
+@pytest.mark.parametrize('given', [{}, dict(s_channels=(3, 2)), dict(t_channels=[2, 3])])
 def test_channels_are_inferred(given):
     student, teacher = features()
     loss = VIDLoss(**given)
     assert loss.needs_width and not list(loss.parameters())
     loss.infer_width(s_feats=student, t_feats=teacher)
     assert not loss.needs_width
-    assert [layer.regressor[0].weight.shape[:2]
-            for layer in loss.layers] == [(2, 3), (3, 2)]
+    assert [layer.regressor[0].weight.shape[:2] for layer in loss.layers] == [(2, 3), (3, 2)]
     assert set(loss.state_dict()) == set(build().state_dict())
 
 
 def test_loss_weight_counts():
-    zoo.check_weight(build, *features())
+    method_cases.check_weight(build, *features())
 
 
 def test_half_precision():
     student, teacher = features()
     # Squares of the gap are beyond float16.
-    zoo.check_half_precision(
-        build(), student, [t * 300 for t in teacher], rtol=0.02)
+    method_cases.check_half_precision(build(), student, [t * 300 for t in teacher], rtol=0.02)
 
 
-@pytest.mark.parametrize('kwargs, text', [
-    (dict(s_channels=0), 's_channels is 0'),
-    (dict(t_channels=[2, -1]), 't_channels is .2, -1.'),
-    (dict(t_channels=[]), 't_channels is '),
-    (dict(s_channels=True), 's_channels is True'),
-    (dict(s_channels=[2, 3], t_channels=4), '2 layers and t_channels 1'),
-    (dict(init_variance=0.0), 'init_variance is 0.0.*published: 5.0'),
-    (dict(eps=0.0), 'eps is 0.0'),
-    (dict(eps=2.0, init_variance=1.0), 'eps is 2.0 and init_variance 1.0'),
-])
+@pytest.mark.parametrize(
+    'kwargs, text',
+    [
+        (dict(s_channels=0), 's_channels is 0'),
+        (dict(t_channels=[2, -1]), 't_channels is .2, -1.'),
+        (dict(t_channels=[]), 't_channels is '),
+        (dict(s_channels=True), 's_channels is True'),
+        (dict(s_channels=[2, 3], t_channels=4), '2 layers and t_channels 1'),
+        (dict(init_variance=0.0), 'init_variance is 0.0.*published: 5.0'),
+        (dict(eps=0.0), 'eps is 0.0'),
+        (dict(eps=2.0, init_variance=1.0), 'eps is 2.0 and init_variance 1.0'),
+    ],
+)
 def test_arguments_out_of_range(kwargs, text):
     with pytest.raises(ValueError, match=text):
         VIDLoss(**kwargs)
@@ -127,8 +122,11 @@ def test_features_that_do_not_fit():
     student, teacher = features(torch.float32)
     with pytest.raises(ValueError, match='s_channels and t_channels of VID'):
         VIDLoss()(student, teacher)
-    with pytest.raises(ValueError, match=r's_channels is \(3, 3\), but the .*'
-                       r'\(3, 2\); set'):
+    with pytest.raises(
+        ValueError,
+        match=r's_channels is \(3, 3\), but the .*'
+        r'\(3, 2\); set',
+    ):
         VIDLoss(s_channels=[3, 3]).infer_width(student, teacher)
     loss = build()
     with pytest.raises(ValueError, match=r't_channels is \(2, 3\), but'):

@@ -1,4 +1,5 @@
 """BlockOutputsRecorder on every kind of backbone."""
+
 import pytest
 import torch
 from mmpretrain.models.backbones import ResNet_CIFAR
@@ -31,7 +32,7 @@ def record_of(net, x, **kwargs):
     recorder.initialize(net)
     with recorder, torch.no_grad():
         output = net(x)
-    record, = recorder.data_buffer
+    (record,) = recorder.data_buffer
     return record, output
 
 
@@ -102,8 +103,7 @@ def test_pre_activation_changes_nothing(name):
 
 def test_a_block_that_is_passed_over():
     net = net_of('ResNet50', pre_activation=True)
-    with pytest.raises(RuntimeError, match='did not call its block '
-                       'layer1.2.*pre_activation=True'):
+    with pytest.raises(RuntimeError, match='did not call its block layer1.2.*pre_activation=True'):
         record_of(net, torch.randn(1, 3, 32, 32))
 
 
@@ -111,14 +111,13 @@ def test_any_resnet_of_mmpretrain():
     net = Net(ResNet_CIFAR(18, out_indices=(0, 1, 2, 3))).eval()
     record, output = record_of(net, torch.randn(1, 3, 32, 32))
     assert [len(stage) for stage in record] == [2, 2, 2, 2]
-    assert all(
-        torch.equal(stage[-1], x) for stage, x in zip(record, output))
+    assert all(torch.equal(stage[-1], x) for stage, x in zip(record, output))
 
 
 def test_blocks_of_a_net_of_ones_own():
 
     class Own(nn.Sequential):
-        block_names = (('0', ), ('1', ))
+        block_names = (('0',), ('1',))
 
     net = Net(Own(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1)))
     record, output = record_of(net, torch.randn(1, 3, 4, 4))
@@ -152,11 +151,8 @@ def test_gradient_reaches_the_block():
 
 def test_in_a_distillers_manager():
     manager = RecorderManager(
-        dict(
-            blocks=dict(
-                type='crd_plugin.BlockOutputs',
-                source='backbone',
-                blocks='last')))
+        dict(blocks=dict(type='crd_plugin.BlockOutputs', source='backbone', blocks='last'))
+    )
     net = net_of('resnet14')
     manager.initialize(net)
     with manager, torch.no_grad():
@@ -167,8 +163,9 @@ def test_in_a_distillers_manager():
 
 @pytest.mark.parametrize('name', ['MobileNetV2', 'ShuffleV1', 'ShuffleV2'])
 def test_other_families_are_refused(name):
-    with pytest.raises(ValueError, match='has no blocks to pair.*refuses '
-                       'MobileNet and ShuffleNet too'):
+    with pytest.raises(
+        ValueError, match='has no blocks to pair.*refuses MobileNet and ShuffleNet too'
+    ):
         BlockOutputsRecorder('backbone').initialize(net_of(name))
 
 

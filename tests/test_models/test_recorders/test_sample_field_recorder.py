@@ -1,4 +1,5 @@
 """SampleFieldRecorder, alone and in a distiller."""
+
 import pytest
 import torch
 from mmpretrain.structures import DataSample
@@ -36,11 +37,14 @@ def _recorded(source, call):
     return recorder
 
 
-@pytest.mark.parametrize('source, expected', [
-    ('sample_idx', [0, 10, 20]),
-    ('gt_label', [1, 2, 3]),
-    ('contrast_idx', [[0, 1, 2, 3], [1, 2, 3, 4], [2, 3, 4, 5]]),
-])
+@pytest.mark.parametrize(
+    'source, expected',
+    [
+        ('sample_idx', [0, 10, 20]),
+        ('gt_label', [1, 2, 3]),
+        ('contrast_idx', [[0, 1, 2, 3], [1, 2, 3, 4], [2, 3, 4, 5]]),
+    ],
+)
 def test_fields_are_stacked(source, expected):
     images = torch.zeros(3, 1)
     recorder = _recorded(source, lambda net: net(images, _samples(), 'loss'))
@@ -52,8 +56,8 @@ def test_fields_are_stacked(source, expected):
 def test_arguments_by_name_and_lists_of_views():
     views = [torch.zeros(3, 1), torch.zeros(3, 1)]
     recorder = _recorded(
-        'sample_idx',
-        lambda net: net(inputs=views, data_samples=_samples(), mode='loss'))
+        'sample_idx', lambda net: net(inputs=views, data_samples=_samples(), mode='loss')
+    )
     assert recorder.get_record_data().tolist() == [0, 10, 20]
 
 
@@ -94,8 +98,7 @@ def test_call_without_samples_records_nothing():
 
 
 def test_manager_builds_it_without_the_suffix():
-    manager = RecorderManager(
-        dict(ids=dict(type='crd_plugin.SampleField', source='sample_idx')))
+    manager = RecorderManager(dict(ids=dict(type='crd_plugin.SampleField', source='sample_idx')))
     net = Net()
     manager.initialize(net)
     with manager:
@@ -105,12 +108,14 @@ def test_manager_builds_it_without_the_suffix():
     assert recorder.get_record_data().tolist() == [0, 10, 20]
 
 
-@pytest.mark.parametrize('field, mend', [
-    ('sample_idx', 'wrap the training data set in '
-     'crd_plugin.SampleIndexDataset'),
-    ('contrast_idx', 'crd_plugin.SampleIndexDataset'),
-    ('gt_label', 'check that the data set has labels'),
-])
+@pytest.mark.parametrize(
+    'field, mend',
+    [
+        ('sample_idx', 'wrap the training data set in crd_plugin.SampleIndexDataset'),
+        ('contrast_idx', 'crd_plugin.SampleIndexDataset'),
+        ('gt_label', 'check that the data set has labels'),
+    ],
+)
 def test_missing_field(field, mend):
     samples = [*_samples(1), DataSample()]
     with pytest.raises(ValueError, match=f'have no field "{field}".*{mend}'):
@@ -118,9 +123,7 @@ def test_missing_field(field, mend):
 
 
 def test_large_ids_keep_their_bits():
-    samples = [
-        DataSample(metainfo=dict(sample_idx=2**53 + i)) for i in range(3)
-    ]
+    samples = [DataSample(metainfo=dict(sample_idx=2**53 + i)) for i in range(3)]
     ids = stack_field(samples, 'sample_idx', torch.device('cpu'))
     assert ids.tolist() == [2**53, 2**53 + 1, 2**53 + 2]
 

@@ -1,4 +1,5 @@
 """StageOutputsRecorder on every kind of backbone."""
+
 import pytest
 import torch
 from mmrazor.models.task_modules import RecorderManager
@@ -50,8 +51,7 @@ def _record(net, x, **kwargs):
 @pytest.mark.parametrize('pre_activation', [False, True])
 @pytest.mark.parametrize('name', NETS)
 def test_one_map_a_stage(name, pre_activation):
-    stages = (0, 1, 2, 3) if name in ('vgg8', 'ResNet50',
-                                      'MobileNetV2') else (0, 1, 2)
+    stages = (0, 1, 2, 3) if name in ('vgg8', 'ResNet50', 'MobileNetV2') else (0, 1, 2)
     net = _net(name, out_indices=stages, pre_activation=pre_activation)
     x = torch.randn(1, 3, 32, 32)
     recorder, output = _record(net, x, stem=True)
@@ -71,9 +71,9 @@ def test_one_map_a_stage(name, pre_activation):
 
 
 def test_without_stem_and_fewer_stages():
-    net = _net('wrn_16_1', out_indices=(1, ))
+    net = _net('wrn_16_1', out_indices=(1,))
     recorder, output = _record(net, torch.randn(1, 3, 32, 32))
-    record, = recorder.data_buffer
+    (record,) = recorder.data_buffer
     assert len(record) == 1 and len(output) == 2
     assert record[0] is output[0]
 
@@ -92,14 +92,12 @@ def test_each_call_is_a_record():
             net(y)
     assert len(recorder.data_buffer) == 1
     with torch.no_grad():
-        stem = net.backbone.relu(
-            net.backbone.bn1(net.backbone.conv1(y)))
+        stem = net.backbone.relu(net.backbone.bn1(net.backbone.conv1(y)))
     assert torch.equal(recorder.get_record_data(data_idx=0), stem)
 
 
 def test_in_a_distillers_manager():
-    manager = RecorderManager(
-        dict(stages=dict(type='crd_plugin.StageOutputs', source='backbone')))
+    manager = RecorderManager(dict(stages=dict(type='crd_plugin.StageOutputs', source='backbone')))
     net = _net('resnet8', out_indices=(0, 2))
     manager.initialize(net)
     with manager, torch.no_grad():
@@ -115,7 +113,6 @@ def test_errors():
     with pytest.raises(ValueError, match='not a module of the NoneType'):
         StageOutputsRecorder('backbone').initialize(None)
     with pytest.raises(ValueError, match='attribute stem_name'):
-        StageOutputsRecorder(
-            'backbone', stem=True).initialize(Net(nn.Conv2d(3, 4, 1)))
+        StageOutputsRecorder('backbone', stem=True).initialize(Net(nn.Conv2d(3, 4, 1)))
     with pytest.raises(TypeError, match='Conv2d returns Tensor'):
         _record(Net(nn.Conv2d(3, 4, 1)), torch.zeros(1, 3, 8, 8))

@@ -3,6 +3,7 @@
 Twenty of scikit-learn's digits, batches of six (the last one of two), a
 student with dropout and a random teacher: an epoch takes a tenth of a second.
 """
+
 import copy
 import itertools
 import json
@@ -45,7 +46,7 @@ class TinyNet(BaseModule):
 
     def forward(self, x: Tensor) -> tuple:
         """One map, as backbones return them."""
-        return (self.drop(self.bn(self.conv(x)).relu()), )
+        return (self.drop(self.bn(self.conv(x)).relu()),)
 
 
 @HOOKS.register_module()
@@ -83,42 +84,37 @@ def net(width: int, dropout: float = 0.0) -> Dict[str, Any]:
     return dict(
         type='mmpretrain.ImageClassifier',
         data_preprocessor=dict(
-            type='mmpretrain.ClsDataPreprocessor',
-            num_classes=10,
-            mean=[78.0] * 3,
-            std=[81.4] * 3),
+            type='mmpretrain.ClsDataPreprocessor', num_classes=10, mean=[78.0] * 3, std=[81.4] * 3
+        ),
         backbone=dict(type='mmpretrain.TinyNet', width=width, dropout=dropout),
         neck=dict(type='mmpretrain.GlobalAveragePooling'),
-        head=dict(
-            type='mmpretrain.LinearClsHead', num_classes=10,
-            in_channels=width))
+        head=dict(type='mmpretrain.LinearClsHead', num_classes=10, in_channels=width),
+    )
 
 
 def distiller(**loss: Any) -> Dict[str, Any]:
     """Config of CRD on the neck's output; arguments go to the loss."""
-    loss = {
-        **dict(type='crd_plugin.CRDLoss', embed_dim=8, num_negatives=8),
-        **loss
-    }
+    loss = {**dict(type='crd_plugin.CRDLoss', embed_dim=8, num_negatives=8), **loss}
     connector = dict(type='crd_plugin.EmbeddingConnector', embed_dim=8)
     return dict(
         type='mmrazor.ConfigurableDistiller',
         student_recorders=dict(
             feat=dict(type='mmrazor.ModuleOutputs', source='neck'),
             ids=dict(type='crd_plugin.SampleField', source='sample_idx'),
-            labels=dict(type='crd_plugin.SampleField', source='gt_label')),
-        teacher_recorders=dict(
-            feat=dict(type='mmrazor.ModuleOutputs', source='neck')),
+            labels=dict(type='crd_plugin.SampleField', source='gt_label'),
+        ),
+        teacher_recorders=dict(feat=dict(type='mmrazor.ModuleOutputs', source='neck')),
         connectors=dict(s=dict(connector), t=dict(connector)),
         distill_losses=dict(loss_crd=loss),
         loss_forward_mappings=dict(
             loss_crd=dict(
-                s_feats=dict(
-                    recorder='feat', from_student=True, connector='s'),
-                t_feats=dict(
-                    recorder='feat', from_student=False, connector='t'),
+                s_feats=dict(recorder='feat', from_student=True, connector='s'),
+                t_feats=dict(recorder='feat', from_student=False, connector='t'),
                 sample_idx=dict(recorder='ids', from_student=True),
-                labels=dict(recorder='labels', from_student=True))))
+                labels=dict(recorder='labels', from_student=True),
+            )
+        ),
+    )
 
 
 def model(**loss: Any) -> Dict[str, Any]:
@@ -128,7 +124,8 @@ def model(**loss: Any) -> Dict[str, Any]:
         architecture=net(6, dropout=0.2),
         teacher=net(12),
         input_shape=(3, 8, 8),
-        distiller=distiller(**loss))
+        distiller=distiller(**loss),
+    )
 
 
 def config(work_dir: Any, **changes: Any) -> Config:
@@ -138,24 +135,20 @@ def config(work_dir: Any, **changes: Any) -> Config:
         work_dir (path): Where logs and checkpoints go.
         **changes: Replacements; a double underscore stands for a dot.
     """
-    pipeline = [
-        dict(type='RandomCrop', crop_size=8, padding=1),
-        dict(type='PackInputs')
-    ]
+    pipeline = [dict(type='RandomCrop', crop_size=8, padding=1), dict(type='PackInputs')]
     test_dataset = dict(
-        type='crd_plugin.Digits',
-        split='test',
-        indices=50,
-        pipeline=[dict(type='PackInputs')])
+        type='crd_plugin.Digits', split='test', indices=50, pipeline=[dict(type='PackInputs')]
+    )
     val_dataloader = dict(
         batch_size=25,
         num_workers=0,
         dataset=test_dataset,
-        sampler=dict(type='DefaultSampler', shuffle=False))
+        sampler=dict(type='DefaultSampler', shuffle=False),
+    )
     cfg = Config(
         dict(
             default_scope='mmpretrain',
-            custom_imports=dict(imports=['crd_plugin', 'tests.runs']),
+            custom_imports=dict(imports=['crd_plugin', 'tests.small_runs']),
             work_dir=str(work_dir),
             model=model(),
             train_dataloader=dict(
@@ -164,10 +157,11 @@ def config(work_dir: Any, **changes: Any) -> Config:
                 dataset=dict(
                     type='crd_plugin.SampleIndexDataset',
                     dataset=dict(
-                        type='crd_plugin.Digits',
-                        num_train_per_class=2,
-                        pipeline=pipeline)),
-                sampler=dict(type='DefaultSampler', shuffle=True)),
+                        type='crd_plugin.Digits', num_train_per_class=2, pipeline=pipeline
+                    ),
+                ),
+                sampler=dict(type='DefaultSampler', shuffle=True),
+            ),
             val_dataloader=val_dataloader,
             val_evaluator=dict(type='Accuracy', topk=(1, 5)),
             val_cfg=dict(),
@@ -176,28 +170,30 @@ def config(work_dir: Any, **changes: Any) -> Config:
             test_cfg=dict(),
             optim_wrapper=dict(
                 type='OptimWrapper',
-                optimizer=dict(
-                    type='SGD', lr=0.05, momentum=0.9, weight_decay=5e-4)),
+                optimizer=dict(type='SGD', lr=0.05, momentum=0.9, weight_decay=5e-4),
+            ),
             train_cfg=dict(by_epoch=True, max_epochs=1, val_interval=1),
             default_hooks=dict(
                 logger=dict(type='LoggerHook', interval=1),
                 checkpoint=dict(type='CheckpointHook', interval=1),
-                random_state=dict(type='crd_plugin.RandomStateHook')),
+                random_state=dict(type='crd_plugin.RandomStateHook'),
+            ),
             custom_hooks=[dict(type='crd_plugin.MemoryBankHook', interval=1)],
             visualizer=dict(
-                type='UniversalVisualizer',
-                vis_backends=[dict(type='LocalVisBackend')]),
+                type='UniversalVisualizer', vis_backends=[dict(type='LocalVisBackend')]
+            ),
             # One step a number in the log, not the mean of ten.
             log_processor=dict(window_size=1),
             log_level='INFO',
             randomness=dict(seed=0),
             # Loggers and message hubs are looked up by name in a process.
-            experiment_name=f'run-{os.getpid()}-{next(_COUNT)}'))
+            experiment_name=f'run-{os.getpid()}-{next(_COUNT)}',
+        )
+    )
     # Merging takes `_delete_` out of what it is given.
-    cfg.merge_from_dict({
-        key.replace('__', '.'): copy.deepcopy(value)
-        for key, value in changes.items()
-    })
+    cfg.merge_from_dict(
+        {key.replace('__', '.'): copy.deepcopy(value) for key, value in changes.items()}
+    )
     return cfg
 
 
@@ -222,10 +218,9 @@ def write_config(path: Path, work_dir: Any, **changes: Any) -> Path:
     return path
 
 
-def start(script: str,
-          *args: Any,
-          log: Path,
-          env: Optional[Dict[str, str]] = None) -> subprocess.Popen:
+def start(
+    script: str, *args: Any, log: Path, env: Optional[Dict[str, str]] = None
+) -> subprocess.Popen:
     """Start a script of ``tools/``, its output in a file."""
     path = REPO / 'tools' / script
     program = ['bash'] if path.suffix == '.sh' else [sys.executable]
@@ -236,11 +231,13 @@ def start(script: str,
             stdout=file,
             stderr=subprocess.STDOUT,
             env={
-                **os.environ, 'PYTHONPATH': str(REPO),
+                **os.environ,
+                'PYTHONPATH': str(REPO),
                 'PYTHON': sys.executable,
                 'OMP_NUM_THREADS': '1',
-                **(env or {})
-            })
+                **(env or {}),
+            },
+        )
 
 
 def finish(process: subprocess.Popen, log: Path, timeout: float = 180) -> str:
@@ -255,16 +252,14 @@ def finish(process: subprocess.Popen, log: Path, timeout: float = 180) -> str:
 
 
 def scalars(work_dir: Path) -> List[Dict[str, Any]]:
-    """Logged numbers of all runs in a work dir, oldest first, times left out.
-    """
+    """Logged numbers of all runs in a work dir, oldest first, times left out."""
     lines = []
     for path in sorted(Path(work_dir).glob('*/vis_data/scalars.json')):
         lines += [json.loads(line) for line in path.read_text().splitlines()]
-    return [{
-        key: value
-        for key, value in line.items()
-        if key not in ('time', 'data_time', 'memory')
-    } for line in lines]
+    return [
+        {key: value for key, value in line.items() if key not in ('time', 'data_time', 'memory')}
+        for line in lines
+    ]
 
 
 def load(path: Path) -> Dict[str, Any]:

@@ -3,6 +3,7 @@
 A test of every file is in test_configs.py, one of the tables in
 test_config_tables.py.
 """
+
 import ast
 import functools
 import json
@@ -13,25 +14,28 @@ import torch
 from mmengine.config import Config
 
 from crd_plugin.registry import MODELS
-from tests import runs
+from tests import small_runs
 
-CONFIGS = runs.REPO / 'configs'
+CONFIGS = small_runs.REPO / 'configs'
 BASES = sorted((CONFIGS / '_base_').rglob('*.py'))
 # Transfer learning trains in two steps: tests/test_transfer_configs.py.
 TRANSFER = sorted(CONFIGS.glob('transfer/*.py'))
 LEAVES = sorted(
-    path for path in CONFIGS.glob('*/*.py')
-    if path.parent.name not in ('_base_', 'transfer'))
+    path for path in CONFIGS.glob('*/*.py') if path.parent.name not in ('_base_', 'transfer')
+)
 PAIRS = [path for path in BASES if path.parent.name == 'pairs']
 FOLDERS = sorted({path.parent.name for path in LEAVES})
 
-NAME = re.compile(r'(?P<method>[a-z-]+)_(?P<nets>[\w.-]+)_(?P<schedule>'
-                  r'(?:(?P<gpus>\d+)xb|b)(?P<batch>\d+)-(?P<epochs>\d+)e)_'
-                  r'(?P<data>[a-z0-9-]+)')
+NAME = re.compile(
+    r'(?P<method>[a-z-]+)_(?P<nets>[\w.-]+)_(?P<schedule>'
+    r'(?:(?P<gpus>\d+)xb|b)(?P<batch>\d+)-(?P<epochs>\d+)e)_'
+    r'(?P<data>[a-z0-9-]+)'
+)
 
 
 class Method(NamedTuple):
     """What a leaf of a method must hold."""
+
     title: str
     # Weights of the distiller's losses by their names after "loss_".
     losses: Dict[str, float] = {}
@@ -60,48 +64,50 @@ METHODS = {
     'nst': Method('NST', dict(nst=50)),
     'kdsvd': Method('KDSVD', dict(kdsvd=1)),
     'ab': Method(
-        'AB',
-        dict(ab=1),
-        logged=('init: distill.loss_ab', 'main: student.loss'),
-        **_STAGED),
+        'AB', dict(ab=1), logged=('init: distill.loss_ab', 'main: student.loss'), **_STAGED
+    ),
     'ft': Method(
         'FT',
         dict(ft=200),
-        logged=('init: distill.loss_ft_reconstruction', 'main: student.loss',
-                'main: distill.loss_ft'),
-        **_STAGED),
+        logged=(
+            'init: distill.loss_ft_reconstruction',
+            'main: student.loss',
+            'main: distill.loss_ft',
+        ),
+        **_STAGED,
+    ),
     'fsp': Method(
-        'FSP',
-        dict(fsp=1),
-        logged=('init: distill.loss_fsp', 'main: student.loss'),
-        **_STAGED),
+        'FSP', dict(fsp=1), logged=('init: distill.loss_fsp', 'main: student.loss'), **_STAGED
+    ),
     'online-kd': Method(
         'Online KD',
         algorithm='OnlineEnsembleDistill',
         has_teacher=False,
-        logged=('student.loss', 'branch1.loss', 'branch2.loss',
-                'ensemble.loss', 'distill.loss_online_kd')),
+        logged=(
+            'student.loss',
+            'branch1.loss',
+            'branch2.loss',
+            'ensemble.loss',
+            'distill.loss_online_kd',
+        ),
+    ),
     'crd': Method('CRD', dict(crd=0.8)),
     'crd-kd': Method('CRD+KD', dict(crd=0.8, kd=1), 'crd'),
     'crd-batch': Method('CRD in-batch', dict(crd=0.8), 'crd'),
     'cktf': Method('CKTF', dict(cktf=1)),
     'cktf-kd': Method('CKTF+KD', dict(cktf=1, kd=1), 'cktf'),
     'cocord': Method('CoCoRD', dict(cocord=1), algorithm='CoCoRDDistill'),
-    'cocord-kd': Method(
-        'CoCoRD+KD',
-        dict(cocord=1, kd=1),
-        'cocord',
-        algorithm='CoCoRDDistill'),
+    'cocord-kd': Method('CoCoRD+KD', dict(cocord=1, kd=1), 'cocord', algorithm='CoCoRDDistill'),
 }
 # CKTF beside another method, all of its levels with one weight.
-for _name in ('fitnet', 'at', 'sp', 'cc', 'vid', 'rkd', 'pkt', 'ab', 'ft',
-              'nst'):
+for _name in ('fitnet', 'at', 'sp', 'cc', 'vid', 'rkd', 'pkt', 'ab', 'ft', 'nst'):
     _alone = METHODS[_name]
     METHODS[f'{_name}-cktf'] = _alone._replace(
         title=f'{_alone.title}+CKTF',
         losses=dict(_alone.losses, cktf=0.8),
         folder='cktf',
-        logged=_alone.logged and (*_alone.logged, 'main: distill.loss_cktf'))
+        logged=_alone.logged and (*_alone.logged, 'main: distill.loss_cktf'),
+    )
 CLASSES = {
     'cifar10': 10,
     'cifar100': 100,

@@ -3,6 +3,7 @@
 Their golden files, ``zoo_*.npz``, were made by running ``distiller_zoo/`` of
 HobbitLong/RepDistiller @ b84f547 on seeded inputs.
 """
+
 import pytest
 import torch
 
@@ -60,10 +61,9 @@ def check(loss, case, dtype, one=False):
 def load_parameters(module, case, prefix):
     """Give a module the parameters and buffers of a case, all of them."""
     start = f'param.{prefix}.'
-    module.load_state_dict({
-        name[len(start):]: value
-        for name, value in case.items() if name.startswith(start)
-    })
+    module.load_state_dict(
+        {name[len(start) :]: value for name, value in case.items() if name.startswith(start)}
+    )
 
 
 def check_parameters(module, case, prefix):
@@ -73,8 +73,7 @@ def check_parameters(module, case, prefix):
     for group, tensors in (('grad', parameters), ('after', buffers)):
         start = f'{group}.{prefix}.'
         expected = {
-            name[len(start):]: value
-            for name, value in case.items() if name.startswith(start)
+            name[len(start) :]: value for name, value in case.items() if name.startswith(start)
         }
         assert set(expected) == set(tensors)
         for name, value in expected.items():
@@ -103,8 +102,7 @@ def check_against_loop(loss, loop, student, teacher, rtol=1e-9):
     value.backward()
     torch.testing.assert_close(value, expected, rtol=rtol, atol=1e-12)
     for feat, gradient in zip(student, gradients):
-        torch.testing.assert_close(
-            feat.grad, gradient, rtol=rtol * 10, atol=1e-12)
+        torch.testing.assert_close(feat.grad, gradient, rtol=rtol * 10, atol=1e-12)
     assert all(feat.grad is None for feat in teacher)
 
 
@@ -163,7 +161,5 @@ def check_half_precision(loss, student, teacher, rtol=1e-6):
                 scale = float(reference.abs().max())
                 assert torch.isfinite(gradient).all() and scale > 0
                 torch.testing.assert_close(
-                    gradient.float(),
-                    reference,
-                    rtol=max(rtol, 0.01),
-                    atol=max(rtol, 0.01) * scale)
+                    gradient.float(), reference, rtol=max(rtol, 0.01), atol=max(rtol, 0.01) * scale
+                )
