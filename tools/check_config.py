@@ -7,7 +7,7 @@ from typing import Optional, Sequence
 
 from mmengine.config import DictAction
 
-from crd_plugin import cli
+from crd_plugin.cli import arguments as cli
 
 
 def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:

@@ -23,8 +23,8 @@ from typing import List, Optional, Sequence, Tuple
 REPO = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPO))
 
-from crd_plugin import cli, launch  # noqa: E402
-from crd_plugin.launch import LOG, Run, write_whole  # noqa: E402
+from crd_plugin.cli import arguments as cli, launch  # noqa: E402
+from crd_plugin.cli.launch import LOG, Run, write_whole  # noqa: E402
 
 CONFIGS = REPO / 'configs'
 TEACHER, STUDENT = 'resnet14', 'resnet8w4'
@@ -399,7 +399,7 @@ def report(runs: Sequence[Run], work_dir: Path, argv: Sequence[str]) -> str:
     Returns:
         str: The table.
     """
-    from crd_plugin.visualization import plot_curves, read_run, render_table, summarise
+    from crd_plugin.cli.results import plot_curves, read_run, render_table, summarise
 
     results = [read_run(run.run_dir, run.name, run.seed, run.seconds) for run in runs]
     rows = summarise(results)

@@ -7,7 +7,7 @@ import sys
 from copy import deepcopy
 from typing import Optional, Sequence
 
-from crd_plugin import cli
+from crd_plugin.cli import arguments as cli
 
 
 def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:

@@ -5,7 +5,7 @@ import os.path as osp
 import sys
 from typing import Optional, Sequence
 
-from crd_plugin import cli
+from crd_plugin.cli import arguments as cli
 
 
 def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:

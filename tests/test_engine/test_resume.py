@@ -11,7 +11,7 @@ import pytest
 import torch
 from mmengine.logging import HistoryBuffer
 
-from crd_plugin import cli
+from crd_plugin.cli import arguments as cli
 from tests import small_runs
 
 LAST, KILLED, SAVED = 16, 10, 8  # iterations; four make an epoch

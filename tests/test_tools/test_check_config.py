@@ -79,7 +79,7 @@ def test_problems(tmp_path, config):
 def test_arguments_in_one_process(tmp_path, config, capsys):
     import importlib.util
 
-    from crd_plugin import cli
+    from crd_plugin.cli import arguments as cli
 
     spec = importlib.util.spec_from_file_location(
         'check_config', ROOT / 'tools' / 'check_config.py'

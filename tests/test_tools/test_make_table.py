@@ -7,7 +7,7 @@ import statistics
 
 import pytest
 
-from crd_plugin import cli
+from crd_plugin.cli import arguments as cli
 from tests import tables
 
 TOOL = 'analysis_tools/make_table.py'

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from crd_plugin import cli, launch
+from crd_plugin.cli import arguments as cli, launch
 from tests import tables
 
 TOOL = 'run_table.py'

@@ -5,8 +5,8 @@ import sys
 from pathlib import Path
 from typing import List, Optional, Sequence
 
-from crd_plugin import cli, launch
-from crd_plugin.visualization import (
+from crd_plugin.cli import arguments as cli, launch
+from crd_plugin.cli.comparison import (
     compare,
     read_metafile,
     read_table_runs,

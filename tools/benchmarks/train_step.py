@@ -173,7 +173,7 @@ def load_config(path: str, options: List[str], args: argparse.Namespace, folder:
     """A config ready to be driven: no validation, no checkpoints."""
     import crd_plugin  # noqa: F401  first: mends the imports below
 
-    from crd_plugin import cli, launch  # isort: skip
+    from crd_plugin.cli import arguments as cli, launch  # isort: skip
 
     try:
         if not Path(path).is_file():
@@ -418,7 +418,7 @@ def with_runners(cases: List[Case], work: Callable[[], None]) -> None:
     ``Runner.train`` builds everything and then runs the loop; in its place
     the next runner starts, and at last the work is done.
     """
-    from crd_plugin import cli
+    from crd_plugin.cli import arguments as cli
 
     def start(number: int) -> None:
         if number == len(cases):

@@ -4,7 +4,7 @@ import argparse
 import sys
 from typing import Optional, Sequence
 
-from crd_plugin import cli
+from crd_plugin.cli import arguments as cli
 
 
 def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
@@ -49,7 +49,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     """
     args = parse_args(argv)
     config = None if args.config is None else cli.load_config(args.config)
-    from crd_plugin.engine.publish import publish_student
+    from crd_plugin.checkpoints.publish import publish_student
 
     try:
         target = publish_student(args.checkpoint, args.out, config, use_ema=not args.no_ema)

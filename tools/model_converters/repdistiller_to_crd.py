@@ -4,7 +4,7 @@ import argparse
 import sys
 from typing import Optional, Sequence
 
-from crd_plugin import cli
+from crd_plugin.cli import arguments as cli
 
 
 def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
@@ -47,7 +47,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
         UsageError: If the checkpoint is of another format or network.
     """
     args = parse_args(argv)
-    from crd_plugin.engine.convert_repdistiller import convert_repdistiller
+    from crd_plugin.checkpoints.convert_repdistiller import convert_repdistiller
 
     try:
         target = convert_repdistiller(args.checkpoint, args.out, args.arch)

@@ -9,7 +9,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from crd_plugin.engine import CoCoRDHook
-from crd_plugin.engine.publish import publish_student
+from crd_plugin.checkpoints.publish import publish_student
 from crd_plugin.registry import MODELS
 from tests import small_runs
 from tests.cocord import run_changes

@@ -14,7 +14,7 @@ from mmpretrain.registry import MODELS as MMPRETRAIN_MODELS
 from mmpretrain.structures import DataSample
 from torch import nn
 
-from crd_plugin.engine.publish import publish_student
+from crd_plugin.checkpoints.publish import publish_student
 from crd_plugin.registry import MODELS
 from tests import golden, small_runs
 from tests.online_loops import full_networks, looped_loss

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from crd_plugin import launch
-from crd_plugin.cli import UsageError
+from crd_plugin.cli import launch
+from crd_plugin.cli.arguments import UsageError
 
-REPO = Path(__file__).parents[1]
+REPO = Path(__file__).parents[2]
 CONFIG = REPO / 'configs' / 'vanilla' / 'vanilla_resnet8w4_b20-100e_digits.py'
 
 
@@ -153,7 +153,7 @@ def test_a_folder_is_locked_as_long_as_anything_trains_there(run):
             '-c',
             'import sys\n'
             'from pathlib import Path\n'
-            'from crd_plugin import launch\n'
+            'from crd_plugin.cli import launch\n'
             'run = launch.Run("n", Path("c.py"), 0, Path(sys.argv[1]), [])\n'
             'run.command = lambda resume: [sys.executable, "-c", '
             '"import os, time; print(os.getpid()); time.sleep(60)"]\n'

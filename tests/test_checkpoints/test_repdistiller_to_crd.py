@@ -16,10 +16,10 @@ from mmengine.runner import load_checkpoint
 from mmpretrain import get_model
 from mmpretrain.registry import MODELS
 
-from crd_plugin import cli
+from crd_plugin.cli import arguments as cli
 from crd_plugin.compat import CheckpointError
-from crd_plugin.engine.convert_repdistiller import convert_repdistiller
-from crd_plugin.engine.publish import parse_config_text
+from crd_plugin.checkpoints.convert_repdistiller import convert_repdistiller
+from crd_plugin.checkpoints.publish import parse_config_text
 from crd_plugin.models.backbones import build_cifar_classifier_cfg
 from tests.repdistiller import NAMES, assert_logits, images, state_of
 

@@ -16,7 +16,7 @@ from mmengine.runner import Runner
 from mmpretrain.registry import MODELS
 
 from crd_plugin.compat import CheckpointError
-from crd_plugin.engine.publish import parse_config_text, publish_student, student_config
+from crd_plugin.checkpoints.publish import parse_config_text, publish_student, student_config
 
 ROOT = Path(__file__).parents[2]
 
@@ -32,7 +32,7 @@ TOOL = load_tool('tools/model_converters/publish_student.py')
 
 
 def run_tool(*argv):
-    from crd_plugin import cli
+    from crd_plugin.cli import arguments as cli
 
     return cli.run(TOOL.main, [str(arg) for arg in argv])
 

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from crd_plugin.visualization import (
+from crd_plugin.cli.comparison import (
     compare,
     read_metafile,
     read_table_runs,

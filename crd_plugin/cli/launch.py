@@ -22,14 +22,14 @@ from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Seque
 
 from mmengine.config import Config, DictAction
 
-from .cli import UsageError
+from .arguments import UsageError
 
 try:
     import fcntl
 except ImportError:  # not on Windows; its runs are not locked
     fcntl = None
 
-PACKAGE = Path(__file__).resolve().parent
+PACKAGE = Path(__file__).resolve().parents[1]
 RECORD = 'run.json'
 LOG = 'train.log'
 LOCK = '.lock'

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Callable, List, Optional, Sequence
 
 from mmengine.config import Config, ConfigDict, DictAction
 
-from .compat import CheckpointError, keep_freed_memory
+from crd_plugin.compat import CheckpointError, keep_freed_memory
 
 if TYPE_CHECKING:
     from mmengine.runner import Runner
@@ -101,7 +101,7 @@ def load_config(filename: str) -> Config:
 
 def _nearest_configs(filename: str) -> List[str]:
     """Up to three existing configs whose names are like the given one."""
-    package = Path(__file__).resolve().parent
+    package = Path(__file__).resolve().parents[1]
     folders = (Path(filename).parent, package.parent / 'configs', package / '.mim' / 'configs')
     found = {}
     for folder in folders:

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from crd_plugin.visualization import RunResult, plot_curves, read_run, render_table, summarise
+from crd_plugin.cli.results import RunResult, plot_curves, read_run, render_table, summarise
 
 
 def _log(run_dir, start, values, tail=''):

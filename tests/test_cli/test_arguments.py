@@ -22,7 +22,7 @@ from mmengine.registry import DefaultScope
 from mmengine.visualization import Visualizer
 from mmpretrain.visualization import UniversalVisualizer
 
-from crd_plugin import cli
+from crd_plugin.cli import arguments as cli
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 TOOLS = ROOT / 'tools'

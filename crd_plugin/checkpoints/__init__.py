@@ -1,0 +1,1 @@
+"""Checkpoints in and out: publish the student, convert files of RepDistiller."""

@@ -1,0 +1,1 @@
+"""What the tools share: arguments, the dry run, many runs, tables and plots."""
