@@ -73,7 +73,7 @@ def _queue(runner) -> KeyQueue:
 def train_wrapped(folder: Path, rank: int) -> dict:
     """A real runner: 21 samples on two ranks, fresh weights on each."""
     spy = Spy()
-    runner = runs.build(
+    runner = small_runs.build(
         folder / 'runner',
         spy,
         **run_changes(),

@@ -102,7 +102,7 @@ def contrast_batches(model: nn.Module, batches: List[Dict[str, Tensor]], ids: bo
             dict(
                 loss=loss.detach(),
                 bound=inner.loss.mi_bound,
-                log_mean=inner.loss.batch.log_mean.clone(),
+                log_mean=inner.loss.log_mean.clone(),
                 grads={key: value.grad.clone() for key, value in inner.named_parameters()},
             )
         )
@@ -205,9 +205,10 @@ def with_shards(rank: int) -> Dict[tuple, dict]:
     for objective, exclude, given in SHARD_MODES:
         loss = make_bank_loss(objective, exclude, sharded=True)
         steps = contrast_with_bank(loss, batches, given)
-        found[objective, exclude, given] = dict(
-            steps=steps, whole=[loss.bank.gather_rows(side) for side in ('student', 'teacher')]
-        )
+        with loss.bank.gather_rows_for_checkpoint():
+            state = loss.bank.state_dict()
+        whole = {side: state[side] for side in ('student', 'teacher') if side in state}
+        found[objective, exclude, given] = dict(steps=steps, whole=whole)
     for rule in ('sampled', 'shared'):
         # Drawn with other numbers on each rank, as training does.
         torch.manual_seed(rank)
@@ -217,7 +218,7 @@ def with_shards(rank: int) -> Dict[tuple, dict]:
 
 
 def _value(loss: CRDLoss, batch: Dict[str, Tensor]) -> Tensor:
-    """Loss of a batch with negatives drawn anew, Z given."""
+    """Loss of a batch with new negatives, Z given."""
     loss.bank._has_z = True
     loss.bank.log_z_student.fill_(5.0)
     loss.bank.log_z_teacher.fill_(5.5)
@@ -227,12 +228,12 @@ def _value(loss: CRDLoss, batch: Dict[str, Tensor]) -> Tensor:
 def train_shards(folder: Path, name: str, **changes) -> None:
     """A real run of two epochs, each of which is saved."""
     changes = {
-        **runs.without_validation(),
+        **small_runs.without_validation(),
         'train_cfg__max_epochs': 2,
         'model__distiller__distill_losses__loss_crd__negatives': 'all',
         **changes,
     }
-    runs.build(folder / name, launcher='pytorch', **changes).train()
+    small_runs.build(folder / name, launcher='pytorch', **changes).train()
 
 
 def real_runs(folder: Path) -> dict:
@@ -242,28 +243,26 @@ def real_runs(folder: Path) -> dict:
     train_shards(folder, 'sharded', **sharded)
     first = str(folder / 'sharded/epoch_1.pth')
     train_shards(folder, 'resumed', resume=True, load_from=first, **sharded)
-    runner = runs.build(
+    runner = small_runs.build(
         folder / 'iterations',
         launcher='pytorch',
         **sharded,
         train_cfg=dict(_delete_=True, type='IterBasedTrainLoop', max_iters=4, val_interval=2),
         train_dataloader__sampler=dict(_delete_=True, type='InfiniteSampler', shuffle=True),
         default_hooks__checkpoint=dict(
-            type='CheckpointHook', by_epoch=False, interval=3, save_best='accuracy/top1'
+            type='crd_plugin.CheckpointHook', by_epoch=False, interval=3, save_best='accuracy/top1'
         ),
         log_processor__by_epoch=False,
     )
     runner.train()
-    hook = next(hook for hook in runner.hooks if type(hook).__name__ == 'MemoryBankHook')
-    hook._whole = {}
     message = ''
     try:
         runner.save_checkpoint(str(folder), 'by_hand.pth')
     except RuntimeError as error:
         message = str(error)
-    hook.gather_shards()
-    runner.save_checkpoint(str(folder), 'by_hand.pth')
     bank = runner.model.module.distiller.distill_losses['loss_crd'].bank
+    with bank.gather_rows_for_checkpoint():
+        runner.save_checkpoint(str(folder), 'by_hand.pth')
     return dict(message=message, rows=bank.student)
 
 
@@ -272,7 +271,7 @@ def train(folder: Path) -> dict:
     changes = test_without_bank.config_of()
     changes['train_dataloader__dataset']['indices'] = 21
     changes['train_dataloader__dataset']['num_train_per_class'] = 3
-    runner = runs.build(
+    runner = small_runs.build(
         folder / 'runner',
         launcher='pytorch',
         **changes,

@@ -230,7 +230,7 @@ def _bank(runner):
 def train_wrapped(folder: Path, broadcast_buffers: bool) -> dict:
     """A real runner: 21 samples on two ranks, so one is read twice."""
     spy = Spy()
-    runner = runs.build(
+    runner = small_runs.build(
         folder / f'runner_{broadcast_buffers}',
         spy,
         launcher='pytorch',
@@ -254,13 +254,13 @@ def train_wrapped(folder: Path, broadcast_buffers: bool) -> dict:
 
 def train_online(folder: Path) -> dict:
     """Two epochs of Online KD, whose branches and gate are trained as well."""
-    runner = runs.build(
+    runner = small_runs.build(
         folder / 'online',
         launcher='pytorch',
         model=dict(
             _delete_=True,
             type='crd_plugin.OnlineEnsembleDistill',
-            architecture=runs.net(6),
+            architecture=small_runs.net(6),
             branch_from='backbone.bn',
             input_shape=(3, 8, 8),
         ),

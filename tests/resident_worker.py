@@ -37,7 +37,7 @@ class Watch(Hook):
 
 def changes() -> Dict[str, Any]:
     """Changes that make a small run resident."""
-    cfg = runs.config('unused')
+    cfg = small_runs.config('unused')
     train, val = map(copy.deepcopy, (cfg.train_dataloader, cfg.val_dataloader))
     train.update(RESIDENT)
     train.dataset.type = 'crd_plugin.ResidentDataset'
@@ -74,6 +74,6 @@ def work(rank: int, folder: str, port: int) -> None:
     )
     torch.set_num_threads(1)
     watch = Watch()
-    runs.build(Path(folder) / 'work', watch, launcher='pytorch', **without_validation()).train()
+    small_runs.build(Path(folder) / 'work', watch, launcher='pytorch', **without_validation()).train()
     torch.save(watch.seen, Path(folder) / f'{rank}.pth')
     torch.distributed.destroy_process_group()

@@ -1,24 +1,27 @@
 """Batches of all ranks as one, with gradients."""
 
-from typing import List, Sequence, Tuple
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from mmengine.dist import all_gather, all_reduce, get_rank, get_world_size
 from torch import Tensor
 
 
-def gather_sizes(size: int, device: torch.device) -> List[int]:
-    """Batch size of each rank, in rank order; a collective if there are many.
+def gather_sizes(size: int, device: torch.device) -> list[int]:
+    """Gather the batch size of each rank, in rank order.
 
     The sizes are read back to the host: collectives need equal shapes, and a
     sampler may give ranks last batches of different sizes.
 
     Args:
-        size (int): Of this rank.
+        size (int): Batch size of this rank.
         device (torch.device): Where collectives take place.
 
     Returns:
-        list[int]: One a rank.
+        list[int]: One per rank.
     """
     if get_world_size() == 1:
         return [size]
@@ -27,7 +30,7 @@ def gather_sizes(size: int, device: torch.device) -> List[int]:
 
 
 def own_part(sizes: Sequence[int]) -> slice:
-    """Where this rank's samples lie among those of all ranks.
+    """Return where this rank's samples lie among those of all ranks.
 
     Args:
         sizes (Sequence[int]): From :func:`gather_sizes`.
@@ -35,47 +38,16 @@ def own_part(sizes: Sequence[int]) -> slice:
     Returns:
         slice: Of the concatenated batches.
     """
-    begin = sum(sizes[: get_rank()])
-    return slice(begin, begin + sizes[get_rank()])
-
-
-def gather_batches(
-    sample_key: Tensor, embeddings: Sequence[Tensor], sizes: Sequence[int]
-) -> Tuple[Tensor, List[Tensor]]:
-    """Ids and embeddings of all ranks, in rank order, in one collective.
-
-    The gradient of a gathered embedding is summed over the ranks and goes to
-    the rank that it came from.
-
-    Args:
-        sample_key (Tensor): An id or class of each sample, ``(B,)`` int64.
-        embeddings (Sequence[Tensor]): Each ``(B, D)``, all float32 or all
-            float64.
-        sizes (Sequence[int]): Batch size of each rank.
-
-    Returns:
-        tuple[Tensor, list[Tensor]]: Ids ``(sum of sizes,)`` and embeddings
-        ``(sum of sizes, D)``.
-    """
-    if len(sizes) == 1:
-        return sample_key, list(embeddings)
-    # Bits of an int64 as one float64 or two float32: copied, never computed
-    # with.
-    bits = sample_key.contiguous().view(embeddings[0].dtype)
-    bits = bits.view(sample_key.numel(), -1)
-    widths = [bits.size(1), *(each.size(1) for each in embeddings)]
-    packed = _GatherRows.apply(torch.cat([bits, *embeddings], 1), sizes)
-    bits, *gathered = packed.split(widths, dim=1)
-    keys = bits.detach().contiguous().view(torch.int64).view(-1)
-    return keys, gathered
+    start = sum(sizes[: get_rank()])
+    return slice(start, start + sizes[get_rank()])
 
 
 @torch.no_grad()
 def gather_rows(rows: Tensor, sizes: Sequence[int]) -> Tensor:
-    """Rows of all ranks, in rank order, without gradient.
+    """Concatenate the rows of all ranks, in rank order, without gradient.
 
     Args:
-        rows (Tensor): Of this rank, ``(B, ...)``, any type.
+        rows (Tensor): Rows of this rank, ``(B, ...)``, any type.
         sizes (Sequence[int]): Batch size of each rank.
 
     Returns:
@@ -85,24 +57,79 @@ def gather_rows(rows: Tensor, sizes: Sequence[int]) -> Tensor:
     if missing:
         rows = torch.cat([rows, rows.new_zeros(missing, *rows.shape[1:])])
     ranks = all_gather(rows.contiguous())
-    return torch.cat([rank[:size] for rank, size in zip(ranks, sizes)])
+    return torch.cat([rank[:size] for rank, size in zip(ranks, sizes, strict=True)])
+
+
+def pack(ids: Tensor, embeddings: Sequence[Tensor]) -> Tensor:
+    """Lay ids and embeddings side by side, for one collective.
+
+    Ids keep all their bits: an int64 is carried as one float64 or two float32
+    numbers, which are copied and never computed with.
+
+    Args:
+        ids (Tensor): An id or class of each sample, ``(B,)`` int64.
+        embeddings (Sequence[Tensor]): Each ``(B, D)``, all float32 or all
+            float64.
+
+    Returns:
+        Tensor: ``(B, 1 or 2 + sum of D)``.
+    """
+    bits = ids.contiguous().view(embeddings[0].dtype).view(len(ids), -1)
+    return torch.cat([bits, *embeddings], dim=1)
+
+
+def unpack(packed: Tensor, widths: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
+    """Undo :func:`pack`.
+
+    Args:
+        packed (Tensor): From :func:`pack`.
+        widths (Sequence[int]): Width D of each embedding.
+
+    Returns:
+        tuple[Tensor, list[Tensor]]: Ids ``(B,)`` int64 and the embeddings.
+    """
+    bits, *embeddings = packed.split([packed.size(1) - sum(widths), *widths], dim=1)
+    return bits.detach().contiguous().view(torch.int64).view(-1), embeddings
+
+
+def gather_batches(
+    ids: Tensor, embeddings: Sequence[Tensor], sizes: Sequence[int]
+) -> tuple[Tensor, list[Tensor]]:
+    """Gather ids and embeddings of all ranks, in rank order, in one collective.
+
+    The gradient of a gathered embedding is summed over the ranks and goes to
+    the rank that it came from.
+
+    Args:
+        ids (Tensor): An id or class of each sample, ``(B,)`` int64.
+        embeddings (Sequence[Tensor]): Each ``(B, D)``, all float32 or all
+            float64.
+        sizes (Sequence[int]): Batch size of each rank.
+
+    Returns:
+        tuple[Tensor, list[Tensor]]: Ids ``(sum of sizes,)`` and embeddings
+        ``(sum of sizes, D)``.
+    """
+    if len(sizes) == 1:
+        return ids, list(embeddings)
+    gathered = _GatherRows.apply(pack(ids, embeddings), sizes)
+    return unpack(gathered, [each.size(1) for each in embeddings])
 
 
 class _GatherRows(torch.autograd.Function):
     """Rows of all ranks; backward sums over ranks.
 
-    Source: the gradient of a concatenation, of which each rank holds a part.
     Every rank's loss depends on every row, hence the sum.
     """
 
     @staticmethod
-    def forward(ctx, rows: Tensor, sizes: Sequence[int]) -> Tensor:
+    def forward(ctx: Any, rows: Tensor, sizes: Sequence[int]) -> Tensor:
         ctx.sizes = sizes
         return gather_rows(rows, sizes)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, grad: Tensor) -> Tuple[Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         grad = grad.contiguous().clone()
         all_reduce(grad)
         return grad[own_part(ctx.sizes)], None

@@ -1,19 +1,17 @@
-"""Contrastive objectives of CRD as fused tensor functions.
+"""The contrastive objectives of CRD against a memory bank.
 
-Loss and anchor gradient come out of the same pass over the bank, as in fused
-linear cross-entropy kernels: scores are made tile by tile, turned into their
-share of the loss and of the gradient, and dropped. A row of the bank needs no
-gradient. All is computed in float32 (float64 for float64 anchors) whatever
-autocast says, since exp(1 / 0.07) overflows float16.
-
-Both directions go through together. A GPU does all for both in one call, which
-halves the calls (what that gains was not measured). A CPU does so with what is
-small; the tiles of one direction follow those of the other, as its cache holds
-them.
+Loss and anchor gradient come out of one pass over the scored rows: scores are
+made a piece at a time, added to the sums of their anchors and dropped, so
+memory does not grow with the number of negatives. Rows of the bank need no
+gradient. Everything is computed in float32 (float64 for float64 embeddings)
+whatever autocast says, because exp(1 / 0.07) overflows float16.
 """
 
+from __future__ import annotations
+
 import math
-from typing import NamedTuple, Optional, Sequence, Tuple, Union
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -21,56 +19,38 @@ from torch import Tensor
 
 from .features import full_precision, no_autocast
 from .negatives import Negatives
-from .scratch import scratch
-from .tiles import Tile, gather, score_tiles
 
-__all__ = ['ContrastResult', 'info_nce', 'log_partition', 'nce', 'scores']
+__all__ = ['EPS', 'ContrastResult', 'critic_loss', 'info_nce', 'log_partition', 'nce']
 
 # Added to K / N in the denominators of the public code.
 EPS = 1e-7
 
 # softplus(x) = x from here on: exp(-40) vanishes in float64 too.
-_SOFTPLUS_LINEAR = 40.0
-
-# Up to here 1 - p has lost less than five of its bits.
-_COMPLEMENT_EXACT = 0.95
-
-# How often pairs are put together before logarithms are taken, and the names
-# of the memory for it.
-_FOLDS = 'pairs', 'fours', 'eights'
+_LINEAR = 40.0
 
 
 class ContrastResult(NamedTuple):
-    """What the objective returns.
+    """What an objective returns for E directions and B anchors.
 
     Attributes:
-        loss (Tensor): Scalar, or ``(E,)`` of E directions, differentiable
-            with respect to the anchors.
-        positive_loss (Tensor): ``-log h`` at the positive pair of each
-            anchor, h the critic, ``(E, B)`` without gradient; E is 1 where
-            ``loss`` is a scalar.
+        loss (Tensor): Mean over the anchors, ``(E,)``, differentiable with
+            respect to the anchors.
+        positive_loss (Tensor): ``-log h`` of each positive pair, h the
+            critic, ``(E, B)`` without gradient.
     """
 
     loss: Tensor
     positive_loss: Tensor
 
-    @property
-    def log_h(self) -> Tensor:
-        """Tensor: Mean over the batch of the log of the critic at the
-        positive pair, in the shape of ``loss`` and without gradient."""
-        return self.positive_loss.mean(-1).neg_().view(self.loss.shape)
-
 
 def nce(
     anchor: Tensor,
-    rows: Union[Tensor, Sequence[Tensor]],
-    pos_idx: Tensor,
+    banks: Sequence[Tensor],
     negatives: Negatives,
     log_z: Tensor,
     temperature: float,
-    eps: float = EPS,
 ) -> ContrastResult:
-    r"""Noise-contrastive objective of CRD, for one direction or several.
+    r"""Noise-contrastive objective of CRD.
 
     With :math:`s_{ij} = \langle g_i, v_j \rangle / \tau`,
     :math:`P = e^s / Z`, :math:`c = K / N` and
@@ -81,322 +61,278 @@ def nce(
             + \sum_k \log \frac{c}{P_{ik} + c + \epsilon} \Big].
 
     Source: Tian et al., arXiv:1910.10699, eq. 17-18; numbers of
-    HobbitLong/RepDistiller ``crd/criterion.py``, its ``eps`` included, which
+    HobbitLong/RepDistiller ``crd/criterion.py``, including its ``eps``, which
     the paper does not have.
 
     Args:
-        anchor (Tensor): Embeddings g, ``(B, D)`` float, or of E directions
-            ``(E, B, D)``.
-        rows (Tensor | Sequence[Tensor]): Bank of the other side, ``(N, D)``
-            float, or one for each direction.
-        pos_idx (Tensor): Row of the positive of each anchor, ``(B,)`` int64.
-        negatives (Negatives): The rows to push away.
-        log_z (Tensor): Logarithm of the partition constant Z, scalar, or
-            ``(E,)``.
+        anchor (Tensor): Embeddings g of E directions, ``(E, B, D)`` float.
+        banks (Sequence[Tensor]): Rows that each direction is scored against,
+            E of ``(N, D)`` float; of a sharded bank the rows of this rank.
+        negatives (Negatives): Positive and negatives of each anchor.
+        log_z (Tensor): Logarithm of the partition constants Z, ``(E,)``.
         temperature (float): tau.
-        eps (float): Added to K / N. Defaults to 1e-7, as published.
 
     Returns:
-        ContrastResult: Losses, and ``-log h`` of each positive.
+        ContrastResult: Loss of each direction, ``-log h`` of each positive.
     """
     num_negatives = negatives.num_negatives
+    noise = num_negatives / negatives.num_rows
     with torch.no_grad(), no_autocast(anchor):
-        query, banks = _directions(anchor, rows, temperature)
-        noise = num_negatives / banks[0].size(0)
-        # P / (c + eps) = exp(s - shift), so both logs are softplus of it.
-        shift = _shift(log_z, noise + eps, query)
-        positive, score = _positives(query, banks, pos_idx)
-        below = shift - score
-        positive_loss = F.softplus(below, threshold=_SOFTPLUS_LINEAR)
-        negative_loss, grad = _negative_pass(query, banks, negatives, shift)
-        weight = _expectation_weight(negatives, query.dtype)
-        if weight is not None:
-            negative_loss *= weight
-            grad *= weight[:, None]
-        grad.addcmul_(positive, torch.sigmoid(below)[..., None], value=-1)
-        grad /= temperature * anchor.size(-2)
-        # c / (c + eps), from the numerator of the negative term.
-        constant = num_negatives * math.log1p(eps / noise)
-        losses = negative_loss.add_(positive_loss)
-    return ContrastResult(_attach(anchor, losses, grad, constant), positive_loss)
+        query = full_precision(anchor.detach()) / temperature
+        # P / (c + eps) = exp(s - shift), so both logarithms are softplus of it.
+        shift = (log_z + math.log(noise + EPS)).to(query.dtype)
+        loss, grad, positive = _nce_sums(query, banks, negatives, shift)
+        below = shift[:, None] - (query * positive).sum(-1)
+        positive_loss = F.softplus(below, threshold=_LINEAR)
+        grad -= positive * torch.sigmoid(below)[..., None]
+        # The last term is c / (c + eps), the numerator of the negatives.
+        losses = loss + positive_loss + num_negatives * math.log1p(EPS / noise)
+    return ContrastResult(_AttachGradient.apply(anchor, losses, grad / temperature), positive_loss)
 
 
 def info_nce(
-    anchor: Tensor,
-    rows: Union[Tensor, Sequence[Tensor]],
-    pos_idx: Tensor,
-    negatives: Negatives,
-    temperature: float,
+    anchor: Tensor, banks: Sequence[Tensor], negatives: Negatives, temperature: float
 ) -> ContrastResult:
     """Softmax cross-entropy of the positive against the negatives.
 
     The ablation of the CRD paper (section 4.4, "InfoNCE"): no partition
-    constant and no noise rate. Weighted negatives (``'shared'``, ``'all'``)
-    weigh the exponentials.
+    constant and no noise rate.
 
     Args:
-        anchor (Tensor): As for :func:`nce`.
-        rows (Tensor | Sequence[Tensor]): As for :func:`nce`.
-        pos_idx (Tensor): Row of the positive of each anchor, ``(B,)`` int64.
-        negatives (Negatives): The rows to push away.
+        anchor (Tensor): As for :func:`nce`, ``(E, B, D)`` float.
+        banks (Sequence[Tensor]): As for :func:`nce`, E of ``(N, D)`` float.
+        negatives (Negatives): Positive and negatives of each anchor.
         temperature (float): tau.
 
     Returns:
-        ContrastResult: Losses, and minus the log-probability of each
-            positive.
+        ContrastResult: Loss of each direction, and minus the log-probability
+        of each positive.
     """
     with torch.no_grad(), no_autocast(anchor):
-        query, banks = _directions(anchor, rows, temperature)
-        positive, x = _positives(query, banks, pos_idx)
-        weight = _expectation_weight(negatives, query.dtype)
-        log_sum, mean_row = _softmax_pass(query, banks, negatives, weight)
-        total = torch.logaddexp(x, log_sum)
-        share = torch.exp(log_sum - total)
-        losses = total - x
-        grad = share[..., None] * (mean_row - positive)
-        grad /= temperature * anchor.size(-2)
-    return ContrastResult(_attach(anchor, losses, grad), losses)
+        query = full_precision(anchor.detach()) / temperature
+        log_sum, mean_row, positive = _softmax_sums(query, banks, negatives)
+        score = (query * positive).sum(-1)
+        total = torch.logaddexp(score, log_sum)
+        grad = (log_sum - total).exp()[..., None] * (mean_row - positive)
+        losses = total - score
+    return ContrastResult(_AttachGradient.apply(anchor, losses, grad / temperature), losses)
 
 
+@torch.no_grad()
 def log_partition(
-    anchor: Tensor,
-    rows: Union[Tensor, Sequence[Tensor]],
-    pos_idx: Tensor,
-    negatives: Negatives,
-    temperature: float,
+    anchor: Tensor, banks: Sequence[Tensor], negatives: Negatives, temperature: float
 ) -> Tensor:
-    """Log of Z / N: mean of exp(s) over the positive and the K negatives.
+    """Logarithm of Z / N: mean of exp(s) over the positives and K negatives of each.
 
     Source: HobbitLong/RepDistiller ``crd/memory.py``, which sets
-    ``Z = N * mean(exp(s))`` on the first batch and keeps it. Computed in logs:
-    exp(1 / 0.01) is beyond float32.
+    ``Z = N * mean(exp(s))`` on the first batch and keeps it. Computed in
+    logarithms, because exp(1 / 0.01) is beyond float32.
 
     Args:
-        anchor (Tensor): As for :func:`nce`.
-        rows (Tensor | Sequence[Tensor]): As for :func:`nce`.
-        pos_idx (Tensor): Row of the positive of each anchor, ``(B,)`` int64.
-        negatives (Negatives): The rows scored.
+        anchor (Tensor): As for :func:`nce`, ``(E, B, D)`` float.
+        banks (Sequence[Tensor]): As for :func:`nce`, E of ``(N, D)`` float.
+        negatives (Negatives): Positive and negatives of each anchor.
         temperature (float): tau.
 
     Returns:
-        Tensor: Scalar, or ``(E,)``, float64 without gradient.
+        Tensor: ``(E,)`` float64.
     """
-    with torch.no_grad(), no_autocast(anchor):
-        query, banks = _directions(anchor, rows, temperature)
-        _, x = _positives(query, banks, pos_idx)
-        weight = _expectation_weight(negatives, query.dtype)
-        log_sum, _ = _softmax_pass(query, banks, negatives, weight)
-        total = torch.logaddexp(x, log_sum).double().logsumexp(-1)
-    total -= math.log(anchor.size(-2) * (1 + negatives.num_negatives))
-    return total.view(anchor.shape[:-2])
+    with no_autocast(anchor):
+        query = full_precision(anchor) / temperature
+        log_sum, _, positive = _softmax_sums(query, banks, negatives)
+        total = torch.logaddexp((query * positive).sum(-1), log_sum).double().logsumexp(-1)
+    return total - math.log(anchor.size(1) * (1 + negatives.num_negatives))
 
 
-def scores(anchor: Tensor, rows: Tensor, index: Tensor, temperature: float) -> Tensor:
-    """Scores of given pairs, an anchor at a time.
+def critic_loss(
+    score: Tensor, positive: Tensor, weight: Tensor, log_mean: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Objective of anchors against a batch, whose keys carry gradient too.
+
+    The batch is the bank: N = M rows and K = M - 1 negatives. Autograd does
+    the rest; a batch is small enough to keep its scores.
 
     Args:
-        anchor (Tensor): Embeddings, ``(B, D)`` float.
-        rows (Tensor): Bank, ``(N, D)`` float.
-        index (Tensor): Rows to score for each anchor, ``(B, M)`` int64.
-        temperature (float): tau.
+        score (Tensor): Anchors against the batch, ``(A, M)`` float32 or
+            float64, divided by the temperature; M at least 2.
+        positive (Tensor): Column of each anchor's positive, ``(A,)`` int64.
+        weight (Tensor): How often each sample counts as a negative, ``(A, M)``.
+        log_mean (Tensor, optional): Logarithm of Z / N for the objective of
+            :func:`nce`; None for that of :func:`info_nce`.
 
     Returns:
-        Tensor: ``<g_i, v_j> / tau``, ``(B, M)``.
+        tuple[Tensor, Tensor]: Loss of each anchor, and ``log h`` of its
+        positive without gradient, both ``(A,)``.
     """
-    query = full_precision(anchor) / temperature
-    return torch.stack([rows[ids].to(query.dtype) @ vector for ids, vector in zip(index, query)])
+    column = positive[:, None]
+    own = score.gather(1, column).squeeze(1)
+    if log_mean is None:
+        loss = torch.logsumexp(score + weight.scatter(1, column, 1).log(), 1) - own
+        return loss, -loss.detach()
+    num_rows = score.size(1)
+    num_negatives = num_rows - 1
+    noise = num_negatives / num_rows
+    shift = (log_mean + math.log(num_rows) + math.log(noise + EPS)).to(score.dtype)
+    positive_loss = F.softplus(shift - own, threshold=_LINEAR)
+    negative_loss = (F.softplus(score - shift, threshold=_LINEAR) * weight).sum(1)
+    constant = num_negatives * math.log1p(EPS / noise)
+    return positive_loss + negative_loss + constant, -positive_loss.detach()
 
 
-def _directions(
-    anchor: Tensor, rows: Union[Tensor, Sequence[Tensor]], temperature: float
-) -> Tuple[Tensor, Sequence[Tensor]]:
-    """Scaled anchors ``(E, B, D)`` and their banks."""
-    query = full_precision(anchor.detach()) / temperature
-    banks = (rows,) if isinstance(rows, Tensor) else rows
-    return query.view(len(banks), *query.shape[-2:]), banks
+class _Piece(NamedTuple):
+    """Scores of the anchors of some sets against some rows of these sets.
+
+    Attributes:
+        at (tuple[int, slice]): Direction and sets, an index of ``(E, S, ...)``.
+        score (Tensor): ``(s, b, m)``, -inf where a row is left out.
+        rows (Tensor): ``(s, m, D)``.
+        counts (Tensor, optional): How often each row counts, like ``score``.
+        left_out (Tensor, optional): Number of rows left out, ``(s, b)``; given
+            with the first direction, because it is the same for all.
+    """
+
+    at: tuple[int, slice]
+    score: Tensor
+    rows: Tensor
+    counts: Tensor | None
+    left_out: Tensor | None
 
 
-def _shift(log_z: Tensor, noise: float, query: Tensor) -> Tensor:
-    """``log Z + log noise`` of each direction, ``(E, 1)``."""
-    shift = (log_z + math.log(noise)).to(query.dtype)
-    return shift.view(-1, 1).expand(len(query), 1)
+def _pieces(slots: Tensor, banks: Sequence[Tensor], negatives: Negatives) -> Iterator[_Piece]:
+    """Score the anchors of all sets, ``(E, S, b, D)``, against the rows of their sets."""
+    num_sets, size, width = slots.shape[1:]
+    sets_at_once, limit = _piece_size(slots)
+    rows_at_once = max(1, limit // (sets_at_once * size))
+    for first in range(0, num_sets, sets_at_once):
+        sets = slice(first, first + sets_at_once)
+        for start in range(0, negatives.rows_per_set, rows_at_once):
+            columns = slice(start, start + rows_at_once)
+            index = None if negatives.rows is None else negatives.rows[sets, columns].flatten()
+            excluded = counts = left_out = None
+            if negatives.row_key is not None:
+                own = negatives.anchor_key[negatives.anchors[sets], None]
+                row_key = negatives.row_key
+                key = row_key[columns] if index is None else row_key[index]
+                excluded = own == key.view(sets_at_once, 1, -1)
+                left_out = excluded.sum(-1)
+            elif negatives.counts is not None:
+                counts = negatives.counts[None, :, columns]
+                excluded = counts == 0
+            for direction, bank in enumerate(banks):
+                rows = bank[columns] if index is None else bank.index_select(0, index)
+                rows = rows.to(slots.dtype).view(sets_at_once, -1, width)
+                score = torch.bmm(slots[direction, sets], rows.mT)
+                if excluded is not None:
+                    score.masked_fill_(excluded, -math.inf)
+                yield _Piece((direction, sets), score, rows, counts, left_out)
+                left_out = None
 
 
-def _positives(query: Tensor, banks: Sequence[Tensor], pos_idx: Tensor) -> Tuple[Tensor, Tensor]:
-    """Rows of the positives, ``(E, B, D)``, and their scores, ``(E, B)``."""
-    rows = gather(banks, pos_idx, 'positive').to(query.dtype)
-    return rows, (query * rows).sum(-1)
+def _piece_size(slots: Tensor) -> tuple[int, int]:
+    """Sets per piece and, at most, scores per piece."""
+    if slots.device.type == 'cpu':
+        return 1, 1 << 18  # The scores stay in the cache.
+    return slots.size(1), 1 << 26  # Few kernel launches.
 
 
-def _negative_pass(
+def _nce_sums(
     query: Tensor, banks: Sequence[Tensor], negatives: Negatives, shift: Tensor
-) -> Tuple[Tensor, Tensor]:
-    """Sum of softplus(score - shift) over negatives, and its gradient.
-
-    Args:
-        query (Tensor): Scaled anchors, ``(E, B, D)``.
-        banks (Sequence[Tensor]): E of ``(N, D)``.
-        negatives (Negatives): The rows.
-        shift (Tensor): ``(E, 1)``.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Weighted sum of softplus(s - shift) over the negatives, its gradient, positive rows.
 
     Returns:
-        tuple[Tensor, Tensor]: ``(E, B)`` and, of the query, ``(E, B, D)``.
+        tuple[Tensor, Tensor, Tensor]: ``(E, B)``, ``(E, B, D)``, ``(E, B, D)``.
     """
-    parts = negatives.parts
-    if parts is not None:
-        query = parts.spread(query)
-    places = tuple(query.shape[:2])
-    loss = grad = None
-    for tile in score_tiles(query, banks, negatives):
-        lead = (-1,) + (1,) * (tile.score.dim() - 1)
-        score = tile.score.sub_(shift[tile.where[0]].view(lead))
-        slope = torch.sigmoid(score, out=scratch('slope', score.shape, score))
-        if tile.weight is not None:
-            slope.mul_(tile.weight)
-        grad = tile.add(grad, tile.product(slope), places)
-        value = _sum_softplus(score, slope, tile).flatten(1)
-        loss = tile.add(loss, value, places)
-    if parts is not None:
-        loss, grad = (parts.collect(value).sum(2) for value in (loss, grad))
-    return loss, grad
+    slots = negatives.shards.gather(query)[:, negatives.anchors]
+    loss, grad = slots.new_zeros(slots.shape[:3]), torch.zeros_like(slots)
+    left_out = slots.new_zeros(slots.shape[1:3])
+    for at, score, rows, counts, number in _pieces(slots, banks, negatives):
+        score -= shift[at[0]]
+        value, slope = F.softplus(score, threshold=_LINEAR), torch.sigmoid(score)
+        if counts is not None:
+            value, slope = value * counts, slope * counts
+        loss[at] += value.sum(-1)
+        grad[at].baddbmm_(slope, rows)
+        if number is not None:
+            left_out[at[1]] += number
+    loss, grad = negatives.collect(loss).sum(2), negatives.collect(grad).sum(2)
+    weight, loss, grad, positive = _sum_shards(banks, negatives, left_out, loss, grad)
+    return loss * weight, grad * weight[..., None], positive
 
 
-def _sum_softplus(score: Tensor, slope: Tensor, tile: Tile) -> Tensor:
-    """Sum of softplus(score) over the rows of a tile.
+def _softmax_sums(
+    query: Tensor, banks: Sequence[Tensor], negatives: Negatives
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Log of the weighted sum of exp(s), mean row under that softmax, positive rows.
 
-    Args:
-        score (Tensor): Shifted scores.
-        slope (Tensor): Their sigmoid times the tile's weight.
-        tile (Tile): The tile.
+    Sums are kept relative to the largest score met so far.
 
     Returns:
-        Tensor: In the shape of ``score`` without the last dimension.
+        tuple[Tensor, Tensor, Tensor]: ``(E, B)``, ``(E, B, D)``, ``(E, B, D)``.
     """
-    if score.device.type == 'cpu' and not tile.repeats:
-        total = _log_of_complements(slope)
-        if total is not None:
-            return total.neg_()
-    value = F.softplus(score, threshold=_SOFTPLUS_LINEAR)
-    if tile.weight is not None:
-        value.mul_(tile.weight)
-    return value.sum(-1)
+    slots = negatives.shards.gather(query)[:, negatives.anchors]
+    # Not -inf, because a piece may hold nothing but left-out rows.
+    largest = slots.new_full(slots.shape[:3], torch.finfo(slots.dtype).min)
+    total, row_sum = torch.zeros_like(largest), torch.zeros_like(slots)
+    left_out = slots.new_zeros(slots.shape[1:3])
+    for at, score, rows, counts, number in _pieces(slots, banks, negatives):
+        top = torch.maximum(largest[at], score.amax(-1))
+        value = score.sub_(top[..., None]).exp_()
+        if counts is not None:
+            value = value * counts
+        shrink = (largest[at] - top).exp()
+        total[at] = total[at] * shrink + value.sum(-1)
+        row_sum[at] = torch.baddbmm(row_sum[at] * shrink[..., None], value, rows)
+        largest[at] = top
+        if number is not None:
+            left_out[at[1]] += number
+    # Bring the sets of each anchor, and the shards, to one scale.
+    largest = negatives.collect(largest)
+    top = negatives.shards.largest(largest.amax(2))
+    share = (largest - top[..., None]).exp()
+    total = (negatives.collect(total) * share).sum(2)
+    row_sum = (negatives.collect(row_sum) * share[..., None]).sum(2)
+    weight, total, row_sum, positive = _sum_shards(banks, negatives, left_out, total, row_sum)
+    mean_row = row_sum / total.clamp_min(torch.finfo(total.dtype).tiny)[..., None]
+    return (weight * total).log() + negatives.shards.own(top), mean_row, positive
 
 
-def _log_of_complements(p: Tensor) -> Optional[Tensor]:
-    """``log(1 - p)`` summed over the last dimension, for few logarithms.
-
-    ``softplus(x) = -log(1 - sigmoid(x))``. Pairs are put together before:
-    ``1 - (1 - p)(1 - q) = p + q (1 - p)`` loses no digit of small p and q,
-    other than a product of ``1 - p`` would. A CPU is looked at for whether
-    all is far enough from 1; a GPU would be waited for.
+def _sum_shards(
+    banks: Sequence[Tensor], negatives: Negatives, left_out: Tensor, value: Tensor, vector: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Sum ``value (E, B)`` and ``vector (E, B, D)`` over the shards of the bank.
 
     Returns:
-        Tensor, optional: None where digits would be lost.
+        tuple[Tensor, ...]: How much each negative counts ``(E, B)``, the two
+        sums, and the rows of the positives ``(E, B, D)``, of this rank's anchors.
     """
-    one = p.new_ones(())
-    for name in _FOLDS:
-        width = p.size(-1)
-        half = width // 2
-        if half == 0:
-            break
-        first, second = p.narrow(-1, 0, half), p.narrow(-1, half, half)
-        odd = None if width % 2 == 0 else p[..., -1:]
-        p = torch.lerp(first, one, second, out=scratch(name, first.shape, p))
-        if odd is not None:
-            p[..., :1].lerp_(one, odd)
-    if not float(p.amax()) <= _COMPLEMENT_EXACT:
-        return None
-    return p.neg().log1p_().sum(-1)
-
-
-def _softmax_pass(
-    query: Tensor, banks: Sequence[Tensor], negatives: Negatives, weight: Optional[Tensor]
-) -> Tuple[Tensor, Tensor]:
-    """Log of the sum of exp(score), and the mean row under the softmax.
-
-    One pass: the sums are kept relative to the largest score met so far.
-
-    Args:
-        query (Tensor): Scaled anchors, ``(E, B, D)``.
-        banks (Sequence[Tensor]): E of ``(N, D)``.
-        negatives (Negatives): The rows.
-        weight (Tensor, optional): Of each anchor's negatives, ``(B,)``.
-
-    Returns:
-        tuple[Tensor, Tensor]: ``(E, B)`` and ``(E, B, D)``.
-    """
-    parts = negatives.parts
-    if parts is not None:
-        query = parts.spread(query)
-    largest = query.new_full(query.shape[:2], -math.inf)
-    total = torch.zeros_like(largest)
-    mean_row = torch.zeros_like(query)
-    for tile in score_tiles(query, banks, negatives):
-        now = tile.where
-        score = tile.score
-        if tile.weight is not None:
-            score.masked_fill_(tile.weight == 0, -math.inf)
-        top = torch.maximum(largest[now], score.amax(-1).flatten(1))
-        # A tile may hold nothing but left-out rows: keep -inf out of exp.
-        reference = top.clamp_min(torch.finfo(top.dtype).min)
-        shrink = torch.exp(largest[now] - reference)
-        value = score.sub_(reference.view(*score.shape[:-1], 1)).exp_()
-        if tile.repeats:
-            value.mul_(tile.weight)
-        total[now].mul_(shrink).add_(value.sum(-1).flatten(1))
-        mean_row[now].mul_(shrink[..., None]).add_(tile.product(value))
-        largest[now].copy_(top)
-    mean_row /= total.clamp_min(torch.finfo(total.dtype).tiny)[..., None]
-    log_sum = total.log() + largest
-    if parts is not None:
-        log_sum = parts.collect(log_sum)
-        share = log_sum.softmax(2)[..., None, :]
-        mean_row = torch.matmul(share, parts.collect(mean_row)).squeeze(2)
-        log_sum = log_sum.logsumexp(2)
-    if weight is not None:
-        log_sum = log_sum + weight.log()
-    return log_sum, mean_row
-
-
-def _expectation_weight(negatives: Negatives, dtype: torch.dtype) -> Optional[Tensor]:
-    """Weight of a row so that K negatives are expected, ``(B,)``."""
-    if negatives.per_anchor:
-        return None
-    remaining = negatives.pool
-    if remaining is None:
-        key = negatives.row_key[negatives.index]
-        other = key != negatives.anchor_key[:, None]
-        # A draw may hold the anchor's class alone: then nothing is summed.
-        remaining = other.sum(1).clamp_min_(1)
-    return negatives.num_negatives / remaining.to(dtype)
+    shards, width = negatives.shards, vector.size(-1)
+    here = negatives.positive % shards.world == shards.rank
+    place = torch.where(here, negatives.positive // shards.world, 0)
+    positive = torch.stack([bank[place] for bank in banks]).to(value.dtype) * here[:, None]
+    scored = negatives.rows_per_set * negatives.slots.size(1)
+    remaining = (scored - negatives.collect(left_out[None]).sum(2)).expand_as(value)
+    if shards.world > 1:
+        packed = torch.cat([remaining[..., None], value[..., None], vector, positive], -1)
+        sums = shards.own_sum(packed)
+        remaining, value = sums[..., 0], sums[..., 1]
+        vector, positive = sums[..., 2:].split(width, -1)
+    if negatives.row_key is None:
+        return torch.ones_like(value), value, vector, positive
+    # A draw may hold nothing but the anchor's own class: then nothing is summed.
+    return negatives.num_negatives / remaining.clamp_min(1), value, vector, positive
 
 
 class _AttachGradient(torch.autograd.Function):
-    """A loss whose gradient is already known."""
+    """Mean of the losses ``(E, B)``, with the gradient ``(E, B, D)`` that is known of each."""
 
     @staticmethod
-    def forward(ctx, anchor: Tensor, losses: Tensor, grad: Tensor, constant: float) -> Tensor:
-        ctx.save_for_backward(grad.view(anchor.shape))
-        return losses.mean(-1).add_(constant).view(anchor.shape[:-2])
+    def forward(ctx: Any, anchor: Tensor, losses: Tensor, grad: Tensor) -> Tensor:
+        ctx.save_for_backward(grad)
+        return losses.mean(-1)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, grad_loss: Tensor) -> Tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor, None, None]:
         (grad,) = ctx.saved_tensors
-        return grad * grad_loss[..., None, None], None, None, None
-
-
-def _attach(anchor: Tensor, losses: Tensor, grad: Tensor, constant: float = 0.0) -> Tensor:
-    """Mean loss that is differentiable with respect to ``anchor``.
-
-    Args:
-        anchor (Tensor): ``(B, D)`` or ``(E, B, D)``.
-        losses (Tensor): Of each anchor, ``(..., B)``.
-        grad (Tensor): Gradient of the mean, in the shape of the anchors.
-        constant (float): Added to it. Defaults to 0.
-
-    Returns:
-        Tensor: Scalar, or ``(E,)``.
-    """
-    # The cast is differentiable, so a float16 anchor gets a float16 gradient.
-    return _AttachGradient.apply(full_precision(anchor), losses, grad, constant)
+        return grad * (grad_loss[:, None, None] / grad.size(1)), None, None

@@ -1,346 +1,308 @@
-"""Drawing the negatives of an anchor on the device, without the data loader.
+"""Which rows of a memory bank each anchor is scored against."""
 
-The published code draws 16,384 ids a sample in the data loader. Here a step
-draws once and deals what it drew to the anchors, see
-:mod:`crd_plugin.ops.parts`: for each anchor that is exactly a uniform K-subset
-of its pool. Where that is not possible (a bank of hardly more than K rows, a
-class of more than 3 K) each anchor gets ids of its own.
-"""
+from __future__ import annotations
 
-from typing import NamedTuple, Optional, Tuple
+import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .parts import Parts, draw_parts, part_sizes
-from .subsets import random_rows, random_subsets
-
 __all__ = [
-    'LabelIndex',
     'Negatives',
-    'all_negatives',
-    'build_label_index',
+    'RowKeys',
+    'Shards',
+    'class_keys',
     'draw_negatives',
-    'shared_negatives',
+    'given_negatives',
+    'row_keys',
 ]
 
-# Candidates that are looked at together where classes are of unequal size.
-_CANDIDATES = 1 << 22
+# 'sampled' cuts one draw into at most this many sets, and an anchor takes this
+# many of them: the products cost TAKEN / MOST_SETS of scoring the whole draw.
+MOST_SETS = 8
+TAKEN = 3
+
+# Up to this many rows per negative, explicit ids are counted over the whole
+# bank; a larger bank gathers the rows of each anchor instead.
+_ROWS_PER_GIVEN_ID = 16
 
 
-class LabelIndex(NamedTuple):
-    """Rows of a memory bank sorted by class, to skip a class by arithmetic.
+class Shards:
+    """How the rows of a bank are split over ranks. This class: not at all.
 
-    Attributes:
-        order (Tensor): Rows sorted by class, ``(N,)`` int64.
-        row_class (Tensor): Class position of every row, ``(N,)`` int64.
-        start (Tensor): First position of each class in ``order``, ``(C,)``.
-        count (Tensor): Rows of each class, ``(C,)``.
-        smallest_pool (int): Fewest negatives that any row has.
-        largest_pool (int): Most negatives that any row has.
+    Row j is kept by rank ``j % world`` as its row ``j // world``, so each rank
+    has its part of every class in whatever order a data set has them.
     """
 
-    order: Tensor
-    row_class: Tensor
-    start: Tensor
-    count: Tensor
+    rank = 0
+    world = 1
+
+    def gather(self, values: Tensor) -> Tensor:
+        """Concatenate the values of all ranks' anchors, along dimension 1."""
+        return values
+
+    def largest(self, values: Tensor) -> Tensor:
+        """Return the elementwise maximum over the ranks."""
+        return values
+
+    def own(self, values: Tensor) -> Tensor:
+        """Select this rank's anchors, along dimension 1."""
+        return values
+
+    def own_sum(self, values: Tensor) -> Tensor:
+        """Sum over the ranks and select this rank's anchors, along dimension 1."""
+        return values
+
+
+class RowKeys(NamedTuple):
+    """Key of every row: rows that share the anchor's key are never its negatives.
+
+    Attributes:
+        key (Tensor): Class of each row, or its own position, ``(N,)`` integer.
+        mean_pool (float): Rows of another key that a row has on average.
+        smallest_pool (int): Fewest rows of another key that any row has.
+    """
+
+    key: Tensor
+    mean_pool: float
     smallest_pool: int
-    largest_pool: int
 
 
 class Negatives(NamedTuple):
-    """Which rows an anchor is scored against, and with which weight.
+    """S sets of L rows, and which anchors each set serves.
 
-    Exactly one of four forms:
-
-    * ``parts``: those of each anchor as parts of one draw (``'sampled'``).
-    * ``index (B, K)``: ids of its own for each anchor (explicit ids, and
-      ``'sampled'`` where there can be no parts). ``distinct`` promises that
-      no id repeats in a row.
-    * ``index (M,)``: one draw for all anchors (``'shared'``).
-    * neither: every row (``'all'``).
-
-    In the last two forms, rows whose ``row_key`` equals the ``anchor_key`` are
-    left out and what remains is weighted ``num_negatives / remaining``.
+    Every set is scored against b anchors, so an objective needs S small dense
+    products. What remains after leaving out rows of an anchor's own key is
+    weighted K / remaining, which makes the sum an unbiased estimate of K
+    uniform negatives.
 
     Attributes:
         num_negatives (int): K of the objective.
-        index (Tensor, optional): Row ids, int64.
-        distinct (bool): No id repeats within a row of ``index``.
-        row_key (Tensor, optional): Class or id of each row, ``(N,)``.
-        anchor_key (Tensor, optional): Class or id of each anchor, ``(B,)``.
-        pool (Tensor, optional): Rows that remain for each anchor of
-            ``'all'``, ``(B,)`` int64.
-        parts (Parts, optional): From :func:`crd_plugin.ops.parts.draw_parts`.
-        drawn (Tensor, optional): ``index (B, K)`` as a mask or as counts,
-            ``(B, N)``, see :func:`crd_plugin.ops.prepare`.
+        num_rows (int): Rows N of the whole bank.
+        shards (Shards): How the rows are split over ranks.
+        positive (Tensor): Row of the positive of each anchor, ``(B,)`` int64.
+        rows (Tensor, optional): Rows of each set, ``(S, L)`` int64. None: one
+            set, every row of the bank.
+        anchors (Tensor): Anchor in each slot of each set, ``(S, b)`` int64.
+        slots (Tensor): Slots of each anchor among the S * b, ``(B, taken)`` int64.
+        row_key (Tensor, optional): Key of each row that is scored here,
+            ``(N,)``. None: nothing is left out and every row counts once.
+        anchor_key (Tensor, optional): Key of each anchor, ``(B,)``.
+        counts (Tensor, optional): How often each row counts for each anchor,
+            ``(B, N)`` float, with ``rows`` None.
     """
 
     num_negatives: int
-    index: Optional[Tensor] = None
-    distinct: bool = False
-    row_key: Optional[Tensor] = None
-    anchor_key: Optional[Tensor] = None
-    pool: Optional[Tensor] = None
-    parts: Optional[Parts] = None
-    drawn: Optional[Tensor] = None
+    num_rows: int
+    shards: Shards
+    positive: Tensor
+    rows: Tensor | None
+    anchors: Tensor
+    slots: Tensor
+    row_key: Tensor | None = None
+    anchor_key: Tensor | None = None
+    counts: Tensor | None = None
 
     @property
-    def per_anchor(self) -> bool:
-        """bool: Each anchor has K of its own."""
-        return self.parts is not None or (self.index is not None and self.index.dim() == 2)
+    def rows_per_set(self) -> int:
+        """int: Rows L of a set."""
+        if self.rows is not None:
+            return self.rows.size(1)
+        return len(self.row_key) if self.row_key is not None else self.counts.size(1)
 
-    @property
-    def ids(self) -> Optional[Tensor]:
-        """Tensor: Ids of each anchor's own negatives, ``(B, K)``."""
-        return self.index if self.parts is None else self.parts.ids
+    def collect(self, values: Tensor) -> Tensor:
+        """Turn values of slots ``(E, S, b, ...)`` into those of anchors ``(E, B, taken, ...)``."""
+        return values.flatten(1, 2)[:, self.slots]
 
 
-def build_label_index(labels: Tensor) -> LabelIndex:
-    """Sort the rows of a bank by class.
+def class_keys(labels: Tensor) -> RowKeys:
+    """Make the class of each row its key (``exclude='class'``).
 
     Args:
-        labels (Tensor): Class of each row, ``(N,)`` integer; any values.
+        labels (Tensor): Class of each row, ``(N,)`` integer, any values.
 
     Returns:
-        LabelIndex: The index, on the device of ``labels``.
+        RowKeys: On the device of ``labels``.
 
     Raises:
-        ValueError: If all rows have one class: nothing could be a negative.
+        ValueError: If all rows have one class, so that nothing is a negative.
     """
-    row_class, count = _classes(labels)
+    values, key, count = torch.unique(labels, return_inverse=True, return_counts=True)
     num_rows = labels.numel()
-    if count.numel() < 2:
+    if len(values) < 2:
         raise ValueError(
-            f'labels holds {count.numel()} class over {num_rows} rows, so no '
-            "row of another class exists; use exclude='instance' or a "
-            'training set with at least two classes.'
+            f'labels holds {len(values)} class over {num_rows} rows, so no row of another class '
+            "exists; use exclude='instance' or a training set with at least two classes."
         )
-    # Of narrow integers torch sorts by counting.
-    narrow = torch.int16 if count.numel() < 1 << 15 else torch.int64
-    return LabelIndex(
-        order=torch.argsort(row_class.to(narrow), stable=True),
-        row_class=row_class,
-        start=count.cumsum(0) - count,
-        count=count,
-        smallest_pool=num_rows - int(count.max()),
-        largest_pool=num_rows - int(count.min()),
-    )
+    # A narrow type makes the comparison of an anchor with many rows cheaper.
+    narrow = torch.int16 if len(values) < 1 << 15 else torch.int32
+    mean_pool = num_rows - float((count.double() ** 2).sum()) / num_rows
+    return RowKeys(key.to(narrow), mean_pool, num_rows - int(count.max()))
 
 
-def _classes(labels: Tensor) -> Tuple[Tensor, Tensor]:
-    """Position of every row's class among those there are, and their sizes.
+def row_keys(num_rows: int, device: torch.device) -> RowKeys:
+    """Make the position of each row its key (``exclude='instance'``).
 
-    ``torch.unique`` sorts all rows for it; where labels count classes from
-    about 0, as they usually do, counting is enough.
+    Args:
+        num_rows (int): Rows N of the bank.
+        device (torch.device): Device of the result.
+
+    Returns:
+        RowKeys: Each row is left out for itself alone.
     """
-    if labels.numel():
-        smallest, largest = (int(end) for end in labels.aminmax())
-    if not labels.numel() or smallest < 0 or largest > labels.numel():
-        _, row_class, count = torch.unique(labels, return_inverse=True, return_counts=True)
-        return row_class, count
-    count = torch.bincount(labels)
-    there = count > 0
-    if there.all():
-        return labels.long(), count
-    position = there.cumsum(0) - 1
-    return position[labels.long()], count[there]
+    key = torch.arange(num_rows, dtype=torch.int32, device=device)
+    return RowKeys(key, num_rows - 1.0, num_rows - 1)
 
 
 def draw_negatives(
+    rule: str,
     sample_idx: Tensor,
-    num_rows: int,
+    keys: RowKeys,
     num_negatives: int,
-    label_index: Optional[LabelIndex] = None,
-    generator: Optional[torch.Generator] = None,
+    generator: torch.Generator | None = None,
+    shards: Shards | None = None,
 ) -> Negatives:
-    """Draw K negatives for each anchor, uniform over its pool.
+    """Choose the negatives of a batch.
 
-    The pool of an anchor is every row of another class, or every other row
-    when no ``label_index`` is given. Without replacement where the pool has K
-    rows, with replacement where it has fewer, as HobbitLong/RepDistiller's
-    data set does. Nothing is read back to the host.
+    ``'all'``: every row. ``'shared'``: one draw of K rows for all anchors.
+    ``'sampled'``: one draw is cut into sets; the anchors fall into as many
+    groups, and group g takes the sets g, g + 1, ... (cyclic), so that about K
+    rows of another key remain for each anchor. The rows of an anchor are a
+    uniform subset of the bank without repetition. A bank that has not enough
+    rows for that is scored whole. Nothing is read back from a GPU.
 
     Args:
-        sample_idx (Tensor): Row of each anchor, ``(B,)`` int64.
-        num_rows (int): Rows N of the bank.
-        num_negatives (int): K, negatives an anchor.
-        label_index (LabelIndex, optional): From :func:`build_label_index`.
+        rule (str): ``'sampled'``, ``'shared'`` or ``'all'``.
+        sample_idx (Tensor): Row of each anchor's positive, ``(B,)`` int64.
+        keys (RowKeys): Keys of all N rows.
+        num_negatives (int): K, negatives per anchor.
         generator (torch.Generator, optional): Source of randomness on the
             device of ``sample_idx``. Defaults to the device's global one.
+        shards (Shards, optional): Draw this rank's share from the rows that it
+            keeps. Defaults to None: all rows are here.
 
     Returns:
-        Negatives: With ``parts``, or with ``index (B, K)``.
+        Negatives: Ready to be scored; ``rows`` count within the shard.
     """
-    largest_class = 1 if label_index is None else num_rows - label_index.smallest_pool
-    sizes = part_sizes(num_rows, num_negatives, largest_class)
-    if sizes is not None:
-        row_class = num_classes = None
-        if label_index is not None:
-            row_class = label_index.row_class
-            num_classes = label_index.count.numel()
-        parts = draw_parts(
-            sample_idx, num_rows, num_negatives, sizes, row_class, num_classes, generator
-        )
-        return Negatives(num_negatives, distinct=True, parts=parts)
-    index, distinct = _own_ids(sample_idx, num_rows, num_negatives, label_index, generator)
-    return Negatives(num_negatives, index, distinct)
+    shards = shards or Shards()
+    world = shards.world
+    row_key = keys.key[shards.rank :: world]
+    num_rows, batch = row_key.numel(), sample_idx.numel()
+    if rule == 'all':
+        wanted = num_rows
+    elif rule == 'shared':
+        wanted = math.ceil(num_negatives / world)
+    else:
+        # More than K, because the rows of the anchor's own key are left out.
+        wanted = math.ceil(num_negatives * keys.key.numel() / (keys.mean_pool * world))
+    num_sets, taken, length = 1, 1, wanted
+    if rule == 'sampled':
+        num_sets, taken, length = _set_sizes(batch, num_rows, wanted)
+    rows = None
+    if num_sets * length < num_rows:
+        rows = random_rows(num_rows, num_sets * length, sample_idx.device, generator)
+        rows = rows.view(num_sets, length)
+    anchors, slots = _group(batch, num_sets, taken, sample_idx.device)
+    return Negatives(
+        num_negatives,
+        keys.key.numel(),
+        shards,
+        sample_idx,
+        rows,
+        anchors,
+        slots,
+        row_key,
+        keys.key[sample_idx],
+    )
 
 
-def shared_negatives(
-    sample_idx: Tensor,
+def given_negatives(
+    contrast_idx: Tensor,
     num_rows: int,
-    num_negatives: int,
-    label_index: Optional[LabelIndex] = None,
-    generator: Optional[torch.Generator] = None,
+    dtype: torch.dtype = torch.float32,
+    shards: Shards | None = None,
 ) -> Negatives:
-    """Draw K rows once for the whole batch; each anchor leaves its own out.
-
-    Without replacement; all rows are taken when the bank has at most K.
+    """Score exactly the given rows; a row that is given twice counts twice.
 
     Args:
-        sample_idx (Tensor): Row of each anchor, ``(B,)`` int64.
-        num_rows (int): Rows N of the bank.
-        num_negatives (int): K.
-        label_index (LabelIndex, optional): Leave out the anchor's class
-            rather than the anchor's row.
+        contrast_idx (Tensor): Rows of each anchor, ``(B, 1 + K)`` int64, the
+            first column the positive.
+        num_rows (int): Rows N of the whole bank.
+        dtype (torch.dtype): Type in which scores are computed.
+        shards (Shards, optional): As for :func:`draw_negatives`.
+
+    Returns:
+        Negatives: Ready to be scored.
+    """
+    shards = shards or Shards()
+    positive, index = contrast_idx[:, 0], contrast_idx[:, 1:]
+    batch, num_negatives = index.shape
+    each = torch.arange(batch, device=index.device)[:, None]
+    if shards.world == 1 and num_rows > _ROWS_PER_GIVEN_ID * num_negatives:
+        return Negatives(num_negatives, num_rows, shards, positive, index, each, each)
+    here = index % shards.world == shards.rank
+    kept = -(-(num_rows - shards.rank) // shards.world)
+    counts = torch.zeros(batch, kept, dtype=dtype, device=index.device)
+    place = torch.where(here, index // shards.world, 0)
+    counts.scatter_add_(1, place, here.to(dtype))
+    return Negatives(
+        num_negatives, num_rows, shards, positive, None, each.view(1, -1), each, counts=counts
+    )
+
+
+def random_rows(
+    num_rows: int, number: int, device: torch.device, generator: torch.Generator | None = None
+) -> Tensor:
+    """Draw rows without repetition, in random order.
+
+    Args:
+        num_rows (int): Rows N to draw from.
+        number (int): Rows wanted, at most N.
+        device (torch.device): Device of the result and of ``generator``.
         generator (torch.Generator, optional): Source of randomness.
 
     Returns:
-        Negatives: ``index`` is ``(min(K, N),)`` int64.
+        Tensor: ``(number,)`` int64.
     """
-    drawn = random_rows(num_rows, num_negatives, sample_idx.device, generator)
-    every = all_negatives(sample_idx, num_rows, num_negatives, label_index)
-    return every._replace(index=drawn, pool=None)
+    if device.type == 'cpu' and 8 * number < num_rows:
+        # A permutation of a million rows would cost more than the objective.
+        # Of independent draws about number / 16 repeat; what is left when
+        # these are dropped is a uniform subset.
+        draws = torch.randint(num_rows, (number + number // 8 + 8,), generator=generator)
+        distinct = torch.unique(draws)
+        if distinct.numel() >= number:
+            order = torch.randperm(distinct.numel(), generator=generator)[:number]
+            return distinct[order]
+    return torch.randperm(num_rows, device=device, generator=generator)[:number]
 
 
-def all_negatives(
-    sample_idx: Tensor, num_rows: int, num_negatives: int, label_index: Optional[LabelIndex] = None
-) -> Negatives:
-    """Every row of each pool, weighted so that it counts as K negatives.
+def _set_sizes(batch: int, num_rows: int, wanted: int) -> tuple[int, int, int]:
+    """Number of sets, sets per anchor and rows per set, for ``wanted`` rows per anchor."""
+    length = -(-wanted // TAKEN)
+    num_sets = min(MOST_SETS, batch, num_rows // length)
+    if num_sets <= TAKEN:
+        return 1, 1, wanted
+    # Drop the sets that rounding up the size of a group would leave idle.
+    return -(-batch // -(-batch // num_sets)), TAKEN, length
 
-    Args:
-        sample_idx (Tensor): Row of each anchor, ``(B,)`` int64.
-        num_rows (int): Rows N of the bank.
-        num_negatives (int): K.
-        label_index (LabelIndex, optional): Leave out the anchor's class
-            rather than the anchor's row.
 
-    Returns:
-        Negatives: ``index`` is None.
+def _group(batch: int, num_sets: int, taken: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Anchors of each set ``(S, b)`` and slots of each anchor ``(B, taken)``.
+
+    Group g takes the sets g, ..., g + taken - 1, so set s serves the groups
+    s - taken + 1, ..., s (cyclic), in this order.
     """
-    # As floats of the scores' width, keys are compared in place and fast;
-    # beyond 2**24 float32 no longer tells neighbours apart.
-    dtype = torch.float32 if num_rows < 1 << 24 else torch.float64
-    if label_index is None:
-        row_key = torch.arange(num_rows, dtype=dtype, device=sample_idx.device)
-    else:
-        row_key = label_index.row_class.to(dtype)
-    return Negatives(
-        num_negatives,
-        row_key=row_key,
-        anchor_key=row_key[sample_idx],
-        pool=_pool_size(sample_idx, num_rows, label_index),
+    size = -(-batch // num_sets)
+    anchor = torch.arange(batch, device=device)
+    group, place = anchor // size, anchor % size
+    later = torch.arange(taken, device=device)
+    one_set = (group[:, None] + later) % num_sets
+    slots = (one_set * taken + (taken - 1 - later)) * size + place[:, None]
+    served = torch.arange(num_sets, device=device)[:, None] + torch.arange(
+        1 - taken, 1, device=device
     )
-
-
-def _pool_size(sample_idx: Tensor, num_rows: int, label_index: Optional[LabelIndex]) -> Tensor:
-    """Rows that may serve as negatives of each anchor, ``(B,)``."""
-    if label_index is None:
-        return torch.full_like(sample_idx, num_rows - 1)
-    return num_rows - label_index.count[label_index.row_class[sample_idx]]
-
-
-def _own_ids(
-    sample_idx: Tensor,
-    num_rows: int,
-    num_negatives: int,
-    label_index: Optional[LabelIndex],
-    generator: Optional[torch.Generator],
-) -> Tuple[Tensor, bool]:
-    """Ids of each anchor's own, ``(B, K)``, and whether none repeats."""
-    arguments = sample_idx, num_rows, num_negatives, label_index, generator
-    smallest = largest = num_rows - 1
-    if label_index is not None:
-        smallest = label_index.smallest_pool
-        largest = label_index.largest_pool
-    if num_negatives > largest:
-        return _with_replacement(*arguments), False
-    if smallest == largest:
-        ranks = random_subsets(
-            sample_idx.numel(), smallest, num_negatives, sample_idx.device, generator
-        )
-        return _skip_own(ranks.long(), sample_idx, label_index), True
-    index = _first_of_other_classes(*arguments)
-    if num_negatives <= smallest:
-        return index, True
-    # Classes so large that their pool has fewer than K rows repeat ids, the
-    # others do not.
-    small = _pool_size(sample_idx, num_rows, label_index) < num_negatives
-    repeated = _with_replacement(*arguments)
-    return torch.where(small[:, None], repeated, index), False
-
-
-def _skip_own(ranks: Tensor, sample_idx: Tensor, label_index: Optional[LabelIndex]) -> Tensor:
-    """Turn ranks within each pool, ``(B, K)``, into rows of the bank."""
-    if label_index is None:
-        return ranks.add_((ranks >= sample_idx[:, None]).to(ranks.dtype))
-    own = label_index.row_class[sample_idx]
-    start, count = label_index.start[own], label_index.count[own]
-    ranks += (ranks >= start[:, None]) * count[:, None]
-    return label_index.order[ranks]
-
-
-def _with_replacement(
-    sample_idx: Tensor,
-    num_rows: int,
-    num_negatives: int,
-    label_index: Optional[LabelIndex],
-    generator: Optional[torch.Generator],
-) -> Tensor:
-    """Independent uniform draws from each pool, ``(B, K)``."""
-    pool = _pool_size(sample_idx, num_rows, label_index)
-    # 62 random bits modulo the pool: the bias is below 1e-12.
-    ranks = torch.randint(
-        1 << 62, (sample_idx.numel(), num_negatives), device=sample_idx.device, generator=generator
-    )
-    return _skip_own(ranks % pool[:, None], sample_idx, label_index)
-
-
-def _first_of_other_classes(
-    sample_idx: Tensor,
-    num_rows: int,
-    num_negatives: int,
-    label_index: LabelIndex,
-    generator: Optional[torch.Generator],
-) -> Tensor:
-    """First K rows of another class in a random order, ``(B, K)``.
-
-    For classes of unequal size. As many rows more than K are looked at as the
-    largest class has, so K are always found where the pool has K; a pool that
-    is smaller leaves an unspecified tail.
-    """
-    largest_class = num_rows - label_index.smallest_pool
-    length = min(num_rows, num_negatives + largest_class)
-    together = max(1, _CANDIDATES // length)
-    found = []
-    for anchors in sample_idx.split(together):
-        candidates = random_subsets(
-            anchors.numel(), num_rows, length, anchors.device, generator
-        ).long()
-        found.append(
-            _first_others(
-                candidates, label_index.row_class, label_index.row_class[anchors], num_negatives
-            )
-        )
-    return torch.cat(found)
-
-
-def _first_others(candidates: Tensor, key: Tensor, own: Tensor, num_negatives: int) -> Tensor:
-    """First K candidates of another key than the anchor's, ``(B, K)``."""
-    valid = key[candidates] != own[:, None]
-    place = valid.cumsum(1).sub_(1)
-    # What is not wanted goes to a column that is cut off.
-    place.masked_fill_(~valid, num_negatives).clamp_(max=num_negatives)
-    found = candidates.new_zeros(candidates.size(0), num_negatives + 1)
-    return found.scatter_(1, place, candidates)[:, :num_negatives]
+    served = served % num_sets
+    anchors = served[..., None] * size + torch.arange(size, device=device)
+    # The last group may be short: it repeats anchors, in slots that nobody reads.
+    return anchors.view(num_sets, -1) % batch, slots

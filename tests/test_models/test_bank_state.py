@@ -1,6 +1,7 @@
 """Fresh rows of a bank, and what a checkpoint does to them, of both kinds."""
 
 import copy
+import math
 import pickle
 
 import pytest
@@ -9,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from crd_plugin.engine.hooks._checks import bit_sum
-from crd_plugin.models import MemoryBank, ShardedBank
+from crd_plugin.models import MemoryBank, ShardedBank, memory_bank
 from crd_plugin.ops import initial_rows
 
 D, N = 4, 10
@@ -32,7 +33,7 @@ def sized(kind, **arguments):
 def expected(dtype=torch.float32):
     """The rows of seed 3."""
     generator = torch.Generator().manual_seed(3)
-    return [initial_rows(N, D, generator).to(dtype) for _ in '12']
+    return [next(initial_rows(N, D, generator))[1].to(dtype) for _ in '12']
 
 
 def assert_rows(bank, rows):
@@ -56,7 +57,7 @@ def test_sizes(kind):
     bank = sized(kind)
     assert bank.num_samples == N and bank.num_bytes == 2 * N * D * 4
     assert f'num_samples={N}' in repr(bank)
-    assert bank.label_index.smallest_pool == N - 4
+    assert bank.keys('class').smallest_pool == N - 4
 
 
 def test_resized_as_if_new(kind):
@@ -65,10 +66,10 @@ def test_resized_as_if_new(kind):
     assert_rows(bank, expected())
     assert not bank.has_z and bank.pending is None
     assert bank.log_z.isnan().all()
-    assert bank.label_index.smallest_pool == N - 4
+    assert bank.keys('class').smallest_pool == N - 4
     bank.resize(N, seed=3)
     with pytest.raises(ValueError, match='the memory bank has none'):
-        bank.label_index
+        bank.keys('class')
 
 
 @pytest.mark.parametrize(
@@ -95,21 +96,20 @@ def test_a_refused_size_changes_nothing(kind, arguments, error):
 def test_memory_that_is_too_small_can_be_tried_again(kind, monkeypatch):
     """Old rows are given up first: there may not be room for both."""
     bank, left = trained(kind), [1]
-    original = kind._fresh_rows
+    original = memory_bank.initial_rows
 
-    def fresh(bank, num_samples, generator):
-        assert len(bank.student) == len(bank.teacher) == 0
+    def rows(*arguments):
+        assert len(bank.teacher) == 0
         if left:
             left.pop()
-            return original(bank, num_samples, generator)
+            return original(*arguments)
         raise MemoryError
 
     with monkeypatch.context() as patch:
-        patch.setattr(kind, '_fresh_rows', fresh)
+        patch.setattr(memory_bank, 'initial_rows', rows)
         with pytest.raises(MemoryError):
             bank.resize(N, LABELS, seed=3)
-    assert bank.num_samples == len(bank.student) == len(bank.teacher) == 0
-    assert bank.labels.numel() == 0 and not bank.has_z
+    assert not bank.has_z and bank.pending is None
     bank.resize(N, LABELS, seed=3)
     assert_rows(bank, expected())
 
@@ -141,7 +141,7 @@ def test_a_moved_bank_has_the_rows_that_it_had(kind):
 
 def test_a_loaded_bank_has_rows_of_its_own(kind):
     saved = sized(kind).state_dict()
-    saved['student'] += 1
+    saved['student'] *= 0.5
     for bank in (kind(D), kind(D, num_samples=N), sized(kind)):
         bank.load_state_dict(saved)
         assert bank.num_samples == N
@@ -160,7 +160,7 @@ def test_evaluation_keeps_what_is_there(kind):
 @pytest.mark.parametrize('lacking', ['student', 'teacher'])
 def test_a_side_that_a_checkpoint_lacks_stays_fresh(kind, lacking):
     saved = {
-        name: value + 1 if name in ('student', 'teacher') else value
+        name: value * 0.5 if name in ('student', 'teacher') else value
         for name, value in sized(kind).state_dict().items()
     }
     del saved[lacking]
@@ -180,6 +180,8 @@ def test_a_side_that_a_checkpoint_lacks_stays_fresh(kind, lacking):
         (dict(teacher=torch.ones(7, D)), 'has 7 rows of width 4, this one 10'),
         (dict(teacher=torch.ones(N, 5)), 'has 10 rows of width 5, this one 10'),
         (dict(student=None, teacher=torch.ones(7, D)), 'has 7 rows of width 4'),
+        (dict(student=torch.full((N, D), 2.0)), 'has student rows with an L2 norm of 4, expected'),
+        (dict(teacher=torch.full((N, D), math.nan)), 'teacher rows with an L2 norm of nan, exp'),
     ],
 )
 def test_a_refused_checkpoint_changes_nothing(kind, change, message):
@@ -219,7 +221,6 @@ def test_loaded_in_inference_mode(kind):
 
 
 def test_sized_in_inference_mode(kind):
-    """Rows of several pieces, which threads draw."""
     bank = kind(128, dtype=torch.bfloat16)
     with torch.inference_mode():
         bank.resize(20000, seed=3)

@@ -72,7 +72,7 @@ def test_stage_detaches_and_refuses_a_second_time(bank):
     with pytest.raises(RuntimeError, match='MemoryBankHook is missing'):
         bank.stage(torch.tensor([0]), student, unit(1, 4))
     bank.discard()
-    with pytest.raises(RuntimeError, match='no pending update'):
+    with pytest.raises(RuntimeError, match='no staged update'):
         bank.commit()
 
 
@@ -114,7 +114,7 @@ def test_state_dict_round_trip(bank):
         assert other.has_z and other.num_samples == 10
         for name, value in bank.state_dict().items():
             assert torch.equal(getattr(other, name), value)
-        assert torch.equal(other.label_index.order, bank.label_index.order)
+        assert torch.equal(other.keys('class').key, bank.keys('class').key)
 
 
 def test_fresh_state_dict_has_no_constants(bank):
@@ -130,10 +130,15 @@ def test_rows_are_passed_over_in_evaluation(bank):
     assert other.num_samples == 0
 
 
-def test_label_index_without_labels():
-    bank = MemoryBank(4, num_samples=5)
+def test_keys(bank):
+    assert bank.keys('class').key.tolist() == [i % 3 for i in range(10)]
+    assert bank.keys('class').smallest_pool == 6
+    assert bank.keys('instance').key.tolist() == list(range(10))
+    assert bank.keys('class') is bank.keys('class')
+    bank.resize(5)
+    assert bank.keys('instance').key.tolist() == list(range(5))
     with pytest.raises(ValueError, match="MemoryBankHook.*'instance'"):
-        bank.label_index
+        bank.keys('class')
 
 
 @pytest.mark.parametrize(
@@ -175,9 +180,8 @@ def test_labels_can_be_shared():
     first, second = MemoryBank(4), MemoryBank(3)
     for bank in (first, second):
         bank.resize(6, torch.arange(6) % 3)
-    index = first.label_index
     second.share_labels(first)
-    assert second.labels is first.labels and second.label_index is index
+    assert second.labels is first.labels and second.keys('class') is first.keys('class')
     # What is loaded is compared with what is shared, and stays shared.
     second.load_state_dict(second.state_dict())
     assert second.labels is first.labels

@@ -14,6 +14,7 @@ from crd_plugin.models import CRDLoss, MemoryBank
 from crd_plugin.models import sharded_bank as module
 from crd_plugin.models.memory_bank import PendingUpdate
 from crd_plugin.models.sharded_bank import ShardedBank
+from crd_plugin.ops import bank as bank_ops
 
 N, D, WORLD = 11, 4, 3
 SIDES = ('student', 'teacher')
@@ -52,19 +53,18 @@ def unit(*shape, seed=0):
     return F.normalize(torch.randn(*shape, generator=generator), dim=-1)
 
 
-@pytest.mark.parametrize('chunk', [1 << 16, 4])
-def test_ranks_keep_every_third_row(be, monkeypatch, chunk):
-    """Drawn alike everywhere, in chunks that fit no number of ranks."""
-    monkeypatch.setattr(module, '_CHUNK', chunk)
+@pytest.mark.parametrize('rows_at_once', [1 << 16, 4])
+def test_ranks_keep_every_third_row(be, monkeypatch, rows_at_once):
+    """Drawn alike everywhere, in parts that fit no number of ranks."""
+    monkeypatch.setattr(bank_ops, '_ROWS_AT_ONCE', rows_at_once)
     whole = whole_bank()
     for rank, bank in ranks(be):
-        assert bank.num_samples == N and bank.num_shards == WORLD
+        assert bank.num_samples == N and bank.shards().world == WORLD
         for side in SIDES:
             assert torch.equal(getattr(bank, side), getattr(whole, side)[rank::WORLD])
         assert bank.num_bytes == 2 * len(bank.student) * D * 4
         assert torch.equal(bank.labels, whole.labels)
         assert 'num_samples=11, embed_dim=4' in repr(bank)
-        assert 'num_shards=3' in repr(bank)
 
 
 @pytest.mark.parametrize('ids', [[7, 2, 7, 10], [0, 3, 6, 9], [1], [2, 5]])
@@ -170,19 +170,32 @@ def test_labels_of_another_data_set(be):
             bank.load_state_dict(state)
 
 
-def test_shards_are_made_once_and_shared(be):
-    for _, bank in ranks(be):
-        assert bank.shard('class') is bank.shard('class')
-        assert bank.label_index is bank.shard('class').index
-        assert bank.shard('instance').values is None
-        other = ShardedBank(D)
-        other.resize(N, bank.labels, seed=1)
-        other.share_labels(bank)
-        assert other.shard('class') is bank.shard('class')
-        assert other.labels is bank.labels
-        other.resize(N)
-        with pytest.raises(ValueError, match='needs the label of every row'):
-            other.shard('class')
+def test_all_rows_within_a_checkpoint(be, monkeypatch):
+    """Gathered a few at a time; outside, several ranks save no rows."""
+    whole, parts = whole_bank(), [bank for _, bank in ranks(be)]
+    monkeypatch.setattr(module, '_ROWS_AT_ONCE', 3)
+    seen = []
+
+    def gather(part):
+        """What rank 0 receives when it sends its next rows."""
+        side, start = SIDES[len(seen) // 2], 3 * (len(seen) % 2)
+        seen.append(part)
+        sent = [getattr(bank, side)[start : start + 3] for bank in parts]
+        return [F.pad(rows, (0, 0, 0, len(part) - len(rows))) for rows in sent]
+
+    monkeypatch.setattr(module, 'gather', gather)
+    be(0)
+    with parts[0].gather_rows_for_checkpoint():
+        state = parts[0].state_dict()
+    for side in SIDES:
+        assert torch.equal(state[side], getattr(whole, side))
+    assert not set(SIDES) & set(parts[0].state_dict())
+
+
+def test_too_few_rows_for_the_ranks(be):
+    be(0)
+    with pytest.raises(ValueError, match='num_samples is 5, expected at least 6'):
+        ShardedBank(D, num_samples=5)
 
 
 def test_scores_are_for_one_rank(be):

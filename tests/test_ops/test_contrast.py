@@ -1,4 +1,4 @@
-"""The fused objectives against plain loops, on every path."""
+"""The objectives against plain loops, for every form of negatives."""
 
 import math
 
@@ -7,424 +7,292 @@ import torch
 import torch.nn.functional as F
 
 from crd_plugin.ops import (
-    Negatives,
-    all_negatives,
-    build_label_index,
+    class_keys,
     contrast,
+    critic_loss,
     draw_negatives,
+    given_negatives,
     info_nce,
     log_partition,
-    matmul,
     nce,
-    scores,
-    shared_negatives,
-    tiles,
+    row_keys,
 )
 
 B, N, K, D, TAU = 6, 200, 32, 16, 0.07
+FORMS = [f'{rule} {exclude}' for rule in ('sampled', 'shared', 'all') for exclude in 'ci']
+FORMS += ['given, counted', 'given, gathered']
+OBJECTIVES = ['nce', 'infonce']
 
 
-@pytest.fixture
-def case():
-    """Random embeddings, a bank, labels of unequal classes, ids, log Z."""
-    generator = torch.Generator().manual_seed(0)
-    anchor = F.normalize(torch.randn(B, D, generator=generator, dtype=torch.float64), dim=1)
-    rows = F.normalize(torch.randn(N, D, generator=generator, dtype=torch.float64), dim=1)
-    labels = torch.randint(0, 5, (N,), generator=generator)
-    ids = torch.randperm(N, generator=generator)[:B]
-    return anchor, rows, labels, ids, torch.tensor(6.5, dtype=torch.float64)
+def unit(*shape, seed=0):
+    """Random unit vectors in float64."""
+    generator = torch.Generator().manual_seed(seed)
+    return F.normalize(torch.randn(*shape, generator=generator, dtype=torch.float64), dim=-1)
 
 
-def weights_of(negatives, ids):
-    """What each form of negatives means: a weight of every (i, j)."""
-    weight = torch.zeros(ids.numel(), N, dtype=torch.float64)
-    for i in range(ids.numel()):
-        if negatives.per_anchor:
-            for j in negatives.ids[i].tolist():
-                weight[i, j] += 1
-            continue
-        index = negatives.index
-        drawn = range(N) if index is None else index.tolist()
-        kept = [j for j in drawn if negatives.row_key[j] != negatives.anchor_key[i]]
-        for j in kept:
-            weight[i, j] = negatives.num_negatives / len(kept)
+LABELS = torch.randint(0, 5, (N,), generator=torch.Generator().manual_seed(0))
+IDS = torch.randperm(N, generator=torch.Generator().manual_seed(1))[:B]
+# Two directions: their anchors, their banks, their partition constants.
+ANCHORS, BANKS = unit(2, B, D), unit(2, N, D, seed=1)
+LOG_Z = torch.tensor([6.5, 7.25], dtype=torch.float64)
+
+
+def make_negatives(form, ids=IDS, num_negatives=K, dtype=torch.float64):
+    """Every form that the objectives accept."""
+    torch.manual_seed(1)
+    if form.startswith('given'):
+        # The last anchor has one id many times.
+        index = torch.randint(0, N, (len(ids), num_negatives))
+        index[-1, :9] = 7
+        # A bank that is said to be huge is not counted over but gathered.
+        num_rows = N if 'counted' in form else 1000 * N
+        drawn = given_negatives(torch.cat([ids[:, None], index], 1), num_rows, dtype)
+        assert (drawn.counts is None) == ('gathered' in form)
+        return drawn._replace(num_rows=N)
+    rule, exclude = form.split()
+    keys = class_keys(LABELS) if exclude == 'c' else row_keys(N, ids.device)
+    return draw_negatives(rule, ids, keys, num_negatives)
+
+
+def weights_of(negatives):
+    """What a form means: the weight of every row for every anchor, by loops."""
+    num_anchors = len(negatives.positive)
+    weight = torch.zeros(num_anchors, N, dtype=torch.float64)
+    size = negatives.anchors.size(1)
+    for i in range(num_anchors):
+        for slot in negatives.slots[i].tolist():
+            assert negatives.anchors[slot // size, slot % size] == i
+            rows = range(N) if negatives.rows is None else negatives.rows[slot // size].tolist()
+            for j in rows:
+                if negatives.counts is not None:
+                    weight[i, j] += negatives.counts[i, j]
+                elif negatives.row_key is None or negatives.row_key[j] != negatives.anchor_key[i]:
+                    weight[i, j] += 1
+    if negatives.row_key is not None:
+        weight *= K / weight.sum(1, keepdim=True)
     return weight
 
 
-def naive_nce(anchor, rows, ids, negatives, log_z, eps=1e-7):
-    """Equation 18 of the paper with the eps of the public code, as loops."""
-    weight = weights_of(negatives, ids)
-    noise = negatives.num_negatives / N
-    total = 0
-    for i in range(len(ids)):
-        p = torch.exp(rows @ anchor[i] / TAU) / log_z.exp()
-        total = total + torch.log(p[ids[i]] / (p[ids[i]] + noise + eps))
-        total = total + (weight[i] * torch.log(noise / (p + noise + eps))).sum()
-    return -total / len(ids)
-
-
-def naive_info_nce(anchor, rows, ids, negatives):
-    """Softmax cross-entropy with weighted negatives, as loops."""
-    weight = weights_of(negatives, ids)
-    total = 0
-    for i in range(len(ids)):
+def naive_losses(objective, anchor, rows, negatives, log_z, eps=1e-7):
+    """Equation 18 with the eps of the public code, or a weighted softmax, anchor by anchor."""
+    weight, noise, losses = weights_of(negatives), K / N, []
+    for i, positive in enumerate(negatives.positive):
         e = torch.exp(rows @ anchor[i] / TAU)
-        positive = e[ids[i]]
-        total = total - torch.log(positive / (positive + (weight[i] * e).sum()))
-    return total / len(ids)
+        if objective == 'infonce':
+            losses.append(-torch.log(e[positive] / (e[positive] + (weight[i] * e).sum())))
+            continue
+        p = e / log_z.exp()
+        loss = -torch.log(p[positive] / (p[positive] + noise + eps))
+        losses.append(loss - (weight[i] * torch.log(noise / (p + noise + eps))).sum())
+    return torch.stack(losses)
 
 
-def make_negatives(form, labels, ids):
-    """All forms that the objectives accept."""
-    index = build_label_index(labels)
-    torch.manual_seed(1)
-    if form == 'repeated':
-        return Negatives(K, torch.randint(0, N, (B, K)))
-    if form == 'distinct':
-        own = draw_negatives(ids, N, K, index).ids
-        return Negatives(K, own, distinct=True)
-    if form.startswith('parts'):
-        drawn = draw_negatives(ids, N, K, index if form == 'parts' else None)
-        assert drawn.parts is not None
-        return drawn
-    return {
-        'shared': lambda: shared_negatives(ids, N, K, index),
-        'all': lambda: all_negatives(ids, N, K, index),
-        'shared-instance': lambda: shared_negatives(ids, N, K),
-        'all-instance': lambda: all_negatives(ids, N, K),
-    }[form]()
+def ours(objective, anchor, banks, negatives, log_z=LOG_Z, temperature=TAU):
+    """Either objective with the same arguments."""
+    if objective == 'infonce':
+        return info_nce(anchor, banks, negatives, temperature)
+    return nce(anchor, banks, negatives, log_z, temperature)
 
 
-FORMS = [
-    'repeated',
-    'distinct',
-    'parts',
-    'parts-instance',
-    'shared',
-    'all',
-    'shared-instance',
-    'all-instance',
-]
-# Tile sizes that end within, at and after the rows; rows gathered or masked;
-# from which size on products are those of oneDNN; whether a tile has all
-# directions, as on a GPU.
-NEVER = 1 << 62
+# Sets per piece and scores per piece: pieces end within, at and after the rows.
 PATHS = {
-    'one tile': (1 << 18, 16, NEVER, False),
-    'tiles': (B * 37, 16, NEVER, False),
-    'tiles, oneDNN': (B * 37, 16, 0, False),
-    'tile a row': (1, 16, 0, False),
-    'gathered': (1 << 18, 0, NEVER, False),
-    'gathered, tiles': (2 * K * D, 0, NEVER, False),
-    'together': (1 << 24, 16, NEVER, True),
-    'together, tiles': (B * 37, 16, 0, True),
-    'together, tile a row': (1, 16, 0, True),
-    'together, gathered': (2 * K * D, 0, NEVER, True),
+    'cpu': (1, 1 << 18),
+    'pieces': (1, B * 37),
+    'row by row': (1, 1),
+    'all sets': (None, 1 << 18),
+    'all sets, pieces': (None, B * 37),
 }
 
 
 @pytest.fixture(params=PATHS)
 def path(request, monkeypatch):
-    """Every way through the bank."""
-    tile, dense, onednn, together = PATHS[request.param]
-    if together:
-        monkeypatch.setattr(tiles, '_together', lambda query: [slice(0, query.size(0))])
-    monkeypatch.setattr(tiles, '_TILE_CPU', tile)
-    monkeypatch.setattr(tiles, '_DENSE_ROWS_PER_NEGATIVE', dense)
-    monkeypatch.setattr(matmul, '_SMALL', onednn)
+    """Every way through the rows, that of a GPU included."""
+    sets, limit = PATHS[request.param]
+    monkeypatch.setattr(contrast, '_piece_size', lambda slots: (sets or slots.size(1), limit))
 
 
 @pytest.mark.parametrize('form', FORMS)
-@pytest.mark.parametrize('objective', ['nce', 'infonce'])
-def test_equals_loops(case, path, form, objective):
-    anchor, rows, labels, ids, log_z = case
-    negatives = make_negatives(form, labels, ids)
-    slow = anchor.clone().requires_grad_()
-    if objective == 'nce':
-        expected = naive_nce(slow, rows, ids, negatives, log_z)
-    else:
-        expected = naive_info_nce(slow, rows, ids, negatives)
-    (3 * expected).backward()
-    for dtype, rtol in ((torch.float64, 1e-10), (torch.float32, 1e-4)):
-        fast = anchor.to(dtype, copy=True).requires_grad_()
-        if objective == 'nce':
-            result = nce(fast, rows.to(dtype), ids, negatives, log_z, TAU)
-        else:
-            result = info_nce(fast, rows.to(dtype), ids, negatives, TAU)
-        assert result.loss.dtype == dtype
-        (3 * result.loss).backward()
-        torch.testing.assert_close(result.loss.double(), expected, rtol=rtol, atol=0)
-        torch.testing.assert_close(
-            fast.grad.double(), slow.grad, rtol=rtol, atol=rtol * float(slow.grad.abs().max())
-        )
-
-
-@pytest.mark.parametrize('form', FORMS)
-@pytest.mark.parametrize('objective', ['nce', 'infonce'])
-@pytest.mark.parametrize('bank_dtype', [torch.float64, torch.bfloat16])
-def test_directions_do_not_touch_each_other(case, path, form, objective, bank_dtype):
-    """Several directions at once are each of them alone."""
-    anchor, rows, labels, ids, log_z = case
-    negatives = make_negatives(form, labels, ids)
-    anchors = torch.stack([anchor, anchor.flip(0), anchor.roll(1, 1)])
-    anchors.requires_grad_()
-    banks = [part.to(bank_dtype) for part in (rows, rows.flip(1), -rows)]
-    constants = log_z + torch.arange(3)
-    weight = torch.tensor([1.0, -2.0, 3.0], dtype=torch.float64)
-
-    def both(anchor, bank, z):
-        partition = log_partition(anchor, bank, ids, negatives, TAU)
-        if objective == 'nce':
-            return partition, nce(anchor, bank, ids, negatives, z, TAU)
-        return partition, info_nce(anchor, bank, ids, negatives, TAU)
-
-    partition, result = both(anchors, banks, constants)
-    assert result.positive_loss.shape == (3, B)
-    (weight * result.loss).sum().backward()
-    for i in range(3):
-        leaf = anchors[i].detach().clone().requires_grad_()
-        expected, alone = both(leaf, banks[i], constants[i])
-        (weight[i] * alone.loss).backward()
-        for found, wanted in (
-            (partition[i], expected),
-            (result.loss[i], alone.loss),
-            (result.log_h[i], alone.log_h),
-            (anchors.grad[i], leaf.grad),
-        ):
-            assert found.shape == wanted.shape
-            torch.testing.assert_close(found, wanted, rtol=1e-11, atol=1e-13)
-
-
-def test_one_constant_for_all_directions(case, path):
-    anchor, rows, labels, ids, log_z = case
-    negatives = make_negatives('parts', labels, ids)
-    arguments = torch.stack([anchor, -anchor]), (rows, rows), ids, negatives
-    one = nce(*arguments, log_z, TAU)
-    each = nce(*arguments, log_z.expand(2), TAU)
-    assert torch.equal(one.loss, each.loss)
-
-
-@pytest.mark.parametrize('objective', ['nce', 'infonce'])
-@pytest.mark.parametrize('num_anchors', [1, 9, 20])
-def test_more_anchors_than_parts(case, path, num_anchors, objective):
-    """Then places of several rounds, some of which nobody is in."""
-    _, rows, labels, _, log_z = case
-    generator = torch.Generator().manual_seed(2)
-    anchor = F.normalize(
-        torch.randn(num_anchors, D, generator=generator, dtype=torch.float64), dim=1
+@pytest.mark.parametrize('objective', OBJECTIVES)
+def test_equals_loops(path, form, objective):
+    negatives = make_negatives(form)
+    slow = ANCHORS.clone().requires_grad_()
+    expected = torch.stack(
+        [naive_losses(objective, slow[e], BANKS[e], negatives, LOG_Z[e]).mean() for e in range(2)]
     )
-    ids = torch.randint(N, (num_anchors,), generator=generator)
-    drawn = draw_negatives(ids, N, K, build_label_index(labels))
-    assert drawn.parts is not None
-    index = drawn.ids
-    exact, fast = (anchor.clone().requires_grad_() for _ in '12')
-    if objective == 'nce':
-        expected = naive_nce(exact, rows, ids, Negatives(K, index), log_z)
-        actual = nce(fast, rows, ids, drawn, log_z, TAU)
-    else:
-        expected = naive_info_nce(exact, rows, ids, Negatives(K, index))
-        actual = info_nce(fast, rows, ids, drawn, TAU)
-    expected.backward()
-    actual.loss.backward()
-    torch.testing.assert_close(actual.loss, expected, rtol=1e-10, atol=0)
-    torch.testing.assert_close(fast.grad, exact.grad, rtol=1e-8, atol=1e-12)
+    scale = torch.tensor([3.0, -2.0]).double()
+    (scale * expected).sum().backward()
+    for dtype, rtol in ((torch.float64, 1e-10), (torch.float32, 1e-4)):
+        fast = ANCHORS.to(dtype, copy=True).requires_grad_()
+        result = ours(objective, fast, list(BANKS.to(dtype)), make_negatives(form, dtype=dtype))
+        assert result.loss.dtype == dtype and result.positive_loss.shape == (2, B)
+        (scale.to(dtype) * result.loss).sum().backward()
+        torch.testing.assert_close(result.loss.double(), expected, rtol=rtol, atol=0)
+        atol = rtol * float(slow.grad.abs().max())
+        torch.testing.assert_close(fast.grad.double(), slow.grad, rtol=rtol, atol=atol)
 
 
 @pytest.mark.parametrize('form', FORMS)
-def test_log_partition_is_the_mean_of_exp(case, path, form):
-    anchor, rows, labels, ids, _ = case
-    negatives = make_negatives(form, labels, ids)
-    e = torch.exp(anchor @ rows.t() / TAU)
-    weighted = (e * weights_of(negatives, ids)).sum()
-    expected = (weighted + e[torch.arange(B), ids].sum()) / (B * (1 + negatives.num_negatives))
-    actual = log_partition(anchor, rows, ids, negatives, TAU)
-    torch.testing.assert_close(actual, expected.log())
+def test_log_partition_is_the_mean_of_exp(path, form):
+    negatives = make_negatives(form)
+    e = torch.exp(ANCHORS @ BANKS.mT / TAU)
+    total = (e * weights_of(negatives)).sum((1, 2)) + e[:, range(B), IDS].sum(1)
+    expected = (total / (B * (1 + K))).log()
+    torch.testing.assert_close(log_partition(ANCHORS, list(BANKS), negatives, TAU), expected)
 
 
-def test_log_h_is_the_critic_at_the_positive(case):
-    anchor, rows, labels, ids, log_z = case
-    negatives = make_negatives('all', labels, ids)
-    p = torch.exp((anchor * rows[ids]).sum(1) / TAU) / log_z.exp()
-    expected = torch.log(p / (p + K / N + 1e-7)).mean()
-    result = nce(anchor, rows, ids, negatives, log_z, TAU)
-    torch.testing.assert_close(result.log_h, expected)
-    assert not result.log_h.requires_grad
-
-
-@pytest.mark.parametrize('num_negatives', [K, 20])
-@pytest.mark.parametrize('exclude', ['class', 'instance'])
-@pytest.mark.parametrize('draw', [draw_negatives, shared_negatives])
-def test_draws_converge_to_all(case, draw, exclude, num_negatives):
-    """'sampled' and 'shared' are unbiased: mean over draws is 'all'.
-
-    Of 20 negatives most of the bank is not looked at in a step.
-    """
-    anchor, rows, labels, ids, log_z = case
-    index = build_label_index(labels) if exclude == 'class' else None
-    reference = anchor.clone().requires_grad_()
-    every = all_negatives(ids, N, num_negatives, index)
-    expected = nce(reference, rows, ids, every, log_z, TAU).loss
+@pytest.mark.parametrize('objective', OBJECTIVES)
+@pytest.mark.parametrize('num_anchors', [1, 3, 4, 9, 20])
+def test_any_number_of_anchors(objective, num_anchors):
+    """Groups of unequal size, slots that nobody reads, a single set."""
+    ids = torch.randint(N, (num_anchors,), generator=torch.Generator().manual_seed(2))
+    negatives = make_negatives('sampled c', ids)
+    slow = unit(1, num_anchors, D, seed=3).requires_grad_()
+    fast = slow.detach().clone().requires_grad_()
+    expected = naive_losses(objective, slow[0], BANKS[0], negatives, LOG_Z[0]).mean()
     expected.backward()
-    torch.manual_seed(3)
-    losses, grads = [], []
-    for _ in range(1500):
-        leaf = anchor.clone().requires_grad_()
-        drawn = draw(ids, N, num_negatives, index)
-        loss = nce(leaf, rows, ids, drawn, log_z, TAU).loss
+    result = ours(objective, fast, [BANKS[0]], negatives, LOG_Z[:1])
+    result.loss.sum().backward()
+    torch.testing.assert_close(result.loss, expected[None], rtol=1e-10, atol=0)
+    torch.testing.assert_close(fast.grad, slow.grad, rtol=1e-8, atol=1e-12)
+
+
+def test_positive_loss_is_minus_the_log_of_the_critic():
+    result = nce(ANCHORS, list(BANKS), make_negatives('all c'), LOG_Z, TAU)
+    p = torch.exp((ANCHORS * BANKS[:, IDS]).sum(-1) / TAU) / LOG_Z.exp()[:, None]
+    torch.testing.assert_close(result.positive_loss, -torch.log(p / (p + K / N + 1e-7)))
+    assert not result.positive_loss.requires_grad
+
+
+@pytest.mark.parametrize('num_negatives', [K, 20, 190])
+@pytest.mark.parametrize('exclude', 'ci')
+@pytest.mark.parametrize('rule', ['sampled', 'shared'])
+def test_draws_converge_to_all(rule, exclude, num_negatives):
+    """Both rules are unbiased: the mean over draws is 'all', gradients included."""
+    keys = class_keys(LABELS) if exclude == 'c' else row_keys(N, IDS.device)
+
+    def value_and_grad(rule):
+        leaf = ANCHORS[:1].clone().requires_grad_()
+        drawn = draw_negatives(rule, IDS, keys, num_negatives)
+        loss = nce(leaf, [BANKS[0]], drawn, LOG_Z[:1], TAU).loss.sum()
         loss.backward()
-        losses.append(loss.detach())
-        grads.append(leaf.grad)
-    for values, exact in ((torch.stack(losses), expected), (torch.stack(grads), reference.grad)):
-        error = values.mean(0) - exact.detach()
-        standard_error = values.std(0) / len(values) ** 0.5
+        return torch.cat([loss.detach()[None], leaf.grad.flatten()])
+
+    expected = value_and_grad('all')
+    torch.manual_seed(3)
+    found = torch.stack([value_and_grad(rule) for _ in range(1000)])
+    error = found.mean(0) - expected
+    standard_error = found.std(0) / len(found) ** 0.5
+    if (rule, exclude, num_negatives) == ('sampled', 'c', 190):
+        assert error.abs().max() < 1e-12  # More than any pool has: every row is scored.
+    else:
         assert standard_error.max() > 0
         assert ((error / (standard_error + 1e-12)).abs() < 4.5).all()
 
 
 @pytest.mark.parametrize('form', FORMS)
-@pytest.mark.parametrize('objective', ['nce', 'infonce'])
+@pytest.mark.parametrize('objective', OBJECTIVES)
 @pytest.mark.parametrize('kind', ['identical', 'opposite', 'zero', 'random'])
-def test_extreme_inputs_stay_finite(case, form, objective, kind):
+def test_extreme_inputs_stay_finite(form, objective, kind):
     """Temperature 0.01 in float32: exp(100) is out of range."""
-    anchor, rows, labels, ids, _ = case
-    anchor, rows = anchor.float(), rows.float()
+    anchor, rows = ANCHORS.float(), BANKS.float()
     if kind in ('identical', 'opposite'):
-        anchor = anchor[:1].expand(B, D)
-        rows = anchor[:1].expand(N, D) * (1 if kind == 'identical' else -1)
+        anchor = anchor[:, :1].expand(2, B, D)
+        rows = anchor[:, :1].expand(2, N, D) * (1 if kind == 'identical' else -1)
     elif kind == 'zero':
         anchor = torch.zeros_like(anchor)
-    negatives = make_negatives(form, labels, ids)
+    negatives = make_negatives(form, dtype=torch.float32)
     leaf = anchor.clone().requires_grad_()
-    log_z = log_partition(leaf, rows, ids, negatives, 0.01) + math.log(N)
-    assert torch.isfinite(log_z)
-    if objective == 'nce':
-        loss = nce(leaf, rows, ids, negatives, log_z, 0.01).loss
-    else:
-        loss = info_nce(leaf, rows, ids, negatives, 0.01).loss
+    log_z = log_partition(leaf, list(rows), negatives, 0.01) + math.log(N)
+    assert torch.isfinite(log_z).all()
+    loss = ours(objective, leaf, list(rows), negatives, log_z, 0.01).loss.sum()
     loss.backward()
     assert torch.isfinite(loss) and torch.isfinite(leaf.grad).all()
 
 
-def test_float16_anchor_is_computed_in_float32(case):
+@pytest.mark.parametrize('objective', OBJECTIVES)
+def test_an_anchor_whose_draw_holds_its_own_class_alone(objective):
+    """Then nothing is pushed away; the positive still pulls."""
+    drawn = make_negatives('shared c')
+    own = drawn._replace(anchor_key=torch.full_like(drawn.anchor_key, 99))
+    own = own._replace(row_key=torch.full_like(drawn.row_key, 99))
+    leaf = ANCHORS.clone().requires_grad_()
+    result = ours(objective, leaf, list(BANKS), own)
+    result.loss.sum().backward()
+    expected = result.positive_loss.mean(1)
+    if objective == 'nce':
+        expected = expected + K * math.log1p(1e-7 * N / K)
+    torch.testing.assert_close(result.loss, expected)
+    assert torch.isfinite(leaf.grad).all()
+    # Under a softmax a positive without negatives has nothing left to learn.
+    assert (leaf.grad.abs().max() > 0) == (objective == 'nce')
+
+
+def test_half_anchors_are_computed_in_float32():
     """Also inside autocast; the gradient comes back in float16."""
-    anchor, rows, labels, ids, log_z = case
-    negatives = make_negatives('all', labels, ids)
-    half = anchor.half().requires_grad_()
+    half = ANCHORS.half().requires_grad_()
     full = half.detach().float().requires_grad_()
-    rows = rows.float()
+    arguments = list(BANKS.float()), make_negatives('all c'), LOG_Z, TAU
     with torch.autocast('cpu', torch.bfloat16):
-        result = nce(half, rows, ids, negatives, log_z, TAU)
-    expected = nce(full, rows, ids, negatives, log_z, TAU)
-    result.loss.backward()
-    expected.loss.backward()
+        result = nce(half, *arguments)
+    expected = nce(full, *arguments)
+    result.loss.sum().backward()
+    expected.loss.sum().backward()
     assert torch.equal(result.loss, expected.loss)
     assert half.grad.dtype == torch.float16
     torch.testing.assert_close(half.grad.float(), full.grad, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize('form', ['distinct', 'parts', 'shared'])
+@pytest.mark.parametrize('form', FORMS)
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
-def test_narrow_bank_is_read_in_float32(case, form, dtype, path):
-    """A narrow bank gives what its rows give in float32."""
-    anchor, rows, labels, ids, log_z = case
-    negatives = make_negatives(form, labels, ids)
-    narrow = rows.to(dtype)
-    result = nce(anchor.float(), narrow, ids, negatives, log_z, TAU)
-    expected = nce(anchor.float(), narrow.float(), ids, negatives, log_z, TAU)
+def test_a_half_bank_is_read_in_float32(form, dtype):
+    narrow, negatives = BANKS.to(dtype), make_negatives(form, dtype=torch.float32)
+    result = nce(ANCHORS.float(), list(narrow), negatives, LOG_Z, TAU)
+    expected = nce(ANCHORS.float(), list(narrow.float()), negatives, LOG_Z, TAU)
     assert torch.equal(result.loss, expected.loss)
 
 
-@pytest.mark.parametrize('form', ['shared-instance', 'all-instance'])
-@pytest.mark.parametrize('key', [torch.float64, torch.int64])
-def test_ids_beyond_float32(case, form, key):
-    """Of 2**24 rows or more the anchor's own row is still left out."""
-    anchor, rows, labels, ids, log_z = case
-    anchor, rows = anchor.float(), rows.float()
-    near = make_negatives(form, labels, ids)
-    far = near._replace(
-        row_key=near.row_key.to(key) + 2**24, anchor_key=near.anchor_key.to(key) + 2**24
+def test_a_bank_gets_no_gradient_and_nan_passes_on():
+    rows = BANKS.clone().requires_grad_()
+    leaf = ANCHORS.clone().requires_grad_()
+    nce(leaf, list(rows), make_negatives('all c'), LOG_Z, TAU).loss.sum().backward()
+    assert rows.grad is None and leaf.grad.abs().max() > 0
+    lost = nce(leaf * math.nan, list(BANKS), make_negatives('all c'), LOG_Z, TAU)
+    assert lost.loss.isnan().all()
+
+
+@pytest.mark.parametrize('objective', OBJECTIVES)
+@pytest.mark.parametrize('exclude', 'ci')
+def test_critic_loss_is_the_objective_of_a_bank_of_the_batch(objective, exclude):
+    """Values and anchor gradients; the keys' gradient is that of plain autograd."""
+    labels = LABELS[:B]
+    keys = class_keys(labels) if exclude == 'c' else row_keys(B, labels.device)
+    ids = torch.arange(B)
+    negatives = draw_negatives('all', ids, keys, B - 1)
+    anchor, rows = (side.clone().requires_grad_() for side in (ANCHORS[0], unit(B, D, seed=5)))
+    log_mean = torch.tensor(1.3, dtype=torch.float64)
+    expected = ours(
+        objective, anchor[None], [rows.detach()], negatives, log_mean[None] + math.log(B)
     )
-    found = nce(anchor, rows, ids, far, log_z, TAU)
-    assert torch.equal(found.loss, nce(anchor, rows, ids, near, log_z, TAU).loss)
+    (anchor_grad,) = torch.autograd.grad(expected.loss.sum(), anchor)
+    other = (keys.key[:, None] != keys.key).double()
+    weight = other * ((B - 1) / other.sum(1, keepdim=True))
+    score = anchor @ rows.t() / TAU
+    loss, log_h = critic_loss(score, ids, weight, log_mean if objective == 'nce' else None)
+    torch.testing.assert_close(loss.mean(), expected.loss[0])
+    torch.testing.assert_close(log_h, -expected.positive_loss[0])
+    found, key_grad = torch.autograd.grad(loss.mean(), (anchor, rows))
+    torch.testing.assert_close(found, anchor_grad)
+    assert key_grad.abs().max() > 1e-3 and not log_h.requires_grad
 
 
-def test_bank_gets_no_gradient(case):
-    anchor, rows, labels, ids, log_z = case
-    rows.requires_grad_()
-    leaf = anchor.clone().requires_grad_()
-    negatives = make_negatives('all', labels, ids)
-    nce(leaf, rows, ids, negatives, log_z, TAU).loss.backward()
-    assert rows.grad is None
-    assert leaf.grad.abs().max() > 0
-
-
-def test_scores(case):
-    anchor, rows, _, _, _ = case
-    index = torch.randint(0, N, (B, 9))
-    expected = (anchor[:, None] * rows[index]).sum(2) / TAU
-    torch.testing.assert_close(scores(anchor, rows, index, TAU), expected)
-
-
-@pytest.mark.parametrize('width', [1, 2, 3, 7, 8, 16, 143, 1000])
-@pytest.mark.parametrize('dtype, rtol', [(torch.float32, 5e-7), (torch.float64, 1e-14)])
-@pytest.mark.parametrize('largest', [-20.0, -1.0])
-def test_log_of_complements(dtype, rtol, largest, width):
-    """As exact as a sum of softplus wherever it is used, of any width."""
-    torch.manual_seed(width)
-    score = torch.empty(7, width, dtype=dtype).uniform_(-40, largest)
-    total = contrast._log_of_complements(score.sigmoid())
-    expected = F.softplus(score.double(), threshold=50).sum(1)
-    torch.testing.assert_close(-total.double(), expected, rtol=rtol, atol=0)
-
-
-@pytest.mark.parametrize('dtype, rtol', [(torch.float32, 2e-6), (torch.float64, 1e-14)])
-def test_log_of_complements_near_its_limit(dtype, rtol):
-    score = torch.full((1, 8), -10.0, dtype=dtype)
-    score[0, 5] = 2.9
-    total = contrast._log_of_complements(score.sigmoid())
-    expected = F.softplus(score.double(), threshold=50).sum(1)
-    torch.testing.assert_close(-total.double(), expected, rtol=rtol, atol=0)
-
-
-@pytest.mark.parametrize('p', [[0.5, 0.96], [0.8] * 4, [0.0, 1.0], [float('nan'), 0.1]])
-def test_digits_of_complements_would_be_lost(p):
-    assert contrast._log_of_complements(torch.tensor([p])) is None
-
-
-def test_complements_leave_what_they_are_given():
-    p = torch.rand(3, 17) * 0.1
-    before = p.clone()
-    contrast._log_of_complements(p)
-    assert torch.equal(p, before)
-
-
-@pytest.mark.parametrize('scale', [1.0, 30.0])
-def test_both_ways_of_the_negatives_agree(scale):
-    """Scores on either side of the limit, against float64 softplus."""
-    torch.manual_seed(3)
-    rows, query = torch.randn(90, 4), torch.randn(5, 4) * scale
-    index = torch.randint(90, (5, 40))
-    drawn = negatives_of(index)
-    loss, grad = (
-        value[0]
-        for value in contrast._negative_pass(query[None], (rows,), drawn, torch.full((1, 1), 2.0))
-    )
-    exact = query.double().requires_grad_()
-    score = (exact[:, None] * rows.double()[index]).sum(2) - 2
-    expected = F.softplus(score, threshold=50).sum(1)
-    expected.sum().backward()
-    torch.testing.assert_close(loss.double(), expected.detach(), rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(grad.double(), exact.grad, rtol=1e-5, atol=1e-5)
-
-
-def test_nan_passes_on():
-    rows, query = torch.randn(9, 4), torch.full((1, 4), float('nan'))
-    loss, grad = contrast._negative_pass(
-        query[None], (rows,), negatives_of(torch.arange(9)[None]), torch.zeros(1, 1)
-    )
-    assert loss.isnan().all() and grad.isnan().all()
-
-
-def negatives_of(index):
-    """Given ids, as a draw."""
-    return Negatives(index.size(1), index)
+@pytest.mark.parametrize('objective', OBJECTIVES)
+def test_critic_loss_without_negatives_and_at_small_temperatures(objective):
+    """An anchor whose key all samples share; exp(1 / 0.005) is beyond float32."""
+    score = (ANCHORS[0] @ ANCHORS[0].t() / 0.005).float().requires_grad_()
+    mean = torch.tensor(195.0) if objective == 'nce' else None
+    for weight in (torch.zeros(B, B), 1 - torch.eye(B)):
+        loss, _ = critic_loss(score, torch.arange(B), weight, mean)
+        loss.sum().backward()
+        assert torch.isfinite(loss).all() and torch.isfinite(score.grad).all()
+        if objective == 'infonce' and not weight.any():
+            assert loss.abs().max() < 1e-5

@@ -1,6 +1,6 @@
-"""What CRDLoss and MemoryBankHook say about wrong input."""
+"""Checks of ids, labels and embeddings, for CRDLoss and MemoryBankHook."""
 
-from typing import Any, Optional
+from __future__ import annotations
 
 import torch
 from torch import Tensor
@@ -10,19 +10,7 @@ from torch import Tensor
 _NORM_TOLERANCE = 1e-2
 
 
-def check_left_out(**arguments: Any) -> None:
-    """Raise a ValueError for arguments that mean nothing without a bank."""
-    given = [name for name, value in arguments.items() if value is not None]
-    if given:
-        raise ValueError(
-            f"{', '.join(given)} given, but negatives='batch' has no memory "
-            'bank: the negatives are the other samples of the global batch; '
-            f'leave {"it" if len(given) == 1 else "them"} out, or use '
-            "negatives='sampled'."
-        )
-
-
-def check_column(name: str, ids: Tensor, batch: Optional[int] = None) -> None:
+def check_column(name: str, ids: Tensor, batch: int | None = None) -> None:
     """Raise a ValueError for what is not one int64 a sample."""
     if ids.dtype != torch.int64 or ids.dim() != 1 or batch not in (None, ids.numel()):
         raise ValueError(
@@ -80,3 +68,30 @@ def check_embeddings(name: str, side: str, norm: Tensor) -> None:
             'crd_plugin.EmbeddingConnector, which normalises, in front of '
             'the loss.'
         )
+
+
+def check_feats(s_feats: Tensor, t_feats: Tensor, batch: int, embed_dim: int) -> None:
+    """Raise a ValueError unless there is one embedding per sample and side.
+
+    Their norm is looked at on a CPU only: a GPU would be waited for, there
+    ``MemoryBankHook`` looks now and then.
+
+    Args:
+        s_feats (Tensor): Student embeddings, expected ``(B, D)``.
+        t_feats (Tensor): Teacher embeddings, expected ``(B, D)``.
+        batch (int): Samples B.
+        embed_dim (int): Width D.
+
+    Raises:
+        ValueError: If shape, norm or values are not those of embeddings.
+    """
+    sides = (('s_feats', 'student', s_feats), ('t_feats', 'teacher', t_feats))
+    for name, side, feats in sides:
+        if feats.shape != (batch, embed_dim):
+            raise ValueError(
+                f'{name} has shape {tuple(feats.shape)}, expected ({batch}, {embed_dim}): one '
+                'embedding of width embed_dim per sample; put a crd_plugin.EmbeddingConnector '
+                f'with embed_dim={embed_dim} in front of it.'
+            )
+        if feats.device.type == 'cpu':
+            check_embeddings(name, side, feats.detach().float().norm(dim=1))

@@ -180,6 +180,7 @@ def test_gradient_reaches_the_embeddings_alone(loss):
 def test_relaxed_positive(loss):
     """A positive that is another sample: scored there, written here."""
     s, t, ids = batch([4])
+    loss.num_negatives = 3
     contrast_idx = torch.tensor([[8, 1, 2, 3]])
     value = loss(s, t, ids, contrast_idx=contrast_idx)
     loss.bank.discard()
@@ -300,12 +301,16 @@ BAD_INPUT = {
     ),
     'contrast ids of one column': (
         lambda s, t, i: (s, t, i, None, i[:, None]),
-        r'contrast_idx is torch.int64 of shape \(2, 1\), expected int64 of '
-        r'shape \(2, 1 \+ K\)',
+        r'contrast_idx is torch.int64 of shape \(2, 1\), expected int64 of shape \(2, 9\): '
+        r'\(B, 1 \+ K\)',
+    ),
+    'contrast ids of another K': (
+        lambda s, t, i: (s, t, i, None, torch.zeros(2, 8).long()),
+        r'contrast_idx is .* \(2, 8\), expected .* \(2, 9\).*set num_negatives to the K',
     ),
     'contrast ids that are no integers': (
-        lambda s, t, i: (s, t, i, None, torch.ones(2, 3)),
-        r'contrast_idx is torch.float32 of shape \(2, 3\), expected int64',
+        lambda s, t, i: (s, t, i, None, torch.ones(2, 9)),
+        r'contrast_idx is torch.float32 of shape \(2, 9\), expected int64',
     ),
     'labels of another length': (
         lambda s, t, i: (s, t, i, torch.zeros(3).long()),
@@ -316,7 +321,7 @@ BAD_INPUT = {
         r'labels is torch.int64 of shape \(2, 1\), expected .* \(2,\)',
     ),
     'contrast id too large': (
-        lambda s, t, i: (s, t, i, None, torch.full((2, 3), 40)),
+        lambda s, t, i: (s, t, i, None, torch.full((2, 9), 40)),
         'contrast_idx 40 is outside',
     ),
 }
@@ -337,22 +342,29 @@ def test_right_labels_pass(loss):
 
 
 def test_negatives_drawn_before(loss):
+    """Several losses can share one draw; the next step draws others."""
     *feats, ids = batch([4, 9, 21])
+    loss.bank.resize(400, torch.arange(400) % 4, seed=0)
     drawn = loss.draw(ids)
-    given = torch.cat([ids[:, None], drawn.ids], 1)
-    value = loss(*feats, ids, negatives=drawn)
-    loss.bank.discard()
-    torch.testing.assert_close(value, loss(*feats, ids, contrast_idx=given))
-    loss.bank.discard()
-    # The next step draws others.
-    assert not torch.equal(value, loss(*feats, ids))
+    values = []
+    for negatives in (drawn, drawn, None):
+        values.append(loss(*feats, ids, negatives=negatives))
+        loss.bank.discard()
+    assert torch.equal(values[0], values[1])
+    assert not torch.equal(values[0], values[2])
+
+
+def test_labels_are_not_looked_at_where_classes_do_not_matter(loss):
+    """Also several labels per sample."""
+    loss.exclude = 'instance'
+    assert torch.isfinite(loss(*batch([4, 9]), torch.rand(2, 7)))
 
 
 def test_drawing_checks_the_ids(loss):
     with pytest.raises(ValueError, match='sample_idx 40 is outside'):
         loss.draw(torch.tensor([40]))
     with pytest.raises(ValueError, match='contrast_idx 41 is outside'):
-        loss.draw(torch.tensor([4]), torch.tensor([[4, 41]]))
+        loss.draw(torch.tensor([4]), torch.full((1, 9), 41))
     with pytest.raises(RuntimeError, match='MemoryBankHook is missing'):
         CRDLoss(6, 8).draw(torch.tensor([4]))
 

@@ -1,0 +1,88 @@
+"""What a memory bank requires of labels and of the state in a checkpoint."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+# The two sides of a bank, in the order in which their rows are drawn.
+SIDES = ('student', 'teacher')
+
+# No row is longer: an initial one is uniform in a cube that reaches sqrt(3),
+# a written one has norm 1. The rest is rounding.
+_LONGEST_ROW = 1.8
+
+
+def check_state(
+    num_rows: int,
+    embed_dim: int,
+    own_labels: Tensor,
+    state_dict: dict[str, Tensor],
+    prefix: str,
+) -> None:
+    """Refuse the rows and labels of another data set, and damaged rows.
+
+    Nothing is changed. Rows may be missing: strict loading says so.
+
+    Args:
+        num_rows (int): Rows N of the bank; 0 if it is not sized yet.
+        embed_dim (int): Width D of the bank.
+        own_labels (Tensor): Labels of the bank, ``(N,)`` int64, or empty.
+        state_dict (dict[str, Tensor]): State of a checkpoint.
+        prefix (str): Name of the bank in it, with a dot at the end.
+
+    Raises:
+        ValueError: If the rows or labels cannot be those of this bank.
+    """
+    name = f'The checkpoint\'s memory bank "{prefix[:-1]}"'
+    for side in SIDES:
+        rows = state_dict.get(prefix + side)
+        if rows is None:
+            continue
+        num_rows = num_rows or len(rows)
+        if rows.shape != (num_rows, embed_dim):
+            raise ValueError(
+                f'{name} has {len(rows)} rows of width {rows.size(1)}, this one {num_rows} of '
+                f'width {embed_dim}; resume with the training set and embed_dim of that '
+                'run, or start again without --resume.'
+            )
+        longest = rows.float().norm(dim=1).amax() if len(rows) else torch.zeros(())
+        if not bool(longest <= _LONGEST_ROW):
+            raise ValueError(
+                f'{name} has {side} rows with an L2 norm of {float(longest):.4g}, expected about '
+                '1: the run had diverged or the file is damaged; resume from an earlier '
+                'checkpoint.'
+            )
+    labels = state_dict.get(prefix + 'labels')
+    if labels is not None and labels.numel() and own_labels.numel():
+        if not torch.equal(labels.to(own_labels.device), own_labels):
+            raise ValueError(
+                f'{name} belongs to another data set or order of samples: its labels differ '
+                'from those of the training set; resume with the data of that run.'
+            )
+
+
+def check_labels(labels: Tensor | None, num_samples: int) -> Tensor:
+    """Return the labels of all rows as int64; empty if there are none.
+
+    Args:
+        labels (Tensor, optional): Class of each row, ``(N,)`` integer.
+        num_samples (int): Rows N.
+
+    Returns:
+        Tensor: ``(N,)`` or ``(0,)`` int64.
+
+    Raises:
+        ValueError: If they are not one integer per row.
+    """
+    if labels is None:
+        return torch.empty(0, dtype=torch.int64)
+    labels = torch.as_tensor(labels)
+    if labels.shape != (num_samples,):
+        raise ValueError(
+            f'labels has shape {tuple(labels.shape)}, expected ({num_samples},): one label for '
+            'each row.'
+        )
+    if labels.is_floating_point() or labels.is_complex():
+        raise ValueError(f'labels is {labels.dtype}, expected integers: one class for each row.')
+    return labels.long()
