@@ -1,6 +1,12 @@
 """What runs around the models: hooks and loops."""
 
-from .hooks import CoCoRDHook, MemoryBankHook, RandomStateHook
+from .hooks import CheckpointHook, CoCoRDHook, MemoryBankHook, RandomStateHook
 from .loops import StagedTrainLoop
 
-__all__ = ['CoCoRDHook', 'MemoryBankHook', 'RandomStateHook', 'StagedTrainLoop']
+__all__ = [
+    'CheckpointHook',
+    'CoCoRDHook',
+    'MemoryBankHook',
+    'RandomStateHook',
+    'StagedTrainLoop',
+]

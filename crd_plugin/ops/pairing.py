@@ -1,6 +1,6 @@
-"""Bringing blocks of two networks to one shape and comparing them."""
+"""Feature maps of two networks: one shape, cosine similarity, pooling."""
 
-from typing import Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -10,19 +10,18 @@ from .features import full_precision
 
 __all__ = ['block_cosines', 'pad_channels', 'pool_flat', 'unit_over_batch']
 
-# Below this a norm counts as zero.
+# Norms below this are treated as zero.
 _EPS = 1e-12
 
-# Side of the windows of `pool='avg8'`, in pixels.
+# Side of the pooling windows of `pool='avg8'`, in pixels.
 _WINDOW = 8
 
 
 def unit_over_batch(blocks: Tensor) -> Tensor:
     """Divide each unit by its L2 norm over the batch.
 
-    Source: kaiqi123/CKTF ``distiller_zoo/ST.py``. Differs: a unit that is
-    zero in the whole batch gets no gradient, where there it gets one times
-    1e12, which only a ReLU behind it takes away again.
+    Source: kaiqi123/CKTF ``distiller_zoo/ST.py``. Differs: a unit that is zero for the whole
+    batch gets zero gradient; there it gets a gradient multiplied by 1e12.
 
     Args:
         blocks (Tensor): Output of a block, ``(B, C, H, W)`` float.
@@ -30,22 +29,21 @@ def unit_over_batch(blocks: Tensor) -> Tensor:
     Returns:
         Tensor: The same shape, float32 (float64 for float64).
     """
-    blocks = full_precision(blocks)  # In float16 the squares overflow.
-    # Ten times as fast on a CPU as a norm along the first axis.
+    blocks = full_precision(blocks)  # The squares overflow in float16.
+    # On a CPU ten times as fast as a norm along the first axis.
     square = blocks.square().sum(0, keepdim=True)
     scale = torch.where(square > _EPS**2, square.clamp_min(_EPS**2).rsqrt(), 0.0)
     return blocks * scale
 
 
 def pad_channels(blocks: Tensor, channels: int) -> Tensor:
-    """Add channels of zeros, as many in front as behind.
+    """Pad with channels of zeros, as many in front as behind.
 
-    A block with more channels is cut on both sides instead, as in the
-    published code.
+    A block with more channels is cropped on both sides, as in the published code.
 
     Args:
         blocks (Tensor): ``(B, C, H, W)``.
-        channels (int): Channels wanted; differs from C by an even number.
+        channels (int): Number of channels of the result; differs from C by an even number.
 
     Returns:
         Tensor: ``(B, channels, H, W)``.
@@ -53,48 +51,40 @@ def pad_channels(blocks: Tensor, channels: int) -> Tensor:
     Raises:
         ValueError: If the difference is odd.
     """
-    more = channels - blocks.size(1)
-    if more % 2:
+    missing = channels - blocks.size(1)
+    if missing % 2:
         raise ValueError(
-            f'A block of the student has {blocks.size(1)} channels, the '
-            f"teacher's {channels}: zeros are added equally in front and "
-            'behind, so the difference must be even; choose another width of '
-            'the student.'
+            f"A block of the student has {blocks.size(1)} channels, the teacher's {channels}: "
+            'zeros are added equally in front and behind, so the difference must be even; choose '
+            'another width of the student.'
         )
-    if not more:
-        return blocks
-    return F.pad(blocks, (0, 0, 0, 0, more // 2, more // 2))
+    return F.pad(blocks, (0, 0, 0, 0, missing // 2, missing // 2)) if missing else blocks
 
 
 @torch.no_grad()
 def block_cosines(student: Tensor, teachers: Sequence[Tensor]) -> Tensor:
-    """Cosines between a block of the student and each of the teacher's.
+    """Return the cosine similarity of a student block with each of several teacher blocks.
 
-    Each block, the whole batch of it, counts as one vector.
+    Each block is compared as one vector that holds the whole batch.
 
     Args:
         student (Tensor): ``(B, C, H, W)``.
-        teachers (Sequence[Tensor]): Of the same shape.
+        teachers (Sequence[Tensor]): Teacher blocks of the same shape.
 
     Returns:
-        Tensor: One cosine each, ``(len(teachers),)``, without gradient.
+        Tensor: ``(len(teachers),)`` without gradient; 0 for a block of zeros.
     """
-    own = student.flatten()
-    norm = own.norm()
-    cosines = []
-    for teacher in teachers:
-        other = teacher.flatten()
-        cosines.append(own @ other / (norm * other.norm()).clamp_min(1e-8))
-    return torch.stack(cosines)
+    own, *others = (F.normalize(x.flatten(), dim=0, eps=1e-8) for x in (student, *teachers))
+    return torch.stack([own @ other for other in others])
 
 
 def pool_flat(blocks: Tensor, pool: str) -> Tensor:
-    """Pool a map and flatten what remains.
+    """Average-pool a map and flatten the result.
 
     Args:
         blocks (Tensor): ``(B, C, H, W)``.
-        pool (str): ``'avg8'``: the mean of each 8x8 window, of the whole map
-            where a side is shorter; ``'global'``: the mean of the map.
+        pool (str): ``'avg8'``: the mean of each 8x8 window, of the whole map along a side shorter
+            than 8; ``'global'``: the mean of the map.
 
     Returns:
         Tensor: ``(B, C * h * w)`` with h = H // 8 and w = W // 8, at least 1.

@@ -1,59 +1,56 @@
-"""A queue of keys: negatives in first-in, first-out order."""
+"""A first-in, first-out queue of keys, used as negatives."""
 
-from typing import Optional
+from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from .bank import last_occurrence
 from .features import full_precision, no_autocast
 
 __all__ = ['enqueue', 'queue_logits']
 
 
 @torch.no_grad()
-def enqueue(rows: Tensor, pointer: Tensor, keys: Tensor, is_new: Optional[Tensor] = None) -> None:
-    """Write keys over the oldest rows, in place, wrapping at the end.
+def enqueue(rows: Tensor, pointer: Tensor, keys: Tensor, is_new: Tensor | None = None) -> None:
+    """Write keys over the oldest rows, in place, and wrap around at the end.
 
-    The result is that of writing them one by one, so of more keys than rows
-    the last ones stay. Nothing is read back from the device.
+    The result equals writing them one by one: if there are more keys than rows, the last ones
+    stay. Nothing is read back from the device.
 
-    Source: He et al., arXiv:1911.05722, section 3.2; numbers of
-    ShipengFu/CoCoRD ``cocord/builder.py`` @ 645b95d. Differs: any number of
-    keys is taken (there, at most as many as rows).
+    Source: He et al., arXiv:1911.05722, section 3.2; numbers of ShipengFu/CoCoRD
+    ``cocord/builder.py`` @ 645b95d. Differs: any number of keys is accepted (there, at most as
+    many as rows).
 
     Args:
-        rows (Tensor): The queue, ``(K, D)`` float, changed.
-        pointer (Tensor): Row that is written next, scalar int64, changed.
+        rows (Tensor): The queue, ``(K, D)`` float, changed in place.
+        pointer (Tensor): Row that is written next, scalar int64, changed in place.
         keys (Tensor): ``(B, D)`` float.
-        is_new (Tensor, optional): ``(B,)`` bool, False for an entry that
-            only repeats the one before it: batches of unequal size are
-            filled so before they are gathered. Defaults to None: all are.
+        is_new (Tensor, optional): ``(B,)`` bool, False for padding, which is skipped; at least
+            one entry is True. Defaults to None: all keys are written.
     """
     num_rows = rows.size(0)
     if is_new is None:
-        ordinal = torch.arange(keys.size(0), device=keys.device)
-        number = keys.size(0)
-    else:
-        count = is_new.long().cumsum(0)
-        # A repeated entry is written where the one that it repeats is.
-        ordinal, number = count - 1, count[-1]
-    place = (pointer + ordinal) % num_rows
-    # Of keys that end up in one place the last one counts, in any order in
-    # which a device writes.
-    rows.index_copy_(0, place, keys[last_occurrence(place)].to(rows.dtype))
+        is_new = torch.ones(keys.size(0), dtype=torch.bool, device=keys.device)
+    count = is_new.long().cumsum(0)
+    number = count[-1]
+    # Padding is written to the row of the key before it, where that key's value belongs.
+    order = (count - 1).clamp_min(0)
+    # Several keys may share a row; each writes the value of the last of them, so the order in
+    # which a device writes does not matter.
+    last = order + (number - 1 - order) // num_rows * num_rows
+    source = torch.searchsorted(count, last + 1)
+    rows.index_copy_(0, (pointer + order) % num_rows, keys[source].to(rows.dtype))
     pointer.copy_((pointer + number) % num_rows)
 
 
 def queue_logits(query: Tensor, key: Tensor, rows: Tensor, temperature: float) -> Tensor:
-    """Scores of each query with its own key, then with the whole queue.
+    """Score each query against its own key, then against the whole queue.
 
-    Their cross-entropy with class 0 is InfoNCE. Keys and queue get no
-    gradient.
+    The cross-entropy of these scores with class 0 is InfoNCE. Keys and queue get no gradient.
 
     Args:
         query (Tensor): ``(B, D)`` float with unit L2 norm.
-        key (Tensor): The positive of each query, likewise.
+        key (Tensor): The positive of each query, ``(B, D)`` float with unit L2 norm.
         rows (Tensor): The queue, ``(K, D)`` float.
         temperature (float): Divides the scores.
 

@@ -1,8 +1,11 @@
-"""What CoCoRD changes between two forward passes."""
+"""Updates of CoCoRD's averages and key queue between forward passes."""
 
-from typing import Any, Optional, Tuple
+from __future__ import annotations
+
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from mmengine.dist import get_world_size
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
@@ -11,67 +14,56 @@ from torch import Tensor
 
 from crd_plugin.models._numbers import count
 from crd_plugin.models.algorithms import CoCoRDDistill
-from crd_plugin.models.key_queue import KeyQueue
-from crd_plugin.models.memory_bank import PendingUpdate
+from crd_plugin.models.collectives import gather_rows, gather_sizes
+from crd_plugin.models.losses.cocord_loss import CoCoRDTerms
 from crd_plugin.registry import HOOKS
 
 from ._checks import bit_sum, check_buffers_are_ours, check_once, check_ranks_agree
-from .memory_bank_hook import gather_updates
 
 
 @HOOKS.register_module()
 class CoCoRDHook(Hook):
     """Move the averages before a step, write the keys after it, check, log.
 
-    Before an iteration slow student and averaged projectors move towards the
-    student, once for each optimizer step: the iterations over which gradients
-    are accumulated see the same averages. After every iteration, accumulating
-    or not, the keys of all ranks enter the queue in rank order, in one
-    collective, so that all ranks hold bit-identical queues, equal to that of
+    Before an iteration the slow student and the averaged projectors move towards the student,
+    once per optimizer step: iterations whose gradients are accumulated see the same averages.
+    After every iteration, accumulating or not, the keys of all ranks enter the queue in rank
+    order, in one collective, so that all ranks hold bit-identical queues, equal to the queue of
     a single process that saw the same keys.
 
-    Logged are ``contrast`` and ``prediction`` (the two terms without their
-    weights) and ``contrast_top1``, the percentage of queries nearer to their
-    own key than to any in the queue.
+    It logs ``contrast`` and ``prediction`` (the two terms without their weights) and
+    ``contrast_top1``, the percentage of queries nearer to their own key than to any key in the
+    queue. With any model other than a ``CoCoRDDistill``, and outside training, it does nothing,
+    so it can always be among the default hooks.
 
-    Source: ShipengFu/CoCoRD ``cocord/builder.py`` @ 645b95d, which is for one
-    GPU; for several, facebookresearch/moco gathers keys likewise.
+    Source: ShipengFu/CoCoRD ``cocord/builder.py`` @ 645b95d, which is for one GPU; for several,
+    facebookresearch/moco gathers keys likewise.
 
     Args:
-        interval (int): Iterations between two looks at numbers, which wait
-            for a GPU. Defaults to 50.
+        interval (int): Iterations between two checks and logs, which wait for a GPU. Defaults
+            to 50.
 
     Raises:
-        ValueError: Before training, if this hook is there twice, or a
-            ``SyncBuffersHook`` would average the queue's pointer.
+        ValueError: Before training, if this hook is registered twice, or a ``SyncBuffersHook``
+            would average the queue's pointer.
     """
 
     # Before CheckpointHook and LoggerHook, and before EMAHook copies buffers.
     priority = 'ABOVE_NORMAL'
 
     def __init__(self, interval: int = 50) -> None:
-        count('interval', interval, ' (iterations)')
-        self.interval = interval
-        self._model: Optional[CoCoRDDistill] = None
+        self.interval = count('interval', interval, ' (iterations)')
+        self._model: CoCoRDDistill | None = None
 
     def before_run(self, runner) -> None:
-        """Find the model, after the loop is built, before a checkpoint."""
-        self._model = None
-        if not isinstance(runner._train_loop, BaseLoop):
-            return
-        model = runner.model
-        model = model.module if is_model_wrapper(model) else model
-        if not isinstance(model, CoCoRDDistill):
-            runner.logger.warning(
-                f'CoCoRDHook found a {type(model).__name__} instead of a '
-                'crd_plugin.CoCoRDDistill; it can be removed from '
-                'custom_hooks.'
-            )
-            return
-        check_once(self, runner)
-        check_buffers_are_ours(runner, 'a key queue')
-        self._model = model
-        self._model.cocord_loss.queue.discard()
+        """Find the model, after the loop is built, before a checkpoint is loaded."""
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        training = isinstance(runner._train_loop, BaseLoop)
+        self._model = model if training and isinstance(model, CoCoRDDistill) else None
+        if self._model is not None:
+            check_once(self, runner)
+            check_buffers_are_ours(runner, 'a key queue')
+            self._model.cocord_loss.queue.discard()
 
     def before_train(self, runner) -> None:
         """Compare the queues of all ranks, loaded or fresh."""
@@ -79,26 +71,26 @@ class CoCoRDHook(Hook):
 
     def before_train_iter(self, runner, batch_idx: int, data_batch: Any = None) -> None:
         """Move the averages, if the optimizer has just made a step."""
-        wrapper = runner.optim_wrapper
-        # Of several optimizers one at least steps in each iteration.
-        if self._model is not None and getattr(wrapper, 'should_update', lambda: True)():
+        # Of several optimizers at least one steps in each iteration.
+        should_update = getattr(runner.optim_wrapper, 'should_update', lambda: True)
+        if self._model is not None and should_update():
             self._model.update_averages()
 
     def after_train_iter(
-        self, runner, batch_idx: int, data_batch: Any = None, outputs: Optional[dict] = None
+        self, runner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None
     ) -> None:
-        """Write the keys that the forward pass left, in rank order."""
+        """Write the keys that the forward pass staged, in rank order."""
         if self._model is None:
             return
-        queue = self._model.cocord_loss.queue
-        if queue.pending is None:
+        queue, terms = self._model.cocord_loss.queue, self._model.cocord_loss.terms
+        if queue.pending is None or terms is None:
             return
         if batch_idx == 0 or self.every_n_inner_iters(batch_idx, self.interval):
-            self._log(runner, queue)
+            self._log(runner, queue.pending, terms)
         if get_world_size() == 1:
             queue.commit()
-            return
-        queue.commit(*gather_keys(queue.pending, runner.train_loop.dataloader.batch_size))
+        else:
+            queue.commit(*gather_keys(queue.pending, runner.train_loop.dataloader.batch_size))
 
     def after_train_epoch(self, runner) -> None:
         """Compare the queues of all ranks, before they are saved."""
@@ -109,70 +101,55 @@ class CoCoRDHook(Hook):
         if self._model is None or not runner._resume:
             return
         weights = checkpoint.get('state_dict', {})
-        for part in ('queue.keys', 'slow_student.'):
+        for part in ('queue.keys', 'slow_student'):
             if not any(part in key for key in weights):
                 raise ValueError(
-                    f'The checkpoint has no {part.rstrip(".")} of CoCoRD, so '
-                    'training cannot be resumed from it exactly; start from '
-                    'its weights with load_from instead of --resume.'
+                    f'The checkpoint has no {part} of CoCoRD, so training cannot be resumed from '
+                    'it exactly; start from its weights with load_from instead of --resume.'
                 )
 
-    def _log(self, runner, queue: KeyQueue) -> None:
-        """Log the terms of the loss and look at the keys."""
-        if not torch.isfinite(queue.pending).all():
+    def _log(self, runner, keys: Tensor, terms: CoCoRDTerms) -> None:
+        """Check the staged keys and log the terms of the loss."""
+        if not torch.isfinite(keys).all():
             raise ValueError(
-                'Some keys are NaN or infinite and would stay in the queue; '
-                'the teacher, or the projector that its own one follows, has '
-                'diverged: lower the learning rate, clip gradients, or check '
-                "the teacher's checkpoint."
+                'Some keys are NaN or infinite and would stay in the queue; the teacher, or the '
+                'projector that its own one follows, has diverged: lower the learning rate, clip '
+                "gradients, or check the teacher's checkpoint."
             )
-        terms = self._model.cocord_loss.terms
-        for name, value in (
-            ('contrast', terms.contrast),
-            ('prediction', terms.prediction),
-            ('contrast_top1', terms.top1),
-        ):
-            runner.message_hub.update_scalar(f'train/{name}', value)
+        runner.message_hub.update_scalar('train/contrast', terms.contrast)
+        runner.message_hub.update_scalar('train/prediction', terms.prediction)
+        runner.message_hub.update_scalar('train/contrast_top1', terms.top1)
 
     def _check_ranks(self) -> None:
-        """All ranks must hold the same bits."""
+        """Check that all ranks hold the same bits."""
         if self._model is None or get_world_size() == 1:
             return
-        check_ranks_agree(self, 'The key queue', checksum(self._model.cocord_loss.queue))
+        queue = self._model.cocord_loss.queue
+        check_ranks_agree(self, 'The key queue', torch.stack([bit_sum(queue.keys), queue.pointer]))
 
 
-def gather_keys(keys: Tensor, batch_size: Optional[int]) -> Tuple[Tensor, Tensor]:
+def gather_keys(keys: Tensor, batch_size: int | None) -> tuple[Tensor, Tensor]:
     """Gather keys of all ranks, in rank order, in one collective.
 
     Args:
-        keys (Tensor): This rank's, ``(B, D)`` float.
-        batch_size (int, optional): Most samples that any rank has in a step.
-            Defaults to None: the ranks exchange their sizes first.
+        keys (Tensor): Keys of this rank, ``(B, D)`` float.
+        batch_size (int, optional): Upper bound of B on every rank. None: the ranks exchange
+            their sizes first, in one more collective.
 
     Returns:
-        tuple[Tensor, Tensor]: Keys of all ranks, each rank's filled up to one
-        length by repeating its last one; and ``(W length,)`` bool, False for
-        these repeated ones.
+        tuple[Tensor, Tensor]: Keys of all W ranks, ``(W * batch_size, D)``, each rank's padded
+        with zeros; and ``(W * batch_size,)`` bool, False for the padding.
 
     Raises:
         RuntimeError: If a batch is larger than ``batch_size``.
     """
-    place = torch.arange(keys.size(0), device=keys.device)
-    # The bank's format has embeddings of two sides; the other one is empty.
-    (update,) = gather_updates([PendingUpdate(place, keys, keys[:, :0])], batch_size)
-    # Repeated entries carry the place of the one that they repeat.
-    gathered = update.sample_idx.view(get_world_size(), -1)
-    expected = torch.arange(gathered.size(1), device=keys.device)
-    return update.student, (gathered == expected).view(-1)
-
-
-def checksum(queue: KeyQueue) -> Tensor:
-    """Position-weighted sum of the bits of a queue, and its pointer.
-
-    Args:
-        queue (KeyQueue): The queue.
-
-    Returns:
-        Tensor: ``(2,)`` int64; differs if the queue does.
-    """
-    return torch.stack([bit_sum(queue.keys), queue.pointer])
+    if batch_size is None:
+        batch_size = max(gather_sizes(len(keys), keys.device))
+    if len(keys) > batch_size:
+        raise RuntimeError(
+            f"A batch has {len(keys)} samples, the data loader's batch_size is {batch_size}; give "
+            'each sample of a batch one key.'
+        )
+    # A last column of ones tells keys from padding.
+    rows = gather_rows(F.pad(keys, (0, 1), value=1), [batch_size] * get_world_size())
+    return rows[:, :-1], rows[:, -1] == 1

@@ -1,11 +1,14 @@
 """Contrastive transfer at the penultimate layer and between blocks."""
 
-from typing import Any, Dict, Optional, Sequence, Tuple
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from crd_plugin.ops import pool_flat
+from crd_plugin.ops import full_precision, pool_flat
 from crd_plugin.registry import MODELS
 
 from ..connectors import EmbeddingConnector
@@ -15,63 +18,57 @@ from .crd_loss import CRDLoss
 
 _STEM, _PENULTIMATE = 'stem', 'penultimate'
 
-# Student's and teacher's feature of each level.
-Features = Dict[str, Tuple[Tensor, Tensor]]
+# Features of student and teacher for each level.
+Features = dict[str, tuple[Tensor, Tensor]]
 
 
 @MODELS.register_module()
 class CKTFLoss(nn.Module):
     r"""Contrastive Knowledge Transfer Framework.
 
-    A :class:`CRDLoss` with two connectors and a memory bank of its own at
-    every level: the stem, each group of blocks, and the penultimate vector.
+    A :class:`CRDLoss` with its own two connectors and its own memory bank at every level: the
+    stem, each group of blocks, and the penultimate vector.
 
     .. math::
         L = \beta L_{pen} + \theta \Big( L_{stem} + \sum_g L_g \Big)
 
-    Which block of the teacher meets the last one of the student in group g
-    is the choice of :class:`BlockPairing`. All levels share the negatives of
-    a step and the labels; rows of the banks cannot be shared, since each
-    level's teacher connector is trained.
+    :class:`BlockPairing` chooses which block of the teacher is compared with the last block of
+    the student in group g. All levels share the negatives of a step and the labels. They cannot
+    share the rows of a bank, because each level trains its own teacher connector.
 
-    Source: Zhao et al., arXiv:2303.07599 (ICASSP 2023); numbers of
-    kaiqi123/CKTF ``helper/loops.py`` @ b2bba29. Differs: stems of two widths
-    are possible; where the published code adds CKTF to another method it
-    leaves out a fourth group, here all count unless ``num_groups=3``.
+    Source: Zhao et al., arXiv:2303.07599 (ICASSP 2023); numbers of kaiqi123/CKTF
+    ``helper/loops.py`` @ b2bba29. Differs: the stems may have different widths; where the
+    published code adds CKTF to another method it leaves out a fourth group, here all groups
+    count unless ``num_groups=3``.
 
     Args:
         embed_dim (int): Width D of all embeddings. Defaults to 128.
-        temperature (float): tau. Defaults to 0.1, as scripted for CIFAR-100;
-            0.07 on Tiny-ImageNet and STL-10.
-        method (str): ``'last'``, ``'smallest'``, ``'largest'``, ``'first'``
-            or ``'random'``, see :class:`BlockPairing`. Defaults to
-            ``'last'``.
-        pool (str): ``'auto'``, ``'avg8'`` or ``'global'``, see
-            :class:`BlockPairing`. Defaults to ``'auto'``.
-        head (str): Of the connectors: ``'linear'``, ``'mlp'`` or ``'pad'``.
-            Defaults to ``'linear'``.
-        beta (float): Weight of the penultimate level; 0 leaves it out.
-            Defaults to 0.8.
-        theta (float): Weight of stem and groups, each; 0 leaves them out.
-            Defaults to 0.1.
-        num_groups (int, optional): Only the first so many groups. Defaults to
+        temperature (float): tau. Defaults to 0.1, as scripted for CIFAR-100; 0.07 on
+            Tiny-ImageNet and STL-10.
+        method (str): ``'last'``, ``'smallest'``, ``'largest'``, ``'first'`` or ``'random'``, see
+            :class:`BlockPairing`. Defaults to ``'last'``.
+        pool (str): ``'auto'``, ``'avg8'`` or ``'global'``, see :class:`BlockPairing`. Defaults
+            to ``'auto'``.
+        head (str): Head of the connectors, ``'linear'``, ``'mlp'`` or ``'pad'``. Defaults to
+            ``'linear'``.
+        beta (float): Weight of the penultimate level; 0 removes it. Defaults to 0.8.
+        theta (float): Weight of the stem and of each group; 0 removes them. Defaults to 0.1.
+        num_groups (int, optional): Number of groups used, counted from the first. Defaults to
             None: all.
-        in_channels (Sequence[tuple[int, int]], optional): Width of student's
-            and teacher's feature at the stem, the groups and the penultimate
-            level, after pooling, without levels that are left out. Defaults
-            to None: inferred by ``FrozenTeacherDistill``.
+        in_channels (Sequence[tuple[int, int]], optional): Widths of the student's and the
+            teacher's feature at the stem, the groups and the penultimate level, after pooling,
+            without removed levels. Defaults to None: inferred by ``FrozenTeacherDistill``.
         loss_weight (float): Factor of the loss. Defaults to 1.0.
-        **kwargs: Of every :class:`CRDLoss`: ``num_negatives``, ``momentum``,
-            ``objective``, ``negatives``, ``exclude``, ``num_samples``,
-            ``sharded``, ``bank_dtype``.
+        **kwargs: Arguments of every :class:`CRDLoss`: ``num_negatives``, ``momentum``,
+            ``objective``, ``negatives``, ``exclude``, ``num_samples``, ``sharded``,
+            ``bank_dtype``.
 
     Shape:
-        See :meth:`forward`. Output: scalar float32 (float64 for float64
-        features).
+        See :meth:`forward`. Output: scalar float32 (float64 for float64 features).
 
     Raises:
-        ValueError: If an argument is out of range or not one of its words.
-        TypeError: If one is no number where a number is expected.
+        ValueError: If an argument is out of range or not one of the allowed values.
+        TypeError: If an argument is not a number where a number is expected.
     """
 
     def __init__(
@@ -83,8 +80,8 @@ class CKTFLoss(nn.Module):
         head: str = 'linear',
         beta: float = 0.8,
         theta: float = 0.1,
-        num_groups: Optional[int] = None,
-        in_channels: Optional[Sequence[Tuple[int, int]]] = None,
+        num_groups: int | None = None,
+        in_channels: Sequence[tuple[int, int]] | None = None,
         loss_weight: float = 1.0,
         **kwargs: Any,
     ) -> None:
@@ -94,46 +91,37 @@ class CKTFLoss(nn.Module):
         self.beta = finite('beta', beta)
         self.theta = finite('theta', theta)
         self.loss_weight = finite('loss_weight', loss_weight)
+        if beta == 0 == theta:
+            raise ValueError(
+                'beta and theta are both 0, so no level is left; give one a weight '
+                '(published: 0.8 and 0.1).'
+            )
         self.embed_dim = embed_dim
         self.head = head
         self.num_groups = num_groups
         self.pairing = BlockPairing(method, pool)
         self._crd = dict(embed_dim=embed_dim, temperature=temperature, **kwargs)
-        if beta == 0 == theta:
-            raise ValueError(
-                'beta and theta are both 0, so no level is left; '
-                'give one a weight (published: 0.8 and 0.1).'
-            )
-        # It needs no width: a wrong setting is told at once.
+        # Needs no widths, so a wrong setting is reported now.
         self.losses = nn.ModuleDict({_PENULTIMATE if beta else _STEM: CRDLoss(**self._crd)})
         self.student_connectors = nn.ModuleDict()
         self.teacher_connectors = nn.ModuleDict()
-        EmbeddingConnector(None, embed_dim, head)  # Checks them, no more.
+        EmbeddingConnector(None, embed_dim, head)  # Only checks its arguments.
         if in_channels is not None:
             self._build(in_channels)
 
     @property
     def needs_width(self) -> bool:
-        """bool: The connectors are still to be made from features."""
+        """bool: The connectors still have to be built by :meth:`infer_width`."""
         return not self.student_connectors
 
     @torch.no_grad()
-    def infer_width(
-        self,
-        s_stem: Tensor,
-        t_stem: Tensor,
-        s_blocks: Sequence[Blocks],
-        t_blocks: Sequence[Blocks],
-        s_feats: Tensor,
-        t_feats: Tensor,
-    ) -> None:
-        """Make connectors and losses for features such as these.
+    def infer_width(self, **features: Any) -> None:
+        """Build connectors and losses for the widths of given features.
 
         Args:
-            s_stem (Tensor): As given to :meth:`forward`, and so the others.
+            **features: The six features that :meth:`forward` takes.
         """
-        pairs = self.features(s_stem, t_stem, s_blocks, t_blocks, s_feats, t_feats)
-        self._build(list(_widths(pairs).values()))
+        self._build(list(_widths(self.features(**features)).values()))
 
     def forward(
         self,
@@ -143,28 +131,27 @@ class CKTFLoss(nn.Module):
         t_blocks: Sequence[Blocks],
         s_feats: Tensor,
         t_feats: Tensor,
-        sample_idx: Optional[Tensor] = None,
-        labels: Optional[Tensor] = None,
-        contrast_idx: Optional[Tensor] = None,
+        sample_idx: Tensor | None = None,
+        labels: Tensor | None = None,
+        contrast_idx: Tensor | None = None,
     ) -> Tensor:
-        """Loss of one batch; in training mode each bank is left an update.
+        """Return the loss of one batch; in training mode, stage an update in each bank.
 
         Args:
-            s_stem (Tensor): Output of the student's stem, ``(B, C, H, W)``,
-                or pooled and flattened already, ``(B, values)``.
-            t_stem (Tensor): The teacher's.
-            s_blocks (Sequence): Maps of the student's blocks, group by group,
-                or the last one of each group.
-            t_blocks (Sequence): The teacher's; all blocks unless ``method``
-                is ``'last'``.
-            s_feats (Tensor): Student's penultimate vector, ``(B, C)``.
-            t_feats (Tensor): The teacher's.
-            sample_idx (Tensor, optional): Position of each sample in the
-                training set, ``(B,)`` int64; left out only where
-                :class:`CRDLoss` does without.
+            s_stem (Tensor): Output of the student's stem, ``(B, C, H, W)`` float, or pooled and
+                flattened already, ``(B, values)``.
+            t_stem (Tensor): Output of the teacher's stem, likewise.
+            s_blocks (Sequence): Maps of the student's blocks, group by group, or the last map of
+                each group.
+            t_blocks (Sequence): Maps of the teacher's blocks; all blocks unless ``method`` is
+                ``'last'``.
+            s_feats (Tensor): Student's penultimate vector, ``(B, C)`` float.
+            t_feats (Tensor): Teacher's penultimate vector, ``(B, C)`` float.
+            sample_idx (Tensor, optional): Position of each sample in the training set, ``(B,)``
+                int64; may be left out where :class:`CRDLoss` does not need it.
             labels (Tensor, optional): As for :class:`CRDLoss`.
-            contrast_idx (Tensor, optional): As for :class:`CRDLoss`; the same
-                for all levels, as in the published code.
+            contrast_idx (Tensor, optional): As for :class:`CRDLoss`; the same for all levels, as
+                in the published code.
 
         Returns:
             Tensor: Scalar, already multiplied by ``loss_weight``.
@@ -183,16 +170,14 @@ class CKTFLoss(nn.Module):
             )
             for level, (student, teacher) in pairs.items()
         }
+        # Drawn once, as the published data loader hands the same ids to all levels.
         level, (student, _) = next(iter(embedded.items()))
-        drawn = None
-        if self.losses[level].bank is not None:
-            # Once, as the published data loader hands the same ids to all.
-            drawn = self.losses[level].draw(sample_idx, contrast_idx, student.dtype)
-        total = 0.0
-        for level, (student, teacher) in embedded.items():
-            total = total + self._weight(level) * self.losses[level](
-                student, teacher, sample_idx, labels, contrast_idx, drawn
-            )
+        crd: Any = self.losses[level]
+        drawn = None if crd.bank is None else crd.draw(sample_idx, contrast_idx, student.dtype)
+        total = sum(
+            self._weight(level) * self.losses[level](*pair, sample_idx, labels, contrast_idx, drawn)
+            for level, pair in embedded.items()
+        )
         return self.loss_weight * total
 
     def features(
@@ -204,81 +189,78 @@ class CKTFLoss(nn.Module):
         s_feats: Tensor,
         t_feats: Tensor,
     ) -> Features:
-        """What the connectors of each level are given.
+        """Return what the connectors of each level are given.
 
         Args:
-            s_stem (Tensor): As given to :meth:`forward`, and so the others.
+            s_stem (Tensor): As for :meth:`forward`, like the others.
 
         Returns:
-            dict[str, tuple[Tensor, Tensor]]: Student's and teacher's feature
-            of the levels ``stem``, ``group1`` ..., ``penultimate``, of those
-            that have a weight.
+            dict[str, tuple[Tensor, Tensor]]: Student's and teacher's feature of the levels
+            ``stem``, ``group1`` ..., ``penultimate`` that have a weight, float32 (float64 stays).
         """
-        if not self.theta:
-            return {_PENULTIMATE: (s_feats, t_feats)}
-        pool = self.pairing.pool_of(len(s_blocks))
-        stems = tuple(
-            pool_flat(stem, pool) if stem.dim() == 4 else stem for stem in (s_stem, t_stem)
-        )
-        groups = self.pairing(s_blocks, t_blocks)[: self.num_groups]
-        pairs = {_STEM: stems}
-        for i, pair in enumerate(groups, start=1):
-            pairs[f'group{i}'] = pair
+        pairs: Features = {}
+        if self.theta:
+            pool = self.pairing.pool_of(len(s_blocks))
+            pairs[_STEM] = (_flat_stem(s_stem, pool), _flat_stem(t_stem, pool))
+            groups = self.pairing(s_blocks, t_blocks)[: self.num_groups]
+            pairs.update({f'group{i}': pair for i, pair in enumerate(groups, start=1)})
         if self.beta:
-            pairs[_PENULTIMATE] = (s_feats, t_feats)
+            pairs[_PENULTIMATE] = (full_precision(s_feats), full_precision(t_feats))
         return pairs
 
     def _weight(self, level: str) -> float:
-        """Factor of a level."""
+        """Return the factor of a level."""
         return self.beta if level == _PENULTIMATE else self.theta
 
     def _check_widths(self, pairs: Features) -> None:
-        """The features are those that the connectors were made for."""
-        found, made = (
-            _widths(pairs),
-            {
-                level: (connector.in_channels, self.teacher_connectors[level].in_channels)
-                for level, connector in self.student_connectors.items()
-            },
-        )
-        if found != made:
+        """Check that the features have the widths that the connectors were built for."""
+        found = _widths(pairs)
+        expected = {
+            level: (connector.in_channels, self.teacher_connectors[level].in_channels)
+            for level, connector in self.student_connectors.items()
+        }
+        if found != expected:
             raise ValueError(
-                'The pooled features of student and teacher have the widths '
-                f'{found}, the connectors were made for {made}; set '
-                'model.input_shape to the size of the training images, or '
-                f'in_channels={list(found.values())}.'
+                f'The pooled features of student and teacher have the widths {found}, the '
+                f'connectors were made for {expected}; set model.input_shape to the size of the '
+                f'training images, or in_channels={list(found.values())}.'
             )
 
-    def _build(self, in_channels: Sequence[Tuple[int, int]]) -> None:
-        """Connectors and losses of all levels, of given widths."""
-        pairs = in_channels if isinstance(in_channels, Sequence) else ()
+    def _build(self, in_channels: Sequence[tuple[int, int]]) -> None:
+        """Build the connectors and losses of all levels."""
+        widths = in_channels if isinstance(in_channels, Sequence) else ()
         top = [_PENULTIMATE] if self.beta else []
-        names = top
-        if self.theta:
-            groups = range(1, len(pairs) - len(top))
-            names = [_STEM, *(f'group{i}' for i in groups), *top]
-        fewest = len(top) + 2 * bool(self.theta)
-        if not fewest <= len(pairs) == len(names) or any(
-            not isinstance(pair, Sequence) or len(pair) != 2 for pair in pairs
+        groups = [f'group{i}' for i in range(1, len(widths) - len(top))]
+        levels = [_STEM, *groups, *top] if self.theta else top
+        if (
+            len(widths) != len(levels)
+            or (self.theta and not groups)
+            or any(not isinstance(pair, Sequence) or len(pair) != 2 for pair in widths)
         ):
             raise ValueError(
-                f'in_channels is {in_channels}, expected a pair of widths '
-                '(student, teacher) for the stem, each group and the '
-                'penultimate level, of those that beta and theta leave.'
+                f'in_channels is {in_channels}, expected a pair of widths (student, teacher) for '
+                'the stem, each group and the penultimate level, of those that beta and theta '
+                'leave.'
             )
-        for level, (student, teacher) in zip(names, pairs):
+        for level, (student, teacher) in zip(levels, widths):
             self.student_connectors[level] = EmbeddingConnector(student, self.embed_dim, self.head)
             self.teacher_connectors[level] = EmbeddingConnector(teacher, self.embed_dim, self.head)
             if level not in self.losses:
                 self.losses[level] = CRDLoss(**self._crd)
 
     def extra_repr(self) -> str:
-        """Weights."""
+        """Return the weights."""
         return f'beta={self.beta}, theta={self.theta}, loss_weight={self.loss_weight}'
 
 
-def _widths(pairs: Features) -> Dict[str, Tuple[int, int]]:
-    """Values a sample of student's and teacher's feature at each level."""
+def _flat_stem(stem: Tensor, pool: str) -> Tensor:
+    """Return a stem, pooled if it is a map, as one vector per sample."""
+    stem = full_precision(stem)
+    return pool_flat(stem, pool) if stem.dim() == 4 else stem
+
+
+def _widths(pairs: Features) -> dict[str, tuple[int, int]]:
+    """Return the number of values per sample of both features of each level."""
     return {
         level: (student[0].numel(), teacher[0].numel())
         for level, (student, teacher) in pairs.items()

@@ -1,5 +1,6 @@
 """Recorder of what each block of a backbone's stages returns."""
 
+import functools
 from typing import Any, Dict, Optional, Tuple
 
 from mmrazor.models.task_modules.recorder.base_recorder import BaseRecorder
@@ -58,17 +59,15 @@ class BlockOutputsRecorder(BaseRecorder):
         if self.blocks == 'last':
             self._names = tuple(stage[-1:] for stage in self._names)
         for name in (name for stage in self._names for name in stage):
-            backbone.get_submodule(name).register_forward_hook(self._block_hook(name))
+            # Not a closure: the model can be copied and pickled.
+            hook = functools.partial(self._block_hook, name)
+            backbone.get_submodule(name).register_forward_hook(hook)
         backbone.register_forward_hook(self._backbone_hook)
 
-    def _block_hook(self, name: str):
-        """A hook that keeps the last map of one block."""
-
-        def hook(module: nn.Module, args: tuple, output: Tensor) -> None:
-            if self._recording:
-                self._maps[name] = output
-
-        return hook
+    def _block_hook(self, name: str, module: nn.Module, args: tuple, output: Tensor) -> None:
+        """Keep the last map of one block."""
+        if self._recording:
+            self._maps[name] = output
 
     def _backbone_hook(self, module: nn.Module, args: tuple, output: Any) -> None:
         """Record the blocks of one call."""
