@@ -17,7 +17,6 @@ from crd_plugin.models.collectives import gather_batches, gather_sizes, own_part
 from crd_plugin.models.losses import CRDLoss
 
 from . import small_runs
-from .test_engine import test_without_bank
 
 WORLD, D = 2, 6
 # Batch sizes of the ranks, step by step: the first fixes Z.
@@ -230,6 +229,7 @@ def train_shards(folder: Path, name: str, **changes) -> None:
     changes = {
         **small_runs.without_validation(),
         'train_cfg__max_epochs': 2,
+        'default_hooks__checkpoint__type': 'crd_plugin.CheckpointHook',
         'model__distiller__distill_losses__loss_crd__negatives': 'all',
         **changes,
     }
@@ -255,7 +255,11 @@ def real_runs(folder: Path) -> dict:
         log_processor__by_epoch=False,
     )
     runner.train()
-    message = ''
+    message, refused = '', ''
+    try:
+        small_runs.build(folder / 'refused', launcher='pytorch', **sharded).train()
+    except ValueError as error:
+        refused = str(error)
     try:
         runner.save_checkpoint(str(folder), 'by_hand.pth')
     except RuntimeError as error:
@@ -263,12 +267,42 @@ def real_runs(folder: Path) -> dict:
     bank = runner.model.module.distiller.distill_losses['loss_crd'].bank
     with bank.gather_rows_for_checkpoint():
         runner.save_checkpoint(str(folder), 'by_hand.pth')
-    return dict(message=message, rows=bank.student)
+    return dict(message=message, refused=refused, rows=bank.student)
+
+
+def config_without_bank(objective: str = 'nce', **loss) -> dict:
+    """Changes that make a run one without ids and labels of the batch."""
+    model = small_runs.model()
+    distiller = model['distiller']
+    distiller['distill_losses']['loss_crd'] = dict(
+        type='crd_plugin.CRDLoss',
+        embed_dim=8,
+        negatives='batch',
+        exclude='instance',
+        objective=objective,
+        **loss,
+    )
+    for name in ('ids', 'labels'):
+        del distiller['student_recorders'][name]
+    for name in ('sample_idx', 'labels'):
+        del distiller['loss_forward_mappings']['loss_crd'][name]
+    dataset = dict(
+        _delete_=True,
+        type='crd_plugin.Digits',
+        num_train_per_class=2,
+        pipeline=[dict(type='PackInputs')],
+    )
+    return dict(
+        small_runs.without_validation(),
+        model=dict(model, _delete_=True),
+        custom_hooks=[],
+        train_dataloader__dataset=dataset,
+    )
 
 
 def train(folder: Path) -> dict:
     """A real run of which the last batches differ: 11 and 10 samples."""
-    changes = test_without_bank.config_of()
+    changes = config_without_bank()
     changes['train_dataloader__dataset']['indices'] = 21
     changes['train_dataloader__dataset']['num_train_per_class'] = 3
     runner = small_runs.build(

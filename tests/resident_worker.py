@@ -74,6 +74,8 @@ def work(rank: int, folder: str, port: int) -> None:
     )
     torch.set_num_threads(1)
     watch = Watch()
-    small_runs.build(Path(folder) / 'work', watch, launcher='pytorch', **without_validation()).train()
+    small_runs.build(
+        Path(folder) / 'work', watch, launcher='pytorch', **without_validation()
+    ).train()
     torch.save(watch.seen, Path(folder) / f'{rank}.pth')
     torch.distributed.destroy_process_group()

@@ -165,8 +165,8 @@ class ShardedBank(MemoryBank):
             None: Inside, ``state_dict()`` of rank 0 has all N rows.
         """
         if get_world_size() > 1:
-            for side in SIDES:
-                self._whole[side] = self._gather(getattr(self, side).detach())
+            whole = {side: self._gather(getattr(self, side).detach()) for side in SIDES}
+            self._whole = whole if get_rank() == 0 else {}
         try:
             yield
         finally:

@@ -28,7 +28,7 @@ def test_one_process_trains_as_with_a_bank_in_one_piece(tmp_path, negatives):
     for key, value in plain.items():
         torch.testing.assert_close(sharded[key], value, rtol=1e-4, atol=1e-5)
     text = next((tmp_path / 'True').glob('*/*.log')).read_text()
-    assert '20 rows of width 8 a side' in text
+    assert '20 rows of width 8 per side' in text
     assert 'mi_bound' in small_runs.scalars(tmp_path / 'True')[0]
 
 
@@ -61,4 +61,4 @@ def test_a_moving_average_is_refused(tmp_path):
 def test_more_negatives_than_rows_are_told(tmp_path):
     build(tmp_path, **{LOSS + 'num_negatives': 19}).train()
     text = next(tmp_path.glob('*/*.log')).read_text()
-    assert 'num_negatives=19 is more than the 18 rows of other cla' in text
+    assert 'num_negatives=19 is more than the 18 possible neg' in text

@@ -211,3 +211,8 @@ def test_saved_by_iterations_after_validation_and_by_hand(ranks, folder):
     assert messages[1] == ''
     assert 'loss_crd.bank are split over 2 ranks and were not gathered' in messages[0]
     assert 'save within gather_rows_for_checkpoint()' in messages[0]
+    for rank in ranks:
+        assert "would save one rank's part of" in rank['runs']['refused']
+        assert (
+            "default_hooks.checkpoint.type='crd_plugin.CheckpointHook'" in rank['runs']['refused']
+        )

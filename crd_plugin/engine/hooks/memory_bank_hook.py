@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.dist import all_gather, broadcast, get_world_size
-from mmengine.hooks import EMAHook, Hook
+from mmengine.hooks import CheckpointHook, EMAHook, Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import BaseLoop
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from crd_plugin.models.sharded_bank import ShardedBank
 from crd_plugin.registry import HOOKS
 
 from ._checks import bit_sum, check_buffers_are_ours, check_once, check_ranks_agree
+from .checkpoint_hook import CheckpointHook as WholeCheckpointHook
 
 
 @HOOKS.register_module()
@@ -46,7 +47,8 @@ class MemoryBankHook(Hook):
         ValueError: Before training, if the training set has no ids or labels
             that a loss needs, a given ``num_samples`` differs from its
             length, this hook is there twice, a ``SyncBuffersHook`` would
-            average bank rows, or an ``EMAHook`` meets a sharded bank.
+            average bank rows, or an ``EMAHook`` or MMEngine's own
+            ``CheckpointHook`` meets a sharded bank.
     """
 
     # Before CheckpointHook and LoggerHook, and before EMAHook copies buffers.
@@ -151,7 +153,16 @@ class MemoryBankHook(Hook):
         check_once(self, runner)
         check_buffers_are_ours(runner, 'a memory bank')
         sharded = [name for name, bank in self._banks.items() if isinstance(bank, ShardedBank)]
-        if sharded and any(isinstance(hook, EMAHook) for hook in runner.hooks):
+        if not sharded:
+            return
+        savers = [hook for hook in runner.hooks if isinstance(hook, CheckpointHook)]
+        gathering = all(isinstance(hook, WholeCheckpointHook) for hook in savers)
+        if get_world_size() > 1 and not gathering:
+            raise ValueError(
+                f"CheckpointHook would save one rank's part of {sharded[0]}, whose rows are split "
+                "over the ranks; set default_hooks.checkpoint.type='crd_plugin.CheckpointHook'."
+            )
+        if any(isinstance(hook, EMAHook) for hook in runner.hooks):
             raise ValueError(
                 f'EMAHook keeps a copy of {sharded[0]}, whose rows are split over the ranks, and '
                 "would save one rank's rows; remove EMAHook from custom_hooks, or use "

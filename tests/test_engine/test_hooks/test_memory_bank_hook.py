@@ -298,7 +298,7 @@ def test_mutual_information_is_logged_and_not_trained_on(tmp_path):
         )
     text = next(tmp_path.glob('*/*.log')).read_text()
     assert f'mi_bound: {bounds[-1]:.4f}' in text
-    assert '20 rows of width 8 a side' in text
+    assert '20 rows of width 8 per side' in text
 
 
 def test_interval_spaces_the_looks(tmp_path):
@@ -316,15 +316,38 @@ def test_interval_spaces_the_looks(tmp_path):
 def test_more_negatives_than_rows_are_told(tmp_path):
     _quiet(tmp_path, **{f'{LOSS}num_negatives': 19}).train()
     text = next(tmp_path.glob('*/*.log')).read_text()
-    assert 'num_negatives=19 is more than the 18 rows of other classes' in text
+    assert 'num_negatives=19 is more than the 18 possible negatives' in text
 
 
-def test_a_model_without_bank_is_told_that_the_hook_is_idle(tmp_path):
+def test_a_model_without_bank_is_left_alone(tmp_path):
+    """As a default hook it stands beside any model, with any other hook."""
     cfg = small_runs.config(tmp_path)
-    runner = _quiet(tmp_path, model={**cfg.model.architecture, '_delete_': True})
+    hooks = [dict(HOOK), dict(type='SyncBuffersHook')]
+    model = {**cfg.model.architecture, '_delete_': True}
+    _quiet(tmp_path, model=model, custom_hooks=hooks).train()
+    assert 'MemoryBankHook found' not in next(tmp_path.glob('*/*.log')).read_text()
+
+
+# --- a runner used in any order --------------------------------------------
+
+
+def test_a_runner_may_be_used_in_any_order(tmp_path):
+    """Validation and testing touch no bank, before or after training."""
+    seen = []
+
+    def look(runner):
+        bank = _bank(runner)
+        seen.append((bank.num_samples, bank.has_z, bank.keep_rows))
+
+    runner = small_runs.build(tmp_path, Watch('after_run', look), default_hooks__checkpoint=None)
+    runner.val()
     runner.train()
-    text = next(tmp_path.glob('*/*.log')).read_text()
-    assert 'MemoryBankHook found no memory bank in the model' in text
+    state = copy.deepcopy(_bank(runner).state_dict())
+    runner.test()
+    runner.val()
+    assert seen == [(0, False, False)] + [(20, True, True)] * 3
+    for name, value in _bank(runner).state_dict().items():
+        assert torch.equal(value, state[name]), name
 
 
 # --- what is refused -------------------------------------------------------
@@ -335,7 +358,7 @@ def test_missing_hook_is_told_in_one_sentence(tmp_path):
     with pytest.raises(
         RuntimeError,
         match='without rows: MemoryBankHook is '
-        r"missing; add dict\(type='crd_plugin.MemoryBankHook'",
+        r"missing; add memory_bank=dict\(type='crd_plugin.MemoryBankHook'",
     ):
         runner.train()
 
@@ -430,6 +453,8 @@ def trained(tmp_path_factory):
     runner = _quiet(tmp_path_factory.mktemp('short'))
     runner.train()
     hook = next(hook for hook in runner.hooks if isinstance(hook, MemoryBankHook))
+    # On a CPU the loss itself looks at ids and labels.
+    hook._banks = {name: copy.deepcopy(bank).to('meta') for name, bank in hook._banks.items()}
     return runner, hook, runner.train_dataloader.dataset.get_gt_labels()
 
 
@@ -494,21 +519,23 @@ def test_checkpoint_with_a_bank_of_other_labels(tmp_path, checkpoint):
         runner.train()
 
 
-def _without_bank(checkpoint, path):
+def _without_bank(checkpoint, path, part='.bank.'):
     saved = small_runs.load(checkpoint)
     saved['state_dict'] = {
-        key: value for key, value in saved['state_dict'].items() if '.bank.' not in key
+        key: value for key, value in saved['state_dict'].items() if part not in key
     }
     assert len(saved['state_dict']) < len(small_runs.load(checkpoint)['state_dict'])
     torch.save(saved, path)
     return str(path)
 
 
-def test_resume_needs_the_bank(tmp_path, checkpoint):
-    path = _without_bank(checkpoint, tmp_path / 'no_bank.pth')
+@pytest.mark.parametrize('part', ['.bank.', '.bank.teacher'])
+def test_resume_needs_the_bank(tmp_path, checkpoint, part):
+    path = _without_bank(checkpoint, tmp_path / 'no_bank.pth', part)
     runner = _quiet(tmp_path, load_from=path, resume=True)
     with pytest.raises(
-        ValueError, match='has no memory bank ".*loss_crd.bank".*with load_from instead of --resume'
+        ValueError,
+        match='has no whole memory bank ".*loss_crd.bank".*with load_from instead of --resume',
     ):
         runner.train()
 

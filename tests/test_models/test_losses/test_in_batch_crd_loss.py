@@ -2,21 +2,17 @@
 
 import copy
 import math
+import pickle
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from crd_plugin.models import CRDLoss
-from crd_plugin.models.losses import in_batch_contrast
-from crd_plugin.ops import (
-    all_negatives,
-    batch_info_nce,
-    batch_nce,
-    batch_weights,
-    log_partition,
-    nce,
-)
+from crd_plugin.models.losses import in_batch_crd_loss
+from crd_plugin.models.losses.in_batch_crd_loss import InBatchCRDLoss
+from crd_plugin.ops import critic_loss, draw_negatives, log_partition, nce, row_keys
 
 B, D = 6, 5
 LABELS = torch.tensor([0, 1, 0, 2, 1, 2])
@@ -25,6 +21,11 @@ LABELS = torch.tensor([0, 1, 0, 2, 1, 2])
 def build(**kwargs):
     """A loss for any data set."""
     return CRDLoss(D, negatives='batch', **kwargs)
+
+
+def others(size):
+    """Every other sample of a batch, as rows of a bank."""
+    return draw_negatives('all', torch.arange(size), row_keys(size, LABELS.device), size - 1)
 
 
 def batch(size=B, dtype=torch.float64, seed=0):
@@ -59,17 +60,14 @@ def test_info_nce_is_a_symmetric_cross_entropy(exclude):
 
 def test_nce_takes_its_constants_from_the_first_batch():
     loss = build(exclude='instance')
-    steps = [batch(seed=seed) for seed in range(2)]
-    ids = torch.arange(B)
-    negatives = all_negatives(ids, B, B - 1)
     log_z = None
-    for s, t in steps:
-        sides = [(s, t.detach()), (t, s.detach())]
+    for s, t in (batch(seed=seed) for seed in range(2)):
+        anchors, keys = torch.stack([s, t]), [t.detach(), s.detach()]
         if log_z is None:
-            log_z = [log_partition(*side, ids, negatives, 0.07) + math.log(B) for side in sides]
-        expected = sum(nce(*side, ids, negatives, z, 0.07).loss for side, z in zip(sides, log_z))
+            log_z = log_partition(anchors, keys, others(B), 0.07) + math.log(B)
+        expected = nce(anchors, keys, others(B), log_z, 0.07).loss.sum()
         torch.testing.assert_close(loss(s, t), expected)
-        torch.testing.assert_close(loss.batch.log_mean, torch.stack(log_z) - math.log(B))
+        torch.testing.assert_close(loss.log_mean, log_z - math.log(B))
 
 
 def test_gradient_flows_through_anchors_and_keys():
@@ -86,12 +84,9 @@ def test_gradient_flows_through_anchors_and_keys():
 
 def _direction(loss, anchor, rows, objective):
     """One direction, anchors against rows."""
-    score = anchor @ rows.t() / 0.07
-    weight = batch_weights(torch.arange(B), torch.arange(B), score.dtype)
-    positive = torch.arange(B)
-    if objective == 'infonce':
-        return batch_info_nce(score, positive, weight)[0].mean()
-    return batch_nce(score, positive, weight, loss.batch.log_mean[0])[0].mean()
+    weight = 1 - torch.eye(B, dtype=anchor.dtype)
+    mean = loss.log_mean[0] if objective == 'nce' else None
+    return critic_loss(anchor @ rows.t() / 0.07, torch.arange(B), weight, mean)[0].mean()
 
 
 @pytest.mark.parametrize('objective', ['nce', 'infonce'])
@@ -147,37 +142,49 @@ def test_loss_weight_counts(weight):
 def test_no_bank_in_state_and_constants_in_it():
     loss = build(exclude='instance')
     assert loss.bank is None and loss.num_negatives is None
-    assert list(loss.state_dict()) == ['batch.log_mean']
+    assert list(loss.state_dict()) == ['log_mean']
     assert list(loss.parameters()) == []
     fresh = copy.deepcopy(loss.state_dict())
     loss(*batch(seed=0))
     resumed = build(exclude='instance')
     resumed.load_state_dict(loss.state_dict())
-    assert resumed.batch.has_z
+    assert resumed._has_z
     torch.testing.assert_close(resumed(*batch(seed=1)), loss(*batch(seed=1)), rtol=0, atol=0)
     # A checkpoint from before the first step brings no constants.
     resumed.load_state_dict(fresh)
-    assert not resumed.batch.has_z
+    assert not resumed._has_z
     other = build(exclude='instance')
     torch.testing.assert_close(resumed(*batch(seed=1)), other(*batch(seed=1)))
+
+
+def test_the_word_chooses_the_class():
+    """Copied, pickled, and loaded from a checkpoint of the former name."""
+    loss = build(exclude='instance')
+    assert type(loss) is InBatchCRDLoss and type(CRDLoss(D)) is CRDLoss
+    loss(*batch())
+    for twin in (copy.deepcopy(loss), pickle.loads(pickle.dumps(loss))):
+        assert type(twin) is InBatchCRDLoss and torch.equal(twin.log_mean, loss.log_mean)
+    former = nn.ModuleDict(dict(loss_crd=build()))
+    former.load_state_dict({'loss_crd.batch.log_mean': loss.log_mean})
+    assert former['loss_crd']._has_z and torch.equal(former['loss_crd'].log_mean, loss.log_mean)
 
 
 def test_only_training_fixes_the_constants():
     loss = build(exclude='instance').eval()
     value = loss(*batch())
-    assert not loss.batch.has_z and loss.batch.log_mean.isnan().all()
+    assert not loss._has_z and loss.log_mean.isnan().all()
     torch.testing.assert_close(loss.train()(*batch()), value)
-    assert loss.batch.has_z and loss.batch.log_mean.isfinite().all()
+    assert loss._has_z and loss.log_mean.isfinite().all()
     info = build(objective='infonce', exclude='instance')
     info(*batch())
-    assert not info.batch.has_z
+    assert not info._has_z
 
 
 @pytest.mark.parametrize('objective', ['nce', 'infonce'])
 def test_a_batch_of_one_adds_nothing_and_says_so(objective, monkeypatch):
     said = []
     monkeypatch.setattr(
-        in_batch_contrast.MMLogger,
+        in_batch_crd_loss.MMLogger,
         'get_current_instance',
         lambda: type('Log', (), dict(warning=lambda _, m: said.append(m)))(),
     )
@@ -187,7 +194,7 @@ def test_a_batch_of_one_adds_nothing_and_says_so(objective, monkeypatch):
         value = loss(s, t)
         value.backward()
         assert value == 0 and s.grad.abs().sum() == 0
-    assert not loss.batch.has_z
+    assert not loss._has_z
     assert len(said) == 1 and 'a global batch of 1 sample has no' in said[0]
     assert 'drop_last=True' in said[0]
 
@@ -197,13 +204,9 @@ def test_last_batch_of_another_size():
     loss = build(exclude='instance')
     loss(*batch())
     s, t = batch(3, seed=1)
-    value = loss(s, t)
-    ids = torch.arange(3)
-    expected = sum(
-        nce(a, r.detach(), ids, all_negatives(ids, 3, 2), z + math.log(3), 0.07).loss
-        for a, r, z in zip((s, t), (t, s), loss.batch.log_mean)
-    )
-    torch.testing.assert_close(value, expected)
+    anchors, keys = torch.stack([s, t]), [t.detach(), s.detach()]
+    expected = nce(anchors, keys, others(3), loss.log_mean + math.log(3), 0.07).loss.sum()
+    torch.testing.assert_close(loss(s, t), expected)
 
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
@@ -248,7 +251,7 @@ BAD_INPUT = {
         "contrast_idx given, but negatives='batch'",
     ),
     'drawn negatives': (
-        dict(labels=LABELS, negatives=all_negatives(torch.arange(2), 4, 2)),
+        dict(labels=LABELS, negatives=others(B)),
         "negatives given, but negatives='batch'",
     ),
 }
@@ -270,7 +273,7 @@ def test_bad_embeddings():
         loss(2 * s, t)
     with pytest.raises(ValueError, match='sample_idx is torch.float64'):
         loss(s, t, torch.zeros(B).double())
-    assert not loss.batch.has_z
+    assert not loss._has_z
 
 
 def test_a_bank_needs_ids():
