@@ -81,6 +81,12 @@ class MemoryBank(nn.Module):
         TypeError: If ``momentum`` is not a number.
     """
 
+    student: Tensor
+    teacher: Tensor
+    labels: Tensor
+    log_z_student: Tensor
+    log_z_teacher: Tensor
+
     def __init__(
         self,
         embed_dim: int,
@@ -349,7 +355,8 @@ class MemoryBank(nn.Module):
         """Take over the rows of a checkpoint; another size is an error."""
         if not self.keep_rows:
             # Evaluation needs no bank: keep what is there, report nothing.
-            state_dict.update({prefix + name: value for name, value in self._buffers.items()})
+            kept = self._buffers.items()
+            state_dict.update({prefix + name: rows for name, rows in kept if rows is not None})
         else:
             check_state(self.num_samples, self.embed_dim, self.labels, state_dict, prefix)
             self._fit_buffers(state_dict, prefix)

@@ -209,9 +209,9 @@ def _pieces(slots: Tensor, banks: Sequence[Tensor], negatives: Negatives) -> Ite
             columns = slice(start, start + rows_at_once)
             index = None if negatives.rows is None else negatives.rows[sets, columns].flatten()
             excluded = counts = left_out = None
-            if negatives.row_key is not None:
-                own = negatives.anchor_key[negatives.anchors[sets], None]
-                row_key = negatives.row_key
+            row_key, anchor_key = negatives.row_key, negatives.anchor_key
+            if row_key is not None and anchor_key is not None:
+                own = anchor_key[negatives.anchors[sets], None]
                 key = row_key[columns] if index is None else row_key[index]
                 excluded = own == key.view(sets_at_once, 1, -1)
                 left_out = excluded.sum(-1)

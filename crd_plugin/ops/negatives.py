@@ -109,7 +109,8 @@ class Negatives(NamedTuple):
         """int: Rows L of a set."""
         if self.rows is not None:
             return self.rows.size(1)
-        return len(self.row_key) if self.row_key is not None else self.counts.size(1)
+        every = self.row_key if self.counts is None else self.counts[0]
+        return 0 if every is None else len(every)
 
     def collect(self, values: Tensor) -> Tensor:
         """Turn values of slots ``(E, S, b, ...)`` into those of anchors ``(E, B, taken, ...)``."""

@@ -223,10 +223,9 @@ class MemoryBankHook(Hook):
         index = torch.tensor(ids, dtype=torch.int64)
         check_range('sample_idx', int(index.min()), int(index.max()), num_samples)
         labels = [getattr(sample, 'gt_label', None) for sample in samples]
-        if self._labels is not None and all(
-            isinstance(label, Tensor) and label.numel() == 1 for label in labels
-        ):
-            check_labels(torch.stack(labels).view(-1).cpu(), self._labels[index], index)
+        single = [label for label in labels if isinstance(label, Tensor) and label.numel() == 1]
+        if self._labels is not None and len(single) == len(labels):
+            check_labels(torch.stack(single).view(-1).cpu(), self._labels[index], index)
 
     def _log(self, runner: Any, staged: Sequence[MemoryBank]) -> None:
         """Log the mutual information bound and look at the norms."""

@@ -9,6 +9,7 @@ from .crd_loss import CRDLoss
 from .fitnet_loss import FitNetLoss
 from .fsp_loss import FSPLoss
 from .ft_loss import FTLoss
+from .in_batch_crd_loss import InBatchCRDLoss
 from .kdsvd_loss import KDSVDLoss
 from .nst_loss import NSTLoss
 from .pkt_loss import PKTLoss
@@ -26,6 +27,7 @@ __all__ = [
     'FSPLoss',
     'FTLoss',
     'FitNetLoss',
+    'InBatchCRDLoss',
     'KDSVDLoss',
     'NSTLoss',
     'PKTLoss',

@@ -84,6 +84,9 @@ class CRDLoss(nn.Module):
         TypeError: If an argument is not a number where one is expected.
     """
 
+    bank: MemoryBank
+    num_negatives: int
+
     def __new__(cls, *args: Any, **kwargs: Any) -> CRDLoss:
         """Choose the class without a bank for the config word 'batch'."""
         if cls is CRDLoss and kwargs.get('negatives') == 'batch':
@@ -127,8 +130,6 @@ class CRDLoss(nn.Module):
         self.negatives = negatives
         self.exclude = exclude
         self.loss_weight = loss_weight
-        self.num_negatives: int | None = None
-        self.bank: MemoryBank | None = None
         if negatives != 'batch':
             self.num_negatives = 16384 if num_negatives is None else num_negatives
             momentum = 0.5 if momentum is None else momentum
@@ -186,7 +187,7 @@ class CRDLoss(nn.Module):
             RuntimeError: If the bank has no size, or its last update was
                 never committed.
         """
-        self._check_ids(sample_idx, contrast_idx)
+        sample_idx = self._check_ids(sample_idx, contrast_idx)
         check_feats(s_feats, t_feats, sample_idx.numel(), self.embed_dim)
         if labels is not None and self.exclude == 'class' and self.bank.labels.numel():
             check_column('labels', labels, sample_idx.numel())
@@ -265,7 +266,7 @@ class CRDLoss(nn.Module):
         mean = (ranks[:, :2] + weight).logsumexp(0) - weight.logsumexp(0)
         return mean + math.log(self.bank.num_samples)
 
-    def _check_ids(self, sample_idx: Tensor | None, contrast_idx: Tensor | None) -> None:
+    def _check_ids(self, sample_idx: Tensor | None, contrast_idx: Tensor | None) -> Tensor:
         """Check that the bank has rows, and that the ids are rows of it."""
         num_samples = self.bank.num_samples
         if num_samples == 0:
@@ -291,7 +292,8 @@ class CRDLoss(nn.Module):
                 'num_negatives to the K of the data set that draws them.'
             )
         if sample_idx.device.type != 'cpu':
-            return  # Looking at numbers would wait for the GPU.
+            return sample_idx  # Looking at numbers would wait for the GPU.
         for name, ids in (('sample_idx', sample_idx), ('contrast_idx', contrast_idx)):
             if ids is not None and ids.numel():
                 check_range(name, int(ids.min()), int(ids.max()), num_samples)
+        return sample_idx

@@ -79,12 +79,14 @@ class InBatchCRDLoss(CRDLoss):
             exclude=exclude,
             loss_weight=loss_weight,
         )
+        self.bank = None  # type: ignore[assignment]
+        self.num_negatives = None  # type: ignore[assignment]
         self.register_buffer('log_mean', torch.full((2,), math.nan).double())
         # Host copy of "the constants are set", so that a step reads nothing back.
         self._has_z = False
         self._warned = False
 
-    def forward(
+    def forward(  # type: ignore[override]
         self,
         s_feats: Tensor,
         t_feats: Tensor,
