@@ -152,6 +152,11 @@ class FrozenTeacherDistill(SingleTeacherDistill):
             result = self.student(batch_inputs, data_samples, mode=mode)
         return result if with_loss else {}
 
+    @property
+    def backbone(self) -> nn.Module:
+        """nn.Module: The student's backbone, for tools of MMPretrain."""
+        return self.student.backbone
+
     def extract_feat(self, inputs: Tensor, **kwargs) -> Any:
         """Extract the student's features, for tools of MMPretrain."""
         return self.student.extract_feat(inputs, **kwargs)

@@ -118,7 +118,7 @@ def test_teacher_trainable_is_refused():
     assert not _build(teacher_trainable=False).teacher_trainable
 
 
-def test_random_teacher_is_warned_of(caplog, tmp_path, teacher):
+def test_random_teacher_causes_a_warning(caplog, tmp_path, teacher):
     logger = MMLogger.get_current_instance()
     logger.addHandler(caplog.handler)  # MMEngine's loggers have no parents
     try:
@@ -127,7 +127,7 @@ def test_random_teacher_is_warned_of(caplog, tmp_path, teacher):
         caplog.clear()
         model = _build(teacher_ckpt=_save(teacher, tmp_path / 'teacher.pth'))
         model.init_weights()
-        _build()  # to be tested: its weights are still to come
+        _build()  # To be tested: its weights come later.
     finally:
         logger.removeHandler(caplog.handler)
     assert 'teacher_ckpt is not given: the teacher has random' in text
@@ -157,7 +157,7 @@ def test_checkpoint_of_a_plain_network_is_refused(tmp_path, teacher):
     other.load_state_dict(model.state_dict())
 
 
-def test_bare_state_dict_will_do(tmp_path, teacher):
+def test_bare_state_dict(tmp_path, teacher):
     path = tmp_path / 'teacher.pth'
     torch.save(teacher.state_dict(), path)
     model = _build(teacher_ckpt=str(path))
@@ -384,11 +384,18 @@ def test_student_that_is_not_trained():
     assert weight.grad.abs().sum() > 0
 
 
-def test_prediction_is_the_students():
+def test_prediction_and_features_are_the_students():
+    """As MMPretrain's tools ask for them: get_flops, vis_tsne, ..."""
     model = _build().eval()
     inputs, samples = _batch()
-    with torch.no_grad():
-        own = model.student(inputs, copy.deepcopy(samples), mode='predict')
-        found = model(inputs, samples, mode='predict')
-    for first, second in zip(own, found):
-        assert torch.equal(first.pred_score, second.pred_score)
+    own = model.student(inputs, copy.deepcopy(samples), mode='predict')
+    for found in (model(inputs, samples, mode='predict'), model.predict(inputs)):
+        for first, second in zip(own, found, strict=True):
+            assert torch.equal(first.pred_score, second.pred_score)
+    assert model.backbone is model.student.backbone
+    for place in ({}, dict(stage='backbone')):
+        (expected,), (found,) = (
+            net.extract_feat(inputs, **place) for net in (model.student, model)
+        )
+        assert torch.equal(found, expected)
+    assert found.shape == (6, 6, 4, 4)

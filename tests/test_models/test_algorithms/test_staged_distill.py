@@ -6,7 +6,6 @@ from unittest import mock
 import pytest
 import torch
 from mmpretrain.structures import DataSample
-from torch import nn
 
 from crd_plugin.models import CIFARWideResNet
 from crd_plugin.registry import MODELS
@@ -250,7 +249,7 @@ def test_what_lies_behind_the_last_stage_waits_for_the_head():
         ([], r'stages is \[\], expected a list'),
         (dict(init=dict()), 'expected a list with a dict for each'),
         (['init'], "stages has 'init', expected a dict"),
-        ([dict(name='init', epochs=3)], "'epochs': 3.*expected a dict with a "),
+        ([dict(name='init', epochs=3)], "'epochs': 3.*expected a dict with some of "),
     ],
 )
 def test_stages_of_another_kind(stages, text):
@@ -267,14 +266,13 @@ def _build_with(stages):
 @pytest.mark.parametrize(
     'stages, text',
     [
-        ([dict(losses=['loss_ab'])], 'stages has the name None, expected a word'),
-        ([dict(name='a'), dict(name='a')], "has the name 'a', expected a word"),
+        ([dict(losses=['loss_ab'])], 'stages has the name None, expected a different word'),
+        ([dict(name='a'), dict(name='a')], "has the name 'a', expected a different word"),
         (
             stage_of(losses=['loss_ba']),
-            r"stages.init names the loss 'loss_ba', "
-            r"which distill_losses has not; there are \('loss_ab',\)",
+            r"stages.init: unknown loss 'loss_ba'; distill_losses defines \('loss_ab',\)",
         ),
-        (stage_of('main', without_losses=['loss_x']), 'stages.main names .*loss_x'),
+        (stage_of('main', without_losses=['loss_x']), "stages.main: unknown loss 'loss_x'"),
         (
             stage_of(losses=['loss_ab'], without_losses=['loss_ab']),
             'stages.init has losses and without_losses',
@@ -282,9 +280,9 @@ def _build_with(stages):
         (stage_of(losses=[], student_loss=False), 'stages.init computes nothing'),
         (
             stage_of(losses=dict(loss_ab='guess')),
-            "stages.init.losses.loss_ab is 'guess', which is no method of ABLoss",
+            "stages.init.losses.loss_ab is 'guess', which is not a method of ABLoss",
         ),
-        (stage_of(losses=dict(loss_ab='infer_widths')), 'no method of ABLoss'),
+        (stage_of(losses=dict(loss_ab='infer_widths')), 'not a method of ABLoss'),
         (
             stage_of(losses=dict(loss_ab='set_extra_state')),
             'set_extra_state of ABLoss needs state; add it to loss_forward_mappings.loss_ab',
@@ -292,7 +290,7 @@ def _build_with(stages):
         (
             stage_of(trainable=['pupil']),
             "stages.init.trainable has 'pupil', "
-            'which is no module: .*the student is `architecture`',
+            'which is not a module: .*the student is `architecture`',
         ),
         (stage_of(frozen=['distiller.x']), "stages.init.frozen has 'distiller.x'"),
         (stage_of(trainable=['teacher.head']), 'the teacher never trains'),
@@ -309,11 +307,15 @@ def test_unknown_stage():
         build().set_stage('x')
 
 
-def test_a_single_path_is_a_list_of_one():
+def test_a_single_path_is_a_list_of_one_and_none_is_all():
     model = _build_with(stage_of(trainable='architecture.head'))
     model.set_stage('init')
     assert trained(model) == {'architecture.head.fc.weight', 'architecture.head.fc.bias'}
-    assert isinstance(model.student.head.fc, nn.Linear)
+    model = _build_with(stage_of(trainable=None))
+    model.set_stage('init')
+    everything = trained(model)
+    model.set_stage('main')
+    assert trained(model) == everything and len(everything) > 4
 
 
 def test_a_single_loss_is_a_list_of_one():
