@@ -89,7 +89,7 @@ class StagedTrainLoop(EpochBasedTrainLoop):
         self.runner.message_hub.update_scalar('train/stage', number)
         super().run_epoch()
 
-    def _enter(self, model: nn.Module, number: int, span: Span) -> None:
+    def _enter(self, model: Any, number: int, span: Span) -> None:
         """Begin a stage, or continue it after resuming."""
         model.set_stage(span.name)
         if self.epoch == span.begin:
@@ -151,6 +151,6 @@ def split_epochs(
     return [*spans, Span(last, begin, max_epochs)]
 
 
-def _unwrap(model: nn.Module) -> nn.Module:
+def _unwrap(model: nn.Module) -> Any:
     """Return the model inside DistributedDataParallel."""
     return model.module if is_model_wrapper(model) else model

@@ -119,7 +119,7 @@ def make_branch(net: nn.Module, trunk: Sequence[str]) -> None:
     for module in net.modules():
         # Working in place would change the input of the other branches.
         if hasattr(module, 'inplace'):
-            module.inplace = False
+            module.inplace = False  # type: ignore[assignment]
 
 
 @torch.no_grad()

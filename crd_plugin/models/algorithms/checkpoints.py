@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from mmengine.model import BaseModule
 from mmengine.runner import CheckpointLoader
-from torch import nn
 
 __all__ = ['check_is_distillation', 'load_strictly']
 
 
-def load_strictly(model: nn.Module, checkpoint: str, role: str) -> None:
+def load_strictly(model: BaseModule, checkpoint: str, role: str) -> None:
     """Load weights that must fit exactly, and keep ``init_weights`` from replacing them.
 
     Args:
-        model (nn.Module): The network.
+        model (BaseModule): The network.
         checkpoint (str): Path or URL.
         role (str): ``'teacher'`` or ``'student'``, for messages.
 

@@ -79,7 +79,9 @@ class CoCoRDDistill(FrozenTeacherDistill):
         slow_student = copy.deepcopy(architecture)
         super().__init__(architecture=architecture, distiller=distiller, teacher=teacher, **kwargs)
         self._loss_name, recorders = self._find_loss()
-        self.data_preprocessor = MultiViewPreprocessor(self.data_preprocessor)
+        self.data_preprocessor: MultiViewPreprocessor = MultiViewPreprocessor(
+            self.data_preprocessor
+        )
         self.slow_student = slow_student.requires_grad_(False)
         # It is copied from the student, so its own initialisation would be wasted.
         self.slow_student._is_init = True
@@ -97,14 +99,16 @@ class CoCoRDDistill(FrozenTeacherDistill):
         return self.distiller.distill_losses[self._loss_name]
 
     def run_teacher(
-        self, batch_inputs: Sequence[Tensor], data_samples: list[BaseDataElement] | None = None
+        self,
+        batch_inputs: Tensor | Sequence[Tensor],
+        data_samples: list[BaseDataElement] | None = None,
     ) -> None:
         """Run the teacher on the third of three views, each ``(B, C, H, W)``, and record."""
         super().run_teacher(self._views(batch_inputs)[2], data_samples)
 
     def run_student(
         self,
-        batch_inputs: Sequence[Tensor],
+        batch_inputs: Tensor | Sequence[Tensor],
         data_samples: list[BaseDataElement] | None = None,
         with_loss: bool = True,
     ) -> dict[str, Tensor]:

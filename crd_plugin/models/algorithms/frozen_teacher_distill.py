@@ -115,12 +115,15 @@ class FrozenTeacherDistill(SingleTeacherDistill):
         return losses
 
     def run_teacher(
-        self, batch_inputs: Tensor, data_samples: list[BaseDataElement] | None = None
+        self,
+        batch_inputs: Tensor | Sequence[Tensor],
+        data_samples: list[BaseDataElement] | None = None,
     ) -> None:
         """Run the teacher and record.
 
         Args:
-            batch_inputs (Tensor): Images, ``(B, C, H, W)``.
+            batch_inputs (Tensor | Sequence[Tensor]): Images, ``(B, C, H, W)``; several views
+                where a subclass takes them.
             data_samples (list[BaseDataElement], optional): Annotations.
         """
         distiller = self.distiller
@@ -130,14 +133,14 @@ class FrozenTeacherDistill(SingleTeacherDistill):
 
     def run_student(
         self,
-        batch_inputs: Tensor,
+        batch_inputs: Tensor | Sequence[Tensor],
         data_samples: list[BaseDataElement] | None = None,
         with_loss: bool = True,
     ) -> dict[str, Tensor]:
         """Run the student and record.
 
         Args:
-            batch_inputs (Tensor): Images, ``(B, C, H, W)``.
+            batch_inputs (Tensor | Sequence[Tensor]): As for :meth:`run_teacher`.
             data_samples (list[BaseDataElement], optional): Annotations.
             with_loss (bool): Compute its own losses, which needs labels. Defaults to True.
 
@@ -195,7 +198,7 @@ class FrozenTeacherDistill(SingleTeacherDistill):
     def _speed_up(self, network: nn.Module, role: str) -> None:
         """Apply ``channels_last`` and ``compile`` to a network."""
         if self.channels_last:
-            network.to(memory_format=torch.channels_last)
+            network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if self.compile_options is not False:
             speed.compile_backbone(network, role, self.compile_options)
 
@@ -222,23 +225,23 @@ class FrozenTeacherDistill(SingleTeacherDistill):
         mappings = distiller.loss_forward_mappings
         for record in (record for mapping in mappings.values() for record in mapping.values()):
             self._infer_connector(**record)
+        losses: dict[str, Any] = dict(distiller.distill_losses.items())
         for name, mapping in mappings.items():
-            loss = distiller.distill_losses[name]
-            if _needs_width(loss):
+            if _needs_width(losses[name]):
                 # Images without data samples leave no ids and labels.
                 features = {
                     key: self._recorded(**record)
                     for key, record in mapping.items()
                     if not isinstance(self._recorder(**record), SampleFieldRecorder)
                 }
-                loss.infer_width(**features)
+                losses[name].infer_width(**features)
         self.train(training)
 
     def _infer_connector(
         self, connector: str | None = None, connector_idx: int | None = None, **record: Any
     ) -> None:
         """Give the layers of a record's connector their widths, one after the other."""
-        layers = self.distiller.connectors[connector] if connector else nn.Identity()
+        layers: Any = self.distiller.connectors[connector] if connector else nn.Identity()
         if not any(_needs_width(layer) for layer in layers.modules()):
             return
         feature = self._recorded(**record)

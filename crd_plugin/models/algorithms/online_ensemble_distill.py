@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -177,7 +178,7 @@ class OnlineEnsembleDistill(BaseAlgorithm):
             losses[name] = self.branch_weight * self._cross_entropy(one, target)
         losses['ensemble.loss'] = self.ensemble_weight * self._cross_entropy(ensemble, target)
         teacher = ensemble.detach() if self.detach_ensemble else ensemble
-        divergence = sum(_softened_kl(one, teacher, self.tau) for one in logits)
+        divergence: Any = sum(_softened_kl(one, teacher, self.tau) for one in logits)
         losses['distill.loss_online_kd'] = self.kl_weight * self._ramp() * divergence
         if target.dim() == 1:
             for name, one in (('student', logits[0]), ('ensemble', ensemble)):
@@ -199,7 +200,7 @@ class OnlineEnsembleDistill(BaseAlgorithm):
             return super()._predict(inputs, data_samples)
         scores = self._forward(inputs).softmax(dim=1)
         samples = data_samples or [DataSample() for _ in scores]
-        for sample, score in zip(samples, scores):
+        for sample, score in zip(samples, scores, strict=True):
             sample.set_pred_score(score).set_pred_label(score.argmax(dim=0, keepdim=True))
         return samples
 

@@ -50,7 +50,8 @@ class StagedDistill(FrozenTeacherDistill):
               the student's own loss, what a backbone has behind its last stage (``tail_names``)
               stays frozen.
             * ``frozen``: paths of modules within them that do not train.
-        *args, **kwargs: Arguments of ``FrozenTeacherDistill``.
+        *args: Arguments of ``FrozenTeacherDistill``.
+        **kwargs: Arguments of ``FrozenTeacherDistill``.
 
     Raises:
         ValueError: If a stage names an unknown loss, method or module, or computes nothing.
@@ -91,14 +92,7 @@ class StagedDistill(FrozenTeacherDistill):
 
     def active_losses(self) -> dict[str, str]:
         """Return the current stage's losses that have a mapping, and the method of each."""
-        if self.stage is None:
-            raise ValueError(
-                f'The model has the stages {tuple(self.stages)}, but none was begun; train it '
-                "with train_cfg=dict(type='crd_plugin.StagedTrainLoop', max_epochs=..., "
-                'stage_epochs=...).'
-            )
-        mappings = self.distiller.loss_forward_mappings
-        losses = self.stages[self.stage].losses
+        mappings, losses = self.distiller.loss_forward_mappings, self._current().losses
         return {name: method for name, method in losses.items() if name in mappings}
 
     def loss(
@@ -117,7 +111,7 @@ class StagedDistill(FrozenTeacherDistill):
         }
         if self.distiller.deliveries.deliveries:
             sides = {True, False}
-        with_loss = self.calculate_student_loss and self.stages[self.stage].student_loss
+        with_loss = self.calculate_student_loss and self._current().student_loss
         if False in sides:
             self.run_teacher(batch_inputs, data_samples)
         losses = {}
@@ -149,6 +143,16 @@ class StagedDistill(FrozenTeacherDistill):
             for module in self._frozen_modules(stage):
                 module.eval()
         return self
+
+    def _current(self) -> Stage:
+        """Return the current stage."""
+        if self.stage is None:
+            raise ValueError(
+                f'The model has the stages {tuple(self.stages)}, but none was begun; train it '
+                "with train_cfg=dict(type='crd_plugin.StagedTrainLoop', max_epochs=..., "
+                'stage_epochs=...).'
+            )
+        return self.stages[self.stage]
 
     def _arguments(self, name: str, method: str) -> dict[str, dict]:
         """Return the records that the method of a loss is given, by argument."""
@@ -218,8 +222,9 @@ class StagedDistill(FrozenTeacherDistill):
         paths = dict(
             trainable=_listed('' if trainable is None else trainable), frozen=_listed(frozen)
         )
-        for key, path in ((key, path) for key in paths for path in paths[key]):
-            self._check_path(f'stages.{name}.{key}', path)
+        for key, listed in paths.items():
+            for path in listed:
+                self._check_path(f'stages.{name}.{key}', path)
         stage = Stage(methods, student_loss, **paths)
         if not any(parameter.requires_grad for parameter in self._trained_parameters(stage)):
             raise ValueError(

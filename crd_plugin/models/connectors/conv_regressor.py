@@ -98,7 +98,7 @@ def _plan(in_shape: Sequence[int], out_shape: Sequence[int]) -> Plan | None:
         reached = [2 * n for n in size]
         plan = (nn.ConvTranspose2d, dict(kernel_size=4, stride=2, padding=1))
     else:
-        kernel = tuple(1 + n - m for n, m in zip(size, out_size))
+        kernel = tuple(1 + n - m for n, m in zip(size, out_size, strict=True))
         reached = out_size if min(kernel) > 0 else []
         plan = (nn.Conv2d, dict(kernel_size=kernel))
     return plan if reached == out_size else None

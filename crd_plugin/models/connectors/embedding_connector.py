@@ -75,6 +75,9 @@ class EmbeddingConnector(BaseModule):
 
         Returns:
             Tensor: ``(B, D)`` float32 (float64 for float64 layers), unit norm.
+
+        Raises:
+            ValueError: If the width is not known, or the feature has another one.
         """
         x = _flatten(feature)
         if self.in_channels is None:
@@ -116,7 +119,7 @@ class EmbeddingConnector(BaseModule):
 
 def _flatten(feature: Tensor | Sequence[Tensor]) -> Tensor:
     """Bring a feature to ``(B, values)``."""
-    if isinstance(feature, (tuple, list)):
+    if not isinstance(feature, Tensor):
         if len(feature) != 1:
             raise ValueError(
                 f'The recorded feature is a sequence of {len(feature)} tensors, '

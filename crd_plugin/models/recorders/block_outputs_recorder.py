@@ -87,13 +87,12 @@ class BlockOutputsRecorder(ModuleOutputsRecorder):
 
 def _block_names(backbone: nn.Module) -> tuple[tuple[str, ...], ...]:
     """Return the names of the blocks within the backbone, stage by stage."""
-    names = getattr(backbone, 'block_names', None)
-    if names is None and hasattr(backbone, 'res_layers'):
-        # MMPretrain's ResNet and its relatives.
-        names = tuple(
-            tuple(f'{stage}.{i}' for i in range(len(backbone.get_submodule(stage))))
-            for stage in backbone.res_layers
-        )
+    # MMPretrain's ResNet and its relatives name their stages.
+    stages = getattr(backbone, 'res_layers', ())
+    names = getattr(backbone, 'block_names', None) or [
+        [f'{stage}.{name}' for name, _ in backbone.get_submodule(stage).named_children()]
+        for stage in stages
+    ]
     if not names:
         raise ValueError(
             f'{type(backbone).__name__} has no blocks to pair: they are paired within ResNets, '

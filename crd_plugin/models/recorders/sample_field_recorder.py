@@ -63,7 +63,7 @@ def stack_field(samples: BatchSamples | Sequence[Any], field: str, device: torch
     whole = samples.field(field) if isinstance(samples, BatchSamples) else None
     if whole is not None:
         return whole.to(device, non_blocking=True)
-    values = [getattr(sample, field, None) for sample in samples]
+    values: list[Any] = [getattr(sample, field, None) for sample in samples]
     if any(value is None for value in values):
         hint = (
             'wrap the training data set in crd_plugin.SampleIndexDataset'

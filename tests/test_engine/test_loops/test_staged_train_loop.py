@@ -10,9 +10,9 @@ from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.registry import PARAM_SCHEDULERS
 
+from crd_plugin.checkpoints.publish import publish_student
 from crd_plugin.engine import StagedTrainLoop
 from crd_plugin.engine.loops.staged_train_loop import Span, split_epochs
-from crd_plugin.checkpoints.publish import publish_student
 from tests import small_runs, staged
 from tests.staged import EPOCHS, INIT, STEPS, changed
 from tests.test_engine import test_resume as resume

@@ -99,7 +99,7 @@ def plain():
 
 
 @pytest.mark.parametrize('name', OPTIONS)
-def test_step_equals_the_plain_one(plain, name):
+def test_step_and_prediction_equal_the_plain_ones(plain, name):
     fast = model(**OPTIONS[name])
     assert list(fast.state_dict()) == list(plain.state_dict())
     # The second batch is smaller, as the last of an epoch.
@@ -121,24 +121,14 @@ def test_step_equals_the_plain_one(plain, name):
         # Features of the student carry gradient, the teacher's do not.
         feature = records[0].dtype == torch.float64
         assert records[0].requires_grad == (feature and key[0] == 'student')
-
-
-@pytest.mark.parametrize('name', OPTIONS)
-def test_prediction_equals_the_plain_one(plain, name):
     # Running statistics are those after two steps.
     images, samples = batch()
-    fast = model(**OPTIONS[name])
     fast.load_state_dict(plain.state_dict())
-    try:
-        plain.eval()
-        fast.eval()
-        with torch.no_grad():
-            expected = plain(images, samples, mode='predict')
-            given = fast(images, samples, mode='predict')
-    finally:
-        plain.train()
-    for one, other in zip(expected, given):
-        torch.testing.assert_close(other.pred_score, one.pred_score)
+    with torch.no_grad():
+        expected, given = (net.eval()(images, samples, mode='predict') for net in (plain, fast))
+        for one, other in zip(expected, given):
+            torch.testing.assert_close(other.pred_score, one.pred_score)
+    plain.train()
 
 
 def test_weights_have_their_channels_last():

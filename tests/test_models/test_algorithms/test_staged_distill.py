@@ -149,14 +149,11 @@ def test_deliveries_need_both_networks():
     assert hook.call_count == 1
 
 
-def test_stopped_distillation():
+def test_losses_that_are_left_out():
     model = build('ab')
     model.set_stage('main')
     model.distillation_stopped = True
     assert set(losses_of(model)) == {'student.loss'}
-
-
-def test_student_loss_that_the_config_leaves_out():
     model = build('ab', calculate_student_loss=False)
     model.set_stage('main')
     assert set(losses_of(model)) == {'distill.loss_crd'}
@@ -202,27 +199,14 @@ def test_gradients_of_another_stage_are_dropped():
 
 
 def test_what_a_config_holds_still_stays_so():
-    with mock.patch.object(
-        small_runs.TinyNet,
-        '__init__',
-        autospec=True,
-        side_effect=_frozen(small_runs.TinyNet.__init__),
-    ):
-        model = build('ab')
+    net = MODELS.build(small_runs.net(6))
+    net.backbone.conv.weight.requires_grad_(False)
+    model = build('ab', architecture=net)
     for name in ('init', 'main'):
         model.set_stage(name)
         names = trained(model)
         assert 'architecture.backbone.bn.weight' in names
         assert 'architecture.backbone.conv.weight' not in names
-
-
-def _frozen(init):
-
-    def wrapper(self, *args, **kwargs):
-        init(self, *args, **kwargs)
-        self.conv.weight.requires_grad_(False)
-
-    return wrapper
 
 
 def test_what_lies_behind_the_last_stage_waits_for_the_head():
@@ -242,6 +226,10 @@ def test_what_lies_behind_the_last_stage_waits_for_the_head():
 # --- what cannot be --------------------------------------------------------
 
 
+def _build_with(stages):
+    return MODELS.build({**staged.model('ab', with_crd=False), 'stages': stages})
+
+
 @pytest.mark.parametrize(
     'stages, text',
     [
@@ -255,12 +243,6 @@ def test_what_lies_behind_the_last_stage_waits_for_the_head():
 def test_stages_of_another_kind(stages, text):
     with pytest.raises(TypeError, match=text):
         _build_with(stages)
-
-
-def _build_with(stages):
-    cfg = staged.model('ab', with_crd=False)
-    cfg['stages'] = stages
-    return MODELS.build(cfg)
 
 
 @pytest.mark.parametrize(
