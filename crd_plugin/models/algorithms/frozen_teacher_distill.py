@@ -225,27 +225,28 @@ class FrozenTeacherDistill(SingleTeacherDistill):
         mappings = distiller.loss_forward_mappings
         for record in (record for mapping in mappings.values() for record in mapping.values()):
             self._infer_connector(**record)
-        losses: dict[str, Any] = dict(distiller.distill_losses.items())
         for name, mapping in mappings.items():
-            if _needs_width(losses[name]):
+            loss = distiller.distill_losses[name]
+            if _needs_width(loss):
                 # Images without data samples leave no ids and labels.
                 features = {
                     key: self._recorded(**record)
                     for key, record in mapping.items()
                     if not isinstance(self._recorder(**record), SampleFieldRecorder)
                 }
-                losses[name].infer_width(**features)
+                loss.infer_width(**features)
         self.train(training)
 
     def _infer_connector(
         self, connector: str | None = None, connector_idx: int | None = None, **record: Any
     ) -> None:
         """Give the layers of a record's connector their widths, one after the other."""
-        layers: Any = self.distiller.connectors[connector] if connector else nn.Identity()
-        if not any(_needs_width(layer) for layer in layers.modules()):
+        module = self.distiller.connectors[connector] if connector else nn.Identity()
+        if not any(_needs_width(layer) for layer in module.modules()):
             return
         feature = self._recorded(**record)
-        for layer in layers if isinstance(layers, nn.Sequential) else [layers]:
+        layers: list[Any] = list(module) if isinstance(module, nn.Sequential) else [module]
+        for layer in layers:
             if _needs_width(layer):
                 layer.infer_width(feature)
             feature = layer(feature)
