@@ -269,5 +269,5 @@ class FrozenTeacherDistill(SingleTeacherDistill):
 
 
 def _needs_width(module: nn.Module) -> bool:
-    """Whether a connector or a loss has yet to be given its widths."""
+    """Tell whether a connector or a loss has yet to be given its widths."""
     return getattr(module, 'needs_width', False)

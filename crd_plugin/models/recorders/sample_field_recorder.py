@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from mmrazor.models.task_modules import ModuleOutputsRecorder
+from mmrazor.models.task_modules.recorder.base_recorder import BaseRecorder
 from torch import Tensor, nn
 
 from crd_plugin.registry import TASK_UTILS
@@ -14,7 +14,7 @@ from crd_plugin.structures import BatchSamples
 
 
 @TASK_UTILS.register_module()
-class SampleFieldRecorder(ModuleOutputsRecorder):
+class SampleFieldRecorder(BaseRecorder):
     """Record a field of the batch's data samples as one tensor.
 
     MMRazor's recorders see modules and functions, not the data samples that the model is called
@@ -29,6 +29,10 @@ class SampleFieldRecorder(ModuleOutputsRecorder):
         ValueError: In training, if a sample has no such field.
     """
 
+    def __init__(self, source: str) -> None:
+        super().__init__(source)
+        self._recording = False
+
     def prepare_from_model(self, model: nn.Module | None = None) -> None:
         """Register a hook on the calls of the model."""
         if model is None:
@@ -42,8 +46,18 @@ class SampleFieldRecorder(ModuleOutputsRecorder):
         inputs = args[0] if args else kwargs.get('inputs')
         samples = args[1] if len(args) > 1 else kwargs.get('data_samples')
         # Widths are inferred by a forward pass without samples.
-        if self.recording and samples is not None:
+        if self._recording and samples is not None:
             self.data_buffer.append(stack_field(samples, self.source, _device_of(inputs)))
+
+    def __enter__(self) -> None:
+        """Start recording."""
+        super().__enter__()
+        self._recording = True
+
+    def __exit__(self, exc_type, exc_value, traceback) -> None:
+        """Stop recording."""
+        super().__exit__(exc_type, exc_value, traceback)
+        self._recording = False
 
 
 def stack_field(samples: BatchSamples | Sequence[Any], field: str, device: torch.device) -> Tensor:
