@@ -1,4 +1,4 @@
-"""The objective of OnlineEnsembleDistill by plain loops, for its tests."""
+"""The objective of OnlineEnsembleDistill, sample by sample, for its tests."""
 
 import torch
 
@@ -6,7 +6,7 @@ from crd_plugin.registry import MODELS
 
 
 def full_networks(model, cfg):
-    """Each branch as a network of its own, with the weights of the trunk.
+    """Build each branch as a network of its own, with the weights of the trunk.
 
     Args:
         model (OnlineEnsembleDistill): The algorithm.
@@ -18,42 +18,17 @@ def full_networks(model, cfg):
     nets = []
     for branch in (model.architecture, *model.branches):
         whole = MODELS.build(cfg).to(next(model.parameters()).dtype)
-        weights = {**model.architecture.state_dict(), **branch.state_dict()}
-        whole.load_state_dict(weights)
+        whole.load_state_dict({**model.architecture.state_dict(), **branch.state_dict()})
         nets.append(whole.train(model.training))
     return nets
 
 
-def _gates(model, feature):
-    """Pooling, FC, batch norm of the batch, ReLU and softmax, one by one."""
-    fc, bn = model.gate.fc, model.gate.bn
-    size, width, height, _ = feature.shape
-    scores = [
-        [
-            fc.bias[i]
-            + sum(fc.weight[i, c] * feature[b, c].sum() / height**2 for c in range(width))
-            for i in range(model.num_branches)
-        ]
-        for b in range(size)
-    ]
-    gates = [[] for _ in range(size)]
-    for i in range(model.num_branches):
-        mean = sum(row[i] for row in scores) / size
-        variance = sum((row[i] - mean) ** 2 for row in scores) / size
-        for b in range(size):
-            score = (scores[b][i] - mean) / (variance + bn.eps).sqrt()
-            score = bn.weight[i] * score + bn.bias[i]
-            gates[b].append(torch.exp(score.clamp(min=0)))
-    return [[one / sum(row) for one in row] for row in gates]
-
-
 def _log_softmax(row, tau=1.0):
-    total = sum(torch.exp(value / tau) for value in row)
-    return [value / tau - total.log() for value in row]
+    return row / tau - torch.exp(row / tau).sum().log()
 
 
 def looped_loss(model, nets, images, labels):
-    """The objective as in the paper, number by number.
+    """Compute the objective as it stands in the paper, sample by sample.
 
     Args:
         model (OnlineEnsembleDistill): Gives gate and weights of the terms.
@@ -70,29 +45,22 @@ def looped_loss(model, nets, images, labels):
     )
     logits = [one(images, None, mode='tensor') for one in nets]
     handle.remove()
-    gates = _gates(model, feature[0])
-    size, classes = logits[0].shape
-    ensemble = [
-        [sum(gates[b][i] * logits[i][b, c] for i in range(len(nets))) for c in range(classes)]
-        for b in range(size)
-    ]
-
-    def cross_entropy(rows):
-        return -sum(_log_softmax(rows[b])[labels[b]] for b in range(size)) / size
-
-    branches = sum(cross_entropy(one) for one in logits)
-    divergence, tau = 0.0, model.tau
-    for one in logits:
-        for b in range(size):
-            row = ensemble[b]
-            if model.detach_ensemble:
-                row = [value.detach() for value in row]
-            taught = _log_softmax(row, tau)
-            learnt = _log_softmax(one[b], tau)
-            for t, s in zip(taught, learnt):
-                divergence = divergence + tau**2 * t.exp() * (t - s) / size
-    return (
-        model.branch_weight * branches
-        + model.ensemble_weight * cross_entropy(ensemble)
-        + model.kl_weight * divergence
-    )
+    fc, bn, size = model.gate.fc, model.gate.bn, len(labels)
+    # Pooling and FC, then the statistics of the batch norm.
+    scores = [fc.weight @ (x.flatten(1).sum(1) / x[0].numel()) + fc.bias for x in feature[0]]
+    mean = sum(scores) / size
+    variance = sum((score - mean) ** 2 for score in scores) / size
+    total = 0.0
+    for b, label in enumerate(labels):
+        score = bn.weight * (scores[b] - mean) / (variance + bn.eps).sqrt() + bn.bias
+        gate = torch.exp(score.clamp(min=0))
+        rows = [one[b] for one in logits]
+        ensemble = sum(g / gate.sum() * row for g, row in zip(gate, rows))
+        for row in rows:
+            total = total - model.branch_weight * _log_softmax(row)[label]
+        total = total - model.ensemble_weight * _log_softmax(ensemble)[label]
+        taught = _log_softmax(ensemble.detach() if model.detach_ensemble else ensemble, model.tau)
+        for row in rows:
+            gap = taught - _log_softmax(row, model.tau)
+            total = total + model.kl_weight * model.tau**2 * (taught.exp() * gap).sum()
+    return total / size

@@ -43,24 +43,11 @@ SCHEDULE = [
 
 
 def model(method: str, with_crd: bool = True, **changes: Any) -> Dict:
-    """Config of AB or FT on the tiny networks, with CRD beside it.
-
-    Args:
-        method (str): ``'ab'`` or ``'ft'``.
-        with_crd (bool): Add CRD. Defaults to True.
-        **changes: Of the model.
-    """
-    distiller = (
-        small_runs.distiller()
-        if with_crd
-        else dict(
-            type='mmrazor.ConfigurableDistiller',
-            student_recorders={},
-            teacher_recorders={},
-            distill_losses={},
-            loss_forward_mappings={},
-        )
-    )
+    """Config of AB (``'ab'``) or FT (``'ft'``) on the tiny networks, with CRD beside it."""
+    distiller = small_runs.distiller()
+    if not with_crd:
+        for part in ('recorders', 'losses', 'mappings', 'connectors'):
+            distiller.update({key: {} for key in distiller if key.endswith(part)})
     index = {} if method == 'ab' else dict(data_idx=-1)
     for side in ('student', 'teacher'):
         distiller[f'{side}_recorders']['stages'] = dict(
@@ -84,12 +71,7 @@ def model(method: str, with_crd: bool = True, **changes: Any) -> Dict:
 
 
 def settings(method: str = 'ab', **changes: Any) -> Dict[str, Any]:
-    """Changes that make a config of ``small_runs.config`` a staged one.
-
-    Args:
-        method (str): ``'ab'`` or ``'ft'``. Defaults to ``'ab'``.
-        **changes: More of them.
-    """
+    """Changes that make a config of ``small_runs.config`` a staged one, and more of them."""
     return {
         **dict(
             model={**model(method), '_delete_': True},

@@ -1,4 +1,6 @@
-"""Checks of arguments that are numbers."""
+"""Check arguments that are numbers; each function returns the value."""
+
+from __future__ import annotations
 
 import math
 from numbers import Integral, Real
@@ -6,19 +8,7 @@ from typing import Any
 
 
 def finite(name: str, value: float) -> float:
-    """A number that is finite.
-
-    Args:
-        name (str): Argument, for the message.
-        value (float): Its value.
-
-    Returns:
-        float: The same.
-
-    Raises:
-        TypeError: If it is no number.
-        ValueError: If it is NaN or infinite.
-    """
+    """Require a finite number: a TypeError or ValueError names the argument."""
     check_number(name, value)
     if not math.isfinite(value):
         raise ValueError(f'{name} is {value}, expected a finite number.')
@@ -26,41 +16,15 @@ def finite(name: str, value: float) -> float:
 
 
 def positive(name: str, value: float, published: float) -> float:
-    """A number that is finite and above zero.
-
-    Args:
-        name (str): Argument, for the message.
-        value (float): Its value.
-        published (float): What the paper's runs use, for the message.
-
-    Returns:
-        float: The same.
-
-    Raises:
-        TypeError: If it is no number.
-        ValueError: If it is not positive and finite.
-    """
+    """Require a finite number above zero; the message gives the published value."""
     check_number(name, value)
-    if not (value > 0 and math.isfinite(value)):
+    if not 0 < value < math.inf:
         raise ValueError(f'{name} is {value}, expected a positive number (published: {published}).')
     return value
 
 
 def count(name: str, value: int, hint: str = '') -> int:
-    """A whole number above zero.
-
-    Args:
-        name (str): Argument, for the message.
-        value (int): Its value.
-        hint (str): Behind what is expected, such as ``' (published: 128)'``.
-            Defaults to nothing.
-
-    Returns:
-        int: The same.
-
-    Raises:
-        ValueError: If it is no integer, or below one.
-    """
+    """Require an integer of at least one; the message ends with the hint."""
     if not isinstance(value, Integral) or isinstance(value, bool):
         raise ValueError(f'{name} is {value!r}, expected an integer{hint}.')
     if value < 1:
@@ -69,14 +33,6 @@ def count(name: str, value: int, hint: str = '') -> int:
 
 
 def check_number(name: str, value: Any) -> None:
-    """Say which argument is no number.
-
-    Args:
-        name (str): Argument, for the message.
-        value (Any): Its value.
-
-    Raises:
-        TypeError: If it is no number.
-    """
+    """Require a number: a TypeError names the argument."""
     if not isinstance(value, Real):
         raise TypeError(f'{name} is {value!r}, expected a number.')

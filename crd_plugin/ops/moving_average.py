@@ -1,6 +1,8 @@
-"""Networks that follow another one slowly."""
+"""Moving averages of parameters."""
 
-from typing import Sequence
+from __future__ import annotations
+
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -9,13 +11,13 @@ __all__ = ['move_averages']
 
 
 @torch.no_grad()
-def move_averages(averages: Sequence[Tensor], sources: Sequence[Tensor], momentum: float) -> None:
-    """``average <- m * average + (1 - m) * source``, in place.
+def move_averages(averages: Iterable[Tensor], sources: Iterable[Tensor], momentum: float) -> None:
+    """Update ``average <- m * average + (1 - m) * source`` in place.
 
     Args:
-        averages (Sequence[Tensor]): Parameters of the slow network.
-        sources (Sequence[Tensor]): Those that they follow, of equal shapes
-            and in the same order.
+        averages (Iterable[Tensor]): Parameters of the slow network.
+        sources (Iterable[Tensor]): Parameters that they follow, of equal shapes and in the same
+            order.
         momentum (float): Weight m kept on the OLD average, [0, 1).
     """
     averages, sources = list(averages), list(sources)

@@ -1,9 +1,11 @@
 """Training in stages: one config, one command, one run."""
 
-from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from mmengine.model import is_model_wrapper
-from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import EpochBasedTrainLoop
 from torch import nn
 
@@ -20,37 +22,32 @@ class Span(NamedTuple):
 
 @LOOPS.register_module()
 class StagedTrainLoop(EpochBasedTrainLoop):
-    """``EpochBasedTrainLoop`` that takes a model through its stages.
+    """Train a model through its stages, epoch by epoch.
 
-    At the first epoch of a stage it tells the model, which then computes
-    other losses and trains other parts, and forgets the state of the
-    optimizer (momentum), as if it were made anew. The stage follows from the
-    epoch alone, so a run resumes in any stage, also between two. Learning
-    rates are those of ``param_scheduler``, which counts all epochs.
+    At the first epoch of a stage the loop tells the model, which then computes other losses and
+    trains other parts, and clears the state of the optimizer (momentum), as a new optimizer would
+    start. The stage follows from the epoch alone, so a run resumes in any stage, also between two.
+    Learning rates are those of ``param_scheduler``, which counts all epochs.
 
     Each line of the log has the number of the stage, from 1, as ``stage``.
 
-    Source: HobbitLong/RepDistiller, ``train_student.py`` and
-    ``helper/pretrain.py``, which train both stages with an optimizer each.
+    Source: HobbitLong/RepDistiller, ``train_student.py`` and ``helper/pretrain.py``, which use one
+    optimizer per stage.
 
     Args:
-        runner (Runner): The runner; its model has stages
-            (``crd_plugin.StagedDistill``).
-        dataloader (DataLoader | dict): Of training, in all stages.
+        runner (Runner): The runner; its model has stages (``crd_plugin.StagedDistill``).
+        dataloader (DataLoader | dict): The training data of all stages.
         max_epochs (int): Epochs of all stages together.
-        stage_epochs (dict[str, int]): Epochs of each stage but the last,
-            which has what is left, by the names that the model gives them. 0
-            leaves a stage out.
-        val_begin (int, optional): First epoch, counted from 1, that ends with
-            a validation. Defaults to None: the first of the last stage;
-            before, the classifier is untrained.
+        stage_epochs (dict[str, int]): Epochs of each stage but the last, which has the remaining
+            ones, by the names that the model gives them. 0 leaves a stage out.
+        val_begin (int, optional): First epoch, counted from 1, that ends with a validation.
+            Defaults to None: the first of the last stage; before, the classifier is untrained.
         val_interval (int): Epochs between validations. Defaults to 1.
-        **kwargs: Of ``EpochBasedTrainLoop``.
+        **kwargs: Further arguments of ``EpochBasedTrainLoop``.
 
     Raises:
-        ValueError: Before training, if the model has no stages or others, no
-            epoch is left for the last one, or a distributed model would wait
-            for parameters that a stage leaves out.
+        ValueError: If the model has no stages or other ones, no epoch is left for the last one, or
+            a distributed model would wait for parameters that a stage leaves out.
     """
 
     def __init__(
@@ -58,20 +55,24 @@ class StagedTrainLoop(EpochBasedTrainLoop):
         runner: Any,
         dataloader: Any,
         max_epochs: int,
-        stage_epochs: Dict[str, int],
-        val_begin: Optional[int] = None,
+        stage_epochs: dict[str, int],
+        val_begin: int | None = None,
         val_interval: int = 1,
         **kwargs,
     ) -> None:
-        model = runner.model
-        self.spans = split_epochs(_stages_of(model), max_epochs, stage_epochs)
-        # Of DistributedDataParallel alone.
-        if getattr(model, 'find_unused_parameters', True) is False:
+        model = _unwrap(runner.model)
+        if not getattr(model, 'stages', None):
             raise ValueError(
-                'find_unused_parameters is False, but a stage leaves '
-                'parameters out, for which the processes would wait; set '
-                'find_unused_parameters = True in the config (or in its '
-                'model_wrapper_cfg).'
+                'StagedTrainLoop trains a model with stages, such as crd_plugin.StagedDistill; '
+                f'{type(model).__name__} has none. Use a schedule without stage_epochs.'
+            )
+        self.spans = split_epochs(list(model.stages), max_epochs, stage_epochs)
+        # An attribute of DistributedDataParallel only.
+        if getattr(runner.model, 'find_unused_parameters', True) is False:
+            raise ValueError(
+                'find_unused_parameters is False, but a stage leaves parameters out, for which '
+                'the processes would wait; set find_unused_parameters = True in the config (or in '
+                'its model_wrapper_cfg).'
             )
         if val_begin is None:
             val_begin = self.spans[-1].begin + 1
@@ -88,13 +89,12 @@ class StagedTrainLoop(EpochBasedTrainLoop):
         self.runner.message_hub.update_scalar('train/stage', number)
         super().run_epoch()
 
-    def _enter(self, model: nn.Module, number: int, span: Span) -> None:
-        """Begin a stage, or go on with it after resuming."""
+    def _enter(self, model: Any, number: int, span: Span) -> None:
+        """Begin a stage, or continue it after resuming."""
         model.set_stage(span.name)
         if self.epoch == span.begin:
-            for optimizer in _optimizers(self.runner.optim_wrapper):
-                optimizer.state.clear()
-            # The log would go on to show the losses of the stage before.
+            self.runner.optim_wrapper.optimizer.state.clear()
+            # The log would keep showing the losses of the previous stage.
             scalars = self.runner.message_hub.log_scalars
             for key in list(scalars):
                 if key.startswith('train/') and 'loss' in key:
@@ -102,24 +102,23 @@ class StagedTrainLoop(EpochBasedTrainLoop):
         losses = ', '.join(model.active_losses()) or 'none'
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
         self.runner.logger.info(
-            f'Stage {number} of {len(self.spans)}, "{span.name}": epochs '
-            f'{span.begin + 1} to {span.end}; losses of the distiller: '
-            f'{losses}; {trained:,} parameters train.'
+            f'Stage {number} of {len(self.spans)}, "{span.name}": epochs {span.begin + 1} to '
+            f'{span.end}; losses of the distiller: {losses}; {trained:,} parameters train.'
         )
 
 
 def split_epochs(
-    stages: Sequence[str], max_epochs: int, stage_epochs: Dict[str, int]
-) -> List[Span]:
-    """Which epochs belong to which stage.
+    stages: Sequence[str], max_epochs: int, stage_epochs: dict[str, int]
+) -> list[Span]:
+    """Divide the epochs among the stages.
 
     Args:
         stages (Sequence[str]): Names of the model's stages, in order.
-        max_epochs (int): Epochs of all together.
-        stage_epochs (dict[str, int]): Epochs of all but the last.
+        max_epochs (int): Epochs of all stages together.
+        stage_epochs (dict[str, int]): Epochs of all stages but the last.
 
     Returns:
-        list[Span]: Those stages that have epochs.
+        list[Span]: The stages that have epochs.
 
     Raises:
         ValueError: If names or numbers do not fit.
@@ -127,26 +126,24 @@ def split_epochs(
     *first, last = stages
     if set(stage_epochs) != set(first):
         raise ValueError(
-            f'train_cfg.stage_epochs has {list(stage_epochs)}, but the model '
-            f'has the stages {list(stages)}; give the epochs of all but the '
-            'last.'
+            f'train_cfg.stage_epochs has {list(stage_epochs)}, but the model has the stages '
+            f'{list(stages)}; give the epochs of all but the last.'
         )
     spans, begin = [], 0
     for name in first:
         epochs = stage_epochs[name]
         if not isinstance(epochs, int) or epochs < 0:
             raise ValueError(
-                f'train_cfg.stage_epochs.{name} is {epochs!r}, expected a '
-                'number of epochs (0 leaves the stage out).'
+                f'train_cfg.stage_epochs.{name} is {epochs!r}, expected a number of epochs (0 '
+                'leaves the stage out).'
             )
         if epochs:
             spans.append(Span(name, begin, begin + epochs))
         begin += epochs
     if begin >= max_epochs:
         raise ValueError(
-            f'train_cfg.max_epochs is {max_epochs}, of which stage_epochs '
-            f'takes {begin}; no epoch is left for the last stage, "{last}". '
-            'Give fewer to the others, such as '
+            f'train_cfg.max_epochs is {max_epochs}, of which stage_epochs takes {begin}; no epoch '
+            f'is left for the last stage, "{last}". Give fewer to the others, such as '
             f'train_cfg.stage_epochs.{first[-1]}={max_epochs - 1}.'
             if first
             else f'train_cfg.max_epochs is {max_epochs}, expected at least 1.'
@@ -154,26 +151,6 @@ def split_epochs(
     return [*spans, Span(last, begin, max_epochs)]
 
 
-def _stages_of(model: nn.Module) -> List[str]:
-    """Names of the model's stages."""
-    stages = getattr(_unwrap(model), 'stages', None)
-    if not stages:
-        raise ValueError(
-            f'StagedTrainLoop trains a model with stages, such as '
-            f'crd_plugin.StagedDistill; {type(_unwrap(model)).__name__} has '
-            'none. Use a schedule without stage_epochs.'
-        )
-    return list(stages)
-
-
-def _optimizers(wrapper: Any) -> Iterator[Any]:
-    """The optimizers inside one wrapper or several."""
-    wrappers = wrapper.values() if isinstance(wrapper, OptimWrapperDict) else [wrapper]
-    for single in wrappers:
-        assert isinstance(single, OptimWrapper)
-        yield single.optimizer
-
-
-def _unwrap(model: nn.Module) -> nn.Module:
-    """The model inside DDP."""
+def _unwrap(model: nn.Module) -> Any:
+    """Return the model inside DistributedDataParallel."""
     return model.module if is_model_wrapper(model) else model

@@ -1,11 +1,13 @@
-"""Distillation from a teacher that stays as it is."""
+"""Distillation from a teacher that does not change."""
 
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Union
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from mmengine.logging import MMLogger
 from mmengine.model import BaseModel
-from mmengine.runner import CheckpointLoader
 from mmengine.structures import BaseDataElement
 from mmrazor.models.algorithms import SingleTeacherDistill
 from mmrazor.models.utils import add_prefix
@@ -15,46 +17,43 @@ from crd_plugin.registry import MODELS
 
 from ..recorders import SampleFieldRecorder
 from . import speed
+from .checkpoints import check_is_distillation, load_strictly
 
 
 @MODELS.register_module()
 class FrozenTeacherDistill(SingleTeacherDistill):
-    """``mmrazor.SingleTeacherDistill`` with what it leaves undone.
+    """Distil from a frozen teacher: ``mmrazor.SingleTeacherDistill``, made strict.
 
     * The whole teacher is in eval mode. The original freezes only batch norm
       (``teacher_norm_eval``), so its dropout and drop path stay random.
-    * Its checkpoint is loaded strictly, before training. The original calls
-      ``load_checkpoint`` without ``strict``, so a checkpoint of another
-      network leaves random weights behind a warning.
-    * Its loss is not computed: it runs in ``mode='tensor'``, head included,
-      and so does the student with ``calculate_student_loss=False``, which
-      then needs no labels.
+    * The teacher's checkpoint is loaded strictly, before training. The original calls
+      ``load_checkpoint`` without ``strict``, so a checkpoint of another network leaves random
+      weights behind a warning.
+    * The teacher's loss is not computed: it runs in ``mode='tensor'``, head included, and so does
+      the student with ``calculate_student_loss=False``, which then needs no labels.
     * The student may start from given weights.
-    * Widths that connectors and losses leave out are taken from one forward
-      pass when the model is built, before optimizer and DDP see the
-      parameters.
+    * Widths that connectors and losses leave out are taken from one forward pass when the model
+      is built, before optimizer and DDP see the parameters.
 
     Args:
         distiller (dict): Config of a distiller.
         teacher (dict | BaseModel): Config of the teacher, or the model.
-        teacher_ckpt (str, optional): Path or URL of its checkpoint. Defaults
-            to None: the teacher's own ``init_cfg`` counts; random weights are
-            warned of.
-        student_ckpt (str, optional): Path or URL of weights that the student
-            starts from, loaded strictly. Defaults to None.
-        input_shape (Sequence[int]): Channels, height and width of the image
-            that widths are inferred with. Defaults to (3, 32, 32).
-        channels_last (bool): Lay images and weights out with channels last,
-            see ``docs/performance.md``. Defaults to False.
-        compile (bool | dict): Let ``torch.compile`` translate the backbones
-            of both networks; a dict has its arguments. Defaults to False.
-        **kwargs: Of ``mmrazor.SingleTeacherDistill``: ``architecture`` (the
-            student), ``student_trainable``, ``calculate_student_loss`` …
+        teacher_ckpt (str, optional): Path or URL of its checkpoint. Defaults to None: the
+            teacher's own ``init_cfg`` counts; random weights cause a warning.
+        student_ckpt (str, optional): Path or URL of weights that the student starts from, loaded
+            strictly. Defaults to None.
+        input_shape (Sequence[int]): Channels, height and width of the image that widths are
+            inferred with. Defaults to (3, 32, 32).
+        channels_last (bool): Lay images and weights out with channels last, see
+            ``docs/performance.md``. Defaults to False.
+        compile (bool | dict): Compile the backbones of both networks by ``torch.compile``; a
+            dict holds its arguments. Defaults to False.
+        **kwargs: Further arguments of ``mmrazor.SingleTeacherDistill``: ``architecture`` (the
+            student), ``student_trainable``, ``calculate_student_loss`` ...
 
     Raises:
-        ValueError: If ``teacher_trainable`` is asked for, a checkpoint does
-            not fit, ``input_shape`` does not, or ``compile`` has what
-            ``torch.compile`` does not take.
+        ValueError: If ``teacher_trainable`` is True, a checkpoint or ``input_shape`` does not
+            fit, or ``torch.compile`` refuses ``compile``.
         TypeError: If ``channels_last`` or ``compile`` is of another type.
         FileNotFoundError: If a checkpoint does not exist.
     """
@@ -62,18 +61,18 @@ class FrozenTeacherDistill(SingleTeacherDistill):
     def __init__(
         self,
         distiller: dict,
-        teacher: Union[BaseModel, Dict],
-        teacher_ckpt: Optional[str] = None,
-        student_ckpt: Optional[str] = None,
+        teacher: BaseModel | dict,
+        teacher_ckpt: str | None = None,
+        student_ckpt: str | None = None,
         input_shape: Sequence[int] = (3, 32, 32),
         channels_last: bool = False,
-        compile: Union[bool, Mapping[str, Any]] = False,
+        compile: bool | Mapping[str, Any] = False,
         **kwargs,
     ) -> None:
         if kwargs.pop('teacher_trainable', False):
             raise ValueError(
-                'teacher_trainable is True, but FrozenTeacherDistill trains '
-                'no teacher; use mmrazor.SingleTeacherDistill for that.'
+                'teacher_trainable is True, but FrozenTeacherDistill trains no teacher; use '
+                'mmrazor.SingleTeacherDistill for that.'
             )
         if not isinstance(channels_last, bool):
             raise TypeError(f'channels_last is {channels_last!r}, expected True or False.')
@@ -85,48 +84,29 @@ class FrozenTeacherDistill(SingleTeacherDistill):
         self.teacher.eval()
         self._infer_widths(input_shape)
         self.channels_last = channels_last
-        self._compiled = compile is not False
-        networks = dict(teacher=self.teacher, student=self.student)
-        for role, network in networks.items():
-            if channels_last:
-                network.to(memory_format=torch.channels_last)
-            if self._compiled:
-                speed.compile_backbone(network, role, compile)
+        self.compile_options = compile
+        self._speed_up(self.teacher, 'teacher')
+        self._speed_up(self.student, 'student')
 
     def forward(
         self,
         inputs: Tensor,
-        data_samples: Optional[List[BaseDataElement]] = None,
+        data_samples: list[BaseDataElement] | None = None,
         mode: str = 'tensor',
     ) -> Any:
-        """As in MMRazor, with images laid out as ``channels_last`` says.
-
-        Args:
-            inputs (Tensor): Images, ``(B, C, H, W)``.
-            data_samples (list[BaseDataElement], optional): Annotations.
-            mode (str): ``'loss'``, ``'predict'`` or ``'tensor'``.
-
-        Returns:
-            dict | list | Tensor: What the mode asks for.
-        """
-        if self._compiled:
-            speed.begin_step()
+        """Run as MMRazor does, with images laid out as ``channels_last`` says."""
+        if self.compile_options is not False:
+            # With CUDA graphs the student's pass would else reuse the memory of the maps that
+            # were recorded of the teacher. Without them this does nothing.
+            torch.compiler.cudagraph_mark_step_begin()
         if self.channels_last:
             inputs = speed.channels_last(inputs)
         return super().forward(inputs, data_samples, mode)
 
     def loss(
-        self, batch_inputs: Tensor, data_samples: Optional[List[BaseDataElement]] = None
-    ) -> Dict[str, Tensor]:
-        """Student's own losses and the distiller's.
-
-        Args:
-            batch_inputs (Tensor): Images, ``(B, C, H, W)``.
-            data_samples (list[BaseDataElement], optional): Annotations.
-
-        Returns:
-            dict[str, Tensor]: Losses under ``student.`` and ``distill.``.
-        """
+        self, batch_inputs: Tensor, data_samples: list[BaseDataElement] | None = None
+    ) -> dict[str, Tensor]:
+        """Compute the student's own losses (``student.``) and the distiller's (``distill.``)."""
         self.run_teacher(batch_inputs, data_samples)
         student_losses = self.run_student(batch_inputs, data_samples, self.calculate_student_loss)
         losses = dict(add_prefix(student_losses, 'student'))
@@ -135,12 +115,15 @@ class FrozenTeacherDistill(SingleTeacherDistill):
         return losses
 
     def run_teacher(
-        self, batch_inputs: Tensor, data_samples: Optional[List[BaseDataElement]] = None
+        self,
+        batch_inputs: Tensor | Sequence[Tensor],
+        data_samples: list[BaseDataElement] | None = None,
     ) -> None:
-        """Forward pass of the teacher, recorded.
+        """Run the teacher and record.
 
         Args:
-            batch_inputs (Tensor): Images, ``(B, C, H, W)``.
+            batch_inputs (Tensor | Sequence[Tensor]): Images, ``(B, C, H, W)``; several views
+                where a subclass takes them.
             data_samples (list[BaseDataElement], optional): Annotations.
         """
         distiller = self.distiller
@@ -150,195 +133,141 @@ class FrozenTeacherDistill(SingleTeacherDistill):
 
     def run_student(
         self,
-        batch_inputs: Tensor,
-        data_samples: Optional[List[BaseDataElement]] = None,
+        batch_inputs: Tensor | Sequence[Tensor],
+        data_samples: list[BaseDataElement] | None = None,
         with_loss: bool = True,
-    ) -> Dict[str, Tensor]:
-        """Forward pass of the student, recorded.
+    ) -> dict[str, Tensor]:
+        """Run the student and record.
 
         Args:
-            batch_inputs (Tensor): Images, ``(B, C, H, W)``.
+            batch_inputs (Tensor | Sequence[Tensor]): As for :meth:`run_teacher`.
             data_samples (list[BaseDataElement], optional): Annotations.
-            with_loss (bool): Compute its own losses, which needs labels.
-                Defaults to True.
+            with_loss (bool): Compute its own losses, which needs labels. Defaults to True.
 
         Returns:
-            dict[str, Tensor]: The student's own losses, if any.
+            dict[str, Tensor]: The student's own losses; empty without ``with_loss``.
         """
         distiller = self.distiller
         distiller.set_deliveries_override(True)
-        with (
-            distiller.student_recorders,
-            distiller.deliveries,
-            torch.set_grad_enabled(self.student_trainable and torch.is_grad_enabled()),
-        ):
-            result = self.student(
-                batch_inputs, data_samples, mode='loss' if with_loss else 'tensor'
-            )
+        trains = self.student_trainable and torch.is_grad_enabled()
+        mode = 'loss' if with_loss else 'tensor'
+        with distiller.student_recorders, distiller.deliveries, torch.set_grad_enabled(trains):
+            result = self.student(batch_inputs, data_samples, mode=mode)
         return result if with_loss else {}
 
-    def train(self, mode: bool = True) -> 'FrozenTeacherDistill':
-        """Set the mode of all but the teacher, which stays in eval mode."""
+    @property
+    def backbone(self) -> nn.Module:
+        """nn.Module: The student's backbone, for tools of MMPretrain."""
+        return self.student.backbone
+
+    def extract_feat(self, inputs: Tensor, **kwargs) -> Any:
+        """Extract the student's features, for tools of MMPretrain."""
+        return self.student.extract_feat(inputs, **kwargs)
+
+    def predict(
+        self, inputs: Tensor, data_samples: list[BaseDataElement] | None = None, **kwargs
+    ) -> list[BaseDataElement]:
+        """Predict by the student, for tools of MMPretrain."""
+        return self.student.predict(inputs, data_samples, **kwargs)
+
+    def train(self, mode: bool = True) -> FrozenTeacherDistill:
+        """Set the mode of all modules but the teacher's, which stay in eval mode."""
         super().train(mode)
         self.teacher.eval()
         return self
 
     def init_weights(self) -> None:
-        """Start training; a teacher without weights is warned of."""
+        """Initialise the weights, and warn of a teacher that has only random ones."""
         if not self.teacher.is_init and self.teacher.init_cfg is None:
             MMLogger.get_current_instance().warning(
-                'teacher_ckpt is not given: the teacher has random weights '
-                'unless a checkpoint brings others. Set model.teacher_ckpt to '
-                'a trained checkpoint.'
+                'teacher_ckpt is not given: the teacher has random weights unless a checkpoint '
+                'brings others. Set model.teacher_ckpt to a trained checkpoint.'
             )
         super().init_weights()
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
-        """Refuse a checkpoint that is none of a distillation."""
-        if not any(key.startswith(f'{prefix}architecture.') for key in state_dict):
-            raise ValueError(
-                'The checkpoint has no weights under "architecture.", so it '
-                'is not one of a distillation; test it with the config of '
-                'the plain network, or start a student from it with '
-                'model.student_ckpt.'
-            )
+        """Refuse a checkpoint that is not one of a distillation."""
+        check_is_distillation(
+            state_dict,
+            prefix,
+            'test it with the config of the plain network, or start a student from it with '
+            'model.student_ckpt',
+        )
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    def _speed_up(self, network: nn.Module, role: str) -> None:
+        """Apply ``channels_last`` and ``compile`` to a network."""
+        if self.channels_last:
+            network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if self.compile_options is not False:
+            speed.compile_backbone(network, role, self.compile_options)
 
     @torch.no_grad()
     def _infer_widths(self, input_shape: Sequence[int]) -> None:
-        """Send one image through, for parts that lack their widths.
-
-        A connector takes them from the feature it is given, a loss with
-        modules of its own from all that its ``forward`` will be given.
-        """
+        """Send an image through both networks, for connectors and losses that lack widths."""
         distiller = self.distiller
-        mappings = distiller.loss_forward_mappings
-        records = [
-            record
-            for mapping in mappings.values()
-            for record in mapping.values()
-            if record.get('connector')
-            and any(
-                getattr(layer, 'needs_width', False)
-                for layer in distiller.connectors[record['connector']].modules()
-            )
-        ]
-        losses = [
-            name
-            for name in mappings
-            if getattr(distiller.distill_losses[name], 'needs_width', False)
-        ]
-        if not records and not losses:
+        if not any(_needs_width(module) for module in distiller.modules()):
             return
-        # Two images: batch norm of one value a channel would not run.
-        image = torch.zeros(2, *input_shape)
-        sides = (
-            ('teacher', self.teacher, distiller.teacher_recorders),
-            ('student', self.student, distiller.student_recorders),
-        )
-        for role, model, recorders in sides:
-            training = model.training
-            model.eval()
+        training = self.training
+        self.eval()
+        # Two images: batch norm of one value per channel would not run.
+        images = torch.zeros(2, *input_shape)
+        for role in ('teacher', 'student'):
             try:
-                with recorders:
-                    model(image, None, mode='tensor')
+                with getattr(distiller, f'{role}_recorders'):
+                    getattr(self, role)(images, None, mode='tensor')
             except (RuntimeError, ValueError, IndexError, AssertionError) as error:
                 raise ValueError(
-                    f'input_shape={tuple(input_shape)} does not go through '
-                    f'the {role}: {error}; set model.input_shape to '
-                    'channels, height and width of one image, or give '
+                    f'input_shape={tuple(input_shape)} does not go through the {role}: {error}; '
+                    'set model.input_shape to channels, height and width of one image, or give '
                     'in_channels of every connector.'
                 ) from error
-            finally:
-                model.train(training)
-        for record in records:
-            record = dict(record)
-            connector = distiller.connectors[record.pop('connector')]
-            record.pop('connector_idx', None)
-            feature = self._recorded(record)
-            layers = connector if isinstance(connector, nn.Sequential) else [connector]
-            for layer in layers:
-                if getattr(layer, 'needs_width', False):
-                    layer.infer_width(feature)
-                feature = layer(feature)
-        for name in losses:
-            distiller.distill_losses[name].infer_width(
-                **{
-                    key: self._recorded(record)
-                    for key, record in mappings[name].items()
-                    if not self._is_sample_field(record)
+        mappings = distiller.loss_forward_mappings
+        for record in (record for mapping in mappings.values() for record in mapping.values()):
+            self._infer_connector(**record)
+        for name, mapping in mappings.items():
+            loss = distiller.distill_losses[name]
+            if _needs_width(loss):
+                # Images without data samples leave no ids and labels.
+                features = {
+                    key: self._recorded(**record)
+                    for key, record in mapping.items()
+                    if not isinstance(self._recorder(**record), SampleFieldRecorder)
                 }
-            )
+                loss.infer_width(**features)
+        self.train(training)
 
-    def _is_sample_field(self, record: dict) -> bool:
-        """Ids and labels, which one image without samples does not have."""
-        recorders = (
-            self.distiller.student_recorders
-            if record['from_student']
-            else self.distiller.teacher_recorders
-        )
-        return isinstance(recorders.get_recorder(record['recorder']), SampleFieldRecorder)
+    def _infer_connector(
+        self, connector: str | None = None, connector_idx: int | None = None, **record: Any
+    ) -> None:
+        """Give the layers of a record's connector their widths, one after the other."""
+        module = self.distiller.connectors[connector] if connector else nn.Identity()
+        if not any(_needs_width(layer) for layer in module.modules()):
+            return
+        feature = self._recorded(**record)
+        layers: list[Any] = list(module) if isinstance(module, nn.Sequential) else [module]
+        for layer in layers:
+            if _needs_width(layer):
+                layer.infer_width(feature)
+            feature = layer(feature)
 
-    def _recorded(self, record: dict) -> Tensor:
-        """A record of the forward pass; MMRazor only asserts that it is."""
+    def _recorder(self, recorder: str, from_student: bool, **record: Any) -> Any:
+        """Return the recorder of a record."""
+        side = 'student' if from_student else 'teacher'
+        return getattr(self.distiller, f'{side}_recorders').get_recorder(recorder)
+
+    def _recorded(self, **record: Any) -> Any:
+        """Return a record of the forward pass; MMRazor only asserts that it exists."""
         try:
             return self.distiller.get_record(**record)
         except (AssertionError, IndexError, TypeError) as error:
             raise ValueError(
-                f'loss_forward_mappings asks for {record}, which was not '
-                f'recorded: {error} Choose another data_idx or record_idx; '
-                'tools/check_config.py shows what each recorder holds.'
+                f'loss_forward_mappings asks for {record}, which was not recorded: {error} Choose '
+                'another data_idx or record_idx; tools/check_config.py shows what each recorder '
+                'holds.'
             ) from error
 
 
-def load_strictly(model: nn.Module, checkpoint: str, role: str) -> None:
-    """Load weights that must fit exactly, and keep them from being reset.
-
-    Args:
-        model (nn.Module): The network.
-        checkpoint (str): Path or URL.
-        role (str): ``'teacher'`` or ``'student'``, for messages.
-
-    Raises:
-        ValueError: If keys are missing, unexpected or of another shape.
-    """
-    loaded = CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu')
-    weights = loaded.get('state_dict', loaded)
-    own = model.state_dict()
-    missing = [key for key in own if key not in weights]
-    unexpected = [key for key in weights if key not in own]
-    shapes = [
-        f'{key} {tuple(weights[key].shape)} instead of {tuple(own[key].shape)}'
-        for key in own
-        if key in weights and weights[key].shape != own[key].shape
-    ]
-    if missing or unexpected or shapes:
-        raise ValueError(
-            f'{role}_ckpt={checkpoint} does not fit the {role}: '
-            f'missing {_shorten(missing)}; unexpected {_shorten(unexpected)}; '
-            f'other shapes {_shorten(shapes)}. {_mend(role, unexpected)}'
-        )
-    model.load_state_dict(weights)
-    model._is_init = True
-
-
-def _mend(role: str, unexpected: Sequence[str]) -> str:
-    """What to do about weights that do not fit."""
-    if any(key.startswith('architecture.') for key in unexpected):
-        return (
-            'It is the checkpoint of a distillation: take the student '
-            'out with tools/model_converters/publish_student.py first.'
-        )
-    return (
-        f'Give the config of the network that it was saved from as '
-        f'model.{"teacher" if role == "teacher" else "architecture"} '
-        '(depth, widths, number of classes).'
-    )
-
-
-def _shorten(keys: Sequence[str], most: int = 5) -> str:
-    """The first few keys and how many more there are."""
-    if not keys:
-        return 'none'
-    more = f' and {len(keys) - most} more' if len(keys) > most else ''
-    return ', '.join(keys[:most]) + more
+def _needs_width(module: nn.Module) -> bool:
+    """Tell whether a connector or a loss has yet to be given its widths."""
+    return getattr(module, 'needs_width', False)

@@ -1,91 +1,94 @@
 """Distillation without a teacher: branches learn from their ensemble."""
 
+from __future__ import annotations
+
 import copy
 import math
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from mmengine.logging import MessageHub
 from mmengine.model import ModuleList
 from mmengine.structures import BaseDataElement
+from mmpretrain.structures import DataSample
 from mmrazor.models.algorithms import BaseAlgorithm
 from mmrazor.registry import MODELS as RAZOR_MODELS
 from torch import Tensor, nn
 
+from crd_plugin.models._numbers import check_number, finite, positive
+from crd_plugin.ops.features import full_precision
 from crd_plugin.registry import MODELS
 
-from .branching import BranchPoint, replay
+from .branching import check_branch, find_trunk, make_branch, run_and_watch
+from .checkpoints import check_is_distillation
 
 
 @MODELS.register_module()
 class OnlineEnsembleDistill(BaseAlgorithm):
-    """On-the-fly native ensemble: the online KD of the CRD paper's tables.
+    """Distil an on-the-fly native ensemble: the online KD of the CRD paper's tables.
 
-    The network's last layers exist m times behind a shared trunk: once in
-    ``architecture``, which is the student, and m - 1 times in ``branches``,
-    freshly initialised. A gate looks at the trunk's output and gives each
-    branch an importance, ``g = softmax(ReLU(BN(FC(pool(feature)))))``. The
-    ensemble's logits ``z_e = sum_i g_i z_i`` teach all branches:
+    The network's last stages exist m times behind a shared trunk: once in ``architecture``, which
+    is the student, and m - 1 times in ``branches``, with initial weights of their own. A gate
+    looks at the trunk's output and gives each branch an importance,
+    ``g = softmax(ReLU(BN(FC(pool(feature)))))``. The ensemble's logits ``z_e = sum_i g_i z_i``
+    teach all branches:
 
         sum_i CE(z_i, y) + CE(z_e, y)
             + T^2 sum_i KL(softmax(z_e / T) || softmax(z_i / T))
 
-    What is deployed is ``architecture`` alone, a plain network.
+    Only ``architecture``, a plain network, is deployed.
 
-    Source: Lan, Zhu and Gong, arXiv:1806.04606. Behaviour matched:
-    Lan1991Xu/ONE_NeurIPS2018 @ 54afde3, ``models/cifar/resnet.py`` (branches
-    of full width, gate on the globally pooled trunk), ``loss/kl_loss.py``
-    (T = 3, mean over the batch, no gradient through the ensemble's side) and
-    ``cifar_one.py`` (sum of the terms). Differs: the KL divergence is exact,
-    where the original adds 1e-7 to each probability of the ensemble; its
-    ``--consistency_rampup``, which is no part of the objective, is
-    ``ramp_up`` and grows with each iteration rather than each epoch; branches
-    are initialised as the config of the architecture says.
+    Branches copy the last stages, neck and head of a classifier whose backbone hands one map from
+    stage to stage: those of crd_plugin, the ResNets of mmpretrain and the like. A branch with the
+    network's weights is compared with the network when the model is built; what cannot be divided
+    is refused.
+
+    Source: Lan, Zhu and Gong, arXiv:1806.04606. Behaviour matched: Lan1991Xu/ONE_NeurIPS2018 @
+    54afde3, ``models/cifar/resnet.py`` (branches of full width, gate on the globally pooled
+    trunk), ``loss/kl_loss.py`` (T = 3, mean over the batch, no gradient through the ensemble's
+    side) and ``cifar_one.py`` (sum of the terms). Differs: the KL divergence is exact, where the
+    original adds 1e-7 to each probability of the ensemble; its ``--consistency_rampup``, which is
+    not part of the objective, is ``ramp_up`` and grows per iteration rather than per epoch;
+    branches are initialised as the config of the architecture says.
 
     Args:
-        architecture (dict): Config of a classifier of mmpretrain, such as
-            ``student`` of a pair.
-        branch_from (str): Its first module that each branch has a copy of;
-            all that is called before it is shared. In the original the last
-            stage: ``'backbone.layer3'`` (``block3`` of a wide ResNet,
-            ``block4`` of VGG, ``blocks.5`` of MobileNetV2); later
-            implementations take the last two for ImageNet,
-            ``'backbone.layer3'`` of four.
-        num_branches (int): Branches m, the student counted. Defaults to 3.
+        architecture (dict): Config of a classifier of mmpretrain.
+        branch_from (str): First stage that each branch has of its own; all that is called before
+            it is shared. In the original the last stage: ``'backbone.layer3'`` (``block3`` of a
+            wide ResNet, ``block4`` of VGG, ``blocks.5`` of MobileNetV2); later implementations
+            take the last two for ImageNet, ``'backbone.layer3'`` of four.
+        num_branches (int): Branches m, including the student. Defaults to 3.
         tau (float): Temperature T of the KL divergence. Defaults to 3.
-        branch_weight (float): Factor of the branches' cross-entropies,
-            the student's included. Defaults to 1.
-        ensemble_weight (float): Factor of the ensemble's. Defaults to 1.
-        kl_weight (float): Factor of the divergence. Defaults to 1.
-        detach_ensemble (bool): No gradient through the ensemble's side of the
-            divergence; False lets it come closer to the branches too.
-            Defaults to True.
-        ramp_up (float): Fraction r of all iterations, [0, 1], over which
-            ``kl_weight`` grows by exp(-5 (1 - t / r)^2) at progress t. The
-            original's scripts have 80 of 300 epochs. Defaults to 0: the whole
-            weight from the start, as the objective stands.
-        predict_with (str): ``'branch'``: the student alone is evaluated;
-            ``'ensemble'``: all branches with the gate. Defaults to
-            ``'branch'``.
-        input_shape (Sequence[int]): Channels, height and width of the image
-            that the point of division is looked for with. Defaults to
-            (3, 32, 32).
-        data_preprocessor (dict, optional): The runner gives that of the
-            config. Defaults to None: the architecture's.
-        init_cfg (dict, optional): Defaults to None.
+        branch_weight (float): Weight of the branches' cross-entropies, including the student's.
+            Defaults to 1.
+        ensemble_weight (float): Weight of the ensemble's cross-entropy. Defaults to 1.
+        kl_weight (float): Weight of the divergence. Defaults to 1.
+        detach_ensemble (bool): Stop the gradient through the ensemble's side of the divergence;
+            False lets it come closer to the branches too. Defaults to True.
+        ramp_up (float): Fraction r of all iterations, [0, 1], over which ``kl_weight`` grows by
+            exp(-5 (1 - t / r)^2) at progress t. The original's scripts use 80 of 300 epochs.
+            Defaults to 0: the full weight from the start, as in the published objective.
+        predict_with (str): ``'branch'``: evaluate the student alone; ``'ensemble'``: all branches
+            with the gate. Defaults to ``'branch'``.
+        input_shape (Sequence[int]): Channels, height and width of the image that the network is
+            divided with. Defaults to (3, 32, 32).
+        data_preprocessor (dict, optional): Given by the runner from the config. Defaults to None:
+            the architecture's.
+        init_cfg (dict, optional): Initialisation config. Defaults to None.
 
     State in checkpoints: ``architecture``, ``branches``, ``gate``.
 
     Raises:
-        TypeError: If ``architecture`` is no config.
-        ValueError: If an argument is out of range, the architecture cannot be
-            divided at ``branch_from``, or its head has no loss.
+        TypeError: If ``architecture`` is not a config, or a number is of another type.
+        ValueError: If an argument is out of range, the architecture cannot be divided at
+            ``branch_from``, or its head has no loss.
     """
 
     def __init__(
         self,
-        architecture: Dict,
+        architecture: dict,
         branch_from: str,
         num_branches: int = 3,
         tau: float = 3.0,
@@ -96,45 +99,41 @@ class OnlineEnsembleDistill(BaseAlgorithm):
         ramp_up: float = 0.0,
         predict_with: str = 'branch',
         input_shape: Sequence[int] = (3, 32, 32),
-        data_preprocessor: Optional[Dict] = None,
-        init_cfg: Optional[Dict] = None,
+        data_preprocessor: dict | None = None,
+        init_cfg: dict | None = None,
     ) -> None:
         if not isinstance(architecture, dict):
             raise TypeError(
-                f'architecture is {type(architecture).__name__}, expected '
-                'the config of a network: each branch is built from it, with '
-                'weights of its own.'
+                f'architecture is {type(architecture).__name__}, expected the config of a network: '
+                'each branch is built from it, with weights of its own.'
             )
         if not isinstance(num_branches, int) or isinstance(num_branches, bool) or num_branches < 2:
             raise ValueError(
-                f'num_branches is {num_branches!r}, expected an int of 2 at '
-                'least; for the student alone use the config of the plain '
-                'network.'
+                f'num_branches is {num_branches!r}, expected an int of at least 2; for the student '
+                'alone use the config of the plain network.'
             )
-        if not (isinstance(tau, (int, float)) and 0 < tau < math.inf):
-            raise ValueError(f'tau is {tau!r}, expected a finite temperature above 0, such as 3.')
+        check_number('ramp_up', ramp_up)
+        if not 0 <= ramp_up <= 1:
+            raise ValueError(
+                f'ramp_up is {ramp_up}, expected a fraction of the training in [0, 1], such as '
+                '80 / 300.'
+            )
+        if predict_with not in ('branch', 'ensemble'):
+            raise ValueError(f"predict_with is {predict_with!r}, expected 'branch' or 'ensemble'.")
+        positive('tau', tau, 3)
         weights = dict(
             branch_weight=branch_weight, ensemble_weight=ensemble_weight, kl_weight=kl_weight
         )
         for name, weight in weights.items():
-            if not (isinstance(weight, (int, float)) and 0 <= weight < math.inf):
-                raise ValueError(
-                    f'{name} is {weight!r}, expected a finite number that is not negative.'
-                )
-        if not (isinstance(ramp_up, (int, float)) and 0 <= ramp_up <= 1):
-            raise ValueError(
-                f'ramp_up is {ramp_up!r}, expected a fraction of the training '
-                'in [0, 1], such as 80 / 300.'
-            )
-        if predict_with not in ('branch', 'ensemble'):
-            raise ValueError(f"predict_with is {predict_with!r}, expected 'branch' or 'ensemble'.")
+            if finite(name, weight) < 0:
+                raise ValueError(f'{name} is {weight}, expected a number that is not negative.')
         super().__init__(copy.deepcopy(architecture), data_preprocessor, init_cfg)
-        head = getattr(self.architecture, 'head', None)
-        if not callable(getattr(head, 'loss_module', None)):
+        if not callable(getattr(getattr(self.architecture, 'head', None), 'loss_module', None)):
             raise ValueError(
-                'architecture.head has no loss_module, expected a head for '
-                'classification such as mmpretrain.LinearClsHead.'
+                'architecture.head has no loss_module, expected a head for classification such as '
+                'mmpretrain.LinearClsHead.'
             )
+        self.branch_from = branch_from
         self.num_branches = num_branches
         self.tau = tau
         self.branch_weight = branch_weight
@@ -143,33 +142,32 @@ class OnlineEnsembleDistill(BaseAlgorithm):
         self.detach_ensemble = detach_ensemble
         self.ramp_up = ramp_up
         self.predict_with = predict_with
-        self._divide(architecture, branch_from, input_shape)
+        self._divide(architecture, input_shape)
 
     def loss(
-        self, inputs: Tensor, data_samples: Optional[List[BaseDataElement]] = None
-    ) -> Dict[str, Tensor]:
-        """Losses of all branches, of the ensemble, and between them.
+        self, inputs: Tensor, data_samples: list[BaseDataElement] | None = None
+    ) -> dict[str, Tensor]:
+        """Compute the losses of all branches, of the ensemble, and between them.
 
         Args:
             inputs (Tensor): Images, ``(B, C, H, W)``.
-            data_samples (list[BaseDataElement]): With ``gt_label``, or
-                ``gt_score`` after mixing images.
+            data_samples (list[BaseDataElement]): Samples with ``gt_label``, or ``gt_score`` after
+                mixing images.
 
         Returns:
-            dict[str, Tensor]: Cross-entropies ``student.loss``,
-            ``branch1.loss`` ... and ``ensemble.loss``; the divergence
-            ``distill.loss_online_kd``; with labels also the accuracies of
-            student and ensemble on this batch in percent, for the log.
+            dict[str, Tensor]: Cross-entropies ``student.loss``, ``branch1.loss`` ... and
+            ``ensemble.loss``; the divergence ``distill.loss_online_kd``; with labels also the
+            accuracies of student and ensemble on this batch in percent, for the log.
 
         Raises:
-            ValueError: If there is one sample only, or none is annotated.
+            ValueError: If there is only one sample, or the samples are not annotated.
         """
         # SyncBatchNorm has the samples of the other ranks as well.
         alone = isinstance(self.gate.bn, nn.BatchNorm1d)
         if self.training and alone and len(inputs) < 2:
             raise ValueError(
-                'The batch has 1 sample; the batch norm of the gate needs 2. '
-                'Set train_dataloader.drop_last=True, or another batch_size.'
+                'The batch has 1 sample; the batch norm of the gate needs 2. Set '
+                'train_dataloader.drop_last=True, or another batch_size.'
             )
         logits, gates = self._all_logits(inputs)
         ensemble = _gated_sum(logits, gates)
@@ -179,8 +177,8 @@ class OnlineEnsembleDistill(BaseAlgorithm):
             name = f'branch{i}.loss' if i else 'student.loss'
             losses[name] = self.branch_weight * self._cross_entropy(one, target)
         losses['ensemble.loss'] = self.ensemble_weight * self._cross_entropy(ensemble, target)
-        taught_by = ensemble.detach() if self.detach_ensemble else ensemble
-        divergence = sum(_softened_kl(one, taught_by, self.tau) for one in logits)
+        teacher = ensemble.detach() if self.detach_ensemble else ensemble
+        divergence: Any = sum(_softened_kl(one, teacher, self.tau) for one in logits)
         losses['distill.loss_online_kd'] = self.kl_weight * self._ramp() * divergence
         if target.dim() == 1:
             for name, one in (('student', logits[0]), ('ensemble', ensemble)):
@@ -188,43 +186,37 @@ class OnlineEnsembleDistill(BaseAlgorithm):
                 losses[f'{name}.accuracy'] = 100 * right.float().mean()
         return losses
 
-    def _forward(
-        self, inputs: Tensor, data_samples: Optional[List[BaseDataElement]] = None
-    ) -> Tensor:
-        """Logits of what is evaluated, ``(B, classes)``."""
+    def _forward(self, inputs: Tensor, data_samples: list[BaseDataElement] | None = None) -> Tensor:
+        """Return the logits of what is evaluated, ``(B, classes)``."""
         if self.predict_with == 'branch':
-            return self.architecture(inputs, data_samples, mode='tensor')
+            return super()._forward(inputs, data_samples)
         return _gated_sum(*self._all_logits(inputs))
 
     def _predict(
-        self, inputs: Tensor, data_samples: Optional[List[BaseDataElement]] = None
-    ) -> List[BaseDataElement]:
-        """Predictions of what is evaluated."""
+        self, inputs: Tensor, data_samples: list[BaseDataElement] | None = None
+    ) -> list[BaseDataElement]:
+        """Return the predictions of what is evaluated."""
         if self.predict_with == 'branch':
-            return self.architecture(inputs, data_samples, mode='predict')
-        from mmpretrain.structures import DataSample
-
+            return super()._predict(inputs, data_samples)
         scores = self._forward(inputs).softmax(dim=1)
         samples = data_samples or [DataSample() for _ in scores]
-        for sample, score in zip(samples, scores):
+        for sample, score in zip(samples, scores, strict=True):
             sample.set_pred_score(score).set_pred_label(score.argmax(dim=0, keepdim=True))
         return samples
 
-    def _all_logits(self, inputs: Tensor) -> Tuple[List[Tensor], Tensor]:
-        """Logits of each branch, the student first, and the gate's output."""
-        with self._point.record(self.architecture) as tape:
-            logits = [self.architecture(inputs, None, mode='tensor')]
-        for branch in self.branches:
-            with replay(branch, tape):
-                logits.append(branch(inputs, None, mode='tensor'))
-        return [_at_least_float32(one) for one in logits], self.gate(tape.feature)
+    def _all_logits(self, inputs: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Return the logits of each branch, the student first, and the gate's output."""
+        given, student = run_and_watch(self.architecture, [self.branch_from], inputs)
+        feature = given[self.branch_from]
+        others = [branch(feature, None, mode='tensor') for branch in self.branches]
+        return [full_precision(logits) for logits in (student, *others)], self.gate(feature)
 
     def _cross_entropy(self, logits: Tensor, target: Tensor) -> Tensor:
-        """The loss that the head's config asks for."""
+        """Return the loss that the head's config asks for."""
         return self.architecture.head.loss_module(logits, target, avg_factor=len(logits))
 
     def _ramp(self) -> float:
-        """Part of ``kl_weight`` that counts at this iteration."""
+        """Return the share of ``kl_weight`` that counts at this iteration."""
         hub = MessageHub.get_current_instance()
         total = hub.get_info('max_iters', 0)
         if not self.ramp_up or not total:
@@ -232,33 +224,25 @@ class OnlineEnsembleDistill(BaseAlgorithm):
         progress = hub.get_info('iter', 0) / (self.ramp_up * total)
         return math.exp(-5 * (1 - min(progress, 1.0)) ** 2)
 
-    def _divide(self, config: Dict, branch_from: str, input_shape: Sequence[int]) -> None:
+    def _divide(self, config: dict, input_shape: Sequence[int]) -> None:
         """Build the other branches and the gate."""
-        device = next(self.architecture.parameters()).device
-        # Of a generator of its own: building draws nothing from the others.
+        # A generator of its own: the initial weights must not depend on these images.
         images = torch.randn((2, *input_shape), generator=torch.Generator().manual_seed(0))
-        images = images.to(device)
-        self._point = BranchPoint(self.architecture, branch_from, images)
-        branches = []
-        for _ in range(self.num_branches - 1):
-            branch = RAZOR_MODELS.build(copy.deepcopy(config))
-            self._point.make_branch(self.architecture, branch)
-            branches.append(branch)
-        feature = self._point.check(self.architecture, branches[0], images)
-        # MMEngine's list, through which weights are initialised.
+        images = images.to(next(self.architecture.parameters()).device)
+        self.architecture.eval()
+        trunk, feature, logits = find_trunk(self.architecture, self.branch_from, images)
+        branches = [RAZOR_MODELS.build(copy.deepcopy(config)) for _ in range(self.num_branches - 1)]
+        for branch in branches:
+            make_branch(branch, trunk)
+        check_branch(self.architecture, branches[0].eval(), feature, logits)
+        # MMEngine's list, so that the weights of its modules are initialised.
         self.branches = ModuleList(branches)
         self.gate = _Gate(_pool(feature).size(1), self.num_branches)
+        self.train()
 
-    def _load_from_state_dict(
-        self, state_dict: Dict[str, Any], prefix: str, *args, **kwargs
-    ) -> None:
+    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
         """Refuse the checkpoint of a plain network."""
-        if not any(key.startswith(f'{prefix}architecture.') for key in state_dict):
-            raise ValueError(
-                'The checkpoint has no weights under "architecture.", so it '
-                'is not one of a distillation; test it with the config of '
-                'the plain network.'
-            )
+        check_is_distillation(state_dict, prefix, 'test it with the config of the plain network')
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
@@ -271,33 +255,24 @@ class _Gate(nn.Module):
         self.bn = nn.BatchNorm1d(num_branches)
 
     def forward(self, feature: Tensor) -> Tensor:
-        """Softmax over the branches, ``(B, m)``, float32 at least."""
+        """Return the softmax over the branches, ``(B, m)``, float32 at least."""
         scores = self.bn(self.fc(_pool(feature))).relu()
-        return _at_least_float32(scores).softmax(dim=1)
+        return full_precision(scores).softmax(dim=1)
 
 
 def _pool(feature: Tensor) -> Tensor:
-    """One vector an image, of a map, of tokens or of a vector.
-
-    Args:
-        feature (Tensor): ``(B, C, H, W)``, ``(B, L, C)`` or ``(B, C)``.
-
-    Returns:
-        Tensor: ``(B, C)``.
-    """
-    if feature.dim() == 4:
-        return feature.mean(dim=(2, 3))
-    return feature.mean(dim=1) if feature.dim() == 3 else feature
+    """Average a map ``(B, C, H, W)`` over its pixels; a vector ``(B, C)`` stays."""
+    return feature.mean(dim=(2, 3)) if feature.dim() == 4 else feature
 
 
 def _gated_sum(logits: Sequence[Tensor], gates: Tensor) -> Tensor:
-    """Logits of the ensemble, ``(B, classes)``."""
+    """Return the logits of the ensemble, ``(B, classes)``."""
     # (B, m, 1) * (B, m, classes)
     return (gates.unsqueeze(2) * torch.stack(tuple(logits), dim=1)).sum(dim=1)
 
 
 def _softened_kl(student: Tensor, teacher: Tensor, tau: float) -> Tensor:
-    """``tau^2 KL(teacher || student)``, the mean over the batch."""
+    """Return ``tau^2 KL(teacher || student)``, the mean over the batch."""
     return tau**2 * F.kl_div(
         F.log_softmax(student / tau, dim=1),
         F.log_softmax(teacher / tau, dim=1),
@@ -306,8 +281,8 @@ def _softened_kl(student: Tensor, teacher: Tensor, tau: float) -> Tensor:
     )
 
 
-def _target(data_samples: Optional[List[BaseDataElement]]) -> Tensor:
-    """Labels ``(B,)``, or scores ``(B, classes)`` after mixing images."""
+def _target(data_samples: list[BaseDataElement] | None) -> Tensor:
+    """Return labels ``(B,)``, or scores ``(B, classes)`` after mixing images."""
     if not data_samples or not ('gt_label' in data_samples[0] or 'gt_score' in data_samples[0]):
         raise ValueError(
             "data_samples have neither gt_label nor gt_score; mode='loss' needs annotated samples."
@@ -315,8 +290,3 @@ def _target(data_samples: Optional[List[BaseDataElement]]) -> Tensor:
     if 'gt_score' in data_samples[0]:
         return torch.stack([sample.gt_score for sample in data_samples])
     return torch.cat([sample.gt_label for sample in data_samples])
-
-
-def _at_least_float32(x: Tensor) -> Tensor:
-    """Sixteen bits are too few for logarithms of probabilities."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -1,6 +1,9 @@
-"""Recorder of per-sample fields: ids and labels as tensors."""
+"""Recorder of a field of the data samples, such as ids and labels, as a tensor."""
 
-from typing import Any, Optional, Sequence
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from mmrazor.models.task_modules.recorder.base_recorder import BaseRecorder
@@ -14,42 +17,37 @@ from crd_plugin.structures import BatchSamples
 class SampleFieldRecorder(BaseRecorder):
     """Record a field of the batch's data samples as one tensor.
 
-    MMRazor's recorders see modules and functions, not the data samples that
-    the model is called with; this one reads them from the call of the student
-    (or teacher) itself. In a distiller it is written without the suffix:
-    ``dict(type='crd_plugin.SampleField', source='sample_idx')``.
+    MMRazor's recorders see modules and functions, not the data samples that the model is called
+    with; this one reads them from the arguments of that call. In a distiller it is written
+    without the suffix: ``dict(type='crd_plugin.SampleField', source='sample_idx')``.
 
     Args:
-        source (str): ``'sample_idx'`` gives ``(B,)`` int64, ``'gt_label'``
-            ``(B,)`` int64, ``'contrast_idx'`` ``(B, 1 + K)`` int64; any other
-            numeric field is stacked.
+        source (str): ``'sample_idx'`` gives ``(B,)`` int64, ``'gt_label'`` ``(B,)`` int64,
+            ``'contrast_idx'`` ``(B, 1 + K)`` int64; any other numeric field is stacked.
 
     Raises:
-        ValueError: In training, if the samples have no such field.
+        ValueError: In training, if a sample has no such field.
     """
 
     def __init__(self, source: str) -> None:
         super().__init__(source)
         self._recording = False
 
-    def prepare_from_model(self, model: Optional[nn.Module] = None) -> None:
-        """Look at the arguments of each call of ``model``."""
+    def prepare_from_model(self, model: nn.Module | None = None) -> None:
+        """Register a hook on the calls of the model."""
         if model is None:
             raise ValueError(
                 'model is None, expected the module whose call receives the data samples.'
             )
-        model.register_forward_pre_hook(self._pre_hook, with_kwargs=True)
+        model.register_forward_pre_hook(self._record, with_kwargs=True)
 
-    def _pre_hook(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+    def _record(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         """Stack the field of all samples, on the device of the images."""
-        if not self._recording:
-            return
         inputs = args[0] if args else kwargs.get('inputs')
         samples = args[1] if len(args) > 1 else kwargs.get('data_samples')
-        if samples is None:
-            # A forward pass without samples, as when widths are inferred.
-            return
-        self.data_buffer.append(stack_field(samples, self.source, _device_of(inputs)))
+        # Widths are inferred by a forward pass without samples.
+        if self._recording and samples is not None:
+            self.data_buffer.append(stack_field(samples, self.source, _device_of(inputs)))
 
     def __enter__(self) -> None:
         """Start recording."""
@@ -62,17 +60,16 @@ class SampleFieldRecorder(BaseRecorder):
         self._recording = False
 
 
-def stack_field(samples: Sequence[Any], field: str, device: torch.device) -> Tensor:
+def stack_field(samples: BatchSamples | Sequence[Any], field: str, device: torch.device) -> Tensor:
     """Stack one field of data samples.
 
     Args:
-        samples (Sequence): Data samples of a batch, or a ``BatchSamples``.
+        samples (BatchSamples | Sequence): Data samples of a batch.
         field (str): Name of the field.
-        device (torch.device): Where the tensor goes.
+        device (torch.device): Device of the result.
 
     Returns:
-        Tensor: ``(B,)`` for scalars and one-element tensors, else
-        ``(B, ...)``.
+        Tensor: ``(B,)`` for scalars and one-element tensors, else ``(B, ...)``.
 
     Raises:
         ValueError: If a sample has no such field.
@@ -80,7 +77,7 @@ def stack_field(samples: Sequence[Any], field: str, device: torch.device) -> Ten
     whole = samples.field(field) if isinstance(samples, BatchSamples) else None
     if whole is not None:
         return whole.to(device, non_blocking=True)
-    values = [getattr(sample, field, None) for sample in samples]
+    values: list[Any] = [getattr(sample, field, None) for sample in samples]
     if any(value is None for value in values):
         hint = (
             'wrap the training data set in crd_plugin.SampleIndexDataset'
@@ -103,9 +100,7 @@ def stack_field(samples: Sequence[Any], field: str, device: torch.device) -> Ten
 
 
 def _device_of(inputs: Any) -> torch.device:
-    """Device of a batch of images, also when it is a list of views."""
+    """Return the device of a batch of images, or of the first of its views."""
     while isinstance(inputs, (list, tuple)) and inputs:
         inputs = inputs[0]
-    if isinstance(inputs, Tensor):
-        return inputs.device
-    return torch.device('cpu')
+    return inputs.device if isinstance(inputs, Tensor) else torch.device('cpu')

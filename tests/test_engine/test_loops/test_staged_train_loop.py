@@ -10,9 +10,9 @@ from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.registry import PARAM_SCHEDULERS
 
+from crd_plugin.checkpoints.publish import publish_student
 from crd_plugin.engine import StagedTrainLoop
 from crd_plugin.engine.loops.staged_train_loop import Span, split_epochs
-from crd_plugin.checkpoints.publish import publish_student
 from tests import small_runs, staged
 from tests.staged import EPOCHS, INIT, STEPS, changed
 from tests.test_engine import test_resume as resume
@@ -106,51 +106,24 @@ def test_log_tells_the_stage(whole):
     assert f'Stage 2 of 2, "main": epochs {INIT + 1} to {EPOCHS};' in text
 
 
-def _break(work_dir, method, iteration):
-    """A run that fails in an iteration, counted from 1."""
-    runner = small_runs.build(
-        work_dir, small_runs.FailHook(iteration - 1), **staged.settings(method)
-    )
-    with pytest.raises(ArithmeticError):
-        runner.train()
-    return (work_dir / 'last_checkpoint').read_text()
-
-
-def _assert_same(work_dir, reference, broken):
-    """All that the last checkpoint has, and the log behind the break."""
-    name = f'epoch_{EPOCHS}.pth'
-    resume._assert_same(resume._state(work_dir / name), resume._state(reference / name))
-    ours, theirs = (resume._log(folder)[0] for folder in (work_dir, reference))
-    resumed = (broken - 1) // STEPS * STEPS
-    assert ours[broken - 1 :] == theirs[resumed:]
-
-
-@pytest.mark.parametrize('whole, broken', [('ft', 9), ('ab', 14)], indirect=['whole'])
+@pytest.mark.parametrize('whole, broken', [('ab', 6), ('ft', 9), ('ab', 14)], indirect=['whole'])
 def test_resumed_run_equals_the_whole(whole, tmp_path, broken):
-    """Broken just behind the first stage, and in the middle of the second.
+    """Broken in the first stage, just behind it, and in the middle of the second.
 
-    They go on from the last whole epoch: the boundary itself, and the third.
+    It goes on from the last whole epoch; all that the last checkpoint has is the same, and the
+    log behind the break.
     """
     method, reference, _, _ = whole
-    last = _break(tmp_path, method, broken)
-    assert last.endswith(f'epoch_{(broken - 1) // STEPS}.pth')
+    runner = small_runs.build(tmp_path, small_runs.FailHook(broken - 1), **staged.settings(method))
+    with pytest.raises(ArithmeticError):
+        runner.train()
+    resumed = (broken - 1) // STEPS
+    assert (tmp_path / 'last_checkpoint').read_text().endswith(f'epoch_{resumed}.pth')
     small_runs.build(tmp_path, resume=True, **staged.settings(method)).train()
-    _assert_same(tmp_path, reference, broken)
-
-
-@pytest.mark.parametrize('whole', ['ab'], indirect=True)
-def test_first_stage_resumed_by_the_tool(whole, tmp_path):
-    """Broken in the first stage, then ``--resume auto`` through the second."""
-    method, reference, _, _ = whole
-    work_dir = tmp_path / 'work'
-    assert _break(work_dir, method, 6).endswith('epoch_1.pth')
-    config = small_runs.write_config(tmp_path / 'config.py', work_dir, **staged.settings(method))
-    log = tmp_path / 'resumed.txt'
-    process = small_runs.start('train.py', config, '--resume', 'auto', log=log)
-    output = small_runs.finish(process, log)
-    assert f'go on from {work_dir / "epoch_1.pth"}' in output
-    assert output.count('Stage 1 of 2') == output.count('Stage 2 of 2') == 1
-    _assert_same(work_dir, reference, 6)
+    name = f'epoch_{EPOCHS}.pth'
+    resume._assert_same(resume._state(tmp_path / name), resume._state(reference / name))
+    ours, theirs = (resume._log(folder)[0] for folder in (tmp_path, reference))
+    assert ours[broken - 1 :] == theirs[resumed * STEPS :]
 
 
 @pytest.fixture(scope='module')
@@ -301,9 +274,9 @@ def test_a_loop_without_stages_is_refused(tmp_path):
 # --- the schedules of configs/ ---------------------------------------------
 
 
-def _rates(name, epochs, length):
+def _rates(leaf, epochs, length):
     """Learning rate of the first iteration of each epoch, and the config."""
-    cfg = Config.fromfile(small_runs.REPO / 'configs' / '_base_' / 'schedules' / f'{name}.py')
+    cfg = Config.fromfile(small_runs.REPO / 'configs' / f'{leaf}.py')
     parameter = torch.nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.SGD([parameter], cfg.optim_wrapper.optimizer.lr)
     schedulers = []
@@ -322,34 +295,29 @@ def _rates(name, epochs, length):
     return rates, cfg
 
 
+PUBLISHED = [1] * 150 + [0.1] * 30 + [0.01] * 30 + [0.001] * 30
+DIGITS = 'resnet14_resnet8w4_b20-100e_digits'
+
+
 @pytest.mark.parametrize(
-    'name, init, main',
+    'leaf, init, main',
     [
-        ('cifar_b64-30e-240e', 0.05, 0.05),
-        ('cifar_b64-30e-240e_lr001', 0.01, 0.01),
-        ('cifar_b64-30e-240e_init001', 0.01, 0.05),
-        ('tiny_b64-30e-240e', 0.05, 0.05),
+        ('ab/ab_resnet50_vgg8_b64-240e_cifar100', 0.05, 0.05),
+        ('ab/ab_resnet32x4_shufflenetv1_b64-240e_cifar100', 0.01, 0.01),
+        ('ft/ft_resnet110_resnet32_b64-240e_cifar100', 0.01, 0.05),
+        ('ab/ab_vgg19_vgg8_b64-240e_tiny-imagenet', 0.05, 0.05),
+        (f'ab/ab_{DIGITS}', 0.05, None),
+        (f'ft/ft_{DIGITS}', 0.01, None),
     ],
 )
-def test_published_schedules(name, init, main):
-    rates, cfg = _rates(name, 270, 10)
-    steps = ((1, 150), (0.1, 30), (0.01, 30), (0.001, 30))
-    expected = [init] * 30 + [main * f for f, n in steps for _ in range(n)]
-    assert rates == pytest.approx(expected)
-    _check_loop(cfg, 270)
-
-
-@pytest.mark.parametrize(
-    'name, init', [('digits_b20-30e-100e', 0.05), ('digits_b20-30e-100e_init001', 0.01)]
-)
-def test_schedules_of_the_digits(name, init):
-    rates, cfg = _rates(name, 130, 5)
-    plain, _ = _rates('digits_b20-100e', 100, 5)
-    assert rates == pytest.approx([init] * 30 + plain)
-    _check_loop(cfg, 130)
-
-
-def _check_loop(cfg, epochs):
+def test_schedules(leaf, init, main):
+    if main is None:  # As in the leaf of a method without stages.
+        expected, _ = _rates(f'kd/kd_{DIGITS}', 100, 5)
+    else:
+        expected = [main * factor for factor in PUBLISHED]
+    epochs = 30 + len(expected)
+    rates, cfg = _rates(leaf, epochs, 5)
+    assert rates == pytest.approx([init] * 30 + expected)
     assert cfg.train_cfg.type == 'crd_plugin.StagedTrainLoop'
     assert cfg.train_cfg.max_epochs == epochs
     assert cfg.train_cfg.stage_epochs == dict(init=30)

@@ -1,6 +1,4 @@
-"""BranchPoint: networks of every family divide, others say why not."""
-
-import copy
+"""Branches of networks of every family; others are refused with the reason."""
 
 import pytest
 import torch
@@ -9,7 +7,13 @@ from mmengine.registry import DefaultScope
 from mmpretrain.registry import MODELS as MMPRETRAIN_MODELS
 from torch import nn
 
-from crd_plugin.models.algorithms.branching import BranchPoint, StandIn, replay
+from crd_plugin.models.algorithms.branching import (
+    SkippedStage,
+    check_branch,
+    find_trunk,
+    make_branch,
+    run_and_watch,
+)
 from crd_plugin.models.backbones import build_cifar_classifier_cfg
 from crd_plugin.registry import MODELS
 
@@ -29,26 +33,15 @@ class OddNet(BaseModule):
         self.odd = odd
         self.stem = nn.Conv2d(3, 4, 3)
         self.layer3 = nn.Conv2d(4, 4, 3)
-        self.spare = nn.Conv2d(4, 4, 3)
-        self.calls = 0
 
     def forward(self, x):
-        self.calls += 1
-        x = self.stem(x)
-        if self.odd == 'in place':
-            x += 1
-        if self.odd == 'never the same' and self.calls % 2:
-            x = self.layer3(x)
         if self.odd == 'keyword':
-            return (self.layer3(input=x),)
-        if self.odd == 'twice':
-            return (self.layer3(self.layer3(self.spare(x))),)
-        if self.odd == 'both sides':
-            return (self.spare(self.layer3(self.spare(x))),)
-        return (self.layer3(x),)
+            return (self.layer3(input=self.stem(x)),)
+        height = x.size(2)
+        return (height * self.layer3(self.stem(x)),)
 
 
-def classifier(width=4, neck=True, **backbone):
+def classifier(width, neck=True, **backbone):
     cfg = dict(
         type='ImageClassifier',
         backbone=backbone,
@@ -67,212 +60,122 @@ VIT = classifier(
     img_size=32,
     patch_size=8,
 )
-# Where the trunk ends, and what the branches call again of it.
+# Networks, the first stage of a branch, and what the branch has of the backbone.
 FAMILIES = {
-    'like 1': (build_cifar_classifier_cfg('resnet8', 5), 'backbone.layer3'),
-    'inside a stage': (build_cifar_classifier_cfg('resnet14', 5), 'backbone.layer3.1'),
-    'pre-activation': (
-        build_cifar_classifier_cfg('resnet14', 5, pre_activation=True),
-        'backbone.layer3.0',
+    'resnet': (build_cifar_classifier_cfg('resnet8', 5), 'layer3', ['layer3']),
+    'two stages': (build_cifar_classifier_cfg('resnet8', 5), 'layer2', ['layer2', 'layer3']),
+    'wide resnet': (build_cifar_classifier_cfg('wrn_16_1', 5), 'block3', ['block3', 'bn1']),
+    'vgg': (build_cifar_classifier_cfg('vgg8', 5), 'block3', ['block3', 'block4']),
+    'mobilenet': (
+        build_cifar_classifier_cfg('MobileNetV2', 5),
+        'blocks.5',
+        ['blocks.5', 'blocks.6', 'conv2'],
     ),
-    'reached through': (build_cifar_classifier_cfg('wrn_16_1', 5), 'backbone.block3'),
-    'norm of the branch in the trunk': (
-        build_cifar_classifier_cfg('wrn_16_1', 5, pre_activation=True),
-        'backbone.block3',
+    'shufflenet v1': (build_cifar_classifier_cfg('ShuffleV1', 5), 'layer3', ['layer3']),
+    'shufflenet v2': (
+        build_cifar_classifier_cfg('ShuffleV2', 5),
+        'layer3',
+        ['layer3', 'conv2', 'bn2'],
     ),
-    'pooling on both sides': (build_cifar_classifier_cfg('vgg8', 5), 'backbone.block3'),
-    'list of groups': (build_cifar_classifier_cfg('MobileNetV2', 5), 'backbone.blocks.5'),
-    'functions between modules': (build_cifar_classifier_cfg('ShuffleV2', 5), 'backbone.layer3'),
-    'tokens': (VIT, 'backbone.layers.1'),
-    'four stages': (classifier(512, type='mmpretrain.ResNet', depth=18), 'backbone.layer3'),
-    'head alone': (build_cifar_classifier_cfg('resnet8', 5), 'head'),
-    'keyword': (classifier(type='OddNet', odd='keyword'), 'backbone.layer3'),
+    'resnet of mmpretrain': (
+        classifier(16, type='mmpretrain.ResNet', depth=18, stem_channels=2, base_channels=2),
+        'layer3',
+        ['layer3', 'layer4'],
+    ),
 }
 
 
-def divide(cfg, branch_from, seed=0):
-    """A network, a branch of it, and where they part."""
-    torch.manual_seed(seed)
+def divide(cfg, stage, size=32):
+    """A network, a branch of it, and images."""
+    torch.manual_seed(0)
     net, branch = MODELS.build(cfg), MODELS.build(cfg)
-    images = torch.randn(2, 3, 32, 32)
-    point = BranchPoint(net, branch_from, images)
-    point.make_branch(net, branch)
-    return net, branch, point, images
+    images = torch.randn(2, 3, size, size)
+    trunk, feature, logits = find_trunk(net.eval(), f'backbone.{stage}', images)
+    make_branch(branch, trunk)
+    check_branch(net, branch.eval(), feature, logits)
+    return net, branch, images
 
 
 @pytest.mark.parametrize('family', FAMILIES)
 def test_a_branch_is_the_network_behind_the_trunk(family):
-    """Against a full network of the branch's weights and the trunk's."""
-    cfg, branch_from = FAMILIES[family]
-    net, branch, point, images = divide(cfg, branch_from)
-    feature = point.check(net, branch, images)
-    assert feature.size(0) == 2
+    """Against a full network with the branch's weights and the trunk's, in training."""
+    cfg, stage, own = FAMILIES[family]
+    net, branch, images = divide(cfg, stage)
     full = MODELS.build(cfg)
-    weights = {**net.state_dict()}
-    own = branch.state_dict()
-    assert own and set(own) < set(weights)
-    full.load_state_dict({**weights, **own})
+    expected_keys = [
+        key
+        for key in full.state_dict()
+        if key.startswith(('head.', *(f'backbone.{name}.' for name in own)))
+    ]
+    assert list(branch.state_dict()) == expected_keys
+    full.load_state_dict({**net.state_dict(), **branch.state_dict()})
     for each in (net, branch, full):
         each.train()
-    with point.record(net) as tape:
-        net(images, None, mode='tensor')
-    with replay(branch, tape):
-        logits = branch(images, None, mode='tensor')
+    inputs, _ = run_and_watch(net, [f'backbone.{stage}'], images)
+    logits = branch(inputs[f'backbone.{stage}'], None, mode='tensor')
     expected = full(images, None, mode='tensor')
     torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-6)
 
-    # All of the branch's parameters are used, and those of the trunk.
     logits.square().sum().backward()
     expected.square().sum().backward()
     found = {**dict(net.named_parameters()), **dict(branch.named_parameters())}
     for name, parameter in full.named_parameters():
-        if parameter.grad is None:
-            continue
         scale = float(parameter.grad.abs().max())
         torch.testing.assert_close(
             found[name].grad, parameter.grad, rtol=1e-3, atol=1e-4 * scale + 1e-7
         )
-    assert all(p.grad is not None for p in branch.parameters())
 
 
-def test_what_belongs_to_a_branch():
-    net, branch, point, _ = divide(*FAMILIES['like 1'])
-    assert point.replayed == [
-        f'backbone.{name}' for name in ('bn1', 'conv1', 'layer1', 'layer2', 'relu')
-    ]
-    assert {key.split('.')[1] if 'backbone' in key else 'head' for key in branch.state_dict()} == {
-        'layer3',
-        'head',
-    }
-    # The network itself is as before.
-    assert not any(isinstance(module, StandIn) for module in net.modules())
-    assert not net.backbone.layer2._forward_hooks
-    assert not net.backbone.layer3._forward_pre_hooks
-
-
-def test_the_check_leaves_weights_and_modes_alone():
-    net, branch, point, images = divide(*FAMILIES['like 1'])
-    before = copy.deepcopy(branch.state_dict())
-    states = torch.get_rng_state()
-    net.train()
-    branch.eval()
-    point.check(net, branch, images)
-    assert net.training and not branch.training
-    assert torch.equal(torch.get_rng_state(), states)
-    for key, value in branch.state_dict().items():
-        assert torch.equal(value, before[key]), key
+def test_the_network_itself_does_not_change():
+    net, branch, images = divide(*FAMILIES['resnet'][:2])
+    assert not any(isinstance(module, SkippedStage) for module in net.modules())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
+    with pytest.raises(RuntimeError):
+        run_and_watch(net, ['backbone.layer3'], images[:, :1])
+    assert not any(m._forward_pre_hooks for m in net.modules())
     assert not torch.equal(branch.head.fc.weight, net.head.fc.weight)
 
 
-def test_parameters_of_a_divided_module_are_shared():
-    """A class token is of the trunk, but of no module that could stand in."""
-    net, branch, _, images = divide(*FAMILIES['tokens'])
-    assert branch.backbone.cls_token is net.backbone.cls_token
-    assert branch.backbone.pos_embed is net.backbone.pos_embed
-    assert not any('cls_token' in key for key in branch.state_dict())
-    # As EMAHook copies a model: the copies share theirs.
-    pair = copy.deepcopy(nn.ModuleList([net, branch]))
-    assert pair[1].backbone.cls_token is pair[0].backbone.cls_token
-    assert pair[1].backbone.cls_token is not net.backbone.cls_token
-
-
-def test_a_layer_that_is_called_on_both_sides():
-    """Its first call is the trunk's, its second one the branch's own."""
-    cfg = classifier(type='OddNet', odd='both sides')
-    net, branch, point, images = divide(cfg, 'backbone.layer3')
-    point.check(net, branch, images)
-    own = [key for key in branch.state_dict() if 'spare' in key]
-    assert own == [f'backbone.spare.called_again.{kind}' for kind in ('weight', 'bias')]
-    with point.record(net) as tape:
-        net(images, None, mode='tensor')
-    with replay(branch, tape):
-        logits = branch(images, None, mode='tensor')
-    with torch.no_grad():
-        x = net.backbone.spare(net.backbone.stem(images))
-        x = branch.backbone.layer3(x)
-        x = branch.backbone.spare.called_again(x)
-    expected = branch.head((x.mean(dim=(2, 3)),))
-    torch.testing.assert_close(logits, expected)
-
-
-def test_the_first_call_divides():
-    cfg = classifier(type='OddNet', odd='twice')
-    net, branch, point, images = divide(cfg, 'backbone.layer3')
-    feature = point.check(net, branch, images)
-    assert point.replayed == ['backbone.spare', 'backbone.stem']
-    expected = net.backbone.spare(net.backbone.stem(images))
-    torch.testing.assert_close(feature, expected.detach())
-
-
-def test_outputs_are_forgotten_after_the_pass():
-    net, branch, point, images = divide(*FAMILIES['like 1'])
-    with point.record(net) as tape:
-        net(images, None, mode='tensor')
-    with pytest.raises(ZeroDivisionError), replay(branch, tape):
-        raise ZeroDivisionError
-    stand_ins = [m for m in branch.modules() if isinstance(m, StandIn)]
-    assert len(stand_ins) == 5 and not any(m.outputs for m in stand_ins)
-    # The tape itself can be played once more, for the next branch.
-    assert all(len(outputs) == 1 for outputs in tape.outputs.values())
-    with pytest.raises(RuntimeError, match='calls backbone.conv1 more often'):
-        branch(images, None, mode='tensor')
-
-
-def test_hooks_are_removed_when_a_pass_fails():
-    net, _, point, _ = divide(*FAMILIES['like 1'])
-    with pytest.raises(RuntimeError), point.record(net):
-        net(torch.zeros(2, 7, 32, 32), None, mode='tensor')
-    assert not any(module._forward_hooks or module._forward_pre_hooks for module in net.modules())
+def test_layers_of_a_branch_do_not_work_in_place():
+    cfg, stage, _ = FAMILIES['resnet of mmpretrain']
+    net, branch, _ = divide(cfg, stage)
+    assert net.backbone.layer4[0].relu.inplace and not branch.backbone.layer4[0].relu.inplace
 
 
 @pytest.mark.parametrize(
-    'branch_from, message',
+    'cfg, stage, message',
     [
-        ('layer3', "'layer3' is no module of the architecture; the nearest are backbone.layer3"),
-        ('', "branch_from='' is no module"),
-        ('backbone.layer5', 'the nearest are backbone.layer'),
+        (FAMILIES['resnet'][0], 'layer5', r'is not a stage .*backbone.layer2, backbone.layer3\.'),
+        (FAMILIES['resnet'][0], 'layer3.0', "'backbone.layer3.0' is not a stage"),
         (
-            'data_preprocessor',
-            'is not called by the architecture; give a module '
-            'that its forward pass goes through: backbone.conv1, backbone.bn1',
+            build_cifar_classifier_cfg('resnet8', 5, pre_activation=True),
+            'layer3',
+            'is not called .*With pre_activation=True .* leave it out',
         ),
+        (VIT, 'layers.1', 'VisionTransformer cannot be divided at branch_from: .* fails'),
+        (
+            classifier(4, type='OddNet', odd='looks at the images'),
+            'layer3',
+            'OddNet cannot be divided .* gives other logits than the architecture. Branches copy '
+            'the last stages of backbones that hand one map from stage to stage',
+        ),
+        (classifier(4, type='OddNet', odd='keyword'), 'layer3', 'OddNet cannot be divided'),
     ],
 )
-def test_wrong_names(branch_from, message):
+def test_networks_that_cannot_be_divided(cfg, stage, message):
     with pytest.raises(ValueError, match=message):
-        divide(FAMILIES['like 1'][0], branch_from)
+        divide(cfg, stage)
+
+
+def test_a_network_without_a_backbone():
+    with pytest.raises(ValueError, match='expected one of its backbone, but it has none'):
+        find_trunk(nn.Linear(2, 2), 'backbone.layer3', torch.zeros(2, 2))
 
 
 def test_images_that_do_not_go_through():
-    net = MODELS.build(FAMILIES['like 1'][0])
     with pytest.raises(
         ValueError,
-        match=r'input_shape=\(1, 8, 8\) does not go through '
-        r'the architecture: .*; set model.input_shape to channels',
+        match=r'input_shape=\(1, 8, 8\) does not go through the architecture: .*; set '
+        'model.input_shape to channels',
     ):
-        BranchPoint(net, 'head', torch.zeros(2, 1, 8, 8))
-    assert net.training
-    assert not any(m._forward_hooks for m in net.modules())
-
-
-@pytest.mark.parametrize('odd', ['in place', 'never the same'])
-def test_networks_that_cannot_be_divided(odd):
-    net, branch, point, images = divide(classifier(type='OddNet', odd=odd), 'backbone.layer3')
-    with pytest.raises(
-        ValueError,
-        match='does not divide the architecture '
-        'cleanly: a branch with the same weights gives other',
-    ):
-        point.check(net, branch, images)
-
-
-def test_a_network_without_logits():
-    cfg = build_cifar_classifier_cfg('resnet8', 5)
-    del cfg['head'], cfg['neck']
-    net, branch, point, images = divide(cfg, 'backbone.layer3')
-    with pytest.raises(
-        ValueError,
-        match=r'gives no logits \(B, classes\) in '
-        "mode='tensor', but tuple",
-    ):
-        point.check(net, branch, images)
+        find_trunk(MODELS.build(FAMILIES['resnet'][0]), 'backbone.layer3', torch.zeros(2, 1, 8, 8))

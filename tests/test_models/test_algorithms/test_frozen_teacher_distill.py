@@ -118,7 +118,7 @@ def test_teacher_trainable_is_refused():
     assert not _build(teacher_trainable=False).teacher_trainable
 
 
-def test_random_teacher_is_warned_of(caplog, tmp_path, teacher):
+def test_random_teacher_causes_a_warning(caplog, tmp_path, teacher):
     logger = MMLogger.get_current_instance()
     logger.addHandler(caplog.handler)  # MMEngine's loggers have no parents
     try:
@@ -127,7 +127,7 @@ def test_random_teacher_is_warned_of(caplog, tmp_path, teacher):
         caplog.clear()
         model = _build(teacher_ckpt=_save(teacher, tmp_path / 'teacher.pth'))
         model.init_weights()
-        _build()  # to be tested: its weights are still to come
+        _build()  # To be tested: its weights come later.
     finally:
         logger.removeHandler(caplog.handler)
     assert 'teacher_ckpt is not given: the teacher has random' in text
@@ -137,11 +137,17 @@ def test_random_teacher_is_warned_of(caplog, tmp_path, teacher):
 # --- checkpoints -----------------------------------------------------------
 
 
-def test_teacher_checkpoint_is_loaded_and_kept(tmp_path, teacher):
-    model = _build(teacher_ckpt=_save(teacher, tmp_path / 'teacher.pth'))
-    model.init_weights()  # as a runner does
-    for name, value in teacher.state_dict().items():
-        assert torch.equal(model.teacher.state_dict()[name], value), name
+@pytest.mark.parametrize('bare', [False, True])
+@pytest.mark.parametrize('role, width', [('teacher', 12), ('student', 6)])
+def test_checkpoints_are_loaded_and_kept(tmp_path, role, width, bare):
+    torch.manual_seed(11)
+    weights = MODELS.build(small_runs.net(width)).state_dict()
+    torch.save(weights if bare else dict(state_dict=weights), tmp_path / 'net.pth')
+    model = _build(**{f'{role}_ckpt': str(tmp_path / 'net.pth')})
+    model.init_weights()  # As a runner does.
+    for name, value in getattr(model, role).state_dict().items():
+        assert torch.equal(value, weights[name]), name
+    assert all(p.requires_grad == (role == 'student') for p in getattr(model, role).parameters())
 
 
 def test_checkpoint_of_a_plain_network_is_refused(tmp_path, teacher):
@@ -155,23 +161,6 @@ def test_checkpoint_of_a_plain_network_is_refused(tmp_path, teacher):
         load_checkpoint(model, path, map_location='cpu')
     other = _build()
     other.load_state_dict(model.state_dict())
-
-
-def test_bare_state_dict_will_do(tmp_path, teacher):
-    path = tmp_path / 'teacher.pth'
-    torch.save(teacher.state_dict(), path)
-    model = _build(teacher_ckpt=str(path))
-    assert torch.equal(model.teacher.head.fc.weight, teacher.head.fc.weight)
-
-
-def test_student_starts_from_given_weights(tmp_path):
-    student = MODELS.build(small_runs.net(6))
-    model = _build(student_ckpt=_save(student, tmp_path / 'student.pth'))
-    model.init_weights()
-    for name, value in student.state_dict().items():
-        assert torch.equal(model.student.state_dict()[name], value), name
-    model.train()
-    assert all(p.requires_grad for p in model.student.parameters())
 
 
 @pytest.mark.parametrize('role, width', [('teacher', 12), ('student', 6)])
@@ -195,25 +184,17 @@ def test_checkpoint_that_does_not_fit(tmp_path, role, width):
     assert f'as model.{config} (depth, widths, number of classes)' in message
 
 
-def test_long_lists_of_keys_are_cut(tmp_path):
+def test_other_checkpoints_are_refused(tmp_path):
     path = tmp_path / 'other.pth'
     torch.save({f'layer{i}': torch.ones(1) for i in range(8)}, path)
     with pytest.raises(ValueError, match='layer4 and 3 more'):
         _build(teacher_ckpt=str(path))
-
-
-def test_checkpoint_of_a_distillation_as_teacher(tmp_path):
-    path = _save(_build(), tmp_path / 'distilled.pth')
     with pytest.raises(
         ValueError,
-        match='It is the checkpoint of a '
-        'distillation: take the student out with '
+        match='It is the checkpoint of a distillation: take the student out with '
         'tools/model_converters/publish_student.py',
     ):
-        _build(teacher_ckpt=path)
-
-
-def test_checkpoint_that_is_not_there(tmp_path):
+        _build(teacher_ckpt=_save(_build(), path))
     with pytest.raises(FileNotFoundError, match='gone.pth does not exist'):
         _build(teacher_ckpt=str(tmp_path / 'gone.pth'))
 
@@ -347,14 +328,11 @@ def test_deliveries_hand_values_from_teacher_to_student():
     assert drawn[1][0] == drawn[1][1]
 
 
-def test_distillation_stopped():
+def test_losses_that_are_left_out():
     model = _build().train()
     model.distillation_stopped = True
     assert set(_losses(model)) == {'student.loss'}
     assert model.distiller.distill_losses['loss_crd'].bank.pending is None
-
-
-def test_students_own_loss_can_be_left_out():
     model = _build(calculate_student_loss=False).train()
     assert set(_losses(model)) == {'distill.loss_crd'}
 
@@ -384,11 +362,18 @@ def test_student_that_is_not_trained():
     assert weight.grad.abs().sum() > 0
 
 
-def test_prediction_is_the_students():
+def test_prediction_and_features_are_the_students():
+    """As MMPretrain's tools ask for them: get_flops, vis_tsne, ..."""
     model = _build().eval()
     inputs, samples = _batch()
-    with torch.no_grad():
-        own = model.student(inputs, copy.deepcopy(samples), mode='predict')
-        found = model(inputs, samples, mode='predict')
-    for first, second in zip(own, found):
-        assert torch.equal(first.pred_score, second.pred_score)
+    own = model.student(inputs, copy.deepcopy(samples), mode='predict')
+    for found in (model(inputs, samples, mode='predict'), model.predict(inputs)):
+        for first, second in zip(own, found, strict=True):
+            assert torch.equal(first.pred_score, second.pred_score)
+    assert model.backbone is model.student.backbone
+    for place in ({}, dict(stage='backbone')):
+        (expected,), (found,) = (
+            net.extract_feat(inputs, **place) for net in (model.student, model)
+        )
+        assert torch.equal(found, expected)
+    assert found.shape == (6, 6, 4, 4)

@@ -1,7 +1,6 @@
 """OnlineEnsembleDistill: losses, gate, predictions, checkpoints, errors."""
 
 import copy
-import math
 
 import pytest
 import torch
@@ -223,8 +222,7 @@ def test_the_gate_in_evaluation():
     gates = model.gate(feature)
     torch.testing.assert_close(gates, expected)
     torch.testing.assert_close(gates.sum(dim=1), torch.ones(7))
-    # Tokens (B, L, C) and vectors (B, C) are pooled alike.
-    torch.testing.assert_close(model.gate(feature.flatten(2).transpose(1, 2)), expected)
+    # A vector (B, C) is not pooled.
     torch.testing.assert_close(model.gate(feature.mean(dim=(2, 3))), expected)
 
 
@@ -235,8 +233,6 @@ def test_the_divergence_teaches_the_gate_only_when_not_detached(detach):
     losses['distill.loss_online_kd'].backward(retain_graph=True)
     grad = model.gate.fc.weight.grad
     assert (grad is None) == detach
-    losses['ensemble.loss'].backward()
-    assert model.gate.fc.weight.grad.abs().sum() > 0
 
 
 @pytest.mark.parametrize(
@@ -304,13 +300,16 @@ def test_half_precision():
 
 
 def test_large_logits_in_half_precision_stay_finite():
-    from crd_plugin.models.algorithms.online_ensemble_distill import _at_least_float32, _softened_kl
-
-    student = torch.tensor([[6e4, 0.0, -6e4]], dtype=torch.float16)
-    student, teacher = _at_least_float32(student), torch.zeros(1, 3)
-    expected = 9 * (2 * 2e4 - 0 - 2e4 + math.log(1 / 3) + 0)
-    value = _softened_kl(student, teacher, 3.0)
-    assert float(value) == pytest.approx(expected, rel=1e-3)
+    """The sum of exponents of float16 logits would overflow."""
+    model = build().train()
+    for net in (model.architecture, *model.branches):
+        net.head.register_forward_hook(
+            lambda module, args, logits: torch.linspace(-6e4, 6e4, 5).half().expand(6, 5)
+        )
+    losses = model(*batch(), mode='loss')
+    # All branches agree with the ensemble, and the last label has the largest logit.
+    assert losses['distill.loss_online_kd'] == 0 and losses['student.loss'].isfinite()
+    assert losses['student.accuracy'] == pytest.approx(100 / 6)
 
 
 # --- ramp-up ---------------------------------------------------------------
@@ -346,7 +345,8 @@ def test_ramp_up_without_a_runner(monkeypatch):
     """As in a dry run: the whole weight."""
     hub = MessageHub.get_instance('ramp-up-without-a-runner')
     monkeypatch.setattr(MessageHub, 'get_current_instance', classmethod(lambda cls: hub))
-    assert build(ramp_up=0.5)._ramp() == 1
+    plain, ramped = (build(ramp_up=r).train()(*batch(), mode='loss') for r in (0, 0.5))
+    assert torch.equal(plain['distill.loss_online_kd'], ramped['distill.loss_online_kd'])
 
 
 # --- prediction ------------------------------------------------------------
@@ -372,14 +372,9 @@ def test_predictions():
                 assert sample.pred_label.tolist() == [int(score.argmax())]
             # Without annotations, as in inference.
             assert len(model(images, mode='predict')) == len(images)
-
-
-def test_one_image_can_be_evaluated():
-    model = build(predict_with='ensemble').eval()
-    images, samples = batch(1)
-    assert model(images).shape == (1, 5)
-    # Validation of the losses does not need the batch's statistics either.
-    assert model(images, samples, mode='loss')['ensemble.loss'] > 0
+            # One image needs no statistics of its batch, the losses of a validation neither.
+            assert model(images[:1]).shape == (1, 5)
+            assert model(images[:1], samples[:1], mode='loss')['ensemble.loss'] > 0
 
 
 # --- weights ---------------------------------------------------------------
@@ -403,16 +398,6 @@ def test_branches_start_with_weights_of_their_own():
         assert float(one.detach().std()) == pytest.approx(0.118, rel=0.15)
 
 
-def test_number_of_parameters():
-    model = build(num_branches=4)
-    sizes = {name: p.numel() for name, p in model.architecture.named_parameters()}
-    branch = sum(size for name, size in sizes.items() if 'layer3' in name or 'head' in name)
-    gate = 8 * 4 + 4 + 2 * 4
-    assert len(model.branches) == 3
-    total = sum(p.numel() for p in model.parameters())
-    assert total == sum(sizes.values()) + 3 * branch + gate
-
-
 def test_state_dict_round_trip():
     model, other = build(seed=0).train(), build(seed=1).train()
     images, samples = batch()
@@ -421,12 +406,21 @@ def test_state_dict_round_trip():
     for predict_with in ('branch', 'ensemble'):
         model.predict_with = other.predict_with = predict_with
         assert torch.equal(model.eval()(images), other.eval()(images))
-    keys = {key.split('.')[0] for key in model.state_dict()}
-    assert keys == {'architecture', 'branches', 'gate'}
 
 
-def test_a_plain_checkpoint_is_refused():
+def test_keys_of_checkpoints():
+    """Those of every earlier run; the branches have nothing of the trunk."""
     model = build()
+    plain = list(model.architecture.state_dict())
+    own = [key for key in plain if key.startswith(('backbone.layer3.', 'head.'))]
+    assert own[0] == 'backbone.layer3.0.conv1.weight' and own[-1] == 'head.fc.bias'
+    assert list(model.state_dict()) == [
+        *(f'architecture.{key}' for key in plain),
+        *(f'branches.{i}.{key}' for i in range(2) for key in own),
+        *(f'gate.fc.{kind}' for kind in ('weight', 'bias')),
+        *(f'gate.bn.{kind}' for kind in ('weight', 'bias', 'running_mean', 'running_var')),
+        'gate.bn.num_batches_tracked',
+    ]
     with pytest.raises(
         ValueError,
         match='no weights under "architecture.", so it is '
@@ -508,13 +502,12 @@ def test_a_resumed_training_equals_a_whole_one(tmp_path):
 @pytest.mark.parametrize(
     'changes, message',
     [
-        (dict(num_branches=1), 'num_branches is 1, expected an int of 2 at least'),
+        (dict(num_branches=1), 'num_branches is 1, expected an int of at least 2'),
         (dict(num_branches=2.0), 'num_branches is 2.0, expected an int'),
         (dict(num_branches=True), 'num_branches is True'),
-        (dict(tau=0), 'tau is 0, expected a finite temperature above 0'),
+        (dict(tau=0), 'tau is 0, expected a positive number'),
         (dict(tau=float('inf')), 'tau is inf'),
-        (dict(tau='3'), "tau is '3'"),
-        (dict(branch_weight=-1), 'branch_weight is -1, expected a finite number'),
+        (dict(branch_weight=-1), 'branch_weight is -1, expected a number that is not negative'),
         (dict(ensemble_weight=float('nan')), 'ensemble_weight is nan'),
         (dict(kl_weight=float('inf')), 'kl_weight is inf'),
         (
@@ -526,7 +519,7 @@ def test_a_resumed_training_equals_a_whole_one(tmp_path):
         (dict(predict_with='both'), "predict_with is 'both', expected 'branch' or 'ensemble'"),
         (
             dict(branch_from='layer3'),
-            'is no module of the architecture; the nearest are backbone.layer3',
+            'is not a stage of the architecture; expected one of .*backbone.layer3',
         ),
         (dict(input_shape=(1, 8, 8)), r'input_shape=\(1, 8, 8\) does not go'),
         (dict(architecture={**net(), 'head': None}), 'architecture.head has no loss_module'),
@@ -537,13 +530,16 @@ def test_wrong_arguments(changes, message):
         MODELS.build(config(**changes))
 
 
-def test_a_built_architecture_is_refused():
+def test_arguments_of_another_type():
     with pytest.raises(
         TypeError,
         match='architecture is ImageClassifier, expected the '
         'config of a network: each branch is built from it',
     ):
         MODELS.build(config(architecture=MODELS.build(net())))
+    for name in ('tau', 'kl_weight', 'ramp_up'):
+        with pytest.raises(TypeError, match=f"{name} is '3', expected a number"):
+            MODELS.build(config(**{name: '3'}))
 
 
 def test_the_config_is_not_changed():
@@ -553,7 +549,7 @@ def test_the_config_is_not_changed():
     assert cfg == before
 
 
-def test_a_batch_of_one():
+def test_batches_that_cannot_be_trained_on():
     model = build().train()
     with pytest.raises(
         ValueError,
@@ -561,9 +557,6 @@ def test_a_batch_of_one():
         'gate needs 2. Set train_dataloader.drop_last=True',
     ):
         model(*batch(1), mode='loss')
-
-
-@pytest.mark.parametrize('samples', [None, [], [DataSample()] * 6])
-def test_samples_without_labels(samples):
-    with pytest.raises(ValueError, match='neither gt_label nor gt_score'):
-        build().train()(batch()[0], samples, mode='loss')
+    for samples in (None, [], [DataSample()] * 6):
+        with pytest.raises(ValueError, match='neither gt_label nor gt_score'):
+            model(batch()[0], samples, mode='loss')

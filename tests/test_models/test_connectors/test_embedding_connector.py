@@ -70,13 +70,20 @@ def test_output_has_unit_norm_and_a_map_is_flattened(head):
     assert torch.equal(connector((feature,)), embedding)
 
 
-def test_zero_feature_gives_zero_not_nan():
-    connector = EmbeddingConnector(4, 4, 'pad')
-    x = torch.zeros(2, 4, requires_grad=True)
+@pytest.mark.parametrize('head', HEADS)
+def test_zero_feature_gives_zero_and_a_gradient_of_ordinary_size(head):
+    connector = EmbeddingConnector(4, 6, head)
+    for name, parameter in connector.named_parameters():
+        if name.endswith('bias'):
+            torch.nn.init.zeros_(parameter)
+    x = torch.zeros(3, 4)
+    x[1] = torch.tensor([1.0, 2.0, 3.0, 4.0])
+    x.requires_grad_()
     embedding = connector(x)
-    assert torch.equal(embedding, torch.zeros(2, 4))
+    assert torch.equal(embedding[[0, 2]], torch.zeros(2, 6))
     embedding.sum().backward()
-    assert torch.isfinite(x.grad).all()
+    assert x.grad.abs().max() < 10
+    assert all(parameter.grad.abs().max() < 10 for parameter in connector.parameters())
 
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
@@ -87,6 +94,18 @@ def test_large_half_precision_values(dtype):
     embedding = connector(x)
     assert embedding.dtype == torch.float32
     torch.testing.assert_close(embedding, F.normalize(x.float()))
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize('head', HEADS)
+def test_half_precision_without_autocast(head, dtype):
+    connector = EmbeddingConnector(6, 4, head)
+    x = torch.randn(3, 6).to(dtype).requires_grad_()
+    embedding = connector(x)
+    assert embedding.dtype == torch.float32
+    torch.testing.assert_close(embedding, connector(x.float()))
+    embedding.sum().backward()
+    assert x.grad.dtype == dtype and x.grad.isfinite().all()
 
 
 def test_float64_stays_float64():
@@ -135,7 +154,7 @@ def test_arguments(kwargs, message):
 def test_feature_of_another_width():
     with pytest.raises(
         ValueError,
-        match='The feature has 5 values a sample, '
+        match='The feature has 5 values per sample, '
         'EmbeddingConnector has in_channels=4; set '
         'in_channels=5, or leave it out',
     ):

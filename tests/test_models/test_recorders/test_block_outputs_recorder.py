@@ -6,10 +6,13 @@ from mmpretrain.models.backbones import ResNet_CIFAR
 from mmrazor.models.task_modules import RecorderManager
 from torch import nn
 
-from crd_plugin.models.backbones import build_cifar_classifier_cfg
 from crd_plugin.models.recorders import BlockOutputsRecorder
-from crd_plugin.registry import MODELS
-from tests.test_models.test_recorders.test_stage_outputs_recorder import Net
+from tests.test_models.test_recorders.test_stage_outputs_recorder import (
+    Net,
+    check_copies,
+    net_of,
+    record_of,
+)
 
 # Blocks of each stage.
 NETS = {
@@ -21,19 +24,8 @@ NETS = {
 }
 
 
-def net_of(name, **kwargs):
-    cfg = build_cifar_classifier_cfg(name, 10, **kwargs)['backbone']
-    torch.manual_seed(0)
-    return Net(MODELS.build(cfg)).eval()
-
-
-def record_of(net, x, **kwargs):
-    recorder = BlockOutputsRecorder('backbone', **kwargs)
-    recorder.initialize(net)
-    with recorder, torch.no_grad():
-        output = net(x)
-    (record,) = recorder.data_buffer
-    return record, output
+def recorder_of(blocks='all'):
+    return BlockOutputsRecorder('backbone', blocks=blocks)
 
 
 def by_hand(name, net, x):
@@ -50,65 +42,56 @@ def by_hand(name, net, x):
                 if isinstance(layer, nn.ReLU):
                     maps.append(x.clone())
             stages.append(maps)
-    else:
-        x = net.conv1(x)
-        prefix = 'block'
-        if not name.startswith('wrn'):
-            norm = getattr(net, 'norm1', None) or net.bn1
-            x, prefix = net.relu(norm(x)), 'layer'
-        for i in range(1, 5):
-            stage = getattr(net, f'{prefix}{i}', None)
-            if stage is not None:
-                maps = []
-                for block in getattr(stage, 'layer', stage):
-                    x = block(x)
-                    maps.append(x.clone())
-                stages.append(maps)
+        return stages
+    x = net.conv1(x)
+    prefix = 'block'
+    if not name.startswith('wrn'):
+        norm = getattr(net, 'norm1', None) or net.bn1
+        x, prefix = net.relu(norm(x)), 'layer'
+    for i in range(1, 1 + len(NETS[name])):
+        stage = getattr(net, f'{prefix}{i}')
+        maps = []
+        for block in getattr(stage, 'layer', stage):
+            x = block(x)
+            maps.append(x.clone())
+        stages.append(maps)
     return stages
 
 
 @pytest.mark.parametrize('name', NETS)
-def test_all_blocks(name):
-    net, x = net_of(name), torch.randn(2, 3, 32, 32)
+def test_blocks_and_stages(name):
+    """All blocks by hand; the last of each stage are what the backbone returns."""
+    stages = tuple(range(len(NETS[name])))
+    net, x = net_of(name, recorder_of(), out_indices=stages), torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         expected = by_hand(name, net, x)
     record, output = record_of(net, x)
     assert tuple(len(stage) for stage in record) == NETS[name]
     for stage, maps in zip(record, expected, strict=True):
-        for one, other in zip(stage, maps, strict=True):
-            assert torch.equal(one, other)
-    if not name.startswith('wrn'):
-        assert torch.equal(record[-1][-1], output[-1])
-
-
-@pytest.mark.parametrize('name', NETS)
-def test_last_blocks_are_the_stages(name):
-    stages = tuple(range(len(NETS[name])))
-    net = net_of(name, out_indices=stages)
-    record, output = record_of(net, torch.randn(2, 3, 32, 32), blocks='last')
-    assert isinstance(record, tuple)
-    for one, other in zip(record, output):
-        assert torch.equal(one, other)
-    assert len(record) == len(stages)
+        assert all(map(torch.equal, stage, maps))
+    last, _ = record_of(Net(net.backbone, recorder_of('last')), x)
+    assert isinstance(last, tuple) and len(last) == len(stages)
+    for one, stage, returned in zip(last, record, output):
+        assert torch.equal(one, stage[-1]) and torch.equal(one, returned)
 
 
 @pytest.mark.parametrize('name', ['resnet14', 'wrn_16_2', 'vgg11'])
 def test_pre_activation_changes_nothing(name):
     x = torch.randn(2, 3, 32, 32)
-    plain, _ = record_of(net_of(name), x)
-    other, _ = record_of(net_of(name, pre_activation=True), x)
+    plain, _ = record_of(net_of(name, recorder_of()), x)
+    other, _ = record_of(net_of(name, recorder_of(), pre_activation=True), x)
     for one, two in zip(plain, other, strict=True):
         assert all(map(torch.equal, one, two))
 
 
-def test_a_block_that_is_passed_over():
-    net = net_of('ResNet50', pre_activation=True)
+def test_a_block_that_is_not_called():
+    net = net_of('ResNet50', recorder_of(), pre_activation=True)
     with pytest.raises(RuntimeError, match='did not call its block layer1.2.*pre_activation=True'):
         record_of(net, torch.randn(1, 3, 32, 32))
 
 
 def test_any_resnet_of_mmpretrain():
-    net = Net(ResNet_CIFAR(18, out_indices=(0, 1, 2, 3))).eval()
+    net = Net(ResNet_CIFAR(18, out_indices=(0, 1, 2, 3)), recorder_of()).eval()
     record, output = record_of(net, torch.randn(1, 3, 32, 32))
     assert [len(stage) for stage in record] == [2, 2, 2, 2]
     assert all(torch.equal(stage[-1], x) for stage, x in zip(record, output))
@@ -119,30 +102,26 @@ def test_blocks_of_a_net_of_ones_own():
     class Own(nn.Sequential):
         block_names = (('0',), ('1',))
 
-    net = Net(Own(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1)))
-    record, output = record_of(net, torch.randn(1, 3, 4, 4))
+    net = Net(Own(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1)), recorder_of())
+    record, _ = record_of(net, torch.randn(1, 3, 4, 4))
     assert [stage[0].size(1) for stage in record] == [4, 2]
 
 
 def test_each_call_is_a_record_and_nothing_outside():
-    net = net_of('resnet14')
-    recorder = BlockOutputsRecorder('backbone')
-    recorder.initialize(net)
-    x = torch.randn(1, 3, 32, 32)
+    recorder = recorder_of()
+    net, x = net_of('resnet14', recorder), torch.randn(1, 3, 32, 32)
     with torch.no_grad():
         net(x)
         assert recorder.data_buffer == [] and recorder._maps == {}
         with recorder:
             net(x), net(x + 1)
-    assert len(recorder.data_buffer) == 2
     first, second = recorder.data_buffer
     assert not torch.equal(first[0][0], second[0][0])
 
 
 def test_gradient_reaches_the_block():
-    net = net_of('vgg8')
-    recorder = BlockOutputsRecorder('backbone', blocks='last')
-    recorder.initialize(net)
+    recorder = recorder_of('last')
+    net = net_of('vgg8', recorder)
     with recorder:
         net(torch.randn(2, 3, 32, 32))
     recorder.get_record_data(data_idx=0).sum().backward()
@@ -161,18 +140,23 @@ def test_in_a_distillers_manager():
     assert [x.size(1) for x in record] == [16, 32, 64]
 
 
+@pytest.mark.parametrize('blocks', ['all', 'last'])
+def test_a_copied_model(blocks):
+    check_copies(recorder_of(blocks))
+
+
 @pytest.mark.parametrize('name', ['MobileNetV2', 'ShuffleV1', 'ShuffleV2'])
 def test_other_families_are_refused(name):
     with pytest.raises(
         ValueError, match='has no blocks to pair.*refuses MobileNet and ShuffleNet too'
     ):
-        BlockOutputsRecorder('backbone').initialize(net_of(name))
+        net_of(name, recorder_of())
 
 
 def test_errors():
     with pytest.raises(ValueError, match="blocks is 'first', expected 'all'"):
-        BlockOutputsRecorder('backbone', blocks='first')
+        recorder_of('first')
     with pytest.raises(ValueError, match="source='trunk' is not a module"):
         BlockOutputsRecorder('trunk').initialize(net_of('vgg8'))
     with pytest.raises(ValueError, match='not a module of the NoneType'):
-        BlockOutputsRecorder('backbone').initialize(None)
+        recorder_of().initialize(None)

@@ -69,7 +69,7 @@ def test_record_is_on_the_device_of_the_images():
         assert recorder.get_record_data().device == images.device
 
 
-def test_each_entry_starts_anew_and_nothing_is_kept_outside():
+def test_each_entry_starts_empty_and_nothing_is_kept_outside():
     net, recorder = Net(), SampleFieldRecorder('sample_idx')
     recorder.initialize(net)
     images = torch.zeros(1)
@@ -85,9 +85,8 @@ def test_each_entry_starts_anew_and_nothing_is_kept_outside():
 def test_recording_ends_when_the_model_fails():
     net, recorder = Net(), SampleFieldRecorder('sample_idx')
     recorder.initialize(net)
-    with pytest.raises(ZeroDivisionError):
-        with recorder:
-            1 / 0
+    with pytest.raises(ZeroDivisionError), recorder:
+        1 / 0
     net(torch.zeros(1), _samples())
     assert recorder.data_buffer == []
 
@@ -109,16 +108,16 @@ def test_manager_builds_it_without_the_suffix():
 
 
 @pytest.mark.parametrize(
-    'field, mend',
+    'field, advice',
     [
         ('sample_idx', 'wrap the training data set in crd_plugin.SampleIndexDataset'),
         ('contrast_idx', 'crd_plugin.SampleIndexDataset'),
         ('gt_label', 'check that the data set has labels'),
     ],
 )
-def test_missing_field(field, mend):
+def test_missing_field(field, advice):
     samples = [*_samples(1), DataSample()]
-    with pytest.raises(ValueError, match=f'have no field "{field}".*{mend}'):
+    with pytest.raises(ValueError, match=f'have no field "{field}".*{advice}'):
         stack_field(samples, field, torch.device('cpu'))
 
 
@@ -144,6 +143,5 @@ def test_fields_of_a_whole_batch_are_taken_as_they_are():
     samples[1].set_gt_label(0)
     assert stack_field(samples, 'gt_label', cpu).tolist() == [4, 0]
     assert stack_field(samples, 'sample_idx', cpu).tolist() == [7, 9]
-    # What is missing is told as ever.
     with pytest.raises(ValueError, match='no field "contrast_idx"'):
         stack_field(BatchSamples([7], torch.tensor([7])), 'contrast_idx', cpu)

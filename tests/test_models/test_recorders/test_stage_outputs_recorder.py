@@ -1,5 +1,8 @@
 """StageOutputsRecorder on every kind of backbone."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 from mmrazor.models.task_modules import RecorderManager
@@ -22,83 +25,89 @@ NETS = {
 
 
 class Net(nn.Module):
-    """A backbone under its usual name."""
+    """A backbone under its usual name, and a recorder if wanted."""
 
-    def __init__(self, backbone):
+    def __init__(self, backbone, recorder=None):
         super().__init__()
         self.backbone = backbone
+        self.recorder = recorder
+        if recorder is not None:
+            recorder.initialize(self)
 
     def forward(self, x):
         return self.backbone(x)
 
 
-def _net(name, **kwargs):
-    cfg = build_cifar_classifier_cfg(name, 10, **kwargs)['backbone']
+def net_of(name, recorder=None, **kwargs):
+    """A backbone of the zoo in eval mode."""
     torch.manual_seed(0)
-    backbone = MODELS.build(cfg)
-    backbone.eval()
-    return Net(backbone)
+    cfg = build_cifar_classifier_cfg(name, 10, **kwargs)['backbone']
+    return Net(MODELS.build(cfg), recorder).eval()
 
 
-def _record(net, x, **kwargs):
-    recorder = StageOutputsRecorder('backbone', **kwargs)
-    recorder.initialize(net)
-    with recorder, torch.no_grad():
+def record_of(net, x):
+    """The record of one call, and what the backbone returned."""
+    with net.recorder, torch.no_grad():
         output = net(x)
-    return recorder, output
+    (record,) = net.recorder.data_buffer
+    return record, output
+
+
+def check_copies(recorder):
+    """A copied or unpickled model records into its own recorder."""
+    net, x = net_of('resnet8', recorder, out_indices=(0, 1, 2)), torch.randn(1, 3, 32, 32)
+    expected, _ = record_of(net, x)
+    for other in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
+        assert other.recorder is not recorder
+        net.recorder.reset_data_buffer()
+        record, _ = record_of(other, x)
+        assert net.recorder.data_buffer == []
+        torch.testing.assert_close(record, expected, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize('pre_activation', [False, True])
 @pytest.mark.parametrize('name', NETS)
-def test_one_map_a_stage(name, pre_activation):
+def test_one_map_per_stage(name, pre_activation):
     stages = (0, 1, 2, 3) if name in ('vgg8', 'ResNet50', 'MobileNetV2') else (0, 1, 2)
-    net = _net(name, out_indices=stages, pre_activation=pre_activation)
-    x = torch.randn(1, 3, 32, 32)
-    recorder, output = _record(net, x, stem=True)
-    record = recorder.get_record_data()
+    recorder = StageOutputsRecorder('backbone', stem=True)
+    net = net_of(name, recorder, out_indices=stages, pre_activation=pre_activation)
+    record, output = record_of(net, torch.randn(1, 3, 32, 32))
     assert isinstance(record, tuple) and len(record) == 1 + len(stages)
     stem, *maps = record
     assert stem.size(1) == NETS[name]
     for ours, theirs in zip(maps, output):
         assert ours is theirs
-    # The stem really is what the first stage is given.
     width = CIFAR_ZOO[name]['in_channels']
-    if name in ('MobileNetV2', 'ShuffleV2'):
-        assert maps[-1].size(1) != width
-    else:
-        assert maps[-1].size(1) == width
+    # The last stage is not the map that the head reads.
+    assert (maps[-1].size(1) != width) is (name in ('MobileNetV2', 'ShuffleV2'))
     assert torch.equal(recorder.get_record_data(data_idx=-1), maps[-1])
 
 
 def test_without_stem_and_fewer_stages():
-    net = _net('wrn_16_1', out_indices=(1,))
-    recorder, output = _record(net, torch.randn(1, 3, 32, 32))
-    (record,) = recorder.data_buffer
+    net = net_of('wrn_16_1', StageOutputsRecorder('backbone'), out_indices=(1,))
+    record, output = record_of(net, torch.randn(1, 3, 32, 32))
     assert len(record) == 1 and len(output) == 2
     assert record[0] is output[0]
 
 
 def test_each_call_is_a_record():
-    net = _net('resnet8', out_indices=(0, 1, 2))
     recorder = StageOutputsRecorder('backbone', stem=True)
-    recorder.initialize(net)
+    net = net_of('resnet8', recorder, out_indices=(0, 1, 2))
     x, y = torch.randn(2, 1, 3, 32, 32)
     with recorder, torch.no_grad():
         net(x), net(y)
     assert [len(record) for record in recorder.data_buffer] == [4, 4]
     with torch.no_grad():
         net(x)  # Not recorded.
-        with recorder:
-            net(y)
-    assert len(recorder.data_buffer) == 1
+    record, _ = record_of(net, y)
     with torch.no_grad():
         stem = net.backbone.relu(net.backbone.bn1(net.backbone.conv1(y)))
-    assert torch.equal(recorder.get_record_data(data_idx=0), stem)
+    assert torch.equal(record[0], stem)
 
 
 def test_in_a_distillers_manager():
     manager = RecorderManager(dict(stages=dict(type='crd_plugin.StageOutputs', source='backbone')))
-    net = _net('resnet8', out_indices=(0, 2))
+    net = net_of('resnet8', out_indices=(0, 2))
     manager.initialize(net)
     with manager, torch.no_grad():
         net(torch.randn(1, 3, 32, 32))
@@ -106,13 +115,19 @@ def test_in_a_distillers_manager():
     assert [x.size(1) for x in record] == [16, 64]
 
 
+def test_a_copied_model():
+    check_copies(StageOutputsRecorder('backbone', stem=True))
+
+
 def test_errors():
-    net = _net('resnet8')
+    net = net_of('resnet8')
     with pytest.raises(ValueError, match="source='trunk' is not a module"):
         StageOutputsRecorder('trunk').initialize(net)
     with pytest.raises(ValueError, match='not a module of the NoneType'):
         StageOutputsRecorder('backbone').initialize(None)
     with pytest.raises(ValueError, match='attribute stem_name'):
-        StageOutputsRecorder('backbone', stem=True).initialize(Net(nn.Conv2d(3, 4, 1)))
+        Net(nn.Conv2d(3, 4, 1), StageOutputsRecorder('backbone', stem=True))
     with pytest.raises(TypeError, match='Conv2d returns Tensor'):
-        _record(Net(nn.Conv2d(3, 4, 1)), torch.zeros(1, 3, 8, 8))
+        record_of(
+            Net(nn.Conv2d(3, 4, 1), StageOutputsRecorder('backbone')), torch.zeros(1, 3, 8, 8)
+        )

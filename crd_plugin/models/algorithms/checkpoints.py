@@ -1,0 +1,79 @@
+"""Strict loading of teachers and students."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from mmengine.model import BaseModule
+from mmengine.runner import CheckpointLoader
+
+__all__ = ['check_is_distillation', 'load_strictly']
+
+
+def load_strictly(model: BaseModule, checkpoint: str, role: str) -> None:
+    """Load weights that must fit exactly, and keep ``init_weights`` from replacing them.
+
+    Args:
+        model (BaseModule): The network.
+        checkpoint (str): Path or URL.
+        role (str): ``'teacher'`` or ``'student'``, for messages.
+
+    Raises:
+        ValueError: If keys are missing, unexpected or of another shape.
+    """
+    loaded = CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu')
+    weights = loaded.get('state_dict', loaded)
+    own = model.state_dict()
+    missing = [key for key in own if key not in weights]
+    unexpected = [key for key in weights if key not in own]
+    shapes = [
+        f'{key} {tuple(weights[key].shape)} instead of {tuple(own[key].shape)}'
+        for key in own
+        if key in weights and weights[key].shape != own[key].shape
+    ]
+    if missing or unexpected or shapes:
+        if any(key.startswith('architecture.') for key in unexpected):
+            advice = (
+                'It is the checkpoint of a distillation: take the student out with '
+                'tools/model_converters/publish_student.py first.'
+            )
+        else:
+            part = 'teacher' if role == 'teacher' else 'architecture'
+            advice = (
+                f'Give the config of the network that it was saved from as model.{part} '
+                '(depth, widths, number of classes).'
+            )
+        raise ValueError(
+            f'{role}_ckpt={checkpoint} does not fit the {role}: missing {_shorten(missing)}; '
+            f'unexpected {_shorten(unexpected)}; other shapes {_shorten(shapes)}. {advice}'
+        )
+    model.load_state_dict(weights)
+    model._is_init = True
+
+
+def check_is_distillation(keys: Iterable[str], prefix: str, advice: str) -> None:
+    """Refuse the checkpoint of a plain network where one of a distillation is loaded.
+
+    MMEngine's loader would only warn, and leave random weights.
+
+    Args:
+        keys (Iterable[str]): Names of the loaded weights.
+        prefix (str): Prefix of the algorithm in them.
+        advice (str): What to do instead, for the message.
+
+    Raises:
+        ValueError: If no weight is the student's.
+    """
+    if not any(key.startswith(f'{prefix}architecture.') for key in keys):
+        raise ValueError(
+            'The checkpoint has no weights under "architecture.", so it is not one of a '
+            f'distillation; {advice}.'
+        )
+
+
+def _shorten(keys: Sequence[str], most: int = 5) -> str:
+    """Join the first few keys and say how many more there are."""
+    if not keys:
+        return 'none'
+    more = f' and {len(keys) - most} more' if len(keys) > most else ''
+    return ', '.join(keys[:most]) + more
