@@ -73,7 +73,7 @@ def test_shapes_are_inferred(given):
     loss.infer_width(s_feats=student, t_feats=teacher)
     loss.double()
     assert not loss.needs_width
-    assert (loss.s_shape, loss.t_shape) == ((3, 4, 4), (5, 8, 8))
+    assert loss.sizes == dict(s_shape=(3, 4, 4), t_shape=(5, 8, 8))
     assert isinstance(loss.regressor.conv, torch.nn.ConvTranspose2d)
     loss(student, teacher).backward()
     assert all(p.grad is not None for p in loss.parameters())
