@@ -3,38 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Union
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Features = Union[Tensor, Sequence[Tensor]]
+Features = Tensor | Sequence[Tensor]
 
 
 def full_precision(tensor: Tensor) -> Tensor:
-    """Convert a tensor to float32; float64 stays.
-
-    Args:
-        tensor (Tensor): Any floating type.
-
-    Returns:
-        Tensor: Float32 or float64; the tensor itself if it already is.
-    """
+    """Convert a floating-point tensor to float32; float64 stays."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
 def no_autocast(tensor: Tensor) -> torch.autocast:
-    """Return a context in which autocast leaves float32 alone.
+    """Return a context without autocast for the device of a tensor.
 
-    Casting the input is not enough: autocast brings matrix products back to half precision, where
-    sums over a map overflow.
-
-    Args:
-        tensor (Tensor): A tensor on the device that is computed on.
-
-    Returns:
-        torch.autocast: Context manager that turns autocast off.
+    Casting the input to float32 is not enough: autocast brings matrix products back to half
+    precision, where sums over a map overflow.
     """
     return torch.autocast(tensor.device.type, enabled=False)
 
@@ -133,7 +119,7 @@ def match_heights(s_map: Tensor, t_map: Tensor) -> tuple[Tensor, Tensor]:
     Raises:
         ValueError: If one map is higher and the other wider, or only the widths differ.
     """
-    s_size, t_size = tuple(s_map.shape[-2:]), tuple(t_map.shape[-2:])
+    s_size, t_size = (s_map.size(2), s_map.size(3)), (t_map.size(2), t_map.size(3))
     if s_size == t_size:
         return s_map, t_map
     s_is_higher = s_size[0] > t_size[0]
@@ -202,7 +188,7 @@ def unit_vectors(x: Tensor, dim: int) -> Tensor:
     return x / norm.masked_fill(norm < 1e-12, 1)
 
 
-def _pool(feature_map: Tensor, size: tuple[int, ...]) -> Tensor:
+def _pool(feature_map: Tensor, size: tuple[int, int]) -> Tensor:
     """Average a map down to a size.
 
     Where the sizes divide, this is ``adaptive_avg_pool2d``, whose backward pass on a GPU is refused
@@ -216,7 +202,7 @@ def _pool(feature_map: Tensor, size: tuple[int, ...]) -> Tensor:
 
 def _layers(name: str, feats: Features) -> list[Tensor]:
     """Return one feature or several as a list of tensors."""
-    layers = list(feats) if isinstance(feats, (tuple, list)) else [feats]
+    layers: list = list(feats) if isinstance(feats, (tuple, list)) else [feats]
     for layer in layers:
         if not isinstance(layer, Tensor):
             raise TypeError(

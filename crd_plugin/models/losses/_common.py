@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Union
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -11,7 +11,7 @@ from crd_plugin.models._numbers import count, finite, positive
 from crd_plugin.ops import pair_maps
 from crd_plugin.ops.features import Features
 
-from ..connectors.conv_regressor import Shape, check_shape
+from ..connectors.conv_regressor import ConvRegressor, Shape, check_shape
 
 __all__ = [
     'Shapes',
@@ -28,7 +28,7 @@ __all__ = [
     'widths',
 ]
 
-Widths = Union[int, Sequence[int]]
+Widths = int | Sequence[int]
 Shapes = tuple[Shape, ...]
 
 
@@ -95,7 +95,7 @@ class SizedLoss(nn.Module):
         self._check_built()
         layers = list(layers)
         fits = len(layers) == len(s_shapes) and all(
-            s == t if isinstance(layer, nn.Identity) else layer.fits(s, t)
+            layer.fits(s, t) if isinstance(layer, ConvRegressor) else s == t
             for layer, s, t in zip(layers, s_shapes, t_shapes)
         )
         if not fits:

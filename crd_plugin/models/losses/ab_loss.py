@@ -44,11 +44,6 @@ class ABLoss(SizedLoss):
         margin (float): mu, in units of the activation. Defaults to 1.0.
         loss_weight (float): Factor of the loss. Defaults to 1.0, as published.
 
-    Shape:
-        s_feats, t_feats: sequences of L maps ``(B, C, H, W)``, shallow to deep, before the
-        activation (``pre_activation=True`` of our backbones). Output: scalar float32 (float64 for
-        float64 maps).
-
     Raises:
         ValueError: If an argument is out of range, or one convolution does not lead from a student
             shape to its teacher's.
@@ -72,11 +67,12 @@ class ABLoss(SizedLoss):
         """Compute the loss of one batch.
 
         Args:
-            s_feats (Sequence[Tensor]): Student's maps.
-            t_feats (Sequence[Tensor]): Teacher's maps, as many.
+            s_feats (Sequence[Tensor]): Student's map ``(B, C_s, H, W)`` of each layer, shallow to
+                deep, before the activation (``pre_activation=True`` of our backbones).
+            t_feats (Sequence[Tensor]): Teacher's map ``(B, C_t, H, W)`` of each layer, likewise.
 
         Returns:
-            Tensor: Sum over the layers, multiplied by ``loss_weight``.
+            Tensor: Sum over the layers times ``loss_weight``, scalar float32 (float64 for float64).
 
         Raises:
             ValueError: If the connectors do not bring one to the other.
@@ -88,9 +84,9 @@ class ABLoss(SizedLoss):
             boundary_loss(full_precision(connector(student)), teacher, self.margin)
             for connector, (student, teacher) in zip(self.connectors, pairs)
         ]
-        total = sum(2.0 ** (i + 1 - len(losses)) * loss for i, loss in enumerate(losses))
+        total = torch.stack([2.0 ** (i + 1 - len(losses)) * loss for i, loss in enumerate(losses)])
         # The published scale; it has no other reason.
-        return self.loss_weight * total * (3 / 1000 / len(pairs[0][0]))
+        return self.loss_weight * total.sum() * (3 / 1000 / len(pairs[0][0]))
 
     def measure(self, s_feats: Features, t_feats: Features) -> tuple[Shapes, Shapes]:
         """Return channels, height and width of all maps."""

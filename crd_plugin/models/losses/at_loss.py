@@ -31,10 +31,6 @@ class ATLoss(nn.Module):
         power (float): p, positive. Defaults to 2, as published.
         loss_weight (float): Factor of the loss. Defaults to 1.0 (published: 1000).
 
-    Shape:
-        s_feats, t_feats: a map ``(B, C, H, W)`` or a list of them, one per layer; channels may
-        differ. Output: scalar float32 (float64 for float64 maps).
-
     Raises:
         ValueError: If an argument is out of range.
         TypeError: If an argument is not a number.
@@ -49,11 +45,11 @@ class ATLoss(nn.Module):
         """Compute the loss of one batch.
 
         Args:
-            s_feats (Tensor | Sequence[Tensor]): Student's maps.
-            t_feats (Tensor | Sequence[Tensor]): Teacher's maps, as many.
+            s_feats (Tensor | Sequence[Tensor]): Student's map ``(B, C_s, H, W)`` of each layer.
+            t_feats (Tensor | Sequence[Tensor]): Teacher's map ``(B, C_t, H, W)`` of each layer.
 
         Returns:
-            Tensor: Sum over the layers, multiplied by ``loss_weight``.
+            Tensor: Sum over the layers times ``loss_weight``, scalar float32 (float64 for float64).
 
         Raises:
             ValueError: If layers or shapes cannot be paired.

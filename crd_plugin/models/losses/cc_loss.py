@@ -32,10 +32,6 @@ class CCLoss(SizedLoss):
         embed_dim (int): Width D of the embeddings. Defaults to 128.
         loss_weight (float): Factor of the loss. Defaults to 1.0 (published: 0.02).
 
-    Shape:
-        s_feats: ``(B, s_channels)``, t_feats: ``(B, t_channels)``, B at least 2; maps are
-        flattened. Output: scalar float32 (float64 for float64 vectors).
-
     Raises:
         ValueError: If an argument is out of range.
         TypeError: If ``loss_weight`` is not a number.
@@ -61,11 +57,11 @@ class CCLoss(SizedLoss):
 
         Args:
             s_feats (Tensor | Sequence[Tensor]): Student's vectors, ``(B, s_channels)``, or a
-                sequence of one such tensor.
-            t_feats (Tensor | Sequence[Tensor]): Teacher's vectors, likewise.
+                sequence of one such tensor; maps are flattened.
+            t_feats (Tensor | Sequence[Tensor]): Teacher's vectors, ``(B, t_channels)``, likewise.
 
         Returns:
-            Tensor: Scalar, multiplied by ``loss_weight``.
+            Tensor: Loss times ``loss_weight``, scalar float32 (float64 for float64 features).
 
         Raises:
             ValueError: If shapes do not fit or B is below 2.

@@ -37,10 +37,6 @@ class FitNetLoss(SizedLoss):
             None: inferred.
         loss_weight (float): Factor of the loss. Defaults to 1.0 (published: 100).
 
-    Shape:
-        s_feats: ``(B, *s_shape)``, t_feats: ``(B, *t_shape)``, or maps of other sizes whose heights
-        relate in the same way. Output: scalar float32 (float64 for float64 maps).
-
     Raises:
         ValueError: If an argument is out of range, or one convolution does not lead from one shape
             to the other.
@@ -65,11 +61,11 @@ class FitNetLoss(SizedLoss):
 
         Args:
             s_feats (Tensor | Sequence[Tensor]): Student's map, ``(B, *s_shape)``, or a sequence of
-                one such map.
-            t_feats (Tensor | Sequence[Tensor]): Teacher's map, likewise.
+                one such map. Other sizes fit if their heights relate in the same way.
+            t_feats (Tensor | Sequence[Tensor]): Teacher's map, ``(B, *t_shape)``, likewise.
 
         Returns:
-            Tensor: Scalar, multiplied by ``loss_weight``.
+            Tensor: Loss times ``loss_weight``, scalar float32 (float64 for float64 features).
 
         Raises:
             ValueError: If the regressor does not bring one to the other.

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from crd_plugin.ops import match_heights, no_autocast, pair_maps
+from crd_plugin.ops.features import Features
 from crd_plugin.registry import MODELS
 
 from ._common import Shapes, SizedLoss, finite, shapes, shapes_of
@@ -44,10 +45,6 @@ class FSPLoss(SizedLoss):
             Defaults to True.
         loss_weight (float): Factor of the loss. Defaults to 1.0, as published for the first stage.
 
-    Shape:
-        s_feats, t_feats: sequences of L maps ``(B, C, H, W)``, stem to last stage. Output: scalar
-        float32 (float64 for float64 maps).
-
     Raises:
         ValueError: If an argument is out of range, or the maps of student and teacher differ in
             number, channels or size.
@@ -70,11 +67,11 @@ class FSPLoss(SizedLoss):
         """Compute the loss of one batch.
 
         Args:
-            s_feats (Sequence[Tensor]): Student's maps.
+            s_feats (Sequence[Tensor]): Student's maps ``(B, C, H, W)``, stem to last stage.
             t_feats (Sequence[Tensor]): Teacher's maps, as many.
 
         Returns:
-            Tensor: Sum over pairs of neighbours, multiplied by ``loss_weight``.
+            Tensor: Sum over neighbours times ``loss_weight``, scalar float32 (float64 for float64).
 
         Raises:
             ValueError: If the maps differ in number, channels or size.
@@ -86,9 +83,7 @@ class FSPLoss(SizedLoss):
             losses = [F.mse_loss(*pair) for pair in zip(flows(students), flows(teachers))]
         return self.loss_weight * torch.stack(losses).sum()
 
-    def measure(
-        self, s_feats: Sequence[Tensor], t_feats: Sequence[Tensor]
-    ) -> tuple[Shapes, Shapes]:
+    def measure(self, s_feats: Features, t_feats: Features) -> tuple[Shapes, Shapes]:
         """Return channels, height and width of all maps."""
         return shapes_of(pair_maps(s_feats, t_feats))
 

@@ -46,9 +46,6 @@ class FTLoss(SizedLoss):
             published.
         loss_weight (float): Factor of the loss. Defaults to 1.0 (published: 200).
 
-    Shape:
-        s_feats, t_feats: ``(B, C, H, W)``. Output: scalar float32 (float64 for float64 maps).
-
     Raises:
         ValueError: If an argument is out of range.
         TypeError: If an argument is not a number where one is expected.
@@ -84,7 +81,7 @@ class FTLoss(SizedLoss):
             t_feats (Tensor | Sequence[Tensor]): Teacher's map, ``(B, C_t, H, W)``, likewise.
 
         Returns:
-            Tensor: Scalar, multiplied by ``loss_weight``.
+            Tensor: Loss times ``loss_weight``, scalar float32 (float64 for float64 features).
 
         Raises:
             ValueError: If the channels are not those of the layers.
@@ -92,7 +89,7 @@ class FTLoss(SizedLoss):
         student, teacher = _pair(s_feats, t_feats)
         self.check_sizes((student.size(1),), (teacher.size(1),))
         with torch.no_grad():
-            factor_t = self.paraphraser.encoder(teacher)
+            factor_t = self.paraphraser.get_submodule('encoder')(teacher)
         factor_s = self.translator(student)
         return self.loss_weight * factor_loss(factor_s, factor_t, self.p1, self.p2)
 

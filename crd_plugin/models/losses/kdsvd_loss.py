@@ -36,10 +36,6 @@ class KDSVDLoss(nn.Module):
             unit norm, so a single vector has weight 1. Defaults to 1, as published.
         loss_weight (float): Factor of the loss. Defaults to 1.0.
 
-    Shape:
-        s_feats, t_feats: two or more maps ``(B, C, H, W)``; channels must agree layer by layer,
-        sizes need not. Output: scalar float32 (float64 for float64 maps).
-
     Raises:
         ValueError: If an argument is out of range.
         TypeError: If ``loss_weight`` is not a number.
@@ -54,11 +50,12 @@ class KDSVDLoss(nn.Module):
         """Compute the loss of one batch.
 
         Args:
-            s_feats (Sequence[Tensor]): Student's maps, at least two.
-            t_feats (Sequence[Tensor]): Teacher's maps, as many.
+            s_feats (Sequence[Tensor]): Student's maps ``(B, C, H, W)``, at least two.
+            t_feats (Sequence[Tensor]): Teacher's maps, as many, with the same channels layer by
+                layer; sizes may differ.
 
         Returns:
-            Tensor: Sum over neighbouring layers, multiplied by ``loss_weight``.
+            Tensor: Sum over neighbours times ``loss_weight``, scalar float32 (float64 for float64).
 
         Raises:
             ValueError: If layers cannot be paired, there is only one, or a map is too small for

@@ -31,10 +31,6 @@ class NSTLoss(nn.Module):
     Args:
         loss_weight (float): Factor of the loss. Defaults to 1.0 (published: 50).
 
-    Shape:
-        s_feats, t_feats: a map ``(B, C, H, W)`` or a list of them, one per layer; channels may
-        differ. Output: scalar float32 (float64 for float64 maps).
-
     Raises:
         ValueError: If ``loss_weight`` is not finite.
         TypeError: If ``loss_weight`` is not a number.
@@ -48,11 +44,11 @@ class NSTLoss(nn.Module):
         """Compute the loss of one batch.
 
         Args:
-            s_feats (Tensor | Sequence[Tensor]): Student's maps.
-            t_feats (Tensor | Sequence[Tensor]): Teacher's maps, as many.
+            s_feats (Tensor | Sequence[Tensor]): Student's map ``(B, C_s, H, W)`` of each layer.
+            t_feats (Tensor | Sequence[Tensor]): Teacher's map ``(B, C_t, H, W)`` of each layer.
 
         Returns:
-            Tensor: Sum over the layers, multiplied by ``loss_weight``.
+            Tensor: Sum over the layers times ``loss_weight``, scalar float32 (float64 for float64).
 
         Raises:
             ValueError: If layers or shapes cannot be paired.

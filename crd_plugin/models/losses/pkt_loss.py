@@ -34,10 +34,6 @@ class PKTLoss(nn.Module):
     Args:
         loss_weight (float): Factor of the loss. Defaults to 1.0 (published: 30000).
 
-    Shape:
-        s_feats: ``(B, D_s)``, t_feats: ``(B, D_t)``; maps are flattened. Output: scalar float32
-        (float64 for float64 vectors).
-
     Raises:
         ValueError: If ``loss_weight`` is not finite.
         TypeError: If ``loss_weight`` is not a number.
@@ -52,11 +48,11 @@ class PKTLoss(nn.Module):
 
         Args:
             s_feats (Tensor | Sequence[Tensor]): Student's vectors, ``(B, D_s)``, or a sequence of
-                one such tensor.
+                one such tensor; maps are flattened.
             t_feats (Tensor | Sequence[Tensor]): Teacher's vectors, ``(B, D_t)``, likewise.
 
         Returns:
-            Tensor: Scalar, multiplied by ``loss_weight``.
+            Tensor: Loss times ``loss_weight``, scalar float32 (float64 for float64 features).
 
         Raises:
             ValueError: If shapes do not fit.

@@ -36,10 +36,6 @@ class RKDLoss(nn.Module):
         angle_weight (float): Factor w_a. Defaults to 50.0.
         loss_weight (float): Factor of the sum. Defaults to 1.0, as published.
 
-    Shape:
-        s_feats: ``(B, D_s)``, t_feats: ``(B, D_t)``, B at least 2, though the loss of two samples
-        is always 0; maps are flattened. Output: scalar float32 (float64 for float64 vectors).
-
     Raises:
         ValueError: If a weight is not finite, or both parts have weight 0.
         TypeError: If a weight is not a number.
@@ -63,24 +59,23 @@ class RKDLoss(nn.Module):
 
         Args:
             s_feats (Tensor | Sequence[Tensor]): Student's vectors, ``(B, D_s)``, or a sequence of
-                one such tensor.
+                one such tensor; maps are flattened.
             t_feats (Tensor | Sequence[Tensor]): Teacher's vectors, ``(B, D_t)``, likewise.
 
         Returns:
-            Tensor: Scalar, multiplied by ``loss_weight``.
+            Tensor: Loss times ``loss_weight``, scalar float32 (float64 for float64 features).
 
         Raises:
-            ValueError: If shapes do not fit or B is below 2.
+            ValueError: If shapes do not fit or B is below 2 (of two samples, the loss is always 0).
         """
         pair = pair_vectors(s_feats, t_feats, min_batch=2)
-        parts = ((self.distance_weight, _distances), (self.angle_weight, _angles))
+        losses = []
         with no_autocast(pair[0]):
-            # A part of weight 0 is not computed.
-            losses = [
-                weight * F.smooth_l1_loss(*map(relation, pair))
-                for weight, relation in parts
-                if weight
-            ]
+            parts = ((self.distance_weight, _distances), (self.angle_weight, _angles))
+            for weight, relation in parts:
+                if weight:  # A part of weight 0 is not computed.
+                    student, teacher = map(relation, pair)
+                    losses.append(weight * F.smooth_l1_loss(student, teacher))
             return self.loss_weight * torch.stack(losses).sum()
 
 

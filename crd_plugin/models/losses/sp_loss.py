@@ -30,10 +30,6 @@ class SPLoss(nn.Module):
     Args:
         loss_weight (float): Factor of the loss. Defaults to 1.0 (published: 3000).
 
-    Shape:
-        s_feats, t_feats: a map ``(B, C, H, W)`` or a list of them, one per layer; channels, heights
-        and widths may differ. Output: scalar float32 (float64 for float64 maps).
-
     Raises:
         ValueError: If ``loss_weight`` is not finite.
         TypeError: If ``loss_weight`` is not a number.
@@ -47,11 +43,12 @@ class SPLoss(nn.Module):
         """Compute the loss of one batch.
 
         Args:
-            s_feats (Tensor | Sequence[Tensor]): Student's maps.
-            t_feats (Tensor | Sequence[Tensor]): Teacher's maps, as many.
+            s_feats (Tensor | Sequence[Tensor]): Student's map ``(B, C, H, W)`` of each layer.
+            t_feats (Tensor | Sequence[Tensor]): Teacher's map of each layer; its channels, height
+                and width may differ.
 
         Returns:
-            Tensor: Sum over the layers, multiplied by ``loss_weight``.
+            Tensor: Sum over the layers times ``loss_weight``, scalar float32 (float64 for float64).
 
         Raises:
             ValueError: If layers or batches cannot be paired.

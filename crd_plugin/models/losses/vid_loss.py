@@ -40,10 +40,6 @@ class VIDLoss(SizedLoss):
         eps (float): Lower bound of v, below ``init_variance``. Defaults to 1e-5.
         loss_weight (float): Factor of the loss. Defaults to 1.0, as published.
 
-    Shape:
-        s_feats, t_feats: a map ``(B, C, H, W)`` or a list of them, one per layer. Output: scalar
-        float32 (float64 for float64 maps).
-
     Raises:
         ValueError: If an argument is out of range.
         TypeError: If an argument is not a number where one is expected.
@@ -75,11 +71,11 @@ class VIDLoss(SizedLoss):
         """Compute the loss of one batch.
 
         Args:
-            s_feats (Tensor | Sequence[Tensor]): Student's maps.
-            t_feats (Tensor | Sequence[Tensor]): Teacher's maps, as many.
+            s_feats (Tensor | Sequence[Tensor]): Student's map ``(B, C_s, H, W)`` of each layer.
+            t_feats (Tensor | Sequence[Tensor]): Teacher's map ``(B, C_t, H, W)`` of each layer.
 
         Returns:
-            Tensor: Sum over the layers, multiplied by ``loss_weight``.
+            Tensor: Sum over the layers times ``loss_weight``, scalar float32 (float64 for float64).
 
         Raises:
             ValueError: If layers or shapes do not fit.
