@@ -5,7 +5,7 @@ import torch
 from mmengine.config import Config
 
 from crd_plugin.registry import MODELS
-from tests import golden, small_runs, method_cases
+from tests import golden, method_cases, small_runs
 
 DISTILLER = Config.fromfile(small_runs.REPO / 'configs/_base_/distillers/kd.py').model.distiller
 
