@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from crd_plugin.ops import attention_vector, match_heights, no_autocast, pair_maps
+from crd_plugin.ops import attention_vector, match_heights, pair_maps
 from crd_plugin.ops.features import Features
 from crd_plugin.registry import MODELS
 
@@ -54,10 +54,8 @@ class ATLoss(nn.Module):
         Raises:
             ValueError: If layers or shapes cannot be paired.
         """
-        pairs = pair_maps(s_feats, t_feats)
         losses = []
-        with no_autocast(pairs[0][0]):
-            for pair in pairs:
-                q_s, q_t = (attention_vector(x, self.power) for x in match_heights(*pair))
-                losses.append((q_s - q_t).square().mean())
-            return self.loss_weight * torch.stack(losses).sum()
+        for pair in pair_maps(s_feats, t_feats):
+            q_s, q_t = (attention_vector(x, self.power) for x in match_heights(*pair))
+            losses.append((q_s - q_t).square().mean())
+        return self.loss_weight * torch.stack(losses).sum()

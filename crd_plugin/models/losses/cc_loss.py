@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from crd_plugin.ops import full_precision, no_autocast, pair_vectors
+from crd_plugin.ops import full_precision, pair_vectors
 from crd_plugin.ops.features import Features
 from crd_plugin.registry import MODELS
 
@@ -68,11 +68,8 @@ class CCLoss(SizedLoss):
         """
         student, teacher = pair_vectors(s_feats, t_feats, min_batch=2)
         self.check_sizes((student.size(1),), (teacher.size(1),))
-        gap = full_precision(self.embed_s(student)) - full_precision(self.embed_t(teacher))
-        with no_autocast(gap):
-            gap = gap.abs()
-            loss = (gap[:-1] * gap[1:]).sum(1).mean()
-        return self.loss_weight * loss
+        gap = (full_precision(self.embed_s(student)) - full_precision(self.embed_t(teacher))).abs()
+        return self.loss_weight * (gap[:-1] * gap[1:]).sum(1).mean()
 
     def measure(self, s_feats: Features, t_feats: Features) -> tuple[tuple[int], tuple[int]]:
         """Return the widths of both vectors."""

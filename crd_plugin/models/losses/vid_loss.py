@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from crd_plugin.ops import full_precision, match_heights, no_autocast, pair_maps
+from crd_plugin.ops import match_heights, pair_maps
 from crd_plugin.ops.features import Features
 from crd_plugin.registry import MODELS
 
@@ -123,11 +123,11 @@ class _Layer(nn.Module):
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Compute the mean negative log-likelihood of the teacher's map."""
-        mean = full_precision(self.regressor(student))
-        with no_autocast(mean):
-            variance = F.softplus(self.log_scale) + self.eps
-            squares = (mean - teacher).square().mean((0, 2, 3))  # (C,)
-            return 0.5 * (squares / variance + variance.log()).mean()
+        # Under autocast the regressor may run in half precision; the teacher's map is float32.
+        gap = self.regressor(student) - teacher
+        squares = gap.square().mean((0, 2, 3))  # (C,)
+        variance = F.softplus(self.log_scale) + self.eps
+        return 0.5 * (squares / variance + variance.log()).mean()
 
 
 def _channels(pairs: list[tuple[Tensor, Tensor]]) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -114,6 +114,7 @@ def test_reconstruction_is_in_full_precision():
     loss, (_, t) = FTLoss(3, 6), pair()
     with torch.autocast('cpu', torch.bfloat16):
         value = loss.reconstruction(t.float() * 1e4)
+    value.backward()
     assert value.dtype == torch.float32
     torch.testing.assert_close(value, loss.reconstruction(t.float() * 1e4), rtol=0.02, atol=0)
 
