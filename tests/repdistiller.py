@@ -67,13 +67,12 @@ def state_of(name: str) -> Dict[str, Tensor]:
     return state
 
 
-def classifier(name: str, filled: bool = True, **kwargs) -> nn.Module:
-    """Our network in eval mode; ``kwargs`` are the backbone's."""
-    cfg = build_cifar_classifier_cfg(name, NUM_CLASSES, **kwargs)
+def classifier(name: str) -> nn.Module:
+    """Our network with the original's weights, in eval mode; it returns all stages."""
+    cfg = build_cifar_classifier_cfg(name, NUM_CLASSES, out_indices=tuple(range(num_stages(name))))
     model = MODELS.build(cfg).eval()
-    if filled:
-        # Matched by order, so that no renaming rule is taken on trust.
-        model.load_state_dict(dict(zip(model.state_dict(), state_of(name).values(), strict=True)))
+    # Matched by order, so that no renaming rule is taken on trust.
+    model.load_state_dict(dict(zip(model.state_dict(), state_of(name).values(), strict=True)))
     return model
 
 

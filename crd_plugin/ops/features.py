@@ -1,202 +1,160 @@
-"""Feature maps of student and teacher side by side. Needs torch alone."""
+"""Pair, resize and normalise the features of student and teacher."""
 
-from typing import List, Sequence, Tuple, Union
+from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Features = Union[Tensor, Sequence[Tensor]]
+Features = Tensor | Sequence[Tensor]
 
 
 def full_precision(tensor: Tensor) -> Tensor:
-    """Bring a tensor to float32; float64 stays.
-
-    Args:
-        tensor (Tensor): Any floating type.
-
-    Returns:
-        Tensor: Float32 or float64, the tensor itself where it is that.
-    """
+    """Convert a floating-point tensor to float32; float64 stays."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
 def no_autocast(tensor: Tensor) -> torch.autocast:
-    """Context in which autocast leaves float32 alone.
+    """Return a context without autocast for the device of a tensor.
 
-    Casting the input does not suffice: under autocast matrix products go
-    back to half precision, where sums over a map overflow.
-
-    Args:
-        tensor (Tensor): Its device is meant.
-
-    Returns:
-        torch.autocast: Context manager.
+    Casting the input to float32 is not enough: autocast brings matrix products back to half
+    precision, where sums over a map overflow.
     """
     return torch.autocast(tensor.device.type, enabled=False)
 
 
-def pair_maps(s_feats: Features, t_feats: Features) -> List[Tuple[Tensor, Tensor]]:
-    """Pair the feature maps of student and teacher layer by layer.
+def pair_maps(s_feats: Features, t_feats: Features) -> list[tuple[Tensor, Tensor]]:
+    """Pair the feature maps of student and teacher, layer by layer.
 
     Teacher maps are targets: they are detached.
 
     Args:
-        s_feats (Tensor | Sequence[Tensor]): Student maps,
-            ``(B, C_s, H, W)`` each.
-        t_feats (Tensor | Sequence[Tensor]): Teacher maps,
-            ``(B, C_t, H, W)`` each, as many.
+        s_feats (Tensor | Sequence[Tensor]): Student maps, ``(B, C_s, H, W)`` each.
+        t_feats (Tensor | Sequence[Tensor]): Teacher maps, ``(B, C_t, H, W)`` each, as many.
 
     Returns:
-        list[tuple[Tensor, Tensor]]: Student and teacher map of each layer,
-        float32 (float64 stays).
+        list[tuple[Tensor, Tensor]]: Student and teacher map of each layer, float32 (float64 stays).
 
     Raises:
-        ValueError: If the numbers of layers or the batches differ, or one is
-            not a map.
-        TypeError: If a layer is no tensor.
+        ValueError: If the numbers of layers or the batches differ, or a feature is not a map.
+        TypeError: If a layer is not a tensor.
     """
-    s_feats = _layers('s_feats', s_feats)
-    t_feats = _layers('t_feats', t_feats)
-    if len(s_feats) != len(t_feats):
+    students, teachers = _layers('s_feats', s_feats), _layers('t_feats', t_feats)
+    if len(students) != len(teachers):
         raise ValueError(
-            f's_feats has {len(s_feats)} layers and t_feats {len(t_feats)}, '
-            'expected as many of both, paired in order; set out_indices of '
-            'both backbones to stages that belong together.'
+            f's_feats has {len(students)} layers and t_feats {len(teachers)}, expected as many of '
+            'both, paired in order; set out_indices of both backbones to stages that belong '
+            'together.'
         )
-    for i, (student, teacher) in enumerate(zip(s_feats, t_feats)):
-        for name, x in (('s_feats', student), ('t_feats', teacher)):
+    for i, pair in enumerate(zip(students, teachers)):
+        names = f's_feats[{i}]', f't_feats[{i}]'
+        for name, x in zip(names, pair):
             if x.dim() != 4:
                 raise ValueError(
-                    f'{name}[{i}] has shape {tuple(x.shape)}, expected a map '
-                    '(B, C, H, W); record the backbone with '
-                    'crd_plugin.StageOutputs.'
+                    f'{name} has shape {tuple(x.shape)}, expected a map (B, C, H, W); record the '
+                    'backbone with crd_plugin.StageOutputs.'
                 )
-        _check_batch(f's_feats[{i}]', student, f't_feats[{i}]', teacher)
-    return [
-        (full_precision(student), full_precision(teacher.detach()))
-        for student, teacher in zip(s_feats, t_feats)
-    ]
+        _check_batch(names, pair)
+    return [(full_precision(s), full_precision(t.detach())) for s, t in zip(students, teachers)]
 
 
-def pair_vectors(s_feats: Features, t_feats: Features, min_batch: int = 1) -> Tuple[Tensor, Tensor]:
-    """Flatten one feature of student and teacher to a vector a sample.
+def pair_vectors(s_feats: Features, t_feats: Features, min_batch: int = 1) -> tuple[Tensor, Tensor]:
+    """Flatten one feature of student and teacher to one vector per sample.
 
     Teacher vectors are targets: they are detached.
 
     Args:
-        s_feats (Tensor | Sequence[Tensor]): Student feature, ``(B, ...)``, or
-            a sequence of one such tensor, as necks return.
+        s_feats (Tensor | Sequence[Tensor]): Student feature, ``(B, ...)``, or a sequence of one
+            such tensor, as necks return.
         t_feats (Tensor | Sequence[Tensor]): Teacher feature, likewise.
-        min_batch (int): Samples that a loss over pairs of them needs.
-            Defaults to 1.
+        min_batch (int): Samples per batch that the loss needs. Defaults to 1.
 
     Returns:
-        tuple[Tensor, Tensor]: ``(B, D_s)`` and ``(B, D_t)``, float32
-        (float64 stays).
+        tuple[Tensor, Tensor]: ``(B, D_s)`` and ``(B, D_t)``, float32 (float64 stays).
 
     Raises:
-        ValueError: If a sequence has not one tensor, a tensor has fewer than
-            two dimensions, the batches differ or are too small.
-        TypeError: If one is no tensor.
+        ValueError: If a sequence does not hold exactly one tensor, a tensor has fewer than two
+            dimensions, or the batches differ or are too small.
+        TypeError: If a feature is not a tensor.
     """
-    pair = []
-    for name, feats in (('s_feats', s_feats), ('t_feats', t_feats)):
+    names, pair = ('s_feats', 't_feats'), []
+    for name, feats in zip(names, (s_feats, t_feats)):
         layers = _layers(name, feats)
         if len(layers) != 1:
             raise ValueError(
-                f'{name} is a sequence of {len(layers)} tensors, expected '
-                'one; choose it with data_idx in loss_forward_mappings '
-                '(data_idx=-1: the last).'
+                f'{name} is a sequence of {len(layers)} tensors, expected one; choose it with '
+                'data_idx in loss_forward_mappings (data_idx=-1: the last).'
             )
         if layers[0].dim() < 2:
             raise ValueError(
                 f'{name} has shape {tuple(layers[0].shape)}, expected (B, D) or (B, C, H, W).'
             )
         pair.append(layers[0])
+    _check_batch(names, pair)
     student, teacher = pair
-    _check_batch('s_feats', student, 't_feats', teacher)
     if student.size(0) < min_batch:
         raise ValueError(
-            f's_feats has {student.size(0)} sample, expected at least '
-            f'{min_batch}: the loss compares samples with each other; set '
-            'drop_last=True in train_dataloader, or another batch_size.'
+            f's_feats has {student.size(0)} sample, expected at least {min_batch}: the loss '
+            'compares samples with each other; set drop_last=True in train_dataloader, or another '
+            'batch_size.'
         )
-    return (full_precision(student).flatten(1), full_precision(teacher.detach()).flatten(1))
+    return full_precision(student).flatten(1), full_precision(teacher.detach()).flatten(1)
 
 
-def match_heights(s_map: Tensor, t_map: Tensor) -> Tuple[Tensor, Tensor]:
-    """Reduce the higher of two maps to the size of the lower one.
+def match_heights(s_map: Tensor, t_map: Tensor) -> tuple[Tensor, Tensor]:
+    """Reduce the higher of two maps to the size of the lower one by average pooling.
 
-    By adaptive average pooling; no map is ever enlarged. Source:
-    HobbitLong/RepDistiller ``distiller_zoo/AT.py``, ``NST.py``, ``VID.py``.
-    Differs: there the target is a square; here it is the lower map's height
-    and width, the same for the square maps that it was written for.
+    Source: HobbitLong/RepDistiller ``distiller_zoo/AT.py``, ``NST.py``, ``VID.py``. Differs: there
+    the target is a square; here it is the lower map's height and width, the same for square maps.
 
     Args:
         s_map (Tensor): Student map, ``(B, C_s, H_s, W_s)``.
         t_map (Tensor): Teacher map, ``(B, C_t, H_t, W_t)``.
 
     Returns:
-        tuple[Tensor, Tensor]: Both with height ``min(H_s, H_t)`` and equal
-        widths.
+        tuple[Tensor, Tensor]: Both with height ``min(H_s, H_t)`` and equal widths.
 
     Raises:
-        ValueError: If one map is higher and the other wider, or only the
-            widths differ.
+        ValueError: If one map is higher and the other wider, or only the widths differ.
     """
-    s_size, t_size = tuple(s_map.shape[-2:]), tuple(t_map.shape[-2:])
+    s_size, t_size = (s_map.size(2), s_map.size(3)), (t_map.size(2), t_map.size(3))
     if s_size == t_size:
         return s_map, t_map
     s_is_higher = s_size[0] > t_size[0]
     high, low = (s_size, t_size) if s_is_higher else (t_size, s_size)
     if high[0] == low[0] or high[1] < low[1]:
         raise ValueError(
-            f's_map has height and width {s_size} and t_map {t_size}; the '
-            'higher map is reduced to the lower one, so it must not be '
-            'narrower, and equal heights need equal widths. Choose stages '
-            'whose maps differ by a scale.'
+            f's_map has height and width {s_size} and t_map {t_size}; the higher map is reduced to '
+            'the lower one, so it must not be narrower, and equal heights need equal widths. '
+            'Choose stages whose maps differ by a scale.'
         )
     if s_is_higher:
         return _pool(s_map, t_size), t_map
     return s_map, _pool(t_map, s_size)
 
 
-def _pool(feature_map: Tensor, size: Tuple[int, int]) -> Tensor:
-    """Means of equal parts, of which there are so many.
-
-    Where the sizes divide this is ``adaptive_avg_pool2d``, whose backward
-    pass on a GPU is refused under ``torch.use_deterministic_algorithms``.
-    """
-    height, width = feature_map.shape[-2:]
-    if height % size[0] or width % size[1]:
-        return F.adaptive_avg_pool2d(feature_map, size)
-    return F.avg_pool2d(feature_map, (height // size[0], width // size[1]))
-
-
 def attention_vector(feature_map: Tensor, power: float = 2) -> Tensor:
-    """Where a map is active: channel mean of powers, as a unit vector.
+    """Compute where a map is active: the channel mean of powers, as a unit vector.
 
-    Source: Zagoruyko and Komodakis, arXiv:1612.03928, section 3.1
-    (``F_mean^p``).
+    Source: Zagoruyko and Komodakis, arXiv:1612.03928, section 3.1 (``F_mean^p``).
 
     Args:
         feature_map (Tensor): ``(B, C, H, W)``.
         power (float): p of ``|x|^p``, positive. Defaults to 2.
 
     Returns:
-        Tensor: ``(B, H * W)``, float32 (float64 stays), unit L2 norm; zero
-        where the map is zero.
+        Tensor: ``(B, H * W)``, float32 (float64 stays), unit L2 norm; zero where the map is zero.
     """
     x = absolute_power(full_precision(feature_map), power)
     return unit_vectors(x.mean(1).flatten(1), dim=1)
 
 
 def absolute_power(x: Tensor, power: float) -> Tensor:
-    """``|x|^p``, whose gradient is 0 at 0.
+    """Compute ``|x|^p`` with gradient 0 at 0.
 
-    For p below 1 the slope at 0 is infinite, which the sign of 0 would make
-    NaN; maps after a ReLU are full of zeros.
+    For p below 1 the slope at 0 is infinite, which would give NaN wherever a ReLU left a zero.
 
     Args:
         x (Tensor): Any shape.
@@ -216,30 +174,40 @@ def absolute_power(x: Tensor, power: float) -> Tensor:
 def unit_vectors(x: Tensor, dim: int) -> Tensor:
     """Divide vectors by their L2 norm; a zero vector stays zero.
 
-    Where the norm is below 1e-12, which ``F.normalize`` replaces by 1e-12,
-    nothing is divided: the gradient of a dead sample or of a sample given
-    twice stays of the size of the others instead of 1e12 times it.
+    Same values as ``F.normalize``, but a vector whose norm is below 1e-12 is not divided at all, so
+    a zero vector passes the gradient on unchanged instead of 1e12 times as large.
 
     Args:
         x (Tensor): Any shape.
-        dim (int): Dimension that holds a vector.
+        dim (int): Dimension along which a vector lies.
 
     Returns:
-        Tensor: The same shape, norm 1 or below 1e-12.
+        Tensor: The same shape; each vector has norm 1, or below 1e-12.
     """
     norm = torch.linalg.vector_norm(x, dim=dim, keepdim=True)
     return x / norm.masked_fill(norm < 1e-12, 1)
 
 
-def _layers(name: str, feats: Features) -> List[Tensor]:
-    """A feature or several as a list of tensors."""
-    layers = list(feats) if isinstance(feats, (tuple, list)) else [feats]
+def _pool(feature_map: Tensor, size: tuple[int, int]) -> Tensor:
+    """Average a map down to a size.
+
+    Where the sizes divide, this is ``adaptive_avg_pool2d``, whose backward pass on a GPU is refused
+    under ``torch.use_deterministic_algorithms``.
+    """
+    height, width = feature_map.shape[-2:]
+    if height % size[0] or width % size[1]:
+        return F.adaptive_avg_pool2d(feature_map, size)
+    return F.avg_pool2d(feature_map, (height // size[0], width // size[1]))
+
+
+def _layers(name: str, feats: Features) -> list[Tensor]:
+    """Return one feature or several as a list of tensors."""
+    layers: list = list(feats) if isinstance(feats, (tuple, list)) else [feats]
     for layer in layers:
         if not isinstance(layer, Tensor):
             raise TypeError(
-                f'{name} holds {type(layer).__name__}, expected a tensor or '
-                'a list of tensors; choose it with data_idx in '
-                'loss_forward_mappings.'
+                f'{name} holds {type(layer).__name__}, expected a tensor or a list of tensors; '
+                'choose it with data_idx in loss_forward_mappings.'
             )
     if not layers:
         raise ValueError(
@@ -248,10 +216,11 @@ def _layers(name: str, feats: Features) -> List[Tensor]:
     return layers
 
 
-def _check_batch(s_name: str, student: Tensor, t_name: str, teacher: Tensor) -> None:
-    """Both are of the same samples."""
-    if student.size(0) != teacher.size(0):
+def _check_batch(names: Sequence[str], pair: Sequence[Tensor]) -> None:
+    """Raise a ValueError unless both features have the same number of samples."""
+    sizes = [x.size(0) for x in pair]
+    if sizes[0] != sizes[1]:
         raise ValueError(
-            f'{s_name} has {student.size(0)} samples and {t_name} '
-            f'{teacher.size(0)}; both must come from the same batch.'
+            f'{names[0]} has {sizes[0]} samples and {names[1]} {sizes[1]}; both must come from the '
+            'same batch.'
         )

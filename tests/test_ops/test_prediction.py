@@ -34,9 +34,13 @@ def test_gradient_reaches_the_prediction_alone():
     assert torch.autograd.gradcheck(lambda x: prediction_distance(x, target), prediction)
 
 
-def test_zero_vectors_give_no_nan():
-    found = prediction_distance(torch.zeros(2, 3), torch.ones(2, 3))
-    assert torch.equal(found, torch.full((2,), 2.0))
+def test_zero_vector_has_a_gradient_like_the_others():
+    """With F.normalize it is 1e12 times as large."""
+    prediction = torch.tensor([[0.0, 0.0], [3.0, 4.0]], requires_grad=True)
+    found = prediction_distance(prediction, torch.tensor([[0.0, 1.0], [0.0, 1.0]]))
+    torch.testing.assert_close(found, torch.tensor([2.0, 0.4]))
+    found.sum().backward()
+    torch.testing.assert_close(prediction.grad[0], torch.tensor([0.0, -2.0]))
 
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])

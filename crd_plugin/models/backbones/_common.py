@@ -1,63 +1,112 @@
-"""What the backbones for 32x32 images share: checks and initial weights."""
+"""What the backbones for 32x32 images share: arguments, initial weights and the forward pass."""
 
-from typing import Dict, List, Sequence, Tuple
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mmpretrain.models.backbones.base_backbone import BaseBackbone
+from torch import Tensor
+
+# Initial weights of most networks of HobbitLong/RepDistiller.
+KAIMING: list[dict] = [
+    dict(
+        type='Kaiming', layer='Conv2d', mode='fan_out', nonlinearity='relu', distribution='normal'
+    ),
+    dict(type='Constant', layer='_BatchNorm', val=1, bias=0),
+]
+
+
+class CIFARBackbone(BaseBackbone):
+    """Base of networks with a stem, stages and, in some, a tail that the head reads.
+
+    A subclass makes a stem (``conv1``, ``bn1``, ``relu``) and stages (``layer1``, ``layer2``, ...),
+    whose last block has ``before_relu(x)`` and ``relu(x)``. Other networks override :meth:`stem`,
+    :meth:`run_stage` and :meth:`tail`, or :meth:`forward`.
+
+    Args:
+        out_indices (Sequence[int]): Stages to return, ascending. May be empty if there is a tail.
+        pre_activation (bool): Return the stages before their last ReLU.
+        init_cfg (dict | list[dict], optional): None: ``default_init_cfg``.
+
+    Attributes:
+        num_stages (int): Number of stages.
+        default_init_cfg (list[dict], optional): Initial weights; None: those of torch.
+        stem_name (str): Module whose output is the map before the first stage; for
+            ``StageOutputsRecorder``.
+        tail_names (tuple[str]): Modules behind the last stage, which only the head needs; for
+            ``StagedDistill``.
+    """
+
+    num_stages = 3
+    default_init_cfg: list[dict] | None = KAIMING
+    stem_name = 'relu'
+    tail_names: tuple[str, ...] = ()
+
+    def __init__(
+        self,
+        out_indices: Sequence[int],
+        pre_activation: bool,
+        init_cfg: dict | list[dict] | None,
+    ) -> None:
+        super().__init__(self.default_init_cfg if init_cfg is None else init_cfg)
+        self.out_indices = check_out_indices(out_indices, self.num_stages, bool(self.tail_names))
+        self.pre_activation = pre_activation
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Compute the maps of the stages in ``out_indices``.
+
+        Args:
+            x (Tensor): Normalised images, ``(B, in_channels, H, W)``.
+
+        Returns:
+            tuple[Tensor]: One map per stage. Where the last of them is not what the head reads,
+            with a tail or with ``pre_activation``, the map for the head follows.
+        """
+        x = self.stem(x)
+        outputs = []
+        for i in range(self.num_stages):
+            before, x = self.run_stage(i, x)
+            if i in self.out_indices:
+                outputs.append(before if self.pre_activation else x)
+        if self.tail_names or self.pre_activation:
+            outputs.append(self.tail(x))
+        return tuple(outputs)
+
+    def stem(self, x: Tensor) -> Tensor:
+        """Compute the map before the first stage."""
+        return self.relu(self.bn1(self.conv1(x)))
+
+    def run_stage(self, i: int, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute a stage's map before its last ReLU, needed with ``pre_activation``, and after."""
+        stage = getattr(self, f'layer{i + 1}')
+        if not self.pre_activation:
+            x = stage(x)
+            return x, x
+        for block in stage[:-1]:
+            x = block(x)
+        before = stage[-1].before_relu(x)
+        return before, stage[-1].relu(before)
+
+    def tail(self, x: Tensor) -> Tensor:
+        """Compute the map for the head from that of the last stage."""
+        return x
 
 
 def check_out_indices(
-    out_indices: Sequence[int], num_stages: int, needed: bool = True
-) -> Tuple[int, ...]:
-    """Check a choice of stages.
-
-    Args:
-        out_indices (Sequence[int]): Stages, counted from 0, ascending.
-        num_stages (int): How many stages there are.
-        needed (bool): Whether at least one must be chosen. Defaults to True.
-
-    Returns:
-        tuple[int, ...]: The same stages.
-
-    Raises:
-        ValueError: If a stage does not exist, or the order is another.
-    """
-    given = isinstance(out_indices, Sequence)
-    indices = tuple(out_indices) if given else ()
+    out_indices: Sequence[int], num_stages: int, may_be_empty: bool = False
+) -> tuple[int, ...]:
+    """Return a choice of stages as a tuple; raise a ValueError for stages that do not exist."""
     stages = tuple(range(num_stages))
-    known = tuple(sorted(set(indices) & set(stages)))
-    if not given or indices != known or (needed and not indices):
+    chosen = tuple(out_indices) if isinstance(out_indices, Sequence) else (None,)
+    if chosen != tuple(i for i in stages if i in chosen) or not (chosen or may_be_empty):
         raise ValueError(
             f'out_indices must be ascending stages out of {stages}, but got {out_indices!r}.'
         )
-    return indices
+    return chosen
 
 
 def check_positive(**values: int) -> None:
-    """Check that arguments are whole numbers above zero.
-
-    Args:
-        **values (int): Names and values of the arguments.
-
-    Raises:
-        ValueError: If one is anything else.
-    """
+    """Raise a ValueError for an argument that is not an integer above zero."""
     for name, value in values.items():
         if not isinstance(value, int) or value < 1:
             raise ValueError(f'{name} must be a positive int, but got {value!r}.')
-
-
-def kaiming_init() -> List[Dict]:
-    """Initial weights of most nets of HobbitLong/RepDistiller.
-
-    Returns:
-        list[dict]: Kaiming normal by fan-out for convolutions, without bias;
-        weight 1 and bias 0 for batch norm.
-    """
-    return [
-        dict(
-            type='Kaiming',
-            layer='Conv2d',
-            mode='fan_out',
-            nonlinearity='relu',
-            distribution='normal',
-        ),
-        dict(type='Constant', layer='_BatchNorm', val=1, bias=0),
-    ]

@@ -1,32 +1,34 @@
 """The networks of the CIFAR tables by name, as configs."""
 
+from __future__ import annotations
+
 import copy
 import difflib
-from typing import Any, Dict
+from typing import Any
 
 # mmpretrain gives `fc` a normal distribution of std 0.01. That is what the
 # original does for VGG and MobileNetV2; the others keep torch's default.
 _TORCH_FC = dict(init_cfg=None)
 
 
-def _net(backbone: str, width: int, head: Dict, **kwargs: Any) -> Dict:
+def _net(backbone: str, width: int, head: dict, **kwargs: Any) -> dict:
     return dict(
         backbone=dict(type=f'crd_plugin.{backbone}', **kwargs), in_channels=width, head=head
     )
 
 
-def _resnet(depth: int, **kwargs: int) -> Dict:
+def _resnet(depth: int, **kwargs: int) -> dict:
     width = 4 * kwargs.get('base_channels', 16)
     return _net('CIFARResNet', width, _TORCH_FC, depth=depth, **kwargs)
 
 
-def _wrn(depth: int, factor: int) -> Dict:
+def _wrn(depth: int, factor: int) -> dict:
     return _net('CIFARWideResNet', 64 * factor, _TORCH_FC, depth=depth, widen_factor=factor)
 
 
 # Names are HobbitLong/RepDistiller's (`models/__init__.py`, `model_dict`);
 # those of two wide ResNets, which it lacks, follow the same pattern.
-CIFAR_ZOO: Dict[str, Dict] = {
+CIFAR_ZOO: dict[str, dict] = {
     **{f'resnet{depth}': _resnet(depth) for depth in (8, 14, 20, 32, 44, 56, 110)},
     **{f'resnet{depth}x4': _resnet(depth, stem_channels=32, base_channels=64) for depth in (8, 32)},
     'ResNet50': _net('CIFARFourStageResNet', 2048, _TORCH_FC, depth=50, zero_init_residual=False),
@@ -42,16 +44,16 @@ CIFAR_ZOO: Dict[str, Dict] = {
 
 
 def find_cifar_name(name: str) -> str:
-    """Name of a network as it stands in ``CIFAR_ZOO``.
+    """Find the key of a network in ``CIFAR_ZOO``.
 
     Args:
-        name (str): In any case, with ``-`` or ``_``: ``WRN-40-2``.
+        name (str): Name in upper or lower case, with ``-`` or ``_``: ``WRN-40-2``.
 
     Returns:
         str: The key, such as ``'wrn_40_2'``.
 
     Raises:
-        ValueError: If there is none; the nearest are named.
+        ValueError: If there is none; the nearest names are listed.
     """
     known = {key.lower(): key for key in CIFAR_ZOO}
     key = str(name).lower().replace('-', '_')
@@ -65,17 +67,17 @@ def find_cifar_name(name: str) -> str:
 
 def build_cifar_classifier_cfg(
     name: str, num_classes: int, **backbone_kwargs: Any
-) -> Dict[str, Any]:
-    """Config of a network of the CIFAR tables as a classifier.
+) -> dict[str, Any]:
+    """Make the config of a network of the CIFAR tables as a classifier.
 
     Args:
-        name (str): Name in ``CIFAR_ZOO``; case does not count.
+        name (str): Name in ``CIFAR_ZOO``, in upper or lower case.
         num_classes (int): Classes of the data set.
-        **backbone_kwargs: Of the backbone: ``out_indices`` (the stages that a
+        **backbone_kwargs (Any): Arguments of the backbone: ``out_indices`` (the stages that a
             method reads), ``pre_activation`` ...
 
     Returns:
-        dict: Config of an ``ImageClassifier``, the caller's own.
+        dict: Config of an ``ImageClassifier``; a copy that the caller may change.
 
     Raises:
         ValueError: If the name is unknown or ``num_classes`` not positive.

@@ -1,6 +1,8 @@
 """``mmpretrain.ResNet_CIFAR`` with its stages before the last ReLU."""
 
-from typing import Tuple
+from __future__ import annotations
+
+from typing import Any
 
 from mmpretrain.models.backbones import ResNet_CIFAR
 from mmpretrain.models.backbones.resnet import BasicBlock
@@ -11,48 +13,48 @@ from crd_plugin.registry import MODELS
 
 @MODELS.register_module()
 class CIFARFourStageResNet(ResNet_CIFAR):
-    """ResNet-10 to ResNet-152 for 32x32 images, pre-activations reachable.
+    """ResNet-10 to ResNet-152 for 32x32 images, with access to pre-activations.
 
-    Weights, names and everything else are those of
-    ``mmpretrain.ResNet_CIFAR``, which at depth 50 is HobbitLong/RepDistiller's
-    ``models/resnetv2.py`` numerically; its checkpoints need ``shortcut``
-    renamed to ``downsample``. The parent alone will do unless a method reads
+    Weights, names and everything else are those of ``mmpretrain.ResNet_CIFAR``, which at depth 50
+    is HobbitLong/RepDistiller's ``models/resnetv2.py`` numerically; its checkpoints need
+    ``shortcut`` renamed to ``downsample``. The parent alone suffices unless a method reads
     pre-activations: its last ReLU overwrites them in place.
 
-    Recorders reach the stem after its ReLU as ``backbone.relu``, a stage as
-    ``backbone.layer1`` to ``backbone.layer4``.
+    Recorders reach the stem after its ReLU as ``backbone.relu``, a stage as ``backbone.layer1`` to
+    ``backbone.layer4``.
 
     Args:
-        depth (int): 10 (of kaiqi123/CKTF, one basic block a stage; mmpretrain
-            has none), 18, 34, 50, 101 or 152.
-        pre_activation (bool): Return the stages as they are before their last
-            ReLU, and append the last stage's map after it, because necks and
-            heads read the last entry. ``backbone.layerX`` itself then is not
-            called; record ``backbone``. Defaults to False.
-        **kwargs: Of ``mmpretrain.ResNet_CIFAR``: ``out_indices`` (stages 0 to
-            3, by default the last), ``zero_init_residual`` (True by default,
-            False in RepDistiller) ...
+        depth (int): 10 (as in kaiqi123/CKTF, one basic block per stage; missing in mmpretrain), 18,
+            34, 50, 101 or 152.
+        pre_activation (bool): Return the stages before their last ReLU, then the last one's map
+            after it for the head. ``layerX`` is then not called; record ``backbone``. Defaults to
+            False.
+        **kwargs (Any): Arguments of ``mmpretrain.ResNet_CIFAR``: ``out_indices`` (stages 0 to 3, by
+            default the last), ``zero_init_residual`` (True by default, False in RepDistiller) ...
 
     Shape:
-        Input: (B, in_channels, H, W). Output: tuple of maps (B, C_i, H_i,
-        W_i), H_i = H, H / 2, H / 4, H / 8 rounded up.
+        Input: (B, in_channels, H, W). Output: tuple of maps (B, C_i, H_i, W_i), H_i = H, H / 2,
+        H / 4, H / 8 rounded up.
     """
 
     arch_settings = {10: (BasicBlock, (1, 1, 1, 1)), **ResNet_CIFAR.arch_settings}
 
-    def __init__(self, depth: int, pre_activation: bool = False, **kwargs) -> None:
+    def __init__(self, depth: int, pre_activation: bool = False, **kwargs: Any) -> None:
         super().__init__(depth, **kwargs)
         self.pre_activation = pre_activation
+        for name in self.res_layers:
+            # The parent's ReLU would overwrite the map before it.
+            getattr(self, name)[-1].relu = nn.ReLU()
 
-    def forward(self, x: Tensor) -> Tuple[Tensor, ...]:
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Compute the maps of the stages in ``out_indices``.
 
         Args:
-            x (Tensor): (B, in_channels, H, W), normalised images.
+            x (Tensor): Normalised images, ``(B, in_channels, H, W)``.
 
         Returns:
-            tuple[Tensor]: One map a stage; with ``pre_activation`` followed
-            by the last stage's map after its ReLU.
+            tuple[Tensor]: One map per stage; with ``pre_activation`` followed by the last stage's
+            map after its ReLU.
         """
         if not self.pre_activation:
             return super().forward(x)
@@ -63,15 +65,14 @@ class CIFARFourStageResNet(ResNet_CIFAR):
             for block in blocks:
                 x = block(x)
             before = _residual_sum(last, x)
-            # Not by the block's own ReLU, which works in place.
-            x = before.relu()
+            x = last.relu(before)
             if i in self.out_indices:
                 outputs.append(before)
         return (*outputs, x)
 
 
-def _residual_sum(block: nn.Module, x: Tensor) -> Tensor:
-    """Both branches of mmpretrain's block added, before the last ReLU."""
+def _residual_sum(block: Any, x: Tensor) -> Tensor:
+    """Add both branches of mmpretrain's block, before the last ReLU."""
     out = block.relu(block.norm1(block.conv1(x)))
     out = block.norm2(block.conv2(out))
     if hasattr(block, 'conv3'):

@@ -10,18 +10,18 @@ from crd_plugin.registry import MODELS
 class ImageNetResNet(ResNet):
     """ResNet-10 to ResNet-152 for ImageNet.
 
-    All of ``mmpretrain.ResNet``, whose weights have torchvision's names and
-    numbers, and depth 10, one basic block a stage, which small students of
-    the literature have. For depths 18 and more the parent alone will do.
+    All of ``mmpretrain.ResNet``, whose weights have torchvision's names and numbers, and depth 10,
+    one basic block per stage, used for small students in the literature. For depths 18 and more the
+    parent alone suffices.
 
     Args:
         depth (int): 10, 18, 34, 50, 101 or 152.
-        **kwargs: Of ``mmpretrain.ResNet``: ``out_indices`` (stages 0 to 3, by
+        **kwargs (Any): Arguments of ``mmpretrain.ResNet``: ``out_indices`` (stages 0 to 3, by
             default the last) ...
 
     Shape:
-        Input: (B, 3, H, W). Output: tuple of maps (B, C_i, H_i, W_i), H_i =
-        H / 4, H / 8, H / 16, H / 32 rounded up.
+        Input: (B, 3, H, W). Output: tuple of maps (B, C_i, H_i, W_i), H_i = H / 4, H / 8, H / 16,
+        H / 32 rounded up.
     """
 
     arch_settings = {10: (BasicBlock, (1, 1, 1, 1)), **ResNet.arch_settings}

@@ -1,16 +1,17 @@
 """ShuffleNetV2 for 32x32 images, as distillation papers use it."""
 
-from typing import List, Optional, Sequence, Tuple, Union
+from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
-from mmpretrain.models.backbones.base_backbone import BaseBackbone
+from mmpretrain.models.utils import channel_shuffle
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from crd_plugin.registry import MODELS
 
-from ._common import check_out_indices, check_positive
-from .shufflenet_v1_cifar import shuffle
+from ._common import CIFARBackbone, check_positive
 
 # Channels of the stages and of the last convolution (paper, table 5).
 _CHANNELS = {
@@ -24,39 +25,38 @@ _STEM_CHANNELS = 24
 
 
 @MODELS.register_module()
-class CIFARShuffleNetV2(BaseBackbone):
+class CIFARShuffleNetV2(CIFARBackbone):
     """Half of the channels pass through, the others are convolved.
 
-    Source: Ma et al., arXiv:1807.11164. Behaviour and parameter names
-    matched: HobbitLong/RepDistiller, ``models/ShuffleNetv2.py``. Why not
-    ``mmpretrain.ShuffleNetV2``: its stem halves the map twice.
+    Source: Ma et al., arXiv:1807.11164. Behaviour and parameter names matched:
+    HobbitLong/RepDistiller, ``models/ShuffleNetv2.py``. Why not ``mmpretrain.ShuffleNetV2``: its
+    stem halves the map twice.
 
-    The map of the last 1x1 convolution, which the head reads, always comes
-    last. Recorders reach the stem after its ReLU as ``backbone.relu``, a
-    stage as ``backbone.layer1`` to ``backbone.layer3``.
+    The map of the last 1x1 convolution, which the head reads, always comes last. Recorders reach
+    the stem after its ReLU as ``backbone.relu``, a stage as ``backbone.layer1`` to
+    ``backbone.layer3``.
 
     Args:
-        widen_factor (float): 0.5, 1, 1.5 or 2. Defaults to 1: stages of 116,
-            232, 464 channels, 1024 at the end.
+        widen_factor (float): 0.5, 1, 1.5 or 2. Defaults to 1: stages of 116, 232, 464 channels,
+            1024 at the end.
         in_channels (int): Image channels. Defaults to 3.
-        out_indices (Sequence[int]): Stages to return before the last map, 0
-            to 2, ascending. Defaults to (): the last map alone.
-        pre_activation (bool): Return the stages as they are before the last
-            ReLU and before the shuffle: first the half that passed through
-            (which is after its ReLU), then the convolved one. Defaults to
-            False.
-        init_cfg (dict or list[dict], optional): Defaults to None: torch's own
-            initial weights, which the original keeps.
+        out_indices (Sequence[int]): Stages to return before the last map, 0 to 2, ascending.
+            Defaults to (): the last map alone.
+        pre_activation (bool): Return the stages before the last ReLU and before the shuffle: first
+            the half that passed through (which is after its ReLU), then the convolved one.
+            ``backbone.layerX`` is then not called; record ``backbone``. Defaults to False.
+        init_cfg (dict | list[dict], optional): Defaults to None: torch's own initial weights, as in
+            the original.
 
     Shape:
-        Input: (B, in_channels, H, W). Output: tuple of maps (B, C_i, H_i,
-        W_i), H_i = H / 2, H / 4, H / 8 rounded up; then the last map, H / 8.
+        Input: (B, in_channels, H, W). Output: tuple of maps (B, C_i, H_i, W_i), H_i = H / 2,
+        H / 4, H / 8 rounded up; then the last map, H / 8.
 
     Raises:
         ValueError: If an argument is out of range.
     """
 
-    # What lies behind the last stage; only the head needs it.
+    default_init_cfg = None
     tail_names = ('conv2', 'bn2')
 
     def __init__(
@@ -65,19 +65,15 @@ class CIFARShuffleNetV2(BaseBackbone):
         in_channels: int = 3,
         out_indices: Sequence[int] = (),
         pre_activation: bool = False,
-        init_cfg: Optional[Union[dict, List[dict]]] = None,
+        init_cfg: dict | list[dict] | None = None,
     ) -> None:
         if widen_factor not in _CHANNELS:
             raise ValueError(
                 f'widen_factor must be one of {tuple(_CHANNELS)}, but got {widen_factor!r}.'
             )
         check_positive(in_channels=in_channels)
-        indices = check_out_indices(out_indices, len(_BLOCKS), needed=False)
-        super().__init__(init_cfg)
+        super().__init__(out_indices, pre_activation, init_cfg)
         self.widen_factor = widen_factor
-        self.out_indices = indices
-        self.pre_activation = pre_activation
-
         width = _STEM_CHANNELS
         *widths, last = _CHANNELS[widen_factor]
         self.conv1 = nn.Conv2d(in_channels, width, 1, bias=False)
@@ -90,29 +86,9 @@ class CIFARShuffleNetV2(BaseBackbone):
         self.conv2 = nn.Conv2d(width, last, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(last)
 
-    def forward(self, x: Tensor) -> Tuple[Tensor, ...]:
-        """Compute the stages in ``out_indices`` and the last map.
-
-        Args:
-            x (Tensor): (B, in_channels, H, W), normalised images.
-
-        Returns:
-            tuple[Tensor]: One map a stage, then the one for the head.
-        """
-        x = self.relu(self.bn1(self.conv1(x)))
-        outputs = []
-        for i, stage in enumerate((self.layer1, self.layer2, self.layer3)):
-            if self.pre_activation and i in self.out_indices:
-                for block in stage[:-1]:
-                    x = block(x)
-                kept, convolved = stage[-1].halves(x)
-                outputs.append(torch.cat([kept, convolved], dim=1))
-                x = _join(kept, convolved)
-            else:
-                x = stage(x)
-                if i in self.out_indices:
-                    outputs.append(x)
-        return (*outputs, F.relu(self.bn2(self.conv2(x))))
+    def tail(self, x: Tensor) -> Tensor:
+        """Compute the map for the head."""
+        return F.relu(self.bn2(self.conv2(x)))
 
 
 class _Block(nn.Module):
@@ -128,15 +104,24 @@ class _Block(nn.Module):
         self.conv3 = nn.Conv2d(half, half, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(half)
 
-    def halves(self, x: Tensor) -> Tuple[Tensor, Tensor]:
-        """The half kept, and the convolved one before its last ReLU."""
+    def before_relu(self, x: Tensor) -> Tensor:
+        """Put the half that is kept and the convolved one side by side."""
+        return torch.cat(self._halves(x), dim=1)
+
+    def relu(self, x: Tensor) -> Tensor:
+        """Apply the last ReLU, to the convolved half, and the shuffle."""
+        return _join(*x.chunk(2, dim=1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Compute the block's map."""
+        return _join(*self._halves(x))
+
+    def _halves(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the half that is kept and the convolved one before its last ReLU."""
         kept, out = x.chunk(2, dim=1)
         out = F.relu(self.bn1(self.conv1(out)))
         out = self.bn2(self.conv2(out))
         return kept, self.bn3(self.conv3(out))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return _join(*self.halves(x))
 
 
 class _DownBlock(nn.Module):
@@ -157,6 +142,7 @@ class _DownBlock(nn.Module):
         self.bn5 = nn.BatchNorm2d(half)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Compute the block's map."""
         left = self.bn1(self.conv1(x))
         left = F.relu(self.bn2(self.conv2(left)))
         right = F.relu(self.bn3(self.conv3(x)))
@@ -165,10 +151,10 @@ class _DownBlock(nn.Module):
 
 
 def _halving(channels: int) -> nn.Conv2d:
-    """3x3 convolution of each channel, stride 2."""
+    """Make a depthwise 3x3 convolution of stride 2."""
     return nn.Conv2d(channels, channels, 3, 2, padding=1, groups=channels, bias=False)
 
 
 def _join(kept: Tensor, convolved: Tensor) -> Tensor:
-    """Last ReLU of the convolved half; both halves, shuffled."""
-    return shuffle(torch.cat([kept, F.relu(convolved)], dim=1), groups=2)
+    """Apply the last ReLU to the convolved half and shuffle both halves."""
+    return channel_shuffle(torch.cat([kept, F.relu(convolved)], dim=1), 2)

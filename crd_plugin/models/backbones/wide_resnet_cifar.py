@@ -1,62 +1,54 @@
 """Three-stage wide ResNet for 32x32 images: WRN-d-w."""
 
-from typing import List, Optional, Sequence, Tuple, Union
+from __future__ import annotations
 
-from mmpretrain.models.backbones.base_backbone import BaseBackbone
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 
 from crd_plugin.registry import MODELS
 
-from ._common import check_out_indices, check_positive, kaiming_init
-
-_NUM_STAGES = 3
+from ._common import CIFARBackbone, check_positive
 
 
 @MODELS.register_module()
-class CIFARWideResNet(BaseBackbone):
-    """Wide ResNet with (depth - 4) / 6 pre-activation blocks a stage.
+class CIFARWideResNet(CIFARBackbone):
+    """Wide ResNet with (depth - 4) / 6 pre-activation blocks per stage.
 
-    A bare 3x3 stem of 16 channels, three stages of 16, 32 and 64 channels
-    times ``widen_factor``, then batch norm and ReLU. Where the width changes,
-    batch norm and ReLU stand before both branches and the shortcut is a bare
-    1x1 convolution.
+    A bare 3x3 stem of 16 channels, three stages of 16, 32 and 64 channels times ``widen_factor``,
+    then batch norm and ReLU. Where the width changes, batch norm and ReLU come before both branches
+    and the shortcut is a bare 1x1 convolution.
 
-    Source: Zagoruyko and Komodakis, arXiv:1605.07146. Behaviour and parameter
-    names matched: HobbitLong/RepDistiller, ``models/wrn.py``. Why not
-    ``mmrazor.WideResNet``: its logits are the same, but it returns the last
-    map alone, no stage, and nothing before an activation.
+    Source: Zagoruyko and Komodakis, arXiv:1605.07146. Behaviour and parameter names matched:
+    HobbitLong/RepDistiller, ``models/wrn.py``. Why not ``mmrazor.WideResNet``: its logits are the
+    same, but it returns the last map alone, no stage, and nothing before an activation.
 
-    The stages are raw residual sums, which no head reads; so the map after
-    the last batch norm and ReLU always comes last. Recorders reach the stem
-    as ``backbone.conv1``, a stage as ``backbone.block1`` to
-    ``backbone.block3``.
+    The stages are raw residual sums, which no head reads; so the map after the last batch norm and
+    ReLU always comes last. Recorders reach the stem as ``backbone.conv1``, a stage as
+    ``backbone.block1`` to ``backbone.block3``.
 
     Args:
         depth (int): 6 n + 4: 16, 22, 28, 40 in the literature.
-        widen_factor (int): Width of the stages in units of 16, 32, 64.
-            Defaults to 1.
+        widen_factor (int): Width of the stages in units of 16, 32, 64. Defaults to 1.
         in_channels (int): Image channels. Defaults to 3.
-        drop_rate (float): Dropout between the convolutions of a block, a
-            fraction. Defaults to 0, as in the distillation literature.
-        out_indices (Sequence[int]): Stages to return before the last map, 0
-            to 2, ascending. Defaults to (): the last map alone.
-        pre_activation (bool): Return the stages after the batch norm that
-            follows them, before its ReLU. Defaults to False.
-        init_cfg (dict or list[dict], optional): Defaults to the original's:
-            Kaiming normal, fan-out, for convolutions; 1 and 0 for batch norm.
+        drop_rate (float): Dropout between the convolutions of a block, a fraction. Defaults to 0,
+            as in the distillation literature.
+        out_indices (Sequence[int]): Stages to return before the last map, 0 to 2, ascending.
+            Defaults to (): the last map alone.
+        pre_activation (bool): Return the stages after the batch norm that follows them, before its
+            ReLU. Defaults to False.
+        init_cfg (dict | list[dict], optional): Defaults to None: Kaiming normal, fan-out, as in the
+            original.
 
     Shape:
-        Input: (B, in_channels, H, W). Output: tuple of maps (B, C_i, H_i,
-        W_i), H_i = H, H / 2, H / 4 rounded up; then the last map, shaped as
-        stage 2.
+        Input: (B, in_channels, H, W). Output: tuple of maps (B, C_i, H_i, W_i), H_i = H, H / 2,
+        H / 4 rounded up; then the last map, shaped as stage 2.
 
     Raises:
         ValueError: If an argument is out of range.
     """
 
-    # Where ``StageOutputsRecorder`` finds the map before the first stage.
     stem_name = 'conv1'
-    # What lies behind the last stage; only the head needs it.
     tail_names = ('bn1',)
 
     def __init__(
@@ -67,57 +59,49 @@ class CIFARWideResNet(BaseBackbone):
         drop_rate: float = 0.0,
         out_indices: Sequence[int] = (),
         pre_activation: bool = False,
-        init_cfg: Optional[Union[dict, List[dict]]] = None,
+        init_cfg: dict | list[dict] | None = None,
     ) -> None:
         if not isinstance(depth, int) or depth < 10 or (depth - 4) % 6:
             raise ValueError(f'depth must be 6 n + 4 (16, 22, 28, 40, ...), but got {depth!r}.')
         check_positive(widen_factor=widen_factor, in_channels=in_channels)
         if not 0 <= drop_rate < 1:
             raise ValueError(f'drop_rate must be a fraction in [0, 1), but got {drop_rate!r}.')
-        indices = check_out_indices(out_indices, _NUM_STAGES, needed=False)
-        super().__init__(kaiming_init() if init_cfg is None else init_cfg)
+        super().__init__(out_indices, pre_activation, init_cfg)
         self.depth = depth
         self.widen_factor = widen_factor
-        self.out_indices = indices
-        self.pre_activation = pre_activation
-
-        blocks = (depth - 4) // 6
-        widths = [16, *(2**i * 16 * widen_factor for i in range(_NUM_STAGES))]
+        num_blocks, width = (depth - 4) // 6, 16 * widen_factor
         self.conv1 = nn.Conv2d(in_channels, 16, 3, padding=1, bias=False)
-        self.block1 = _Stage(blocks, widths[0], widths[1], 1, drop_rate)
-        self.block2 = _Stage(blocks, widths[1], widths[2], 2, drop_rate)
-        self.block3 = _Stage(blocks, widths[2], widths[3], 2, drop_rate)
-        self.bn1 = nn.BatchNorm2d(widths[3])
+        self.block1 = _Stage(num_blocks, 16, width, 1, drop_rate)
+        self.block2 = _Stage(num_blocks, width, 2 * width, 2, drop_rate)
+        self.block3 = _Stage(num_blocks, 2 * width, 4 * width, 2, drop_rate)
+        self.bn1 = nn.BatchNorm2d(4 * width)
         self.relu = nn.ReLU()
 
     @property
-    def block_names(self) -> Tuple[Tuple[str, ...], ...]:
-        """tuple[tuple[str]]: For each stage the modules whose output is a
-        block's residual sum."""
-        stages = dict(block1=self.block1, block2=self.block2, block3=self.block3)
+    def block_names(self) -> tuple[tuple[str, ...], ...]:
+        """tuple[tuple[str]]: For each stage, the modules whose output is a block's residual sum."""
+        num_blocks = len(self.block1.layer)
         return tuple(
-            tuple(f'{name}.layer.{i}' for i in range(len(stage.layer)))
-            for name, stage in stages.items()
+            tuple(f'block{stage}.layer.{i}' for i in range(num_blocks)) for stage in (1, 2, 3)
         )
 
-    def forward(self, x: Tensor) -> Tuple[Tensor, ...]:
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Compute the stages in ``out_indices`` and the last map.
 
         Args:
-            x (Tensor): (B, in_channels, H, W), normalised images.
+            x (Tensor): Normalised images, ``(B, in_channels, H, W)``.
 
         Returns:
-            tuple[Tensor]: One map a stage, then the one for the head.
+            tuple[Tensor]: One map per stage, then the one for the head.
         """
         stages = (self.block1, self.block2, self.block3)
-        # The batch norm after each stage; it runs once in either case.
-        norms = (self.block2.layer[0].bn1, self.block3.layer[0].bn1, self.bn1)
+        # The batch norm that follows each stage; two of them are in the next stage's first block.
+        norms = (*(stage.get_submodule('layer.0.bn1') for stage in stages[1:]), self.bn1)
         x, normed = self.conv1(x), None
         outputs = []
         for i, (stage, norm) in enumerate(zip(stages, norms)):
             x = stage(x, normed)
-            if self.pre_activation or norm is self.bn1:
-                normed = norm(x)
+            normed = norm(x)
             if i in self.out_indices:
                 outputs.append(normed if self.pre_activation else x)
         return (*outputs, self.relu(normed))
@@ -134,11 +118,10 @@ class _Stage(nn.Module):
         rest = (_Block(channels, channels, 1, drop_rate) for _ in range(num_blocks - 1))
         self.layer = nn.Sequential(first, *rest)
 
-    def forward(self, x: Tensor, normed: Optional[Tensor] = None) -> Tensor:
-        """Residual sum; ``normed`` is the first batch norm of ``x``."""
+    def forward(self, x: Tensor, normed: Tensor | None = None) -> Tensor:
+        """Compute the residual sum; ``normed`` is the first batch norm of ``x``, if computed."""
         for block in self.layer:
-            x = block(x, normed)
-            normed = None
+            x, normed = block(x, normed), None
         return x
 
 
@@ -157,7 +140,8 @@ class _Block(nn.Module):
         if in_channels != channels:
             self.convShortcut = nn.Conv2d(in_channels, channels, 1, stride, bias=False)
 
-    def forward(self, x: Tensor, normed: Optional[Tensor] = None) -> Tensor:
+    def forward(self, x: Tensor, normed: Tensor | None = None) -> Tensor:
+        """Compute the residual sum; ``normed`` is the first batch norm of ``x``, if computed."""
         active = self.relu(self.bn1(x) if normed is None else normed)
         out = self.dropout(self.relu(self.bn2(self.conv1(active))))
         if self.convShortcut is not None:

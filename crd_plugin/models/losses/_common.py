@@ -1,76 +1,175 @@
-"""Checks that the losses share."""
+"""Argument checks of the losses, and the base of those that are built for the features' sizes."""
 
-from typing import Optional, Sequence, Tuple, Union
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from torch import Tensor, nn
 
 from crd_plugin.models._numbers import count, finite, positive
+from crd_plugin.ops import pair_maps
+from crd_plugin.ops.features import Features
 
-__all__ = ['Widths', 'check_given', 'count', 'finite', 'not_inferred', 'positive', 'widths']
+from ..connectors.conv_regressor import ConvRegressor, Shape, check_shape
 
-Widths = Union[int, Sequence[int]]
+__all__ = [
+    'Shapes',
+    'SizedLoss',
+    'Widths',
+    'check_given',
+    'count',
+    'finite',
+    'not_inferred',
+    'one_pair',
+    'positive',
+    'shapes',
+    'shapes_of',
+    'widths',
+]
+
+Widths = int | Sequence[int]
+Shapes = tuple[Shape, ...]
 
 
-def widths(name: str, value: Optional[Widths]) -> Optional[Tuple[int, ...]]:
-    """Numbers of channels, one a layer.
+class SizedLoss(nn.Module):
+    """Base of losses that are built for the sizes of student's and teacher's features.
 
-    Args:
-        name (str): Argument, for the message.
-        value (int | Sequence[int], optional): One or several.
+    The sizes are two arguments of the subclass. Where the config leaves them out,
+    ``FrozenTeacherDistill`` sends images through the networks and calls :meth:`infer_width`.
+    A subclass ends its ``__init__`` with :meth:`set_sizes` and defines :meth:`measure` and
+    :meth:`build`.
 
-    Returns:
-        tuple[int, ...]: One a layer; None for None.
-
-    Raises:
-        ValueError: If one is not a positive integer, or there are none.
+    Attributes:
+        needs_width (bool): Whether a size, and so the layers, are still missing.
+        sizes (dict): The student's and the teacher's size by argument; None where unknown.
     """
-    if value is None:
-        return None
-    several = tuple(value) if isinstance(value, Sequence) else (value,)
-    if not several or not all(
-        isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in several
-    ):
-        raise ValueError(
-            f'{name} is {value!r}, expected a positive number of '
-            'channels, or a list with one for each layer.'
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.needs_width = True
+        self.sizes: dict[str, Any] = {}
+
+    def set_sizes(self, **sizes: Any) -> None:
+        """Store the student's and the teacher's size; build the layers if both are known."""
+        self.sizes = sizes
+        if None not in sizes.values():
+            self.build(*sizes.values())
+            self.needs_width = False
+
+    def infer_width(self, s_feats: Features, t_feats: Features) -> None:
+        """Build the layers for the sizes of a pair of features.
+
+        Args:
+            s_feats (Tensor | Sequence[Tensor]): Student's features, as for ``forward``.
+            t_feats (Tensor | Sequence[Tensor]): Teacher's features, as for ``forward``.
+
+        Raises:
+            ValueError: If a size given in the config differs.
+        """
+        found = dict(zip(self.sizes, self.measure(s_feats, t_feats)))
+        for name, size in found.items():
+            check_given(name, self.sizes[name], size)
+        self.set_sizes(**found)
+
+    def measure(self, s_feats: Features, t_feats: Features) -> tuple[Any, Any]:
+        """Return the sizes of student's and teacher's features."""
+        raise NotImplementedError
+
+    def build(self, s_size: Any, t_size: Any) -> None:
+        """Make the layers."""
+        raise NotImplementedError
+
+    def check_sizes(self, *found: Any) -> None:
+        """Raise a ValueError unless the layers were built for these sizes."""
+        self._check_built()
+        for (name, built), size in zip(self.sizes.items(), found):
+            check_given(name, built, size)
+
+    def check_fits(self, layers: Iterable[nn.Module], s_shapes: Shapes, t_shapes: Shapes) -> None:
+        """Raise a ValueError unless each layer leads from the student's to the teacher's shape.
+
+        The shapes may differ from those that the layers were built for if the same layers would be
+        built for them: images may be larger than ``input_shape``.
+        """
+        self._check_built()
+        layers = list(layers)
+        fits = len(layers) == len(s_shapes) and all(
+            layer.fits(s, t) if isinstance(layer, ConvRegressor) else s == t
+            for layer, s, t in zip(layers, s_shapes, t_shapes)
         )
-    return several
+        if not fits:
+            built_for = ' and '.join(f'{name}={size}' for name, size in self.sizes.items())
+            raise ValueError(
+                f'Channels, heights and widths of s_feats and t_feats are {s_shapes} and '
+                f'{t_shapes}, but the layers were made for {built_for}; set model.input_shape to '
+                'the size of the training images.'
+            )
+
+    def _check_built(self) -> None:
+        """Raise a ValueError if there are no layers yet."""
+        if self.needs_width:
+            raise not_inferred(type(self).__name__, ' and '.join(self.sizes))
 
 
-def check_given(name: str, given: Optional[Tuple[int, ...]], found: Tuple[int, ...]) -> None:
-    """What the config says against what the networks give.
-
-    Args:
-        name (str): Argument, for the message.
-        given (tuple[int, ...], optional): Of the config; None: left out.
-        found (tuple[int, ...]): Of the features.
-
-    Raises:
-        ValueError: If they differ.
-    """
+def check_given(name: str, given: tuple | None, found: tuple) -> None:
+    """Raise a ValueError if a size given in the config is not that of the features."""
     if given is not None and given != found:
+        size = found[0] if len(found) == 1 and isinstance(found[0], int) else found
         raise ValueError(
-            f'{name} is {_short(given)}, but the recorded features have '
-            f'{_short(found)}; set {name}={_short(found)}, or leave it out '
-            'to infer it.'
+            f'{name} is {given[0] if len(given) == 1 else given}, but the recorded features have '
+            f'{size}; set {name}={size}, or leave it out to infer it.'
         )
 
 
 def not_inferred(loss: str, arguments: str) -> ValueError:
-    """The error for a loss whose layers were never made.
-
-    Args:
-        loss (str): Class of the loss.
-        arguments (str): What is missing.
-
-    Returns:
-        ValueError: To be raised.
-    """
+    """Make the error for a loss whose layers were never built, as these arguments are missing."""
     return ValueError(
-        f'{arguments} of {loss} are not known: give them in the config, or '
-        'use crd_plugin.FrozenTeacherDistill, which infers them when the '
-        'model is built.'
+        f'{arguments} of {loss} are not known: give them in the config, or use '
+        'crd_plugin.FrozenTeacherDistill, which infers them when the model is built.'
     )
 
 
-def _short(numbers: Tuple[int, ...]) -> str:
-    """One number without brackets."""
-    return str(numbers[0]) if len(numbers) == 1 else str(numbers)
+def widths(name: str, value: Widths | None, single: bool = False) -> tuple[int, ...] | None:
+    """Check one number of channels per layer, or exactly one; None stays None."""
+    if value is None:
+        return None
+    several = tuple(value) if isinstance(value, Sequence) else (value,)
+    if not several or not all(type(n) is int and n > 0 for n in several):
+        raise ValueError(
+            f'{name} is {value!r}, expected a positive number of channels, or a list with one for '
+            'each layer.'
+        )
+    if single and len(several) > 1:
+        raise ValueError(f'{name} is {value!r}, expected one width: the loss takes one layer.')
+    return several
+
+
+def shapes(name: str, value: Sequence[Sequence[int]] | None) -> Shapes | None:
+    """Check channels, height and width of each map; None stays None."""
+    if value is None:
+        return None
+    if not isinstance(value, Sequence) or not value:
+        raise ValueError(
+            f'{name} is {value}, expected a list with channels, height and width of each layer.'
+        )
+    return tuple(check_shape(f'{name}[{i}]', shape) for i, shape in enumerate(value))
+
+
+def shapes_of(pairs: Iterable[tuple[Tensor, Tensor]]) -> tuple[Shapes, Shapes]:
+    """Return channels, height and width of the student's and of the teacher's maps."""
+    students, teachers = zip(*pairs)
+    return tuple(tuple(x.shape[1:]) for x in students), tuple(tuple(x.shape[1:]) for x in teachers)
+
+
+def one_pair(
+    loss: str, s_feats: Features, t_feats: Features, published: str
+) -> tuple[Tensor, Tensor]:
+    """Return the one map of student and teacher, float32, for a loss that takes a single layer."""
+    pairs = pair_maps(s_feats, t_feats)
+    if len(pairs) != 1:
+        raise ValueError(
+            f's_feats and t_feats have {len(pairs)} layers, {loss} takes one map of each; choose '
+            f'it with data_idx in loss_forward_mappings (published: {published}).'
+        )
+    return pairs[0]

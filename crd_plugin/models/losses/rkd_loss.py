@@ -1,5 +1,7 @@
 """Relational knowledge distillation."""
 
+from __future__ import annotations
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -19,30 +21,24 @@ class RKDLoss(nn.Module):
         L = w_d \operatorname{mean}_{ij} \ell(D^s_{ij}, D^t_{ij})
           + w_a \operatorname{mean}_{ijk} \ell(A^s_{ijk}, A^t_{ijk})
 
-    with l the smooth L1 loss, D the Euclidean distances divided by their
-    mean and A the cosine of the angle at sample i between samples j and k.
+    with l the smooth L1 loss, D the Euclidean distances divided by their mean, and A the cosine of
+    the angle at sample i between samples j and k.
 
-    Source: Park et al., arXiv:1904.05068, section 3.2; numbers of
-    HobbitLong/RepDistiller ``distiller_zoo/RKD.py``. In float32 it is the sum
-    of ``mmrazor.DistanceWiseRKD`` and ``mmrazor.AngleWiseRKD``, both with
-    ``with_l2_norm=False``; those overflow under autocast to float16 and
-    return NaN for a batch of one sample; here the first is computed in
-    float32 and the second is an error. A sample that a batch holds twice
-    has no gradient 1e12 times too large.
+    Source: Park et al., arXiv:1904.05068, section 3.2; numbers of HobbitLong/RepDistiller
+    ``distiller_zoo/RKD.py``. In float32 it is the sum of ``mmrazor.DistanceWiseRKD`` and
+    ``mmrazor.AngleWiseRKD``, both with ``with_l2_norm=False``. Those overflow under autocast to
+    float16, return NaN for a batch of one sample, and give a sample that a batch holds twice a
+    gradient 1e12 times too large; here the loss is computed in float32, one sample is an error, and
+    the gradient is of the size of the others'.
 
     Args:
         distance_weight (float): Factor w_d. Defaults to 25.0.
         angle_weight (float): Factor w_a. Defaults to 50.0.
         loss_weight (float): Factor of the sum. Defaults to 1.0, as published.
 
-    Shape:
-        s_feats: ``(B, D_s)``, t_feats: ``(B, D_t)``, B at least 2, though the
-        loss of two samples is always 0; maps are flattened. Output: scalar
-        float32 (float64 for float64 vectors).
-
     Raises:
-        ValueError: If a weight is not finite, or both of the parts are 0.
-        TypeError: If one is no number where a number is expected.
+        ValueError: If a weight is not finite, or both parts have weight 0.
+        TypeError: If a weight is not a number.
     """
 
     def __init__(
@@ -52,55 +48,50 @@ class RKDLoss(nn.Module):
         self.distance_weight = finite('distance_weight', distance_weight)
         self.angle_weight = finite('angle_weight', angle_weight)
         self.loss_weight = finite('loss_weight', loss_weight)
-        if not (distance_weight or angle_weight):
+        if distance_weight == angle_weight == 0:
             raise ValueError(
-                'distance_weight and angle_weight are both 0, so nothing is '
-                'left of the loss; expected one of them at least (published: '
-                '25 and 50).'
+                'distance_weight and angle_weight are both 0, so nothing is left of the loss; '
+                'expected at least one of them (published: 25 and 50).'
             )
 
     def forward(self, s_feats: Features, t_feats: Features) -> Tensor:
-        """Loss of one batch.
+        """Compute the loss of one batch.
 
         Args:
-            s_feats (Tensor | Sequence[Tensor]): Student's vectors,
-                ``(B, D_s)``, or a sequence of one such tensor.
-            t_feats (Tensor | Sequence[Tensor]): Teacher's vectors, likewise.
+            s_feats (Tensor | Sequence[Tensor]): Student's vectors, ``(B, D_s)``, or a sequence of
+                one such tensor; maps are flattened.
+            t_feats (Tensor | Sequence[Tensor]): Teacher's vectors, ``(B, D_t)``, likewise.
 
         Returns:
-            Tensor: Scalar, already multiplied by ``loss_weight``.
+            Tensor: Loss times ``loss_weight``, scalar float32 (float64 for float64 features).
 
         Raises:
-            ValueError: If shapes do not fit or B is below 2.
+            ValueError: If shapes do not fit or B is below 2 (of two samples, the loss is always 0).
         """
         pair = pair_vectors(s_feats, t_feats, min_batch=2)
-        loss = 0.0
+        losses = []
         with no_autocast(pair[0]):
-            # A part of weight 0 costs nothing.
-            for weight, relation in (
-                (self.distance_weight, _distances),
-                (self.angle_weight, _angles),
-            ):
-                if weight:
+            parts = ((self.distance_weight, _distances), (self.angle_weight, _angles))
+            for weight, relation in parts:
+                if weight:  # A part of weight 0 is not computed.
                     student, teacher = map(relation, pair)
-                    loss = loss + weight * F.smooth_l1_loss(student, teacher)
-        return self.loss_weight * loss
+                    losses.append(weight * F.smooth_l1_loss(student, teacher))
+            return self.loss_weight * torch.stack(losses).sum()
 
 
 def _distances(x: Tensor) -> Tensor:
-    """Distances of all pairs over their mean, ``(B, B)``."""
+    """Compute the distances of all pairs divided by their mean, ``(B, B)``."""
     squares = x.square().sum(1)
-    distance = squares[:, None] + squares - 2 * x @ x.t()
+    distance = squares[:, None] + squares - 2 * x @ x.mT
     distance = distance.clamp(min=1e-12).sqrt()
     batch = x.size(0)
     own = torch.eye(batch, dtype=torch.bool, device=x.device)
     distance = distance.masked_fill(own, 0)
-    # The clamp leaves all but the diagonal positive, so this is the mean of
-    # the positive ones without looking for them.
+    # The clamp leaves all but the diagonal positive, so this is the mean of the positive ones.
     return distance * (batch * (batch - 1) / distance.sum())
 
 
 def _angles(x: Tensor) -> Tensor:
-    """Cosine of the angle at i between j and k, ``(B, B, B)``."""
+    """Compute the cosine of the angle at sample i between j and k, ``(B, B, B)``."""
     unit = unit_vectors(x - x[:, None], dim=2)
-    return unit @ unit.transpose(1, 2)
+    return unit @ unit.mT

@@ -1,7 +1,10 @@
 """Every network of the CIFAR tables against numbers of the original code."""
 
+import copy
+
 import pytest
 import torch
+from mmengine.config import Config
 from mmpretrain.registry import MODELS
 
 from crd_plugin.models.backbones import CIFAR_ZOO, build_cifar_classifier_cfg, find_cifar_name
@@ -16,16 +19,20 @@ from tests.repdistiller import (
     num_stages,
 )
 
-# What a recorder calls the stem.
-STEMS = {
-    'CIFARResNet': 'relu',
-    'CIFARFourStageResNet': 'relu',
-    'CIFARWideResNet': 'conv1',
-    'CIFARVGG': 'relu',
-    'CIFARMobileNetV2': 'conv1',
-    'CIFARShuffleNetV1': 'relu',
-    'CIFARShuffleNetV2': 'relu',
-}
+# What a recorder calls the stem, where it is not ``relu``.
+STEMS = {'CIFARWideResNet': 'conv1', 'CIFARMobileNetV2': 'conv1'}
+
+
+@pytest.fixture(scope='module', params=NAMES)
+def net(request):
+    """A network with the original's weights that returns all stages; tests share it."""
+    return request.param, classifier(request.param)
+
+
+@pytest.fixture(scope='module', params=FAMILIES)
+def family(request):
+    """The same, one network of each kind; tests that train copy it."""
+    return request.param, classifier(request.param)
 
 
 def test_all_networks_are_there():
@@ -33,9 +40,8 @@ def test_all_networks_are_there():
     assert set(NAMES) <= set(CIFAR_ZOO) and len(NAMES) == 22
 
 
-@pytest.mark.parametrize('name', NAMES)
-def test_names_shapes_and_number_of_parameters(name):
-    model = classifier(name, filled=False)
+def test_names_shapes_and_number_of_parameters(net):
+    name, model = net
     found = []
     for key, value in model.state_dict().items():
         part, key = key.split('.', 1)
@@ -53,90 +59,92 @@ def test_names_shapes_and_number_of_parameters(name):
     assert count == NETS[name]['num_params']
 
 
-@pytest.mark.parametrize('name', NAMES)
 @torch.no_grad()
-def test_logits_and_features(name):
-    stages = num_stages(name)
-    model = classifier(name, out_indices=tuple(range(stages)))
+def test_logits_and_features(net):
+    name, model = net
     stem = []
-    source = STEMS[type(model.backbone).__name__]
-    getattr(model.backbone, source).register_forward_hook(
+    source = STEMS.get(type(model.backbone).__name__, 'relu')
+    hook = getattr(model.backbone, source).register_forward_hook(
         lambda module, args, out: stem.append(out.clone())
     )
     features = model.extract_feat(images(), stage='backbone')
+    hook.remove()
     pooled = model.neck(features)
-
     assert len(stem) == 1
     assert_feature(name, 'feat', 0, stem[0])
-    for i in range(stages):
+    for i in range(num_stages(name)):
         assert_feature(name, 'feat', i + 1, features[i])
-    assert_feature(name, 'feat', stages + 1, pooled[-1])
+    assert_feature(name, 'feat', num_stages(name) + 1, pooled[-1])
     assert_logits(name, model.head(pooled))
 
 
-@pytest.mark.parametrize('name', NAMES)
 @torch.no_grad()
-def test_pre_activations(name):
-    stages = num_stages(name)
-    model = classifier(name, out_indices=tuple(range(stages)), pre_activation=True)
+def test_pre_activations(net, monkeypatch):
+    name, model = net
+    monkeypatch.setattr(model.backbone, 'pre_activation', True)
     features = model.extract_feat(images(), stage='backbone')
-
-    assert len(features) == stages + 1
-    for i in range(stages):
-        assert_feature(name, 'preact', i + 1, features[i])
-        assert features[i].min() < 0
+    assert len(features) == num_stages(name) + 1
+    for i, feature in enumerate(features[:-1]):
+        assert_feature(name, 'preact', i + 1, feature)
+        assert feature.min() < 0
     pooled = model.neck(features)
-    assert_feature(name, 'preact', stages + 1, pooled[-1])
+    assert_feature(name, 'preact', num_stages(name) + 1, pooled[-1])
     assert_logits(name, model.head(pooled))
 
 
-@pytest.mark.parametrize('name', NAMES)
 @torch.no_grad()
-def test_logits_in_float64(name):
-    model = classifier(name).double()
-    assert_logits(name, model(images().double(), mode='tensor'))
+def test_logits_in_float64(net):
+    name, model = net
+    assert_logits(name, model.double()(images().double(), mode='tensor'))
+    model.float()
 
 
-@pytest.mark.parametrize('name', FAMILIES)
-def test_training_is_the_same_with_pre_activations(name):
+@torch.no_grad()
+def test_stages_are_chosen_by_out_indices(family, monkeypatch):
+    name, model = family
+    everything = model.backbone(images())
+    monkeypatch.setattr(model.backbone, 'out_indices', (1, num_stages(name) - 1))
+    chosen = model.backbone(images())
+    torch.testing.assert_close(chosen, (everything[1], *everything[num_stages(name) - 1 :]))
+
+
+def test_training_is_the_same_with_pre_activations(family):
     """Same output and gradients; batch norm counts each batch once."""
+    name, model = family
     results = []
-    for kwargs in (dict(), dict(pre_activation=True)):
-        if kwargs:
-            kwargs['out_indices'] = tuple(range(num_stages(name)))
-        model = classifier(name, **kwargs)
-        model.train()
-        logits = model(images(), mode='tensor')
+    for pre_activation in (False, True):
+        net = copy.deepcopy(model).double()
+        net.backbone.pre_activation = pre_activation
+        net.train()
+        logits = net(images()[..., ::2, ::2].double(), mode='tensor')
         logits.square().mean().backward()
-        results.append(
-            (
-                logits.detach(),
-                dict(model.named_buffers()),
-                {key: value.grad for key, value in model.named_parameters()},
-            )
-        )
-    (logits, buffers, grads), (other, other_buffers, other_grads) = results
-    torch.testing.assert_close(logits, other)
-    torch.testing.assert_close(buffers, other_buffers)
-    torch.testing.assert_close(grads, other_grads)
-    assert all(value == 1 for key, value in buffers.items() if key.endswith('num_batches_tracked'))
+        grads = {key: value.grad for key, value in net.named_parameters()}
+        results.append((logits.detach(), dict(net.named_buffers()), grads))
+    torch.testing.assert_close(*results)
+    counts = [v for key, v in results[0][1].items() if key.endswith('num_batches_tracked')]
+    assert all(value == 1 for value in counts)
 
 
-@pytest.mark.parametrize('name', FAMILIES)
-def test_gradient_reaches_a_pre_activation(name):
-    """No later step in place spoils it; the first weights get a gradient."""
-    model = classifier(name, out_indices=tuple(range(num_stages(name))), pre_activation=True)
-    model.train()
-    features = model.backbone(images())
-    sum(feature.square().mean() for feature in features).backward()
-    first = next(model.backbone.parameters())
-    assert first.grad.abs().sum() > 0
+def test_gradient_reaches_a_pre_activation(family):
+    """No operation in place spoils it; the first weights get a gradient."""
+    backbone = copy.deepcopy(family[1].backbone)
+    backbone.pre_activation = True
+    backbone.train()
+    sum(feature.square().mean() for feature in backbone(images()[..., ::2, ::2])).backward()
+    assert next(backbone.parameters()).grad.abs().sum() > 0
+
+
+@torch.no_grad()
+def test_other_image_sizes(family):
+    """64x64, as in Tiny-ImageNet."""
+    assert family[1](torch.randn(1, 3, 64, 64), mode='tensor').shape == (1, 100)
 
 
 @pytest.mark.parametrize('name', FAMILIES)
 def test_initial_weights(name):
     """Kaiming normal, fan-out, save for the ShuffleNets; as the original."""
-    model = classifier(name, filled=False)
+    torch.manual_seed(0)
+    model = MODELS.build(build_cifar_classifier_cfg(name, 100))
     model.init_weights()
     convolutions = [
         layer
@@ -152,6 +160,7 @@ def test_initial_weights(name):
         else:
             expected = (2 / (layer.out_channels * size)) ** 0.5
         assert layer.weight.std().item() == pytest.approx(expected, rel=0.06)
+        assert layer.weight.mean().item() == pytest.approx(0, abs=expected / 15)
         assert layer.bias is None or name.startswith('vgg')
         if layer.bias is not None:
             assert (layer.bias == 0).all()
@@ -164,14 +173,6 @@ def test_initial_weights(name):
     else:
         expected = (1 / (3 * weight.shape[1])) ** 0.5
     assert weight.std().item() == pytest.approx(expected, rel=0.05)
-
-
-@pytest.mark.parametrize('name', FAMILIES)
-@torch.no_grad()
-def test_other_image_sizes(name):
-    """64x64, as Tiny-ImageNet has it."""
-    model = classifier(name, filled=False)
-    assert model(torch.randn(1, 3, 64, 64), mode='tensor').shape == (1, 100)
 
 
 def test_config_is_the_callers_own():
@@ -190,8 +191,6 @@ def test_config_is_the_callers_own():
 
 def test_use_in_a_config_file(tmp_path):
     """An empty `_base_` keeps MMEngine's text format in spite of imports."""
-    from mmengine.config import Config
-
     (tmp_path / 'pair.py').write_text(
         '_base_ = []\n'
         'from crd_plugin.models.backbones import build_cifar_classifier_cfg\n'
@@ -205,7 +204,7 @@ def test_use_in_a_config_file(tmp_path):
     assert sum(p.numel() for p in model.parameters()) == 83892 - 90 * 65
 
 
-def test_bad_arguments_are_named():
+def test_bad_names_are_refused():
     with pytest.raises(ValueError, match="'resnet9' .* nearest are resnet"):
         find_cifar_name('resnet9')
     with pytest.raises(ValueError, match="'xyz' .* there are resnet8"):

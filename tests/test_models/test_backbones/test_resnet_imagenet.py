@@ -3,7 +3,6 @@
 import pytest
 import torch
 import torchvision
-from mmpretrain.models.backbones import ResNet
 
 from crd_plugin.models.backbones import ImageNetResNet
 from crd_plugin.registry import MODELS
@@ -16,14 +15,14 @@ def randomise(net):
             value.uniform_(0.5, 1.5)
 
 
-@pytest.mark.parametrize('cls', [ImageNetResNet, ResNet])
-@pytest.mark.parametrize('depth', [18, 34, 50])
+@pytest.mark.parametrize('depth', [18, 50])
 @torch.no_grad()
-def test_torchvisions_weights_load(cls, depth):
+def test_torchvisions_weights_load(depth):
+    """Basic blocks and bottlenecks."""
     theirs = getattr(torchvision.models, f'resnet{depth}')(weights=None)
     randomise(theirs)
     theirs.eval()
-    ours = cls(depth, out_indices=(0, 1, 2, 3))
+    ours = ImageNetResNet(depth, out_indices=(0, 1, 2, 3))
     ours.eval()
     loaded = ours.load_state_dict(theirs.state_dict(), strict=False)
     assert loaded.missing_keys == []

@@ -4,15 +4,6 @@ import pytest
 import torch
 
 from crd_plugin.models.backbones import CIFARShuffleNetV1
-from crd_plugin.models.backbones.shufflenet_v1_cifar import shuffle
-
-
-def test_shuffle_deals_channels_out():
-    x = torch.arange(6.0).view(1, 6, 1, 1).expand(2, 6, 3, 4)
-    dealt = shuffle(x, 3)
-    assert dealt.shape == x.shape
-    assert dealt[1, :, 2, 3].tolist() == [0, 2, 4, 1, 3, 5]
-    torch.testing.assert_close(shuffle(dealt, 2), x)
 
 
 @pytest.mark.parametrize('groups, width', [(2, 200), (3, 240)])
@@ -32,16 +23,3 @@ def test_pre_activation_is_before_the_relu():
     torch.testing.assert_close(before.relu(), last)
     net.pre_activation = False
     torch.testing.assert_close(net(image), (middle.relu(), last))
-
-
-@pytest.mark.parametrize(
-    'kwargs, message',
-    [
-        (dict(groups=4), r'groups must be one of \(2, 3\), but got 4'),
-        (dict(in_channels=0), 'in_channels must be a positive int'),
-        (dict(out_indices=()), 'out_indices'),
-    ],
-)
-def test_bad_arguments_are_named(kwargs, message):
-    with pytest.raises(ValueError, match=message):
-        CIFARShuffleNetV1(**kwargs)

@@ -45,17 +45,3 @@ def test_depth_counts_convolutions(depth, convolutions):
     layers = [layer for layer in net.modules() if isinstance(layer, torch.nn.Conv2d)]
     assert len(layers) == convolutions
     assert layers[0].in_channels == 1
-
-
-@pytest.mark.parametrize(
-    'kwargs, message',
-    [
-        (dict(depth=12), r'depth must be one of \(8, 11, 13, 16, 19\), but got'),
-        (dict(depth=8, in_channels=-1), 'in_channels must be a positive int'),
-        (dict(depth=8, out_indices=(4,)), r'out_indices .* but got \(4,\)'),
-        (dict(depth=8, out_indices=()), 'out_indices'),
-    ],
-)
-def test_bad_arguments_are_named(kwargs, message):
-    with pytest.raises(ValueError, match=message):
-        CIFARVGG(**kwargs)

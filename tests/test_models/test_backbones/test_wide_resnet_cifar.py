@@ -62,20 +62,3 @@ def test_drop_rate_acts_in_training_alone():
     assert not torch.equal(net(image)[0], net(image)[0])
     net.eval()
     torch.testing.assert_close(net(image), net(image))
-
-
-@pytest.mark.parametrize(
-    'kwargs, message',
-    [
-        (dict(depth=14), r'depth must be 6 n \+ 4 .* but got 14'),
-        (dict(depth=4), 'but got 4'),
-        (dict(depth=16, widen_factor=0), 'widen_factor must be a positive int'),
-        (dict(depth=16, in_channels=0), 'in_channels must be a positive int'),
-        (dict(depth=16, drop_rate=1), r'drop_rate .* \[0, 1\), but got 1'),
-        (dict(depth=16, out_indices=(3,)), r'out_indices .* but got \(3,\)'),
-        (dict(depth=16, out_indices=(1, 0)), 'ascending'),
-    ],
-)
-def test_bad_arguments_are_named(kwargs, message):
-    with pytest.raises(ValueError, match=message):
-        CIFARWideResNet(**kwargs)

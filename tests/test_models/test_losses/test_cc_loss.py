@@ -38,7 +38,7 @@ def test_against_a_loop():
     loss = build(embed_dim=3).double()
 
     def loop(student, teacher):
-        s, t = loss.embed_s(student[0]), loss.embed_t(teacher[0].detach())
+        s, t = loss.embed_s(student[0]), loss.embed_t(teacher[0])
         total = 0.0
         for i in range(3):
             for k in range(3):
@@ -56,13 +56,10 @@ def test_order_of_the_batch_counts():
     assert not torch.isclose(loss(s, t), loss(s[order], t[order]))
 
 
-@pytest.mark.parametrize('given', [{}, dict(s_channels=5), dict(t_channels=24)])
-def test_widths_are_inferred_from_flattened_features(given):
+def test_widths_are_inferred_from_flattened_features():
     s, t = method_cases.random_maps((2, 5), (2, 6, 2, 2))
-    loss = CCLoss(embed_dim=7, **given)
-    assert loss.needs_width and not list(loss.parameters())
+    loss = CCLoss(embed_dim=7)
     loss.infer_width(s_feats=(s,), t_feats=t)
-    assert not loss.needs_width
     assert loss.embed_s.weight.shape == (7, 5)
     assert loss.embed_t.weight.shape == (7, 24)
     assert loss.double()((s,), t) > 0
@@ -70,16 +67,6 @@ def test_widths_are_inferred_from_flattened_features(given):
 
 def test_published_width_of_the_heads():
     assert build().embed_s.out_features == 128
-
-
-def test_loss_weight_counts():
-    method_cases.check_weight(build, *vectors())
-
-
-def test_half_precision():
-    student, teacher = vectors()
-    # Products of gaps are beyond float16.
-    method_cases.check_half_precision(build(), [s * 1000 for s in student], teacher, rtol=0.02)
 
 
 def test_errors():
@@ -96,13 +83,7 @@ def test_errors():
             CCLoss(**kwargs)
     with pytest.raises(ValueError, match='s_channels is .*one width'):
         CCLoss(s_channels=[3, 4])
-    with pytest.raises(ValueError, match='s_channels and t_channels of CC'):
-        CCLoss()(s, t)
-    with pytest.raises(ValueError, match='s_channels is 4, but the .* 5; set'):
-        CCLoss(s_channels=4).infer_width(s, t)
     with pytest.raises(ValueError, match='t_channels is 6, but the .* 5'):
         build()(s, s)
     with pytest.raises(ValueError, match='drop_last=True'):
         build()(s[:1], t[:1])
-    with pytest.raises(ValueError, match='sequence of 2 tensors'):
-        build()([s, s], t)

@@ -28,32 +28,10 @@ def test_against_a_loop():
         return [k / sum(row) for row in rows for k in row]
 
     def loop(student, teacher):
-        pairs = zip(neighbours(student[0]), neighbours(teacher[0].detach()))
+        pairs = zip(neighbours(student[0]), neighbours(teacher[0]))
         return sum(t * ((t + 1e-7) / (s + 1e-7)).log() for s, t in pairs) / 16
 
     method_cases.check_against_loop(PKTLoss(), loop, *vectors())
-
-
-def test_loss_weight_counts():
-    method_cases.check_weight(PKTLoss, *vectors())
-
-
-def test_half_precision():
-    student, teacher = vectors()
-    student = [s * 300 for s in student]
-    assert torch.isinf(student[0].detach().half().square()).any()
-    method_cases.check_half_precision(PKTLoss(), student, teacher, rtol=1e-5)
-
-
-def test_zero_vector_has_a_gradient_like_the_others():
-    """That of the published code is NaN."""
-    (s,), (t,) = vectors(torch.float32)
-    s.data[2] = 0
-    value = PKTLoss()(s, t)
-    value.backward()
-    assert torch.isfinite(value) and torch.isfinite(s.grad).all()
-    dead, other = s.grad[2].abs().max(), s.grad[0].abs().max()
-    assert 0 < dead < 100 * other
 
 
 def test_one_sample_is_its_only_neighbour():
@@ -64,11 +42,3 @@ def test_one_sample_is_its_only_neighbour():
 def test_maps_are_flattened():
     s, t = method_cases.random_maps((4, 3, 2, 2), (4, 5, 1, 1))
     assert torch.equal(PKTLoss()((s,), t), PKTLoss()(s.flatten(1), t.flatten(1)))
-
-
-def test_errors():
-    (s,), (t,) = vectors()
-    with pytest.raises(ValueError, match='sequence of 2 tensors'):
-        PKTLoss()([s, s], t)
-    with pytest.raises(ValueError, match='4 samples and t_feats 2'):
-        PKTLoss()(s, t[:2])
