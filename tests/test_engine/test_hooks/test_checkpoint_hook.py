@@ -210,6 +210,14 @@ def test_other_storage_is_used_as_it_is(tmp_path):
     assert files(tmp_path) == ['epoch_3.pth', 'last_checkpoint']
 
 
+def test_best_checkpoint_that_is_written_again_stays(tmp_path):
+    runner, hook = FakeRunner(tmp_path), build()
+    train(runner, hook)
+    for accuracy in (70.0, 80.0):
+        hook.after_val_epoch(runner, dict(accuracy=accuracy))
+    assert files(tmp_path) == ['best_accuracy_epoch_3.pth', 'epoch_3.pth', 'last_checkpoint']
+
+
 def test_validation_alone_saves_nothing(tmp_path):
     build().after_val_epoch(FakeRunner(tmp_path), dict(accuracy=1.0))
     assert files(tmp_path) == []
