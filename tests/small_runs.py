@@ -1,8 +1,10 @@
 """Small but real training runs for the tests of hooks, loops and tools.
 
-Twenty of scikit-learn's digits, batches of six (the last one of two), a
-student with dropout and a random teacher: an epoch takes a tenth of a second.
+Twenty of scikit-learn's digits, batches of six (the last one of two), a student with dropout and
+a random teacher: an epoch takes a tenth of a second.
 """
+
+from __future__ import annotations
 
 import copy
 import itertools
@@ -10,16 +12,14 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
-from typing import Any, Dict, List, Optional
+from typing import Any
 
 import mmengine.config.config
 import torch
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.model import BaseModule
-from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from mmpretrain.registry import MODELS
 from torch import Tensor, nn
@@ -45,42 +45,24 @@ class TinyNet(BaseModule):
         self.drop = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> tuple:
-        """One map, as backbones return them."""
+        """Return one map in a tuple, as backbones do."""
         return (self.drop(self.bn(self.conv(x)).relu()),)
 
 
-@HOOKS.register_module()
-class PauseHook(Hook):
-    """Stop for good after some iterations and say so with a file."""
-
-    priority = 'LOWEST'
-
-    def __init__(self, iteration: int, marker: str) -> None:
-        self.iteration = iteration
-        self.marker = marker
-
-    def after_train_iter(self, runner, *args, **kwargs) -> None:
-        """Wait to be killed."""
-        if runner.iter + 1 == self.iteration:
-            Path(self.marker).touch()
-            time.sleep(600)
-
-
-@HOOKS.register_module()
 class FailHook(Hook):
-    """Break down after some iterations."""
+    """Raises an error after some iterations."""
 
     def __init__(self, iteration: int) -> None:
         self.iteration = iteration
 
     def before_train_iter(self, runner, *args, **kwargs) -> None:
-        """Raise what no caller expects."""
+        """Raise an error that no caller expects."""
         if runner.iter == self.iteration:
             raise ArithmeticError('broken on purpose')
 
 
-def net(width: int, dropout: float = 0.0) -> Dict[str, Any]:
-    """Config of a classifier of digits."""
+def net(width: int, dropout: float = 0.0) -> dict[str, Any]:
+    """Return the config of a classifier of digits."""
     return dict(
         type='mmpretrain.ImageClassifier',
         data_preprocessor=dict(
@@ -92,8 +74,8 @@ def net(width: int, dropout: float = 0.0) -> Dict[str, Any]:
     )
 
 
-def distiller(**loss: Any) -> Dict[str, Any]:
-    """Config of CRD on the neck's output; arguments go to the loss."""
+def distiller(**loss: Any) -> dict[str, Any]:
+    """Return the config of CRD on the neck's output; arguments go to the loss."""
     loss = {**dict(type='crd_plugin.CRDLoss', embed_dim=8, num_negatives=8), **loss}
     connector = dict(type='crd_plugin.EmbeddingConnector', embed_dim=8)
     return dict(
@@ -117,8 +99,8 @@ def distiller(**loss: Any) -> Dict[str, Any]:
     )
 
 
-def model(**loss: Any) -> Dict[str, Any]:
-    """Config of the algorithm; arguments go to the loss."""
+def model(**loss: Any) -> dict[str, Any]:
+    """Return the config of the algorithm; arguments go to the loss."""
     return dict(
         type='crd_plugin.FrozenTeacherDistill',
         architecture=net(6, dropout=0.2),
@@ -129,7 +111,7 @@ def model(**loss: Any) -> Dict[str, Any]:
 
 
 def config(work_dir: Any, **changes: Any) -> Config:
-    """A complete config.
+    """Return a complete config.
 
     Args:
         work_dir (path): Where logs and checkpoints go.
@@ -175,35 +157,35 @@ def config(work_dir: Any, **changes: Any) -> Config:
             train_cfg=dict(by_epoch=True, max_epochs=1, val_interval=1),
             default_hooks=dict(
                 logger=dict(type='LoggerHook', interval=1),
-                checkpoint=dict(type='CheckpointHook', interval=1),
+                checkpoint=dict(type='crd_plugin.CheckpointHook', interval=1),
                 random_state=dict(type='crd_plugin.RandomStateHook'),
             ),
             custom_hooks=[dict(type='crd_plugin.MemoryBankHook', interval=1)],
             visualizer=dict(
                 type='UniversalVisualizer', vis_backends=[dict(type='LocalVisBackend')]
             ),
-            # One step a number in the log, not the mean of ten.
+            # Each step is logged, not the mean of ten.
             log_processor=dict(window_size=1),
             log_level='INFO',
             randomness=dict(seed=0),
-            # Loggers and message hubs are looked up by name in a process.
+            # Runs of one process share loggers and message hubs by name.
             experiment_name=f'run-{os.getpid()}-{next(_COUNT)}',
         )
     )
-    # Merging takes `_delete_` out of what it is given.
+    # Copied, because merging removes `_delete_` from what it is given.
     cfg.merge_from_dict(
         {key.replace('__', '.'): copy.deepcopy(value) for key, value in changes.items()}
     )
     return cfg
 
 
-def without_validation() -> Dict[str, None]:
-    """Changes that leave validation out."""
+def without_validation() -> dict[str, None]:
+    """Return changes that remove validation."""
     return dict(val_cfg=None, val_dataloader=None, val_evaluator=None)
 
 
 def build(work_dir: Any, *hooks: Hook, **changes: Any) -> Runner:
-    """A runner of :func:`config` with more hooks."""
+    """Build a runner of :func:`config` with more hooks."""
     runner = Runner.from_cfg(config(work_dir, **changes))
     for hook in hooks:
         runner.register_hook(hook)
@@ -219,9 +201,9 @@ def write_config(path: Path, work_dir: Any, **changes: Any) -> Path:
 
 
 def start(
-    script: str, *args: Any, log: Path, env: Optional[Dict[str, str]] = None
+    script: str, *args: Any, log: Path, env: dict[str, str] | None = None
 ) -> subprocess.Popen:
-    """Start a script of ``tools/``, its output in a file."""
+    """Start a script of ``tools/`` that writes its output to a file."""
     path = REPO / 'tools' / script
     program = ['bash'] if path.suffix == '.sh' else [sys.executable]
     with open(log, 'wb') as file:
@@ -241,7 +223,7 @@ def start(
 
 
 def finish(process: subprocess.Popen, log: Path, timeout: float = 180) -> str:
-    """Wait for a script that has to succeed and return its output."""
+    """Wait for a script, which must succeed, and return its output."""
     try:
         status = process.wait(timeout)
     finally:
@@ -251,8 +233,8 @@ def finish(process: subprocess.Popen, log: Path, timeout: float = 180) -> str:
     return output
 
 
-def scalars(work_dir: Path) -> List[Dict[str, Any]]:
-    """Logged numbers of all runs in a work dir, oldest first, times left out."""
+def scalars(work_dir: Path) -> list[dict[str, Any]]:
+    """Return the logged numbers of all runs in a work dir, oldest first, without times."""
     lines = []
     for path in sorted(Path(work_dir).glob('*/vis_data/scalars.json')):
         lines += [json.loads(line) for line in path.read_text().splitlines()]
@@ -262,6 +244,6 @@ def scalars(work_dir: Path) -> List[Dict[str, Any]]:
     ]
 
 
-def load(path: Path) -> Dict[str, Any]:
+def load(path: Path) -> dict[str, Any]:
     """Read a checkpoint."""
     return torch.load(path, map_location='cpu', weights_only=True)

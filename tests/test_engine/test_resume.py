@@ -2,13 +2,16 @@
 
 import hashlib
 import importlib.util
-import time
+import os
+import signal
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Dict, Iterator, Tuple
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from mmengine.hooks import Hook
 from mmengine.logging import HistoryBuffer
 
 from crd_plugin.cli import arguments as cli
@@ -23,95 +26,87 @@ ITERATIONS = dict(
     train_cfg=dict(_delete_=True, type='IterBasedTrainLoop', max_iters=LAST, val_interval=4),
     train_dataloader__sampler=dict(_delete_=True, type='InfiniteSampler', shuffle=True),
     param_scheduler={**SCHEDULER, 'by_epoch': False, 'end': LAST, 'convert_to_iter_based': False},
-    default_hooks__checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=4),
+    default_hooks__checkpoint=dict(by_epoch=False, interval=4),
     log_processor__by_epoch=False,
 )
 WORKERS = dict(train_dataloader__num_workers=2, train_dataloader__persistent_workers=True)
 DRAWN = dict(randomness=dict(seed=None))
-CASES = {
-    'epochs, seed, no workers': (EPOCHS, 'epoch_4.pth', 'epoch_2.pth'),
-    'epochs, drawn seed, workers': ({**EPOCHS, **WORKERS, **DRAWN}, 'epoch_4.pth', 'epoch_2.pth'),
-    'iterations, drawn seed, workers': (
-        {**ITERATIONS, **WORKERS, **DRAWN},
-        'iter_16.pth',
-        'iter_8.pth',
-    ),
-}
+FILES = dict(epochs=('epoch_4.pth', 'epoch_2.pth'), iterations=('iter_16.pth', 'iter_8.pth'))
 
 
-@pytest.mark.parametrize('case', CASES)
-def test_killed_and_resumed_run(tmp_path, case):
-    changes, last, saved = CASES[case]
-    work_dir = tmp_path / 'killed'
-    marker = tmp_path / 'marker'
-    pause = [
-        dict(type='crd_plugin.MemoryBankHook', interval=1),
-        dict(type='PauseHook', iteration=KILLED, marker=str(marker)),
-    ]
-    paused = small_runs.write_config(
-        tmp_path / 'paused.py', work_dir, **changes, custom_hooks=pause
-    )
-    log = tmp_path / 'killed.txt'
-    process = small_runs.start('train.py', paused, log=log)
-    _wait_for(marker, process, log)
-    process.kill()  # SIGKILL
-    assert process.wait() == -9
-    assert not (work_dir / last).exists()
-    hashes = _hashes(work_dir)
-    assert saved in hashes
+class KillHook(Hook):
+    """Ends the process without warning."""
 
+    priority = 'LOWEST'
+
+    def after_train_iter(self, runner, *args, **kwargs) -> None:
+        """Send SIGKILL, which nothing can catch."""
+        if runner.iter + 1 == KILLED:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def resume_here(tmp_path: Path, work_dir: Path, changes: dict) -> None:
+    """Resume in this process."""
+    small_runs.build(work_dir, resume=True, **changes).train()
+
+
+def resume_with_the_tool(tmp_path: Path, work_dir: Path, changes: dict) -> None:
+    """Resume as a user does."""
     config = small_runs.write_config(tmp_path / 'config.py', work_dir, **changes)
     log = tmp_path / 'resumed.txt'
-    resumed = small_runs.start('train.py', config, '--resume', 'auto', log=log)
+    process = small_runs.start('train.py', config, '--resume', 'auto', log=log)
+    assert f'go on from {work_dir / "epoch_2.pth"}' in small_runs.finish(process, log)
+
+
+@pytest.mark.parametrize(
+    'kind, changes, resume',
+    [
+        ('epochs', EPOCHS, resume_here),
+        ('epochs', {**EPOCHS, **WORKERS, **DRAWN}, resume_with_the_tool),
+        ('iterations', {**ITERATIONS, **WORKERS, **DRAWN}, resume_here),
+    ],
+    ids=['seed, no workers', 'drawn seed, workers, tool', 'iterations, drawn seed, workers'],
+)
+def test_killed_and_resumed_run(tmp_path, kind, changes, resume):
+    last, saved = FILES[kind]
+    work_dir, whole = tmp_path / 'killed', tmp_path / 'whole'
+    runner = small_runs.build(work_dir, KillHook(), **changes)
+    child = os.fork()
+    if not child:
+        runner.train()
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    hashes = hashes_of(work_dir)
+    assert saved in hashes and last not in hashes
+    resume(tmp_path, work_dir, changes)
+
     # The reference is told the seeds, which may have been drawn.
     seeds = small_runs.load(work_dir / saved)['random_state']
-    whole = tmp_path / 'whole'
-    reference = small_runs.write_config(
-        tmp_path / 'reference.py',
-        whole,
-        **{
-            **changes,
-            'randomness': dict(seed=seeds['seed']),
-            'train_dataloader__sampler__seed': seeds['sampler_seed'],
-        },
+    told = dict(
+        randomness=dict(seed=seeds['seed']), train_dataloader__sampler__seed=seeds['sampler_seed']
     )
-    other_log = tmp_path / 'whole.txt'
-    other = small_runs.start('train.py', reference, log=other_log)
-    assert f'go on from {work_dir / saved}' in small_runs.finish(resumed, log)
-    small_runs.finish(other, other_log)
+    small_runs.build(whole, **{**changes, **told}).train()
 
     # Model, bank and Z, optimizer, schedules, seeds, position.
-    _assert_same(_state(work_dir / last), _state(whole / last))
-    train, val = _log(whole)
+    assert_same(state_of(work_dir / last), state_of(whole / last))
+    train, val = lines_of(whole)
     assert [line['step'] for line in train] == list(range(1, LAST + 1))
     assert len(val) == 4
-    again, val_again = _log(work_dir)
     # Iterations 9 and 10 were done twice.
-    assert again == train[:KILLED] + train[SAVED:]
-    assert val_again == val
-    again = _hashes(work_dir)
+    assert lines_of(work_dir) == (train[:KILLED] + train[SAVED:], val)
+    again = hashes_of(work_dir)
     assert {name: again[name] for name in hashes} == hashes
 
 
-def _wait_for(marker: Path, process, log: Path) -> None:
-    deadline = time.monotonic() + 180
-    while not marker.exists():
-        assert process.poll() is None, log.read_text()[-4000:]
-        assert time.monotonic() < deadline, log.read_text()[-4000:]
-        time.sleep(0.05)
-
-
-def _log(work_dir: Path) -> Tuple[list, list]:
-    """Lines of training and of validation."""
+def lines_of(work_dir: Path) -> tuple[list, list]:
+    """Logged lines of training and of validation."""
     lines = small_runs.scalars(work_dir)
-    return (
-        [line for line in lines if 'loss' in line],
-        [line for line in lines if 'loss' not in line],
-    )
+    train = [line for line in lines if 'loss' in line]
+    return train, [line for line in lines if 'loss' not in line]
 
 
-def _state(path: Path) -> Dict[str, Any]:
-    """What must not depend on the interruption."""
+def state_of(path: Path) -> dict[str, Any]:
+    """The parts of a checkpoint that must not depend on the interruption."""
     checkpoint = small_runs.load(path)
     meta, hub = checkpoint.pop('meta'), checkpoint.pop('message_hub')
     checkpoint['position'] = {key: meta[key] for key in ('epoch', 'iter', 'seed')}
@@ -126,9 +121,9 @@ def _state(path: Path) -> Dict[str, Any]:
     return checkpoint
 
 
-def _assert_same(first: Any, second: Any, place: str = '') -> None:
-    """Equal in structure, type and every bit."""
-    pairs = list(_leaves(first, place)), list(_leaves(second, place))
+def assert_same(first: Any, second: Any) -> None:
+    """Both are equal in structure, type and every bit."""
+    pairs = list(leaves(first)), list(leaves(second))
     assert [key for key, _ in pairs[0]] == [key for key, _ in pairs[1]]
     assert len(pairs[0]) > 40
     for (key, one), (_, other) in zip(*pairs):
@@ -142,19 +137,20 @@ def _assert_same(first: Any, second: Any, place: str = '') -> None:
             assert one == other, key
 
 
-def _leaves(value: Any, place: str) -> Iterator[Tuple[str, Any]]:
+def leaves(value: Any, place: str = '') -> Iterator[tuple[str, Any]]:
+    """Values of a nested structure and where they are."""
     if isinstance(value, HistoryBuffer):
-        value = dict(enumerate(value.data))
-    elif isinstance(value, (list, tuple)):
+        value = value.data
+    if isinstance(value, (list, tuple)):
         value = dict(enumerate(value))
-    if isinstance(value, dict):
-        for key, item in value.items():
-            yield from _leaves(item, f'{place}.{key}')
-    else:
+    if not isinstance(value, dict):
         yield place, value
+        return
+    for key, item in value.items():
+        yield from leaves(item, f'{place}.{key}')
 
 
-def _hashes(work_dir: Path) -> Dict[str, str]:
+def hashes_of(work_dir: Path) -> dict[str, str]:
     """Checksum of every checkpoint."""
     return {
         path.name: hashlib.sha256(path.read_bytes()).hexdigest()
@@ -167,31 +163,19 @@ def _hashes(work_dir: Path) -> Dict[str, str]:
 
 @pytest.fixture(scope='module')
 def broken_run(tmp_path_factory):
-    """Work dir of a run that broke down in its third epoch."""
+    """Work dir of a run that failed in its third epoch."""
     work_dir = tmp_path_factory.mktemp('broken')
-    runner = small_runs.build(work_dir, train_cfg__max_epochs=2, **small_runs.without_validation())
-    runner.train()
-    hashes = _hashes(work_dir)
-    runner = small_runs.build(
-        work_dir,
-        small_runs.FailHook(KILLED - 1),
-        load_from=str(work_dir / 'epoch_2.pth'),
-        resume=True,
-        train_cfg__max_epochs=4,
-        **small_runs.without_validation(),
-    )
+    changes = dict(small_runs.without_validation(), train_cfg__max_epochs=4)
+    runner = small_runs.build(work_dir, small_runs.FailHook(KILLED - 1), **changes)
     with pytest.raises(ArithmeticError, match='broken on purpose'):
         runner.train()
-    return work_dir, hashes
+    return work_dir, hashes_of(work_dir)
 
 
 def test_failing_run_leaves_earlier_checkpoints(broken_run):
     work_dir, hashes = broken_run
     assert list(hashes) == ['epoch_1.pth', 'epoch_2.pth']
-    assert _hashes(work_dir) == hashes
-    named = (work_dir / 'last_checkpoint').read_text()
-    assert Path(named).name == 'epoch_2.pth'
-    # They are whole, too.
+    assert Path((work_dir / 'last_checkpoint').read_text()).name == 'epoch_2.pth'
     assert small_runs.load(work_dir / 'epoch_2.pth')['meta']['iter'] == SAVED
 
 
@@ -210,5 +194,5 @@ def test_resuming_from_a_truncated_checkpoint(broken_run, tmp_path, capsys):
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith(f'error: checkpoint {truncated} (')
     assert 'is truncated' in error and 'give an earlier one' in error
-    assert _hashes(work_dir) == hashes
-    assert Path((work_dir / 'last_checkpoint').read_text()).name == ('epoch_2.pth')
+    assert hashes_of(work_dir) == hashes
+    assert Path((work_dir / 'last_checkpoint').read_text()).name == 'epoch_2.pth'

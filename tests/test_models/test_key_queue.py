@@ -17,14 +17,14 @@ def queue():
 
 def test_fresh_queue():
     queue = MODELS.build(dict(type='crd_plugin.KeyQueue', embed_dim=16))
-    assert queue.size == 2048 and queue.keys.shape == (2048, 16)
+    assert queue.keys.shape == (2048, 16)
     torch.testing.assert_close(queue.keys.norm(dim=1), torch.ones(2048))
     assert int(queue.pointer) == 0 and queue.pending is None
-    # Directions have no preference.
+    # All directions are equally likely.
     assert queue.keys.mean(0).abs().max() < 0.05
 
 
-def test_staging_changes_nothing_until_it_is_committed(queue):
+def test_staged_keys_are_written_by_commit(queue):
     before = copy.deepcopy(queue.state_dict())
     weight = torch.ones(4, 3, requires_grad=True)
     keys = F.normalize(torch.randn(4, 3) * weight)
@@ -41,19 +41,12 @@ def test_staging_changes_nothing_until_it_is_committed(queue):
     assert torch.equal(queue.keys, keys[[1, 2, 3, 3, 0]])
 
 
-def test_keys_of_others(queue):
-    """What is gathered counts, and the rank's own are forgotten."""
+def test_gathered_keys_replace_the_staged_ones(queue):
     queue.stage(torch.zeros(1, 3))
     others = torch.randn(3, 3)
     queue.commit(others, torch.tensor([True, False, True]))
     assert queue.pending is None and int(queue.pointer) == 2
-    assert torch.equal(queue.keys[1], others[2])
-
-
-def test_discard(queue):
-    queue.stage(torch.ones(1, 3))
-    queue.discard()
-    queue.stage(torch.ones(1, 3))
+    assert torch.equal(queue.keys[:2], others[[0, 2]])
 
 
 def test_state_dict_round_trip(queue):
@@ -71,34 +64,28 @@ def test_state_dict_round_trip(queue):
     assert str(queue) == 'KeyQueue(size=5, embed_dim=3)'
 
 
-@pytest.mark.parametrize(
-    'arguments, message',
-    [
-        (dict(embed_dim=0), 'embed_dim is 0, expected a positive width'),
-        (dict(embed_dim=4, size=0), 'size of the key queue is 0, expected at'),
-    ],
-)
-def test_bad_arguments(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        KeyQueue(**arguments)
+@pytest.mark.parametrize('name', ['embed_dim', 'size'])
+def test_bad_arguments(name):
+    with pytest.raises(ValueError, match=f'{name} is 0, expected at least 1'):
+        KeyQueue(**{'embed_dim': 4, name: 0})
 
 
 @pytest.mark.parametrize('size, width', [(4, 3), (5, 2)])
 def test_checkpoint_of_another_size(queue, size, width):
     """Also where a caller is not strict, as MMEngine is not."""
-    other = KeyQueue(embed_dim=width, size=size)
-    with pytest.raises(
-        ValueError,
-        match=f'has {size} keys of width {width}, this one 5 of width 3; '
-        'set queue_size and embed_dim',
-    ):
-        queue.load_state_dict(other.state_dict(), strict=False)
+    message = (
+        f'has {size} keys of width {width}, this one 5 of width 3; set queue_size and embed_dim'
+    )
+    with pytest.raises(ValueError, match=message):
+        queue.load_state_dict(KeyQueue(width, size).state_dict(), strict=False)
 
 
 def test_staged_twice(queue):
     queue.stage(torch.ones(1, 3))
     with pytest.raises(RuntimeError, match=r"CoCoRDHook is missing; add dict\(type='crd_plugin"):
         queue.stage(torch.ones(1, 3))
+    queue.discard()
+    queue.stage(torch.ones(1, 3))
 
 
 @pytest.mark.parametrize('shape', [(2, 4), (3,), (1, 3, 1)])

@@ -32,7 +32,7 @@ def test_dead_units_get_no_gradient():
     unit.sum().backward()
     assert (unit[:, 0, 1, 1] == 0).all() and (x.grad[:, 0, 1, 1] == 0).all()
     assert torch.isfinite(x.grad).all() and x.grad.abs().sum() > 0
-    # The published division would give them 1 / 1e-12.
+    # The published division would multiply it by 1 / 1e-12.
     y = x.detach().clone().requires_grad_()
     F.normalize(y, dim=0).sum().backward()
     assert y.grad[0, 0, 1, 1] == pytest.approx(1e12)
@@ -41,8 +41,8 @@ def test_dead_units_get_no_gradient():
 def test_pad_channels():
     x = torch.randn(2, 4, 3, 3)
     padded = pad_channels(x, 8)
-    assert torch.equal(padded[:, 2:6], x)
     assert padded.shape == (2, 8, 3, 3)
+    assert torch.equal(padded[:, 2:6], x)
     assert not padded[:, :2].any() and not padded[:, 6:].any()
     assert torch.equal(pad_channels(x, 2), x[:, 1:3])
     assert pad_channels(x, 4) is x
@@ -55,8 +55,7 @@ def test_cosines_of_the_published_code(name):
     case = golden.load(name)
 
     def blocks(side, group):
-        prefix = f'block_{side}_g{group}_'
-        return [case[key] for key in case if key.startswith(prefix)]
+        return [value for key, value in case.items() if key.startswith(f'block_{side}_g{group}_')]
 
     for group in range(int(case['n_groups'])):
         teachers = [unit_over_batch(x) for x in blocks('t', group)]

@@ -1,65 +1,80 @@
 """CoCoRDHook: when averages move, what enters the queue, what is refused."""
 
 import copy
-import logging
+import itertools
 
 import pytest
 import torch
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from crd_plugin.engine import CoCoRDHook
 from crd_plugin.checkpoints.publish import publish_student
+from crd_plugin.engine import CoCoRDHook
 from crd_plugin.registry import MODELS
 from tests import small_runs
 from tests.cocord import run_changes
 
-STEPS = small_runs.STEPS  # iterations an epoch
-LAST_BATCH = small_runs.NUM_SAMPLES - (STEPS - 1) * small_runs.BATCH_SIZE
+STEPS = small_runs.STEPS  # iterations per epoch
+SIZE = 15  # keys in the queue
+LOSS = 'distiller.distill_losses.loss_cocord.'
+HOOK = dict(type='crd_plugin.CoCoRDHook')
 
 
 class Spy(Hook):
-    """Looks at the model before the hook moves it and after it wrote."""
+    """Records the model's state before and after each iteration."""
 
     def __init__(self, priority: str) -> None:
         self.priority = priority
         self.before, self.after = [], []
 
     def before_train_iter(self, runner, *args, **kwargs) -> None:
-        """The state."""
-        self.before.append(_state(runner))
+        """Record the state."""
+        self.before.append(copy.deepcopy(runner.model.state_dict()))
 
     def after_train_iter(self, runner, *args, **kwargs) -> None:
-        """The state, and the keys that wait."""
-        self.after.append((_state(runner), runner.model.cocord_loss.queue.pending))
+        """Record the state and the staged keys."""
+        pending = runner.model.cocord_loss.queue.pending
+        self.after.append((copy.deepcopy(runner.model.state_dict()), pending))
 
 
-def _state(runner):
-    return copy.deepcopy(runner.model.state_dict())
+class BreakHook(Hook):
+    """Makes one weight NaN, after CoCoRDHook."""
+
+    priority = 'LOWEST'
+
+    def before_train_iter(self, runner, *args, **kwargs) -> None:
+        """Break the teacher's projector."""
+        runner.model.cocord_loss.teacher_projector[3].weight.data[0, 0] = float('nan')
 
 
-def _build(tmp_path, *hooks, **changes):
-    return small_runs.build(
-        tmp_path,
-        *hooks,
-        **{
-            **run_changes(),
-            **small_runs.without_validation(),
-            'default_hooks__checkpoint': None,
-            **changes,
-        },
-    )
+def build(tmp_path, *hooks, **changes):
+    settings = {
+        **run_changes(),
+        **small_runs.without_validation(),
+        'default_hooks__checkpoint': None,
+    }
+    return small_runs.build(tmp_path, *hooks, **{**settings, **changes})
 
 
-def _averages(model):
-    """Averages with what they follow and their momentum."""
-    loss = 'distiller.distill_losses.loss_cocord.'
+@pytest.fixture(scope='module', params=[1, 2])
+def watched(request, tmp_path_factory):
+    """One epoch; gradients are accumulated over 1 or 2 iterations."""
+    # The first sees what is there before CoCoRDHook, the second what is there after it.
+    early, late = Spy('VERY_HIGH'), Spy('VERY_LOW')
+    counts = dict(optim_wrapper__accumulative_counts=request.param)
+    runner = build(tmp_path_factory.mktemp('watched'), early, late, **counts)
+    runner.train()
+    return request.param, runner, early, late
+
+
+def averages_of(model):
+    """Names of averaged parameters, of what they follow, and the momentum."""
     for name, _ in model.named_parameters():
         for average, source, momentum in (
             ('slow_student.', 'architecture.', 0.9),
-            (f'{loss}slow_projector.', f'{loss}projector.', 0.9),
-            (f'{loss}slow_connector.', f'{loss}connector.', 0.9),
-            (f'{loss}teacher_projector.', f'{loss}projector.', 0.999),
+            (f'{LOSS}slow_projector.', f'{LOSS}projector.', 0.9),
+            (f'{LOSS}slow_connector.', f'{LOSS}connector.', 0.9),
+            (f'{LOSS}teacher_projector.', f'{LOSS}projector.', 0.999),
         ):
             if name.startswith(average):
                 yield name, source + name[len(average) :], momentum
@@ -68,14 +83,11 @@ def _averages(model):
 # --- averages --------------------------------------------------------------
 
 
-@pytest.mark.parametrize('counts', [1, 2])
-def test_averages_move_once_an_optimizer_step(tmp_path, counts):
-    """With the parameters that the step starts from; before its forward."""
-    early, late = Spy('VERY_HIGH'), Spy('VERY_LOW')
-    runner = _build(tmp_path, early, late, optim_wrapper__accumulative_counts=counts)
-    runner.train()
-    names = list(_averages(runner.model))
-    # Four parts: 6 tensors of a student, 6 of a projector, 2 of a connector.
+def test_averages_move_once_per_optimizer_step(watched):
+    """Before its forward pass, towards the parameters that it starts from."""
+    counts, runner, early, late = watched
+    names = list(averages_of(runner.model))
+    # 6 tensors of the student, 6 of a projector, 2 of a connector, 6 of a projector.
     assert len(names) == 6 + 6 + 2 + 6
     moved = []
     for i, (old, new) in enumerate(zip(early.before, late.before)):
@@ -85,118 +97,98 @@ def test_averages_move_once_an_optimizer_step(tmp_path, counts):
                 value = momentum * old[name] + (1 - momentum) * old[source]
             torch.testing.assert_close(new[name], value)
         moved.append(not torch.equal(old[names[0][0]], new[names[0][0]]))
-    # The first time they are copies of the student.
+    # At first they are copies of the student.
     assert moved == [i % counts == 0 and i > 0 for i in range(STEPS)]
 
 
-def test_batch_norm_is_not_averaged(tmp_path):
-    """Twice a step: student, slow student, projectors, predictor; teacher's
-    projector once; teacher never."""
-    runner = _build(tmp_path)
-    runner.train()
-    tracked = {
-        name: int(value)
-        for name, value in runner.model.state_dict().items()
-        if name.endswith('num_batches_tracked')
-    }
-    loss = 'distiller.distill_losses.loss_cocord.'
+def test_batch_norm_is_not_averaged(watched):
+    """Each network counts its own passes."""
+    state = watched[1].model.state_dict()
+    ending = '.num_batches_tracked'
+    tracked = {key[: -len(ending)]: int(state[key]) for key in state if key.endswith(ending)}
     assert tracked == {
-        'architecture.backbone.bn.num_batches_tracked': 2 * STEPS,
-        'slow_student.backbone.bn.num_batches_tracked': 2 * STEPS,
-        'teacher.backbone.bn.num_batches_tracked': 0,
-        f'{loss}projector.1.num_batches_tracked': 2 * STEPS,
-        f'{loss}slow_projector.1.num_batches_tracked': 2 * STEPS,
-        f'{loss}predictor.1.num_batches_tracked': 2 * STEPS,
-        f'{loss}teacher_projector.1.num_batches_tracked': STEPS,
+        'architecture.backbone.bn': 2 * STEPS,
+        'slow_student.backbone.bn': 2 * STEPS,
+        'teacher.backbone.bn': 0,
+        f'{LOSS}projector.1': 2 * STEPS,
+        f'{LOSS}slow_projector.1': 2 * STEPS,
+        f'{LOSS}predictor.1': 2 * STEPS,
+        f'{LOSS}teacher_projector.1': STEPS,
     }
-    # Statistics of its own: of other parameters.
-    student, slow = (
-        runner.model.state_dict()[f'{part}.backbone.bn.running_mean']
-        for part in ('architecture', 'slow_student')
-    )
-    assert not torch.equal(student, slow)
+    means = (state[f'{part}.backbone.bn.running_mean'] for part in ('architecture', 'slow_student'))
+    assert not torch.equal(*means)
 
 
 def test_stopped_distillation_leaves_only_the_student(tmp_path):
     spy = Spy('VERY_LOW')
-    runner = _build(tmp_path, spy)
+    runner = build(tmp_path, spy)
     runner.model.distillation_stopped = True
     runner.train()
-    first, last = spy.before[0], spy.after[-1][0]
-    for name, value in first.items():
+    last = spy.after[-1][0]
+    for name, value in spy.before[0].items():
         moved = not torch.equal(value, last[name])
         if name.startswith(('slow_student', 'distiller', 'teacher')):
             assert not moved, name
         elif name.endswith('weight'):
             assert moved, name
-    tracked = last['architecture.backbone.bn.num_batches_tracked']
-    assert tracked == STEPS
+    assert last['architecture.backbone.bn.num_batches_tracked'] == STEPS
 
 
 # --- queue -----------------------------------------------------------------
 
 
-@pytest.mark.parametrize('counts', [1, 2])
-def test_keys_enter_after_every_iteration(tmp_path, counts):
+def test_keys_enter_after_every_iteration(watched):
     """Also while gradients are accumulated. 20 keys in 15 places."""
-    early, late = Spy('VERY_HIGH'), Spy('VERY_LOW')
-    runner = _build(tmp_path, early, late, optim_wrapper__accumulative_counts=counts)
-    runner.train()
-    prefix = 'distiller.distill_losses.loss_cocord.queue.'
-    rows, pointer = list(early.before[0][prefix + 'keys']), 0
-    assert len(rows) == 15
+    _, _, early, late = watched
+    rows, pointer = list(early.before[0][f'{LOSS}queue.keys']), 0
+    assert len(rows) == SIZE
     for (before, pending), (after, left) in zip(early.after, late.after):
-        assert torch.equal(before[prefix + 'keys'], torch.stack(rows))
+        assert torch.equal(before[f'{LOSS}queue.keys'], torch.stack(rows))
         for key in pending:
             rows[pointer] = key
-            pointer = (pointer + 1) % 15
-        assert torch.equal(after[prefix + 'keys'], torch.stack(rows))
-        assert after[prefix + 'pointer'] == pointer
+            pointer = (pointer + 1) % SIZE
+        assert torch.equal(after[f'{LOSS}queue.keys'], torch.stack(rows))
+        assert after[f'{LOSS}queue.pointer'] == pointer
         assert left is None
-    assert [len(keys) for _, keys in early.after] == [6, 6, 6, LAST_BATCH]
-    assert pointer == 20 % 15
-    torch.testing.assert_close(torch.stack(rows).norm(dim=1), torch.ones(15))
+    assert [len(keys) for _, keys in early.after] == [6, 6, 6, 2]
+    assert pointer == 20 % SIZE
+    torch.testing.assert_close(torch.stack(rows).norm(dim=1), torch.ones(SIZE))
 
 
 def test_missing_hook_is_named_in_the_second_step(tmp_path):
-    runner = _build(tmp_path, custom_hooks=[])
-    with pytest.raises(
-        RuntimeError,
-        match=r"never committed: CoCoRDHook is missing; add dict\(type='"
-        r"crd_plugin.CoCoRDHook'\) to custom_hooks",
-    ):
+    runner = build(tmp_path, custom_hooks=[])
+    message = r"never committed: CoCoRDHook is missing; add dict\(type='crd_plugin.CoCoRDHook'\) to"
+    with pytest.raises(RuntimeError, match=message):
         runner.train()
     assert runner.iter == 1
 
 
-def test_keys_that_are_left_over_do_not_stop_another_run(tmp_path):
-    runner = _build(tmp_path)
+def test_staged_keys_do_not_stop_another_run(tmp_path):
+    runner = build(tmp_path)
     queue = runner.model.cocord_loss.queue
     queue.stage(torch.ones(2, 8))
     runner.train()
-    assert queue.pointer == 20 % 15
+    assert queue.pointer == 20 % SIZE
 
 
 # --- log -------------------------------------------------------------------
 
 
-def test_terms_are_logged_and_not_summed(tmp_path):
-    runner = _build(tmp_path)
-    runner.train()
-    lines = small_runs.scalars(tmp_path)
+def test_terms_are_logged_and_not_added_to_the_loss(watched):
+    counts, runner, *_ = watched
+    lines = small_runs.scalars(runner.work_dir)
     assert len(lines) == STEPS
     for line in lines:
         total = line['contrast'] + 4 * line['prediction']
         assert line['distill.loss_cocord'] == pytest.approx(total, rel=1e-4)
         assert line['loss'] == pytest.approx(total + line['student.loss'], rel=1e-4)
         assert 0 <= line['contrast_top1'] <= 100
-    last = runner.model.cocord_loss.terms
-    assert lines[-1]['contrast'] == pytest.approx(float(last.contrast), rel=1e-4)
+    contrast = float(runner.model.cocord_loss.terms.contrast)
+    assert lines[-1]['contrast'] == pytest.approx(contrast, rel=1e-4)
 
 
 def test_interval(tmp_path):
-    hook = dict(type='crd_plugin.CoCoRDHook', interval=3)
-    runner = _build(tmp_path, custom_hooks=[hook])
+    runner = build(tmp_path, custom_hooks=[dict(HOOK, interval=3)])
     runner.train()
     history = runner.message_hub.get_scalar('train/contrast').data[0]
     assert len(history) == 2  # iterations 1 and 3
@@ -209,72 +201,42 @@ def test_bad_interval():
         CoCoRDHook(interval=1.5)
 
 
-def test_keys_that_are_not_finite(tmp_path):
-    runner = _build(tmp_path)
-    weight = runner.model.cocord_loss.teacher_projector[3].weight
-    runner.register_hook(_Break(weight))
-    with pytest.raises(ValueError, match='Some keys are NaN or infinite'):
+# --- what is refused, and what is not ---------------------------------------
+
+
+@pytest.mark.parametrize(
+    'hooks, message',
+    [
+        ([HOOK, HOOK], 'CoCoRDHook is registered 2 times'),
+        ([HOOK, dict(type='SyncBuffersHook')], 'SyncBuffersHook averages every'),
+        ([HOOK, BreakHook()], 'Some keys are NaN or infinite'),
+    ],
+)
+def test_refused_runs(tmp_path, hooks, message):
+    runner = build(tmp_path, custom_hooks=hooks)
+    with pytest.raises(ValueError, match=message):
         runner.train()
 
 
-class _Break(Hook):
-    """Makes one weight NaN."""
-
-    priority = 'LOWEST'
-
-    def __init__(self, weight) -> None:
-        self.weight = weight
-
-    def before_train_iter(self, *args, **kwargs) -> None:
-        """After CoCoRDHook."""
-        self.weight.data[0, 0] = float('nan')
-
-
-# --- what is refused -------------------------------------------------------
-
-
-def test_hook_there_twice(tmp_path):
-    hook = dict(type='crd_plugin.CoCoRDHook')
-    runner = _build(tmp_path, custom_hooks=[hook, hook])
-    with pytest.raises(ValueError, match='CoCoRDHook is registered 2 times'):
+def test_silent_with_models_without_a_queue(tmp_path, caplog):
+    """It changes and logs nothing, and does not mind what other models may do."""
+    plain = {'_delete_': True, **small_runs.net(6, dropout=0.2)}
+    averaging = dict(type='SyncBuffersHook')
+    found = []
+    for number, hooks in enumerate(([], [HOOK, HOOK])):
+        work_dir = tmp_path / str(number)
+        runner = small_runs.build(work_dir, model=plain, custom_hooks=[averaging, *hooks])
+        # MMEngine's logger keeps its records from its parents.
+        runner.logger.addHandler(caplog.handler)
         runner.train()
-
-
-def test_buffers_must_not_be_averaged(tmp_path):
-    hooks = [dict(type='crd_plugin.CoCoRDHook'), dict(type='SyncBuffersHook')]
-    runner = _build(tmp_path, custom_hooks=hooks)
-    with pytest.raises(ValueError, match='SyncBuffersHook averages every'):
-        runner.train()
-
-
-def test_another_model_is_warned_of(tmp_path):
-    hooks = [dict(type='crd_plugin.CoCoRDHook'), dict(type='crd_plugin.MemoryBankHook')]
-    runner = small_runs.build(
-        tmp_path,
-        custom_hooks=hooks,
-        default_hooks__checkpoint=None,
-        **small_runs.without_validation(),
-    )
-    with _captured(runner.logger) as lines:
-        runner.train()
-    assert any('CoCoRDHook found a FrozenTeacherDistill instead of' in line for line in lines)
-
-
-class _captured:
-    """Messages of a logger while the block runs."""
-
-    def __init__(self, logger) -> None:
-        self.logger = logger
-
-    def __enter__(self) -> list:
-        self.lines = []
-        self.handler = logging.Handler()
-        self.handler.emit = lambda record: self.lines.append(record.getMessage())
-        self.logger.addHandler(self.handler)
-        return self.lines
-
-    def __exit__(self, *args) -> None:
-        self.logger.removeHandler(self.handler)
+        runner.val()
+        runner.test()
+        found.append((small_runs.scalars(work_dir), small_runs.load(work_dir / 'epoch_1.pth')))
+    assert 'accuracy' in caplog.text and 'CoCoRD' not in caplog.text
+    (lines, saved), (other_lines, other_saved) = found
+    assert lines == other_lines
+    for key, value in saved['state_dict'].items():
+        assert torch.equal(value, other_saved['state_dict'][key])
 
 
 # --- checkpoints -----------------------------------------------------------
@@ -282,43 +244,37 @@ class _captured:
 
 @pytest.fixture(scope='module')
 def whole(tmp_path_factory):
-    """Work dir of three epochs without a break."""
+    """Work dir of three epochs without interruption."""
     folder = tmp_path_factory.mktemp('whole')
-    cfg = small_runs.config(folder, **run_changes(), train_cfg__max_epochs=3)
-    Runner.from_cfg(cfg).train()
+    small_runs.build(folder, **run_changes(), train_cfg__max_epochs=3).train()
     return folder
 
 
 def test_resumed_run_equals_the_whole_one(tmp_path, whole):
-    runner = small_runs.build(
-        tmp_path,
-        **run_changes(),
-        train_cfg__max_epochs=3,
-        load_from=str(whole / 'epoch_2.pth'),
-        resume=True,
-    )
+    resuming = dict(load_from=str(whole / 'epoch_2.pth'), resume=True)
+    runner = small_runs.build(tmp_path, **run_changes(), **resuming, train_cfg__max_epochs=3)
     runner.train()
     assert runner.iter == 3 * STEPS
-    expected, found = (small_runs.load(folder / 'epoch_3.pth') for folder in (whole, tmp_path))
-    assert set(found['state_dict']) == set(expected['state_dict'])
-    assert any('slow_student.' in key for key in found['state_dict'])
-    for key, value in expected['state_dict'].items():
-        assert torch.equal(found['state_dict'][key], value), key
-    pointer = 'distiller.distill_losses.loss_cocord.queue.pointer'
-    assert found['state_dict'][pointer] == 3 * 20 % 15
-    lines = small_runs.scalars(whole)
-    assert small_runs.scalars(tmp_path) == lines[-STEPS - 1 :]
+    expected, found = (
+        small_runs.load(folder / 'epoch_3.pth')['state_dict'] for folder in (whole, tmp_path)
+    )
+    assert set(found) == set(expected)
+    assert any('slow_student.' in key for key in found)
+    for key, value in expected.items():
+        assert torch.equal(found[key], value), key
+    assert found[f'{LOSS}queue.pointer'] == 3 * 20 % SIZE
+    assert small_runs.scalars(tmp_path) == small_runs.scalars(whole)[-STEPS - 1 :]
 
 
-def test_resuming_without_the_parts_is_refused(tmp_path, whole):
+@pytest.mark.parametrize('part', ['queue.keys', 'slow_student'])
+def test_resuming_without_a_part_is_refused(tmp_path, whole, part):
     saved = small_runs.load(whole / 'epoch_2.pth')
-    for part in ('queue.keys', 'slow_student'):
-        weights = {key: value for key, value in saved['state_dict'].items() if part not in key}
-        path = tmp_path / f'{part}.pth'
-        torch.save({**saved, 'state_dict': weights}, path)
-        runner = _build(tmp_path, load_from=str(path), resume=True, train_cfg__max_epochs=3)
-        with pytest.raises(ValueError, match=f'The checkpoint has no {part} of CoCoRD'):
-            runner.train()
+    weights = {key: value for key, value in saved['state_dict'].items() if part not in key}
+    path = tmp_path / 'part.pth'
+    torch.save({**saved, 'state_dict': weights}, path)
+    runner = build(tmp_path, load_from=str(path), resume=True, train_cfg__max_epochs=3)
+    with pytest.raises(ValueError, match=f'The checkpoint has no {part} of CoCoRD'):
+        runner.train()
 
 
 def test_evaluation_and_export_are_the_student_alone(tmp_path, whole):
@@ -331,22 +287,16 @@ def test_evaluation_and_export_are_the_student_alone(tmp_path, whole):
 
     published = publish_student(checkpoint, tmp_path / 'student.pth')
     found = small_runs.load(published)
-    weights = found['state_dict']
-    assert not any(
-        word in key
-        for key in weights
-        for word in ('slow_student', 'distiller', 'teacher', 'architecture')
-    )
-    plain = MODELS.build(small_runs.net(6, dropout=0.2))
-    plain.load_state_dict(weights)
+    parts = ('slow_student', 'distiller', 'teacher', 'architecture')
+    assert not any(part in key for key, part in itertools.product(found['state_dict'], parts))
+    assert 'CoCoRDDistill' not in found['meta']['cfg']
+    net = small_runs.net(6, dropout=0.2)
+    plain = MODELS.build(net)
+    plain.load_state_dict(found['state_dict'])
     saved = small_runs.load(checkpoint)['state_dict']
     for key, value in plain.state_dict().items():
         assert torch.equal(value, saved[f'architecture.{key}'])
-    assert 'CoCoRDDistill' not in found['meta']['cfg']
     cfg = small_runs.config(
-        tmp_path,
-        model={'_delete_': True, **small_runs.net(6, dropout=0.2)},
-        custom_hooks=[],
-        load_from=str(published),
+        tmp_path, model={'_delete_': True, **net}, custom_hooks=[], load_from=str(published)
     )
     assert Runner.from_cfg(cfg).test() == tested

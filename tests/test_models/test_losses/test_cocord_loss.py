@@ -1,5 +1,7 @@
-"""CoCoRDLoss on features; two steps of the public code are compared in
-tests/test_models/test_algorithms/test_cocord_distill.py."""
+"""CoCoRDLoss on features.
+
+Two steps of the public code are compared in test_algorithms/test_cocord_distill.py.
+"""
 
 import copy
 
@@ -12,6 +14,9 @@ from crd_plugin.registry import MODELS
 from tests.cocord import SIZES
 
 NAMES = ('s_feats', 's_feats_2', 'slow_feats', 'slow_feats_2', 't_feats')
+AVERAGES = dict(
+    slow_connector='connector', slow_projector='projector', teacher_projector='projector'
+)
 
 
 def build(s_channels=6, t_channels=6, **changes):
@@ -24,16 +29,12 @@ def build(s_channels=6, t_channels=6, **changes):
     return loss
 
 
-def features(s_channels=6, t_channels=6, batch=5, seed=1):
-    generator = torch.Generator().manual_seed(seed)
+def features(s_channels=6, t_channels=6, batch=5):
+    generator = torch.Generator().manual_seed(1)
+    widths = [t_channels if name == 't_feats' else s_channels for name in NAMES]
     return {
-        name: torch.randn(
-            batch,
-            t_channels if name == 't_feats' else s_channels,
-            generator=generator,
-            dtype=torch.float64,
-        )
-        for name in NAMES
+        name: torch.randn(batch, width, generator=generator, dtype=torch.float64)
+        for name, width in zip(NAMES, widths)
     }
 
 
@@ -50,18 +51,15 @@ def by_hand(loss, feats):
     slow, slow_2 = (
         mlp(loss.slow_projector, loss.slow_connector(feats[name])).detach() for name in NAMES[2:4]
     )
-    keys = mlp(loss.teacher_projector, feats['t_feats']).detach()
+    keys = F.normalize(mlp(loss.teacher_projector, feats['t_feats']).detach())
     predicted, predicted_2 = mlp(loss.predictor, q), mlp(loss.predictor, q_2)
-    keys = F.normalize(keys)
     contrast = prediction = 0
     for i in range(len(q)):
         query = q[i] / q[i].norm()
         scores = torch.stack([query @ key for key in (keys[i], *loss.queue.keys)])
-        scores = scores / loss.temperature
-        contrast = contrast - scores.log_softmax(0)[0] / len(q)
+        contrast = contrast - (scores / loss.temperature).log_softmax(0)[0] / len(q)
         for a, b in ((predicted[i], slow_2[i]), (predicted_2[i], slow[i])):
-            distance = 2 - 2 * F.cosine_similarity(a, b, dim=0)
-            prediction = prediction + distance / len(q)
+            prediction = prediction + (2 - 2 * F.cosine_similarity(a, b, dim=0)) / len(q)
     return contrast, prediction, keys
 
 
@@ -71,25 +69,23 @@ def test_value_and_gradient_equal_the_formula(t_channels):
     loss, feats = build(t_channels=t_channels), features(6, t_channels)
     for feature in feats.values():
         feature.requires_grad_()
-    trained = [p for p in loss.parameters() if p.requires_grad]
-    wanted = [*feats.values(), *trained]
     contrast, prediction, keys = by_hand(loss, feats)
     value = loss(**feats)
     torch.testing.assert_close(value, contrast + 4 * prediction)
     torch.testing.assert_close(loss.terms.contrast, contrast.detach())
     torch.testing.assert_close(loss.terms.prediction, prediction.detach())
     torch.testing.assert_close(loss.queue.pending, keys)
+    wanted = [*feats.values(), *(p for p in loss.parameters() if p.requires_grad)]
     found, expected = (
         torch.autograd.grad(x, wanted, allow_unused=True)
         for x in (value, contrast + 4 * prediction)
     )
-    for a, b in zip(found[2:5], expected[2:5]):
-        assert a is None and b is None  # targets and keys
+    assert found[2:5] == expected[2:5] == (None,) * 3  # targets and keys
     for a, b in zip(found[:2] + found[5:], expected[:2] + expected[5:]):
         torch.testing.assert_close(a, b)
 
 
-def test_weights_temperature_and_queue_size_count():
+def test_every_setting_counts():
     feats = features()
     loss = build()
     loss(**feats)
@@ -118,10 +114,10 @@ def test_published_settings_are_the_defaults():
     assert (loss.contrast_weight, loss.prediction_weight, loss.loss_weight) == (1, 4, 1)
 
 
-# --- forward has no side effect on what it reads ---------------------------
+# --- what a forward pass changes -------------------------------------------
 
 
-def test_forward_leaves_queue_and_averages_alone():
+def test_forward_changes_neither_queue_nor_averages():
     loss = build()
     before = copy.deepcopy(loss.state_dict())
     loss(**features())
@@ -134,7 +130,7 @@ def test_evaluation_stages_nothing():
     loss = build().eval()
     values = [loss(**features()) for _ in range(2)]
     assert torch.equal(*values) and loss.queue.pending is None
-    assert loss(**features(batch=1)) > 0  # running statistics will do
+    assert loss(**features(batch=1)) > 0  # running statistics suffice
 
 
 def test_order_of_the_slow_students_views_shows_in_its_statistics():
@@ -145,9 +141,8 @@ def test_order_of_the_slow_students_views_shows_in_its_statistics():
         expected(feats[name])
     loss(**feats)
     for name in ('running_mean', 'running_var'):
-        torch.testing.assert_close(
-            getattr(loss.slow_projector[1], name), getattr(expected[1], name)
-        )
+        found = getattr(loss.slow_projector[1], name)
+        torch.testing.assert_close(found, getattr(expected[1], name))
 
 
 # --- averages --------------------------------------------------------------
@@ -157,11 +152,8 @@ def test_averages_follow_what_is_trained():
     loss = build(t_channels=9, slow_momentum=0.7, teacher_momentum=0.95)
     before = copy.deepcopy(loss)
     loss.update_averages()
-    for name, momentum, source in (
-        ('slow_connector', 0.7, 'connector'),
-        ('slow_projector', 0.7, 'projector'),
-        ('teacher_projector', 0.95, 'projector'),
-    ):
+    for name, source in AVERAGES.items():
+        momentum = 0.95 if name == 'teacher_projector' else 0.7
         old, new, trained = (
             list(getattr(owner, part).parameters())
             for owner, part in ((before, name), (loss, name), (before, source))
@@ -177,11 +169,7 @@ def test_averages_follow_what_is_trained():
 
 def test_averages_start_as_copies():
     loss = MODELS.build(dict(type='crd_plugin.CoCoRDLoss', s_channels=6, t_channels=9, **SIZES))
-    for average, source in (
-        ('slow_connector', 'connector'),
-        ('slow_projector', 'projector'),
-        ('teacher_projector', 'projector'),
-    ):
+    for average, source in AVERAGES.items():
         own, other = (getattr(loss, name).state_dict() for name in (average, source))
         assert own and set(own) == set(other)
         for key, value in own.items():
@@ -193,8 +181,7 @@ def test_averages_start_as_copies():
 
 
 def test_connector_is_there_only_for_different_widths():
-    loss = build()
-    assert not any('connector' in key for key in loss.state_dict())
+    assert not any('connector' in key for key in build().state_dict())
     loss = build(t_channels=9)
     assert isinstance(loss.connector, nn.Linear)
     assert loss.connector.weight.shape == (9, 6)
@@ -205,9 +192,7 @@ def test_connector_is_there_only_for_different_widths():
 
 @pytest.mark.parametrize('given', [(None, None), (6, None), (None, 9)])
 def test_widths_are_inferred(given):
-    loss = MODELS.build(
-        dict(type='crd_plugin.CoCoRDLoss', s_channels=given[0], t_channels=given[1], **SIZES)
-    ).double()
+    loss = build(*given)
     assert loss.needs_width
     with pytest.raises(ValueError, match='of CoCoRDLoss are not known'):
         loss(**features(6, 9))
@@ -217,31 +202,19 @@ def test_widths_are_inferred(given):
     assert loss.double()(**features(6, 9)) > 0
 
 
-# --- input and arguments ---------------------------------------------------
+# --- input -----------------------------------------------------------------
 
 
 def test_feature_in_a_tuple_of_one():
-    loss = build().eval()
-    feats = features()
-    packed = {name: (feature,) for name, feature in feats.items()}
-    assert torch.equal(loss(**packed), loss(**feats))
+    loss, feats = build().eval(), features()
+    assert torch.equal(loss(**{name: (x,) for name, x in feats.items()}), loss(**feats))
 
 
 @pytest.mark.parametrize(
     'name, change, message',
     [
-        (
-            's_feats_2',
-            lambda x: x[:3],
-            r's_feats_2 has shape \(3, 6\), expected '
-            r'\(5, 6\): one feature an image',
-        ),
-        (
-            'slow_feats',
-            lambda x: x[:, :4],
-            r'slow_feats has shape \(5, 4\).*set '
-            's_channels=4',
-        ),
+        ('s_feats_2', lambda x: x[:3], r's_feats_2 has shape \(3, 6\), expected \(5, 6\): one fea'),
+        ('slow_feats', lambda x: x[:, :4], r'slow_feats has shape \(5, 4\).*set s_channels=4'),
         ('t_feats', lambda x: x[:, :4], 'set t_channels=4'),
         ('t_feats', lambda x: x[:, :, None, None], 'the pooled feature; record the neck'),
         ('s_feats', lambda x: (x, x), 's_feats is a sequence of 2 tensors'),
@@ -259,47 +232,46 @@ def test_batch_of_one_image():
         build()(**features(batch=1))
 
 
-@pytest.mark.parametrize(
-    'name', ['s_channels', 't_channels', 'hidden_dim', 'embed_dim', 'predictor_dim', 'queue_size']
-)
-def test_bad_widths(name):
-    with pytest.raises(ValueError, match=f'{name} is 0, expected at least 1'):
-        build(**{name: 0})
-
-
-@pytest.mark.parametrize(
-    'name, value, message',
-    [
-        ('temperature', 0, 'temperature is 0, expected a positive number'),
-        ('slow_momentum', 1, 'slow_momentum is 1, expected 0 <= slow_momentum'),
-        ('teacher_momentum', -0.1, 'teacher_momentum is -0.1, expected 0 <='),
-        ('contrast_weight', float('nan'), 'contrast_weight is nan'),
-        ('prediction_weight', float('inf'), 'prediction_weight is inf'),
-        ('loss_weight', float('nan'), 'loss_weight is nan, expected a finite'),
-    ],
-)
-def test_bad_numbers(name, value, message):
-    with pytest.raises(ValueError, match=message):
-        build(**{name: value})
-
-
-def test_arguments_of_another_type():
-    with pytest.raises(ValueError, match='queue_size is 10.5, expected an in'):
-        build(queue_size=10.5)
-    for name in ('temperature', 'slow_momentum', 'loss_weight'):
-        with pytest.raises(TypeError, match=f"{name} is '1', expected a num"):
-            build(**{name: '1'})
-
-
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
 def test_mixed_precision(dtype):
+    """With autocast; and half features without it are as if they had been cast before."""
     loss = build(t_channels=9).float()
+    others = [copy.deepcopy(loss) for _ in range(3)]
     feats = {key: x.float() for key, x in features(6, 9).items()}
-    expected = copy.deepcopy(loss)(**feats)
     with torch.autocast('cpu', dtype=dtype):
         value = loss(**feats)
-    assert value.dtype == torch.float32
-    torch.testing.assert_close(value, expected, rtol=0.05, atol=0)
-    assert loss.queue.pending.dtype == torch.float32
+    assert value.dtype == loss.queue.pending.dtype == torch.float32
+    torch.testing.assert_close(value, others[0](**feats), rtol=0.05, atol=0)
     norms = loss.queue.pending.norm(dim=1)
     torch.testing.assert_close(norms, torch.ones_like(norms))
+    half = {key: x.to(dtype) for key, x in feats.items()}
+    value, expected = others[1](**half), others[2](**{key: x.float() for key, x in half.items()})
+    assert value.dtype == torch.float32 and torch.equal(value, expected)
+
+
+# --- arguments -------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    'name, value, error, message',
+    [
+        *(
+            (name, 0, ValueError, f'{name} is 0, expected at least 1')
+            for name in ('s_channels', 't_channels', *sorted(SIZES))
+        ),
+        ('queue_size', 10.5, ValueError, 'queue_size is 10.5, expected an in'),
+        ('temperature', 0, ValueError, 'temperature is 0, expected a positive number'),
+        ('slow_momentum', 1, ValueError, 'slow_momentum is 1, expected 0 <= slow_momentum'),
+        ('teacher_momentum', -0.1, ValueError, 'teacher_momentum is -0.1, expected 0 <='),
+        ('contrast_weight', float('nan'), ValueError, 'contrast_weight is nan'),
+        ('prediction_weight', float('inf'), ValueError, 'prediction_weight is inf'),
+        ('loss_weight', float('nan'), ValueError, 'loss_weight is nan, expected a finite'),
+        *(
+            (name, '1', TypeError, f"{name} is '1', expected a num")
+            for name in ('temperature', 'slow_momentum', 'loss_weight')
+        ),
+    ],
+)
+def test_bad_arguments(name, value, error, message):
+    with pytest.raises(error, match=message):
+        build(**{name: value})

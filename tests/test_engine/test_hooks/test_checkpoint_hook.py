@@ -1,0 +1,260 @@
+"""CheckpointHook: what is left when a run dies while it saves; otherwise MMEngine's hook."""
+
+import itertools
+import os
+import re
+import signal
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
+
+import mmengine.hooks.checkpoint_hook as upstream
+import pytest
+import torch
+from mmengine.fileio import LocalBackend, register_backend
+from mmengine.logging import MessageHub
+from mmengine.runner import save_checkpoint
+from torch import nn
+
+from crd_plugin.engine.hooks import checkpoint_hook
+from crd_plugin.registry import HOOKS
+from tests import small_runs
+
+ACCURACIES = (50.0, 60.0, 55.0)  # of the three epochs
+NUMBER = itertools.count()
+SETTINGS = dict(interval=1, max_keep_ckpts=1, save_best='accuracy', rule='greater')
+
+
+class FakeRunner:
+    """What the hook needs of a runner; checkpoints are written by MMEngine."""
+
+    def __init__(self, work_dir, model=None) -> None:
+        self.work_dir = str(work_dir)
+        self.model = model or nn.Identity()
+        self.epoch, self.iter, self.max_epochs = 0, 0, len(ACCURACIES)
+        self.message_hub = MessageHub(f'checkpoint-{next(NUMBER)}')
+        self.logger = SimpleNamespace(info=lambda text: None)
+
+    def save_checkpoint(self, out_dir, filename, *args, meta, backend_args=None, **kwargs) -> None:
+        """Save the epoch, a large tensor and the hook's own notes."""
+        state = dict(
+            epoch=meta['epoch'],
+            weights=torch.full((1000,), float(meta['epoch'])),
+            state_dict=self.model.state_dict(),
+            notes=dict(self.message_hub.runtime_info),
+        )
+        save_checkpoint(state, f'{out_dir}/{filename}', backend_args=backend_args)
+
+
+def build(**changes):
+    return HOOKS.build({'type': 'crd_plugin.CheckpointHook', **SETTINGS, **changes})
+
+
+def train(runner, hook):
+    """Call the hook as three epochs with validation do."""
+    hook.before_train(runner)
+    while runner.epoch < runner.max_epochs:
+        hook.after_train_epoch(runner)
+        runner.epoch += 1
+        accuracy = ACCURACIES[runner.epoch - 1]
+        hook.after_val_epoch(runner, dict(accuracy=accuracy, loss=abs(accuracy - 52)))
+    hook.after_train(runner)
+
+
+def files(folder):
+    return sorted(path.name for path in Path(folder).iterdir() if path.is_file())
+
+
+def newest(folder):
+    """Epoch of the newest checkpoint."""
+    return max((int(path.stem[len('epoch_') :]) for path in folder.glob('epoch_*.pth')), default=0)
+
+
+def pointed(folder):
+    """The latest checkpoint, which must be whole and at most one behind the newest file."""
+    for path in folder.glob('*.pth'):
+        saved = small_runs.load(path)
+        assert (saved['weights'] == saved['epoch']).all()
+    pointer = folder / 'last_checkpoint'
+    if not pointer.exists():
+        assert newest(folder) <= 1
+        return None
+    latest = small_runs.load(Path(pointer.read_text()))
+    assert latest['epoch'] >= newest(folder) - 1
+    best = latest['notes'].get('best_ckpt')
+    assert best is None or Path(best).exists()
+    return latest
+
+
+@contextmanager
+def dying(moment, die):
+    """Call ``die`` instead of the so-manyth write, rename or removal."""
+    count = itertools.count(1)
+
+    def or_die(function):
+        def wrapper(*args, **kwargs):
+            if next(count) == moment:
+                die()
+            return function(*args, **kwargs)
+
+        return wrapper
+
+    with (
+        mock.patch.object(checkpoint_hook.os, 'fsync', or_die(os.fsync)),
+        mock.patch.object(checkpoint_hook.os, 'replace', or_die(os.replace)),
+        mock.patch.object(LocalBackend, 'remove', or_die(LocalBackend.remove)),
+    ):
+        yield count
+
+
+# --- a run that dies -------------------------------------------------------
+
+
+def test_killed_at_any_moment(tmp_path):
+    """Until a run survives, each run is killed one event later than the one before."""
+    seen = set()
+    for moment in itertools.count(1):
+        folder = tmp_path / str(moment)
+        folder.mkdir()
+        child = os.fork()
+        if not child:
+            with dying(moment, lambda: os.kill(os.getpid(), signal.SIGKILL)):
+                train(FakeRunner(folder), build())
+            os._exit(0)
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        latest = pointed(folder)
+        if status == 0:
+            break
+        assert status == -signal.SIGKILL
+        seen.add(latest and latest['epoch'])
+        # The run that goes on removes what is left over.
+        runner = FakeRunner(folder)
+        if latest:
+            runner.epoch = latest['epoch']
+            runner.message_hub.update_info_dict(latest['notes'])
+        train(runner, build())
+        assert pointed(folder)['epoch'] == 3
+        assert not list(folder.glob('*.part'))
+    assert seen == {None, 1, 2, 3} and moment > 25
+    assert files(folder) == ['best_accuracy_epoch_2.pth', 'epoch_3.pth', 'last_checkpoint']
+
+
+@pytest.mark.parametrize('moment', range(9, 18))
+def test_full_disk_leaves_no_temporary_file(tmp_path, moment):
+    def fail():
+        raise OSError(28, 'No space left on device')
+
+    with dying(moment, fail), pytest.raises(OSError, match='No space left'):
+        train(FakeRunner(tmp_path), build())
+    assert pointed(tmp_path)['epoch'] in (1, 2)
+    assert not list(tmp_path.glob('*.part'))
+
+
+def test_failure_within_torch_save(tmp_path):
+    def half(state, file):
+        file.write(b'half')
+        raise ArithmeticError('broken on purpose')
+
+    runner, hook = FakeRunner(tmp_path), build()
+    hook.before_train(runner)
+    hook.after_train_epoch(runner)
+    runner.epoch = 1
+    with mock.patch('torch.save', half), pytest.raises(ArithmeticError):
+        hook.after_train_epoch(runner)
+    assert files(tmp_path) == ['epoch_1.pth', 'last_checkpoint']
+    assert pointed(tmp_path)['epoch'] == 1
+
+
+# --- like MMEngine's hook --------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    'changes',
+    [
+        dict(SETTINGS, published_keys=['epoch', 'weights']),
+        dict(SETTINGS, max_keep_ckpts=2, save_best=['accuracy', 'loss'], rule=['greater', 'less']),
+        dict(interval=2, by_epoch=True, save_last=False, filename_tmpl='model_{}.ckpt'),
+        dict(interval=-1, save_last=False, save_best='accuracy', rule='greater'),
+    ],
+    ids=['published', 'two best', 'interval', 'best alone'],
+)
+def test_files_are_those_of_mmengine(tmp_path, changes):
+    found = []
+    for name in ('mmengine.CheckpointHook', 'crd_plugin.CheckpointHook'):
+        folder = tmp_path / name
+        folder.mkdir()
+        train(FakeRunner(folder), HOOKS.build(dict(type=name, **changes)))
+        contents = {}
+        for path in folder.glob('*.*'):
+            saved = small_runs.load(path)
+            # A published file has a hash in its name, which depends on the process.
+            name = re.sub('-[0-9a-f]{8}', '-hash', path.name)
+            contents[name] = (saved['epoch'], list(saved))
+        pointer = folder / 'last_checkpoint'
+        found.append((contents, pointer.exists() and Path(pointer.read_text()).name))
+    assert found[0] == found[1] and found[1][0]
+
+
+def test_other_storage_is_used_as_it_is(tmp_path):
+    written = []
+
+    @register_backend('tests.other', force=True)
+    class Other(LocalBackend):
+        def put(self, obj, filepath):
+            written.append(Path(filepath).name)
+            super().put(obj, filepath)
+
+    train(FakeRunner(tmp_path), build(save_best=None, backend_args=dict(backend='tests.other')))
+    assert written == ['epoch_1.pth', 'epoch_2.pth', 'epoch_3.pth']
+    assert files(tmp_path) == ['epoch_3.pth', 'last_checkpoint']
+
+
+def test_best_checkpoint_that_is_written_again_stays(tmp_path):
+    runner, hook = FakeRunner(tmp_path), build()
+    train(runner, hook)
+    for accuracy in (70.0, 80.0):
+        hook.after_val_epoch(runner, dict(accuracy=accuracy))
+    assert files(tmp_path) == ['best_accuracy_epoch_3.pth', 'epoch_3.pth', 'last_checkpoint']
+
+
+def test_validation_alone_saves_nothing(tmp_path):
+    build().after_val_epoch(FakeRunner(tmp_path), dict(accuracy=1.0))
+    assert files(tmp_path) == []
+
+
+# --- state that is split over the ranks ------------------------------------
+
+
+class Split(nn.Module):
+    """Has half of its rows, and all of them while they are gathered."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer('rows', torch.zeros(2))
+        self.gathered = 0
+
+    @contextmanager
+    def gather_rows_for_checkpoint(self):
+        """Stand in for a collective."""
+        self.gathered += 1
+        self.rows = torch.arange(4.0)
+        yield
+        self.rows = self.rows[:2]
+
+
+@pytest.mark.parametrize('rank', [0, 1])
+def test_split_state_is_gathered_on_every_rank_and_saved_whole(tmp_path, monkeypatch, rank):
+    model = nn.Sequential(nn.Linear(1, 1), Split())
+    runner = FakeRunner(tmp_path, model)
+    if rank:
+        for module in (upstream, checkpoint_hook):
+            monkeypatch.setattr(module, 'is_main_process', lambda: False)
+        monkeypatch.setattr(runner, 'save_checkpoint', lambda *args, **kwargs: None)
+    train(runner, build())
+    # After each epoch and after each validation, since it may have been the best.
+    assert model[1].gathered == 6 and len(model[1].rows) == 2
+    saved = ['best_accuracy_epoch_2.pth', 'epoch_3.pth']
+    assert files(tmp_path) == ([] if rank else [*saved, 'last_checkpoint'])
+    for name in [] if rank else saved:
+        assert small_runs.load(tmp_path / name)['state_dict']['1.rows'].tolist() == [0, 1, 2, 3]
