@@ -229,7 +229,6 @@ def train_shards(folder: Path, name: str, **changes) -> None:
     changes = {
         **small_runs.without_validation(),
         'train_cfg__max_epochs': 2,
-        'default_hooks__checkpoint__type': 'crd_plugin.CheckpointHook',
         'model__distiller__distill_losses__loss_crd__negatives': 'all',
         **changes,
     }
@@ -257,7 +256,8 @@ def real_runs(folder: Path) -> dict:
     runner.train()
     message, refused = '', ''
     try:
-        small_runs.build(folder / 'refused', launcher='pytorch', **sharded).train()
+        plain = {'default_hooks__checkpoint__type': 'CheckpointHook'}
+        small_runs.build(folder / 'refused', launcher='pytorch', **sharded, **plain).train()
     except ValueError as error:
         refused = str(error)
     try:
