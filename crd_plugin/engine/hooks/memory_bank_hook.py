@@ -255,7 +255,9 @@ class MemoryBankHook(Hook):
         check_range('sample_idx', int(index.min()), int(index.max()), bank.num_samples)
         labels = [getattr(sample, 'gt_label', None) for sample in samples]
         if self._labels is not None and all(
-            isinstance(label, Tensor) and label.numel() == 1 for label in labels
+            # Labels of resident data are on the device, and reading them would wait for it.
+            isinstance(label, Tensor) and label.numel() == 1 and label.is_cpu
+            for label in labels
         ):
             check_labels(
                 torch.stack(labels).view(-1).cpu(), torch.from_numpy(self._labels)[index], index

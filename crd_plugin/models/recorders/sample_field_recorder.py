@@ -7,7 +7,6 @@ from mmrazor.models.task_modules.recorder.base_recorder import BaseRecorder
 from torch import Tensor, nn
 
 from crd_plugin.registry import TASK_UTILS
-from crd_plugin.structures import BatchSamples
 
 
 @TASK_UTILS.register_module()
@@ -66,7 +65,7 @@ def stack_field(samples: Sequence[Any], field: str, device: torch.device) -> Ten
     """Stack one field of data samples.
 
     Args:
-        samples (Sequence): Data samples of a batch, or a ``BatchSamples``.
+        samples (Sequence): Data samples of a batch.
         field (str): Name of the field.
         device (torch.device): Where the tensor goes.
 
@@ -77,9 +76,6 @@ def stack_field(samples: Sequence[Any], field: str, device: torch.device) -> Ten
     Raises:
         ValueError: If a sample has no such field.
     """
-    whole = samples.field(field) if isinstance(samples, BatchSamples) else None
-    if whole is not None:
-        return whole.to(device, non_blocking=True)
     values = [getattr(sample, field, None) for sample in samples]
     if any(value is None for value in values):
         hint = (
