@@ -1,7 +1,7 @@
 """Small data sets in the on-disk formats of the real ones.
 
 Each writer fills a folder and returns what it wrote. Pictures are noise over a colour of the class,
-so a network can learn from them.
+so a network can learn from them. ``root`` is the ``data_root`` of a config.
 """
 
 import pickle
@@ -17,17 +17,9 @@ WNIDS = tuple(
     'n02124075 n04067472 n04540053 n04099969 n07749582 '
     'n01641577 n02802426 n09246464 n07920052 n03970156'.split()
 )
-WORDS = (
-    'Egyptian cat',
-    'reel',
-    'volleyball',
-    'rocking chair, rocker',
-    'lemon',
-    'bullfrog, Rana catesbeiana',
-    'basketball',
-    'cliff, drop, drop-off',
-    'espresso',
-    "plunger, plumber's helper",
+WORDS = tuple(
+    'Egyptian cat;reel;volleyball;rocking chair, rocker;lemon;bullfrog, Rana catesbeiana;'
+    "basketball;cliff, drop, drop-off;espresso;plunger, plumber's helper".split(';')
 )
 
 
@@ -50,15 +42,8 @@ def pictures(labels, height, width, seed=0):
 def write_cifar10(root, num_train=50, num_test=20):
     """Write CIFAR-10: five training batches and a test batch, pickled.
 
-    Each row holds 1,024 red, 1,024 green and 1,024 blue values, row by row.
-
-    Args:
-        root (path): ``data_root`` of ``CIFAR10``.
-        num_train (int): Training images, a multiple of five. Defaults to 50.
-        num_test (int): Test images. Defaults to 20.
-
-    Returns:
-        dict: 'train' and 'test' to images (N, 32, 32, 3) uint8 and labels (N,).
+    ``num_train`` is a multiple of five. Returns 'train' and 'test' to images ``(N, 32, 32, 3)``
+    uint8 and labels ``(N,)``.
     """
     folder = Path(root) / 'cifar-10-batches-py'
     written = _cifar_arrays(10, num_train, num_test)
@@ -74,13 +59,7 @@ def write_cifar10(root, num_train=50, num_test=20):
 def write_cifar100(root, num_train=200, num_test=100):
     """Write CIFAR-100: one training and one test file, fine and coarse labels.
 
-    Args:
-        root (path): ``data_root`` of ``CIFAR100``.
-        num_train (int): Training images. Defaults to 200.
-        num_test (int): Test images. Defaults to 100.
-
-    Returns:
-        dict: 'train' and 'test' to images (N, 32, 32, 3) uint8 and fine labels (N,).
+    Returns 'train' and 'test' to images ``(N, 32, 32, 3)`` uint8 and fine labels ``(N,)``.
     """
     folder = Path(root) / 'cifar-100-python'
     written = _cifar_arrays(100, num_train, num_test)
@@ -97,17 +76,10 @@ def write_cifar100(root, num_train=200, num_test=100):
 
 
 def write_stl10(root, num_train=40, num_test=20, num_unlabeled=60):
-    """Write STL-10: planes stored column by column, labels from 1.
+    """Write STL-10, ``root`` the folder ``stl10_binary``: planes column by column, labels from 1.
 
-    Args:
-        root (path): The folder ``stl10_binary``.
-        num_train (int): Training images. Defaults to 40.
-        num_test (int): Test images. Defaults to 20.
-        num_unlabeled (int): Unlabeled images. Defaults to 60.
-
-    Returns:
-        dict: 'train', 'test' and 'unlabeled' to images (N, 96, 96, 3) uint8 and labels (N,) from 0;
-        those of 'unlabeled' are in no file.
+    Returns 'train', 'test' and 'unlabeled' to images ``(N, 96, 96, 3)`` uint8 and labels ``(N,)``
+    from 0; those of 'unlabeled' are in no file.
     """
     root = Path(root)
     root.mkdir(parents=True, exist_ok=True)
@@ -127,20 +99,12 @@ def write_stl10(root, num_train=40, num_test=20, num_unlabeled=60):
 
 
 def write_tiny_imagenet(root, num_classes=10, num_train=4, num_val=2):
-    """Write Tiny-ImageNet-200 as unpacked, of its first classes.
+    """Write Tiny-ImageNet-200 as unpacked, of its first ``num_classes`` (at most ten) classes.
 
-    The order of ``wnids.txt`` is not alphabetical, ``words.txt`` names ids that are no classes, and
-    every seventh image is grey, as in the original.
-
-    Args:
-        root (path): The folder ``tiny-imagenet-200``.
-        num_classes (int): Classes, at most ten. Defaults to 10.
-        num_train (int): Training images per class. Defaults to 4.
-        num_val (int): Validation images per class. Defaults to 2.
-
-    Returns:
-        dict: 'train' and 'val' to (path below ``root``, label); the label counts the ids in
-        alphabetical order.
+    As in the original the order of ``wnids.txt`` is not alphabetical, ``words.txt`` names ids that
+    are no classes, and every seventh image is grey. ``num_train`` and ``num_val`` are per class.
+    Returns 'train' and 'val' to (path below ``root``, label); the label counts the ids in
+    alphabetical order.
     """
     root = Path(root)
     wnids = WNIDS[:num_classes]
@@ -170,18 +134,9 @@ def write_imagenet(root, num_classes=4, num_train=4, num_val=2, meta=True):
     """Write ImageNet-1k: a folder per class, images of many sizes and modes.
 
     As in the original there are portraits and landscapes, a grey image, a CMYK one and one with an
-    EXIF orientation.
-
-    Args:
-        root (path): ``data_root`` of ``ImageNet``.
-        num_classes (int): Classes with images, the first ones. Defaults to 4.
-        num_train (int): Training images per class. Defaults to 4.
-        num_val (int): Validation images per class. Defaults to 2.
-        meta (bool): Write ``meta/*.txt`` with paths and labels; else 1,000 folders, most of them
-            empty, say which class is which. Defaults to True.
-
-    Returns:
-        dict: 'train' and 'val' to (path below the split's folder, label).
+    EXIF orientation. ``num_train`` and ``num_val`` are per class. Either ``meta/*.txt`` has paths
+    and labels, or 1,000 folders, most of them empty, say which class is which. Returns 'train' and
+    'val' to (path below the split's folder, label).
     """
     root = Path(root)
     sizes = ((300, 400), (400, 300), (256, 256), (180, 500), (333, 260))

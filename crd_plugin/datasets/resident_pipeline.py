@@ -118,27 +118,27 @@ class ResidentPipeline:
             dict: ``box`` ``(count, 2)`` or ``(count, 4)`` int64 and ``flip`` ``(count,)`` bool,
             as far as there are such transforms.
         """
+        columns = 0 if self.crop is None else 2 * getattr(self.crop, 'max_attempts', 0) + 2
+        columns += self.flip is not None
         generator = torch.Generator().manual_seed(seed)
-
-        def uniform(columns: int) -> Tensor:
-            return torch.rand(count, columns, dtype=torch.float64, generator=generator)
-
+        uniform = torch.rand(count, columns, dtype=torch.float64, generator=generator)
         draws = {}
+        if self.flip is not None:
+            draws['flip'] = uniform[:, -1] < self.flip.prob
+            uniform = uniform[:, :-1]
         if isinstance(self.crop, RandomCrop):
             places = torch.tensor(size) - torch.tensor(self._target(size)) + 1
-            draws['box'] = (uniform(2) * places).long()
+            draws['box'] = (uniform * places).long()
         elif self.crop is not None:
             central = copy.copy(self.crop)
             central.max_attempts = 0  # It then takes the box that is used when no attempt fits.
             draws['box'] = augment.random_boxes(
-                uniform(2 * self.crop.max_attempts + 2),
+                uniform,
                 size,
                 self.crop.crop_ratio_range,
                 self.crop.aspect_ratio_range,
                 central.rand_crop_params(np.empty((*size, 1), np.uint8)),
             )
-        if self.flip is not None:
-            draws['flip'] = uniform(1)[:, 0] < self.flip.prob
         return draws
 
     def make(self, images: Tensor, rows: Tensor, draws: dict[str, Tensor]) -> Tensor:

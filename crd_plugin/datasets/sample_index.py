@@ -7,15 +7,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from mmengine.dataset import BaseDataset, ClassBalancedDataset, ConcatDataset, RepeatDataset
 from mmengine.structures import BaseDataElement
-from mmpretrain.datasets import KFoldDataset
-from torch.utils.data import ConcatDataset as TorchConcatDataset
-from torch.utils.data import Subset
 
 from crd_plugin.registry import DATASETS
 
 from .contrast_ids import ContrastIds
+from .sources import Sources, find_sources, labels_of, read_sample, samples_of
 
 _MAX_REFETCH = 1000
 
@@ -77,7 +74,7 @@ class SampleIndexDataset:
         self.num_negatives = num_negatives
         self.percent = percent
         self.mode = mode
-        self._sources: tuple[list[Any], np.ndarray, np.ndarray] | None = None
+        self._sources: Sources | None = None
         self._labels: np.ndarray | None = None
         self._contrast: ContrastIds | None = None
         if num_negatives is not None:
@@ -134,7 +131,7 @@ class SampleIndexDataset:
         owner, index = self._locate(position)
         redraws = getattr(owner, 'max_refetch', _MAX_REFETCH)
         for _ in range(redraws + 1):
-            item = _read(owner, index)
+            item = read_sample(owner, index)
             if item is not None:
                 return self._write_ids(item, position)
             position = np.random.randint(0, len(self))
@@ -181,7 +178,7 @@ class SampleIndexDataset:
         """
         if self._labels is None:
             owners, owner_of, index_of = self._find_sources()
-            labels = [_labels_of(owner) for owner in owners]
+            labels = [labels_of(owner) for owner in owners]
             starts = np.cumsum([0, *map(len, labels)])
             self._labels = np.concatenate(labels)[starts[owner_of] + index_of]
         return self._labels.copy()
@@ -201,10 +198,16 @@ class SampleIndexDataset:
         except IndexError:
             raise IndexError(f'idx {idx} is outside the data set of {len(self)} samples.') from None
 
-    def _find_sources(self) -> tuple[list[Any], np.ndarray, np.ndarray]:
-        """Find the sources once; see :func:`find_sources`."""
+    def _find_sources(self) -> Sources:
+        """Find out once where the samples come from."""
         if self._sources is None:
-            self._sources = find_sources(self.dataset)
+            sources = find_sources(self.dataset)
+            if any(isinstance(owner, SampleIndexDataset) for owner in sources.owners):
+                raise ValueError(
+                    'dataset contains a SampleIndexDataset already, whose ids would be '
+                    'overwritten; wrap the data set once only.'
+                )
+            self._sources = sources
         return self._sources
 
     def _locate(self, position: int) -> tuple[Any, int]:
@@ -213,7 +216,7 @@ class SampleIndexDataset:
         return owners[owner_of[position]], int(index_of[position])
 
     def _write_ids(self, item: Any, position: int) -> Any:
-        samples = _samples_of(item)
+        samples = samples_of(item)
         if not all(isinstance(sample, (BaseDataElement, dict)) for sample in samples):
             found = sorted(map(str, item)) if isinstance(item, dict) else type(item).__name__
             raise TypeError(
@@ -231,110 +234,3 @@ class SampleIndexDataset:
                 sample.set_metainfo(dict(sample_idx=position))
                 sample.set_data(fields)
         return item
-
-
-def find_sources(dataset: Any) -> tuple[list[Any], np.ndarray, np.ndarray]:
-    """Find which data set, behind known wrappers, holds the sample at each position.
-
-    Args:
-        dataset (Dataset): Data set, or a Concat, Repeat, ClassBalanced, KFold or Subset wrapper
-            around others, to any depth.
-
-    Returns:
-        tuple: The data sets that hold samples; the number of the one that holds each position,
-        ``(N,)`` int64; and the index of that sample in it, ``(N,)`` int64.
-
-    Raises:
-        ValueError: If a ``SampleIndexDataset`` is among them.
-    """
-    if isinstance(dataset, SampleIndexDataset):
-        raise ValueError(
-            'dataset contains a SampleIndexDataset already, whose ids would be overwritten; wrap '
-            'the data set once only.'
-        )
-    if hasattr(dataset, 'full_init'):
-        dataset.full_init()
-    if _indexes_like(dataset, ConcatDataset, TorchConcatDataset):
-        owners: list[Any] = []
-        numbers, indices = [], []
-        for part in dataset.datasets:
-            part_owners, number, index = find_sources(part)
-            numbers.append(number + len(owners))
-            indices.append(index)
-            owners += part_owners
-        return owners, np.concatenate(numbers), np.concatenate(indices)
-    if _indexes_like(dataset, RepeatDataset):
-        owners, number, index = find_sources(dataset.dataset)
-        return owners, np.tile(number, dataset.times), np.tile(index, dataset.times)
-    if _indexes_like(dataset, KFoldDataset):
-        return find_sources(dataset.dataset)
-    if _indexes_like(dataset, ClassBalancedDataset, Subset):
-        owners, number, index = find_sources(dataset.dataset)
-        chosen = dataset.indices if isinstance(dataset, Subset) else dataset.repeat_indices
-        return owners, number[chosen], index[chosen]
-    return [dataset], np.zeros(len(dataset), np.int64), np.arange(len(dataset))
-
-
-def _indexes_like(dataset: Any, *classes: Any) -> bool:
-    """Whether a data set is one of the classes and does not override its indexing."""
-    return any(
-        isinstance(dataset, cls) and type(dataset).__getitem__ is cls.__getitem__ for cls in classes
-    )
-
-
-def _read(owner: Any, index: int) -> Any:
-    """Read exactly the sample asked for; return None if it cannot be read."""
-    if _indexes_like(owner, BaseDataset):
-        item = owner.prepare_data(index)
-        if item is None and owner.test_mode:
-            raise RuntimeError(
-                f'The pipeline of {type(owner).__name__} returned None for its sample {index} with '
-                'test_mode=True; check the image, or set test_mode=False so that another sample is '
-                'drawn.'
-            )
-        return item
-    item = owner[index]
-    if item is None or not hasattr(owner, 'get_data_info'):
-        return item
-    # Its own __getitem__ may have replaced the sample; the id tells.
-    wanted = owner.get_data_info(index).get('sample_idx')
-    found = getattr(next(iter(_samples_of(item)), None), 'sample_idx', wanted)
-    return item if wanted in (None, found) else None
-
-
-def _samples_of(item: Any) -> list[Any]:
-    """Return the data samples of an item, one per view."""
-    samples = item.get('data_samples') if isinstance(item, dict) else None
-    return list(samples) if isinstance(samples, (list, tuple)) else [samples]
-
-
-def _labels_of(owner: Any) -> np.ndarray:
-    """Return the class of every sample of a data set without wrappers, ``(N,)`` int64."""
-    name = type(owner).__name__
-    advice = "correct gt_label, or use exclude='instance' in the loss, which needs no labels."
-    try:
-        if hasattr(owner, 'get_gt_labels'):
-            labels = owner.get_gt_labels()
-        elif hasattr(owner, 'get_data_info'):
-            labels = [owner.get_data_info(index)['gt_label'] for index in range(len(owner))]
-        else:
-            labels = owner.targets
-        array = np.asarray(labels)
-    except (KeyError, AttributeError) as error:
-        raise ValueError(
-            f'{name} has no labels (no get_gt_labels, no gt_label in its annotations, no targets); '
-            f'{advice}'
-        ) from error
-    except ValueError as error:  # NumPy refuses lists of unequal length.
-        raise ValueError(
-            f'{name} is multi-label, expected one class per sample ({error}); {advice}'
-        ) from error
-    if array.ndim == 2 and array.shape[1] == 1:
-        array = array[:, 0]
-    if array.shape != (len(owner),) or array.dtype.kind not in 'iu' or array.min(initial=0) < 0:
-        smallest = f', the smallest {array.min()},' if array.dtype.kind in 'iuf' else ''
-        raise ValueError(
-            f'{name} has labels of shape {array.shape} and type {array.dtype}{smallest} for '
-            f'{len(owner)} samples, expected one integer class >= 0 per sample; {advice}'
-        )
-    return array.astype(np.int64)
