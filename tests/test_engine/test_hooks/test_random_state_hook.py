@@ -11,11 +11,7 @@ from mmengine.hooks import Hook
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from crd_plugin.engine import RandomStateHook
-from crd_plugin.engine.hooks.random_state_hook import (
-    SeededReading,
-    seed_everything,
-    seeded_reading,
-)
+from crd_plugin.engine.hooks.random_state_hook import seed_everything, seeded_reading
 from tests import small_runs
 
 ITERATIONS = dict(
@@ -153,7 +149,7 @@ def test_workers_keep_their_own_seeds_unless_asked():
 
 def test_reading_leaves_the_random_state_as_it_is():
     dataset = Noise()
-    SeededReading(dataset)
+    seeded_reading(dataset)
     seed_everything(1, 2, 3)
     undisturbed = [_draw(), _draw()]
     seed_everything(1, 2, 3)
@@ -187,7 +183,7 @@ def test_data_sets_that_read_batches_or_take_no_attribute():
     assert [idx for idx, *_ in dataset.__getitems__([1, 0])] == [3, 4]
     # As if train() is called twice: running workers know the first one.
     assert seeded_reading(dataset) is reading
-    assert isinstance(seeded_reading([1, 2]), SeededReading)
+    assert seeded_reading([1, 2])([1, 0]) == [2, 1]
 
 
 # --- training --------------------------------------------------------------
