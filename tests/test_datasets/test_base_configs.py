@@ -113,7 +113,7 @@ def test_train_set_has_ids_and_labels(small, name):
         else [label for _, label in sorted(expected)]
     )
     assert len(train) == len(labels)
-    items = train.__getitems__(range(len(train)))
+    items = [train[i] for i in range(len(train))]
     assert [item['data_samples'].sample_idx for item in items] == list(range(len(train)))
     for item in items:
         assert tuple(item['inputs'].shape) == (3, size, size)

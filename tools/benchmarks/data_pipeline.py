@@ -104,10 +104,13 @@ class Source:
         from mmengine.registry import MODELS
         from mmengine.runner import Runner
 
+        from crd_plugin.engine.hooks.random_state_hook import seeded_reading
+
         self.device = torch.device(device)
         self.fields = fields
         self.loader = Runner.build_dataloader(cfg, seed=0)
-        self.loader.dataset.set_seed(0)
+        self.reading = seeded_reading(self.loader.dataset)
+        self.reading.set_seed(0)
         self.preprocess = MODELS.build(preprocessor).to(self.device)
         # Batches that workers have ready when a turn begins.
         self.ready = self.loader.num_workers * (self.loader.prefetch_factor or 0)
@@ -122,7 +125,7 @@ class Source:
 
         for epoch in itertools.count():
             self.loader.sampler.set_epoch(epoch)
-            self.loader.dataset.set_epoch(epoch)
+            self.reading.set_epoch(epoch)
             for batch in self.loader:
                 batch = self.preprocess(batch, training=True)
                 yield (

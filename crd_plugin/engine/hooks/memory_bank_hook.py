@@ -223,9 +223,14 @@ class MemoryBankHook(Hook):
         index = torch.tensor(ids, dtype=torch.int64)
         check_range('sample_idx', int(index.min()), int(index.max()), num_samples)
         labels = [getattr(sample, 'gt_label', None) for sample in samples]
-        single = [label for label in labels if isinstance(label, Tensor) and label.numel() == 1]
+        # Labels of resident data are on the device, and reading them would wait for it.
+        single = [
+            label
+            for label in labels
+            if isinstance(label, Tensor) and label.numel() == 1 and label.is_cpu
+        ]
         if self._labels is not None and len(single) == len(labels):
-            check_labels(torch.stack(single).view(-1).cpu(), self._labels[index], index)
+            check_labels(torch.stack(single).view(-1), self._labels[index], index)
 
     def _log(self, runner: Any, staged: Sequence[MemoryBank]) -> None:
         """Log the mutual information bound and look at the norms."""
