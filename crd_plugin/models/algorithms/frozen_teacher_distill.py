@@ -11,6 +11,7 @@ from mmrazor.models.algorithms import SingleTeacherDistill
 from mmrazor.models.utils import add_prefix
 from torch import Tensor, nn
 
+from crd_plugin.compat import load_checkpoint_file
 from crd_plugin.registry import MODELS
 
 from ..recorders import SampleFieldRecorder
@@ -302,7 +303,8 @@ def load_strictly(model: nn.Module, checkpoint: str, role: str) -> None:
     Raises:
         ValueError: If keys are missing, unexpected or of another shape.
     """
-    loaded = CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu')
+    load = CheckpointLoader.load_checkpoint if '://' in checkpoint else load_checkpoint_file
+    loaded = load(checkpoint, map_location='cpu')
     weights = loaded.get('state_dict', loaded)
     own = model.state_dict()
     missing = [key for key in own if key not in weights]
