@@ -10,9 +10,10 @@ from __future__ import annotations
 import importlib.abc
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.machinery import ModuleSpec
 from types import ModuleType
+from typing import Any
 
 from .checkpoints import (
     CheckpointError,
@@ -47,7 +48,7 @@ __all__ = [
 ]
 
 # Module of upstream: patches, called with the module right after its own import.
-PATCHES: dict[str, tuple[Callable[[ModuleType], None], ...]] = {
+PATCHES: dict[str, tuple[Callable[[Any], None], ...]] = {
     'mmengine.config.config': (inherit_our_configs,),
     'mmengine.config.utils': (recognize_standard_library,),
     'mmengine.dist.utils': (init_dist_on_cpu,),
@@ -76,9 +77,8 @@ def apply_patches() -> None:
     if any(isinstance(finder, _PatchFinder) for finder in sys.meta_path):
         return
     sys.meta_path.insert(0, _PatchFinder())
-    for name in PATCHES:
-        if name in sys.modules:
-            _patch(sys.modules[name])
+    for module in filter(None, map(sys.modules.get, PATCHES)):
+        _patch(module)
 
 
 def _patch(module: ModuleType) -> None:
@@ -86,7 +86,7 @@ def _patch(module: ModuleType) -> None:
     for patch in PATCHES.get(module.__name__, ()):
         try:
             patch(module)
-        except Exception as error:  # noqa: BLE001  an import must never fail because of a patch
+        except Exception as error:
             logging.getLogger(__name__).warning(
                 'crd_plugin does not know this version of %s and leaves out the patch %s (%r)',
                 module.__name__,
@@ -104,7 +104,7 @@ class _PatchFinder(importlib.abc.MetaPathFinder):
     """
 
     def find_spec(
-        self, fullname: str, path: object = None, target: ModuleType | None = None
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         """Find a module of the table as the other finders do, and have it patched."""
         if fullname not in PATCHES:
@@ -112,12 +112,13 @@ class _PatchFinder(importlib.abc.MetaPathFinder):
         others = (finder for finder in sys.meta_path if finder is not self)
         found = (finder.find_spec(fullname, path, target) for finder in others)
         spec = next(filter(None, found), None)
-        if spec is not None and hasattr(spec.loader, 'exec_module'):
-            run_code = spec.loader.exec_module
+        loader: Any = spec and spec.loader
+        if hasattr(loader, 'exec_module'):
+            run_code = loader.exec_module
 
             def exec_module(module: ModuleType) -> None:
                 run_code(module)
                 _patch(module)
 
-            spec.loader.exec_module = exec_module
+            loader.exec_module = exec_module
         return spec

@@ -106,7 +106,9 @@ def _log_history_allowed() -> Iterator[None]:
         entry[1] if isinstance(entry, tuple) else f'{entry.__module__}.{entry.__qualname__}'
         for entry in torch.serialization.get_safe_globals()
     }
-    added = [(value, name) for name, value in allowed.items() if name not in taken]
+    added: list[Callable | tuple[Callable, str]] = [
+        (value, name) for name, value in allowed.items() if name not in taken
+    ]
     with torch.serialization.safe_globals(added):
         yield
 

@@ -102,7 +102,7 @@ def replace_quantization_tables(mmrazor: ModuleType) -> None:
             'open-mmlab/mmrazor#615).'
         )
 
-    tables = ModuleType(name, 'Stands in for tables that cannot be built with torch 2.')
+    tables: Any = ModuleType(name, 'Stands in for tables that cannot be built with torch 2.')
     tables.BackendConfigs = type('NoBackendConfigs', (dict,), {'__missing__': refuse})()
     for backend in ('academic', 'native', 'openvino', 'tensorrt'):
         for suffix in ('', '_dict'):
@@ -110,7 +110,7 @@ def replace_quantization_tables(mmrazor: ModuleType) -> None:
     sys.modules[name] = tables
 
 
-def find_soft_cross_entropy(kd_soft_ce_loss: ModuleType) -> None:
+def find_soft_cross_entropy(kd_soft_ce_loss: Any) -> None:
     """Let ``mmrazor.KDSoftCELoss`` compute.
 
     Breaks: it takes ``soft_cross_entropy`` from ``mmcls``, which was renamed to ``mmpretrain``, and

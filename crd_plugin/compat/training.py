@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
+from typing import Any
 
 from .packages import rebind
 
@@ -101,7 +102,7 @@ def wrap_model_on_cpu(wrappers: ModuleType) -> None:
     wrapper.__init__ = __init__
 
 
-def scale_gradients_on_cpu(amp_wrapper: ModuleType) -> None:
+def scale_gradients_on_cpu(amp_wrapper: Any) -> None:
     """Let ``AmpOptimWrapper``, and with it ``--amp``, train on a CPU.
 
     Breaks: the wrapper asserts that there is a GPU, although torch casts on CPUs too, and the
