@@ -15,8 +15,8 @@ MIM_CONTENT = ('configs', 'tools', 'model-index.yml')
 class BuildWithMim(build_py):
     """Also put configs and tools into ``crd_plugin/.mim``.
 
-    OpenMMLab packages usually do so by reading ``sys.argv`` in ``setup.py``, which modern pip leaves
-    empty. A build step works for wheels, source distributions and editable installs.
+    OpenMMLab packages usually do so by reading ``sys.argv`` in ``setup.py``, which modern pip
+    leaves empty. A build step works for wheels, source distributions and editable installs.
     """
 
     def run(self) -> None:
