@@ -3,12 +3,12 @@
 import os
 from types import SimpleNamespace
 
-# The tensors of tests are small, so a second thread only waits; and runs that
-# are compared bit by bit, some of them in other processes, must have as many.
+# The tensors of tests are small, so a second thread only waits; and runs that are compared bit by
+# bit, some of them in other processes, must have the same number of threads.
 os.environ['OMP_NUM_THREADS'] = '1'
 os.environ.setdefault('MPLBACKEND', 'Agg')
 
-# First of all, because it repairs what the tests import from upstream.
+# First of all, because it patches what the tests import from upstream.
 import crd_plugin  # isort: skip  # noqa: E402,F401
 import mmengine.dataset.base_dataset  # noqa: E402
 

@@ -256,12 +256,12 @@ def publish_teacher(run: Run) -> str:
     """
     import torch
 
-    import crd_plugin  # noqa: F401  lets MMEngine's checkpoints load safely
+    from crd_plugin.compat import load_checkpoint_file
 
     target = run.run_dir / 'teacher.pth'
     if not target.is_file():
         last = Path((run.run_dir / 'last_checkpoint').read_text().strip())
-        checkpoint = torch.load(run.run_dir / last.name, map_location='cpu', weights_only=True)
+        checkpoint = load_checkpoint_file(run.run_dir / last.name)
         part = target.with_suffix('.part')
         torch.save(
             dict(

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
 import torch
-from mmengine import fileio
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 from torch import Tensor
@@ -219,8 +218,13 @@ def _write(content: bytes, target: Path) -> Path:
         raise FileExistsError(
             f'{target} exists already and is another file; remove it or choose another OUT.'
         )
-    # compat has taught this to write beside the target and rename.
-    fileio.put(content, target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f'{target.name}.part')
+    try:
+        partial.write_bytes(content)
+        os.replace(partial, target)
+    finally:
+        partial.unlink(missing_ok=True)
     return target
 
 

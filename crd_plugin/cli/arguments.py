@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Callable, List, Optional, Sequence
 
 from mmengine.config import Config, ConfigDict, DictAction
 
-from crd_plugin.compat import CheckpointError, keep_freed_memory
+from crd_plugin.compat import CheckpointError, use_load_checkpoint_file
 
 if TYPE_CHECKING:
     from mmengine.runner import Runner
@@ -195,8 +195,8 @@ def _check_launcher(args: argparse.Namespace) -> None:
 def build_runner(cfg: Config) -> 'Runner':
     """Build the runner that the config asks for.
 
-    On a machine without a GPU, freed memory is kept from then on, see
-    :func:`crd_plugin.compat.keep_freed_memory`. With
+    MMEngine loads local checkpoints with
+    :func:`crd_plugin.compat.load_checkpoint_file` from then on. With
     ``randomness.deterministic`` cuBLAS is told to be so, unless the
     environment says how.
 
@@ -206,12 +206,10 @@ def build_runner(cfg: Config) -> 'Runner':
     Returns:
         Runner: MMEngine's runner, or the one named by ``runner_type``.
     """
-    import torch
     from mmengine.registry import RUNNERS
     from mmengine.runner import Runner
 
-    if not torch.cuda.is_available():
-        keep_freed_memory()
+    use_load_checkpoint_file()
     if cfg.get('randomness', {}).get('deterministic', False):
         # cuBLAS is refused without it, and reads it when it is first used.
         os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')

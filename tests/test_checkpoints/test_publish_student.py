@@ -15,7 +15,7 @@ from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 from mmpretrain.registry import MODELS
 
-from crd_plugin.compat import CheckpointError
+from crd_plugin.compat import CheckpointError, load_checkpoint_file
 from crd_plugin.checkpoints.publish import parse_config_text, publish_student, student_config
 
 ROOT = Path(__file__).parents[2]
@@ -122,7 +122,7 @@ def checkpoint(run):
 
 @pytest.fixture(scope='module')
 def raw(checkpoint):
-    return torch.load(checkpoint, weights_only=True)
+    return load_checkpoint_file(checkpoint)
 
 
 @pytest.fixture(scope='module')

@@ -59,7 +59,7 @@ class SampleFieldRecorder(BaseRecorder):
         self._recording = False
 
 
-def stack_field(samples: BatchSamples | Sequence[Any], field: str, device: torch.device) -> Tensor:
+def stack_field(samples: Sequence[Any], field: str, device: torch.device) -> Tensor:
     """Stack one field of data samples.
 
     Args:
