@@ -25,6 +25,7 @@ from torch.utils.data._utils.pin_memory import pin_memory
 
 import crd_plugin  # noqa: F401
 from crd_plugin.datasets import ResidentDataset, SampleIndexDataset, whole_batch
+from crd_plugin.fragments import keep_on_device
 from crd_plugin.registry import DATASETS, MODELS
 from tests import resident_worker, small_runs
 from tests.resident_worker import RESIDENT
@@ -53,7 +54,9 @@ def configs(small):  # noqa: F811
     def load(name):
         if name != 'digits':
             small(name)
-        return parsed(name), parsed(f'{name}_resident')
+        resident = copy.deepcopy(parsed(name))
+        keep_on_device(resident)
+        return parsed(name), resident
 
     return load
 
@@ -564,11 +567,13 @@ def test_two_processes(ranks, tmp_path):
 
 
 def test_line_in_a_config_is_all_it_takes(tmp_path):
-    # A base in the place of another; what a user sets still fits.
+    # What a user sets still fits.
     leaf = tmp_path / 'leaf.py'
-    base = BASE / 'datasets' / 'digits_resident.py'
+    base = BASE / 'datasets' / 'digits.py'
     leaf.write_text(
         f'_base_ = [{json.dumps(str(base))}]\n'
+        'from crd_plugin.fragments import keep_on_device\n\n'
+        'keep_on_device(_base_)\n'
         'train_dataloader = dict(batch_size=4, dataset=dict(dataset=dict('
         'num_train_per_class=2)))\n'
     )

@@ -26,6 +26,7 @@ from torch import nn
 
 from crd_plugin.datasets import ResidentDataset
 from crd_plugin.engine.hooks import cocord_hook, memory_bank_hook
+from crd_plugin.fragments import keep_on_device
 from crd_plugin.models.algorithms import CoCoRDDistill
 from crd_plugin.models.losses import CRDLoss
 from crd_plugin.models.memory_bank import MemoryBank
@@ -317,8 +318,9 @@ def leaf_of(method):
 def config(method, tmp_path, resident=True):
     """The leaf's config with small ResNets, and images for the device."""
     cfg = copy.deepcopy(config_files.parsed(leaf_of(method)))
-    name = 'digits_resident' if resident else 'digits'
-    data = config_files.parsed(config_files.CONFIGS / '_base_' / 'datasets' / f'{name}.py')
+    data = copy.deepcopy(config_files.parsed(config_files.BASE / 'settings' / 'digits_b20-100e.py'))
+    if resident:
+        keep_on_device(data)
     if 'cocord' not in method:
         for key in ('train_dataloader', 'data_preprocessor'):
             cfg[key] = copy.deepcopy(data[key])

@@ -328,7 +328,6 @@ def _rates(name, epochs, length):
         ('cifar_b64-30e-240e', 0.05, 0.05),
         ('cifar_b64-30e-240e_lr001', 0.01, 0.01),
         ('cifar_b64-30e-240e_init001', 0.01, 0.05),
-        ('tiny_b64-30e-240e', 0.05, 0.05),
     ],
 )
 def test_published_schedules(name, init, main):
