@@ -82,8 +82,7 @@ def write_configs(folder: Path) -> Path:
         LEAF.format(base=CONFIGS / 'crd' / f'crd_{PAIR}.py', epochs=NUM_EPOCHS)
         + f"model = dict(teacher_ckpt='{teacher}')\n"
         "custom_imports = dict(imports=['crd_plugin', 'pausing'])\n"
-        "custom_hooks = [dict(type='crd_plugin.MemoryBankHook'),\n"
-        f"    dict(type='pause_once', marker='{folder / 'paused'}')]\n"
+        f"custom_hooks = [dict(type='pause_once', marker='{folder / 'paused'}')]\n"
     )
     (configs / 'broken.py').write_text(
         "_base_ = './student.py'\ntrain_dataloader = dict(batch_size=-1)\n"

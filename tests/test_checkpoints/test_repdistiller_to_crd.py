@@ -20,6 +20,7 @@ from crd_plugin.cli import arguments as cli
 from crd_plugin.compat import CheckpointError
 from crd_plugin.checkpoints.convert_repdistiller import convert_repdistiller
 from crd_plugin.checkpoints.publish import parse_config_text
+from crd_plugin.fragments import join
 from crd_plugin.models.backbones import build_cifar_classifier_cfg
 from tests.repdistiller import NAMES, assert_logits, images, state_of
 
@@ -111,12 +112,12 @@ def test_config_in_the_file_serves_get_model(released, tmp_path):
 
 
 def distiller(teacher, checkpoint):
-    cfg = Config.fromfile(ROOT / 'configs/_base_/distillers/kd.py').model
-    cfg.update(
+    pair = dict(
         architecture=build_cifar_classifier_cfg('resnet8', 100),
         teacher=build_cifar_classifier_cfg(teacher, 100),
         teacher_ckpt=str(checkpoint),
     )
+    cfg = join(pair, Config.fromfile(ROOT / 'configs/_base_/distillers/kd.py').kd)
     with DefaultScope.overwrite_default_scope('mmpretrain'):
         return MODELS.build(cfg)
 

@@ -20,6 +20,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Subset
 from torch.utils.data._utils.pin_memory import pin_memory
 
 from crd_plugin.datasets import ResidentDataset, SampleIndexDataset, whole_batch
+from crd_plugin.fragments import keep_on_device
 from crd_plugin.registry import DATASETS, MODELS
 from tests import fake_data, resident_worker, small_runs
 from tests.resident_worker import RESIDENT
@@ -466,3 +467,22 @@ def test_two_processes(tmp_path):
             for seen in (*ranks, alone.seen)
         )
         _assert_shards(shards, whole, small_runs.NUM_SAMPLES)
+
+
+def test_line_in_a_config_is_all_it_takes(tmp_path):
+    # What a user sets still fits.
+    leaf = tmp_path / 'leaf.py'
+    base = small_runs.REPO / 'configs/_base_/datasets/digits.py'
+    leaf.write_text(
+        f'_base_ = [{json.dumps(str(base))}]\n'
+        'from crd_plugin.fragments import keep_on_device\n\n'
+        'keep_on_device(_base_)\n'
+        'train_dataloader = dict(batch_size=4, dataset=dict(dataset=dict('
+        'num_train_per_class=2)))\n'
+    )
+    cfg = Config.fromfile(leaf)
+    loader = Runner.build_dataloader(cfg.train_dataloader, seed=0)
+    batch = next(iter(loader))
+    assert len(loader.dataset) == 20 and batch['inputs'].shape[0] == 4
+    assert loader.num_workers == 0 and not loader.pin_memory
+    assert cfg.test_dataloader == cfg.val_dataloader

@@ -158,17 +158,16 @@ def test_pair_without_fsp(tmp_path):
     bases = [
         str(path / name)
         for name in (
-            'default_runtime.py',
-            'datasets/digits.py',
-            'schedules/digits_b20-30e-100e.py',
+            'settings/digits_b20-30e-100e.py',
             'pairs/resnet14_resnet8w4_digits.py',
             'distillers/fsp.py',
         )
     ]
     leaf.write_text(
-        f'_base_ = {bases}\nmodel = dict(\n'
-        '    architecture=_base_.student,\n'
-        '    teacher=_base_.teacher)\n'
+        f'_base_ = {bases}\n'
+        'from crd_plugin.fragments import join\n\n'
+        'model = join(_base_.pair, _base_.fsp)\n'
+        'model.teacher_ckpt = None\n'
     )
     report = run_dry(Config.fromfile(leaf))
     text = only(report)

@@ -145,13 +145,17 @@ def make_sources(args: argparse.Namespace, folder: Path) -> Dict[str, Source]:
     from mmengine.registry import DefaultScope
     from stand_in import replace_dataset
 
+    from crd_plugin.fragments import keep_on_device
+
     DefaultScope.get_instance('data-pipeline', scope_name='mmpretrain')
     # Building a data set says something; the table is all that is wanted.
     MMLogger.get_instance('data-pipeline', log_level='ERROR')
 
-    def build(suffix: str, fields: List[str], **changes: Any) -> Source:
-        path = BASES / f'{args.data.replace("-", "_")}{suffix}.py'
+    def build(resident: bool, fields: List[str], **changes: Any) -> Source:
+        path = BASES / f'{args.data.replace("-", "_")}.py'
         cfg = Config.fromfile(path)
+        if resident:
+            keep_on_device(cfg)
         cfg.merge_from_dict(dict(train_dataloader=changes))
         loader = cfg.train_dataloader
         loader.batch_size = args.batch_size
@@ -166,18 +170,18 @@ def make_sources(args: argparse.Namespace, folder: Path) -> Dict[str, Source]:
     for workers in args.workers:
         name = f'plain, {workers} worker{"s" * (workers != 1)}'
         sources[name] = build(
-            '', fields, num_workers=workers, persistent_workers=workers > 0, pin_memory=pin
+            False, fields, num_workers=workers, persistent_workers=workers > 0, pin_memory=pin
         )
     if args.negatives:
         sources['contrast_idx'] = build(
-            '',
+            False,
             fields + ['contrast_idx'],
             num_workers=0,
             persistent_workers=False,
             pin_memory=pin,
             dataset=dict(num_negatives=args.negatives),
         )
-    sources['resident'] = build('_resident', fields)
+    sources['resident'] = build(True, fields)
     return sources
 
 

@@ -41,11 +41,6 @@ def check_hooks(cfg: Dict[str, Any], has_bank: Optional[bool], report: DryRunRep
         report.problem(
             f'custom_hooks has MemoryBankHook {number} times, expected once; remove the others.'
         )
-    if number and has_bank is False:
-        report.problem(
-            'custom_hooks has MemoryBankHook, but the model has '
-            f'no memory bank; remove {entry} from it.'
-        )
     if has_bank and 'SyncBuffersHook' in names:
         report.problem(
             'custom_hooks has SyncBuffersHook, which averages the '

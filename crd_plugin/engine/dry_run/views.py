@@ -66,11 +66,6 @@ def _check_hook(
         report.problem(
             f'custom_hooks has CoCoRDHook {number} times, expected once; remove the others.'
         )
-    if number and not cocord:
-        report.problem(
-            'custom_hooks has CoCoRDHook, but the model is no '
-            f'crd_plugin.CoCoRDDistill; remove {entry} from it.'
-        )
 
 
 def _views_of_config(dataset: Dict[str, Any]) -> Optional[int]:
