@@ -5,7 +5,7 @@ import re
 import pytest
 from mmengine.config import Config
 
-from crd_plugin.engine.dry_run import run_dry
+from crd_plugin.cli.dry_run import run_dry
 from tests import small_runs
 
 DOCS = small_runs.REPO / 'docs'

@@ -17,7 +17,7 @@ from mmengine.registry import DefaultScope
 
 from crd_plugin.registry import MODELS
 from tests import fake_data, small_runs
-from tests.test_tools.test_cli import call
+from tests.test_cli.test_arguments import call
 
 CONFIGS = small_runs.REPO / 'configs'
 # Config, data folder and what fills it, images a step of two, schedule's rate.

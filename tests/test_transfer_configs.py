@@ -7,9 +7,9 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
 
-from crd_plugin.engine.dry_run import run_dry
+from crd_plugin.cli.dry_run import run_dry
 from tests import fake_data, small_runs
-from tests.test_tools.test_cli import call
+from tests.test_cli.test_arguments import call
 
 CONFIGS = small_runs.REPO / 'configs'
 TRANSFER = sorted((CONFIGS / 'transfer').glob('*.py'))

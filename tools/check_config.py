@@ -63,7 +63,8 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     args = parse_args(argv)
     if not osp.isfile(args.config):
         cli.load_config(args.config)  # says which the nearest are
-    from crd_plugin.engine.dry_run import dry_run_file, render
+    from crd_plugin.cli.dry_run import dry_run_file
+    from crd_plugin.cli.dry_run_report import render
 
     try:
         report = dry_run_file(

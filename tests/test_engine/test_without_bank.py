@@ -5,8 +5,7 @@ import re
 import torch
 from mmengine.config import Config
 
-from crd_plugin.engine.dry_run import run_dry
-from crd_plugin.engine.dry_run.checks import plans_bank
+from crd_plugin.cli.dry_run import run_dry
 from tests import small_runs
 
 LOSS = 'model__distiller__distill_losses__loss_crd'
@@ -101,16 +100,6 @@ def test_beside_a_loss_with_a_bank(tmp_path):
     assert losses['loss_crd'].bank.has_z and losses['loss_batch'].batch.has_z
     line = small_runs.scalars(tmp_path)[-1]
     assert {'mi_bound_at_crd', 'mi_bound_at_batch'} <= set(line)
-
-
-def test_a_model_that_does_not_build_is_known_to_plan_no_bank():
-    losses = {'loss_crd': dict(type='crd_plugin.CRDLoss')}
-    model = dict(distiller=dict(distill_losses=losses))
-    assert plans_bank(model) is True
-    losses['loss_crd']['negatives'] = 'batch'
-    assert plans_bank(model) is False
-    losses['loss_b'] = dict(type='crd_plugin.CRDLoss', negatives='all')
-    assert plans_bank(model) is True
 
 
 def test_the_leaf_of_the_documentation(tmp_path, monkeypatch):

@@ -8,7 +8,7 @@ from mmengine.config import Config
 from mmengine.registry import DefaultScope
 from mmpretrain.structures import DataSample
 
-from crd_plugin.engine.dry_run import run_dry
+from crd_plugin.cli.dry_run import run_dry
 from crd_plugin.models import MemoryBank
 from crd_plugin.registry import MODELS
 from tests import small_runs
