@@ -17,7 +17,7 @@ from mmpretrain.registry import MODELS
 
 from crd_plugin.checkpoints.publish import parse_config_text, publish_student, student_config
 from crd_plugin.cli import arguments as cli
-from crd_plugin.compat import CheckpointError
+from crd_plugin.compat import CheckpointError, load_checkpoint_file
 
 ROOT = Path(__file__).parents[2]
 
@@ -115,7 +115,7 @@ def checkpoint(run):
 
 @pytest.fixture(scope='module')
 def raw(checkpoint):
-    return torch.load(checkpoint, weights_only=True)
+    return load_checkpoint_file(checkpoint)
 
 
 @pytest.fixture(scope='module')
