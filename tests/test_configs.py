@@ -12,7 +12,7 @@ import pytest
 from mmengine.fileio import load
 from mmengine.registry import DefaultScope
 
-from crd_plugin.engine.dry_run import dry_run_file
+from crd_plugin.cli.dry_run import dry_run_file
 from crd_plugin.fragments import join
 from tests.config_files import (
     BASE,

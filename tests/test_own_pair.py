@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from crd_plugin.engine.dry_run import dry_run_file
+from crd_plugin.cli.dry_run import dry_run_file
 from tests import small_runs
 
 DOCS = small_runs.REPO / 'docs'

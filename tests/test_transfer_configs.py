@@ -6,7 +6,7 @@ import pytest
 import torch
 from mmengine.registry import DefaultScope
 
-from crd_plugin.engine.dry_run import dry_run_file
+from crd_plugin.cli.dry_run import dry_run_file
 from crd_plugin.fragments import join
 from tests import fake_data, small_runs
 from tests.config_files import CONFIGS, TRANSFER, key_of, parsed

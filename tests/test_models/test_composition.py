@@ -9,7 +9,7 @@ from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 from mmpretrain.structures import DataSample
 
-from crd_plugin.engine.dry_run import dry_run_file
+from crd_plugin.cli.dry_run import dry_run_file
 from crd_plugin.fragments import join
 from crd_plugin.models import MemoryBank
 from crd_plugin.registry import MODELS
