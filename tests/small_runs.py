@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import mmengine.config.config
-import torch
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.model import BaseModule

@@ -23,7 +23,8 @@ from typing import List, Optional, Sequence, Tuple
 REPO = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPO))
 
-from crd_plugin.cli import arguments as cli, launch  # noqa: E402
+from crd_plugin.cli import arguments as cli  # noqa: E402
+from crd_plugin.cli import launch
 from crd_plugin.cli.launch import LOG, Run, write_whole  # noqa: E402
 
 CONFIGS = REPO / 'configs'

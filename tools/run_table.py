@@ -21,7 +21,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, Dict, Iterable, List, Optional, Sequence, Tuple
 
-from crd_plugin.cli import arguments as cli, launch
+from crd_plugin.cli import arguments as cli
+from crd_plugin.cli import launch
 from crd_plugin.cli.results import read_run
 
 # What is to be done with a run.

@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import json
 import os
 import pickle
 import socket
@@ -20,7 +21,6 @@ from torch.utils.data import ConcatDataset, DataLoader, Subset
 from torch.utils.data._utils.pin_memory import pin_memory
 
 from crd_plugin.datasets import ResidentDataset, SampleIndexDataset, whole_batch
-from crd_plugin.fragments import keep_on_device
 from crd_plugin.registry import DATASETS, MODELS
 from tests import fake_data, resident_worker, small_runs
 from tests.resident_worker import RESIDENT

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from crd_plugin.cli import arguments as cli, launch
+from crd_plugin.cli import arguments as cli
+from crd_plugin.cli import launch
 from tests import tables
 
 TOOL = 'run_table.py'

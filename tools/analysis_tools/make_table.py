@@ -5,7 +5,8 @@ import sys
 from pathlib import Path
 from typing import List, Optional, Sequence
 
-from crd_plugin.cli import arguments as cli, launch
+from crd_plugin.cli import arguments as cli
+from crd_plugin.cli import launch
 from crd_plugin.cli.comparison import (
     compare,
     read_metafile,

@@ -268,7 +268,6 @@ def scored(loss: Any, sample_idx: Any) -> Tuple[int, int]:
 def ceilings(device: str) -> Tuple[float, float]:
     """GFLOP/s of a large float32 product and GB/s of a large copy."""
     import torch
-
     from crd_plugin.ops.matmul import times_transposed
 
     side, size = (1024, 1 << 25) if device == 'cpu' else (8192, 1 << 28)
@@ -295,7 +294,6 @@ def time_step(step: Callable[[], None], device: str) -> float:
 def peak_mib(step: Callable[[], None], device: str) -> float:
     """MiB that one step holds at most beyond what was held before it."""
     import torch
-
     from crd_plugin.ops.scratch import release
 
     gc.collect()

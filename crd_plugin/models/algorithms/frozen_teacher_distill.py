@@ -13,7 +13,6 @@ from mmrazor.models.algorithms import SingleTeacherDistill
 from mmrazor.models.utils import add_prefix
 from torch import Tensor, nn
 
-from crd_plugin.compat import load_checkpoint_file
 from crd_plugin.registry import MODELS
 
 from ..recorders import SampleFieldRecorder
