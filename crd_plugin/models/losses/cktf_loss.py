@@ -174,10 +174,11 @@ class CKTFLoss(nn.Module):
         level, (student, _) = next(iter(embedded.items()))
         crd: Any = self.losses[level]
         drawn = None if crd.bank is None else crd.draw(sample_idx, contrast_idx, student.dtype)
-        total = sum(
-            self._weight(level) * self.losses[level](*pair, sample_idx, labels, contrast_idx, drawn)
-            for level, pair in embedded.items()
-        )
+        total: Any = 0.0
+        for level, pair in embedded.items():
+            weight = self.beta if level == _PENULTIMATE else self.theta
+            value = self.losses[level](*pair, sample_idx, labels, contrast_idx, drawn)
+            total = total + weight * value
         return self.loss_weight * total
 
     def features(
@@ -207,10 +208,6 @@ class CKTFLoss(nn.Module):
         if self.beta:
             pairs[_PENULTIMATE] = (full_precision(s_feats), full_precision(t_feats))
         return pairs
-
-    def _weight(self, level: str) -> float:
-        """Return the factor of a level."""
-        return self.beta if level == _PENULTIMATE else self.theta
 
     def _check_widths(self, pairs: Features) -> None:
         """Check that the features have the widths that the connectors were built for."""
