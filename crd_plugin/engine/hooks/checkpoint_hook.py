@@ -32,7 +32,7 @@ class CheckpointHook(hooks.CheckpointHook):
       before rank 0 saves and leaves it afterwards; in between, ``state_dict()`` on rank 0 has to
       hold the state of all ranks.
 
-    The first point holds for local files, which other storage replaces as a whole anyway.
+    The first point concerns local files; other storage replaces a file as a whole anyway.
 
     Args:
         **kwargs: Arguments of ``mmengine.hooks.CheckpointHook``.
