@@ -8,6 +8,8 @@ import statistics
 import pytest
 
 from crd_plugin.cli import arguments as cli
+from crd_plugin.cli.comparison import read_metafile
+from crd_plugin.cli.runs import sha256
 from tests import tables
 
 TOOL = 'analysis_tools/make_table.py'
@@ -72,7 +74,7 @@ def test_the_table_beside_the_published_one(project, tool, monkeypatch, capsys):
     assert crd['source'] == 'an invented paper'
     assert crd['seeds'] == [0, 1] and not crd['missing_seeds']
     # The same eight digits as tools/check_config.py shows.
-    teacher = tables.load_tool('run_table.py')._sha256(str(project / 'teacher.pth'), 0)
+    teacher = sha256(str(project / 'teacher.pth'), 0)
     assert crd['teacher'] == teacher[:8]
     assert [run['run_dir'] for run in crd['runs']] == [
         'work_dirs/crd/seed_0',
@@ -124,7 +126,7 @@ def test_published_figures_of_the_package_are_found(tool, tmp_path, monkeypatch)
         tables.CONFIGS / 'kd' / 'metafile.yml',
     ]
     for path in found[1:]:
-        figures = {f.config: f.top1 for f in tool.read_metafile(path)}
+        figures = {figure['config']: figure['published'] for figure in read_metafile(path)}
         configs = {p.stem for p in path.parent.glob('*.py')}
         assert set(figures) <= configs
         assert any(top1 for top1 in figures.values())
@@ -133,7 +135,7 @@ def test_published_figures_of_the_package_are_found(tool, tmp_path, monkeypatch)
 @pytest.mark.parametrize(
     'argv, message',
     [
-        (['gone'], 'WORK_DIR gone is no folder'),
+        (['gone'], 'WORK_DIR gone is not a folder'),
         (['.'], 'no run in .: there is no seed_'),
         (['.', '--published', 'gone.yml'], '--published gone.yml does not exist'),
     ],
