@@ -51,36 +51,16 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     add = parser.add_argument
-    add(
-        '--seeds',
-        default=['1'],
-        nargs='+',
-        help='one number N: seeds 0 to N-1; several ("0 3 7" or "0,3,7"): these. Default: 1',
-    )
-    add(
-        '--methods',
-        default=[METHODS],
-        nargs='*',
-        help=f'methods beside the student alone. Default: "{METHODS}"',
-    )
-    add(
-        '--work-dir',
-        type=Path,
-        default=Path('work_dirs/demo'),
-        help='folder for runs and results. Default: work_dirs/demo',
-    )
-    add(
-        '--resume',
-        action='store_true',
-        help='resume interrupted runs from their latest checkpoint instead of starting over',
-    )
-    add(
-        '--cfg-options',
-        nargs='+',
-        default=[],
-        metavar='KEY=VALUE',
-        help='override config values in every run',
-    )
+    what = 'one number N: seeds 0 to N-1; several ("0 3 7" or "0,3,7"): these. Default: 1'
+    add('--seeds', default=['1'], nargs='+', help=what)
+    what = f'methods beside the student alone. Default: "{METHODS}"'
+    add('--methods', default=[METHODS], nargs='*', help=what)
+    what = 'folder for runs and results. Default: work_dirs/demo'
+    add('--work-dir', type=Path, default=Path('work_dirs/demo'), help=what)
+    what = 'resume interrupted runs from their latest checkpoint instead of starting over'
+    add('--resume', action='store_true', help=what)
+    what = 'override config values in every run'
+    add('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help=what)
     args = parser.parse_args(argv)
     args.seeds = _parse_seeds(args.seeds)
     args.methods = list(dict.fromkeys(re.findall(r'[^\s,]+', ' '.join(args.methods))))
@@ -108,14 +88,7 @@ def _parse_seeds(words: Sequence[str]) -> list[int]:
 
 
 def find_config(method: str) -> Path:
-    """Find the config of a method for the demo's pair, or for its student alone.
-
-    Args:
-        method (str): Such as 'crd', or 'online-kd', which has no teacher.
-
-    Raises:
-        UsageError: If there is none.
-    """
+    """Find the config of a method for the demo's pair, or for its student alone."""
     name = re.compile(rf'([^_]+)_(?:{TEACHER}_)?{STUDENT}_{SETTING}\.py')
     matches = [
         (name.fullmatch(path.name), path) for path in sorted(CONFIGS.glob(f'*/*_{SETTING}.py'))
@@ -155,30 +128,6 @@ def plan(args: argparse.Namespace) -> tuple[Run, list[Run]]:
             options = [f'model.teacher_ckpt={weights}'] if has_teacher else []
             students.append(run(name, config, seed, f'{method}_seed{seed}', *options))
     return teacher, students
-
-
-def train(runs: Sequence[Run], resume: bool) -> None:
-    """Train one run after the other; a UsageError tells of one that failed."""
-    from crd_plugin.cli.progress import Display
-
-    with Display(len(runs)) as display:
-        for number, run in enumerate(runs, 1):
-            run.examine()  # the teacher may have been trained since
-            if run.state == RESUMED and not resume:
-                launch.make_room(run.run_dir, keep=False)
-                run.examine()
-            title = f'run {number}/{len(runs)}: {run.title}'
-            display.say(f'{title} -> {run.run_dir / launch.LOG}')
-            try:
-                with display.run(title, run.settings.epochs, run.reached) as on_epoch:
-                    run.train(launch.Trainings(), on_epoch)
-            except launch.TrainingFailed as error:
-                tail = '\n'.join(error.tail)
-                raise cli.UsageError(
-                    f'{tail}\n\n{run.title}: training ended with code {error.code}. The log is '
-                    f'{error.log}; correct the cause and repeat the command, finished runs are '
-                    'kept.'
-                ) from error
 
 
 def describe_machine() -> dict[str, Any]:
@@ -241,41 +190,39 @@ def report(runs: Sequence[Run], work_dir: Path, argv: Sequence[str]) -> str:
     return table
 
 
-def demo(argv: Sequence[str]) -> None:
-    """Train what is missing, then report."""
+def train(runs: Sequence[Run], resume: bool) -> None:
+    """Train what is not finished."""
+    from crd_plugin.cli.pool import train_all
+
+    for run in runs:
+        run.examine()  # the teacher may have been trained since
+        if run.state == RESUMED and not resume:
+            launch.make_room(run.run_dir, keep=False)
+            run.examine()
+    missing = [run for run in runs if run.state != DONE]
+    if len(missing) < len(runs):
+        sys.stdout.write(f'{len(runs) - len(missing)} finished run(s) kept\n')
+        sys.stdout.flush()
+    if missing:
+        hint = 'the same command keeps finished runs, with --resume it resumes the others'
+        train_all(missing, [('demo', {})], hint)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Train the teacher, then the students, then report."""
+    argv = sys.argv[1:] if argv is None else argv
     args = parse_args(argv)
-    launch.require('filelock', 'rich', 'pandas', 'matplotlib', 'sklearn')
+    launch.require('filelock', 'rich')
     teacher, students = plan(args)
-    missing = [teacher] if teacher.state != DONE else []
-    # A new teacher makes every student new that has one.
-    retrained = [run for run in students if missing and (run.teacher or run.missing)]
-    missing += [run for run in students if run.state != DONE or run in retrained]
-    kept = 1 + len(students) - len(missing)
-    if kept:
-        sys.stdout.write(f'{kept} finished runs are kept: {args.work_dir}\n')
-    train(missing, args.resume)
+    launch.require('pandas', 'matplotlib', 'sklearn')
+    train([teacher], args.resume)
+    train(students, args.resume)
     table = report([teacher, *students], args.work_dir, argv)
     written = f'{args.work_dir}/results.md, results.json, curves.png'
     sys.stdout.write(f'\n{table}\n\nwritten: {written}\n')
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the demo and return its exit code."""
-    try:
-        demo(sys.argv[1:] if argv is None else list(argv))
-    except cli.UsageError as error:
-        sys.stderr.write(f'error: {error}\n')
-        return 1
-    except KeyboardInterrupt:
-        sys.stderr.write(
-            'interrupted; the same command keeps finished runs, with --resume it resumes the '
-            'interrupted one.\n'
-        )
-        return 130
-    return 0
-
-
 if __name__ == '__main__':
     # `kill` as well as Ctrl-C must not leave a training behind.
     launch.interrupt_on_signals()
-    sys.exit(main())
+    sys.exit(cli.run(main))

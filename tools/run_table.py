@@ -12,20 +12,14 @@ from __future__ import annotations
 import argparse
 import glob
 import os
-import queue
 import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 from crd_plugin.cli import arguments as cli
 from crd_plugin.cli import launch
-from crd_plugin.cli.results import read_run
 from crd_plugin.cli.runs import DONE, Run, Settings
-
-# Name of a place to train at, and its environment variables.
-Device = tuple[str, dict[str, str]]
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -103,7 +97,7 @@ def plan(args: argparse.Namespace) -> list[Run]:
     ]
 
 
-def find_devices(gpus: Sequence[str] | None, jobs: int | None) -> list[Device]:
+def find_devices(gpus: Sequence[str] | None, jobs: int | None) -> list[tuple[str, dict[str, str]]]:
     """List the places of ``--gpus`` or ``--jobs``; one training runs at each at a time."""
     if jobs is None:
         import torch
@@ -132,75 +126,6 @@ def find_devices(gpus: Sequence[str] | None, jobs: int | None) -> list[Device]:
     if places > 1 and 'OMP_NUM_THREADS' not in os.environ:
         env['OMP_NUM_THREADS'] = str(max(1, (os.cpu_count() or 1) // places))
     return [('cpu', env)] * places
-
-
-def train_all(
-    runs: Sequence[Run], devices: Sequence[Device]
-) -> tuple[list[tuple[Run, Exception]], bool]:
-    """Train runs side by side, one per device; go on where one fails.
-
-    Returns:
-        tuple: Runs that failed, with the reason; and whether a signal stopped the others.
-    """
-    from crd_plugin.cli.progress import Display
-
-    free: queue.SimpleQueue[Device] = queue.SimpleQueue()
-    for device in devices:
-        free.put(device)
-    trainings = launch.Trainings()
-    failures: list[tuple[Run, Exception]] = []
-    display = Display(sum(1 - run.reached / run.settings.epochs for run in runs))
-
-    def train(position: str, run: Run) -> None:
-        name, env = device = free.get()
-        log = run.run_dir / launch.LOG
-        display.say(f'{position} ({name}): {run.title}: {run.describe()} -> {log}')
-        try:
-            with display.run(run.title, run.settings.epochs, run.reached) as on_epoch:
-                run.train(trainings, on_epoch, env)
-        except Exception as error:  # whatever it is, the others go on
-            if not trainings.stopping.is_set():
-                failures.append((run, error))
-                display.say(f'{position} failed: {run.title}')
-        else:
-            display.say(f'{position} done: {run.title}{_outcome(run)}')
-        finally:
-            free.put(device)
-
-    with display, ThreadPoolExecutor(len(devices)) as pool:
-        try:
-            count = len(runs)
-            wait([pool.submit(train, f'{n}/{count}', run) for n, run in enumerate(runs, 1)])
-        except KeyboardInterrupt:
-            pool.shutdown(wait=False, cancel_futures=True)
-            trainings.stop()
-    return failures, trainings.stopping.is_set()
-
-
-def _outcome(run: Run) -> str:
-    """Accuracies of a finished run, if it was validated."""
-    try:
-        result = read_run(run.run_dir)
-    except (FileNotFoundError, ValueError):
-        return ''
-    last, best = result['last'], result['best']
-    return f', top-1 {last["top1"]:.2f}, best {best["top1"]:.2f} at epoch {best["epoch"]}'
-
-
-def report_failures(failures: Sequence[tuple[Run, Exception]]) -> None:
-    """Write what failed to stderr: last lines of each log and its path."""
-    for run, error in failures:
-        reason = str(error)
-        if isinstance(error, launch.TrainingFailed):
-            reason = f'training ended with code {error.code}; last lines of {error.log}:'
-            reason = '\n    '.join([reason, *error.tail[-10:]])
-        elif not isinstance(error, cli.UsageError):
-            reason = f'{type(error).__name__}: {error}'
-        sys.stderr.write(f'\nfailed: {run.title}: {reason}\n')
-    sys.stderr.write(
-        f'\nerror: {len(failures)} run(s) failed; correct the cause and repeat the command, '
-        'finished runs are kept.\n'
-    )
 
 
 def warn_of_batch_sizes(cells: Iterable[Settings]) -> None:
@@ -237,14 +162,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     unfinished = [run for run in runs if run.state != DONE]
     if args.dry_run or not unfinished:
         return
-    failures, interrupted = train_all(unfinished, find_devices(args.gpus, args.jobs))
-    if failures:
-        report_failures(failures)
-    if interrupted:
-        sys.stderr.write('interrupted; the same command goes on.\n')
-        raise SystemExit(130)
-    if failures:
-        raise SystemExit(1)
+    from crd_plugin.cli.pool import train_all
+
+    train_all(unfinished, find_devices(args.gpus, args.jobs))
 
 
 if __name__ == '__main__':

@@ -122,10 +122,10 @@ def _start(command: Sequence[str], env: Mapping[str, str], lock: int | None) -> 
 
 
 def stop(*processes: subprocess.Popen, grace: float = 10.0) -> None:
-    """End subprocesses and their children; skip those that have ended.
+    """End subprocesses, each the leader of its process group, and their children.
 
     Args:
-        *processes (subprocess.Popen): Each the leader of its process group.
+        *processes (subprocess.Popen): Those that have ended are skipped.
         grace (float): Seconds from SIGTERM to SIGKILL. Defaults to 10.
     """
     alive = [process for process in processes if process.poll() is None]
@@ -169,18 +169,10 @@ def interrupt_on_signals() -> None:
 
 @contextlib.contextmanager
 def hold(run_dir: Path) -> Iterator[int]:
-    """Lock the folder of a run.
+    """Lock the folder of a run, or raise a UsageError if another process has locked it.
 
-    A subprocess that inherits the descriptor keeps the lock, even if this process is killed.
-
-    Args:
-        run_dir (Path): Work dir of the training.
-
-    Yields:
-        int: Descriptor of the locked file.
-
-    Raises:
-        UsageError: If another process holds the lock.
+    Yields the descriptor of the locked file. A subprocess that inherits it keeps the lock, even if
+    this process is killed.
     """
     from filelock import lock_descriptor
 
@@ -195,15 +187,7 @@ def hold(run_dir: Path) -> Iterator[int]:
 
 
 def make_room(run_dir: Path, keep: bool) -> None:
-    """Move a run aside, or remove it.
-
-    Args:
-        run_dir (Path): Its folder.
-        keep (bool): Whether to keep it, as ``<name>_old<number>``.
-
-    Raises:
-        UsageError: If a process trains there.
-    """
+    """Move a run aside to ``<name>_old<number>``, or remove it; refuse one that is in use."""
     with hold(run_dir):
         pass
     if not keep:

@@ -30,15 +30,7 @@ _CONFIG_LOCK = threading.Lock()
 
 
 def load_config(path: str | Path, options: Sequence[str]) -> Config:
-    """Load a config as ``tools/train.py`` does.
-
-    Args:
-        path (str | Path): Config file.
-        options (Sequence[str]): ``key=value`` of ``--cfg-options``.
-
-    Returns:
-        Config: The config with the options.
-    """
+    """Load a config with ``key=value`` of ``--cfg-options``, as ``tools/train.py`` does."""
     parser = argparse.ArgumentParser()
     parser.add_argument('--options', nargs='*', action=DictAction)
     with _CONFIG_LOCK:
@@ -182,15 +174,7 @@ class Run:
             return False
 
     def latest_checkpoint(self, before: int | None = None) -> Path | None:
-        """Find the checkpoint to resume from.
-
-        Args:
-            before (int, optional): Epoch that it must not have reached. Defaults to None: the
-                latest, as ``--resume auto`` takes it.
-
-        Returns:
-            Path, optional: The checkpoint; None if there is none.
-        """
+        """Find the checkpoint to resume from, as ``--resume auto`` does, or one before an epoch."""
         pointer = self.run_dir / 'last_checkpoint'
         if before is None and pointer.is_file():
             checkpoint = self.run_dir / Path(pointer.read_text().strip()).name
@@ -286,18 +270,7 @@ class Run:
 
 
 def read_record(path: Path, keys: Iterable[str]) -> dict[str, Any]:
-    """Read what was trained in a folder.
-
-    Args:
-        path (Path): The record.
-        keys (Iterable[str]): What it must hold.
-
-    Returns:
-        dict: The record.
-
-    Raises:
-        UsageError: If the file is damaged.
-    """
+    """Read what was trained in a folder; a UsageError says that keys are missing."""
     try:
         record = json.loads(path.read_text(encoding='utf-8'))
         missing = set(keys) - set(record)

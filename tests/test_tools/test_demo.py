@@ -22,7 +22,7 @@ def test_end_to_end_restart_and_failure(tmp_path):
     args = ['--methods', 'crd', '--work-dir', work_dir, *EPOCH]
     lines, _ = tables.call(tmp_path, 'demo.py', *args)
     out = '\n'.join(lines)
-    assert 'run 3/3: CRD, seed 0' in out
+    assert '2/2 (demo): CRD, seed 0: new -> ' in out
     # MMEngine's own line with loss and bound is shown.
     assert 'distill.loss_crd' in out and 'mi_bound' in out
 
@@ -31,7 +31,8 @@ def test_end_to_end_restart_and_failure(tmp_path):
     assert content['machine']['torch'] and content['machine']['cores'] >= 1
     names = [row['name'] for row in content['summary']]
     assert names == ['teacher (resnet14)', 'student alone (resnet8w4)', 'CRD']
-    for run, folder in zip(content['runs'], ('teacher', 'vanilla_seed0', 'crd_seed0')):
+    folders = ('teacher', 'vanilla_seed0', 'crd_seed0')
+    for run, folder in zip(content['runs'], folders, strict=True):
         logged = [
             json.loads(line)
             for log in (work_dir / folder).glob('*/vis_data/scalars.json')
@@ -47,8 +48,7 @@ def test_end_to_end_restart_and_failure(tmp_path):
 
     # Finished runs are kept: nothing is trained, the numbers are the same.
     lines, _ = tables.call(tmp_path, 'demo.py', *args)
-    assert lines[0] == f'3 finished runs are kept: {work_dir}'
-    assert not any('run 1/' in line for line in lines)
+    assert lines[:3] == ['1 finished run(s) kept', '2 finished run(s) kept', '']
     again = json.loads((work_dir / 'results.json').read_text())
     assert again['runs'] == content['runs']
 
@@ -57,7 +57,7 @@ def test_end_to_end_restart_and_failure(tmp_path):
     broken = ['--methods', 'kd', '--work-dir', work_dir, *EPOCH, 'train_dataloader.batch_size=0']
     lines, error = tables.call(tmp_path, 'demo.py', *broken, status=1)
     assert 'batch_size' in error
-    assert f'The log is {work_dir / "teacher" / "train.log"}' in error
+    assert f'last lines of {work_dir / "teacher" / "train.log"}' in error
     assert not any(line.startswith('| method') for line in lines)
     assert (work_dir / 'teacher_old1' / 'epoch_1.pth').is_file()
 
@@ -134,7 +134,7 @@ def test_wrong_arguments_are_told(demo, words, message):
 
 
 def test_wrong_arguments_end_with_one_line(demo, capsys):
-    assert demo.main(['--seeds', '0']) == 1
+    assert cli.run(demo.main, ['--seeds', '0']) == 1
     error = capsys.readouterr().err
     assert error.startswith('error: --seeds 0') and error.count('\n') == 1
 
@@ -143,7 +143,7 @@ def test_a_foreign_folder_is_left_alone(demo, tmp_path, capsys):
     foreign = tmp_path / 'teacher' / 'thesis.tex'
     foreign.parent.mkdir()
     foreign.write_text('precious')
-    assert demo.main(['--work-dir', str(tmp_path)]) == 1
+    assert cli.run(demo.main, ['--work-dir', str(tmp_path)]) == 1
     assert 'no run of this tool: there is no demo_run.json' in capsys.readouterr().err
     assert foreign.read_text() == 'precious'
 
@@ -153,8 +153,7 @@ def fake(demo, monkeypatch, tmp_path):
     """Let the demo "train" in no time; returns the folders that it trained."""
     trained = []
 
-    def train(run, trainings, on_epoch):
-        run.examine()
+    def train(run, trainings, on_epoch, env):
         assert run.state != 'done' and not run.missing
         trained.append(run.run_dir.name + (' resumed' if run.reached else ''))
         run.run_dir.mkdir(exist_ok=True)
@@ -166,7 +165,7 @@ def fake(demo, monkeypatch, tmp_path):
 
     def call(*words):
         trained.clear()
-        assert demo.main(['--work-dir', str(tmp_path), *words]) == 0
+        assert cli.run(demo.main, ['--work-dir', str(tmp_path), *words]) == 0
         return list(trained)
 
     return call
@@ -176,7 +175,7 @@ def test_only_what_is_missing_is_trained(fake, tmp_path, capsys):
     methods = ['--methods', 'kd']
     assert fake(*methods) == ['teacher', 'vanilla_seed0', 'kd_seed0']
     assert fake(*methods, '--seeds', '2') == ['vanilla_seed1', 'kd_seed1']
-    assert '3 finished runs are kept' in capsys.readouterr().out
+    assert '2 finished run(s) kept' in capsys.readouterr().out
     # Another first seed is another teacher; students without one stay.
     assert fake(*methods, '--seeds', '1,0') == ['teacher', 'kd_seed1', 'kd_seed0']
     (tmp_path / 'teacher' / 'epoch_100.pth').write_text('other weights')

@@ -1,8 +1,7 @@
-"""tools/run_table.py: real runs of the digits, then the queue and the command line."""
+"""tools/run_table.py: real runs of the digits, then the command line."""
 
 import json
 import signal
-import sys
 import time
 
 import pytest
@@ -10,7 +9,7 @@ import torch
 
 from crd_plugin.cli import arguments as cli
 from crd_plugin.cli import launch
-from crd_plugin.cli.runs import RECORD, Run, Settings
+from crd_plugin.cli.runs import RECORD
 from tests import tables
 
 TOOL = 'run_table.py'
@@ -121,50 +120,7 @@ def test_interrupted_resumed_failed_and_changed_runs(tool, tmp_path, monkeypatch
     assert 'Epoch(val) [2][4/4]' in _words(student / launch.LOG)
 
 
-# --- the queue ------------------------------------------------------------- #
-
-
-def test_one_run_per_gpu_and_failures_do_not_stop_others(tool, tmp_path, capsys):
-    """Two runs wait for each other, so they must be side by side."""
-    settings = Settings(STUDENT, [])
-    runs = [Run('net', settings, seed, tmp_path / f'seed_{seed}') for seed in range(4)]
-    code = """
-import os, sys, time
-from pathlib import Path
-seed, folder = int(sys.argv[1]), Path(sys.argv[2])
-(folder / f'started_{seed}').touch()
-end = time.time() + 20
-while seed < 2 and not (folder / f'started_{1 - seed}').exists():
-    assert time.time() < end
-    time.sleep(0.01)
-print('Epoch(train) [100][5/5]', 'GPU', os.environ['CUDA_VISIBLE_DEVICES'])
-print('Epoch(val) [100][5/5]', 'GPU', os.environ['CUDA_VISIBLE_DEVICES'])
-lock = folder / ('gpu_' + os.environ['CUDA_VISIBLE_DEVICES'])
-lock.touch(exist_ok=False)
-time.sleep(0.2)
-lock.unlink()
-sys.exit(seed == 1)
-"""
-    for run in runs:
-        command = [sys.executable, '-c', code, str(run.seed), str(tmp_path)]
-        run.command = lambda resume, command=command: command
-    orphan = Run('crd', Settings(CRD, ['model.teacher_ckpt=gone.pth']), 0, tmp_path / 'crd')
-    broken = Run('broken', settings, 0, tmp_path / 'broken')
-    broken.train = lambda *args: 1 / 0
-    devices = [(f'gpu {gpu}', dict(CUDA_VISIBLE_DEVICES=str(gpu))) for gpu in (3, 5)]
-    failures, interrupted = tool.train_all([*runs, orphan, broken], devices)
-    assert {run for run, _ in failures} == {runs[1], orphan, broken} and not interrupted
-    for run in runs:
-        run.examine()
-    assert [run.state for run in runs] == ['done', 'new', 'done', 'done']
-    out = capsys.readouterr().out
-    assert '1/6 (gpu 3)' in out and '2/6 (gpu 5)' in out
-    assert 'GPU 3' in out and 'GPU 5' in out
-    tool.report_failures(failures)
-    error = capsys.readouterr().err
-    assert 'the teacher gone.pth does not exist; train it first' in error
-    assert 'ZeroDivisionError: division by zero' in error
-    assert 'ended with code 1' in error and 'error: 3 run(s) failed' in error
+# --- places to train at ---------------------------------------------------- #
 
 
 @pytest.fixture
