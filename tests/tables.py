@@ -57,6 +57,16 @@ def load_tool(name: str) -> ModuleType:
     return module
 
 
+def load_benchmark(name: str) -> ModuleType:
+    """A script of ``tools/benchmarks/`` as a module; it imports others of that folder."""
+    folder = str(REPO / 'tools' / 'benchmarks')
+    sys.path.insert(0, folder)
+    try:
+        return load_tool(f'benchmarks/{name}.py')
+    finally:
+        sys.path.remove(folder)
+
+
 def write_teacher(path: Path) -> Path:
     """Save the digits' teacher with random weights."""
     config = Config.fromfile(CONFIGS / 'vanilla' / 'vanilla_resnet14_b20-100e_digits.py')
