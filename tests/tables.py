@@ -3,13 +3,16 @@
 Two epochs of five steps, 100 digits to validate on, a random teacher.
 """
 
+import functools
 import importlib.util
+import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any, List
+from typing import Any
 
 import torch
 from mmengine.config import Config
@@ -57,6 +60,7 @@ def load_tool(name: str) -> ModuleType:
     return module
 
 
+@functools.cache
 def load_benchmark(name: str) -> ModuleType:
     """A script of ``tools/benchmarks/`` as a module; it imports others of that folder."""
     folder = str(REPO / 'tools' / 'benchmarks')
@@ -101,6 +105,32 @@ def write_configs(folder: Path) -> Path:
     return configs
 
 
+def write_run(
+    folder: Path, name: str, seed: int, top1: Sequence[float] = (), **changes: Any
+) -> Path:
+    """Write record and log of a run of three epochs; return its folder."""
+    run_dir = folder / name / f'seed_{seed}'
+    log = run_dir / '20260101_000000' / 'vis_data' / 'scalars.json'
+    log.parent.mkdir(parents=True)
+    entries = [
+        {'accuracy/top1': value, 'accuracy/top5': 99.0, 'step': epoch}
+        for epoch, value in enumerate(top1, 1)
+    ]
+    log.write_text('\n'.join(map(json.dumps, entries)))
+    record = dict(
+        config=f'configs/crd/{name}.py',
+        seed=seed,
+        options=[],
+        epochs=3,
+        signature='s',
+        teacher='abcdef0123456789',
+        finished=True,
+        seconds=1.0,
+    )
+    (run_dir / 'run.json').write_text(json.dumps(record | changes))
+    return run_dir
+
+
 def start(folder: Path, name: str, *args: Any) -> subprocess.Popen:
     """Start a tool in a folder, without a GPU."""
     path = [str(REPO), str(folder), os.environ.get('PYTHONPATH', '')]
@@ -119,7 +149,7 @@ def start(folder: Path, name: str, *args: Any) -> subprocess.Popen:
     )
 
 
-def call(folder: Path, name: str, *args: Any, status: int = 0) -> 'tuple[List[str], str]':
+def call(folder: Path, name: str, *args: Any, status: int = 0) -> tuple[list[str], str]:
     """Run a tool in a folder and check its exit status.
 
     Returns:
@@ -128,7 +158,7 @@ def call(folder: Path, name: str, *args: Any, status: int = 0) -> 'tuple[List[st
     return finish(start(folder, name, *args), status)
 
 
-def finish(process: subprocess.Popen, status: int = 0) -> 'tuple[List[str], str]':
+def finish(process: subprocess.Popen, status: int = 0) -> tuple[list[str], str]:
     """Wait for a tool and check its exit status.
 
     Returns:

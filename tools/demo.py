@@ -12,6 +12,7 @@ whose config or teacher changed is, and the old one moved to <name>_old1.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import platform
@@ -19,7 +20,7 @@ import re
 import shlex
 import sys
 from collections.abc import Sequence
-from importlib.metadata import version
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -106,9 +107,12 @@ def find_config(method: str) -> Path:
 def plan(args: argparse.Namespace) -> tuple[Run, list[Run]]:
     """List the teacher's run and those of the students, in order."""
 
+    @functools.cache
+    def read(config: Path, *options: str) -> Settings:
+        return Settings(config, [*args.cfg_options, *options])
+
     def run(name: str, config: Path, seed: int, folder: str, *options: str) -> Run:
-        settings = Settings(config, [*args.cfg_options, *options])
-        return Run(name, settings, seed, args.work_dir / folder, RECORD)
+        return Run(name, read(config, *options), seed, args.work_dir / folder, RECORD)
 
     configs = {method: find_config(method) for method in args.methods}
     alone = {
@@ -134,6 +138,7 @@ def describe_machine() -> dict[str, Any]:
     """Describe what the numbers depend on."""
     import torch
 
+    packages = ('torch', 'mmengine', 'mmpretrain', 'mmrazor')
     processor = platform.processor()
     if os.path.isfile('/proc/cpuinfo'):
         match = re.search(r'model name\s*:\s*(.+)', Path('/proc/cpuinfo').read_text())
@@ -144,7 +149,7 @@ def describe_machine() -> dict[str, Any]:
         cores=len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count(),
         device=torch.cuda.get_device_name() if torch.cuda.is_available() else 'cpu',
         python=platform.python_version(),
-        **{name: version(name) for name in ('torch', 'mmengine', 'mmpretrain', 'mmrazor')},
+        **{name: import_module(name).__version__ for name in packages},
     )
 
 

@@ -107,10 +107,9 @@ def find_devices(gpus: Sequence[str] | None, jobs: int | None) -> list[tuple[str
         number = torch.cuda.device_count()
         if visible is not None:
             os.environ['CUDA_VISIBLE_DEVICES'] = visible
-        if gpus is None:
-            hidden = visible is not None and number
-            gpus = visible.split(',') if hidden else list(map(str, range(number)))
-        names = [name for word in gpus for name in word.split(',') if name]
+        every = ','.join(map(str, range(number)))
+        words = gpus or [every if visible is None or not number else visible]
+        names = [name for word in words for name in word.split(',') if name]
         for name in names:
             if not number or name.isdigit() and int(name) >= number:
                 raise cli.UsageError(

@@ -69,14 +69,14 @@ def read_metafile(path: str | Path) -> list[dict[str, Any]]:
 
 def _top1(found: Any) -> float | None:
     """First top-1 accuracy in nested dicts and lists."""
-    values = found if isinstance(found, list) else ()
     if isinstance(found, dict):
         for key, value in found.items():
             number = _NUMBER.search(str(value))
             if _TOP1.search(str(key)) and number:
                 return float(number[0])
-        values = found.values()
-    return next((top1 for top1 in map(_top1, values) if top1 is not None), None)
+        found = list(found.values())
+    values = map(_top1, found) if isinstance(found, list) else ()
+    return next((value for value in values if value is not None), None)
 
 
 def read_table_runs(work_dirs: Sequence[str | Path]) -> pd.DataFrame:

@@ -58,7 +58,7 @@ class Settings:
     def __init__(self, path: Path, options: Sequence[str]) -> None:
         self.path, self.options = path, list(options)
         self.config = load_config(path, options)
-        self.epochs: int = (self.config.get('train_cfg') or {}).get('max_epochs')
+        self.epochs = int((self.config.get('train_cfg') or {}).get('max_epochs') or 0)
         if not self.epochs:
             raise UsageError(
                 f'{path} has no train_cfg.max_epochs; it is needed to tell which runs are finished.'

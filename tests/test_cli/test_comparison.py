@@ -12,6 +12,7 @@ from crd_plugin.cli.comparison import (
     render_csv,
     render_markdown,
 )
+from tests.tables import write_run
 
 METAFILE = """
 Models:
@@ -41,30 +42,6 @@ def metafile(tmp_path):
     path = tmp_path / 'metafile.yml'
     path.write_text(METAFILE)
     return path
-
-
-def _write(folder, config, seed, top1=(), **changes):
-    run_dir = folder / config / f'seed_{seed}'
-    log = run_dir / '20260101_000000' / 'vis_data' / 'scalars.json'
-    log.parent.mkdir(parents=True)
-    log.write_text(
-        '\n'.join(
-            json.dumps({'accuracy/top1': value, 'accuracy/top5': 99.0, 'step': epoch})
-            for epoch, value in enumerate(top1, 1)
-        )
-    )
-    record = dict(
-        config=f'configs/crd/{config}.py',
-        seed=seed,
-        options=[],
-        epochs=3,
-        signature='s',
-        teacher='abcdef0123456789',
-        finished=True,
-        seconds=1.0,
-    )
-    (run_dir / 'run.json').write_text(json.dumps(record | changes))
-    return run_dir
 
 
 def _rows(folder, metafile):
@@ -98,9 +75,9 @@ def test_other_files_are_refused(metafile, text, message):
 
 
 def test_last_best_difference_and_missing_cells(tmp_path, metafile):
-    _write(tmp_path, 'crd_a', 0, (70.0, 76.0, 75.0))
-    _write(tmp_path, 'crd_a', 1, (78.0, 76.0, 77.0))
-    _write(tmp_path, 'own', 10, (50.0, 51.0, 52.0), teacher='')
+    write_run(tmp_path, 'crd_a', 0, (70.0, 76.0, 75.0))
+    write_run(tmp_path, 'crd_a', 1, (78.0, 76.0, 77.0))
+    write_run(tmp_path, 'own', 10, (50.0, 51.0, 52.0), teacher='')
     rows = _rows(tmp_path, metafile)
     # No cell is missing where nothing was published (crd_c), or where nothing
     # of the data set was trained (crd_d).
@@ -125,7 +102,7 @@ def test_last_best_difference_and_missing_cells(tmp_path, metafile):
 
 
 def test_nothing_is_finished_yet(tmp_path, metafile):
-    _write(tmp_path, 'crd_a', 0, (90.0, 90.0), finished=False)
+    write_run(tmp_path, 'crd_a', 0, (90.0, 90.0), finished=False)
     rows = _rows(tmp_path, metafile)
     assert list(rows) == ['crd_a', 'crd_b']
     assert rows['crd_a']['last'] is None and rows['crd_a']['missing_seeds'] == [0]
@@ -136,11 +113,11 @@ def test_nothing_is_finished_yet(tmp_path, metafile):
 
 
 def test_unfinished_runs_do_not_count(tmp_path, metafile):
-    _write(tmp_path, 'crd_a', 0, (70.0, 76.0, 75.0))
-    _write(tmp_path, 'crd_a', 1, (90.0, 90.0), finished=False)
-    _write(tmp_path, 'crd_b', 0, finished=False)
+    write_run(tmp_path, 'crd_a', 0, (70.0, 76.0, 75.0))
+    write_run(tmp_path, 'crd_a', 1, (90.0, 90.0), finished=False)
+    write_run(tmp_path, 'crd_b', 0, finished=False)
     # All epochs are there, the process was killed before it said so.
-    _write(tmp_path, 'crd_b', 1, (1.0, 2.0, 3.0), finished=False)
+    write_run(tmp_path, 'crd_b', 1, (1.0, 2.0, 3.0), finished=False)
     rows = _rows(tmp_path, metafile)
     assert rows['crd_a']['last']['mean'] == 75.0
     assert rows['crd_a']['notes'] == ['seed 1 is at epoch 2 of 3']
@@ -150,10 +127,10 @@ def test_unfinished_runs_do_not_count(tmp_path, metafile):
 
 
 def test_what_makes_seeds_differ_is_noted(tmp_path, metafile):
-    _write(tmp_path, 'crd_a', 0, (1.0,), options=['a.b=1'], signature='t')
-    _write(tmp_path, 'crd_a', 1, (1.0,), teacher='9999999999')
+    write_run(tmp_path, 'crd_a', 0, (1.0,), options=['a.b=1'], signature='t')
+    write_run(tmp_path, 'crd_a', 1, (1.0,), teacher='9999999999')
     url = 'https://example.com/resnet50_b16x8_20210528-f54bfad9.pth'
-    _write(tmp_path, 'crd_b', 0, (1.0,), teacher=url)
+    write_run(tmp_path, 'crd_b', 0, (1.0,), teacher=url)
     rows = _rows(tmp_path, metafile)
     assert rows['crd_a']['notes'] == [
         'the seeds were trained with different settings',
@@ -167,17 +144,17 @@ def test_what_makes_seeds_differ_is_noted(tmp_path, metafile):
 def test_runs_that_cannot_be_read(tmp_path):
     with pytest.raises(ValueError, match='no run in .*seed_.*run.json'):
         read_table_runs([tmp_path])
-    old = _write(tmp_path, 'crd_a', 0, (1.0,))
+    old = write_run(tmp_path, 'crd_a', 0, (1.0,))
     old.rename(old.with_name('seed_0_old1'))
     with pytest.raises(ValueError, match='no run in'):
         read_table_runs([tmp_path])
-    _write(tmp_path, 'crd_a', 0, (1.0,))
+    write_run(tmp_path, 'crd_a', 0, (1.0,))
     (run,) = read_table_runs([tmp_path, tmp_path / 'crd_a']).to_dict('records')  # once
     assert run['name'] == 'crd_a' and run['finished']
-    _write(tmp_path / 'other', 'crd_a', 0, (2.0,))
+    write_run(tmp_path / 'other', 'crd_a', 0, (2.0,))
     with pytest.raises(ValueError, match='both crd_a with seed 0; leave one'):
         read_table_runs([tmp_path])
-    _write(tmp_path / 'unread', 'crd_b', 0)
+    write_run(tmp_path / 'unread', 'crd_b', 0)
     with pytest.raises(ValueError, match='has no accuracy/top1'):
         read_table_runs([tmp_path / 'unread'])
 
@@ -191,16 +168,16 @@ def test_runs_that_cannot_be_read(tmp_path):
     ],
 )
 def test_damaged_records_are_told(tmp_path, text, message):
-    run_dir = _write(tmp_path, 'crd_a', 0, (1.0,))
+    run_dir = write_run(tmp_path, 'crd_a', 0, (1.0,))
     (run_dir / 'run.json').write_text(text)
     with pytest.raises(ValueError, match=message):
         read_table_runs([tmp_path])
 
 
 def test_formats(tmp_path, metafile):
-    _write(tmp_path, 'crd_a', 0, (70.0, 76.0, 75.0))
-    _write(tmp_path, 'crd_a', 1, (78.0, 76.0, 77.0))
-    _write(tmp_path, 'own', 1, (50.0, 52.0, 51.0), options=['a.b=1'])
+    write_run(tmp_path, 'crd_a', 0, (70.0, 76.0, 75.0))
+    write_run(tmp_path, 'crd_a', 1, (78.0, 76.0, 77.0))
+    write_run(tmp_path, 'own', 1, (50.0, 52.0, 51.0), options=['a.b=1'])
     rows = list(_rows(tmp_path, metafile).values())
 
     lines = render_markdown(rows).splitlines()

@@ -42,12 +42,18 @@ def test_every_loader_is_measured(tmp_path):
     assert lines[0].startswith('digits, batch 10, cpu')
 
 
-def test_rows_that_are_left_out(tmp_path):
-    target = tmp_path / 'result.json'
-    words = '--data digits --workers --negatives 0 --rounds 1 --batches 1 --device cpu --out'
-    tables.call(tmp_path, SCRIPT, *words.split(), target)
-    cases = json.loads(target.read_text())['cases']
-    assert [case['name'] for case in cases] == ['resident']
+def test_rows_that_are_left_out(script, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, 'stand_in', tables.load_benchmark('stand_in'))
+    args = SimpleNamespace(data='cifar100', workers=[], negatives=0, batch_size=4, device='cpu')
+    assert list(script.make_sources(args, tmp_path)) == ['resident']
+    args.workers, args.negatives = [2, 1], 8
+    sources = script.make_sources(args, tmp_path)
+    assert {name: source.ahead for name, source in sources.items()} == {
+        'plain, 2 workers': 4,
+        'plain, 1 worker': 2,
+        'contrast_idx': 0,
+        'resident': 0,
+    }
 
 
 def test_images_of_short_batches_are_counted(script, monkeypatch):

@@ -16,10 +16,10 @@ def demo():
 
 
 @pytest.mark.slow
-def test_end_to_end_restart_and_failure(tmp_path):
+def test_end_to_end_restart_and_failure(demo, tmp_path, capsys):
     """Three trainings of one epoch; then what a second call does."""
     work_dir = tmp_path / 'demo'
-    args = ['--methods', 'crd', '--work-dir', work_dir, *EPOCH]
+    args = ['--methods', 'crd', '--work-dir', str(work_dir), *EPOCH]
     lines, _ = tables.call(tmp_path, 'demo.py', *args)
     out = '\n'.join(lines)
     assert '2/2 (demo): CRD, seed 0: new -> ' in out
@@ -47,18 +47,21 @@ def test_end_to_end_restart_and_failure(tmp_path):
     assert (work_dir / 'curves.png').read_bytes()[:4] == b'\x89PNG'
 
     # Finished runs are kept: nothing is trained, the numbers are the same.
-    lines, _ = tables.call(tmp_path, 'demo.py', *args)
+    assert cli.run(demo.main, args) == 0
+    lines = capsys.readouterr().out.splitlines()
     assert lines[:3] == ['1 finished run(s) kept', '2 finished run(s) kept', '']
     again = json.loads((work_dir / 'results.json').read_text())
     assert again['runs'] == content['runs']
 
     # A failing run stops the demo with the last lines and the log's path.
     # Other options mean other runs: the finished teacher is moved aside.
-    broken = ['--methods', 'kd', '--work-dir', work_dir, *EPOCH, 'train_dataloader.batch_size=0']
-    lines, error = tables.call(tmp_path, 'demo.py', *broken, status=1)
+    with pytest.raises(SystemExit) as caught:
+        demo.main([*args, 'train_dataloader.batch_size=0'])
+    assert caught.value.code == 1
+    out, error = capsys.readouterr()
     assert 'batch_size' in error
     assert f'last lines of {work_dir / "teacher" / "train.log"}' in error
-    assert not any(line.startswith('| method') for line in lines)
+    assert '| method' not in out and 'student alone' not in out
     assert (work_dir / 'teacher_old1' / 'epoch_1.pth').is_file()
 
 

@@ -89,13 +89,8 @@ def make_sources(args: argparse.Namespace, folder: Path) -> dict[str, Source]:
     """Make the loaders by name, the plain ones first."""
     import crd_plugin  # isort: skip  # noqa: F401  makes the imports below work
     from mmengine.config import Config
-    from mmengine.logging import MMLogger
-    from mmengine.registry import DefaultScope
     from stand_in import replace_dataset
 
-    DefaultScope.get_instance('data-pipeline', scope_name='mmpretrain')
-    # Building a data set says something; the table is all that is wanted.
-    MMLogger.get_instance('data-pipeline', log_level='ERROR')
     fields = ['sample_idx', 'gt_label']
 
     def make(loader: dict[str, Any], fields: list[str], **preprocessor: str) -> Source:
@@ -160,6 +155,12 @@ def summarise(seconds: dict[str, list[float]], batch_size: int) -> list[dict[str
 def main() -> None:
     """Build the loaders, measure, print the table, write the JSON."""
     args = parse_args()
+    from mmengine.logging import MMLogger
+    from mmengine.registry import DefaultScope
+
+    DefaultScope.get_instance('data-pipeline', scope_name='mmpretrain')
+    # Building a data set says something; the table is all that is wanted.
+    MMLogger.get_instance('data-pipeline', log_level='ERROR')
     with tempfile.TemporaryDirectory() as folder:
         seconds = measure(make_sources(args, Path(folder)), args)
     cases = summarise(seconds, args.batch_size)

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 Step = Callable[[], Any]
-# Read when torch is imported, which has to come later: its profiler writes to stderr otherwise.
+# Otherwise torch's profiler writes to stderr. Read when torch is imported, so before that.
 os.environ.setdefault('KINETO_LOG_LEVEL', '99')
+os.environ.setdefault('TORCH_CPP_LOG_LEVEL', 'ERROR')
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
