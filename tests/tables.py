@@ -82,8 +82,8 @@ def write_teacher(path: Path) -> Path:
 def write_configs(folder: Path) -> Path:
     """Write teacher.pth, student.py, crd.py and broken.py.
 
-    ``crd.py`` pauses in its second epoch until it is killed, unless the file
-    ``paused`` is there; ``broken.py`` fails when its data loader is built.
+    ``crd.py`` pauses in its second epoch until it is killed, unless the file ``paused`` is there;
+    ``broken.py`` fails when its data loader is built.
     """
     folder.mkdir(parents=True, exist_ok=True)
     teacher = write_teacher(folder / 'teacher.pth')
@@ -96,8 +96,7 @@ def write_configs(folder: Path) -> Path:
         LEAF.format(base=CONFIGS / 'crd' / f'crd_{PAIR}.py', epochs=NUM_EPOCHS)
         + f"model = dict(teacher_ckpt='{teacher}')\n"
         "custom_imports = dict(imports=['crd_plugin', 'pausing'])\n"
-        "custom_hooks = [dict(type='crd_plugin.MemoryBankHook'),\n"
-        f"    dict(type='pause_once', marker='{folder / 'paused'}')]\n"
+        f"default_hooks.update(pause=dict(type='pause_once', marker='{folder / 'paused'}'))\n"
     )
     (configs / 'broken.py').write_text(
         "_base_ = './student.py'\ntrain_dataloader = dict(batch_size=-1)\n"
@@ -149,24 +148,12 @@ def start(folder: Path, name: str, *args: Any) -> subprocess.Popen:
     )
 
 
-def call(folder: Path, name: str, *args: Any, status: int = 0) -> tuple[list[str], str]:
-    """Run a tool in a folder and check its exit status.
-
-    Returns:
-        tuple: Lines of stdout; stderr.
-    """
-    return finish(start(folder, name, *args), status)
-
-
-def finish(process: subprocess.Popen, status: int = 0) -> tuple[list[str], str]:
-    """Wait for a tool and check its exit status.
-
-    Returns:
-        tuple: Lines of stdout; stderr.
-    """
+def call(folder: Path, name: str, *args: Any) -> list[str]:
+    """Run a tool in a folder; return the lines of its output."""
+    process = start(folder, name, *args)
     try:
         out, error = process.communicate(timeout=180)
     finally:
         process.terminate()  # its trainings end with it
-    assert process.returncode == status, out + error
-    return out.splitlines(), error
+    assert process.returncode == 0, out + error
+    return out.splitlines()

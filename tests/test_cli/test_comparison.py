@@ -157,21 +157,9 @@ def test_runs_that_cannot_be_read(tmp_path):
     write_run(tmp_path / 'unread', 'crd_b', 0)
     with pytest.raises(ValueError, match='has no accuracy/top1'):
         read_table_runs([tmp_path / 'unread'])
-
-
-@pytest.mark.parametrize(
-    'text, message',
-    [
-        ('{"seed": 1', 'run.json is damaged'),
-        ('3', 'run.json is damaged'),
-        ('{"seed": 1}', 'run.json lacks config, epochs, finished'),
-    ],
-)
-def test_damaged_records_are_told(tmp_path, text, message):
-    run_dir = write_run(tmp_path, 'crd_a', 0, (1.0,))
-    (run_dir / 'run.json').write_text(text)
-    with pytest.raises(ValueError, match=message):
-        read_table_runs([tmp_path])
+    (write_run(tmp_path / 'lacking', 'crd_b', 0) / 'run.json').write_text('{"seed": 1}')
+    with pytest.raises(ValueError, match='run.json lacks config, epochs, finished'):
+        read_table_runs([tmp_path / 'lacking'])
 
 
 def test_formats(tmp_path, metafile):

@@ -23,7 +23,7 @@ def test_every_loader_is_measured(tmp_path):
         '--data digits --batch-size 10 --workers 0 1 --negatives 20 --rounds 2 --batches 3 '
         '--device cpu --threads 1 --out'
     )
-    lines, _ = tables.call(tmp_path, SCRIPT, *words.split(), target)
+    lines = tables.call(tmp_path, SCRIPT, *words.split(), target)
     result = json.loads(target.read_text())
     assert [case['name'] for case in result['cases']] == [
         'plain, 0 workers',

@@ -1,6 +1,7 @@
 """tools/demo.py: end to end with one epoch, and each of its errors."""
 
 import json
+import re
 
 import pytest
 
@@ -20,8 +21,7 @@ def test_end_to_end_restart_and_failure(demo, tmp_path, capsys):
     """Three trainings of one epoch; then what a second call does."""
     work_dir = tmp_path / 'demo'
     args = ['--methods', 'crd', '--work-dir', str(work_dir), *EPOCH]
-    lines, _ = tables.call(tmp_path, 'demo.py', *args)
-    out = '\n'.join(lines)
+    out = '\n'.join(tables.call(tmp_path, 'demo.py', *args))
     assert '2/2 (demo): CRD, seed 0: new -> ' in out
     # MMEngine's own line with loss and bound is shown.
     assert 'distill.loss_crd' in out and 'mi_bound' in out
@@ -125,21 +125,16 @@ def test_every_default_method_has_its_config(demo):
     'words, message',
     [
         (['--seeds', 'x'], '--seeds x: expected a count'),
-        (['--seeds', '0'], 'at least one seed'),
+        (['--seeds', '0'], '--seeds 0: at least one seed'),
         (['--methods', 'magic'], r'--methods magic: .* available: .*crd'),
         (['--methods', 'vanilla'], '--methods vanilla: there is no configs'),
-        (['--methods', 'crd_resnet14'], r'no configs/\*/crd_resnet14_resnet14_'),
+        (['--methods', 'crd_resnet14'], r'.* no configs/\*/crd_resnet14_resnet14_'),
     ],
 )
-def test_wrong_arguments_are_told(demo, words, message):
-    with pytest.raises(cli.UsageError, match=message):
-        demo.plan(_args(demo, *words))
-
-
-def test_wrong_arguments_end_with_one_line(demo, capsys):
-    assert cli.run(demo.main, ['--seeds', '0']) == 1
+def test_wrong_arguments_end_with_one_line(demo, capsys, words, message):
+    assert cli.run(demo.main, words) == 1
     error = capsys.readouterr().err
-    assert error.startswith('error: --seeds 0') and error.count('\n') == 1
+    assert error.count('\n') == 1 and re.match(f'error: {message}', error)
 
 
 def test_a_foreign_folder_is_left_alone(demo, tmp_path, capsys):

@@ -38,7 +38,7 @@ def test_digits(tmp_path):
         '--vary model.channels_last=True optim_wrapper.optimizer.lr=0.01 --iters 2 --rounds 1 '
         '--warmup 1 --num-workers 0 --batch-size 8 --device cpu --threads 1 --out'
     )
-    lines, _ = tables.call(tmp_path, 'benchmarks/train_step.py', KD, CRD, *words.split(), target)
+    lines = tables.call(tmp_path, 'benchmarks/train_step.py', KD, CRD, *words.split(), target)
     result = json.loads(target.read_text())
     cases = result['cases']
     names = [
@@ -131,7 +131,7 @@ def test_clock_charges_what_is_marked(script, monkeypatch):
     assert parts['other'] == 1.5 and sum(parts.values()) == 2.25
 
 
-def test_wait_for_the_gpu_is_found(script, monkeypatch):
+def test_a_step_that_waits_for_the_gpu_is_found(script, monkeypatch):
     modes = []
     monkeypatch.setattr(torch.cuda, 'set_sync_debug_mode', modes.append)
     monkeypatch.setattr(torch.cuda, 'synchronize', lambda: None)
@@ -140,30 +140,22 @@ def test_wait_for_the_gpu_is_found(script, monkeypatch):
         if batch == 'bad':
             raise RuntimeError('called a synchronizing CUDA operation\nmore')
 
+    def batches():
+        yield ('good',)
+        yield ('bad',)
+        run_iter('bad')  # while fetching
+
     case = _case(script)
     case.loop = SimpleNamespace(run_iter=run_iter)
-    case.batches = iter([('good',), ('bad',)])
+    case.batches = batches()
     case.check_sync()
     assert case.wait is None and modes == ['error', 'default']
-    case.check_sync()
-    assert 'called a synchronizing CUDA operation)' in case.wait
-    assert 'test_train_step_benchmark.py' in case.wait
-    assert modes == ['error', 'default'] * 2
-
-
-def test_wait_while_fetching_is_found(script, monkeypatch):
-    monkeypatch.setattr(torch.cuda, 'set_sync_debug_mode', lambda mode: None)
-    monkeypatch.setattr(torch.cuda, 'synchronize', lambda: None)
-
-    def broken():
-        raise RuntimeError('called a synchronizing CUDA operation')
-        yield
-
-    case = _case(script)
-    case.loop = SimpleNamespace(run_iter=None)
-    case.batches = broken()
-    case.check_sync()
-    assert 'called a synchronizing CUDA operation)' in case.wait
+    for _ in range(2):
+        case.wait = None
+        case.check_sync()
+        assert 'called a synchronizing CUDA operation)' in case.wait
+        assert 'test_train_step_benchmark.py' in case.wait
+    assert modes == ['error', 'default'] * 3
 
 
 def test_waits_are_looked_for_at_the_end(script):
