@@ -157,7 +157,7 @@ class ResidentDataset(SampleIndexDataset):
                 'none.'
             )
         device = torch.device(self.device or get_device())
-        rows = rows.reshape(-1)
+        rows = rows.reshape(-1)  # NumPy 2.0 returns two axes.
         MMLogger.get_current_instance().info(
             f'{len(images):,} images of shape {tuple(images.shape[1:])} read in '
             f'{time.perf_counter() - start:.1f} s, now {images.nbytes / 1e6:,.2f} MB on {device}.'
