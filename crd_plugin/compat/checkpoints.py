@@ -52,10 +52,8 @@ def load_checkpoint_file(filename: str | os.PathLike, map_location: Any = 'cpu')
     except Exception as error:
         # A damaged file makes torch fail in any way. EINVAL is how its reader says that an index
         # points past the end; other errors of the system are not the file's fault.
-        if isinstance(error, MemoryError) or getattr(error, 'errno', None) not in (
-            None,
-            errno.EINVAL,
-        ):
+        number = getattr(error, 'errno', None)
+        if isinstance(error, MemoryError) or number not in (None, errno.EINVAL):
             raise
         raise CheckpointError(f'checkpoint {filename} {_explain(path, error)}') from error
 
