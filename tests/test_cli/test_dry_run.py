@@ -313,6 +313,10 @@ MISTAKES = dict(
         {'default_hooks': dict(bank=dict(type='crd_plugin.MemoryBankHook'))},
         'have MemoryBankHook 2 times',
     ),
+    sync_buffers=(
+        {'default_hooks': dict(sync=dict(type='SyncBuffersHook'))},
+        'custom_hooks has SyncBuffersHook, which averages the buffers of the MemoryBank',
+    ),
     no_ids=(
         {'train_dataloader.dataset': vanilla()['train_dataloader']['dataset']['dataset']},
         'train_dataloader.dataset is a crd_plugin.Digits, whose samples carry no ids for the '
@@ -504,6 +508,23 @@ def test_loss_left_out_of_the_sum():
     assert 'call it loss_kd' in only(report)
     assert [row.summed for row in report.losses] == [True, True, False]
     assert 'not summed' in render(report) and '1 problem' in render(report)
+
+
+def test_parameters_without_gradient():
+    """A connector that no loss uses, and a head whose loss is not computed."""
+    changes = {
+        'DIST.connectors.spare': dict(type='crd_plugin.EmbeddingConnector', in_channels=4),
+        'DIST.loss_forward_mappings.loss_kd': ...,
+        'DIST.distill_losses.loss_kd': ...,
+        'model.calculate_student_loss': False,
+    }
+    report = check(edited(changes))
+    assert report.problems == []
+    assert (
+        '4 parameters get no gradient in some step, such as architecture.head.fc.bias'
+        in (report.notes[-1])
+    )
+    assert 'gradient' not in check(edited({**changes, 'find_unused_parameters': True})).notes[-1]
 
 
 def test_data_set_of_one_class():
