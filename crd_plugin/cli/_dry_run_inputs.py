@@ -159,11 +159,8 @@ def check_weights(cfg: dict[str, Any], use_teacher_ckpt: bool, report: DryRunRep
 
 
 def normalisation_notes(model: Mapping[str, Any]) -> Iterator[str]:
-    """Find a teacher that was trained on images of another mean and std than it is given here.
-
-    What it was trained with is known from its own ``data_preprocessor``, from the config inside its
-    checkpoint, or from MMPretrain's config if the checkpoint is one of their model zoo.
-    """
+    """Find a teacher that was trained on images of another mean and std than it is given here."""
+    # Known from its own config, the one in its checkpoint, or that of MMPretrain's model zoo.
     given = _normalisation(model, model.get('architecture'))
     checkpoint = model.get('teacher_ckpt') or ''
     trained_cfg = _config_of_checkpoint(checkpoint) if 'teacher' in model else {}

@@ -391,8 +391,8 @@ MISTAKES = dict(
         "argument 'student_trainabel'; the nearest are student_trainable, ",
     ),
     argument_of_a_hook=(
-        {'custom_hooks.0.intervall': 3},
-        'custom_hooks[0].intervall: crd_plugin.MemoryBankHook has no such argument; the nearest '
+        {'custom_hooks.0.interval_': 3},
+        'custom_hooks[0].interval_: crd_plugin.MemoryBankHook has no such argument; the nearest '
         'is interval.',
     ),
     argument_of_the_optimizer=(
