@@ -119,7 +119,7 @@ def test_bases_parse_and_are_used():
 
 
 def test_a_distiller_file_defines_one_fragment():
-    """Its name is the first word of the file; a base of another scope is named with the scope."""
+    """It is named after the file or its first word; all types are written with their scope."""
     for path in BASE.glob('distillers/*.py'):
         cfg = parsed(path)
         assert set(cfg) in ({path.stem}, {path.stem.split('_')[0]}), path.name

@@ -156,7 +156,7 @@ def test_parts_of_both_methods_are_trained():
 
 
 def leaf(methods, path):
-    """The config of a user who joins some methods, and the methods."""
+    """Write the config of a user who joins some methods."""
     settings = 'digits_b20-100e'
     methods = methods.split()
     if {'ab', 'ft'} & set(methods):

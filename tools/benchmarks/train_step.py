@@ -315,8 +315,9 @@ class Case:
         ]
         if hasattr(model, 'distiller'):
             calls.append((model.distiller, 'compute_distill_losses', 'objective'))
+        has_bank = any(name.endswith('.bank') for name, _ in model.named_modules())
         for hook in runner.hooks:
-            if type(hook).__name__ == 'MemoryBankHook':
+            if has_bank and type(hook).__name__ == 'MemoryBankHook':
                 calls += [
                     (hook, 'before_train_iter', 'commit'),
                     (hook, 'after_train_iter', 'commit'),
