@@ -55,17 +55,21 @@ def scope():
         yield
 
 
+@pytest.fixture(scope='module')
+def files(tmp_path_factory):
+    """A folder with the files of each data set, and what was written for it."""
+    folder = tmp_path_factory.mktemp('files')
+    written = {where: write(folder / where) for where, write in set(WRITERS.values())}
+    return folder, written
+
+
 @pytest.fixture
-def small(tmp_path, monkeypatch):
+def small(files, monkeypatch):
     """Config of a data set whose files lie where it looks for them."""
+    folder, written = files
     fake_data.without_md5(monkeypatch)
-    monkeypatch.chdir(tmp_path)
-
-    def load(name):
-        folder, write = WRITERS[name]
-        return parsed(BASE / 'datasets' / f'{name}.py'), write(tmp_path / folder)
-
-    return load
+    monkeypatch.chdir(folder)
+    return lambda name: (parsed(BASE / 'datasets' / f'{name}.py'), written[WRITERS[name][0]])
 
 
 def _train_and_val(cfg):
@@ -225,20 +229,6 @@ def test_missing_data_stops_at_once(tmp_path, monkeypatch, name):
         with pytest.raises((RuntimeError, FileNotFoundError), match=WRITERS[name][0]):
             DATASETS.build(loader.dataset)
     assert not any(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize('name', WRITERS)
-def test_settings_of_the_loaders(name):
-    cfg = parsed(BASE / 'datasets' / f'{name}.py')
-    assert cfg.data_preprocessor.num_classes == FACTS[name][1]
-    for loader in (cfg.train_dataloader, cfg.val_dataloader):
-        assert loader.num_workers > 0
-        assert loader.persistent_workers and loader.pin_memory
-    assert cfg.train_dataloader.sampler.shuffle is True
-    assert cfg.val_dataloader.sampler.shuffle is False
-    assert cfg.test_dataloader == cfg.val_dataloader
-    assert cfg.val_evaluator.type == 'Accuracy'
-    assert tuple(cfg.val_evaluator.topk) == (1, 5)
 
 
 @pytest.mark.parametrize('folder, tested', [('datasets', WRITERS), ('schedules', SCHEDULES)])
