@@ -9,10 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from crd_plugin.ops import match_heights
-from crd_plugin.ops.features import Features
 from crd_plugin.registry import MODELS
 
-from ._common import SizedLoss, Widths, finite, positive, widths
+from ._common import Pairs, SizedLoss, Widths, positive, widths
 
 
 @MODELS.register_module()
@@ -40,6 +39,9 @@ class VIDLoss(SizedLoss):
         eps (float): Lower bound of v, below ``init_variance``. Defaults to 1e-5.
         loss_weight (float): Factor of the loss. Defaults to 1.0, as published.
 
+    Shape:
+        Maps ``(B, C, H, W)`` of each layer; where heights differ, their widths do in proportion.
+
     Raises:
         ValueError: If an argument is out of range.
         TypeError: If an argument is not a number where one is expected.
@@ -53,8 +55,7 @@ class VIDLoss(SizedLoss):
         eps: float = 1e-5,
         loss_weight: float = 1.0,
     ) -> None:
-        super().__init__()
-        self.loss_weight = finite('loss_weight', loss_weight)
+        super().__init__(loss_weight)
         self.init_variance = positive('init_variance', init_variance, 5.0)
         self.eps = positive('eps', eps, 1e-5)
         if eps >= init_variance:
@@ -67,31 +68,13 @@ class VIDLoss(SizedLoss):
             s_channels=widths('s_channels', s_channels), t_channels=widths('t_channels', t_channels)
         )
 
-    def forward(self, s_feats: Features, t_feats: Features) -> Tensor:
-        """Compute the loss of one batch.
-
-        Args:
-            s_feats (Tensor | Sequence[Tensor]): Student's map ``(B, C_s, H, W)`` of each layer.
-            t_feats (Tensor | Sequence[Tensor]): Teacher's map ``(B, C_t, H, W)`` of each layer.
-
-        Returns:
-            Tensor: Sum over the layers times ``loss_weight``, scalar float32 (float64 for float64).
-
-        Raises:
-            ValueError: If layers or shapes do not fit.
-        """
-        pairs = self.pair(s_feats, t_feats)
-        self.check_sizes(pairs)
+    def compare(self, pairs: Pairs) -> Tensor:
+        """Compute the loss of all layers, without its factor."""
         losses = [layer(*match_heights(*pair)) for layer, pair in zip(self.layers, pairs)]
-        return self.loss_weight * torch.stack(losses).sum()
+        return torch.stack(losses).sum()
 
     def build(self, s_size: tuple[int, ...], t_size: tuple[int, ...]) -> None:
         """Make one regressor per layer."""
-        if len(s_size) != len(t_size):
-            raise ValueError(
-                f's_channels has {len(s_size)} layers and t_channels {len(t_size)}, expected as '
-                'many.'
-            )
         self.layers.extend(
             _Layer(s, t, self.init_variance, self.eps) for s, t in zip(s_size, t_size)
         )
