@@ -120,7 +120,7 @@ def factor_loss(factor_s: Tensor, factor_t: Tensor, p1: float, p2: float) -> Ten
     """Compare two factors ``(B, C, H, W)`` of any channels and sizes by their attention."""
     factor_s, factor_t = match_heights(full_precision(factor_s), full_precision(factor_t))
     gap = attention_vector(factor_s, p1) - attention_vector(factor_t, p1)
-    return gap.abs().mean() if p2 == 1 else absolute_power(gap, p2).mean()
+    return absolute_power(gap, p2).mean()
 
 
 def _convolutions(

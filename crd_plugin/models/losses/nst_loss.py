@@ -31,10 +31,6 @@ class NSTLoss(FeatureLoss):
 
     Shape:
         Maps ``(B, C, H, W)`` of each layer; where heights differ, their widths do in proportion.
-
-    Raises:
-        ValueError: If ``loss_weight`` is not finite.
-        TypeError: If ``loss_weight`` is not a number.
     """
 
     def compare_layer(self, student: Tensor, teacher: Tensor) -> Tensor:

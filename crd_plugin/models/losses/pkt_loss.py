@@ -36,10 +36,6 @@ class PKTLoss(FeatureLoss):
 
     Shape:
         One vector per sample, ``(B, D_s)`` and ``(B, D_t)``; maps are flattened.
-
-    Raises:
-        ValueError: If ``loss_weight`` is not finite.
-        TypeError: If ``loss_weight`` is not a number.
     """
 
     def pair(self, s_feats: Features, t_feats: Features) -> Pairs:

@@ -30,10 +30,6 @@ class SPLoss(FeatureLoss):
 
     Shape:
         Maps ``(B, C, H, W)`` of each layer; channels, heights and widths may differ.
-
-    Raises:
-        ValueError: If ``loss_weight`` is not finite.
-        TypeError: If ``loss_weight`` is not a number.
     """
 
     def compare_layer(self, student: Tensor, teacher: Tensor) -> Tensor:
