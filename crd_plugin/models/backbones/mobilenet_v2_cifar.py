@@ -78,13 +78,12 @@ class CIFARMobileNetV2(CIFARBackbone):
         self.blocks = nn.ModuleList()
         for factor, channels, number, stride in _GROUPS:
             channels = int(channels * widen_factor)
-            blocks = []
+            group = nn.Sequential()
             for i in range(number):
-                blocks.append(
-                    _InvertedResidual(width, channels, 1 if i else stride, factor or expansion)
-                )
+                stride = 1 if i else stride
+                group.append(_InvertedResidual(width, channels, stride, factor or expansion))
                 width = channels
-            self.blocks.append(nn.Sequential(*blocks))
+            self.blocks.append(group)
         last = int(_LAST_CHANNELS * max(1, widen_factor))
         self.conv2 = Conv2dNormActivation(width, last, 1, inplace=False)
 

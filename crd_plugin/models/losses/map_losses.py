@@ -40,7 +40,7 @@ class ATLoss(FeatureLoss):
         loss_weight (float): Factor of the loss. Defaults to 1.0 (published: 1000).
 
     Shape:
-        Maps ``(B, C, H, W)`` of each layer; where heights differ, their widths do in proportion.
+        Maps ``(B, C, H, W)`` of each layer; the higher map is pooled to the size of the lower one.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -76,7 +76,7 @@ class FSPLoss(SizedLoss):
     of the published tables; here such a pair is refused when the model is built.
 
     Source: Yim et al., CVPR 2017, eq. 1-2; numbers of HobbitLong/RepDistiller
-    ``distiller_zoo/FSP.py``. MMRazor has no such loss.
+    ``distiller_zoo/FSP.py``.
 
     Args:
         s_shapes (Sequence[Sequence[int]], optional): Channels, height and width of each student
@@ -169,7 +169,7 @@ class KDSVDLoss(FeatureLoss):
     Source: Lee et al., arXiv:1807.06819, section 3; numbers of HobbitLong/RepDistiller
     ``distiller_zoo/KDSVD.py``. Differs: there the loss depends on the sign that the SVD routine
     happens to give the teacher's vectors; here the sum of each is made positive, so that maps after
-    a ReLU have a first vector without negative values. MMRazor has no such loss.
+    a ReLU have a first vector without negative values.
 
     Args:
         num_vectors (int): k, at least 1. Vectors are weighted by their singular values, scaled to
@@ -264,14 +264,13 @@ class NSTLoss(FeatureLoss):
 
     Source: Huang and Wang, arXiv:1707.01219, section 4 (d=2, c=0); numbers of
     HobbitLong/RepDistiller ``distiller_zoo/NST.py``, which needs ``B * C_s * C_t * H * W`` numbers
-    for all pairs of channels; here no tensor has more than ``B * max(C, H * W)^2``. MMRazor has no
-    such loss.
+    for all pairs of channels; here no tensor has more than ``B * max(C, H * W)^2``.
 
     Args:
         loss_weight (float): Factor of the loss. Defaults to 1.0 (published: 50).
 
     Shape:
-        Maps ``(B, C, H, W)`` of each layer; where heights differ, their widths do in proportion.
+        Maps ``(B, C, H, W)`` of each layer; the higher map is pooled to the size of the lower one.
     """
 
     def compare_layer(self, student: Tensor, teacher: Tensor) -> Tensor:

@@ -306,7 +306,7 @@ class VIDLoss(SizedLoss):
     information without its constant, so it can be negative.
 
     Source: Ahn et al., arXiv:1904.05835, section 2; numbers of HobbitLong/RepDistiller
-    ``distiller_zoo/VID.py``. MMRazor has no such loss.
+    ``distiller_zoo/VID.py``.
 
     Args:
         s_channels (int | Sequence[int], optional): Channels of the student's maps, one per layer.
@@ -318,7 +318,7 @@ class VIDLoss(SizedLoss):
         loss_weight (float): Factor of the loss. Defaults to 1.0, as published.
 
     Shape:
-        Maps ``(B, C, H, W)`` of each layer; where heights differ, their widths do in proportion.
+        Maps ``(B, C, H, W)`` of each layer; the higher map is pooled to the size of the lower one.
 
     Raises:
         ValueError: If an argument is out of range.

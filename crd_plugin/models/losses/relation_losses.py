@@ -25,7 +25,7 @@ class CCLoss(SizedLoss):
 
     Source: Peng et al., arXiv:1904.01802; numbers of HobbitLong/RepDistiller
     ``distiller_zoo/CC.py``: products of neighbouring samples' gaps, not the paper's kernel
-    correlation. MMRazor has no such loss.
+    correlation.
 
     Args:
         s_channels (int, optional): Width of the student's vector. Defaults to None: inferred by
@@ -90,7 +90,7 @@ class PKTLoss(FeatureLoss):
 
     Source: Passalis and Tefas, ECCV 2018, arXiv:1803.10837, section 3; numbers of
     HobbitLong/RepDistiller ``distiller_zoo/PKT.py``, except that a zero vector has a finite
-    gradient instead of NaN. MMRazor has no such loss.
+    gradient instead of NaN.
 
     Args:
         loss_weight (float): Factor of the loss. Defaults to 1.0 (published: 30000).
@@ -209,7 +209,7 @@ class SPLoss(FeatureLoss):
 
     Source: Tung and Mori, arXiv:1907.09682, section 3; numbers of HobbitLong/RepDistiller
     ``distiller_zoo/SP.py``, except that the gradient of a sample whose map is zero is not 1e12
-    times too large. MMRazor has no such loss.
+    times too large.
 
     Args:
         loss_weight (float): Factor of the loss. Defaults to 1.0 (published: 3000).

@@ -4,10 +4,7 @@ import math
 
 import pytest
 import torch
-import torch.nn.functional as F
 from mmrazor.models.losses import ABLoss as RazorABLoss
-from mmrazor.models.losses import FTLoss as RazorFTLoss
-from mmrazor.models.losses import L2Loss
 from torch import nn
 
 from crd_plugin.models.losses import ABLoss, FitNetLoss, FTLoss, VIDLoss
@@ -105,14 +102,6 @@ def test_ab_layers_with_and_without_a_connector():
         golden.assert_value(razor * case['w'][i].float(), case[f'loss_{i}'])
 
 
-def test_what_mmrazor_has_after_the_same_regressor():
-    case = golden.load('zoo_hint_same')
-    regressed = published_fitnet(case).regressor(case['s0'])
-    razor = L2Loss(normalize=False, div_element=True)(regressed, case['t0'])
-    torch.testing.assert_close(razor, F.mse_loss(regressed, case['t0']))
-    golden.assert_value(razor, case['loss'])
-
-
 def test_published_factors_and_reconstruction():
     case = golden.load('zoo_ft')
     loss = published_ft(case)
@@ -120,9 +109,6 @@ def test_published_factors_and_reconstruction():
     golden.assert_value(loss.paraphraser.encoder(case['t0']), case['factor_t'])
     golden.assert_value(loss.paraphraser(case['t0']), case['reconstruction'])
     golden.assert_value(loss.reconstruction(case['t0']), case['paraphraser_loss'])
-    # MMRazor compares all channels.
-    value = RazorFTLoss()(case['factor_s'], case['factor_t'])
-    assert not torch.isclose(value, case['loss'], rtol=0.1)
 
 
 @pytest.mark.parametrize('margin', [1.0, 0.3])

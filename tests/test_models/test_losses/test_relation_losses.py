@@ -184,14 +184,6 @@ def test_rkd_is_the_sum_of_mmrazors_parts_in_float32():
         golden.assert_grad(ours, theirs)
 
 
-def test_rkd_in_half_precision_where_mmrazors_is_nan():
-    (s,), (t,) = vectors()
-    s = (s * 300).half()
-    with torch.autocast('cpu', torch.float16):
-        assert not torch.isfinite(razor_rkd()(s, t))
-        assert torch.isfinite(RKDLoss()(s, t))
-
-
 def test_rkd_part_of_weight_zero_is_left_out():
     student, teacher = vectors(torch.float32)
     # Infinite distances; angles of weight 0 do not bring NaN in.
