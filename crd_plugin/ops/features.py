@@ -92,7 +92,7 @@ def pair_vectors(s_feats: Features, t_feats: Features, min_batch: int = 1) -> tu
                 f'{name} has shape {tuple(layers[0].shape)}, expected (B, D) or (B, C, H, W).'
             )
         features += layers
-    student, teacher = _pair(*features)
+    student, teacher = _pair(features[0], features[1])
     if student.size(0) < min_batch:
         raise ValueError(
             f's_feats has {student.size(0)} sample, expected at least {min_batch}: the loss '

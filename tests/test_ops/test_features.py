@@ -119,7 +119,7 @@ def loop_pool(x, height, width):
     [((8, 8), (4, 4)), ((5, 5), (3, 3)), ((8, 12), (4, 4)), ((6, 4), (3, 4)), ((12, 12), (5, 7))],
 )
 def test_higher_map_is_reduced(high, low):
-    """To means; by whole windows where sizes divide, as the general pooling is not deterministic."""
+    """To means; by whole windows where sizes divide: the general pooling is not deterministic."""
     s, t = maps((2, 3, *high), (2, 5, *low), dtype=torch.float64)
     found, unchanged = match_heights(s, t)
     assert unchanged is t
