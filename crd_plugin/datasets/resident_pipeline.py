@@ -159,7 +159,8 @@ class ResidentPipeline:
         else:
             batch = images[rows]
         if self.flip is not None:
-            batch = augment.flip(batch, draws['flip'], _DIMS[self.flip.direction])
+            flipped = batch.flip(_DIMS[self.flip.direction])
+            batch = torch.where(draws['flip'][:, None, None, None], flipped, batch)
         return batch
 
     def _target(self, size: Sequence[int]) -> tuple[int, int]:

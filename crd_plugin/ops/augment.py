@@ -1,7 +1,7 @@
-"""Random crops, flips and resized crops of whole batches of uint8 images.
+"""Random crops and resized crops of whole batches of uint8 images.
 
-All images are in one tensor ``(N, C, H, W)``; a batch is chosen by its rows. Where to crop and what
-to flip are tensors too, so nothing here waits for a device.
+All images are in one tensor ``(N, C, H, W)``; a batch is chosen by its rows. Where to crop is
+a tensor too, so nothing here waits for a device.
 """
 
 from __future__ import annotations
@@ -74,20 +74,6 @@ def crop(images: Tensor, rows: Tensor, boxes: Tensor, size: tuple[int, int]) -> 
     windows = images.unfold(2, size[0], 1).unfold(3, size[1], 1)
     top, left = boxes.unbind(1)
     return windows[rows, :, top, left]
-
-
-def flip(images: Tensor, chosen: Tensor, dims: tuple[int, ...]) -> Tensor:
-    """Flip some images of a batch.
-
-    Args:
-        images (Tensor): ``(B, C, H, W)``.
-        chosen (Tensor): Whether to flip each of them, ``(B,)`` bool.
-        dims (tuple): ``(3,)`` for left to right, ``(2,)`` for upside down.
-
-    Returns:
-        Tensor: ``(B, C, H, W)``.
-    """
-    return torch.where(chosen[:, None, None, None], images.flip(dims), images)
 
 
 def resized_crop(images: Tensor, rows: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:

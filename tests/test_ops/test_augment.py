@@ -37,15 +37,6 @@ def test_crop_at_every_place(size):
         assert torch.equal(image, images[n, :, y : y + size[0], x : x + size[1]])
 
 
-@pytest.mark.parametrize('dims, axes', [((3,), 2), ((2,), 1), ((2, 3), (1, 2))])
-def test_flip(dims, axes):
-    images = pictures(4, 5, 6)
-    chosen = torch.tensor([True, False, False, True])
-    found = augment.flip(images, chosen, dims).numpy()
-    for image, original, turned in zip(found, images.numpy(), chosen):
-        assert np.array_equal(image, np.flip(original, axes) if turned else original)
-
-
 @pytest.mark.parametrize(
     'size, areas, ratios, attempts',
     [
