@@ -24,6 +24,8 @@ from crd_plugin.registry import MODELS
 from .branching import check_branch, find_trunk, make_branch, run_and_watch
 from .checkpoints import check_is_distillation
 
+Samples = list[BaseDataElement] | None
+
 
 @MODELS.register_module()
 class OnlineEnsembleDistill(BaseAlgorithm):
@@ -144,9 +146,7 @@ class OnlineEnsembleDistill(BaseAlgorithm):
         self.predict_with = predict_with
         self._divide(architecture, input_shape)
 
-    def loss(
-        self, inputs: Tensor, data_samples: list[BaseDataElement] | None = None
-    ) -> dict[str, Tensor]:
+    def loss(self, inputs: Tensor, data_samples: Samples = None) -> dict[str, Tensor]:
         """Compute the losses of all branches, of the ensemble, and between them.
 
         Args:
@@ -186,15 +186,13 @@ class OnlineEnsembleDistill(BaseAlgorithm):
                 losses[f'{name}.accuracy'] = 100 * right.float().mean()
         return losses
 
-    def _forward(self, inputs: Tensor, data_samples: list[BaseDataElement] | None = None) -> Tensor:
+    def _forward(self, inputs: Tensor, data_samples: Samples = None) -> Tensor:
         """Return the logits of what is evaluated, ``(B, classes)``."""
         if self.predict_with == 'branch':
             return super()._forward(inputs, data_samples)
         return _gated_sum(*self._all_logits(inputs))
 
-    def _predict(
-        self, inputs: Tensor, data_samples: list[BaseDataElement] | None = None
-    ) -> list[BaseDataElement]:
+    def _predict(self, inputs: Tensor, data_samples: Samples = None) -> list[BaseDataElement]:
         """Return the predictions of what is evaluated."""
         if self.predict_with == 'branch':
             return super()._predict(inputs, data_samples)
@@ -265,10 +263,10 @@ def _pool(feature: Tensor) -> Tensor:
     return feature.mean(dim=(2, 3)) if feature.dim() == 4 else feature
 
 
-def _gated_sum(logits: Sequence[Tensor], gates: Tensor) -> Tensor:
+def _gated_sum(logits: list[Tensor], gates: Tensor) -> Tensor:
     """Return the logits of the ensemble, ``(B, classes)``."""
     # (B, m, 1) * (B, m, classes)
-    return (gates.unsqueeze(2) * torch.stack(tuple(logits), dim=1)).sum(dim=1)
+    return (gates.unsqueeze(2) * torch.stack(logits, dim=1)).sum(dim=1)
 
 
 def _softened_kl(student: Tensor, teacher: Tensor, tau: float) -> Tensor:
@@ -281,7 +279,7 @@ def _softened_kl(student: Tensor, teacher: Tensor, tau: float) -> Tensor:
     )
 
 
-def _target(data_samples: list[BaseDataElement] | None) -> Tensor:
+def _target(data_samples: Samples) -> Tensor:
     """Return labels ``(B,)``, or scores ``(B, classes)`` after mixing images."""
     if not data_samples or not ('gt_label' in data_samples[0] or 'gt_score' in data_samples[0]):
         raise ValueError(
