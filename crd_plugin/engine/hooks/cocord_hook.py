@@ -129,16 +129,16 @@ class CoCoRDHook(Hook):
 
 
 def gather_keys(keys: Tensor, batch_size: int | None) -> tuple[Tensor, Tensor]:
-    """Gather keys of all ranks, in rank order, in one collective.
+    """Gather keys ``(B, D)`` of all W ranks, in rank order, in one collective.
 
     Args:
-        keys (Tensor): Keys of this rank, ``(B, D)`` float.
+        keys (Tensor): Keys of this rank.
         batch_size (int, optional): Upper bound of B on every rank. None: the ranks exchange
             their sizes first, in one more collective.
 
     Returns:
-        tuple[Tensor, Tensor]: Keys of all W ranks, ``(W * batch_size, D)``, each rank's padded
-        with zeros; and ``(W * batch_size,)`` bool, False for the padding.
+        tuple[Tensor, Tensor]: Keys ``(W * batch_size, D)``, each rank's padded with zeros; and
+        ``(W * batch_size,)`` bool, False for the padding.
 
     Raises:
         RuntimeError: If a batch is larger than ``batch_size``.

@@ -215,11 +215,10 @@ class FrozenTeacherDistill(SingleTeacherDistill):
             loss = distiller.distill_losses[name]
             if _needs_width(loss):
                 # Images without data samples leave no ids and labels.
-                recorders = distiller.student_recorders.recorders
                 features = {
                     key: self._recorded(**record)
                     for key, record in mapping.items()
-                    if not isinstance(recorders.get(record['recorder']), SampleFieldRecorder)
+                    if not isinstance(self._recorder(**record), SampleFieldRecorder)
                 }
                 loss.infer_width(**features)
         self.train(training)
@@ -237,6 +236,11 @@ class FrozenTeacherDistill(SingleTeacherDistill):
             if _needs_width(layer):
                 layer.infer_width(feature)
             feature = layer(feature)
+
+    def _recorder(self, recorder: str, from_student: bool, **record: Any) -> Any:
+        """Return the recorder of a record."""
+        side = 'student' if from_student else 'teacher'
+        return getattr(self.distiller, f'{side}_recorders').get_recorder(recorder)
 
     def _recorded(self, **record: Any) -> Any:
         """Return a record of the forward pass; MMRazor only asserts that it exists."""

@@ -94,10 +94,7 @@ class StagedDistill(FrozenTeacherDistill):
         return {name: method for name, method in losses.items() if name in mappings}
 
     def loss(self, batch_inputs: Tensor, data_samples: Samples = None) -> dict[str, Tensor]:
-        """Compute the losses of the current stage (``student.`` and ``distill.``).
-
-        Where a method other than ``forward`` is called, its name is appended to the loss's.
-        """
+        """Compute the current stage's losses, ``student.*`` and ``distill.LOSS[_METHOD]``."""
         active = {} if self.distillation_stopped else self.active_losses()
         arguments = {name: self._arguments(name, method) for name, method in active.items()}
         sides = {

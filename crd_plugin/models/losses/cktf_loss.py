@@ -163,28 +163,20 @@ class CKTFLoss(nn.Module):
             Tensor: Scalar, already multiplied by ``loss_weight``.
 
         Raises:
-            ValueError: If features do not fit each other or the connectors.
+            ValueError: If features do not fit each other or the connectors, which may be missing.
         """
-        if self.needs_width:
-            raise not_inferred('CKTFLoss', 'in_channels')
         pairs = self.features(s_stem, t_stem, s_blocks, t_blocks, s_feats, t_feats)
         self._check_widths(pairs)
-        embedded = {
-            level: (
-                self.student_connectors[level](student),
-                self.teacher_connectors[level](teacher),
-            )
-            for level, (student, teacher) in pairs.items()
-        }
-        # Drawn once, as the published data loader hands the same ids to all levels.
-        level, (student, _) = next(iter(embedded.items()))
-        crd: Any = self.losses[level]
-        drawn = None if crd.bank is None else crd.draw(sample_idx, contrast_idx, student.dtype)
-        total: Any = 0.0
-        for level, pair in embedded.items():
-            weight = self.beta if level == _PENULTIMATE else self.theta
-            value = self.losses[level](*pair, sample_idx, labels, contrast_idx, drawn)
-            total = total + weight * value
+        drawn, total = None, torch.zeros((), device=s_feats.device)
+        for level, (student, teacher) in pairs.items():
+            crd: Any = self.losses[level]
+            student = self.student_connectors[level](student)
+            teacher = self.teacher_connectors[level](teacher)
+            if crd.bank is not None and drawn is None:
+                # Once, as the published data loader hands the same ids to all levels.
+                drawn = crd.draw(sample_idx, contrast_idx, student.dtype)
+            value = crd(student, teacher, sample_idx, labels, contrast_idx, drawn)
+            total = total + value * (self.beta if level == _PENULTIMATE else self.theta)
         return self.loss_weight * total
 
     def features(
@@ -196,15 +188,7 @@ class CKTFLoss(nn.Module):
         s_feats: Tensor,
         t_feats: Tensor,
     ) -> Features:
-        """Return what the connectors of each level are given.
-
-        Args:
-            s_stem (Tensor): As for :meth:`forward`, like the others.
-
-        Returns:
-            dict[str, tuple[Tensor, Tensor]]: Student's and teacher's feature of the levels
-            ``stem``, ``group1`` ..., ``penultimate`` that have a weight, float32 (float64 stays).
-        """
+        """Return student's and teacher's feature by level; arguments as for :meth:`forward`."""
         pairs: Features = {}
         if self.theta:
             pool = resolve_pool(self.pool, len(s_blocks))
@@ -217,6 +201,8 @@ class CKTFLoss(nn.Module):
 
     def _check_widths(self, pairs: Features) -> None:
         """Check that the features have the widths that the connectors were built for."""
+        if self.needs_width:
+            raise not_inferred('CKTFLoss', 'in_channels')
         found = _widths(pairs)
         expected = {
             level: (connector.in_channels, self.teacher_connectors[level].in_channels)
