@@ -28,8 +28,7 @@ class NoisyNet(small_runs.TinyNet):
 
 def _build(**changes):
     cfg = small_runs.model(num_samples=20, exclude='instance')
-    cfg.update(copy.deepcopy(changes))
-    return MODELS.build(cfg)
+    return MODELS.build({**cfg, **copy.deepcopy(changes)})
 
 
 def _batch(size=6):
@@ -108,12 +107,10 @@ def test_loss_of_the_teachers_head_is_not_computed(monkeypatch):
 
 
 def test_teacher_trainable_is_refused():
-    with pytest.raises(
-        ValueError,
-        match='teacher_trainable is True, but '
-        'FrozenTeacherDistill trains no teacher; use '
-        'mmrazor.SingleTeacherDistill',
-    ):
+    message = (
+        'teacher_trainable is True, but .* trains no teacher; use mmrazor.SingleTeacherDistill'
+    )
+    with pytest.raises(ValueError, match=message):
         _build(teacher_trainable=True)
     assert not _build(teacher_trainable=False).teacher_trainable
 
@@ -202,20 +199,19 @@ def test_other_checkpoints_are_refused(tmp_path):
 # --- widths ----------------------------------------------------------------
 
 
-def _explicit(**connector):
-    cfg = small_runs.distiller(num_samples=20, exclude='instance')
-    cfg['connectors']['s'].update(in_channels=6, **connector)
-    cfg['connectors']['t'].update(in_channels=12, **connector)
-    return cfg
-
-
 @pytest.mark.parametrize('head', ['linear', 'mlp', 'pad'])
-def test_inferred_widths_equal_given_ones(head):
+def test_inferred_widths_equal_given_ones(head, monkeypatch):
     cfg = small_runs.distiller(num_samples=20, exclude='instance')
     for connector in cfg['connectors'].values():
         connector['head'] = head
     inferred = _build(distiller=cfg).train()
-    given = _build(distiller=_explicit(head=head)).train()
+    cfg = copy.deepcopy(cfg)
+    for side, width in (('s', 6), ('t', 12)):
+        cfg['connectors'][side]['in_channels'] = width
+    with monkeypatch.context() as patch:
+        # Given widths need no forward pass.
+        patch.setattr(small_runs.TinyNet, 'forward', None)
+        given = _build(distiller=cfg).train()
     state = given.state_dict()
     assert {key: value.shape for key, value in state.items()} == {
         key: value.shape for key, value in inferred.state_dict().items()
@@ -234,15 +230,6 @@ def test_record_that_does_not_exist(place):
     cfg['loss_forward_mappings']['loss_crd']['s_feats'].update(place)
     with pytest.raises(ValueError, match='not recorded.*another data_idx'):
         _build(distiller=cfg)
-
-
-def test_parameters_exist_before_the_optimizer_is_built(tmp_path):
-    runner = small_runs.build(tmp_path)
-    wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
-    known = {id(parameter) for group in wrapper.param_groups for parameter in group['params']}
-    connectors = list(runner.model.distiller.connectors.parameters())
-    assert len(connectors) == 4
-    assert {id(parameter) for parameter in connectors} <= known
 
 
 def test_connectors_in_a_row_are_inferred_one_after_another():
@@ -277,25 +264,13 @@ def test_inference_changes_nothing_else(monkeypatch):
     assert all(p.requires_grad and p.grad is None for p in model.distiller.parameters())
 
 
-def test_given_widths_need_no_forward_pass(monkeypatch):
-
-    def refuse(self, x):
-        raise AssertionError('forward')
-
-    monkeypatch.setattr(small_runs.TinyNet, 'forward', refuse)
-    assert not _build(distiller=_explicit()).distiller.connectors['s'].needs_width
-
-
 @pytest.mark.parametrize('input_shape', [(1, 8, 8), (3, 8)])
 def test_input_shape_that_does_not_fit(input_shape):
     with pytest.raises(ValueError) as caught:
         _build(input_shape=input_shape)
     message = str(caught.value)
     assert message.startswith(f'input_shape={input_shape} does not go through the teacher: ')
-    assert (
-        'set model.input_shape to channels, height and width of one '
-        'image, or give in_channels of every connector.'
-    ) in message
+    assert 'set model.input_shape to channels, height and width of one image, or' in message
 
 
 # --- what MMRazor's own does too -------------------------------------------

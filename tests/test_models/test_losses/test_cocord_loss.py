@@ -8,7 +8,6 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from crd_plugin.registry import MODELS
 from tests.cocord import SIZES
@@ -85,6 +84,14 @@ def test_value_and_gradient_equal_the_formula(t_channels):
         torch.testing.assert_close(a, b)
 
 
+def test_zero_query_passes_a_gradient_of_ordinary_size():
+    loss, feats = build(), features()
+    for parameter in loss.projector[3].parameters():
+        parameter.data.zero_()
+    loss(**feats).backward()
+    assert 0 < loss.projector[3].weight.grad.abs().max() < 100
+
+
 def test_every_setting_counts():
     feats = features()
     loss = build()
@@ -104,14 +111,6 @@ def test_every_setting_counts():
     other = build(hidden_dim=7, embed_dim=5, predictor_dim=3)
     shapes = [tuple(p.shape) for p in other.parameters() if p.dim() == 2]
     assert shapes == [(3, 5), (5, 3)] + 3 * [(7, 6), (5, 7)]
-
-
-def test_published_settings_are_the_defaults():
-    loss = MODELS.build(dict(type='crd_plugin.CoCoRDLoss'))
-    assert loss.queue.keys.shape == (2048, 2048)
-    assert (loss.hidden_dim, loss.predictor[0].out_features) == (2048, 512)
-    assert (loss.temperature, loss.slow_momentum, loss.teacher_momentum) == (0.1, 0.9, 0.999)
-    assert (loss.contrast_weight, loss.prediction_weight, loss.loss_weight) == (1, 4, 1)
 
 
 # --- what a forward pass changes -------------------------------------------
@@ -167,27 +166,20 @@ def test_averages_follow_what_is_trained():
             assert torch.equal(a, b) and b.requires_grad
 
 
-def test_averages_start_as_copies():
+# --- widths ----------------------------------------------------------------
+
+
+def test_connector_is_there_only_for_different_widths():
+    assert not any('connector' in key for key in build().state_dict())
     loss = MODELS.build(dict(type='crd_plugin.CoCoRDLoss', s_channels=6, t_channels=9, **SIZES))
+    assert loss.connector.weight.shape == (9, 6)
+    # Averages start as copies.
     for average, source in AVERAGES.items():
         own, other = (getattr(loss, name).state_dict() for name in (average, source))
         assert own and set(own) == set(other)
         for key, value in own.items():
             assert torch.equal(value, other[key])
             assert value.data_ptr() != other[key].data_ptr()
-
-
-# --- widths ----------------------------------------------------------------
-
-
-def test_connector_is_there_only_for_different_widths():
-    assert not any('connector' in key for key in build().state_dict())
-    loss = build(t_channels=9)
-    assert isinstance(loss.connector, nn.Linear)
-    assert loss.connector.weight.shape == (9, 6)
-    # All that the teacher's feature goes through follows the student's.
-    for a, b in zip(loss.teacher_projector.parameters(), loss.projector.parameters()):
-        assert a.shape == b.shape
 
 
 @pytest.mark.parametrize('given', [(None, None), (6, None), (None, 9)])
@@ -218,18 +210,15 @@ def test_feature_in_a_tuple_of_one():
         ('t_feats', lambda x: x[:, :4], 'set t_channels=4'),
         ('t_feats', lambda x: x[:, :, None, None], 'the pooled feature; record the neck'),
         ('s_feats', lambda x: (x, x), 's_feats is a sequence of 2 tensors'),
+        (None, None, 'set train_dataloader.drop_last'),
     ],
 )
 def test_bad_features(name, change, message):
-    feats = features()
-    feats[name] = change(feats[name])
+    feats = features(batch=5 if name else 1)
+    if name:
+        feats[name] = change(feats[name])
     with pytest.raises(ValueError, match=message):
         build()(**feats)
-
-
-def test_batch_of_one_image():
-    with pytest.raises(ValueError, match='set train_dataloader.drop_last'):
-        build()(**features(batch=1))
 
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
