@@ -33,13 +33,10 @@ class CoCoRDDistill(FrozenTeacherDistill):
 
     The recorders that ``CoCoRDLoss`` reads from the student are registered on the slow student as
     well. They hold four records: ``record_idx`` 0 and 1 are the student's first and second view, 2
-    and 3 the slow student's second and first. Any other loss reads ``record_idx=0``, the student's
-    first view, and the teacher's third one; so does KD beside it (the public code has none).
+    and 3 the slow student's second and first. Any other loss, such as KD, reads ``record_idx=0``.
 
-    Batch norm behaves as in the source: only parameters are averaged, so the slow student has
-    running statistics of its own, gathered in train mode; both students see two batches per step,
-    so the running statistics, also those that the student is evaluated with, move twice per step.
-    The teacher's do not move.
+    Only parameters are averaged: the slow student has running statistics of its own, gathered in
+    train mode. Those of both students move twice per step, as in the source; the teacher's never.
 
     ``CoCoRDHook`` calls :meth:`update_averages` before each step and writes the keys of all ranks
     into the queue after it.

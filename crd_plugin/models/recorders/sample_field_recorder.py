@@ -47,19 +47,7 @@ class SampleFieldRecorder(ModuleOutputsRecorder):
 
 
 def stack_field(samples: Sequence[Any], field: str, device: torch.device) -> Tensor:
-    """Stack one field of data samples.
-
-    Args:
-        samples (Sequence): Data samples of a batch.
-        field (str): Name of the field.
-        device (torch.device): Device of the result.
-
-    Returns:
-        Tensor: ``(B,)`` for scalars and one-element tensors, else ``(B, ...)``.
-
-    Raises:
-        ValueError: If a sample has no such field.
-    """
+    """Stack a field of data samples: ``(B,)`` for scalars and one-element tensors."""
     values: list[Any] = [getattr(sample, field, None) for sample in samples]
     if any(value is None for value in values):
         hint = (
