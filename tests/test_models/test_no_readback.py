@@ -81,9 +81,6 @@ def two_ranks(monkeypatch):
     )
 
 
-# --- the objective --------------------------------------------------------- #
-
-
 def banks_of(module):
     return [bank for bank in module.modules() if isinstance(bank, MemoryBank)]
 
@@ -156,9 +153,6 @@ def test_objective_in_other_types(dtype, kept):
     loss = crd_loss(num_negatives=64, bank_dtype=kept)
     step(loss, dtype=dtype)
     assert step(loss, dtype=dtype) == set()
-
-
-# --- whole steps ----------------------------------------------------------- #
 
 
 @functools.cache

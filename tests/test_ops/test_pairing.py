@@ -115,9 +115,6 @@ def test_half_precision(monkeypatch):
     assert torch.isfinite(student).all() and torch.equal(student, teacher)
 
 
-# --- one shape -------------------------------------------------------------
-
-
 def test_unit_over_batch():
     x = torch.randn(5, 3, 4, 4, dtype=torch.float64, requires_grad=True)
     expected = torch.empty_like(x)

@@ -105,9 +105,6 @@ def dying(moment, die):
         yield count
 
 
-# --- a run that dies -------------------------------------------------------
-
-
 def test_killed_at_any_moment(tmp_path):
     """Until a run survives, each run is killed one event later than the one before."""
     seen = set()
@@ -146,9 +143,6 @@ def test_full_disk_leaves_no_temporary_file(tmp_path, moment):
         train(FakeRunner(tmp_path), build())
     assert pointed(tmp_path)['epoch'] in (1, 2)
     assert not list(tmp_path.glob('*.part'))
-
-
-# --- like MMEngine's hook --------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -201,9 +195,6 @@ def test_validation_alone(tmp_path):
     for accuracy in (70.0, 80.0):
         hook.after_val_epoch(runner, dict(accuracy=accuracy))
     assert files(tmp_path) == ['best_accuracy_epoch_3.pth', 'epoch_3.pth', 'last_checkpoint']
-
-
-# --- state that is split over the ranks ------------------------------------
 
 
 class Split(nn.Module):

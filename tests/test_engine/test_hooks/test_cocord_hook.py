@@ -5,11 +5,8 @@ import copy
 import pytest
 import torch
 from mmengine.hooks import Hook
-from mmengine.runner import Runner
 
-from crd_plugin.checkpoints.publish import publish_student
 from crd_plugin.engine import CoCoRDHook
-from crd_plugin.registry import MODELS
 from tests import small_runs
 from tests.cocord import run_changes
 
@@ -79,9 +76,6 @@ def averages_of(model):
                 yield name, source + name[len(average) :], momentum
 
 
-# --- averages --------------------------------------------------------------
-
-
 def test_averages_move_once_per_optimizer_step(watched):
     """Before its forward pass, towards the parameters that it starts from."""
     counts, runner, early, late = watched
@@ -98,27 +92,6 @@ def test_averages_move_once_per_optimizer_step(watched):
         moved.append(not torch.equal(old[names[0][0]], new[names[0][0]]))
     # At first they are copies of the student.
     assert moved == [i % counts == 0 and i > 0 for i in range(STEPS)]
-
-
-def test_batch_norm_is_not_averaged(watched):
-    """Each network counts its own passes."""
-    state = watched[1].model.state_dict()
-    ending = '.num_batches_tracked'
-    tracked = {key[: -len(ending)]: int(state[key]) for key in state if key.endswith(ending)}
-    assert tracked == {
-        'architecture.backbone.bn': 2 * STEPS,
-        'slow_student.backbone.bn': 2 * STEPS,
-        'teacher.backbone.bn': 0,
-        f'{LOSS}projector.1': 2 * STEPS,
-        f'{LOSS}slow_projector.1': 2 * STEPS,
-        f'{LOSS}predictor.1': 2 * STEPS,
-        f'{LOSS}teacher_projector.1': STEPS,
-    }
-    means = (state[f'{part}.backbone.bn.running_mean'] for part in ('architecture', 'slow_student'))
-    assert not torch.equal(*means)
-
-
-# --- queue -----------------------------------------------------------------
 
 
 def test_keys_enter_after_every_iteration(watched):
@@ -147,9 +120,6 @@ def test_missing_hook_is_named_in_the_second_step(tmp_path):
     assert runner.iter == 1
 
 
-# --- log -------------------------------------------------------------------
-
-
 def test_interval(tmp_path):
     runner = build(tmp_path, custom_hooks=[dict(HOOK, interval=3)])
     queue = runner.model.cocord_loss.queue
@@ -173,9 +143,6 @@ def test_terms_are_logged_and_not_added_to_the_loss(watched):
         assert 0 <= line['contrast_top1'] <= 100
     contrast = float(runner.model.cocord_loss.terms.contrast)
     assert lines[-1]['contrast'] == pytest.approx(contrast, rel=1e-4)
-
-
-# --- what is refused, and what is not ---------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -213,9 +180,6 @@ def test_silent_with_models_without_a_queue(tmp_path, caplog):
         assert torch.equal(value, other_saved['state_dict'][key])
 
 
-# --- checkpoints -----------------------------------------------------------
-
-
 @pytest.fixture(scope='module')
 def whole(tmp_path_factory):
     """Work dir of three epochs without interruption."""
@@ -249,20 +213,3 @@ def test_resuming_without_a_part_is_refused(tmp_path, whole, part):
     runner = build(tmp_path, load_from=str(path), resume=True, train_cfg__max_epochs=3)
     with pytest.raises(ValueError, match=f'The checkpoint has no {part} of CoCoRD'):
         runner.train()
-
-
-def test_evaluation_and_export_are_the_student_alone(tmp_path, whole):
-    """Accuracy of the last epoch, from the checkpoint and from the export."""
-    logged = [line for line in small_runs.scalars(whole) if 'accuracy/top1' in line]
-    checkpoint = whole / 'epoch_3.pth'
-    cfg = small_runs.config(tmp_path, **run_changes(), load_from=str(checkpoint))
-    tested = Runner.from_cfg(cfg).test()
-    assert tested['accuracy/top1'] == pytest.approx(logged[-1]['accuracy/top1'])
-
-    published = publish_student(checkpoint, tmp_path / 'student.pth')
-    net = small_runs.net(6, dropout=0.2)
-    MODELS.build(net).load_state_dict(small_runs.load(published)['state_dict'])
-    cfg = small_runs.config(
-        tmp_path, model={'_delete_': True, **net}, custom_hooks=[], load_from=str(published)
-    )
-    assert Runner.from_cfg(cfg).test() == tested

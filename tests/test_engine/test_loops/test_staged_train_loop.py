@@ -1,11 +1,7 @@
 """StagedTrainLoop: switching, resuming, several processes."""
 
-import os
-from unittest import mock
-
 import pytest
 import torch
-import torch.multiprocessing as mp
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.registry import PARAM_SCHEDULERS
@@ -111,8 +107,8 @@ def test_log_tells_the_stage(whole):
 def test_resumed_run_equals_the_whole(whole, tmp_path, broken):
     """Broken in the first stage, and just behind it.
 
-    It goes on from the last whole epoch; all that the last checkpoint has is the same, and the
-    log behind the break.
+    It goes on from the last whole epoch; all that the last checkpoint has is the same, and the log
+    behind the break.
     """
     method, reference, _, _ = whole
     runner = small_runs.build(tmp_path, small_runs.FailHook(broken - 1), **staged.settings(method))
@@ -130,11 +126,7 @@ def test_resumed_run_equals_the_whole(whole, tmp_path, broken):
 @pytest.fixture(scope='module')
 def ranks(tmp_path_factory):
     """Weights of two processes, epoch by epoch."""
-    folder = tmp_path_factory.mktemp('ranks')
-    mp.set_forkserver_preload(['tests.staged'])
-    with mock.patch.dict(os.environ, PYTHONPATH=str(small_runs.REPO)):
-        mp.start_processes(staged.work, args=(str(folder),), nprocs=2, start_method='forkserver')
-    return [torch.load(folder / f'rank_{rank}.pth') for rank in range(2)]
+    return small_runs.run_ranks(staged.work, tmp_path_factory.mktemp('ranks'))
 
 
 @pytest.mark.parametrize('method', METHODS)
@@ -224,9 +216,6 @@ def test_epochs_that_do_not_fit(stages, epochs, first, text):
 def test_model_or_loop_without_stages(tmp_path, changes, text):
     with pytest.raises(ValueError, match=text):
         small_runs.build(tmp_path, **changes).train()
-
-
-# --- the schedules of configs/ ---------------------------------------------
 
 
 def _rates(leaf, epochs, length):

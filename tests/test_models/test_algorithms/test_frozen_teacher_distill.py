@@ -31,17 +31,8 @@ def _build(**changes):
     return MODELS.build({**cfg, **copy.deepcopy(changes)})
 
 
-def _batch(size=6):
-    samples = []
-    for i in range(size):
-        sample = DataSample().set_gt_label(i)
-        sample.set_metainfo(dict(sample_idx=i))
-        samples.append(sample)
-    return torch.randn(size, 3, 8, 8), samples
-
-
 def _losses(model, batch=None):
-    inputs, samples = batch or _batch()
+    inputs, samples = batch or small_runs.batch()
     return model(inputs, samples, mode='loss')
 
 
@@ -57,9 +48,6 @@ def teacher():
     return MODELS.build(small_runs.net(12))
 
 
-# --- the teacher -----------------------------------------------------------
-
-
 def test_whole_teacher_is_in_eval_mode():
     model = _build(teacher=small_runs.net(12, dropout=0.9))
     for mode in (True, False, True):
@@ -71,7 +59,7 @@ def test_whole_teacher_is_in_eval_mode():
 def test_teacher_does_not_change_and_is_not_random():
     model = _build(teacher=small_runs.net(12, dropout=0.9)).train()
     before = copy.deepcopy(model.teacher.state_dict())
-    batch, features = _batch(), []
+    batch, features = small_runs.batch(), []
     for _ in range(2):
         model.distiller.distill_losses['loss_crd'].bank.discard()
         _losses(model, batch)
@@ -129,9 +117,6 @@ def test_random_teacher_causes_a_warning(caplog, tmp_path, teacher):
         logger.removeHandler(caplog.handler)
     assert 'teacher_ckpt is not given: the teacher has random' in text
     assert 'teacher_ckpt' not in caplog.text
-
-
-# --- checkpoints -----------------------------------------------------------
 
 
 @pytest.mark.parametrize('bare', [False, True])
@@ -196,9 +181,6 @@ def test_other_checkpoints_are_refused(tmp_path):
         _build(teacher_ckpt=str(tmp_path / 'gone.pth'))
 
 
-# --- widths ----------------------------------------------------------------
-
-
 @pytest.mark.parametrize('head', ['linear', 'mlp', 'pad'])
 def test_inferred_widths_equal_given_ones(head, monkeypatch):
     cfg = small_runs.distiller(num_samples=20, exclude='instance')
@@ -217,7 +199,7 @@ def test_inferred_widths_equal_given_ones(head, monkeypatch):
         key: value.shape for key, value in inferred.state_dict().items()
     }
     inferred.load_state_dict(state)
-    batch, losses = _batch(), []
+    batch, losses = small_runs.batch(), []
     for model in (inferred, given):
         torch.manual_seed(0)
         losses.append(_losses(model, batch)['distill.loss_crd'])
@@ -271,9 +253,6 @@ def test_input_shape_that_does_not_fit(input_shape):
     message = str(caught.value)
     assert message.startswith(f'input_shape={input_shape} does not go through the teacher: ')
     assert 'set model.input_shape to channels, height and width of one image, or' in message
-
-
-# --- what MMRazor's own does too -------------------------------------------
 
 
 def test_deliveries_hand_values_from_teacher_to_student():
@@ -340,7 +319,7 @@ def test_student_that_is_not_trained():
 def test_prediction_and_features_are_the_students():
     """As MMPretrain's tools ask for them: get_flops, vis_tsne, ..."""
     model = _build().eval()
-    inputs, samples = _batch()
+    inputs, samples = small_runs.batch()
     own = model.student(inputs, copy.deepcopy(samples), mode='predict')
     for found in (model(inputs, samples, mode='predict'), model.predict(inputs)):
         for first, second in zip(own, found, strict=True):

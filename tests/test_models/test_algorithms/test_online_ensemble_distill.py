@@ -3,7 +3,6 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from mmengine.config import Config
 from mmengine.logging import MessageHub
 from mmengine.model import BaseModule
 from mmengine.registry import DefaultScope
@@ -11,9 +10,8 @@ from mmpretrain.registry import MODELS as MMPRETRAIN_MODELS
 from mmpretrain.structures import DataSample
 from torch import nn
 
-from crd_plugin.checkpoints.publish import publish_student
 from crd_plugin.registry import MODELS
-from tests import golden, small_runs
+from tests import golden
 
 TYPE = 'crd_plugin.OnlineEnsembleDistill'
 
@@ -124,9 +122,6 @@ def looped_loss(model, nets, images, labels):
             gap = taught - _log_softmax(row, model.tau)
             total = total + model.kl_weight * model.tau**2 * (taught.exp() * gap).sum()
     return total / size
-
-
-# --- value and gradient ----------------------------------------------------
 
 
 def test_numbers_of_the_original():
@@ -246,15 +241,6 @@ def test_names_and_parts_of_the_losses():
         assert float(losses[f'{name}.accuracy']) == pytest.approx(100 * right)
 
 
-@pytest.mark.parametrize('detach', [True, False])
-def test_the_divergence_teaches_the_gate_only_when_not_detached(detach):
-    model = build(detach_ensemble=detach).train()
-    losses = model(*batch(), mode='loss')
-    losses['distill.loss_online_kd'].backward(retain_graph=True)
-    grad = model.gate.fc.weight.grad
-    assert (grad is None) == detach
-
-
 @pytest.mark.parametrize(
     'changes',
     [
@@ -324,9 +310,6 @@ def test_half_precision():
     assert losses['student.accuracy'] == pytest.approx(100 / 6)
 
 
-# --- ramp-up ---------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     'epoch, expected',
     [
@@ -355,9 +338,6 @@ def test_ramp_up(monkeypatch, epoch, expected):
     torch.testing.assert_close(ramped['ensemble.loss'], plain['ensemble.loss'])
 
 
-# --- prediction ------------------------------------------------------------
-
-
 def test_predictions():
     branch = build().eval()
     ensemble = build(predict_with='ensemble').eval()
@@ -381,9 +361,6 @@ def test_predictions():
             # One image needs no statistics of its batch, the losses of a validation neither.
             assert model(images[:1]).shape == (1, 5)
             assert model(images[:1], samples[:1], mode='loss')['ensemble.loss'] > 0
-
-
-# --- weights ---------------------------------------------------------------
 
 
 def test_branches_start_with_weights_of_their_own():
@@ -424,63 +401,6 @@ def test_keys_of_checkpoints():
         match='no weights under "architecture.".*; test it with the config of the plain',
     ):
         model.load_state_dict(model.architecture.state_dict())
-
-
-def test_export_of_the_student(tmp_path):
-    model = build().eval()
-    path = tmp_path / 'epoch_1.pth'
-    torch.save(dict(state_dict=model.state_dict(), meta={}), path)
-    cfg = Config(dict(default_scope='mmpretrain', model=config()))
-    published = publish_student(path, tmp_path / 'student.pth', cfg)
-    plain = MODELS.build(net())
-    plain.load_state_dict(small_runs.load(published)['state_dict'])
-    images, _ = batch()
-    assert torch.equal(plain.eval()(images), model(images))
-
-
-# --- training --------------------------------------------------------------
-
-
-def training(work_dir, **changes):
-    return small_runs.build(
-        work_dir,
-        model=dict(
-            _delete_=True,
-            type=TYPE,
-            architecture=small_runs.net(6, dropout=0.2),
-            branch_from='backbone.bn',
-            ramp_up=1.0,
-            input_shape=(3, 8, 8),
-        ),
-        custom_hooks=[],
-        **changes,
-    )
-
-
-def test_a_resumed_training_equals_a_whole_one(tmp_path):
-    epochs = dict(train_cfg__max_epochs=2)
-    whole = training(tmp_path / 'whole', **epochs)
-    whole.train()
-    log = small_runs.scalars(tmp_path / 'whole')
-    steps = [line for line in log if 'ensemble.loss' in line]
-    assert len(steps) == 2 * small_runs.STEPS
-    assert {'student.accuracy', 'ensemble.accuracy'} <= set(steps[0])
-    assert any('accuracy/top1' in line for line in log)
-
-    resumed = training(
-        tmp_path / 'resumed',
-        resume=True,
-        load_from=str(tmp_path / 'whole' / 'epoch_1.pth'),
-        **epochs,
-    )
-    resumed.train()
-    assert len(small_runs.scalars(tmp_path / 'resumed')) < len(log)
-    expected = whole.model.state_dict()
-    for key, value in resumed.model.state_dict().items():
-        assert torch.equal(value, expected[key]), key
-
-
-# --- errors ----------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ import copy
 
 import pytest
 import torch
-from mmpretrain.structures import DataSample
 from torch import nn
 
 from crd_plugin.models.algorithms import speed
@@ -12,8 +11,8 @@ from crd_plugin.models.backbones import build_cifar_classifier_cfg
 from crd_plugin.registry import MODELS
 from tests import small_runs
 
-# Without code generation, which takes long, but traced in the same way. A
-# break of the graph, such as a hook that cannot be traced, is an error.
+# Without code generation, which takes long, but traced in the same way. A break of the graph, such
+# as a hook that cannot be traced, is an error.
 TRACED = dict(backend='eager', fullgraph=True)
 
 
@@ -40,14 +39,9 @@ def model(**options):
 
 def batch(size=4, seed=1):
     """Images and samples."""
-    samples = []
-    for index in range(size):
-        sample = DataSample().set_gt_label(index)
-        sample.set_metainfo(dict(sample_idx=index))
-        samples.append(sample)
-    generator = torch.Generator().manual_seed(seed)
-    images = torch.randn(size, 3, 16, 16, generator=generator).double()
-    return images, samples
+    torch.manual_seed(seed)
+    images, samples = small_runs.batch(size, 16)
+    return images.double(), samples
 
 
 def step(net, images, samples):
@@ -204,9 +198,6 @@ def test_wrong_options(given, kind, message):
 def test_network_without_a_backbone():
     with pytest.raises(ValueError, match='the student, a Linear, has no backbone'):
         speed.compile_backbone(nn.Linear(2, 2), 'student', True)
-
-
-# --- mixed precision and optimizer -----------------------------------------
 
 
 def test_both_networks_run_under_autocast_and_the_objective_does_not():

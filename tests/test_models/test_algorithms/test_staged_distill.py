@@ -5,7 +5,6 @@ from unittest import mock
 
 import pytest
 import torch
-from mmpretrain.structures import DataSample
 
 from crd_plugin.models import CIFARWideResNet
 from crd_plugin.registry import MODELS
@@ -26,21 +25,10 @@ def build(method='ab', stages=None, **changes):
     return MODELS.build(copy.deepcopy(cfg)).train()
 
 
-def batch(size=6):
-    """Images and samples with ids."""
-    generator = torch.Generator().manual_seed(0)
-    samples = []
-    for i in range(size):
-        sample = DataSample().set_gt_label(i)
-        sample.set_metainfo(dict(sample_idx=i))
-        samples.append(sample)
-    return torch.randn(size, 3, 8, 8, generator=generator), samples
-
-
 def losses_of(model):
     """Losses of one batch, always with the same dropout."""
     torch.manual_seed(1)
-    return model(*batch(), mode='loss')
+    return model(*small_runs.batch(), mode='loss')
 
 
 def trained(model):
@@ -52,9 +40,6 @@ def stage_of(name='init', **kwargs):
     """Two stages, one of them described."""
     other = 'main' if name == 'init' else 'init'
     return [dict(name=name, **kwargs), dict(name=other)]
-
-
-# --- what is computed ------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -101,12 +86,7 @@ def test_stages_sum_up_to_the_plain_losses():
 
 @pytest.mark.parametrize(
     'method, stage, teacher, student',
-    [
-        ('ab', 'init', 1, 1),
-        ('ab', 'main', 0, 1),
-        ('ft', 'init', 1, 0),
-        ('ft', 'main', 1, 1),
-    ],
+    [('ab', 'init', 1, 1), ('ab', 'main', 0, 1), ('ft', 'init', 1, 0), ('ft', 'main', 1, 1)],
 )
 def test_a_network_that_no_loss_looks_at_is_not_run(method, stage, teacher, student):
     model = build(method, with_crd=False)
@@ -150,14 +130,11 @@ def test_losses_that_are_left_out():
 
 def test_testing_needs_no_stage():
     model = build('ab').eval()
-    assert len(model(*batch(), mode='predict')) == 6
+    assert len(model(*small_runs.batch(), mode='predict')) == 6
     with pytest.raises(ValueError, match='none was begun; train it with'):
         losses_of(model)
     with pytest.raises(ValueError, match="no stage 'x', expected one of"):
         model.set_stage('x')
-
-
-# --- what trains -----------------------------------------------------------
 
 
 def test_modes_and_statistics():
@@ -203,9 +180,6 @@ def test_what_lies_behind_the_last_stage_waits_for_the_head():
     assert model.student.backbone.block3.training
     model.set_stage('main')
     assert tail.training and tail.weight.requires_grad
-
-
-# --- what cannot be --------------------------------------------------------
 
 
 def _build_with(stages):
