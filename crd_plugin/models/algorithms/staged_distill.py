@@ -56,6 +56,8 @@ class StagedDistill(FrozenTeacherDistill):
         TypeError: If a stage is not described as above.
     """
 
+    stage: str | None = None
+
     def __init__(self, *args, stages: Sequence[dict], **kwargs) -> None:
         super().__init__(*args, **kwargs)
         # Not a dict: MMEngine sorts the keys of a config that it writes.
@@ -68,7 +70,6 @@ class StagedDistill(FrozenTeacherDistill):
             name for name, parameter in self.named_parameters() if parameter.requires_grad
         }
         self.stages: dict[str, Stage] = {}
-        self.stage: str | None = None
         keys = inspect.signature(self._add_stage).parameters
         for given in stages:
             if not isinstance(given, dict) or not set(given) <= set(keys):
@@ -123,9 +124,8 @@ class StagedDistill(FrozenTeacherDistill):
     def train(self, mode: bool = True) -> StagedDistill:
         """Set the mode of what trains in this stage; the rest is in eval mode."""
         super().train(mode)
-        # The constructor of a parent class may call this.
-        stage = getattr(self, 'stages', {}).get(getattr(self, 'stage', None))
-        if stage is not None and mode:
+        if self.stage is not None and mode:
+            stage = self.stages[self.stage]
             if stage.trainable != ['']:
                 self.architecture.eval()
                 self.distiller.eval()

@@ -192,7 +192,11 @@ class CKTFLoss(nn.Module):
         pairs: Features = {}
         if self.theta:
             pool = resolve_pool(self.pool, len(s_blocks))
-            pairs[_STEM] = (_flat_stem(s_stem, pool), _flat_stem(t_stem, pool))
+            student, teacher = (
+                pool_flat(stem, pool) if stem.dim() == 4 else stem
+                for stem in (full_precision(s_stem), full_precision(t_stem))
+            )
+            pairs[_STEM] = (student, teacher)
             groups = pair_blocks(s_blocks, t_blocks, self.method, pool)[: self.num_groups]
             pairs.update({f'group{i}': pair for i, pair in enumerate(groups, start=1)})
         if self.beta:
@@ -236,17 +240,6 @@ class CKTFLoss(nn.Module):
             self.teacher_connectors[level] = EmbeddingConnector(teacher, self.embed_dim, self.head)
             if level not in self.losses:
                 self.losses[level] = CRDLoss(**self._crd)
-
-    def extra_repr(self) -> str:
-        """Return the settings of the levels."""
-        weights = f'beta={self.beta}, theta={self.theta}, loss_weight={self.loss_weight}'
-        return f'{weights}, method={self.method!r}, pool={self.pool!r}'
-
-
-def _flat_stem(stem: Tensor, pool: str) -> Tensor:
-    """Return a stem, pooled if it is a map, as one vector per sample."""
-    stem = full_precision(stem)
-    return pool_flat(stem, pool) if stem.dim() == 4 else stem
 
 
 def _widths(pairs: Features) -> dict[str, tuple[int, int]]:
