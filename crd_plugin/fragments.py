@@ -55,12 +55,12 @@ def join(pair: Mapping, *methods: Mapping) -> ConfigDict:
                 f'A method given to join has the keys {list(method)}, expected a fragment with '
                 '`type` and `distiller` as in configs/_base_/distillers/crd.py.'
             )
-        method = copy.deepcopy(ConfigDict(method))
-        alone = method.pop('alone', None)
+        part = copy.deepcopy(ConfigDict(method))
+        alone = part.pop('alone', None)
         if alone and len(methods) == 1:
-            method.merge(alone)
-        name = ' + '.join(method.distiller.get('distill_losses', [])) or method.type
-        _unite(model, method, f'{known} and {name} cannot be joined: ')
+            part.merge(alone)
+        name = ' + '.join(part.distiller.get('distill_losses', [])) or part.type
+        _unite(model, part, f'{known} and {name} cannot be joined: ')
         known = name if known == 'the pair' else f'{known} + {name}'
     _weigh_student_loss(model.architecture, model.pop('student_loss_weight', 1.0))
     return model
@@ -141,7 +141,7 @@ def _weigh_student_loss(architecture: ConfigDict, weight: float) -> None:
     head = architecture.get('head')
     path = 'architecture.head.loss' if isinstance(head, Mapping) else 'architecture.loss'
     loss = (head if isinstance(head, Mapping) else architecture).get('loss')
-    if not isinstance(loss, Mapping):
+    if not isinstance(loss, ConfigDict):
         if weight == 1:
             return
         raise ValueError(
@@ -150,8 +150,8 @@ def _weigh_student_loss(architecture: ConfigDict, weight: float) -> None:
         )
     if loss.get('loss_weight', 1) != 1:
         raise ValueError(
-            f'{path}.loss_weight of the pair is {loss.loss_weight}, but the method decides how much '
-            f"the student's own loss weighs; set model.{path}.loss_weight after join instead."
+            f'{path}.loss_weight of the pair is {loss.loss_weight}, but the method decides how '
+            f"much the student's own loss weighs; set model.{path}.loss_weight after join instead."
         )
     loss.loss_weight = weight
 

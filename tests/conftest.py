@@ -9,8 +9,8 @@ os.environ['OMP_NUM_THREADS'] = '1'
 os.environ.setdefault('MPLBACKEND', 'Agg')
 
 # First of all, because it patches what the tests import from upstream.
-import crd_plugin  # isort: skip  # noqa: E402,F401
-import mmengine.dataset.base_dataset  # noqa: E402
+import crd_plugin  # isort: skip  # noqa: F401
+import mmengine.dataset.base_dataset
 
 # Each data set that is built collects garbage, which takes most of a second with so many modules.
 mmengine.dataset.base_dataset.gc = SimpleNamespace(collect=lambda: 0)

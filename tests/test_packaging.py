@@ -147,11 +147,8 @@ def test_ranges_admit_the_tested_versions():
     for name in ('runtime.txt', 'demo.txt', 'tests.txt'):
         for requirement in requirements(name):
             tested.setdefault(requirement.name, []).append(requirement)
-    ranges = declared(
-        ('options', 'install_requires'),
-        ('options.extras_require', 'demo'),
-        ('options.extras_require', 'tests'),
-    )
+    extras = [('options.extras_require', name) for name in ('mim', 'demo', 'tests')]
+    ranges = declared(('options', 'install_requires'), *extras)
     assert len(ranges) > 10
     for wanted in ranges:
         assert wanted.name in tested, f'{wanted.name} is not pinned'
@@ -160,9 +157,9 @@ def test_ranges_admit_the_tested_versions():
             assert wanted.specifier.contains(version), wanted
 
 
-def test_no_mmcv_among_the_requirements():
-    # The two distributions would overwrite each other.
+def test_pip_overwrites_no_distribution_of_the_same_package():
     names = {r.name for r in declared(('options', 'install_requires'))}
+    assert not names & {'mmengine', 'mmpretrain'}
     for file in (ROOT / 'requirements').glob('*.txt'):
         if file.name != 'mmcv.txt':
             names |= {r.name for r in requirements(file.name)}

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.config import Config
+from mmengine.hooks import SyncBuffersHook
 from mmengine.optim import OptimWrapper, build_optim_wrapper
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import Runner
@@ -31,22 +32,22 @@ from crd_plugin.engine.loops.staged_train_loop import split_epochs
 from crd_plugin.models.key_queue import KeyQueue
 from crd_plugin.models.memory_bank import MemoryBank
 
-from .dry_run_inputs import (
+from ._dry_run_inputs import (
     INPUT_SHAPE,
     TrainingData,
     check_weights,
     normalisation_notes,
     read_training_data,
 )
-from .dry_run_report import BankRow, DryRunReport, LossRow, PartRow, read_recorders
-from .explain import (
-    arguments_of,
-    check_mappings,
-    check_names,
-    explain,
-    find_type,
-    one_line,
+from .dry_run_report import (
+    BankRow,
+    DryRunReport,
+    LossRow,
+    PartRow,
+    describe_images,
+    read_recorders,
 )
+from .explain import arguments_of, check_mappings, check_names, explain, find_type, one_line
 
 _BATCH_SIZE = 4
 # A bank of more rows is not allocated; so many stand in for it.
@@ -153,36 +154,48 @@ def _run(
         loader = cfg.get('train_dataloader') or {}
         batch_size = min(loader.get('batch_size') or _BATCH_SIZE, _BATCH_SIZE)
     batch = _read_batch(model, data, batch_size, report)
-    views = '' if isinstance(batch['inputs'], Tensor) else f', {len(batch["inputs"])} views'
-    image = batch['inputs'][0] if views else batch['inputs']
-    size = ' x '.join(map(str, image.shape))
-    if views and hasattr(model, 'distiller') and not hasattr(model, 'num_views'):
+    report.images = f'{describe_images(batch["inputs"])} ({data.origin})'
+    several = isinstance(batch['inputs'], (list, tuple))
+    if several and hasattr(model, 'distiller') and not hasattr(model, 'num_views'):
         raise ValueError(
-            f'train_dataloader.dataset gives{views[1:]} of each image, {model_cfg["type"]} expects '
-            'one; take MultiViewPipeline out of the training pipeline.'
+            f'train_dataloader.dataset gives {len(batch["inputs"])} views of each image, '
+            f'{model_cfg["type"]} expects one; take MultiViewPipeline out of the pipeline.'
         )
-    report.images = f'{size} {image.dtype}{views} ({data.origin})'.replace('torch.', '')
     if 'optim_wrapper' in cfg:
         wrapper = build_optim_wrapper(model, copy.deepcopy(cfg['optim_wrapper']))
     else:
         wrapper = OptimWrapper(torch.optim.SGD(model.parameters(), lr=0.1))
-    model.to(device)
+    _try_steps(model.to(device), cfg, batch, wrapper, report)
+
+
+def _try_steps(
+    model: Any, cfg: dict[str, Any], batch: Any, wrapper: OptimWrapper, report: DryRunReport
+) -> None:
+    """Run one step, or one per stage, and report what is computed and recorded."""
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    idle: set[str] = set()
     try:
         for stage in _stages_of(model, cfg.get('train_cfg') or {}):
             if stage:
                 model.set_stage(stage)
             losses = one_step(model, batch, wrapper)
             measure(model, losses, report, f'{stage}: ' if stage else '')
+            idle |= {n for n, p in model.named_parameters() if n in trained and p.grad is None}
     except ValueError:
-        inferred, shape = tuple(model_cfg.get('input_shape') or INPUT_SHAPE), tuple(image.shape[1:])
-        if hasattr(model, 'distiller') and inferred != shape:
+        given, shape = cfg['model'].get('input_shape'), tuple(batch['inputs'][0].shape[-3:])
+        if hasattr(model, 'distiller') and tuple(given or INPUT_SHAPE) != shape:
             report.notes.append(
-                f'model.input_shape is {inferred}, but the images are {shape}: set it to that if '
-                'connectors or losses leave their widths out.'
+                f'model.input_shape is {tuple(given or INPUT_SHAPE)}, but the images are {shape}: '
+                'set it to that if connectors or losses leave their widths out.'
             )
         raise
     finally:
         read_recorders(model, cfg['model'], report)
+    if idle and not (cfg.get('model_wrapper_cfg') or cfg).get('find_unused_parameters'):
+        report.notes.append(
+            f'{len(idle)} parameters get no gradient in some step, such as {min(idle)}: a run of '
+            'several processes needs find_unused_parameters=True.'
+        )
 
 
 def one_step(model: Any, batch: Any, wrapper: OptimWrapper) -> dict[str, Any]:
@@ -206,10 +219,8 @@ def one_step(model: Any, batch: Any, wrapper: OptimWrapper) -> dict[str, Any]:
     return losses
 
 
-def measure(
-    model: nn.Module, losses: Mapping[str, Any], report: DryRunReport, prefix: str = ''
-) -> None:
-    """Measure the gradient that each loss sends; refuse losses that cannot train.
+def measure(model: Any, losses: Mapping[str, Any], report: DryRunReport, prefix: str = '') -> None:
+    """Measure the gradient that each loss sends; refuse losses that cannot train; go backward.
 
     Args:
         model (nn.Module): The model.
@@ -255,6 +266,8 @@ def measure(
                 f'the gradient of {name} reaches the teacher; use crd_plugin.FrozenTeacherDistill, '
                 'or teacher_trainable=False.'
             )
+    total, _ = model.parse_losses(losses)
+    total.backward()
 
 
 def _gradient_norm(loss: Tensor, parameters: list[nn.Parameter]) -> float | str:
@@ -330,12 +343,19 @@ def _check_hooks(model: nn.Module, cfg: Mapping[str, Any]) -> None:
     hooks = [*(cfg.get('default_hooks') or {}).values(), *(cfg.get('custom_hooks') or ())]
     classes = [find_type(hook['type']) for hook in hooks if hook]
     for state, hook in _WRITERS.items():
+        if not any(isinstance(module, state) for module in model.modules()):
+            continue
         number, name = classes.count(hook), hook.__name__
-        if number != 1 and any(isinstance(module, state) for module in model.modules()):
+        if number != 1:
             raise ValueError(
                 f'custom_hooks and default_hooks have {name} {number} times, but the '
                 f"{state.__name__} of the model needs it once: dict(type='crd_plugin.{name}') (a "
                 'config that sets custom_hooks replaces the list of its _base_).'
+            )
+        if SyncBuffersHook in classes:
+            raise ValueError(
+                'custom_hooks has SyncBuffersHook, which averages the buffers of the '
+                f'{state.__name__} over the ranks; remove it.'
             )
 
 

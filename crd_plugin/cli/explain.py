@@ -260,7 +260,7 @@ def _calls(error: BaseException, cfg: Mapping[str, Any]) -> Iterator[_Call]:
     for frame, line in (call for link in links for call in traceback.walk_tb(link.__traceback__)):
         owner = frame.f_locals.get('self')
         if frame.f_code.co_name == 'build_from_cfg':
-            built = _place_of(frame.f_locals['cfg'], cfg)
+            built = _place_of(frame.f_locals.get('cfg', {}), cfg)
             if built:
                 base, place, parts = built, built, {}
         parts = parts or _parts(owner) or _parts(frame.f_locals.get('model'))
@@ -308,7 +308,7 @@ def _recorder_hint(calls: list[_Call], text: str) -> str:
         if frame.f_code.co_name == 'prepare_from_model' and recorder.source in text:
             kind = 'parameter' if 'Parameter' in type(recorder).__name__ else 'module'
             names = [name for name, _ in getattr(frame.f_locals['model'], f'named_{kind}s')()]
-            fix = nearest(recorder.source, names)
+            fix = nearest(recorder.source, sorted(names, key=lambda name: name.count('.')))
             return f"{place}.source: the {side} has no {kind} '{recorder.source}'; {fix}."
         if frame.f_code.co_name == 'get_record_data':
             if recorder.data_buffer:

@@ -17,6 +17,7 @@ from typing import Any
 
 from .checkpoints import (
     CheckpointError,
+    load_checkpoint,
     load_checkpoint_file,
     load_log_history,
     use_load_checkpoint_file,
@@ -43,6 +44,7 @@ __all__ = [
     'PATCHES',
     'CheckpointError',
     'apply_patches',
+    'load_checkpoint',
     'load_checkpoint_file',
     'use_load_checkpoint_file',
 ]

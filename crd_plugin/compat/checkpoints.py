@@ -11,9 +11,11 @@ import re
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from hashlib import sha256
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from urllib.parse import urlparse
 
 
 class CheckpointError(RuntimeError):
@@ -52,10 +54,8 @@ def load_checkpoint_file(filename: str | os.PathLike, map_location: Any = 'cpu')
     except Exception as error:
         # A damaged file makes torch fail in any way. EINVAL is how its reader says that an index
         # points past the end; other errors of the system are not the file's fault.
-        if isinstance(error, MemoryError) or getattr(error, 'errno', None) not in (
-            None,
-            errno.EINVAL,
-        ):
+        number = getattr(error, 'errno', None)
+        if isinstance(error, MemoryError) or number not in (None, errno.EINVAL):
             raise
         raise CheckpointError(f'checkpoint {filename} {_explain(path, error)}') from error
 
@@ -141,12 +141,63 @@ def load_log_history(checkpoint: ModuleType) -> None:
     loader.load_checkpoint = classmethod(load_checkpoint)
 
 
+def load_checkpoint(source: str, map_location: Any = 'cpu') -> dict[str, Any]:
+    """Load a checkpoint of any scheme that MMEngine knows without running code of the file.
+
+    Args:
+        source (str): Path, URL, or a name such as ``torchvision://resnet50``.
+        map_location: See :func:`torch.load`. Defaults to ``'cpu'``.
+
+    Returns:
+        dict: The checkpoint.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        CheckpointError: If it cannot be downloaded or loaded.
+    """
+    if '://' not in source:
+        return load_checkpoint_file(source, map_location)
+    from mmengine.runner import CheckpointLoader, checkpoint
+
+    upstream = checkpoint.load_url
+    checkpoint.load_url = _load_url
+    try:
+        return CheckpointLoader.load_checkpoint(source, map_location)
+    finally:
+        checkpoint.load_url = upstream
+
+
+def _load_url(url: str, map_location: Any = None, progress: bool = True, **_: Any) -> dict:
+    """Stand in for ``torch.hub.load_state_dict_from_url``, which unpickles whatever it is sent.
+
+    It also knows a download by the last part of its URL alone; here the whole URL names the file.
+    """
+    import torch
+
+    name = Path(urlparse(url).path).name
+    path = Path(
+        torch.hub.get_dir(), 'checkpoints', f'{sha256(url.encode()).hexdigest()[:12]}-{name}'
+    )
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        expected = re.search(r'-([a-f0-9]{8,})\.', name)  # as the names of published files end
+        try:
+            torch.hub.download_url_to_file(url, str(path), expected and expected[1], progress)
+        except (OSError, RuntimeError) as error:
+            raise CheckpointError(
+                f'checkpoint {url} cannot be downloaded ({error}); download it by hand and give '
+                'its path.'
+            ) from error
+    return load_checkpoint_file(path, map_location)
+
+
 def use_load_checkpoint_file() -> None:
-    """Let MMEngine load local files with :func:`load_checkpoint_file` in this process.
+    """Let MMEngine load all checkpoints of this process as :func:`load_checkpoint` does.
 
     For tools: ``--resume``, ``load_from``, ``init_cfg`` and ``teacher_ckpt`` then fail with its
     messages, and load safely whatever the version of MMEngine.
     """
-    from mmengine.runner import CheckpointLoader
+    from mmengine.runner import CheckpointLoader, checkpoint
 
     CheckpointLoader.register_scheme(prefixes='', loader=load_checkpoint_file, force=True)
+    checkpoint.load_url = _load_url

@@ -90,11 +90,8 @@ def replace_quantization_tables(mmrazor: ModuleType) -> None:
     """
     name = 'mmrazor.structures.quantization.backend_config'
     source = Path(mmrazor.__path__[0], *name.split('.')[1:], 'common_operator_config_utils.py')
-    mappings = importlib.import_module('torch.ao.quantization.fuser_method_mappings')
-    if name in sys.modules or hasattr(mappings, 'reverse2'):
-        return
-    if not source.is_file() or 'reverse2' not in source.read_text(encoding='utf-8'):
-        return
+    if name in sys.modules or not source.is_file() or 'reverse2' not in source.read_text():
+        return  # imported already, or a version that does not use what torch removed
 
     def refuse(*args: Any) -> NoReturn:
         raise ImportError(
@@ -180,9 +177,8 @@ def recognize_standard_library(config_utils: ModuleType) -> None:
 
     @functools.wraps(is_builtin_module)
     def wrapper(module_name: str) -> bool:
-        return module_name.split('.')[0] in sys.stdlib_module_names or is_builtin_module(
-            module_name
-        )
+        top_level = module_name.split('.')[0]
+        return top_level in sys.stdlib_module_names or is_builtin_module(module_name)
 
     rebind('mmengine', is_builtin_module, wrapper)
 

@@ -143,8 +143,8 @@ class ResidentDataset(SampleIndexDataset):
                 images = torch.empty((len(places), *image.shape), dtype=torch.uint8)
             if image.shape != images.shape[1:]:
                 raise ValueError(
-                    f'Sample {index} of {type(owner).__name__} is {_times(image.shape)}, the first '
-                    f'one {_times(images.shape[1:])}; make the sizes equal with Resize or '
+                    f'Sample {index} of {type(owner).__name__} has shape {tuple(image.shape)}, the '
+                    f'first one {tuple(images.shape[1:])}; make the sizes equal with Resize or '
                     'CenterCrop at the start of the pipeline.'
                 )
             images[row] = image
@@ -157,9 +157,9 @@ class ResidentDataset(SampleIndexDataset):
                 'none.'
             )
         device = torch.device(self.device or get_device())
-        rows = rows.reshape(-1)
+        rows = rows.reshape(-1)  # NumPy 2.0 returns two axes.
         MMLogger.get_current_instance().info(
-            f'{len(images):,} images of {_times(images.shape[1:])} read in '
+            f'{len(images):,} images of shape {tuple(images.shape[1:])} read in '
             f'{time.perf_counter() - start:.1f} s, now {images.nbytes / 1e6:,.2f} MB on {device}.'
         )
         return _Held(
@@ -266,8 +266,3 @@ def _upload(tensor: Tensor, device: torch.device) -> Tensor:
     if device.type == 'cuda':
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
-
-
-def _times(shape: Sequence[int]) -> str:
-    """Return a shape as ``3x32x32``."""
-    return 'x'.join(map(str, shape))

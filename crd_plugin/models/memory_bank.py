@@ -150,8 +150,7 @@ class MemoryBank(nn.Module):
 
     @property
     def log_z(self) -> Tensor:
-        """Tensor: Logarithm of student's and teacher's partition constant,
-        ``(2,)`` float64; NaN until they are set."""
+        """Tensor: Logarithm of both partition constants, ``(2,)`` float64; NaN until set."""
         return torch.stack([self.log_z_student, self.log_z_teacher])
 
     @property

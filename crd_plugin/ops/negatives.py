@@ -286,21 +286,17 @@ def _set_sizes(batch: int, num_rows: int, wanted: int) -> tuple[int, int, int]:
 
 
 def _group(batch: int, num_sets: int, taken: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Anchors of each set ``(S, b)`` and slots of each anchor ``(B, taken)``.
-
-    Group g takes the sets g, ..., g + taken - 1, so set s serves the groups s - taken + 1, ..., s
-    (cyclic), in this order.
-    """
+    """Anchors of each set ``(S, b)`` and slots of each anchor ``(B, taken)``."""
+    # Group g takes the sets g, ..., g + taken - 1, so set s serves the groups s - taken + 1, ..., s
+    # (cyclic), in this order.
     size = -(-batch // num_sets)
     anchor = torch.arange(batch, device=device)
     group, place = anchor // size, anchor % size
     later = torch.arange(taken, device=device)
     one_set = (group[:, None] + later) % num_sets
     slots = (one_set * taken + (taken - 1 - later)) * size + place[:, None]
-    served = torch.arange(num_sets, device=device)[:, None] + torch.arange(
-        1 - taken, 1, device=device
-    )
-    served = served % num_sets
+    sets = torch.arange(num_sets, device=device)[:, None]
+    served = (sets + torch.arange(1 - taken, 1, device=device)) % num_sets
     anchors = served[..., None] * size + torch.arange(size, device=device)
     # The last group may be short: it repeats anchors, in slots that nobody reads.
     return anchors.view(num_sets, -1) % batch, slots

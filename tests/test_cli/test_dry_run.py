@@ -106,15 +106,20 @@ def only(report):
     return line
 
 
+def full(text):
+    """Text with the places that abbreviations stand for."""
+    text = text.replace('MAP', 'DIST.loss_forward_mappings').replace('DIST', 'model.distiller')
+    return text.replace('DATA', 'train_dataloader.dataset.dataset')
+
+
 def edited(changes, cfg=None):
     """A config with values replaced by dotted name, or removed if the value is ...."""
     cfg = distillation() if cfg is None else cfg
     for path, value in changes.items():
-        *keys, last = path.replace('DIST', 'model.distiller').split('.')
+        *keys, last = (int(key) if key.isdigit() else key for key in full(path).split('.'))
         part = cfg
         for key in keys:
-            part = part[int(key) if key.isdigit() else key]
-        last = int(last) if last.isdigit() else last
+            part = part[key]
         if value is ...:
             del part[last]
         else:
@@ -201,214 +206,169 @@ def test_leaves_no_trace(tmp_path, monkeypatch):
     assert run_dry(cfg).losses == first.losses
 
 
-CONV = {
-    'DIST.student_recorders.map': dict(type='mmrazor.ModuleOutputs', source='backbone'),
-    'DIST.teacher_recorders.map': dict(type='mmrazor.ModuleOutputs', source='backbone'),
-    'DIST.connectors.conv': dict(type='mmrazor.ConvModuleConnector', in_channel=7, out_channel=32),
-    'DIST.distill_losses.loss_map': dict(type='mmrazor.L2Loss'),
-    'DIST.loss_forward_mappings.loss_map': dict(
-        s_feature=record('map', True, data_idx=0, connector='conv'),
-        t_feature=record('map', False, data_idx=0),
-    ),
-}
-WIDTHS = {
-    'DIST.connectors.crd_student.in_channels': 16,
-    'DIST.connectors.crd_teacher.in_channels': 32,
-}
-RECORDERS = 'DIST.student_recorders'
-CRD = 'DIST.loss_forward_mappings.loss_crd'
-MISTAKES = dict(
-    no_model=({'model': ...}, 'the config has no `model`'),
-    # What a recorder looks for.
-    module=(
-        {'DIST.teacher_recorders.feat.source': 'backbone.layer4'},
-        "DIST.teacher_recorders.feat.source: the teacher has no module 'backbone.layer4'; "
-        'the nearest are backbone.layer3, ',
-    ),
-    module_part_too_few=(
-        {f'{RECORDERS}.feat.source': 'fc'},
-        f"{RECORDERS}.feat.source: the student has no module 'fc'; the nearest is head.fc.",
-    ),
-    module_part_too_many=(
-        {f'{RECORDERS}.feat.source': 'architecture.neck'},
-        'the nearest is neck.',
-    ),
-    module_of_our_recorder=(
-        {f'{RECORDERS}.st': dict(type='crd_plugin.StageOutputs', source='backbon')},
-        f"{RECORDERS}.st.source: the student has no module 'backbon'; the nearest are backbone, ",
-    ),
-    parameter=(
-        {f'{RECORDERS}.p': dict(type='mmrazor.Parameter', source='head.fc.wight')},
-        f"{RECORDERS}.p.source: the student has no parameter 'head.fc.wight'; the nearest are "
-        'head.fc.weight',
-    ),
-    # Widths.
-    connector=(
-        {'DIST.connectors.crd_student.in_channels': 64},
-        'DIST.connectors.crd_student.in_channels is 64, but the feature has 16 channels, shape '
-        '(4, 16); set in_channels=16.',
-    ),
-    connector_of_mmrazor=(
-        CONV,
-        'DIST.connectors.conv.in_channel is 7, but the feature has 16 channels, shape '
-        '(4, 16, 4, 4); set in_channel=16.',
-    ),
-    student_head=(
-        {'model.architecture.head.in_channels': 65},
-        'model.architecture.head.in_channels is 65, but the feature has 16 channels, shape '
-        '(2, 16); set in_channels=16.',
-    ),
-    teacher_head=(
-        {'model.teacher.head.in_channels': 65},
-        'model.teacher.head.in_channels is 65, but the feature has 32 channels',
-    ),
-    channels=(
-        {'model.architecture.backbone.in_channels': 4},
-        'model.architecture.backbone.in_channels is 4, but the feature has 3 channels',
-    ),
-    data_idx=(
-        {f'{CRD}.s_feats.data_idx': 2},
-        f'{RECORDERS}.feat: loss_forward_mappings asks for',
-    ),
-    data_idx_in_the_step=(
-        {f'{CRD}.s_feats.data_idx': 2, **WIDTHS},
-        f'{RECORDERS}.feat: data_idx is illegal. The length of record is 1, but data_idx is 2. '
-        'It holds [[(4, 16)]].',
-    ),
-    logits=(
-        {'model.teacher': net(8, 100)},
-        'DIST.distill_losses.loss_kd: The size of tensor a (100) must match the size of tensor b '
-        '(10) at non-singleton dimension 1; given were preds_S (4, 10), preds_T (4, 100) '
-        '(RuntimeError in kl_div, functional.py:',
-    ),
-    image_channels=(
-        {'data_preprocessor.mean': [1.0] * 4, 'data_preprocessor.std': [1.0] * 4},
-        'model.data_preprocessor: The size of tensor a (3) must match the size of tensor b (4) at '
-        'non-singleton dimension 1; given were inputs (4, 3, 16, 16) uint8, ',
-    ),
-    # Values that constructors refuse.
-    temperature=(
-        {'DIST.distill_losses.loss_crd.temperature': -1},
-        'DIST.distill_losses.loss_crd: temperature is -1, expected a positive number',
-    ),
-    transform=(
-        {'train_dataloader.dataset.dataset.pipeline.0': dict(type='ResizeEdge', scale=4, edge='x')},
-        'train_dataloader.dataset.dataset.pipeline[0]: Invalid edge "x"',
-    ),
-    sample=(
-        {'train_dataloader.dataset.dataset.pipeline.0.scale': 'large'},
-        'train_dataloader.dataset: its samples cannot be read: OpenCV',
-    ),
-    # Classes, ids, banks and their hook.
-    classes=(
-        {'model.architecture.head.num_classes': 100},
-        'model.architecture.head.num_classes is 100, the data set has 10 classes; set it to 10.',
-    ),
-    no_hook=(
-        {'custom_hooks': []},
-        'custom_hooks and default_hooks have MemoryBankHook 0 times, but the MemoryBank of the '
-        "model needs it once: dict(type='crd_plugin.MemoryBankHook') (a config that sets",
-    ),
-    two_hooks=(
-        {'default_hooks': dict(bank=dict(type='crd_plugin.MemoryBankHook'))},
-        'have MemoryBankHook 2 times',
-    ),
-    no_ids=(
-        {'train_dataloader.dataset': vanilla()['train_dataloader']['dataset']['dataset']},
-        'train_dataloader.dataset is a crd_plugin.Digits, whose samples carry no ids for the '
-        "memory bank; wrap it: dataset=dict(type='crd_plugin.SampleIndexDataset', ",
-    ),
-    contrast_idx=(
-        {f'{RECORDERS}.ids.source': 'contrast_idx'},
-        f'{RECORDERS}.ids: The data samples have no field "contrast_idx"',
-    ),
-    bank_of_another_length=(
-        {'DIST.distill_losses.loss_crd.num_samples': 60},
-        'num_samples of distiller.distill_losses.loss_crd.bank is 60, the training set has 50',
-    ),
-    not_packed=(
-        {'train_dataloader.dataset.dataset.pipeline.1': dict(type='Resize', scale=16)},
-        'train_dataloader.dataset: its samples cannot be read: The sample at position 0 has no '
-        'data_samples',
-    ),
-    # Losses.
-    no_gradient=(
-        {
-            'DIST.teacher_recorders.again': dict(type='mmrazor.ModuleOutputs', source='head.fc'),
-            'DIST.loss_forward_mappings.loss_kd.preds_S': record('again', False),
-        },
-        'distill.loss_kd sends no gradient anywhere; check from_student',
-    ),
-    not_finite=(
-        {'DIST.distill_losses.loss_kd.loss_weight': float('inf')},
-        'distill.loss_kd is inf, its gradient ',
-    ),
-    loss_never_computed=(
-        {'DIST.distill_losses.loss_a': dict(type='mmrazor.L2Loss')},
-        'DIST.loss_forward_mappings has no loss_a, so this loss is never computed',
-    ),
-    mapping_without_loss=(
-        {'DIST.loss_forward_mappings.loss_k': {}},
-        'DIST.loss_forward_mappings.loss_k: distill_losses has no such loss; the nearest are '
-        'loss_kd, ',
-    ),
-    argument_of_forward=(
-        {f'{CRD}.label': record('labels', True)},
-        f"{CRD}: got an unexpected keyword argument 'label'; CRDLoss takes s_feats, t_feats, ",
-    ),
-    missing_argument_of_forward=(
-        {'DIST.loss_forward_mappings.loss_kd.preds_T': ...},
-        "loss_kd: missing a required argument: 'preds_T'; KLDivergence takes preds_S, preds_T.",
-    ),
-    recorder=(
-        {f'{CRD}.labels.recorder': 'label'},
-        f"{CRD}.labels.recorder: student_recorders has no 'label'; the nearest is labels.",
-    ),
-    recorder_of_the_other_side=(
-        {f'{CRD}.labels.from_student': False},
-        f"{CRD}.labels.recorder: teacher_recorders has no 'labels'; the student has one.",
-    ),
-    side=(
-        {f'{CRD}.labels': dict(recorder='labels')},
-        f"{CRD}.labels is {{'recorder': 'labels'}}, expected dict(recorder=..., from_student=...).",
-    ),
-    connector_name=(
-        {f'{CRD}.s_feats.connector': 'crd_studen'},
-        f"{CRD}.s_feats.connector: connectors has no 'crd_studen'; the nearest are crd_student, ",
-    ),
-    # Arguments.
-    argument=(
-        {'DIST.connectors.crd_teacher.embed_dims': 64},
-        'DIST.connectors.crd_teacher: EmbeddingConnector.__init__() got an unexpected keyword '
-        "argument 'embed_dims'; the nearest is embed_dim.",
-    ),
-    argument_of_a_parent=(
-        {'model.student_trainabel': True},
-        "argument 'student_trainabel'; the nearest are student_trainable, ",
-    ),
-    argument_of_a_hook=(
-        {'custom_hooks.0.intervall': 3},
-        'custom_hooks[0].intervall: crd_plugin.MemoryBankHook has no such argument; the nearest '
-        'is interval.',
-    ),
-    argument_of_the_optimizer=(
-        {'optim_wrapper.optimizer.lrr': 1},
-        'optim_wrapper.optimizer.lrr: SGD has no such argument; the nearest is lr.',
-    ),
-    # Files.
-    load_from=({'load_from': 'nowhere/a.pth'}, 'load_from=nowhere/a.pth does not exist; give'),
-    teacher_ckpt=(
-        {'model.teacher_ckpt': 'nowhere/teacher.pth'},
-        'model.teacher_ckpt=nowhere/teacher.pth does not exist; give the path of a trained '
-        'checkpoint (--no-teacher-ckpt goes on without it).',
-    ),
-)
+# Blocks of changes, a setting to a value or to ... to remove it, and what the one line must say.
+# DIST stands for model.distiller, MAP for its loss_forward_mappings, DATA for the inner data set.
+MISTAKES = r"""
+model = ...
+> the config has no `model`
+
+DIST.teacher_recorders.feat.source = 'backbone.layer4'
+> DIST.teacher_recorders.feat.source: the teacher has no module 'backbone.layer4'; the nearest
+> are backbone.layer3,
+
+DIST.student_recorders.feat.source = 'fc'
+> DIST.student_recorders.feat.source: the student has no module 'fc'; the nearest is head.fc.
+
+DIST.student_recorders.feat.source = 'architecture.neck'
+> the nearest is neck.
+
+DIST.student_recorders.st = dict(type='crd_plugin.StageOutputs', source='backbon')
+> DIST.student_recorders.st.source: the student has no module 'backbon'; the nearest are backbone,
+
+DIST.student_recorders.p = dict(type='mmrazor.Parameter', source='head.fc.wight')
+> DIST.student_recorders.p.source: the student has no parameter 'head.fc.wight'; the nearest are
+> head.fc.weight
+
+DIST.teacher_recorders.logits.source = 'head.loss_module'
+> DIST.teacher_recorders.logits: nothing is recorded, because the teacher does not call
+> 'head.loss_module'; record a module that its forward pass goes through.
+
+DIST.connectors.crd_student.in_channels = 64
+> DIST.connectors.crd_student.in_channels is 64, but the feature has 16 channels, shape (4, 16);
+> set in_channels=16.
+
+DIST.student_recorders.map = dict(type='mmrazor.ModuleOutputs', source='backbone')
+DIST.teacher_recorders.map = dict(type='mmrazor.ModuleOutputs', source='backbone')
+DIST.connectors.conv = dict(type='mmrazor.ConvModuleConnector', in_channel=7, out_channel=32)
+DIST.distill_losses.loss_map = dict(type='mmrazor.L2Loss')
+MAP.loss_map = dict(s_feature=record('map', True, data_idx=0, connector='conv'))
+MAP.loss_map.t_feature = record('map', False, data_idx=0)
+> DIST.connectors.conv.in_channel is 7, but the feature has 16 channels, shape (4, 16, 4, 4);
+> set in_channel=16.
+
+model.architecture.head.in_channels = 65
+> model.architecture.head.in_channels is 65, but the feature has 16 channels, shape (2, 16);
+> set in_channels=16.
+
+model.teacher.head.in_channels = 65
+> model.teacher.head.in_channels is 65, but the feature has 32 channels
+
+model.architecture.backbone.in_channels = 4
+> model.architecture.backbone.in_channels is 4, but the feature has 3 channels
+
+MAP.loss_crd.s_feats.data_idx = 2
+> DIST.student_recorders.feat: loss_forward_mappings asks for
+
+MAP.loss_crd.s_feats.data_idx = 2
+DIST.connectors.crd_student.in_channels = 16
+DIST.connectors.crd_teacher.in_channels = 32
+> DIST.student_recorders.feat: data_idx is illegal. The length of record is 1, but data_idx is 2.
+> It holds [[(4, 16)]].
+
+model.teacher = net(8, 100)
+> DIST.distill_losses.loss_kd: The size of tensor a (100) must match the size of tensor b (10) at
+> non-singleton dimension 1; given were preds_S (4, 10), preds_T (4, 100) (RuntimeError in kl_div,
+
+data_preprocessor.mean = [1.0] * 4
+data_preprocessor.std = [1.0] * 4
+> model.data_preprocessor: The size of tensor a (3) must match the size of tensor b (4) at
+> non-singleton dimension 1; given were inputs (4, 3, 16, 16) uint8,
+
+DIST.distill_losses.loss_crd.temperature = -1
+> DIST.distill_losses.loss_crd: temperature is -1, expected a positive number
+
+DATA.pipeline.0 = dict(type='ResizeEdge', scale=4, edge='x')
+> DATA.pipeline[0]: Invalid edge "x"
+
+DATA.pipeline.0.scale = 'large'
+> train_dataloader.dataset: its samples cannot be read: OpenCV
+
+DATA.pipeline.1 = dict(type='Resize', scale=16)
+> train_dataloader.dataset: its samples cannot be read: The sample at position 0 has no data_samples
+
+model.architecture.head.num_classes = 100
+> model.architecture.head.num_classes is 100, the data set has 10 classes; set it to 10.
+
+custom_hooks = []
+> custom_hooks and default_hooks have MemoryBankHook 0 times, but the MemoryBank of the model needs
+> it once: dict(type='crd_plugin.MemoryBankHook') (a config that sets
+
+default_hooks = dict(bank=dict(type='crd_plugin.MemoryBankHook'))
+> have MemoryBankHook 2 times
+
+default_hooks = dict(sync=dict(type='SyncBuffersHook'))
+> custom_hooks has SyncBuffersHook, which averages the buffers of the MemoryBank
+
+train_dataloader.dataset = vanilla()['train_dataloader']['dataset']['dataset']
+> train_dataloader.dataset is a crd_plugin.Digits, whose samples carry no ids for the memory bank;
+> wrap it: dataset=dict(type='crd_plugin.SampleIndexDataset',
+
+DIST.student_recorders.ids.source = 'contrast_idx'
+> DIST.student_recorders.ids: The data samples have no field "contrast_idx"
+
+DIST.distill_losses.loss_crd.num_samples = 60
+> num_samples of distiller.distill_losses.loss_crd.bank is 60, the training set has 50
+
+DIST.teacher_recorders.again = dict(type='mmrazor.ModuleOutputs', source='head.fc')
+MAP.loss_kd.preds_S = record('again', False)
+> distill.loss_kd sends no gradient anywhere; check from_student
+
+DIST.distill_losses.loss_kd.loss_weight = float('inf')
+> distill.loss_kd is inf, its gradient
+
+DIST.distill_losses.loss_a = dict(type='mmrazor.L2Loss')
+> MAP has no loss_a, so this loss is never computed
+
+MAP.loss_k = {}
+> MAP.loss_k: distill_losses has no such loss; the nearest are loss_kd,
+
+MAP.loss_crd.label = record('labels', True)
+> MAP.loss_crd: got an unexpected keyword argument 'label'; CRDLoss takes s_feats, t_feats,
+
+MAP.loss_kd.preds_T = ...
+> loss_kd: missing a required argument: 'preds_T'; KLDivergence takes preds_S, preds_T.
+
+MAP.loss_crd.labels.recorder = 'label'
+> MAP.loss_crd.labels.recorder: student_recorders has no 'label'; the nearest is labels.
+
+MAP.loss_crd.labels.from_student = False
+> MAP.loss_crd.labels.recorder: teacher_recorders has no 'labels'; the student has one.
+
+MAP.loss_crd.labels = dict(recorder='labels')
+> MAP.loss_crd.labels is {'recorder': 'labels'}, expected dict(recorder=..., from_student=...).
+
+MAP.loss_crd.s_feats.connector = 'crd_studen'
+> MAP.loss_crd.s_feats.connector: connectors has no 'crd_studen'; the nearest are crd_student,
+
+DIST.connectors.crd_teacher.embed_dims = 64
+> DIST.connectors.crd_teacher: EmbeddingConnector.__init__() got an unexpected keyword argument
+> 'embed_dims'; the nearest is embed_dim.
+
+model.student_trainabel = True
+> argument 'student_trainabel'; the nearest are student_trainable,
+
+custom_hooks.0.interval_ = 3
+> custom_hooks[0].interval_: crd_plugin.MemoryBankHook has no such argument; the nearest is
+> interval.
+
+optim_wrapper.optimizer.lrr = 1
+> optim_wrapper.optimizer.lrr: SGD has no such argument; the nearest is lr.
+
+load_from = 'nowhere/a.pth'
+> load_from=nowhere/a.pth does not exist; give
+
+model.teacher_ckpt = 'nowhere/teacher.pth'
+> model.teacher_ckpt=nowhere/teacher.pth does not exist; give the path of a trained checkpoint
+> (--no-teacher-ckpt goes on without it).
+"""
 
 
-@pytest.mark.parametrize('name', MISTAKES)
-def test_mistake(name):
-    changes, message = MISTAKES[name]
-    assert message.replace('DIST', 'model.distiller') in only(check(edited(changes)))
+@pytest.mark.parametrize('block', MISTAKES.strip().split('\n\n'))
+def test_mistake(block):
+    message = ' '.join(line[2:] for line in block.splitlines() if line.startswith('> '))
+    lines = [line.split(' = ', 1) for line in block.splitlines() if not line.startswith('> ')]
+    changes = {path: eval(value) for path, value in lines}
+    assert full(message) in only(check(edited(changes)))
 
 
 @pytest.mark.parametrize(
@@ -446,15 +406,6 @@ def test_all_unknown_names_at_once():
     changes = {'optim_wrapper.optimizer.type': 'SDG', 'custom_hooks.0.typo': 1}
     assert len(check(edited(changes)).problems) == 2
     assert list(check_names(dict(type='Nothing', a=[dict(type='Nought')]))) != []
-
-
-def test_module_that_the_forward_pass_does_not_call():
-    """The head's loss is not computed where the teacher only predicts."""
-    changes = {'DIST.teacher_recorders.logits.source': 'head.loss_module'}
-    assert only(check(edited(changes))) == (
-        'model.distiller.teacher_recorders.logits: nothing is recorded, because the teacher does '
-        "not call 'head.loss_module'; record a module that its forward pass goes through."
-    )
 
 
 def test_width_inferred_from_another_image_size():
@@ -504,6 +455,23 @@ def test_loss_left_out_of_the_sum():
     assert 'call it loss_kd' in only(report)
     assert [row.summed for row in report.losses] == [True, True, False]
     assert 'not summed' in render(report) and '1 problem' in render(report)
+
+
+def test_parameters_without_gradient():
+    """A connector that no loss uses, and a head whose loss is not computed."""
+    changes = {
+        'DIST.connectors.spare': dict(type='crd_plugin.EmbeddingConnector', in_channels=4),
+        'DIST.loss_forward_mappings.loss_kd': ...,
+        'DIST.distill_losses.loss_kd': ...,
+        'model.calculate_student_loss': False,
+    }
+    report = check(edited(changes))
+    assert report.problems == []
+    assert (
+        '4 parameters get no gradient in some step, such as architecture.head.fc.bias'
+        in (report.notes[-1])
+    )
+    assert 'gradient' not in check(edited({**changes, 'find_unused_parameters': True})).notes[-1]
 
 
 def test_data_set_of_one_class():
@@ -627,8 +595,15 @@ def test_huge_bank_has_a_stand_in():
     cfg['train_dataloader']['dataset'].update(
         num_negatives=3, dataset=dict(type='RepeatDataset', times=times, dataset=inner)
     )
-    edited({f'{RECORDERS}.given': dict(type='crd_plugin.SampleField', source='contrast_idx')}, cfg)
-    edited({f'{CRD}.contrast_idx': record('given', True)}, cfg)
+    edited(
+        {
+            'DIST.student_recorders.given': dict(
+                type='crd_plugin.SampleField', source='contrast_idx'
+            )
+        },
+        cfg,
+    )
+    edited({'MAP.loss_crd.contrast_idx': record('given', True)}, cfg)
     edited({'DIST.distill_losses.loss_crd.num_negatives': 3}, cfg)
     report = check(cfg)
     assert report.problems == []

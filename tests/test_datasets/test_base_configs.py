@@ -92,7 +92,7 @@ def _pil(folder, split, written):
 
 
 def _reference(pixels, stats):
-    """torchvision's ToTensor and Normalize."""
+    """Torchvision's ToTensor and Normalize."""
     from torchvision import transforms
 
     return transforms.Compose([transforms.ToTensor(), transforms.Normalize(*stats)])(pixels)

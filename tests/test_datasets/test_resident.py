@@ -312,7 +312,7 @@ def test_reading_is_logged():
     with mock.patch.object(MMLogger, 'get_current_instance') as logger:
         ResidentDataset(numbers()).__getitems__([0])
     message = logger().info.call_args.args[0]
-    assert '5 images of 3x4x4 read in' in message
+    assert '5 images of shape (3, 4, 4) read in' in message
     assert 'now 0.00 MB on cpu' in message
 
 
@@ -403,7 +403,7 @@ class Sizes(Numbers):
             lambda: ConcatDataset([numbers(), numbers(key='class')]),
             '5 of 10 images have no gt_label',
         ),
-        (Sizes, 'Sample 2 of Sizes is 3x3x2, the first one 3x2x2; make the sizes equal'),
+        (Sizes, r'Sample 2 of Sizes has shape \(3, 3, 2\), the first one \(3, 2, 2\); make'),
     ],
 )
 def test_contents_that_are_refused(dataset, message):

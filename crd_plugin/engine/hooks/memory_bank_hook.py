@@ -142,8 +142,8 @@ class MemoryBankHook(Hook):
         for name in self._banks if resuming else ():
             if not all(any(f'{name}.{side}' in key for key in weights) for side in SIDES):
                 raise ValueError(
-                    f'The checkpoint has no whole memory bank "{name}", so training cannot be resumed '
-                    'from it exactly; start from its weights with load_from instead of --resume.'
+                    f'The checkpoint has no whole memory bank "{name}", so training cannot be '
+                    'resumed from it exactly; start from its weights with load_from instead of --resume.'
                 )
 
     def _check_runner(self, runner: Any) -> None:

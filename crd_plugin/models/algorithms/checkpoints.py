@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from mmengine.model import BaseModule
-from mmengine.runner import CheckpointLoader
+
+from crd_plugin.compat import load_checkpoint
 
 __all__ = ['check_is_distillation', 'load_strictly']
 
 
 def load_strictly(model: BaseModule, checkpoint: str, role: str) -> None:
     """Load weights that must fit exactly, and keep ``init_weights`` from replacing them."""
-    loaded = CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu')
+    loaded = load_checkpoint(checkpoint)
     weights = loaded.get('state_dict', loaded)
     own = model.state_dict()
     missing = [key for key in own if key not in weights]

@@ -134,8 +134,7 @@ class CRDLoss(nn.Module):
 
     @property
     def mi_bound(self) -> Tensor | None:
-        """Tensor: Lower bound of the mutual information, in nats, scalar
-        without gradient; None before the first batch.
+        """Tensor: Lower bound of the mutual information, scalar in nats; None before a batch.
 
         ``I(T; S) >= log K + E[log h]``, section 3.1 of the paper; the mean of both directions.
         """

@@ -134,9 +134,6 @@ class InBatchCRDLoss(CRDLoss):
             *args: Not used.
             **kwargs: Not used.
 
-        Returns:
-            Any: Nothing, it always raises.
-
         Raises:
             RuntimeError: Always.
         """

@@ -177,7 +177,7 @@ def test_other_checkpoints_are_refused(tmp_path):
         'tools/model_converters/publish_student.py',
     ):
         _build(teacher_ckpt=_save(_build(), path))
-    with pytest.raises(FileNotFoundError, match='gone.pth can not be found'):
+    with pytest.raises(FileNotFoundError, match='gone.pth does not exist'):
         _build(teacher_ckpt=str(tmp_path / 'gone.pth'))
 
 

@@ -23,7 +23,7 @@ from mmpretrain.datasets import BaseDataset
 from torch import Tensor
 
 from crd_plugin.checkpoints.publish import parse_config_text
-from crd_plugin.compat import load_checkpoint_file
+from crd_plugin.compat import CheckpointError, load_checkpoint_file
 from crd_plugin.engine.hooks.memory_bank_hook import index_dataset
 
 from .dry_run_report import DryRunReport
@@ -56,25 +56,17 @@ class _StandIn(BaseDataset):
 
 @dataclass
 class TrainingData:
-    """What is known of the training set.
+    """What is known of the training set."""
 
-    Attributes:
-        kind (str): Its type; empty if the config has no training set.
-        dataset (Any): The set, or one of random images in its place.
-        num_samples (int | None): Number of ids; None if its files are missing.
-        labels (Tensor | None): Class of each id, ``(N,)`` int64.
-        origin (str): Where the images come from.
-    """
-
-    kind: str
-    dataset: Any
-    num_samples: int | None = None
-    labels: Tensor | None = None
-    origin: str = 'random'
+    kind: str  # empty if the config has no training set
+    dataset: Any  # the set, or one of random images in its place
+    num_samples: int | None = None  # number of ids; None if its files are missing
+    labels: Tensor | None = None  # class of each id, (N,) int64
+    origin: str = 'random'  # where the images come from
 
     @property
     def num_classes(self) -> int | None:
-        """int | None: Number of classes by name."""
+        """Number of classes that have a name."""
         classes = getattr(self.dataset, 'metainfo', {}).get('classes')
         return len(classes) if classes else None
 
@@ -84,18 +76,7 @@ class TrainingData:
         return f'{self.kind}, {known}{classes}' if self.kind else ''
 
     def read_batch(self, batch_size: int, num_rows: int) -> dict[str, Any]:
-        """Read a batch with ids below a limit.
-
-        Args:
-            batch_size (int): Number of samples.
-            num_rows (int): Limit: rows of the memory banks.
-
-        Returns:
-            dict: ``inputs`` and ``data_samples``, as the data loader gives them.
-
-        Raises:
-            ValueError: If the pipeline does not end with ``PackInputs``.
-        """
+        """Read samples with ids below the number of rows, as the data loader gives them."""
         chosen = torch.randperm(min(num_rows, len(self.dataset))).repeat(batch_size)[:batch_size]
         items = [self.dataset[int(index)] for index in chosen]
         for item in items:
@@ -110,18 +91,7 @@ class TrainingData:
 
 
 def read_training_data(cfg: Mapping[str, Any], notes: list[str]) -> TrainingData:
-    """Open the training set without downloading it.
-
-    Args:
-        cfg (dict): The whole config.
-        notes (list[str]): Takes a line if random images stand in for it.
-
-    Returns:
-        TrainingData: The set.
-
-    Raises:
-        ValueError: If its files are there, but a sample cannot be read.
-    """
+    """Open the training set without downloading it; random images stand in for missing files."""
     dataset_cfg = (cfg.get('train_dataloader') or {}).get('dataset')
     if dataset_cfg is None:
         wrapped = dict(type='crd_plugin.SampleIndexDataset', dataset={})
@@ -136,7 +106,8 @@ def read_training_data(cfg: Mapping[str, Any], notes: list[str]) -> TrainingData
         numbered = index_dataset(data.dataset) or data.dataset
         data.num_samples = getattr(numbered, 'num_samples', len(numbered))
         with suppress(AttributeError, KeyError, TypeError, ValueError):  # not one per sample
-            data.labels = torch.as_tensor(np.asarray(numbered.get_gt_labels(), np.int64)).view(-1)
+            labels = torch.as_tensor(np.asarray(numbered.get_gt_labels(), np.int64))
+            data.labels = labels if labels.dim() == 1 else None
         data.dataset[0]
         data.origin = 'training samples'
     except Exception as error:  # Whatever a data set or a transform may raise.
@@ -155,16 +126,7 @@ def read_training_data(cfg: Mapping[str, Any], notes: list[str]) -> TrainingData
 
 
 def check_weights(cfg: dict[str, Any], use_teacher_ckpt: bool, report: DryRunReport) -> None:
-    """Look for the files of given weights; take out those that would be downloaded.
-
-    Args:
-        cfg (dict): The whole config, changed in place.
-        use_teacher_ckpt (bool): Whether the teacher's checkpoint has to be there.
-        report (DryRunReport): Takes notes, and what identifies the teacher.
-
-    Raises:
-        FileNotFoundError: If a file does not exist.
-    """
+    """Look for the files of given weights; take out those that would be downloaded."""
     model = cfg['model']
     if 'teacher' in model:
         report.teacher = 'random weights'
@@ -197,17 +159,8 @@ def check_weights(cfg: dict[str, Any], use_teacher_ckpt: bool, report: DryRunRep
 
 
 def normalisation_notes(model: Mapping[str, Any]) -> Iterator[str]:
-    """Find a teacher that was trained on images of another mean and std than it is given here.
-
-    What it was trained with is known from its own ``data_preprocessor``, from the config inside its
-    checkpoint, or from MMPretrain's config if the checkpoint is one of their model zoo.
-
-    Args:
-        model (dict): Config of a distillation.
-
-    Yields:
-        str: One line, if they differ.
-    """
+    """Find a teacher that was trained on images of another mean and std than it is given here."""
+    # Known from its own config, the one in its checkpoint, or that of MMPretrain's model zoo.
     given = _normalisation(model, model.get('architecture'))
     checkpoint = model.get('teacher_ckpt') or ''
     trained_cfg = _config_of_checkpoint(checkpoint) if 'teacher' in model else {}
@@ -216,7 +169,8 @@ def normalisation_notes(model: Mapping[str, Any]) -> Iterator[str]:
         f'model.teacher_ckpt={checkpoint}': [trained_cfg.get('model'), trained_cfg],
     }.items():
         trained = _normalisation(*parts)
-        if given and trained and not np.allclose(given, trained, atol=1):  # grey levels
+        same = all(np.allclose(*pair, atol=1) for pair in zip(given, trained))  # grey levels
+        if not same:
             yield (
                 f'{name}: the teacher was trained on images with mean {trained[0]} and std '
                 f'{trained[1]}, but is given images with mean {given[0]} and std {given[1]}, as '
@@ -235,13 +189,11 @@ def _normalisation(*parts: Any) -> list[Any]:
 
 def _config_of_checkpoint(path: str) -> dict[str, Any]:
     """Config that a checkpoint was trained with; empty if it is not known."""
-    if osp.isfile(osp.expanduser(path)):
-        text = (load_checkpoint_file(path).get('meta') or {}).get('cfg')
-        if text:
-            try:
-                return parse_config_text(text)
-            except ValueError:  # written by other code
-                return {}
+    with suppress(CheckpointError, FileNotFoundError, ValueError):  # told when it is loaded
+        loaded = load_checkpoint_file(path) if path and '://' not in path else None
+        meta = loaded.get('meta') if isinstance(loaded, dict) else None
+        if isinstance(meta, dict) and meta.get('cfg'):
+            return parse_config_text(meta['cfg'])
     name = path.rpartition('/')[2]
     root = Path(mmpretrain.__file__).parent / '.mim'
     for index in root.glob('configs/*/metafile.yml') if name else ():
