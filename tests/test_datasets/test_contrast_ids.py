@@ -32,7 +32,7 @@ def test_ids_equal_those_of_the_original(example):
     np.random.seed(example['seed'])
     ids = ContrastIds(LABELS, example['k'], example['percent'], example['mode'])
     for label in range(3):
-        assert ids.positives(label).tolist() == example['positives'][label]
+        assert ids.positives[label].tolist() == example['positives'][label]
         assert ids.negatives(label).tolist() == example['negatives'][label]
 
 
