@@ -130,13 +130,12 @@ def write_tiny_imagenet(root, num_classes=10, num_train=4, num_val=2):
     return written
 
 
-def write_imagenet(root, num_classes=4, num_train=4, num_val=2, meta=True):
+def write_imagenet(root, num_classes=4, num_train=4, num_val=2):
     """Write ImageNet-1k: a folder per class, images of many sizes and modes.
 
     As in the original there are portraits and landscapes, a grey image, a CMYK one and one with an
-    EXIF orientation. ``num_train`` and ``num_val`` are per class. Either ``meta/*.txt`` has paths
-    and labels, or 1,000 folders, most of them empty, say which class is which. Returns 'train' and
-    'val' to (path below the split's folder, label).
+    EXIF orientation. ``num_train`` and ``num_val`` are per class; ``meta/*.txt`` has paths and
+    labels. Returns 'train' and 'val' to (path below the split's folder, label).
     """
     root = Path(root)
     sizes = ((300, 400), (400, 300), (256, 256), (180, 500), (333, 260))
@@ -148,13 +147,9 @@ def write_imagenet(root, num_classes=4, num_train=4, num_val=2, meta=True):
             path = f'n{label:08d}/{split}_{serial:08d}.JPEG'
             _jpeg(root / split / path, label, *sizes[serial % len(sizes)], serial)
             written[split].append((path, label))
-        if meta:
-            lines = [f'{path} {label}\n' for path, label in written[split]]
-            (root / 'meta').mkdir(exist_ok=True)
-            (root / 'meta' / f'{split}.txt').write_text(''.join(lines))
-        else:
-            for label in range(1000):
-                (root / split / f'n{label:08d}').mkdir(exist_ok=True)
+        lines = [f'{path} {label}\n' for path, label in written[split]]
+        (root / 'meta').mkdir(exist_ok=True)
+        (root / 'meta' / f'{split}.txt').write_text(''.join(lines))
     return written
 
 
@@ -193,3 +188,13 @@ def _jpeg(path, label, height, width, serial):
     elif serial % 7 == 3 and not small:
         exif[0x0112] = 6  # turn by 90 degrees
     image.save(path, 'JPEG', quality=95, exif=exif)
+
+
+# Writers by the folder where the configs look.
+WRITERS = {
+    'data/cifar10': write_cifar10,
+    'data/cifar100': write_cifar100,
+    'data/imagenet': write_imagenet,
+    'data/stl10_binary': write_stl10,
+    'data/tiny-imagenet-200': write_tiny_imagenet,
+}

@@ -7,35 +7,28 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.registry import PARAM_SCHEDULERS, DefaultScope
+from mmengine.registry import PARAM_SCHEDULERS
 from mmengine.runner import Runner
 from PIL import Image
+from torchvision import transforms
+from torchvision.datasets.folder import default_loader
 
 from crd_plugin.datasets import SampleIndexDataset
 from crd_plugin.registry import DATASETS, MODELS
-from tests import fake_data, small_runs
+from tests import small_runs
 from tests.config_files import BASE, parsed
 
-# Folder that the config names, and what writes it.
-WRITERS = dict(
-    cifar10=('data/cifar10', fake_data.write_cifar10),
-    cifar100=('data/cifar100', fake_data.write_cifar100),
-    imagenet=('data/imagenet', fake_data.write_imagenet),
-    tiny_imagenet=('data/tiny-imagenet-200', fake_data.write_tiny_imagenet),
-    stl10=('data/stl10_binary', fake_data.write_stl10),
-    stl10_unlabeled=('data/stl10_binary', fake_data.write_stl10),
-)
 CIFAR10_STATS = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
 CIFAR100_STATS = ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761))
 IMAGENET_STATS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-# Pixels, classes, mean and deviation of RGB / 255.
+# Folder, pixels, classes, mean and deviation of RGB / 255.
 FACTS = dict(
-    cifar10=(32, 10, CIFAR10_STATS),
-    cifar100=(32, 100, CIFAR100_STATS),
-    imagenet=(224, 1000, IMAGENET_STATS),
-    tiny_imagenet=(64, 200, IMAGENET_STATS),
-    stl10=(64, 10, IMAGENET_STATS),
-    stl10_unlabeled=(64, 10, IMAGENET_STATS),
+    cifar10=('data/cifar10', 32, 10, CIFAR10_STATS),
+    cifar100=('data/cifar100', 32, 100, CIFAR100_STATS),
+    imagenet=('data/imagenet', 224, 1000, IMAGENET_STATS),
+    tiny_imagenet=('data/tiny-imagenet-200', 64, 200, IMAGENET_STATS),
+    stl10=('data/stl10_binary', 64, 10, IMAGENET_STATS),
+    stl10_unlabeled=('data/stl10_binary', 64, 10, IMAGENET_STATS),
 )
 # Learning rate, weight decay, epochs, decays, images in a batch of all GPUs.
 SCHEDULES = {
@@ -49,29 +42,13 @@ SCHEDULES = {
 }
 
 
-@pytest.fixture(autouse=True)
-def scope():
-    with DefaultScope.overwrite_default_scope('mmpretrain'):
-        yield
-
-
-@pytest.fixture
-def small(tmp_path, monkeypatch):
-    """Config of a data set whose files lie where it looks for them."""
-    fake_data.without_md5(monkeypatch)
-    monkeypatch.chdir(tmp_path)
-
-    def load(name):
-        folder, write = WRITERS[name]
-        return parsed(BASE / 'datasets' / f'{name}.py'), write(tmp_path / folder)
-
-    return load
+def _load(name):
+    return parsed(BASE / 'datasets' / f'{name}.py')
 
 
 def _train_and_val(cfg):
-    return (
-        DATASETS.build(cfg.train_dataloader.dataset),
-        DATASETS.build(cfg.val_dataloader.dataset),
+    return tuple(
+        DATASETS.build(loader.dataset) for loader in (cfg.train_dataloader, cfg.val_dataloader)
     )
 
 
@@ -83,8 +60,6 @@ def _preprocess(cfg, item):
 
 def _pil(folder, split, written):
     """The images that torchvision's folders would load, or the array as it is."""
-    from torchvision.datasets.folder import default_loader
-
     if isinstance(written, tuple):
         return [Image.fromarray(image) for image in written[0]]
     below = '' if written[0][0].startswith(split) else f'{split}/'
@@ -93,16 +68,14 @@ def _pil(folder, split, written):
 
 def _reference(pixels, stats):
     """torchvision's ToTensor and Normalize."""
-    from torchvision import transforms
-
     return transforms.Compose([transforms.ToTensor(), transforms.Normalize(*stats)])(pixels)
 
 
-@pytest.mark.parametrize('name', WRITERS)
-def test_train_set_has_ids_and_labels(small, name):
-    cfg, written = small(name)
-    train, val = _train_and_val(cfg)
-    size = FACTS[name][0]
+@pytest.mark.parametrize('name', FACTS)
+def test_train_set_has_ids_and_labels(data_files, name):
+    train, val = _train_and_val(_load(name))
+    folder, size, _, _ = FACTS[name]
+    written = data_files[folder]
     assert isinstance(train, SampleIndexDataset)
     expected = written['unlabeled' if name == 'stl10_unlabeled' else 'train']
     labels = (
@@ -127,14 +100,12 @@ def test_train_set_has_ids_and_labels(small, name):
     assert 'gt_label' in val[0]['data_samples']
 
 
-@pytest.mark.parametrize('name', WRITERS)
-def test_test_images_are_those_of_torchvision(small, name):
-    from torchvision import transforms
-
-    cfg, written = small(name)
-    size, _, stats = FACTS[name]
-    split = 'test' if 'test' in written else 'val'
-    images = _pil(WRITERS[name][0], split, written[split])
+@pytest.mark.parametrize('name', FACTS)
+def test_test_images_are_those_of_torchvision(data_files, name):
+    cfg = _load(name)
+    folder, size, _, stats = FACTS[name]
+    split = 'test' if 'test' in data_files[folder] else 'val'
+    images = _pil(folder, split, data_files[folder][split])
     _, val = _train_and_val(cfg)
     resize = transforms.Compose([])
     if name == 'imagenet':
@@ -152,15 +123,12 @@ def test_test_images_are_those_of_torchvision(small, name):
 
 
 @pytest.mark.parametrize('name', ['imagenet', 'tiny_imagenet', 'stl10'])
-def test_train_images_are_those_of_torchvision(small, name):
-    from torchvision.transforms import RandomResizedCrop
-    from torchvision.transforms import functional as F
-
-    cfg, written = small(name)
-    size, _, stats = FACTS[name]
+def test_train_images_are_those_of_torchvision(data_files, name):
+    cfg = _load(name)
+    folder, size, _, stats = FACTS[name]
     train, _ = _train_and_val(cfg)
     *_, crop, flip, _ = train.dataset.pipeline.transforms
-    theirs = RandomResizedCrop(size)
+    theirs = transforms.RandomResizedCrop(size)
     assert crop.crop_ratio_range == tuple(theirs.scale)
     assert crop.aspect_ratio_range == tuple(theirs.ratio)
     # The same draws for both; the flip comes out both ways.
@@ -168,21 +136,21 @@ def test_train_images_are_those_of_torchvision(small, name):
     turns = itertools.cycle(['horizontal', None])
     crop.rand_crop_params = lambda img: box
     flip._choose_direction = lambda: next(turns)
+    files = data_files[folder]['train']
     if name == 'tiny_imagenet':
-        written['train'].sort()
-    for position, image in enumerate(_pil(WRITERS[name][0], 'train', written['train'])[:6]):
-        pixels = F.resized_crop(image, *box, [size, size])
+        files = sorted(files)
+    for position, image in enumerate(_pil(folder, 'train', files)[:6]):
+        pixels = transforms.functional.resized_crop(image, *box, [size, size])
         if position % 2 == 0:
-            pixels = F.hflip(pixels)
+            pixels = transforms.functional.hflip(pixels)
         torch.testing.assert_close(
             _preprocess(cfg, train[position]), _reference(pixels, stats), rtol=0, atol=1e-5
         )
 
 
 @pytest.mark.parametrize('name', ['cifar10', 'cifar100'])
-def test_cifar_crops_and_flips(small, name):
-    cfg, written = small(name)
-    train, _ = _train_and_val(cfg)
+def test_cifar_crops_and_flips(data_files, name):
+    train, _ = _train_and_val(_load(name))
     # Every pixel tells its place, so a crop tells where it was taken.
     rows, columns = np.mgrid[:32, :32] + 1
     image = np.stack([rows, columns, np.full((32, 32), 99)], axis=-1).astype(np.uint8)
@@ -208,29 +176,29 @@ def test_cifar_crops_and_flips(small, name):
     assert 150 < flips.sum() < 250
 
 
-def test_cifar_padding_is_black_before_normalisation(small):
-    cfg, _ = small('cifar100')
+def test_cifar_padding_is_black_before_normalisation(data_files):
+    cfg = _load('cifar100')
     sample = DATASETS.build(cfg.val_dataloader.dataset)[0]
     sample['inputs'][:] = 0
     mean, std = map(torch.tensor, CIFAR100_STATS)
     torch.testing.assert_close(_preprocess(cfg, sample)[:, 0, 0], -mean / std, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize('name', WRITERS)
+@pytest.mark.parametrize('name', FACTS)
 def test_missing_data_stops_at_once(tmp_path, monkeypatch, name):
     # Nothing is downloaded, and the folder is named.
     monkeypatch.chdir(tmp_path)
-    cfg = parsed(BASE / 'datasets' / f'{name}.py')
+    cfg = _load(name)
     for loader in (cfg.train_dataloader, cfg.val_dataloader):
-        with pytest.raises((RuntimeError, FileNotFoundError), match=WRITERS[name][0]):
+        with pytest.raises((RuntimeError, FileNotFoundError), match=FACTS[name][0]):
             DATASETS.build(loader.dataset)
     assert not any(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize('name', WRITERS)
+@pytest.mark.parametrize('name', FACTS)
 def test_settings_of_the_loaders(name):
-    cfg = parsed(BASE / 'datasets' / f'{name}.py')
-    assert cfg.data_preprocessor.num_classes == FACTS[name][1]
+    cfg = _load(name)
+    assert cfg.data_preprocessor.num_classes == FACTS[name][2]
     for loader in (cfg.train_dataloader, cfg.val_dataloader):
         assert loader.num_workers > 0
         assert loader.persistent_workers and loader.pin_memory
@@ -241,7 +209,7 @@ def test_settings_of_the_loaders(name):
     assert tuple(cfg.val_evaluator.topk) == (1, 5)
 
 
-@pytest.mark.parametrize('folder, tested', [('datasets', WRITERS), ('schedules', SCHEDULES)])
+@pytest.mark.parametrize('folder, tested', [('datasets', FACTS), ('schedules', SCHEDULES)])
 def test_every_base_is_tested(folder, tested):
     # Those of the digits are run by the tests of the demo.
     assert set(tested) == {
@@ -289,11 +257,10 @@ def test_schedule(name):
         ('stl10', 'stl10_tuned'),
     ],
 )
-def test_settings_train(small, tmp_path, dataset, settings):
-    small(dataset)
+def test_settings_train(data_files, tmp_path, dataset, settings):
     # A copy: the other tests share the parsed config.
     cfg = Config.fromfile(BASE / 'settings' / f'{settings}.py')
-    _, classes, stats = FACTS[dataset]
+    _, _, classes, stats = FACTS[dataset]
     cfg.merge_from_dict(
         {
             'model': small_runs.net(4),
