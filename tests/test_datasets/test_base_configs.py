@@ -59,7 +59,7 @@ def _preprocess(cfg, item):
 
 
 def _pil(folder, split, written):
-    """The images that torchvision's folders would load, or the array as it is."""
+    """Return the images that torchvision's folders would load, or the array as it is."""
     if isinstance(written, tuple):
         return [Image.fromarray(image) for image in written[0]]
     below = '' if written[0][0].startswith(split) else f'{split}/'
@@ -67,7 +67,7 @@ def _pil(folder, split, written):
 
 
 def _reference(pixels, stats):
-    """torchvision's ToTensor and Normalize."""
+    """Apply torchvision's ToTensor and Normalize."""
     return transforms.Compose([transforms.ToTensor(), transforms.Normalize(*stats)])(pixels)
 
 

@@ -10,19 +10,9 @@ from torch.utils.data import ConcatDataset, Subset
 
 from crd_plugin.datasets import SampleIndexDataset
 from crd_plugin.registry import DATASETS, TRANSFORMS
-from tests.test_datasets.toy_dataset import PACK, Numbers, numbers
+from tests.test_datasets.toy_dataset import PACK, OwnIndexing, numbers
 
 LABELS = [0, 0, 1, 1, 2, 2]
-
-
-class OwnIndexing(Numbers):
-    """Redraws in a __getitem__ of its own, as some data sets do."""
-
-    def __getitem__(self, idx):
-        item = self.prepare_data(idx)
-        while item is None:
-            item = self.prepare_data(self._rand_another())
-        return item
 
 
 @TRANSFORMS.register_module()
