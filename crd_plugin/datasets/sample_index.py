@@ -272,16 +272,9 @@ def _indexes_like(dataset: Any, *classes: Any) -> bool:
 
 def _read_sample(owner: Any, index: int) -> Any:
     """Read a sample, and never another one in its place; None if it cannot be read."""
-    if _indexes_like(owner, BaseDataset):
-        item = owner.prepare_data(index)
-        if item is None and owner.test_mode:
-            raise RuntimeError(
-                f'The pipeline of {type(owner).__name__} returned None for its sample {index} with '
-                'test_mode=True; check the image, or set test_mode=False so that another sample is '
-                'drawn.'
-            )
-        return item
-    item = owner[index]
+    if _indexes_like(owner, BaseDataset) and not owner.test_mode:
+        return owner.prepare_data(index)
+    item = owner[index]  # with test_mode MMEngine raises an error instead of reading another one
     if item is None or not hasattr(owner, 'get_data_info'):
         return item
     # Its own __getitem__ may have replaced the sample; the id tells.
