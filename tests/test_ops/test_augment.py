@@ -65,8 +65,10 @@ def test_boxes_are_those_of_mmpretrain(size, areas, ratios, attempts):
     for row, box in zip(table.tolist(), boxes.tolist()):
         trials, offsets = iter(row[:-2]), iter(row[-2:])
         with (
-            mock.patch('numpy.random.uniform', lambda low, high: low + (high - low) * next(trials)),
-            mock.patch('numpy.random.randint', lambda low, high: int(next(offsets) * high)),
+            mock.patch(
+                'numpy.random.uniform', lambda a, b, draws=trials: a + (b - a) * next(draws)
+            ),
+            mock.patch('numpy.random.randint', lambda a, b, draws=offsets: int(next(draws) * b)),
         ):
             assert tuple(box) == tuple(theirs.rand_crop_params(image))
         fell_back += next(offsets, None) is not None
