@@ -105,20 +105,9 @@ def resized_crop(images: Tensor, rows: Tensor, boxes: Tensor, size: tuple[int, i
 
 
 def _resize_weights(starts: Tensor, lengths: Tensor, full: int, target: int) -> Tensor:
-    """Compute weights that resize a run of each line of ``full`` pixels to ``target`` pixels.
-
-    A tent around the centre of each new pixel, at least two pixels wide, and as wide as two new
-    pixels if the run becomes shorter. Behaviour matched: Pillow, src/libImaging/Resample.c.
-
-    Args:
-        starts (Tensor): First pixel of each run, ``(B,)`` int64.
-        lengths (Tensor): Pixels of each run, ``(B,)`` int64.
-        full (int): Pixels of a whole line.
-        target (int): Pixels after resizing.
-
-    Returns:
-        Tensor: ``(B, target, full)`` float64.
-    """
+    """Compute weights ``(B, target, full)`` that resize a run of each line of ``full`` pixels."""
+    # A tent around the centre of each new pixel, at least two pixels wide, and as wide as two new
+    # pixels if the run becomes shorter. Behaviour matched: Pillow, src/libImaging/Resample.c.
     starts, lengths = starts[:, None, None], lengths[:, None, None]
     counts = torch.arange(max(full, target), dtype=torch.float64, device=starts.device)
     scale = lengths.double() / target
