@@ -24,6 +24,8 @@ def changed(before):
     # the methods, where a user's own list replaced them.
     assert cfg.pop('custom_hooks', []) in ([], *([hook] for hook in HOOKS.values()))
     cfg['default_hooks'].update(HOOKS)
+    # A run killed while it saves keeps a whole latest checkpoint.
+    cfg['default_hooks']['checkpoint']['type'] = 'crd_plugin.CheckpointHook'
     # The weight of the student's own loss is always written; 1.0 is the default of the class.
     if 'architecture' in cfg['model'] and 'distiller' in cfg['model']:
         cfg['model']['architecture']['head']['loss'].setdefault('loss_weight', 1.0)

@@ -9,7 +9,7 @@ default_hooks = dict(
     param_scheduler=dict(type='ParamSchedulerHook'),
     # Each epoch; the two latest, and the best by top-1.
     checkpoint=dict(
-        type='CheckpointHook',
+        type='crd_plugin.CheckpointHook',
         interval=1,
         max_keep_ckpts=2,
         save_best='accuracy/top1',
