@@ -30,8 +30,8 @@ class Watch(Hook):
         for bank in banks.values():
             self.shared.append(
                 bank.labels is first.labels
-                and bank._label_index is first._label_index
-                and bank._label_index is not None
+                and bank.keys('class') is first.keys('class')
+                and bank.keys('class') is not None
             )
 
     def after_train_iter(self, runner, *args, **kwargs):

@@ -216,7 +216,7 @@ class Case:
             calls.append((model.distiller, 'compute_distill_losses', 'objective'))
         has_bank = any(name.endswith('.bank') for name, _ in model.named_modules())
         for hook in runner.hooks:
-            if type(hook).__name__ == 'MemoryBankHook':
+            if has_bank and type(hook).__name__ == 'MemoryBankHook':
                 calls += [(hook, f'{when}_train_iter', 'commit') for when in ('before', 'after')]
         for owner, method, part in calls:
             setattr(owner, method, self.clock.charge(getattr(owner, method), part))
