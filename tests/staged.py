@@ -8,8 +8,7 @@ import torch
 import torch.distributed as dist
 from mmengine.hooks import Hook
 
-from crd_plugin.models.losses.ab_loss import ABLoss
-from crd_plugin.models.losses.ft_loss import FTLoss
+from crd_plugin.models.losses import ABLoss, FTLoss
 from tests import small_runs
 
 # Two epochs of four iterations a stage.
