@@ -29,9 +29,7 @@ class Watch(Hook):
         first = banks['penultimate']
         for bank in banks.values():
             self.shared.append(
-                bank.labels is first.labels
-                and bank.keys('class') is first.keys('class')
-                and bank.keys('class') is not None
+                bank.labels is first.labels and bank.keys('class') is first.keys('class')
             )
 
     def after_train_iter(self, runner, *args, **kwargs):

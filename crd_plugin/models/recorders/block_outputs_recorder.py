@@ -45,7 +45,7 @@ class BlockOutputsRecorder(ModuleOutputsRecorder):
         self._names: tuple[tuple[str, ...], ...] = ()
         self._maps: dict[str, Tensor] = {}
 
-    def prepare_from_model(self, model: nn.Module | None = None) -> None:
+    def prepare_from_model(self, model: Any = None) -> None:
         """Register hooks on the backbone and its blocks."""
         backbone = find_backbone(model, self.source)
         self._names = _block_names(backbone)

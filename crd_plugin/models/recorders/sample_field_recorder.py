@@ -28,12 +28,8 @@ class SampleFieldRecorder(ModuleOutputsRecorder):
         ValueError: In training, if a sample has no such field.
     """
 
-    def prepare_from_model(self, model: nn.Module | None = None) -> None:
+    def prepare_from_model(self, model: Any = None) -> None:
         """Register a hook on the calls of the model."""
-        if model is None:
-            raise ValueError(
-                'model is None, expected the module whose call receives the data samples.'
-            )
         model.register_forward_pre_hook(self._record, with_kwargs=True)
 
     def _record(self, module: nn.Module, args: tuple, kwargs: dict) -> None:

@@ -38,7 +38,7 @@ class StageOutputsRecorder(ModuleOutputsRecorder):
         self.stem = stem
         self._stem_map: tuple[Tensor, ...] = ()
 
-    def prepare_from_model(self, model: nn.Module | None = None) -> None:
+    def prepare_from_model(self, model: Any = None) -> None:
         """Register hooks on the backbone and its stem."""
         backbone = find_backbone(model, self.source)
         backbone.register_forward_hook(self.forward_hook)
@@ -72,9 +72,9 @@ class StageOutputsRecorder(ModuleOutputsRecorder):
             self._stem_map = (output,)
 
 
-def find_backbone(model: nn.Module | None, source: str) -> nn.Module:
+def find_backbone(model: nn.Module, source: str) -> nn.Module:
     """Return the module of that name, or raise a ValueError that says what is expected."""
-    modules = {} if model is None else dict(model.named_modules())
+    modules = dict(model.named_modules())
     if source not in modules:
         raise ValueError(
             f"source='{source}' is not a module of the {type(model).__name__}; expected the name "

@@ -419,22 +419,16 @@ def test_keys_of_checkpoints():
         (dict(predict_with='both'), "predict_with is 'both', expected 'branch' or 'ensemble'"),
         (dict(input_shape=(1, 8, 8)), r'input_shape=\(1, 8, 8\) does not go'),
         (dict(architecture={**net(), 'head': None}), 'architecture.head has no loss_module'),
+        (dict(architecture=None), 'architecture is NoneType, expected the config of a network'),
+        (dict(tau='3'), "tau is '3', expected a number"),
+        (dict(kl_weight='3'), "kl_weight is '3', expected a number"),
+        (dict(ramp_up='3'), "ramp_up is '3', expected a number"),
     ],
 )
 def test_wrong_arguments(changes, message):
-    with pytest.raises(ValueError, match=message):
+    of_another_type = "'3'" in message or 'NoneType' in message
+    with pytest.raises(TypeError if of_another_type else ValueError, match=message):
         MODELS.build(config(**changes))
-
-
-def test_arguments_of_another_type():
-    with pytest.raises(
-        TypeError,
-        match='architecture is ImageClassifier, expected the config of a network',
-    ):
-        MODELS.build(config(architecture=MODELS.build(net())))
-    for name in ('tau', 'kl_weight', 'ramp_up'):
-        with pytest.raises(TypeError, match=f"{name} is '3', expected a number"):
-            MODELS.build(config(**{name: '3'}))
 
 
 def test_batches_that_cannot_be_trained_on():

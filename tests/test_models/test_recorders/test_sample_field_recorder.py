@@ -102,8 +102,3 @@ def test_large_ids_keep_their_bits():
     samples = [DataSample(metainfo=dict(sample_idx=2**53 + i)) for i in range(3)]
     ids = stack_field(samples, 'sample_idx', torch.device('cpu'))
     assert ids.tolist() == [2**53, 2**53 + 1, 2**53 + 2]
-
-
-def test_model_has_to_be_given():
-    with pytest.raises(ValueError, match='model is None, expected'):
-        SampleFieldRecorder('sample_idx').initialize(None)
