@@ -8,7 +8,7 @@ from mmrazor.models.losses import ABLoss as RazorABLoss
 from torch import nn
 
 from crd_plugin.models.losses import ABLoss, FitNetLoss, FTLoss, VIDLoss
-from crd_plugin.models.losses.regressor_losses import factor_loss
+from crd_plugin.models.losses.ft_loss import factor_loss
 from tests import golden, method_cases
 
 S_SHAPES, T_SHAPES = [(3, 4, 4), (4, 2, 2)], [(3, 4, 4), (6, 2, 2)]

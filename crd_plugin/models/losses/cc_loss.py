@@ -1,0 +1,70 @@
+"""Correlation congruence."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from crd_plugin.ops import full_precision, pair_vectors
+from crd_plugin.ops.features import Features
+from crd_plugin.registry import MODELS
+
+from ._common import Pairs, SizedLoss, count, widths
+
+
+@MODELS.register_module()
+class CCLoss(SizedLoss):
+    r"""Correlation congruence, as RepDistiller trains it.
+
+    .. math::
+        L = \frac{1}{B - 1} \sum_{i=1}^{B-1} \sum_k d_{ik} d_{i+1,k}, \quad
+        d = |W_s x_s + b_s - W_t x_t - b_t|
+
+    Both linear heads are trained. The loss depends on the order of the batch.
+
+    Source: Peng et al., arXiv:1904.01802; numbers of HobbitLong/RepDistiller
+    ``distiller_zoo/CC.py``: products of neighbouring samples' gaps, not the paper's kernel
+    correlation.
+
+    Args:
+        s_channels (int, optional): Width of the student's vector. Defaults to None: inferred by
+            ``FrozenTeacherDistill``.
+        t_channels (int, optional): Width of the teacher's vector. Defaults to None: inferred.
+        embed_dim (int): Width D of the embeddings. Defaults to 128.
+        loss_weight (float): Factor of the loss. Defaults to 1.0 (published: 0.02).
+
+    Shape:
+        One vector per sample, ``(B, s_channels)`` and ``(B, t_channels)``, B at least 2; maps are
+        flattened.
+
+    Raises:
+        ValueError: If an argument is out of range.
+        TypeError: If ``loss_weight`` is not a number.
+    """
+
+    def __init__(
+        self,
+        s_channels: int | None = None,
+        t_channels: int | None = None,
+        embed_dim: int = 128,
+        loss_weight: float = 1.0,
+    ) -> None:
+        super().__init__(loss_weight)
+        self.embed_dim = count('embed_dim', embed_dim)
+        self.set_sizes(
+            s_channels=widths('s_channels', s_channels, single=True),
+            t_channels=widths('t_channels', t_channels, single=True),
+        )
+
+    def pair(self, s_feats: Features, t_feats: Features) -> Pairs:
+        """Return the flattened features."""
+        return [pair_vectors(s_feats, t_feats, min_batch=2)]
+
+    def compare_layer(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Compute the loss, without its factor."""
+        gap = (full_precision(self.embed_s(student)) - full_precision(self.embed_t(teacher))).abs()
+        return (gap[:-1] * gap[1:]).sum(1).mean()
+
+    def build(self, s_size: tuple[int], t_size: tuple[int]) -> None:
+        """Make the two heads."""
+        self.embed_s = nn.Linear(*s_size, self.embed_dim)
+        self.embed_t = nn.Linear(*t_size, self.embed_dim)

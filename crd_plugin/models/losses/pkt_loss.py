@@ -1,0 +1,57 @@
+"""Probabilistic knowledge transfer."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from crd_plugin.ops import pair_vectors
+from crd_plugin.ops.features import Features
+from crd_plugin.registry import MODELS
+
+from ._common import FeatureLoss, Pairs
+
+# The value of HobbitLong/RepDistiller; it changes the numbers in float32.
+_EPS = 1e-7
+
+
+@MODELS.register_module()
+class PKTLoss(FeatureLoss):
+    r"""Probabilistic knowledge transfer: which samples are neighbours.
+
+    .. math::
+        L = \frac{1}{B^2} \sum_{ij} p^t_{ij}
+            \log \frac{p^t_{ij} + \epsilon}{p^s_{ij} + \epsilon}, \quad
+        p_{ij} = \frac{1 + \cos(x_i, x_j)}{\sum_k (1 + \cos(x_i, x_k))}
+
+    The mean over all pairs, diagonal included, is small; hence the large published weight. The loss
+    of a batch of one sample is zero.
+
+    Source: Passalis and Tefas, ECCV 2018, arXiv:1803.10837, section 3; numbers of
+    HobbitLong/RepDistiller ``distiller_zoo/PKT.py``, except that a zero vector has a finite
+    gradient instead of NaN.
+
+    Args:
+        loss_weight (float): Factor of the loss. Defaults to 1.0 (published: 30000).
+
+    Shape:
+        One vector per sample, ``(B, D_s)`` and ``(B, D_t)``; maps are flattened.
+    """
+
+    def pair(self, s_feats: Features, t_feats: Features) -> Pairs:
+        """Return the flattened features."""
+        return [pair_vectors(s_feats, t_feats)]
+
+    def compare_layer(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Compute the loss, without its factor."""
+        p_s, p_t = _neighbours(student), _neighbours(teacher)
+        return (p_t * ((p_t + _EPS) / (p_s + _EPS)).log()).mean()
+
+
+def _neighbours(x: Tensor) -> Tensor:
+    """Turn cosine similarities into probabilities, row by row, ``(B, B)``."""
+    norm = torch.linalg.vector_norm(x, dim=1, keepdim=True)
+    # A zero vector is not divided, so that its gradient is of the size of the others'.
+    unit = x / (norm + _EPS).masked_fill(norm == 0, 1)
+    similarity = (unit @ unit.mT + 1) / 2
+    return similarity / similarity.sum(1, keepdim=True)

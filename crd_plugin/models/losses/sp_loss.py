@@ -1,0 +1,43 @@
+"""Similarity-preserving distillation."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from crd_plugin.ops import unit_vectors
+from crd_plugin.registry import MODELS
+
+from ._common import FeatureLoss
+
+
+@MODELS.register_module()
+class SPLoss(FeatureLoss):
+    r"""Similarity-preserving distillation: which samples resemble each other.
+
+    .. math::
+        L = \sum_l \frac{1}{B^2} \lVert \hat G_s^l - \hat G_t^l \rVert_F^2,
+        \quad G = F F^\top
+
+    with F the flattened maps of the batch and each row of G divided by its norm. The loss of a
+    batch of one sample is zero.
+
+    Source: Tung and Mori, arXiv:1907.09682, section 3; numbers of HobbitLong/RepDistiller
+    ``distiller_zoo/SP.py``, except that the gradient of a sample whose map is zero is not 1e12
+    times too large.
+
+    Args:
+        loss_weight (float): Factor of the loss. Defaults to 1.0 (published: 3000).
+
+    Shape:
+        Maps ``(B, C, H, W)`` of each layer; channels, heights and widths may differ.
+    """
+
+    def compare_layer(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Compute the loss of one layer."""
+        return (_similarity(student) - _similarity(teacher)).square().mean()
+
+
+def _similarity(feature_map: Tensor) -> Tensor:
+    """Compute the row-normalised products of all pairs of samples, ``(B, B)``."""
+    flat = feature_map.flatten(1)
+    return unit_vectors(flat @ flat.mT, dim=1)
