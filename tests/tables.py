@@ -3,7 +3,6 @@
 Two epochs of five steps, 100 digits to validate on, a random teacher.
 """
 
-import functools
 import importlib.util
 import json
 import os
@@ -21,6 +20,8 @@ from mmpretrain.registry import MODELS
 REPO = Path(__file__).parents[1]
 CONFIGS = REPO / 'configs'
 PAIR = 'resnet14_resnet8w4_b20-100e_digits'
+STUDENT = CONFIGS / 'vanilla' / 'vanilla_resnet8w4_b20-100e_digits.py'
+CRD = CONFIGS / 'crd' / f'crd_{PAIR}.py'
 NUM_EPOCHS = 2
 # Registered as a function: tools that only read the config need no torch.
 PAUSE = '''
@@ -60,41 +61,21 @@ def load_tool(name: str) -> ModuleType:
     return module
 
 
-@functools.cache
-def load_benchmark(name: str) -> ModuleType:
-    """A script of ``tools/benchmarks/`` as a module; it imports others of that folder."""
-    folder = str(REPO / 'tools' / 'benchmarks')
-    sys.path.insert(0, folder)
-    try:
-        return load_tool(f'benchmarks/{name}.py')
-    finally:
-        sys.path.remove(folder)
-
-
-def write_teacher(path: Path) -> Path:
-    """Save the digits' teacher with random weights."""
-    config = Config.fromfile(CONFIGS / 'vanilla' / 'vanilla_resnet14_b20-100e_digits.py')
-    torch.manual_seed(0)
-    torch.save(dict(state_dict=MODELS.build(config.model).state_dict()), path)
-    return path
-
-
 def write_configs(folder: Path) -> Path:
     """Write teacher.pth, student.py, crd.py and broken.py.
 
     ``crd.py`` pauses in its second epoch until it is killed, unless the file ``paused`` is there;
     ``broken.py`` fails when its data loader is built.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    teacher = write_teacher(folder / 'teacher.pth')
+    teacher = folder / 'teacher.pth'
+    model = Config.fromfile(CONFIGS / 'vanilla' / 'vanilla_resnet14_b20-100e_digits.py').model
+    torch.save(dict(state_dict=MODELS.build(model).state_dict()), teacher)
     (folder / 'pausing.py').write_text(PAUSE)
-    student = CONFIGS / 'vanilla' / 'vanilla_resnet8w4_b20-100e_digits.py'
     configs = folder / 'method'
     configs.mkdir()
-    (configs / 'student.py').write_text(LEAF.format(base=student, epochs=NUM_EPOCHS))
+    (configs / 'student.py').write_text(LEAF.format(base=STUDENT, epochs=NUM_EPOCHS))
     (configs / 'crd.py').write_text(
-        LEAF.format(base=CONFIGS / 'crd' / f'crd_{PAIR}.py', epochs=NUM_EPOCHS)
-        + f"model = dict(teacher_ckpt='{teacher}')\n"
+        LEAF.format(base=CRD, epochs=NUM_EPOCHS) + f"model = dict(teacher_ckpt='{teacher}')\n"
         "custom_imports = dict(imports=['crd_plugin', 'pausing'])\n"
         f"default_hooks.update(pause=dict(type='pause_once', marker='{folder / 'paused'}'))\n"
     )
@@ -146,14 +127,3 @@ def start(folder: Path, name: str, *args: Any) -> subprocess.Popen:
             PYTHONPATH=os.pathsep.join(filter(None, path)),
         ),
     )
-
-
-def call(folder: Path, name: str, *args: Any) -> list[str]:
-    """Run a tool in a folder; return the lines of its output."""
-    process = start(folder, name, *args)
-    try:
-        out, error = process.communicate(timeout=180)
-    finally:
-        process.terminate()  # its trainings end with it
-    assert process.returncode == 0, out + error
-    return out.splitlines()

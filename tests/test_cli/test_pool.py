@@ -9,10 +9,7 @@ import pytest
 
 from crd_plugin.cli.pool import Display, train_all
 from crd_plugin.cli.runs import Run, Settings
-from tests import tables
-
-STUDENT = tables.CONFIGS / 'vanilla' / 'vanilla_resnet8w4_b20-100e_digits.py'
-CRD = tables.CONFIGS / 'crd' / f'crd_{tables.PAIR}.py'
+from tests.tables import CRD, STUDENT
 
 
 @pytest.fixture

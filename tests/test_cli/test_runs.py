@@ -5,15 +5,11 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 from crd_plugin.cli import launch
 from crd_plugin.cli.arguments import UsageError
 from crd_plugin.cli.runs import Run, Settings, epoch_of, load_config, read_record
-from tests import tables
-
-STUDENT = tables.CONFIGS / 'vanilla' / 'vanilla_resnet8w4_b20-100e_digits.py'
-CRD = tables.CONFIGS / 'crd' / f'crd_{tables.PAIR}.py'
+from tests.tables import CRD, REPO, STUDENT
 
 
 @pytest.fixture(scope='module')
@@ -137,11 +133,12 @@ def test_changed_settings_seed_and_teacher(run, tmp_path):
         assert _state(run) == ('settings changed', None)
         assert run.describe() == 'settings changed, starts over'
 
-    teacher = tables.write_teacher(tmp_path / 'teacher.pth')
+    teacher = tmp_path / 'teacher.pth'
+    teacher.write_bytes(b'weights')
     crd = Run('crd', Settings(CRD, [f'model.teacher_ckpt={teacher}']), 1, tmp_path / 'crd')
     _record(crd, finished=True)
     assert _state(crd) == ('done', None)
-    torch.save(dict(state_dict={}), teacher)
+    teacher.write_bytes(b'other weights')
     assert _state(crd) == ('settings changed', None)
     # A finished run stays one when its teacher is not at hand.
     teacher.unlink()
@@ -203,7 +200,7 @@ def test_command_names_all_that_the_training_depends_on(run):
     command = run.command(Path('epoch_9.pth'))
     assert command[0] == sys.executable
     assert command[1:] == [
-        *(str(tables.REPO / 'tools' / 'train.py'), str(STUDENT)),
+        *(str(REPO / 'tools' / 'train.py'), str(STUDENT)),
         *('--work-dir', str(run.run_dir)),
         *('--resume', 'epoch_9.pth'),
         *('--cfg-options', 'randomness.seed=3'),

@@ -14,8 +14,6 @@ from crd_plugin.cli.runs import RECORD
 from tests import tables
 
 TOOL = 'run_table.py'
-CRD = tables.CONFIGS / 'crd' / f'crd_{tables.PAIR}.py'
-STUDENT = tables.CONFIGS / 'vanilla' / 'vanilla_resnet8w4_b20-100e_digits.py'
 
 
 @pytest.fixture(scope='module')
@@ -260,7 +258,7 @@ def test_a_config_without_epochs_is_told(tool, tmp_path, capsys):
 
 
 def test_configs_of_many_gpus_are_warned_of(tool, tmp_path, capsys):
-    leaf = "_base_ = '" + str(CRD) + "'\ntrain_dataloader = dict(batch_size=5)\n"
+    leaf = "_base_ = '" + str(tables.CRD) + "'\ntrain_dataloader = dict(batch_size=5)\n"
     for name in ('a', 'b'):
         (tmp_path / f'{name}.py').write_text(leaf)
     argv = [str(tmp_path / '?.py'), '--dry-run', '--work-dir', str(tmp_path)]

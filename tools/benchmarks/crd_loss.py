@@ -57,9 +57,9 @@ def parse_args() -> argparse.Namespace:
     dtypes = ('float64', 'float32', 'bfloat16', 'float16')
     what = 'of the embeddings; default: float32, which the objective uses for narrower ones too'
     add('--dtypes', nargs='+', default=['float32'], choices=dtypes, help=what)
-    timing.add_run_arguments(parser)
+    timing.add_run_arguments(parser, 'json', rounds=7, device='cpu', threads=2)
     args = parser.parse_args()
-    timing.prepare(args, 'json', rounds=1, threads=1, **dict.fromkeys(FIELDS, 1))
+    timing.prepare(args, 'json', **dict.fromkeys(FIELDS, 1))
     for name, default in zip(FIELDS, SIZES[args.size], strict=True):
         setattr(args, name, getattr(args, name) or default)
     if args.batch_size > args.samples:
