@@ -169,10 +169,14 @@ def interrupt_on_signals() -> None:
 
 @contextlib.contextmanager
 def hold(run_dir: Path) -> Iterator[int]:
-    """Lock the folder of a run, or raise a UsageError if another process has locked it.
+    """Lock the folder of a run.
 
-    Yields the descriptor of the locked file. A subprocess that inherits it keeps the lock, even if
-    this process is killed.
+    Yields:
+        int: Descriptor of the locked file. A subprocess that inherits it keeps the lock, even if
+        this process is killed.
+
+    Raises:
+        UsageError: If another process has locked it.
     """
     from filelock import lock_descriptor
 

@@ -41,7 +41,7 @@ lock = folder / ('gpu_' + os.environ['CUDA_VISIBLE_DEVICES'])
 lock.touch(exist_ok=False)
 time.sleep(0.2)
 lock.unlink()
-sys.exit(seed == 1)
+sys.exit(f'cause of seed {seed}' if seed == 1 else 0)
 """
     for run in runs:
         _fake(run, code, run.seed, tmp_path)
@@ -59,7 +59,9 @@ sys.exit(seed == 1)
     assert '1/6 (gpu 3)' in out and '2/6 (gpu 5)' in out
     assert 'GPU 3' in out and 'GPU 5' in out
     assert error.count('failed: ') == 3 and 'error: 3 run(s) failed' in error
-    assert 'failed: net, seed 1: training ended with code 1' in error
+    log = tmp_path / 'seed_1' / 'train.log'
+    assert f'failed: net, seed 1: training ended with code 1; last lines of {log}:' in error
+    assert '\n    cause of seed 1\n' in error
     assert 'the teacher gone.pth does not exist; train it first' in error
     assert 'ZeroDivisionError: division by zero' in error
 

@@ -108,6 +108,9 @@ def test_new_resumed_and_done(run):
 def test_killed_between_a_checkpoint_and_its_validation(run):
     """Resumed from that checkpoint the epoch would never be validated."""
     _record(run)
+    _reach(run, 100)
+    assert _state(run) == ('new', None)  # a run without its last validation is not done
+    (run.run_dir / 'epoch_100.pth').unlink()
     _reach(run, 1)
     assert _state(run) == ('resumes', 'epoch_1.pth')  # rather than from the beginning
     _reach(run, 6, 7)
@@ -119,12 +122,6 @@ def test_killed_between_a_checkpoint_and_its_validation(run):
     assert _state(run) == ('resumes', 'epoch_99.pth')
     _validate(run, 100)
     assert _state(run)[0] == 'done'
-
-
-def test_without_the_last_validation_a_run_is_not_done(run):
-    _record(run)
-    _reach(run, 100)
-    assert _state(run) == ('new', None)
 
 
 def test_changed_settings_seed_and_teacher(run, tmp_path):

@@ -121,13 +121,8 @@ def make_steps(
 
 def held_mib(losses: Sequence[Any]) -> float:
     """MiB of rows, labels and their index; what is shared counts once."""
-    stored = {}
-    for loss in losses:
-        for tensor in [*loss.bank.buffers(), *getattr(loss.bank, 'label_index', ())]:
-            if isinstance(tensor, torch.Tensor):
-                storage = tensor.untyped_storage()
-                stored[storage.data_ptr()] = storage.nbytes()
-    return sum(stored.values()) / 2**20
+    storages = [buffer.untyped_storage() for loss in losses for buffer in loss.bank.buffers()]
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values()) / 2**20
 
 
 def main() -> None:

@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -286,8 +286,12 @@ def measure(cases: Sequence[Case], args: argparse.Namespace) -> None:
 def summary(cases: Sequence[Case]) -> list[dict[str, Any]]:
     """Take medians over the rounds.
 
-    ``seconds`` and ``parts`` are those of one step; ``ratio`` is the median of the rounds' ratios
-    of time per image to that of the first case.
+    Args:
+        cases (Sequence[Case]): Each with its turns, (seconds, images, seconds of parts) per round.
+
+    Returns:
+        list[dict]: ``seconds`` and ``parts`` are those of one step; ``ratio`` is the median of the
+        rounds' ratios of time per image to that of the first case.
     """
     rows = []
     first = [seconds / images for seconds, images, _ in cases[0].turns]
