@@ -120,15 +120,6 @@ def test_wrong_arguments_end_with_one_line(demo, capsys, words, message):
     assert error.count('\n') == 1 and re.match(f'error: {message}', error)
 
 
-def test_a_foreign_folder_is_left_alone(demo, tmp_path, capsys):
-    foreign = tmp_path / 'teacher' / 'thesis.tex'
-    foreign.parent.mkdir()
-    foreign.write_text('precious')
-    assert cli.run(demo.main, ['--work-dir', str(tmp_path)]) == 1
-    assert 'no run of this tool: there is no demo_run.json' in capsys.readouterr().err
-    assert foreign.read_text() == 'precious'
-
-
 @pytest.fixture
 def fake(demo, monkeypatch, tmp_path):
     """Let the demo "train" in no time; returns the folders that it trained."""
@@ -165,13 +156,14 @@ def test_only_what_is_missing_is_trained(fake, tmp_path, capsys):
 
 def test_a_failure_stops_the_demo(demo, fake, monkeypatch, tmp_path, capsys):
     def train(run, trainings, on_epoch, env):
-        raise TrainingFailed(3, ['the cause'], run.run_dir / 'train.log')
+        (tmp_path / 'train.log').write_text('the cause\n')
+        raise TrainingFailed(3, tmp_path / 'train.log')
 
     monkeypatch.setattr(demo.Run, 'train', train)
     with pytest.raises(SystemExit, match='1'):
         fake()
     out, error = capsys.readouterr()
-    assert f'last lines of {tmp_path / "teacher" / "train.log"}:\n    the cause' in error
+    assert f'last lines of {tmp_path / "train.log"}:\n    the cause' in error
     assert 'the table' not in out and 'student alone' not in out
 
 
