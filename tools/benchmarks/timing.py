@@ -44,13 +44,7 @@ def add_clock(parser: argparse.ArgumentParser) -> None:
 
 
 def prepare(args: argparse.Namespace, output: str, **least: int) -> None:
-    """Set threads and device; end the program if an argument cannot be used.
-
-    Args:
-        args (argparse.Namespace): The command line.
-        output (str): Name of the argument that is a file to write.
-        **least: Smallest value of arguments that are numbers.
-    """
+    """Set threads and device; refuse numbers below ``least`` and an output that is not a file."""
     for name, bound in dict(least, rounds=1, threads=1).items():
         number = getattr(args, name)
         if number is not None and number < bound:

@@ -109,10 +109,8 @@ def load_config(path: str, options: Sequence[str], args: argparse.Namespace, fol
 class Clock:
     """Charge the time between two marks to the name of the second.
 
-    Args:
-        device (str): ``'cpu'``: seconds of the host; ``'cuda'``: of the stream, by events, so that
-            measuring does not wait for the GPU.
-        kind (str): ``'wall'`` or ``'cpu'``, which seconds of the host.
+    On a GPU it is the time of the stream, by events, so that measuring does not wait for the GPU;
+    on a CPU, ``kind`` says whether it is that of the clock or of the processor.
     """
 
     def __init__(self, device: str, kind: str) -> None:
@@ -162,18 +160,13 @@ class Clock:
 
 
 class Case:
-    """One config with its runner and what was measured.
-
-    Args:
-        name (str): Name of the table's row.
-        cfg (Config): Complete config.
-        args (argparse.Namespace): Command line.
-    """
+    """One config with its runner and what was measured."""
 
     def __init__(self, name: str, cfg: Any, args: argparse.Namespace) -> None:
         self.name = name
         self.cfg = cfg
         self.clock = Clock(args.device, args.clock)
+        # Per round: seconds, images, seconds of parts.
         self.turns: list[tuple[float, int, dict[str, float]]] = []
         self.wait: str | None = None
 
@@ -284,15 +277,7 @@ def measure(cases: Sequence[Case], args: argparse.Namespace) -> None:
 
 
 def summary(cases: Sequence[Case]) -> list[dict[str, Any]]:
-    """Take medians over the rounds.
-
-    Args:
-        cases (Sequence[Case]): Each with its turns, (seconds, images, seconds of parts) per round.
-
-    Returns:
-        list[dict]: ``seconds`` and ``parts`` are those of one step; ``ratio`` is the median of the
-        rounds' ratios of time per image to that of the first case.
-    """
+    """Take medians over the rounds; the ratio of time per image is taken round by round."""
     rows = []
     first = [seconds / images for seconds, images, _ in cases[0].turns]
     for case in cases:
