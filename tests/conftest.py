@@ -1,5 +1,6 @@
 """Settings of the whole suite."""
 
+import functools
 import os
 from types import SimpleNamespace
 
@@ -11,6 +12,9 @@ os.environ.setdefault('MPLBACKEND', 'Agg')
 # First of all, because it patches what the tests import from upstream.
 import crd_plugin  # isort: skip  # noqa: F401
 import mmengine.dataset.base_dataset
+import mmengine.runner.runner
 
 # Each data set that is built collects garbage, which takes most of a second with so many modules.
 mmengine.dataset.base_dataset.gc = SimpleNamespace(collect=lambda: 0)
+# Each runner logs the environment, which starts compilers to ask for their versions.
+mmengine.runner.runner.collect_env = functools.cache(mmengine.runner.runner.collect_env)

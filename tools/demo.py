@@ -71,21 +71,14 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def _parse_seeds(words: Sequence[str]) -> list[int]:
     """Seeds of ``--seeds``: a count, or the numbers themselves."""
-    text = ','.join(words)
-    numbers = re.findall(r'[^\s,]+', text)
-    if not numbers or not all(number.isdigit() for number in numbers):
+    numbers = re.findall(r'[^\s,]+', ' '.join(words))
+    if words == ['0'] or not numbers or not all(number.isdigit() for number in numbers):
         raise cli.UsageError(
-            f'--seeds {" ".join(words)}: expected a count or several seeds, e.g. `--seeds 3` or '
-            '`--seeds 0 3 7`.'
+            f'--seeds {" ".join(words)}: expected a count of at least 1 or several seeds, e.g. '
+            '`--seeds 3` or `--seeds 0 3 7`; for seed 0 alone use `--seeds 1`.'
         )
     seeds = [int(number) for number in numbers]
-    if text != numbers[0]:
-        return list(dict.fromkeys(seeds))
-    if seeds == [0]:
-        raise cli.UsageError(
-            '--seeds 0: at least one seed is needed; for seed 0 alone use `--seeds 1`.'
-        )
-    return list(range(seeds[0]))
+    return list(range(seeds[0])) if words == numbers[:1] else list(dict.fromkeys(seeds))
 
 
 def find_config(method: str) -> Path:

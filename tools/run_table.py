@@ -67,8 +67,6 @@ def find_configs(words: Sequence[str]) -> list[Path]:
             paths = Path(word).rglob('*.py')
         elif glob.has_magic(word):
             paths = map(Path, glob.glob(word, recursive=True))
-        else:
-            cli.load_config(word)  # says which the nearest are
         configs = [path for path in paths if path.suffix == '.py' and '_base_' not in path.parts]
         if not configs:
             raise cli.UsageError(

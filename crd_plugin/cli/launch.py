@@ -5,7 +5,6 @@ Only light modules are imported at the top, so that a mistyped argument is answe
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import importlib
 import os
@@ -35,13 +34,12 @@ class TrainingFailed(RuntimeError):
 
     Args:
         code (int): Exit code; negative for a signal.
-        tail (Sequence[str]): Last lines of its output.
-        log (Path): File with all of its output.
+        log (Path): File with its output.
     """
 
-    def __init__(self, code: int, tail: Sequence[str], log: Path) -> None:
+    def __init__(self, code: int, log: Path) -> None:
         super().__init__(f'training ended with code {code}; see {log}')
-        self.code, self.tail, self.log = code, list(tail), log
+        self.code, self.log = code, log
 
 
 class Trainings:
@@ -72,7 +70,6 @@ class Trainings:
         Raises:
             TrainingFailed: If the command does not end with code 0.
         """
-        tail: collections.deque[str] = collections.deque(maxlen=20)
         with open(log, 'a', encoding='utf-8') as file:
             file.write(f'$ {shlex.join(command)}\n')
             with _start(command, env or {}, lock) as process:
@@ -84,7 +81,6 @@ class Trainings:
                     for line in process.stdout or ():
                         file.write(line)
                         file.flush()
-                        tail.append(line.rstrip())
                         match = EPOCH_LINE.search(line)
                         # The last line of a validation has the metrics.
                         if match and not (match[2] == 'val' and ' eta: ' in match[1]):
@@ -94,7 +90,7 @@ class Trainings:
                     stop(process)
                     self._processes.discard(process)
         if process.returncode:
-            raise TrainingFailed(process.returncode, tail, log)
+            raise TrainingFailed(process.returncode, log)
 
     def stop(self) -> None:
         """Stop what runs, and whatever is started from now on."""
@@ -169,10 +165,14 @@ def interrupt_on_signals() -> None:
 
 @contextlib.contextmanager
 def hold(run_dir: Path) -> Iterator[int]:
-    """Lock the folder of a run, or raise a UsageError if another process has locked it.
+    """Lock the folder of a run.
 
-    Yields the descriptor of the locked file. A subprocess that inherits it keeps the lock, even if
-    this process is killed.
+    Yields:
+        int: Descriptor of the locked file. A subprocess that inherits it keeps the lock, even if
+        this process is killed.
+
+    Raises:
+        UsageError: If another process has locked it.
     """
     from filelock import lock_descriptor
 

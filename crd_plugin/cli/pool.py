@@ -172,5 +172,6 @@ def _reason(error: Exception) -> str:
     """Why a run failed: for a training, the last lines of its log."""
     if isinstance(error, launch.TrainingFailed):
         first = f'training ended with code {error.code}; last lines of {error.log}:'
-        return '\n    '.join([first, *error.tail[-10:]])
+        lines = error.log.read_text(encoding='utf-8').splitlines()
+        return '\n    '.join([first, *lines[-10:]])
     return str(error) if isinstance(error, UsageError) else f'{type(error).__name__}: {error}'

@@ -17,7 +17,7 @@ from typing import Any
 
 from mmengine.config import Config, DictAction
 
-from . import launch
+from . import arguments, launch
 from .arguments import UsageError
 from .results import read_run
 
@@ -34,7 +34,7 @@ def load_config(path: str | Path, options: Sequence[str]) -> Config:
     parser = argparse.ArgumentParser()
     parser.add_argument('--options', nargs='*', action=DictAction)
     with _CONFIG_LOCK:
-        config = Config.fromfile(path)
+        config = arguments.load_config(str(path))
         config.merge_from_dict(parser.parse_args(['--options', *options]).options)
     return config
 

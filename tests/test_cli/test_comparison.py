@@ -74,15 +74,20 @@ def test_other_files_are_refused(metafile, text, message):
         read_metafile(metafile)
 
 
-def test_last_best_difference_and_missing_cells(tmp_path, metafile):
+@pytest.fixture
+def table(tmp_path, metafile):
+    """A finished cell, one without a run, and one of a config that was never published."""
     write_run(tmp_path, 'crd_a', 0, (70.0, 76.0, 75.0))
     write_run(tmp_path, 'crd_a', 1, (78.0, 76.0, 77.0))
-    write_run(tmp_path, 'own', 10, (50.0, 51.0, 52.0), teacher='')
-    rows = _rows(tmp_path, metafile)
+    write_run(tmp_path, 'own', 10, (50.0, 52.0, 51.0), teacher='', options=['a.b=1'])
+    return _rows(tmp_path, metafile)
+
+
+def test_last_best_difference_and_missing_cells(table):
     # No cell is missing where nothing was published (crd_c), or where nothing
     # of the data set was trained (crd_d).
-    assert list(rows) == ['crd_a', 'crd_b', 'own']
-    a = rows['crd_a']
+    assert list(table) == ['crd_a', 'crd_b', 'own']
+    a, b, own = table.values()
     assert a['published'] == 75.48 and a['source'] == 'CRD paper, table 1'
     assert a['last'] == dict(mean=76.0, std=pytest.approx(2**0.5))
     assert a['best'] == dict(mean=77.0, std=pytest.approx(2**0.5))
@@ -92,13 +97,36 @@ def test_last_best_difference_and_missing_cells(tmp_path, metafile):
     assert a['seeds'] == [0, 1] and a['missing_seeds'] == [10]
     assert a['teacher'] == 'abcdef01'
     for key in ('last', 'best', 'best_epoch', 'difference', 'teacher'):
-        assert rows['crd_b'][key] is None
-    assert rows['crd_b']['published'] == 70.5
-    assert rows['crd_b']['missing_seeds'] == [0, 1, 10]
-    assert rows['own']['last'] == dict(mean=52.0, std=None)
-    assert rows['own']['missing_seeds'] == [0, 1]
-    assert rows['own']['published'] is rows['own']['difference'] is None
-    assert rows['own']['teacher'] is None
+        assert b[key] is None
+    assert b['published'] == 70.5 and b['missing_seeds'] == [0, 1, 10]
+    assert own['last'] == dict(mean=51.0, std=None) and own['missing_seeds'] == [0, 1]
+    assert own['published'] is own['difference'] is own['teacher'] is None
+
+
+def test_formats(table):
+    rows = list(table.values())
+    lines = render_markdown(rows).splitlines()
+    titles = 'config,published,last epoch,best epoch,difference,seeds,teacher'
+    cells = [
+        [cell.strip() for cell in line.strip('|').split('|')]
+        for line in lines
+        if line.startswith('|')
+    ]
+    assert cells[0] == titles.split(',')
+    seeds = '2 of 3, missing 10'
+    assert cells[2:] == [
+        ['crd_a', '75.48', '76.00 ± 1.41', '77.00 ± 1.41', '+0.52', seeds, 'abcdef01'],
+        ['crd_b', '70.50', 'missing', 'missing', '-', '0 of 3, missing 0 1 10', '-'],
+        ['own', '-', '51.00', '52.00', '-', '1 of 3, missing 0 1', '-'],
+    ]
+    assert lines[-1] == '- own: trained with a.b=1'
+
+    first, second, *_ = csv.DictReader(render_csv(rows).splitlines())
+    assert float(first['last_mean']) == 76 and first['seeds'] == '0 1'
+    assert float(first['difference']) == pytest.approx(0.52)
+    assert second['last_mean'] == second['difference'] == ''
+    assert second['missing_seeds'] == '0 1 10'
+    assert json.loads(json.dumps(rows)) == rows
 
 
 def test_nothing_is_finished_yet(tmp_path, metafile):
@@ -160,33 +188,3 @@ def test_runs_that_cannot_be_read(tmp_path):
     (write_run(tmp_path / 'lacking', 'crd_b', 0) / 'run.json').write_text('{"seed": 1}')
     with pytest.raises(ValueError, match='run.json lacks config, epochs, finished'):
         read_table_runs([tmp_path / 'lacking'])
-
-
-def test_formats(tmp_path, metafile):
-    write_run(tmp_path, 'crd_a', 0, (70.0, 76.0, 75.0))
-    write_run(tmp_path, 'crd_a', 1, (78.0, 76.0, 77.0))
-    write_run(tmp_path, 'own', 1, (50.0, 52.0, 51.0), options=['a.b=1'])
-    rows = list(_rows(tmp_path, metafile).values())
-
-    lines = render_markdown(rows).splitlines()
-    cells = [
-        [cell.strip() for cell in line.strip('|').split('|')]
-        for line in lines
-        if line.startswith('|')
-    ]
-    titles = 'config,published,last epoch,best epoch,difference,seeds,teacher'
-    assert cells[0] == titles.split(',')
-    assert cells[2:] == [
-        ['crd_a', '75.48', '76.00 ± 1.41', '77.00 ± 1.41', '+0.52', '2', 'abcdef01'],
-        ['crd_b', '70.50', 'missing', 'missing', '-', '0 of 2, missing 0 1', '-'],
-        ['own', '-', '51.00', '52.00', '-', '1 of 2, missing 0', 'abcdef01'],
-    ]
-    assert lines[-1] == '- own: trained with a.b=1'
-
-    first, second, *_ = csv.DictReader(render_csv(rows).splitlines())
-    assert float(first['last_mean']) == 76 and first['seeds'] == '0 1'
-    assert float(first['difference']) == pytest.approx(0.52)
-    assert second['last_mean'] == second['difference'] == ''
-    assert second['missing_seeds'] == '0 1'
-
-    assert json.loads(json.dumps(rows)) == rows

@@ -9,10 +9,7 @@ import pytest
 
 from crd_plugin.cli.pool import Display, train_all
 from crd_plugin.cli.runs import Run, Settings
-from tests import tables
-
-STUDENT = tables.CONFIGS / 'vanilla' / 'vanilla_resnet8w4_b20-100e_digits.py'
-CRD = tables.CONFIGS / 'crd' / f'crd_{tables.PAIR}.py'
+from tests.tables import CRD, STUDENT
 
 
 @pytest.fixture
@@ -44,7 +41,7 @@ lock = folder / ('gpu_' + os.environ['CUDA_VISIBLE_DEVICES'])
 lock.touch(exist_ok=False)
 time.sleep(0.2)
 lock.unlink()
-sys.exit(seed == 1)
+sys.exit(f'cause of seed {seed}' if seed == 1 else 0)
 """
     for run in runs:
         _fake(run, code, run.seed, tmp_path)
@@ -62,7 +59,9 @@ sys.exit(seed == 1)
     assert '1/6 (gpu 3)' in out and '2/6 (gpu 5)' in out
     assert 'GPU 3' in out and 'GPU 5' in out
     assert error.count('failed: ') == 3 and 'error: 3 run(s) failed' in error
-    assert 'failed: net, seed 1: training ended with code 1' in error
+    log = tmp_path / 'seed_1' / 'train.log'
+    assert f'failed: net, seed 1: training ended with code 1; last lines of {log}:' in error
+    assert '\n    cause of seed 1\n' in error
     assert 'the teacher gone.pth does not exist; train it first' in error
     assert 'ZeroDivisionError: division by zero' in error
 

@@ -1,66 +1,118 @@
-"""The benchmarks of objectives run, write what they promise, and `plain` computes the loss."""
+"""The benchmarks run, write what they promise and add times up rightly."""
 
+import importlib
+import itertools
 import json
 import sys
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from mmengine.config import ConfigDict
 
 from crd_plugin.models import CRDLoss
 from tests import tables
 
+KD = str(tables.CONFIGS / 'kd' / f'kd_{tables.PAIR}.py')
+
 
 @pytest.fixture(autouse=True)
-def _same_threads():
+def _same_threads(monkeypatch):
+    monkeypatch.syspath_prepend(tables.REPO / 'tools' / 'benchmarks')
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '')  # restored, whatever a script sets
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
 
 
-def _main(monkeypatch, script, *words):
-    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '')
-    monkeypatch.setattr(sys, 'argv', [script, *words])
-    tables.load_benchmark(script).main()
+@pytest.fixture
+def step():
+    return importlib.import_module('train_step')
 
 
-def _cases(monkeypatch, tmp_path, script, words):
-    target = tmp_path / 'cases.json'
-    _main(monkeypatch, script, '--size', 'smoke', *words.split(), '--json', str(target))
-    return {case['name']: case for case in json.loads(target.read_text())}
+@pytest.fixture
+def pipeline():
+    return importlib.import_module('data_pipeline')
 
 
-def test_crd_loss(monkeypatch, tmp_path, capsys):
-    words = '--rounds 2 --threads 1 --modes sampled all'
-    cases = _cases(monkeypatch, tmp_path, 'crd_loss', words)
-    out = capsys.readouterr().out
-    assert 'B=8 N=1000 K=64 D=16' in out
-    assert list(cases) == ['mmrazor', 'plain', 'sampled', 'all']
-    for name, case in cases.items():
-        seconds = case['seconds']
+@pytest.fixture
+def stand_in():
+    return importlib.import_module('stand_in')
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path, capsys):
+    """Run a benchmark on one thread; returns what it wrote as JSON and to stdout."""
+
+    def run(script, words, output):
+        target = tmp_path / 'result.json'
+        words = [*words.split(), '--threads', '1', f'--{output}', str(target)]
+        monkeypatch.setattr(sys, 'argv', [script, *words])
+        importlib.import_module(script).main()
+        return json.loads(target.read_text()), capsys.readouterr().out
+
+    return run
+
+
+@pytest.mark.parametrize(
+    'words, message',
+    [
+        ('crd_loss --rounds 0', '--rounds is 0, expected at least 1'),
+        ('crd_loss --size huge', "invalid choice: 'huge'"),
+        ('crd_loss --width 0', '--width is 0, expected at least 1'),
+        ('crd_loss --device tpu', "invalid choice: 'tpu'"),
+        ('crd_loss --size smoke --classes 1', '--classes is 1, expected 2 to the 1000 of'),
+        ('crd_loss --size smoke --batch-size 1001', '--batch-size is 1001, expected at most the'),
+        ('crd_loss --json no/such/folder.json', '--json is no/such/folder.json, expected a file'),
+        ('cktf --threads 0', '--threads is 0, expected at least 1'),
+        ('cktf --levels 2', 'invalid choice: 2'),
+        ('data_pipeline --batch-size 0', '--batch-size is 0, expected at least 1'),
+        ('data_pipeline --negatives -1', '--negatives is -1, expected at least 0'),
+        ('data_pipeline --workers -2', '--workers is [-2], expected at least 0'),
+        ('data_pipeline --data imagenet', "invalid choice: 'imagenet'"),
+        ('data_pipeline --out no/such/folder.json', '--out is no/such/folder.json, expected a'),
+        (f'train_step {KD} --iters 0', '--iters is 0, expected at least 1'),
+        (f'train_step {KD} --warmup -1', '--warmup is -1, expected at least 0'),
+        (f'train_step {KD} --num-workers -1', '--num-workers is -1, expected at least 0'),
+        (f'train_step {KD} --vary model.compile', 'model.compile is not KEY=VALUE'),
+        (f'train_step {KD} --device cpu --check-sync', '--check-sync looks for waits on a'),
+        (f'train_step {KD} --synthetic', 'has no stand-in for the Digits of '),
+        ('train_step configs/kd/kd_resnet14_digits.py', 'does not exist; the nearest are'),
+    ],
+)
+def test_wrong_arguments(monkeypatch, capsys, words, message):
+    script, *rest = words.split()
+    monkeypatch.setattr(sys, 'argv', [script, *rest])
+    with pytest.raises(SystemExit) as caught:
+        importlib.import_module(script).main()
+    assert message in f'{caught.value.code} {capsys.readouterr().err}'
+
+
+# --- objectives ------------------------------------------------------------ #
+
+
+def test_crd_loss(run):
+    words = '--size smoke --rounds 2 --modes sampled shared all --dtypes float32 bfloat16'
+    cases, out = run('crd_loss', f'{words} --samples 600 --negatives 32', 'json')
+    assert 'B=8 N=600 K=32 D=16' in out
+    # Two directions, two products each, 2 FLOP per multiplication.
+    once = 2 * 2 * 2 * 8 * 16
+    flop = dict(mmrazor=33, plain=600, sampled=32, shared=32, all=600)
+    names = [f'{name}{dtype}' for name in list(flop)[2:] for dtype in ('', ' bfloat16')]
+    assert [case['name'] for case in cases] == ['mmrazor', 'plain', *names]
+    for case in cases:
+        seconds, name = case['seconds'], case['name']
+        assert case['flop'] == once * flop[name.split()[0]]
         assert seconds > 0 and case['peak_mib'] > 0 and case['build_seconds'] > 0
-        assert case['reference_seconds'] == cases['mmrazor']['seconds']
+        assert case['reference_seconds'] == cases[0]['seconds']
         assert case['ratio'] == pytest.approx(case['reference_seconds'] / seconds)
         assert case['ceiling_gflop_per_second'] > 0 and case['ceiling_gbyte_per_second'] > 0
         assert case['gflop_per_second'] == pytest.approx(case['flop'] / seconds / 1e9)
         assert case['gbyte_per_second'] == pytest.approx(case['bytes'] / seconds / 1e9)
         assert {'draw_seconds', 'index_seconds'} <= set(case)
         assert f'\n{name:<7}' in out
-    # Two directions, two products each, 2 FLOP per multiplication.
-    assert {name: case['flop'] for name, case in cases.items()} == {
-        'mmrazor': 2 * 2 * 2 * 8 * 65 * 16,
-        'plain': 2 * 2 * 2 * 8 * 1000 * 16,
-        'sampled': 2 * 2 * 2 * 8 * 64 * 16,
-        'all': 2 * 2 * 2 * 8 * 1000 * 16,
-    }
-
-
-def test_crd_loss_of_another_size_and_dtype(monkeypatch, tmp_path, capsys):
-    words = '--rounds 1 --modes shared --samples 600 --negatives 32 --dtypes float32 bfloat16'
-    cases = _cases(monkeypatch, tmp_path, 'crd_loss', words)
-    assert 'B=8 N=600 K=32 D=16' in capsys.readouterr().out
-    assert list(cases) == ['mmrazor', 'plain', 'shared', 'shared bfloat16']
-    assert cases['shared']['flop'] == cases['shared bfloat16']['flop'] == 2 * 2 * 2 * 8 * 32 * 16
 
 
 def test_plain_is_the_objective_on_given_ids():
@@ -69,7 +121,7 @@ def test_plain_is_the_objective_on_given_ids():
     samples, width, negatives = 40, 8, 16
     loss = CRDLoss(width, negatives)
     loss.bank.resize(samples, torch.arange(samples) % 4, seed=0)
-    plain = tables.load_benchmark('crd_loss').PlainCRD(samples, negatives, width)
+    plain = importlib.import_module('crd_loss').PlainCRD(samples, negatives, width)
     for name in ('student', 'teacher'):
         getattr(plain, name).copy_(getattr(loss.bank, name))
     for _ in range(2):
@@ -90,11 +142,10 @@ def test_plain_is_the_objective_on_given_ids():
             torch.testing.assert_close(getattr(plain, name), getattr(loss.bank, name))
 
 
-def test_cktf(monkeypatch, tmp_path, capsys):
-    words = '--rounds 1 --threads 1 --levels 1 4 --clock cpu'
-    cases = _cases(monkeypatch, tmp_path, 'cktf', words)
-    out = capsys.readouterr().out
+def test_cktf(run):
+    cases, out = run('cktf', '--size smoke --rounds 1 --levels 1 4 --clock cpu', 'json')
     assert 'B=4 N=200 K=32 D=8' in out
+    cases = {case['name']: case for case in cases}
     assert list(cases) == ['crd', 'pairing', '1 level', '4 levels', '4 apart']
     for name, case in cases.items():
         assert case['seconds'] > 0 and case['peak_mib'] > 0
@@ -108,30 +159,195 @@ def test_cktf(monkeypatch, tmp_path, capsys):
     assert held['pairing'] == 0
 
 
-@pytest.mark.parametrize(
-    'words, message',
-    [
-        ('crd_loss --rounds 0', '--rounds is 0, expected at least 1'),
-        ('crd_loss --size huge', "invalid choice: 'huge'"),
-        ('crd_loss --width 0', '--width is 0, expected at least 1'),
-        ('crd_loss --device tpu', "invalid choice: 'tpu'"),
-        (
-            'crd_loss --size smoke --classes 1',
-            '--classes is 1, expected 2 to the 1000 of --samples',
-        ),
-        (
-            'crd_loss --size smoke --batch-size 1001',
-            '--batch-size is 1001, expected at most the 1000 of --samples',
-        ),
-        (
-            'crd_loss --json no/such/folder.json',
-            '--json is no/such/folder.json, expected a file in a folder',
-        ),
-        ('cktf --threads 0', '--threads is 0, expected at least 1'),
-        ('cktf --levels 2', 'invalid choice: 2'),
-    ],
-)
-def test_wrong_arguments(monkeypatch, capsys, words, message):
-    with pytest.raises(SystemExit) as caught:
-        _main(monkeypatch, *words.split())
-    assert message in f'{caught.value.code} {capsys.readouterr().err}'
+# --- data loaders ---------------------------------------------------------- #
+
+
+def test_every_loader_is_measured(run):
+    words = '--data digits --batch-size 10 --workers 0 1 --negatives 20 --rounds 2 --batches 3'
+    result, out = run('data_pipeline', f'{words} --device cpu', 'out')
+    names = ['plain, 0 workers', 'plain, 1 worker', 'contrast_idx', 'resident']
+    assert [case['name'] for case in result['cases']] == names
+    for case in result['cases']:
+        assert 0 < case['fastest'] <= case['seconds'] <= case['slowest']
+        assert case['images_per_second'] == pytest.approx(10 / case['seconds'])
+        assert case['ratio'] > 0
+        assert f'\n{case["name"]:<16}' in out
+    assert result['cases'][0]['ratio'] == 1
+    assert result['args']['negatives'] == 20
+    assert '1 threads' in result['machine']
+    assert out.startswith('digits, batch 10, cpu')
+
+
+def test_rows_that_are_left_out(pipeline, tmp_path):
+    args = SimpleNamespace(data='cifar100', workers=[], negatives=0, batch_size=4, device='cpu')
+    assert list(pipeline.make_sources(args, tmp_path)) == ['resident']
+    args.workers, args.negatives = [2, 1], 8
+    sources = pipeline.make_sources(args, tmp_path)
+    assert {name: source.ahead for name, source in sources.items()} == {
+        'plain, 2 workers': 4,
+        'plain, 1 worker': 2,
+        'contrast_idx': 0,
+        'resident': 0,
+    }
+
+
+def test_images_of_short_batches_are_counted(pipeline, monkeypatch):
+    now = itertools.count()
+    monkeypatch.setattr('torch.utils.benchmark.timer', lambda: next(now))
+    source = pipeline.Source(iter([4, 4, 4, 2]), 0)
+    args = SimpleNamespace(rounds=1, batches=2)
+    # Of the four steps the first two are not timed: 4 + 2 images in a second.
+    assert pipeline.measure(dict(plain=source), args) == dict(plain=[pytest.approx(1 / 6)])
+
+
+# --- whole steps ----------------------------------------------------------- #
+
+
+def test_steps_of_the_digits(run):
+    varied = 'model.channels_last=True optim_wrapper.optimizer.lr=0.01'
+    words = f'{KD} {tables.CRD} --vary {varied} --iters 2 --rounds 1 --warmup 1 --num-workers 0'
+    result, out = run('train_step', f'{words} --batch-size 8 --device cpu', 'out')
+    cases = result['cases']
+    names = [f'kd_{tables.PAIR}', f'crd_{tables.PAIR}', varied]
+    assert [case['name'] for case in cases] == names
+    assert all(name in out for name in names)
+    assert cases[0]['ratio'] == 1
+    for case in cases:
+        assert case['batch_size'] == 8
+        assert case['images_per_second'] == pytest.approx(8 / case['seconds'])
+        parts = case['parts']
+        # One round: nothing but the end of the last step is missing.
+        assert 0 < sum(parts.values()) <= case['seconds']
+        # MemoryBankHook is a default hook: KD has it too, with nothing to commit.
+        for part, seconds in parts.items():
+            assert seconds > 0, part
+    assert result['waits'] == {}
+
+
+def test_summary(step):
+    parts = dict.fromkeys(step.PARTS, 0.0)
+    first = [
+        (2.0, 20, dict(parts, data=1.0)),
+        (4.0, 20, dict(parts, data=2)),
+        (3.0, 20, dict(parts, data=0.5)),
+    ]
+    # Half the images per turn; the ratios are 2, 1 and 4 thirds.
+    other = [(2.0, 10, parts), (2.0, 10, parts), (2.0, 10, parts)]
+    cases = []
+    for name, size, turns in (('a', 10, first), ('b', 5, other)):
+        cfg = ConfigDict(train_dataloader=dict(batch_size=size))
+        cases.append(SimpleNamespace(name=name, cfg=cfg, turns=turns))
+    one, two = step.summary(cases)
+    assert one['ratio'] == 1 and one['seconds'] == pytest.approx(1.5)
+    assert one['fastest'] == 1 and one['slowest'] == 2
+    assert one['images_per_second'] == pytest.approx(20 / 3)
+    assert one['parts']['data'] == pytest.approx(0.5)
+    assert two['ratio'] == pytest.approx(4 / 3)
+    assert two['seconds'] == pytest.approx(1) and two['name'] == 'b'
+
+
+def test_clock_charges_what_is_marked(step, monkeypatch):
+    now = iter([5.0, 9.0, 10.0, 10.5, 12.0, 12.25, 13.0])
+    monkeypatch.setattr('torch.utils.benchmark.timer', lambda: next(now))
+    clock = step.Clock('cpu', 'wall')
+    clock.mark('data')  # before a turn: not counted
+    clock.start()
+    owner = SimpleNamespace(method=lambda value: value + 1)
+    clock.charge(owner, 'method', 'backward')
+    clock.mark('data')
+    assert owner.method(1) == 2
+    seconds, parts = clock.stop()
+    # From 9 to 13; marks at 10, 10.5, 12 and 12.25.
+    assert seconds == 4.0
+    assert parts['data'] == 0.5 and parts['backward'] == 0.25
+    assert parts['other'] == 1.5 and sum(parts.values()) == 2.25
+
+
+@pytest.fixture
+def case(step):
+    return step.Case('name', None, SimpleNamespace(device='cpu', clock='wall'))
+
+
+def test_a_step_that_waits_for_the_gpu_is_found(case, monkeypatch):
+    modes = []
+    monkeypatch.setattr(torch.cuda, 'set_sync_debug_mode', modes.append)
+    monkeypatch.setattr(torch.cuda, 'synchronize', lambda: None)
+
+    def run_iter(batch):
+        if batch == 'bad':
+            raise RuntimeError('called a synchronizing CUDA operation\nmore')
+
+    def batches():
+        yield ('good',)
+        yield ('bad',)
+        run_iter('bad')  # while fetching
+
+    case.loop = SimpleNamespace(run_iter=run_iter)
+    case.batches = batches()
+    case.check_sync()
+    assert case.wait is None and modes == ['error', 'default']
+    for _ in range(2):
+        case.wait = None
+        case.check_sync()
+        assert 'called a synchronizing CUDA operation)' in case.wait
+        assert 'test_benchmarks.py' in case.wait
+    assert modes == ['error', 'default'] * 3
+
+
+def test_waits_are_looked_for_at_the_end(step):
+    """A step that breaks off leaves nothing to be measured."""
+    order = []
+
+    class Case:
+        def __getattr__(self, name):
+            return lambda *args: order.append(name)
+
+    args = SimpleNamespace(check_sync=True, rounds=2, warmup=1, iters=1)
+    step.measure([Case(), Case()], args)
+    assert order == 2 * ['warm_up'] + 4 * ['turn'] + 2 * ['check_sync']
+
+
+def test_images_are_counted_not_views(case):
+    def ignore(*args):
+        return None
+
+    samples = dict(inputs=['view', 'view', 'view'], data_samples=['one', 'two'])
+    case.loop = SimpleNamespace(run_iter=ignore, dataloader=[samples])
+    case.runner = SimpleNamespace(call_hook=ignore, model=SimpleNamespace(train=ignore))
+    case.batches = case._endless()
+    assert case.steps(1) == 2
+
+
+# --- random images --------------------------------------------------------- #
+
+
+@pytest.mark.parametrize('kind', ['CIFAR100', 'ImageNet'])
+def test_stand_in(stand_in, monkeypatch, tmp_path, kind):
+    real = stand_in.KINDS[kind]
+    small = real._replace(samples=30, classes=10)
+    monkeypatch.setitem(stand_in.KINDS, kind, small)
+    monkeypatch.setattr(stand_in, 'NUM_FILES', 4)
+    steps = [dict(type='mmpretrain.PackInputs')]
+    if real.files:
+        steps.insert(0, dict(type='mmpretrain.LoadImageFromFile'))
+    dataset = dict(type=kind, data_root='nowhere', pipeline=steps)
+    loader = ConfigDict(dataset=dict(type='crd_plugin.SampleIndexDataset', dataset=dataset))
+    stand_in.replace_dataset(loader, 'config.py', tmp_path)
+    dataset = stand_in.DATASETS.build(loader.dataset)
+    dataset.full_init()
+    assert len(dataset) == dataset.num_samples == 30
+    assert np.array_equal(dataset.get_gt_labels(), np.arange(30) % 10)
+    for index in (0, 17):
+        item = dataset[index]
+        assert item['inputs'].shape == (3, real.height, real.width)
+        assert item['inputs'].dtype == torch.uint8
+        assert item['inputs'].float().std() > 20
+        assert int(item['data_samples'].gt_label) == index % 10
+        assert item['data_samples'].sample_idx == index
+    assert not torch.equal(dataset[0]['inputs'], dataset[1]['inputs'])
+
+
+def test_sizes_of_the_real_sets(stand_in):
+    assert stand_in.KINDS['CIFAR100'][:4] == (50000, 100, 32, 32)
+    assert stand_in.KINDS['ImageNet'][:2] == (1281167, 1000)
+    assert stand_in.KINDS['TinyImageNet200'][:4] == (100000, 200, 64, 64)

@@ -19,24 +19,27 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         'figures: top-1 of the last and the best epoch, mean and standard deviation over seeds, '
         'difference, seeds, hash of the teacher. Cells that were not trained are marked.'
     )
-    parser.add_argument(
-        'work_dirs',
-        nargs='+',
-        metavar='WORK_DIR',
-        help='--work-dir of run_table.py, or the folder of one config or run',
-    )
+    add = parser.add_argument
+    what = '--work-dir of run_table.py, or the folder of one config or run'
+    add('work_dirs', nargs='+', metavar='WORK_DIR', help=what)
     formats = ('markdown', 'csv', 'json')
-    parser.add_argument('--format', choices=formats, default='markdown', help='default: markdown')
-    parser.add_argument('--out', type=Path, metavar='FILE', help='write there, not to stdout')
-    parser.add_argument(
-        '--published',
-        nargs='+',
-        type=Path,
-        metavar='METAFILE',
-        help='files with the published figures; default: metafile.yml beside each config, or in '
-        'the folder of that name in configs/',
+    add('--format', choices=formats, default='markdown', help='default: markdown')
+    add('--out', type=Path, metavar='FILE', help='write there, not to stdout')
+    what = (
+        'files with the published figures; default: metafile.yml beside each config, or in the '
+        'folder of that name in configs/'
     )
-    return parser.parse_args(argv)
+    add('--published', nargs='+', type=Path, default=[], metavar='METAFILE', help=what)
+    args = parser.parse_args(argv)
+    for path in args.work_dirs:
+        if not Path(path).is_dir():
+            raise cli.UsageError(
+                f'WORK_DIR {path} is not a folder; give the --work-dir of tools/run_table.py.'
+            )
+    for path in args.published:
+        if not path.is_file():
+            raise cli.UsageError(f'--published {path} does not exist; give a metafile.yml.')
+    return args
 
 
 def find_metafiles(configs: Sequence[str]) -> list[Path]:
@@ -55,14 +58,6 @@ def find_metafiles(configs: Sequence[str]) -> list[Path]:
 def main(argv: Sequence[str] | None = None) -> None:
     """Make the table; a UsageError says that there are no runs, or that a file is damaged."""
     args = parse_args(argv)
-    for path in args.work_dirs:
-        if not Path(path).is_dir():
-            raise cli.UsageError(
-                f'WORK_DIR {path} is not a folder; give the --work-dir of tools/run_table.py.'
-            )
-    for path in args.published or ():
-        if not path.is_file():
-            raise cli.UsageError(f'--published {path} does not exist; give a metafile.yml.')
     launch.require('pandas')
     from crd_plugin.cli import comparison
 

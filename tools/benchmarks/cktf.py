@@ -11,7 +11,6 @@ candidates take one step per round, and the median is shown.
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -38,13 +37,10 @@ def parse_args() -> argparse.Namespace:
     what = 'levels of CKTF; default: 1 4 5 6 (5: three stages, 6: four)'
     levels = [1, 3, 4, 5, 6]
     add('--levels', nargs='+', type=int, default=[1, 4, 5, 6], choices=levels, help=what)
-    what = 'cpu: time of the processor, for a busy machine; default: wall'
-    add('--clock', choices=['wall', 'cpu'], default='wall', help=what)
-    timing.add_run_arguments(parser)
+    timing.add_clock(parser)
+    timing.add_run_arguments(parser, 'json', rounds=7, device='cpu', threads=2)
     args = parser.parse_args()
-    timing.prepare(args, 'json', rounds=1, threads=1)
-    if args.clock == 'cpu' and args.device != 'cpu':
-        sys.exit('--clock cpu says nothing of a GPU; use --clock wall.')
+    timing.prepare(args, 'json')
     return args
 
 
@@ -125,13 +121,8 @@ def make_steps(
 
 def held_mib(losses: Sequence[Any]) -> float:
     """MiB of rows, labels and their index; what is shared counts once."""
-    stored = {}
-    for loss in losses:
-        for tensor in [*loss.bank.buffers(), *getattr(loss.bank, 'label_index', ())]:
-            if isinstance(tensor, torch.Tensor):
-                storage = tensor.untyped_storage()
-                stored[storage.data_ptr()] = storage.nbytes()
-    return sum(stored.values()) / 2**20
+    storages = [buffer.untyped_storage() for loss in losses for buffer in loss.bank.buffers()]
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values()) / 2**20
 
 
 def main() -> None:

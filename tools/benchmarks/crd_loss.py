@@ -20,6 +20,7 @@ import argparse
 import math
 import statistics
 import sys
+from functools import partial
 from typing import Any
 
 import timing
@@ -57,9 +58,9 @@ def parse_args() -> argparse.Namespace:
     dtypes = ('float64', 'float32', 'bfloat16', 'float16')
     what = 'of the embeddings; default: float32, which the objective uses for narrower ones too'
     add('--dtypes', nargs='+', default=['float32'], choices=dtypes, help=what)
-    timing.add_run_arguments(parser)
+    timing.add_run_arguments(parser, 'json', rounds=7, device='cpu', threads=2)
     args = parser.parse_args()
-    timing.prepare(args, 'json', rounds=1, threads=1, **dict.fromkeys(FIELDS, 1))
+    timing.prepare(args, 'json', **dict.fromkeys(FIELDS, 1))
     for name, default in zip(FIELDS, SIZES[args.size], strict=True):
         setattr(args, name, getattr(args, name) or default)
     if args.batch_size > args.samples:
@@ -124,42 +125,39 @@ def make_steps(
     ids = torch.randperm(num_samples)[:batch].to(args.device)
     feats = [F.normalize(torch.randn(batch, width), dim=1).to(args.device) for _ in range(2)]
     feats = [feat.requires_grad_() for feat in feats]
+    steps: dict[str, timing.Step] = {}
+    work: dict[str, dict[str, Any]] = {}
 
-    def cost(rows: int, pairs: int) -> dict[str, Any]:
+    def add(name: str, step: timing.Step, rows: int, pairs: int, **seconds: float | None) -> None:
         # Two directions, two products of 2 FLOP per number; float32.
         flop, read = 2 * 2 * 2 * pairs * width, 2 * 4 * rows * width
-        return dict(flop=flop, bytes=read, index_seconds=None, draw_seconds=None)
+        steps[name] = step
+        work[name] = dict(flop=flop, bytes=read, index_seconds=None, draw_seconds=None) | seconds
 
     start = timer()
-    steps = dict(mmrazor=reference_step(args, feats, ids))
+    step = reference_step(args, feats, ids)
     pairs = batch * (1 + args.negatives)
-    work = dict(mmrazor=dict(cost(4 * pairs, pairs), build_seconds=timer() - start))
-    work['mmrazor']['draw_seconds'] = 0.0
+    add('mmrazor', step, 4 * pairs, pairs, build_seconds=timer() - start, draw_seconds=0.0)
 
     start = timer()
     plain = PlainCRD(num_samples, args.negatives, width).to(args.device)
-    work['plain'] = dict(cost(num_samples, batch * num_samples), build_seconds=timer() - start)
 
     def plain_step() -> None:
         plain(*feats, ids).backward()
         plain.update(*feats, ids)
 
-    steps['plain'] = plain_step
+    add('plain', plain_step, num_samples, batch * num_samples, build_seconds=timer() - start)
     for mode in args.modes:
         taken = num_samples if mode == 'all' else args.negatives
         rows = min(num_samples, taken * (batch if mode == 'sampled' else 1))
-        costs = cost(rows, batch * taken)
         loss = CRDLoss(width, args.negatives, negatives=mode).to(args.device)
-        filled = timing.seconds_of(lambda bank=loss.bank: bank.resize(num_samples, labels, seed=0))
-        # Not every version of the package has these two; others leave None.
-        if hasattr(type(loss.bank), 'label_index'):
-            costs['index_seconds'] = timing.seconds_of(lambda bank=loss.bank: bank.label_index)
-        if hasattr(loss, 'draw'):
-            times = [
-                timing.seconds_of(lambda loss=loss: loss.draw(ids)) for _ in range(args.rounds)
-            ]
-            costs['draw_seconds'] = statistics.median(times)
-        costs['build_seconds'] = filled + (costs['index_seconds'] or 0.0)
+        built = timing.seconds_of(partial(loss.bank.resize, num_samples, labels, seed=0))
+        index = None
+        if hasattr(type(loss.bank), 'label_index'):  # of earlier versions, made when first read
+            index = timing.seconds_of(partial(getattr, loss.bank, 'label_index'))
+        draw = statistics.median(
+            timing.seconds_of(partial(loss.draw, ids)) for _ in range(args.rounds)
+        )
         for dtype in args.dtypes:
             inputs = [feat.detach().to(getattr(torch, dtype)).requires_grad_() for feat in feats]
 
@@ -168,7 +166,8 @@ def make_steps(
                 loss.bank.commit()
 
             name = mode if dtype == 'float32' else f'{mode} {dtype}'
-            steps[name], work[name] = step, costs
+            seconds = dict(build_seconds=built + (index or 0.0), index_seconds=index)
+            add(name, step, rows, batch * taken, draw_seconds=draw, **seconds)
     return steps, work
 
 

@@ -27,14 +27,6 @@ import timing
 
 DATA = ('cifar10', 'cifar100', 'digits', 'stl10', 'tiny-imagenet')
 BASES = Path(__file__).parents[2] / 'configs' / '_base_' / 'datasets'
-# Settings of a loader whose batches are made on the device.
-RESIDENT = dict(
-    num_workers=0,
-    persistent_workers=False,
-    pin_memory=False,
-    collate_fn=dict(type='crd_plugin.whole_batch'),
-    dataset=dict(type='crd_plugin.ResidentDataset'),
-)
 
 
 class Source(NamedTuple):
@@ -55,14 +47,11 @@ def parse_args() -> argparse.Namespace:
     what = 'ids per sample in the row contrast_idx; 0 leaves it out; default: 16384'
     add('--negatives', type=int, default=16384, help=what)
     add('--batches', type=int, default=50, help='batches per turn; default: 50')
-    add('--rounds', type=int, default=5, help='turns of each; default: 5')
-    add('--device', choices=['cpu', 'cuda'], help='default: cuda if there is a GPU')
-    add('--threads', type=int, help="CPU threads; default: torch's")
-    add('--out', help='write the result to this JSON file')
+    timing.add_run_arguments(parser, 'out', rounds=5)
     args = parser.parse_args()
     if any(number < 0 for number in args.workers):
         sys.exit(f'--workers is {args.workers}, expected at least 0 each.')
-    timing.prepare(args, 'out', batch_size=1, batches=1, rounds=1, threads=1, negatives=0)
+    timing.prepare(args, 'out', batch_size=1, batches=1, negatives=0)
     return args
 
 
@@ -91,36 +80,42 @@ def make_sources(args: argparse.Namespace, folder: Path) -> dict[str, Source]:
     from mmengine.config import Config
     from stand_in import replace_dataset
 
-    fields = ['sample_idx', 'gt_label']
+    from crd_plugin.fragments import keep_on_device
 
-    def make(loader: dict[str, Any], fields: list[str], **preprocessor: str) -> Source:
-        path = BASES / f'{args.data.replace("-", "_")}.py'
+    path = BASES / f'{args.data.replace("-", "_")}.py'
+
+    def make(workers: int, negatives: int = 0, resident: bool = False) -> Source:
         cfg = Config.fromfile(path)
-        cfg.merge_from_dict(dict(train_dataloader=loader, data_preprocessor=preprocessor))
-        cfg.train_dataloader.batch_size = args.batch_size
-        cfg.train_dataloader.setdefault('collate_fn', dict(type='default_collate'))
+        loader = cfg.train_dataloader
+        loader.update(
+            batch_size=args.batch_size,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=args.device == 'cuda',
+            collate_fn=dict(type='default_collate'),
+        )
+        fields = ['sample_idx', 'gt_label']
         if args.data != 'digits':
-            replace_dataset(cfg.train_dataloader, str(path), folder)
-        ahead = loader['num_workers'] * cfg.train_dataloader.get('prefetch_factor', 2)
+            replace_dataset(loader, str(path), folder)
+        if negatives:
+            loader.dataset.num_negatives = negatives
+            fields.append('contrast_idx')
+        if resident:
+            keep_on_device(cfg)
+        ahead = workers * loader.get('prefetch_factor', 2)
         return Source(batches(cfg, fields, args.device), ahead)
 
-    def plain(workers: int) -> dict[str, Any]:
-        pin = args.device == 'cuda'
-        return dict(num_workers=workers, persistent_workers=workers > 0, pin_memory=pin)
-
     sources = {
-        f'plain, {workers} worker{"s" * (workers != 1)}': make(plain(workers), fields)
-        for workers in args.workers
+        f'plain, {workers} worker{"s" * (workers != 1)}': make(workers) for workers in args.workers
     }
     if args.negatives:
-        loader = plain(0) | dict(dataset=dict(num_negatives=args.negatives))
-        sources['contrast_idx'] = make(loader, [*fields, 'contrast_idx'])
-    sources['resident'] = make(RESIDENT, fields, type='crd_plugin.ResidentDataPreprocessor')
+        sources['contrast_idx'] = make(0, negatives=args.negatives)
+    sources['resident'] = make(0, resident=True)
     return sources
 
 
 def measure(sources: dict[str, Source], args: argparse.Namespace) -> dict[str, list[float]]:
-    """Measure seconds of a full batch's images, one number per turn, by loader."""
+    """Measure seconds per image, one number per turn, by loader."""
     from torch.utils.benchmark import timer
 
     seconds: dict[str, list[float]] = {name: [] for name in sources}
@@ -132,24 +127,8 @@ def measure(sources: dict[str, Source], args: argparse.Namespace) -> dict[str, l
             next(source.batches)
         start = timer()
         images = sum(itertools.islice(source.batches, args.batches))
-        seconds[name].append((timer() - start) * args.batch_size / images)
+        seconds[name].append((timer() - start) / images)
     return seconds
-
-
-def summarise(seconds: dict[str, list[float]], batch_size: int) -> list[dict[str, Any]]:
-    """Make a case for each loader; ratios are of one round each, which saw the same machine."""
-    baseline = next(iter(seconds.values()))
-    return [
-        dict(
-            name=name,
-            seconds=statistics.median(times),
-            fastest=min(times),
-            slowest=max(times),
-            images_per_second=batch_size / statistics.median(times),
-            ratio=statistics.median(a / b for a, b in zip(baseline, times, strict=True)),
-        )
-        for name, times in seconds.items()
-    ]
 
 
 def main() -> None:
@@ -163,10 +142,16 @@ def main() -> None:
     MMLogger.get_instance('data-pipeline', log_level='ERROR')
     with tempfile.TemporaryDirectory() as folder:
         seconds = measure(make_sources(args, Path(folder)), args)
-    cases = summarise(seconds, args.batch_size)
+    first = next(iter(seconds.values()))
+    cases = []
+    for name, times in seconds.items():
+        # Ratios are of one round each, which saw the same machine.
+        ratio = statistics.median(a / b for a, b in zip(first, times, strict=True))
+        cases.append(dict(timing.summarise(name, args.batch_size, times), ratio=ratio))
+    machine = timing.machine(args.device)
     head = (
         f'{args.data}, batch {args.batch_size}, {args.device}; median of {args.rounds} turns of '
-        f'{args.batches} batches\n{timing.machine(args.device)}'
+        f'{args.batches} batches\n{machine}'
     )
     columns = {
         'images/s': '{images_per_second:,.0f}',
@@ -176,9 +161,7 @@ def main() -> None:
         'ratio': '{ratio:.2f}x',
     }
     timing.write_table(head, cases, columns)
-    timing.write_json(
-        args.out, dict(args=vars(args), machine=timing.machine(args.device), cases=cases)
-    )
+    timing.write_json(args.out, dict(args=vars(args), machine=machine, cases=cases))
 
 
 if __name__ == '__main__':

@@ -37,16 +37,7 @@ KINDS = {
 
 @DATASETS.register_module()
 class StandIn(BaseDataset):
-    """Random images of the number and size of a real training set.
-
-    As in the real ones, small images are arrays in the annotations and large ones are decoded from
-    files.
-
-    Args:
-        kind (str): Key of ``KINDS``.
-        folder (str): Where files go.
-        **kwargs: Arguments of MMEngine's ``BaseDataset``.
-    """
+    """Random images of the number and size of a real training set, in memory or in files."""
 
     def __init__(self, kind: str, folder: str, **kwargs: Any) -> None:
         self.kind, self.folder = KINDS[kind], Path(folder)
@@ -88,16 +79,7 @@ def write_images(folder: Path, kind: Kind) -> list[str]:
 
 
 def replace_dataset(loader: Any, config: str, folder: Path) -> None:
-    """Put random images in place of a loader's innermost data set.
-
-    Args:
-        loader (dict): Config of the data loader, changed in place.
-        config (str): Name of the config, for the message.
-        folder (Path): Where files go.
-
-    Raises:
-        SystemExit: If there is no stand-in for the data set.
-    """
+    """Put random images in place of a loader's innermost data set; files go to a folder."""
     holder, dataset = None, loader
     while isinstance(dataset.get('dataset'), dict):
         holder, dataset = dataset, dataset['dataset']

@@ -1,4 +1,4 @@
-"""Shared by the benchmarks: checks, paired rounds, memory and tables."""
+"""Shared by the benchmarks: arguments, paired rounds, memory and tables."""
 
 from __future__ import annotations
 
@@ -18,23 +18,34 @@ os.environ.setdefault('KINETO_LOG_LEVEL', '99')
 os.environ.setdefault('TORCH_CPP_LOG_LEVEL', 'ERROR')
 
 
-def add_run_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what a benchmark of an objective takes."""
-    parser.add_argument('--rounds', type=int, default=7, help='timed steps of each; default 7')
-    parser.add_argument('--device', choices=['cpu', 'cuda'], default='cpu', help='default: cpu')
-    parser.add_argument('--threads', type=int, default=2, help='CPU threads; default 2')
-    parser.add_argument('--json', help='write the cases to this file')
+def add_run_arguments(
+    parser: argparse.ArgumentParser,
+    output: str,
+    rounds: int,
+    device: str | None = None,
+    threads: int | None = None,
+) -> None:
+    """Add what every benchmark takes; the defaults and the name of the output file differ."""
+    add = parser.add_argument
+    add('--rounds', type=int, default=rounds, help=f'turns of each; default: {rounds}')
+    what = f'default: {device or "cuda if there is a GPU"}'
+    add('--device', choices=['cpu', 'cuda'], default=device, help=what)
+    add('--threads', type=int, default=threads, help=f'CPU threads; default: {threads or "torch"}')
+    add(f'--{output}', help='write the result to this JSON file')
+
+
+def add_clock(parser: argparse.ArgumentParser) -> None:
+    """Add the choice of the clock."""
+    what = (
+        'cpu: seconds that the processor works for this process, all its threads together and data '
+        'workers not counted; for --device cpu on a machine that others use too. Default: wall'
+    )
+    parser.add_argument('--clock', choices=['wall', 'cpu'], default='wall', help=what)
 
 
 def prepare(args: argparse.Namespace, output: str, **least: int) -> None:
-    """Set threads and device; end the program if an argument cannot be used.
-
-    Args:
-        args (argparse.Namespace): The command line.
-        output (str): Name of the argument that is a file to write.
-        **least: Smallest value of arguments that are numbers.
-    """
-    for name, bound in least.items():
+    """Set threads and device; refuse numbers below ``least`` and an output that is not a file."""
+    for name, bound in dict(least, rounds=1, threads=1).items():
         number = getattr(args, name)
         if number is not None and number < bound:
             sys.exit(f'--{name.replace("_", "-")} is {number}, expected at least {bound}.')
@@ -54,6 +65,8 @@ def prepare(args: argparse.Namespace, output: str, **least: int) -> None:
     args.device = args.device or ('cuda' if torch.cuda.is_available() else 'cpu')
     if args.device == 'cuda' and not torch.cuda.is_available():
         sys.exit('--device cuda: no GPU is available; use --device cpu.')
+    if getattr(args, 'clock', 'wall') == 'cpu' and args.device != 'cpu':
+        sys.exit('--clock cpu does not see what a GPU does; add --device cpu.')
 
 
 def turns(names: Sequence[str], rounds: int) -> Iterator[str]:
@@ -113,6 +126,17 @@ def peak_mib(step: Step, device: str) -> float:
     return peak / 2**20
 
 
+def summarise(name: str, batch_size: int, times: Sequence[float]) -> dict[str, Any]:
+    """Median, fastest and slowest seconds of a batch, from the seconds per image of each round."""
+    return dict(
+        name=name,
+        images_per_second=1 / statistics.median(times),
+        seconds=batch_size * statistics.median(times),
+        fastest=batch_size * min(times),
+        slowest=batch_size * max(times),
+    )
+
+
 def machine(device: str) -> str:
     """What is measured on: hardware, threads and torch's version."""
     import torch
@@ -133,11 +157,11 @@ def write_table(head: str, cases: Sequence[dict[str, Any]], columns: dict[str, s
     for case in cases:
         values = {f'{key}_ms': value * 1e3 for key, value in case.items() if type(value) is float}
         rows.append([case['name'], *(text.format(**case, **values) for text in columns.values())])
-    first, *others = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [head]
     for name, *cells in rows:
-        padded = [cell.rjust(width + 2) for cell, width in zip(cells, others, strict=True)]
-        lines.append(name.ljust(first) + ''.join(padded))
+        padded = [cell.rjust(width + 2) for cell, width in zip(cells, widths[1:], strict=True)]
+        lines.append(name.ljust(widths[0]) + ''.join(padded))
     sys.stdout.write('\n'.join(lines) + '\n')
 
 

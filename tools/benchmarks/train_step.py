@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,27 +57,17 @@ def parse_args() -> argparse.Namespace:
     add('--batch-size', type=int, help='default: that of the config')
     add('--num-workers', type=int, help='default: that of the config')
     add('--iters', type=int, default=20, help='steps per turn; default 20')
-    add('--rounds', type=int, default=5, help='turns of each; default 5')
     what = 'steps of a turn that are not counted; default: what the loader holds ready, at least 2'
     add('--warmup', type=int, help=what)
-    add('--device', choices=['cpu', 'cuda'], help='default: cuda if there is a GPU')
-    add('--threads', type=int, help="CPU threads; default: torch's")
-    what = (
-        'cpu: seconds that the processor works for this process, all its threads together and the '
-        'data workers not counted; for --device cpu on a machine that others use too. Default: wall'
-    )
-    add('--clock', choices=['wall', 'cpu'], default='wall', help=what)
     what = 'run one step that must not wait for the GPU; exit status 1 if one does'
     add('--check-sync', action='store_true', help=what)
-    add('--out', help='write the result to this JSON file')
+    timing.add_clock(parser)
+    timing.add_run_arguments(parser, 'out', rounds=5)
     args = parser.parse_args()
     for option in sum(args.vary, args.cfg_options):
         if '=' not in option:
             sys.exit(f'{option} is not KEY=VALUE.')
-    least = dict(iters=1, rounds=1, warmup=0, threads=1, batch_size=1, num_workers=0)
-    timing.prepare(args, 'out', **least)
-    if args.clock == 'cpu' and args.device != 'cpu':
-        sys.exit('--clock cpu does not see what a GPU does; add --device cpu.')
+    timing.prepare(args, 'out', iters=1, warmup=0, batch_size=1, num_workers=0)
     if args.check_sync and args.device == 'cpu':
         sys.exit('--check-sync looks for waits on a GPU; it needs --device cuda.')
     return args
@@ -90,8 +80,6 @@ def load_config(path: str, options: Sequence[str], args: argparse.Namespace, fol
     from crd_plugin.cli import arguments as cli, runs  # isort: skip
 
     try:
-        if not Path(path).is_file():
-            cli.load_config(path)  # names the nearest configs
         cfg = runs.load_config(path, options)
     except (cli.UsageError, FileNotFoundError) as error:
         sys.exit(f'error: {error}')
@@ -105,8 +93,8 @@ def load_config(path: str, options: Sequence[str], args: argparse.Namespace, fol
     if args.num_workers is not None:
         loader.num_workers = args.num_workers
     # What tools/train.py fills in.
-    given = dict(config=path, work_dir=folder, cfg_options=None, no_pin_memory=False)
-    cli.merge_common_arguments(cfg, argparse.Namespace(launcher='none', local_rank=0, **given))
+    given = dict(launcher='none', local_rank=0, cfg_options=None, no_pin_memory=False)
+    cli.merge_common_arguments(cfg, argparse.Namespace(work_dir=folder, **given))
     checkpoint = cfg.model.get('teacher_ckpt')
     if checkpoint and '://' not in checkpoint and not Path(checkpoint).is_file():
         # Random weights take the same time.
@@ -119,12 +107,10 @@ def load_config(path: str, options: Sequence[str], args: argparse.Namespace, fol
 
 
 class Clock:
-    """Charges the time between two marks to the name of the second.
+    """Charge the time between two marks to the name of the second.
 
-    Args:
-        device (str): ``'cpu'``: seconds of the host; ``'cuda'``: of the stream, by events, so that
-            measuring does not wait for the GPU.
-        kind (str): ``'wall'`` or ``'cpu'``, which seconds of the host.
+    On a GPU it is the time of the stream, by events, so that measuring does not wait for the GPU;
+    on a CPU, ``kind`` says whether it is that of the clock or of the processor.
     """
 
     def __init__(self, device: str, kind: str) -> None:
@@ -159,8 +145,9 @@ class Clock:
             parts[name] += end - begin if self.device == 'cpu' else begin.elapsed_time(end) / 1e3
         return seconds, parts
 
-    def charge(self, function: Callable[..., Any], name: str) -> Callable[..., Any]:
-        """Return a function with a mark before and after it."""
+    def charge(self, owner: Any, method: str, name: str) -> None:
+        """Put a mark before and after each call of a method."""
+        function = getattr(owner, method)
 
         @functools.wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -169,22 +156,17 @@ class Clock:
             self.mark(name)
             return result
 
-        return call
+        setattr(owner, method, call)
 
 
 class Case:
-    """One config with its runner and what was measured.
-
-    Args:
-        name (str): Name of the table's row.
-        cfg (Config): Complete config.
-        args (argparse.Namespace): Command line.
-    """
+    """One config with its runner and what was measured."""
 
     def __init__(self, name: str, cfg: Any, args: argparse.Namespace) -> None:
         self.name = name
         self.cfg = cfg
         self.clock = Clock(args.device, args.clock)
+        # Per round: seconds, images, seconds of parts.
         self.turns: list[tuple[float, int, dict[str, float]]] = []
         self.wait: str | None = None
 
@@ -198,28 +180,21 @@ class Case:
         self.loop.run = lambda: runner.model  # Runner.train builds everything, then runs the loop
         runner.train()
         runner.call_hook('before_train')
-        model = getattr(runner.model, 'module', runner.model)
-        modules = [(model.data_preprocessor, 'data')]
+        model, charge = getattr(runner.model, 'module', runner.model), self.clock.charge
+        charge(model.data_preprocessor, 'forward', 'data')
         if hasattr(model, 'teacher'):
-            modules += [(model.teacher, 'teacher'), (model.student, 'student')]
-        else:
-            modules.append((model, 'student'))
-        for module, part in modules:
-            module.register_forward_pre_hook(lambda *_: self.clock.mark('other'), prepend=True)
-            module.register_forward_hook(lambda *_, part=part: self.clock.mark(part))
-        calls = [
-            (runner.optim_wrapper, 'backward', 'backward'),
-            (runner.optim_wrapper, 'step', 'optimizer'),
-            (runner.optim_wrapper, 'zero_grad', 'optimizer'),
-        ]
+            charge(model.teacher, 'forward', 'teacher')
+        charge(model.student if hasattr(model, 'teacher') else model, 'forward', 'student')
         if hasattr(model, 'distiller'):
-            calls.append((model.distiller, 'compute_distill_losses', 'objective'))
+            charge(model.distiller, 'compute_distill_losses', 'objective')
+        charge(runner.optim_wrapper, 'backward', 'backward')
+        charge(runner.optim_wrapper, 'step', 'optimizer')
+        charge(runner.optim_wrapper, 'zero_grad', 'optimizer')
         has_bank = any(name.endswith('.bank') for name, _ in model.named_modules())
         for hook in runner.hooks:
             if has_bank and type(hook).__name__ == 'MemoryBankHook':
-                calls += [(hook, f'{when}_train_iter', 'commit') for when in ('before', 'after')]
-        for owner, method, part in calls:
-            setattr(owner, method, self.clock.charge(getattr(owner, method), part))
+                charge(hook, 'before_train_iter', 'commit')
+                charge(hook, 'after_train_iter', 'commit')
         self.batches = self._endless()
 
     def _endless(self) -> Iterator[tuple[Any, ...]]:
@@ -303,36 +278,19 @@ def measure(cases: Sequence[Case], args: argparse.Namespace) -> None:
 
 
 def summary(cases: Sequence[Case]) -> list[dict[str, Any]]:
-    """Take medians over the rounds.
-
-    Args:
-        cases (Sequence[Case]): Each with its turns, (seconds, images, seconds of parts) per round.
-
-    Returns:
-        list[dict]: ``seconds`` and ``parts`` are those of one step; ``ratio`` is the median of the
-        rounds' ratios of time per image to that of the first case.
-    """
+    """Take medians over the rounds; the ratio of time per image is taken round by round."""
     rows = []
     first = [seconds / images for seconds, images, _ in cases[0].turns]
     for case in cases:
         size = case.cfg.train_dataloader.batch_size
         times = [seconds / images for seconds, images, _ in case.turns]
-        rows.append(
-            dict(
-                name=case.name,
-                batch_size=size,
-                images_per_second=1 / statistics.median(times),
-                seconds=size * statistics.median(times),
-                slowest=size * max(times),
-                fastest=size * min(times),
-                ratio=statistics.median(a / b for a, b in zip(times, first, strict=True)),
-                parts={
-                    part: size
-                    * statistics.median(parts[part] / images for _, images, parts in case.turns)
-                    for part in PARTS
-                },
-            )
-        )
+        parts = {
+            part: size * statistics.median(parts[part] / images for _, images, parts in case.turns)
+            for part in PARTS
+        }
+        ratio = statistics.median(a / b for a, b in zip(times, first, strict=True))
+        row = timing.summarise(case.name, size, times)
+        rows.append(dict(row, batch_size=size, ratio=ratio, parts=parts))
     return rows
 
 
