@@ -12,7 +12,9 @@ import logging
 import os
 import os.path as osp
 import sys
-from collections.abc import Callable, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -99,10 +101,17 @@ def load_config(filename: str) -> Config:
         Config: The config.
 
     Raises:
-        UsageError: If there is no such file.
+        UsageError: If there is no such file, or it cannot be loaded.
     """
     if osp.isfile(filename):
-        return Config.fromfile(filename)
+        try:
+            return Config.fromfile(filename)
+        except Exception as error:  # A config is code and may raise anything.
+            text = ' '.join(str(error).split())
+            if 'Duplicate key' in text:
+                text += '; rename it in one of the files of _base_, and join both in the config'
+            kind = type(error).__name__
+            raise UsageError(f'the config cannot be loaded: {text} ({kind}).') from error
     package = Path(__file__).resolve().parents[1]
     folders = (Path(filename).parent, package.parent / 'configs', package / '.mim' / 'configs')
     paths = [path for folder in folders for path in sorted(folder.rglob('*.py'))]
@@ -216,10 +225,39 @@ def build_runner(cfg: Config) -> Runner:
     return Runner.from_cfg(cfg)
 
 
-def run(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None = None) -> int:
-    """Run a tool; report a mistake of the user in one line.
+@contextmanager
+def explained(cfg: Config) -> Iterator[None]:
+    """Report an exception as the dry run does, in one line; its traceback goes to the log file.
 
-    Any other error keeps its traceback.
+    Args:
+        cfg (Config): What is built and run in this context.
+
+    Raises:
+        UsageError: For any exception, with where in the config it comes from and what to do.
+    """
+    try:
+        yield
+    except UsageError:
+        raise
+    except Exception as error:
+        from mmengine.logging import MMLogger
+
+        from .explain import explain
+
+        logger = MMLogger.get_current_instance()
+        files = [file for file in logger.handlers if isinstance(file, logging.FileHandler)]
+        record = logger.makeRecord(
+            logger.name, logging.ERROR, __file__, 0, repr(error), (), sys.exc_info()
+        )
+        for file in files:
+            file.handle(record)
+        if not files:  # the runner makes it first of all, but on rank 0 alone
+            traceback.print_exc()
+        raise UsageError(explain(error, cfg.to_dict())) from error
+
+
+def run(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None = None) -> int:
+    """Run a tool; report a mistake of the user in one line, any other error with its traceback.
 
     Args:
         main (Callable): The tool, which takes the arguments.

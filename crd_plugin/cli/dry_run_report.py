@@ -59,13 +59,7 @@ class DryRunReport:
 
 @torch.no_grad()
 def read_recorders(model: nn.Module, cfg: Mapping[str, Any], report: DryRunReport) -> None:
-    """Write shapes of what recorders hold, and of what connectors make of it, into a report.
-
-    Args:
-        model (nn.Module): After a step, complete or not.
-        cfg (dict): Its config.
-        report (DryRunReport): Takes the rows.
-    """
+    """Write shapes of what recorders hold, and of what connectors make of it, into a report."""
     distiller: Any = getattr(model, 'distiller', None)
     for side in ('student', 'teacher'):
         manager = getattr(distiller, f'{side}_recorders', None)
@@ -92,14 +86,7 @@ def read_recorders(model: nn.Module, cfg: Mapping[str, Any], report: DryRunRepor
 
 
 def describe_images(inputs: Any) -> str:
-    """Describe a batch of images, or of several views of them.
-
-    Args:
-        inputs (Tensor | list[Tensor]): ``(B, C, H, W)``, of each view.
-
-    Returns:
-        str: For example ``4 x 3 x 32 x 32 uint8, 3 views``.
-    """
+    """Describe a batch of images, or of several views of them: ``4 x 3 x 32 x 32 uint8, 3 views``."""
     views = f', {len(inputs)} views' if isinstance(inputs, (list, tuple)) else ''
     images = inputs[0] if views else inputs
     return f'{" x ".join(map(str, images.shape))} {images.dtype}{views}'.replace('torch.', '')
