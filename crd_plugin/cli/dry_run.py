@@ -38,6 +38,7 @@ from ._dry_run_inputs import (
     normalisation_notes,
     read_training_data,
 )
+from .arguments import load_config
 from .dry_run_report import (
     BankRow,
     DryRunReport,
@@ -46,7 +47,6 @@ from .dry_run_report import (
     describe_images,
     read_recorders,
 )
-from .arguments import load_config
 from .explain import check_names, explain, find_type, one_line
 
 _BATCH_SIZE = 4

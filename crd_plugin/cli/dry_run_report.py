@@ -86,7 +86,7 @@ def read_recorders(model: nn.Module, cfg: Mapping[str, Any], report: DryRunRepor
 
 
 def describe_images(inputs: Any) -> str:
-    """Describe a batch of images, or of several views of them: ``4 x 3 x 32 x 32 uint8, 3 views``."""
+    """Describe images, or several views of them: ``4 x 3 x 32 x 32 uint8, 3 views``."""
     views = f', {len(inputs)} views' if isinstance(inputs, (list, tuple)) else ''
     images = inputs[0] if views else inputs
     return f'{" x ".join(map(str, images.shape))} {images.dtype}{views}'.replace('torch.', '')
