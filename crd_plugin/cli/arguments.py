@@ -28,20 +28,12 @@ if TYPE_CHECKING:
 # Variables that a launcher sets, and what starts it.
 _LAUNCHERS = dict(
     pytorch=(
-        ('RANK', 'LOCAL_RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT'),
+        'RANK LOCAL_RANK WORLD_SIZE MASTER_ADDR MASTER_PORT',
         'torchrun or tools/dist_train.sh',
     ),
-    slurm=(
-        ('SLURM_PROCID', 'SLURM_NTASKS', 'SLURM_NODELIST'),
-        'srun or tools/slurm_train.sh',
-    ),
+    slurm=('SLURM_PROCID SLURM_NTASKS SLURM_NODELIST', 'srun or tools/slurm_train.sh'),
     mpi=(
-        (
-            'OMPI_COMM_WORLD_LOCAL_RANK',
-            'OMPI_COMM_WORLD_SIZE',
-            'OMPI_COMM_WORLD_RANK',
-            'MASTER_ADDR',
-        ),
+        'OMPI_COMM_WORLD_LOCAL_RANK OMPI_COMM_WORLD_SIZE OMPI_COMM_WORLD_RANK MASTER_ADDR',
         'mpirun',
     ),
 )
@@ -182,7 +174,7 @@ def _check_launcher(args: argparse.Namespace) -> None:
     if args.launcher == 'none':
         return
     variables, program = _LAUNCHERS[args.launcher]
-    missing = [name for name in variables if name not in os.environ]
+    missing = [name for name in variables.split() if name not in os.environ]
     if missing:
         raise UsageError(
             f'--launcher {args.launcher} needs the environment variables {", ".join(missing)}; '
@@ -202,10 +194,8 @@ def _check_launcher(args: argparse.Namespace) -> None:
 def build_runner(cfg: Config) -> Runner:
     """Build the runner that the config asks for.
 
-    MMEngine loads local checkpoints with
-    :func:`crd_plugin.compat.load_checkpoint_file` from then on. With
-    ``randomness.deterministic`` cuBLAS is told to be so, unless the
-    environment says how.
+    From then on, MMEngine loads checkpoints with :func:`crd_plugin.compat.load_checkpoint`. With
+    ``randomness.deterministic``, cuBLAS is told so, unless the environment says how.
 
     Args:
         cfg (Config): The complete config.
@@ -277,20 +267,16 @@ def run(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None
 
 
 def _leave_process_group() -> None:
-    """End a distributed run without torch's warning about leaks.
-
-    On CPU the process ends right here, once all ranks are done: when gloo's threads are torn down,
-    a finished rank may abort ("terminate called without an active exception"), which a launcher
-    takes for a failed run.
-    """
+    """End a distributed run without torch's warning about leaks."""
     torch = sys.modules.get('torch')
-    if torch is None or not torch.distributed.is_available():
-        return
-    if not torch.distributed.is_initialized():
+    group = torch and torch.distributed.is_available() and torch.distributed.is_initialized()
+    if torch is None or not group:
         return
     if torch.distributed.get_backend() != 'gloo':
         torch.distributed.destroy_process_group()
         return
+    # On a CPU the process ends right here, once all ranks are done: when gloo's threads are torn
+    # down, a finished rank may abort, which a launcher takes for a failed run.
     torch.distributed.barrier()
     logging.shutdown()
     sys.stdout.flush()

@@ -104,7 +104,10 @@ def render(report: DryRunReport) -> str:
     head = {name: getattr(report, name) for name in ('config', 'data', 'images', 'teacher')}
     whose = report.parts[0].part if report.parts else 'model'
     losses = [row._replace(summed='' if row.summed else 'not summed') for row in report.losses]
-    banks = [row._replace(mib=_mebibytes(row.mib)) for row in report.banks]
+    banks = [
+        row._replace(mib='unknown' if row.mib is None else f'{row.mib:.2f} MiB')
+        for row in report.banks
+    ]
     blocks = [
         '\n'.join(f'{name.capitalize():<9}{text}' for name, text in head.items() if text),
         _table('Recorders', RecorderRow._fields, report.recorders),
@@ -124,24 +127,14 @@ def render(report: DryRunReport) -> str:
     return '\n\n'.join(block for block in blocks if block) + '\n'
 
 
-def _mebibytes(size: float | None) -> str:
-    """Memory as text."""
-    return 'unknown' if size is None else f'{size:.2f} MiB'
-
-
 def _table(title: str, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     """A table with aligned columns; nothing without rows."""
     lines = [header, *(tuple(map(_cell, row)) for row in rows)]
     if len(lines) == 1:
         return ''
     widths = [max(map(len, column)) for column in zip(*lines)]
-    return '\n'.join(
-        [title]
-        + [
-            '  ' + '  '.join(map(str.ljust, line, widths)).rstrip()  # cells are filled up
-            for line in lines
-        ]
-    )
+    filled = ('  '.join(map(str.ljust, line, widths)).rstrip() for line in lines)
+    return '\n  '.join([title, *filled])
 
 
 def _cell(value: Any) -> str:

@@ -167,12 +167,10 @@ def load_checkpoint(source: str, map_location: Any = 'cpu') -> dict[str, Any]:
 
 
 def _load_url(url: str, map_location: Any = None, progress: bool = True, **_: Any) -> dict:
-    """Stand in for ``torch.hub.load_state_dict_from_url``, which unpickles whatever it is sent.
-
-    It also knows a download by the last part of its URL alone; here the whole URL names the file.
-    """
+    """Stand in for ``torch.hub.load_state_dict_from_url``, which unpickles whatever it is sent."""
     import torch
 
+    # torch knows a download by the last part of its URL alone; here the whole URL names the file.
     name = Path(urlparse(url).path).name
     folder, digest = Path(torch.hub.get_dir(), 'checkpoints'), sha256(url.encode()).hexdigest()[:12]
     path = folder / f'{digest}-{name}'
