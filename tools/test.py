@@ -130,15 +130,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     cfg = cli.load_config(args.config)
     cli.check_checkpoint(args.checkpoint, 'checkpoint')
-    merge_args(cfg, args)
-    runner = cli.build_runner(cfg)
-    if args.out is not None:
-        os.makedirs(osp.dirname(osp.abspath(args.out)), exist_ok=True)
-        if args.out_item != 'metrics':
-            from mmengine.evaluator import DumpResults
+    with cli.explained(cfg):
+        merge_args(cfg, args)
+        runner = cli.build_runner(cfg)
+        if args.out is not None:
+            os.makedirs(osp.dirname(osp.abspath(args.out)), exist_ok=True)
+            if args.out_item != 'metrics':
+                from mmengine.evaluator import DumpResults
 
-            runner.test_evaluator.metrics.append(DumpResults(out_file_path=args.out))
-    metrics = runner.test()
+                runner.test_evaluator.metrics.append(DumpResults(out_file_path=args.out))
+        metrics = runner.test()
     if args.out_item == 'metrics':
         from mmengine.dist import is_main_process
         from mmengine.fileio import dump

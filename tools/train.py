@@ -107,11 +107,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Train the model of a config."""
     args = parse_args(argv)
     cfg = cli.load_config(args.config)
-    remark = merge_args(cfg, args)
-    runner = cli.build_runner(cfg)
-    if remark:
-        runner.logger.info(remark)
-    runner.train()
+    with cli.explained(cfg):
+        remark = merge_args(cfg, args)
+        runner = cli.build_runner(cfg)
+        if remark:
+            runner.logger.info(remark)
+        runner.train()
 
 
 if __name__ == '__main__':

@@ -88,7 +88,12 @@ def publish_student(
             'numbers.'
         )
     content = serialize(weights, published)
-    target = write_once(content, _target(content, Path(checkpoint), os.fspath(out)))
+    path = Path(out).expanduser()
+    if path.is_dir() or os.fspath(out).endswith((os.sep, '/')):
+        path = path / Path(checkpoint).name
+    digest = hashlib.sha256(content).hexdigest()[:8]
+    name = f'{path.name.removesuffix(".pth")}-{digest}.pth'
+    target = write_once(content, path.with_name(name))
     before, after = (os.path.getsize(path) / 2**20 for path in (checkpoint, target))
     logger.info(
         f'{target}: {len(weights)} tensors, {after:.2f} MiB (the checkpoint has {before:.2f} MiB).'
@@ -269,12 +274,3 @@ def _check_fit(weights: dict[str, Tensor], plain: dict[str, Any], filename: Any)
             f'the student in checkpoint {filename} does not fit config: {message}; give the config '
             'of the student that was trained.'
         ) from error
-
-
-def _target(content: bytes, source: Path, out: str) -> Path:
-    """Path of the file, with the hash of its content in its name."""
-    path = Path(out).expanduser()
-    if path.is_dir() or out.endswith((os.sep, '/')):
-        path = path / source.name
-    digest = hashlib.sha256(content).hexdigest()[:8]
-    return path.with_name(f'{path.name.removesuffix(".pth")}-{digest}.pth')

@@ -12,7 +12,9 @@ import logging
 import os
 import os.path as osp
 import sys
-from collections.abc import Callable, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,20 +28,12 @@ if TYPE_CHECKING:
 # Variables that a launcher sets, and what starts it.
 _LAUNCHERS = dict(
     pytorch=(
-        ('RANK', 'LOCAL_RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT'),
+        'RANK LOCAL_RANK WORLD_SIZE MASTER_ADDR MASTER_PORT',
         'torchrun or tools/dist_train.sh',
     ),
-    slurm=(
-        ('SLURM_PROCID', 'SLURM_NTASKS', 'SLURM_NODELIST'),
-        'srun or tools/slurm_train.sh',
-    ),
+    slurm=('SLURM_PROCID SLURM_NTASKS SLURM_NODELIST', 'srun or tools/slurm_train.sh'),
     mpi=(
-        (
-            'OMPI_COMM_WORLD_LOCAL_RANK',
-            'OMPI_COMM_WORLD_SIZE',
-            'OMPI_COMM_WORLD_RANK',
-            'MASTER_ADDR',
-        ),
+        'OMPI_COMM_WORLD_LOCAL_RANK OMPI_COMM_WORLD_SIZE OMPI_COMM_WORLD_RANK MASTER_ADDR',
         'mpirun',
     ),
 )
@@ -99,10 +93,17 @@ def load_config(filename: str) -> Config:
         Config: The config.
 
     Raises:
-        UsageError: If there is no such file.
+        UsageError: If there is no such file, or it cannot be loaded.
     """
     if osp.isfile(filename):
-        return Config.fromfile(filename)
+        try:
+            return Config.fromfile(filename)
+        except Exception as error:  # A config is code and may raise anything.
+            text = ' '.join(str(error).split())
+            if 'Duplicate key' in text:
+                text += '; rename it in one of the files of _base_, and join both in the config'
+            kind = type(error).__name__
+            raise UsageError(f'the config cannot be loaded: {text} ({kind}).') from error
     package = Path(__file__).resolve().parents[1]
     folders = (Path(filename).parent, package.parent / 'configs', package / '.mim' / 'configs')
     paths = [path for folder in folders for path in sorted(folder.rglob('*.py'))]
@@ -173,7 +174,7 @@ def _check_launcher(args: argparse.Namespace) -> None:
     if args.launcher == 'none':
         return
     variables, program = _LAUNCHERS[args.launcher]
-    missing = [name for name in variables if name not in os.environ]
+    missing = [name for name in variables.split() if name not in os.environ]
     if missing:
         raise UsageError(
             f'--launcher {args.launcher} needs the environment variables {", ".join(missing)}; '
@@ -193,10 +194,8 @@ def _check_launcher(args: argparse.Namespace) -> None:
 def build_runner(cfg: Config) -> Runner:
     """Build the runner that the config asks for.
 
-    MMEngine loads local checkpoints with
-    :func:`crd_plugin.compat.load_checkpoint_file` from then on. With
-    ``randomness.deterministic`` cuBLAS is told to be so, unless the
-    environment says how.
+    From then on, MMEngine loads checkpoints with :func:`crd_plugin.compat.load_checkpoint`. With
+    ``randomness.deterministic``, cuBLAS is told so, unless the environment says how.
 
     Args:
         cfg (Config): The complete config.
@@ -216,10 +215,39 @@ def build_runner(cfg: Config) -> Runner:
     return Runner.from_cfg(cfg)
 
 
-def run(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None = None) -> int:
-    """Run a tool; report a mistake of the user in one line.
+@contextmanager
+def explained(cfg: Config) -> Iterator[None]:
+    """Report an exception as the dry run does, in one line; its traceback goes to the log file.
 
-    Any other error keeps its traceback.
+    Args:
+        cfg (Config): What is built and run in this context.
+
+    Raises:
+        UsageError: For any exception, with where in the config it comes from and what to do.
+    """
+    try:
+        yield
+    except UsageError:
+        raise
+    except Exception as error:
+        from mmengine.logging import MMLogger
+
+        from .explain import explain
+
+        logger = MMLogger.get_current_instance()
+        files = [file for file in logger.handlers if isinstance(file, logging.FileHandler)]
+        record = logger.makeRecord(
+            logger.name, logging.ERROR, __file__, 0, repr(error), (), sys.exc_info()
+        )
+        for file in files:
+            file.handle(record)
+        if not files:  # the runner makes it first of all, but on rank 0 alone
+            traceback.print_exc()
+        raise UsageError(explain(error, cfg.to_dict())) from error
+
+
+def run(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None = None) -> int:
+    """Run a tool; report a mistake of the user in one line, any other error with its traceback.
 
     Args:
         main (Callable): The tool, which takes the arguments.
@@ -239,20 +267,16 @@ def run(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None
 
 
 def _leave_process_group() -> None:
-    """End a distributed run without torch's warning about leaks.
-
-    On CPU the process ends right here, once all ranks are done: when gloo's threads are torn down,
-    a finished rank may abort ("terminate called without an active exception"), which a launcher
-    takes for a failed run.
-    """
+    """End a distributed run without torch's warning about leaks."""
     torch = sys.modules.get('torch')
-    if torch is None or not torch.distributed.is_available():
-        return
-    if not torch.distributed.is_initialized():
+    group = torch and torch.distributed.is_available() and torch.distributed.is_initialized()
+    if torch is None or not group:
         return
     if torch.distributed.get_backend() != 'gloo':
         torch.distributed.destroy_process_group()
         return
+    # On a CPU the process ends right here, once all ranks are done: when gloo's threads are torn
+    # down, a finished rank may abort, which a launcher takes for a failed run.
     torch.distributed.barrier()
     logging.shutdown()
     sys.stdout.flush()

@@ -23,7 +23,6 @@ from mmengine.config import Config
 from mmengine.hooks import SyncBuffersHook
 from mmengine.optim import OptimWrapper, build_optim_wrapper
 from mmengine.registry import MODELS, DefaultScope
-from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from crd_plugin.engine.hooks import CoCoRDHook, MemoryBankHook
@@ -39,6 +38,7 @@ from ._dry_run_inputs import (
     normalisation_notes,
     read_training_data,
 )
+from .arguments import load_config
 from .dry_run_report import (
     BankRow,
     DryRunReport,
@@ -47,7 +47,7 @@ from .dry_run_report import (
     describe_images,
     read_recorders,
 )
-from .explain import arguments_of, check_mappings, check_names, explain, find_type, one_line
+from .explain import check_names, explain, find_type, one_line
 
 _BATCH_SIZE = 4
 # A bank of more rows is not allocated; so many stand in for it.
@@ -68,14 +68,10 @@ def dry_run_file(filename: str, options: dict[str, Any] | None = None, **kwargs)
         DryRunReport: What was found.
     """
     try:
-        cfg = Config.fromfile(filename)
+        cfg = load_config(filename)
         cfg.merge_from_dict(options or {})
-    except Exception as error:  # A config is code and may raise anything.
-        text = one_line(error)
-        if 'Duplicate key' in text:
-            text += '; two files of _base_ set this name: rename it in one, join them in the config'
-        problem = f'the config cannot be loaded: {text} ({type(error).__name__}).'
-        return DryRunReport(osp.basename(filename), problems=[problem])
+    except Exception as error:  # A value may not fit the one that it replaces.
+        return DryRunReport(osp.basename(filename), problems=[one_line(error)])
     report = run_dry(cfg, **kwargs)
     report.config = osp.basename(filename)
     return report
@@ -133,10 +129,7 @@ def _run(
     model_cfg = cfg.get('model')
     if not isinstance(model_cfg, dict):
         raise ValueError('the config has no `model`; add one, or a _base_ that has it.')
-    # What the runner is given; names in the model are checked where it is built.
-    known = set(arguments_of(Runner)) - {'model'}
-    report.problems += check_names({key: cfg[key] for key in cfg if key in known})
-    report.problems += check_mappings(model_cfg.get('distiller') or {}, 'model.distiller')
+    report.problems += check_names(cfg)
     if report.problems:
         return
     if cfg.get('data_preprocessor') is not None:
@@ -178,8 +171,8 @@ def _try_steps(
         for stage in _stages_of(model, cfg.get('train_cfg') or {}):
             if stage:
                 model.set_stage(stage)
-            losses = one_step(model, batch, wrapper)
-            measure(model, losses, report, f'{stage}: ' if stage else '')
+            losses = _one_step(model, batch, wrapper)
+            _measure(model, losses, report, f'{stage}: ' if stage else '')
             idle |= {n for n, p in model.named_parameters() if n in trained and p.grad is None}
     except ValueError:
         given, shape = cfg['model'].get('input_shape'), tuple(batch['inputs'][0].shape[-3:])
@@ -198,17 +191,8 @@ def _try_steps(
         )
 
 
-def one_step(model: Any, batch: Any, wrapper: OptimWrapper) -> dict[str, Any]:
-    """Run the forward pass of a training step; no update is left behind.
-
-    Args:
-        model (nn.Module): The model.
-        batch (dict): As the data loader gives it.
-        wrapper (OptimWrapper): For mixed precision.
-
-    Returns:
-        dict: Losses by name, as the model returns them.
-    """
+def _one_step(model: Any, batch: Any, wrapper: OptimWrapper) -> dict[str, Any]:
+    """Run the forward pass of a training step; no update is left behind."""
     model.train()
     with wrapper.optim_context(model):
         data = model.data_preprocessor(copy.deepcopy(batch), True)
@@ -219,19 +203,8 @@ def one_step(model: Any, batch: Any, wrapper: OptimWrapper) -> dict[str, Any]:
     return losses
 
 
-def measure(model: Any, losses: Mapping[str, Any], report: DryRunReport, prefix: str = '') -> None:
-    """Measure the gradient that each loss sends; refuse losses that cannot train; go backward.
-
-    Args:
-        model (nn.Module): The model.
-        losses (dict): What :func:`one_step` returned.
-        report (DryRunReport): Takes the rows.
-        prefix (str): Put before the names, such as that of a stage. Defaults to ``''``.
-
-    Raises:
-        ValueError: If a loss is left out of the sum, sends no gradient, one that is not finite, or
-            one that reaches a teacher that is not to be trained.
-    """
+def _measure(model: Any, losses: Mapping[str, Any], report: DryRunReport, prefix: str) -> None:
+    """Measure the gradient that each loss sends; refuse losses that cannot train; go backward."""
     parts = [getattr(model, 'architecture', model), getattr(model, 'teacher', nn.Module())]
     student, teacher = ([p for p in part.parameters() if p.requires_grad] for part in parts)
     known = {id(p) for p in student + teacher}

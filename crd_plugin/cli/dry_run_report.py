@@ -59,13 +59,7 @@ class DryRunReport:
 
 @torch.no_grad()
 def read_recorders(model: nn.Module, cfg: Mapping[str, Any], report: DryRunReport) -> None:
-    """Write shapes of what recorders hold, and of what connectors make of it, into a report.
-
-    Args:
-        model (nn.Module): After a step, complete or not.
-        cfg (dict): Its config.
-        report (DryRunReport): Takes the rows.
-    """
+    """Write shapes of what recorders hold, and of what connectors make of it, into a report."""
     distiller: Any = getattr(model, 'distiller', None)
     for side in ('student', 'teacher'):
         manager = getattr(distiller, f'{side}_recorders', None)
@@ -92,14 +86,7 @@ def read_recorders(model: nn.Module, cfg: Mapping[str, Any], report: DryRunRepor
 
 
 def describe_images(inputs: Any) -> str:
-    """Describe a batch of images, or of several views of them.
-
-    Args:
-        inputs (Tensor | list[Tensor]): ``(B, C, H, W)``, of each view.
-
-    Returns:
-        str: For example ``4 x 3 x 32 x 32 uint8, 3 views``.
-    """
+    """Describe images, or several views of them: ``4 x 3 x 32 x 32 uint8, 3 views``."""
     views = f', {len(inputs)} views' if isinstance(inputs, (list, tuple)) else ''
     images = inputs[0] if views else inputs
     return f'{" x ".join(map(str, images.shape))} {images.dtype}{views}'.replace('torch.', '')
@@ -117,7 +104,10 @@ def render(report: DryRunReport) -> str:
     head = {name: getattr(report, name) for name in ('config', 'data', 'images', 'teacher')}
     whose = report.parts[0].part if report.parts else 'model'
     losses = [row._replace(summed='' if row.summed else 'not summed') for row in report.losses]
-    banks = [row._replace(mib=_mebibytes(row.mib)) for row in report.banks]
+    banks = [
+        row._replace(mib='unknown' if row.mib is None else f'{row.mib:.2f} MiB')
+        for row in report.banks
+    ]
     blocks = [
         '\n'.join(f'{name.capitalize():<9}{text}' for name, text in head.items() if text),
         _table('Recorders', RecorderRow._fields, report.recorders),
@@ -137,24 +127,14 @@ def render(report: DryRunReport) -> str:
     return '\n\n'.join(block for block in blocks if block) + '\n'
 
 
-def _mebibytes(size: float | None) -> str:
-    """Memory as text."""
-    return 'unknown' if size is None else f'{size:.2f} MiB'
-
-
 def _table(title: str, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     """A table with aligned columns; nothing without rows."""
     lines = [header, *(tuple(map(_cell, row)) for row in rows)]
     if len(lines) == 1:
         return ''
     widths = [max(map(len, column)) for column in zip(*lines)]
-    return '\n'.join(
-        [title]
-        + [
-            '  ' + '  '.join(map(str.ljust, line, widths)).rstrip()  # cells are filled up
-            for line in lines
-        ]
-    )
+    filled = ('  '.join(map(str.ljust, line, widths)).rstrip() for line in lines)
+    return '\n  '.join([title, *filled])
 
 
 def _cell(value: Any) -> str:

@@ -22,23 +22,19 @@ from typing import Any
 import mmengine.registry.root as root_registries
 import torch
 from mmengine.registry import DefaultScope, Registry
+from mmengine.runner import Runner
 from torch import Tensor, nn
+
+from crd_plugin.compat import CheckpointError
 
 _REGISTRIES = [value for value in vars(root_registries).values() if isinstance(value, Registry)]
 # What the runner takes out of a dict before it builds what `type` names.
-_TAKEN_OUT = (
-    'type',
-    '_scope_',
-    'priority',
-    'constructor',
-    'paramwise_cfg',
-    'convert_to_iter_based',
-)
+_TAKEN_OUT = 'type _scope_ priority constructor paramwise_cfg convert_to_iter_based'.split()
 _SUFFIX = 'Recorder'  # MMRazor appends it to the type of a recorder
 _UNKNOWN_TYPE = re.compile(r'^(\S+) is not in the (?:\S+::)?(.+?) registry')
 _UNKNOWN_ARGUMENT = re.compile(r"got an unexpected keyword argument '(\w+)'")
 # Raised with a sentence; to others the line of code and the shapes given are added.
-_WITH_SENTENCE = (ValueError, TypeError, OSError, ImportError)
+_WITH_SENTENCE = (ValueError, TypeError, OSError, ImportError, CheckpointError)
 # A function call on the way to an exception: frame, line, and place in the config.
 _Call = tuple[FrameType, int, str]
 
@@ -53,6 +49,10 @@ def explain(error: BaseException, cfg: Mapping[str, Any]) -> str:
     Returns:
         str: ``PLACE: what came; what to do``, without the place if it is not known.
     """
+    # MMRazor asserts what is told here with the nearest names.
+    misspelt = isinstance(error, (AssertionError, TypeError)) and next(check_names(cfg), None)
+    if misspelt:
+        return misspelt
     calls = list(_calls(error, cfg))
     frame, line, place = calls[-1]
     text, kind = one_line(error), _at(cfg, place).get('type')
@@ -74,15 +74,17 @@ def explain(error: BaseException, cfg: Mapping[str, Any]) -> str:
 
 
 def check_names(cfg: Mapping[str, Any]) -> Iterator[str]:
-    """Find types that nothing is registered for, and arguments that these do not take.
+    """Find names in a config that nothing has: types, their arguments, and parts of a distiller.
 
     Args:
-        cfg (dict): A config.
+        cfg (dict): The whole config.
 
     Yields:
         str: One line per unknown name, with the nearest known ones.
     """
-    for path, part in walk(cfg):
+    # What the runner is given; names in the model are checked where it is built.
+    given = set(arguments_of(Runner)) - {'model'}
+    for path, part in walk({key: cfg[key] for key in cfg if key in given}):
         kind = part.get('type')
         if not isinstance(kind, str):
             continue
@@ -96,20 +98,14 @@ def check_names(cfg: Mapping[str, Any]) -> Iterator[str]:
         for key in part:
             if key not in (*known, *_TAKEN_OUT):
                 yield f'{path}.{key}: {kind} has no such argument; {nearest(key, known)}.'
+    model = cfg.get('model')
+    if isinstance(model, Mapping) and isinstance(model.get('distiller'), Mapping):
+        yield from _check_mappings(model['distiller'], 'model.distiller.loss_forward_mappings')
 
 
-def check_mappings(cfg: Mapping[str, Any], path: str) -> Iterator[str]:
-    """Find mistakes in ``loss_forward_mappings`` of a MMRazor distiller.
-
-    Args:
-        cfg (dict): Config of the distiller.
-        path (str): Its place in the whole config.
-
-    Yields:
-        str: One line per mistake.
-    """
+def _check_mappings(cfg: Mapping[str, Any], path: str) -> Iterator[str]:
+    """Find mistakes in ``loss_forward_mappings`` of a MMRazor distiller."""
     losses, mappings = cfg.get('distill_losses') or {}, cfg.get('loss_forward_mappings') or {}
-    path = f'{path}.loss_forward_mappings'
     for name in losses:
         if name not in mappings:
             yield f'{path} has no {name}, so this loss is never computed; add its arguments.'
@@ -124,7 +120,7 @@ def check_mappings(cfg: Mapping[str, Any], path: str) -> Iterator[str]:
             try:
                 inspect.signature(loss.forward).bind(None, **mapping)
             except TypeError as error:
-                known = list(inspect.signature(loss.forward).parameters)[1:]
+                known = arguments_of(loss.forward)[1:]
                 yield f'{path}.{name}: {error}; {loss.__name__} takes {", ".join(known)}.'
         for key, record in mapping.items():
             place = f'{path}.{name}.{key}'
@@ -144,15 +140,7 @@ def check_mappings(cfg: Mapping[str, Any], path: str) -> Iterator[str]:
 
 
 def walk(cfg: Any, path: str = '') -> Iterator[tuple[str, Any]]:
-    """Visit every dict of a config.
-
-    Args:
-        cfg: The config or a part of it.
-        path (str): Place of the part. Defaults to ``''``: the whole config.
-
-    Yields:
-        tuple[str, dict]: Place, such as ``model.distiller.connectors.s``, and the dict there.
-    """
+    """Visit every dict of a config: place, such as ``model.distiller.connectors.s``, and dict."""
     if isinstance(cfg, Mapping):
         yield path, cfg
         for key, value in cfg.items():
@@ -163,14 +151,7 @@ def walk(cfg: Any, path: str = '') -> Iterator[tuple[str, Any]]:
 
 
 def find_type(kind: Any) -> Any:
-    """Find the class or function that a ``type`` means in the current default scope.
-
-    Args:
-        kind (str | type | None): Value of ``type``.
-
-    Returns:
-        The class or function; None if no registry knows it.
-    """
+    """Find what a ``type`` means in the current default scope; None if no registry knows it."""
     if not isinstance(kind, str):
         return kind
     for name, registry in itertools.product((kind, kind + _SUFFIX), _REGISTRIES):
@@ -183,14 +164,7 @@ def find_type(kind: Any) -> Any:
 
 
 def arguments_of(cls: Any) -> list[str]:
-    """List the arguments of a class and of its parents, which ``**kwargs`` go to.
-
-    Args:
-        cls: The class, or a function.
-
-    Returns:
-        list[str]: Names.
-    """
+    """List the arguments of a function, or of a class and its parents, which ``**kwargs`` go to."""
     names: dict[str, Any] = {}
     for base in inspect.getmro(cls) if inspect.isclass(cls) else (cls,):
         with suppress(TypeError, ValueError):  # written in C, or nothing at all
@@ -199,15 +173,7 @@ def arguments_of(cls: Any) -> list[str]:
 
 
 def nearest(wanted: Any, known: Iterable[str]) -> str:
-    """Say which known names may have been meant.
-
-    Args:
-        wanted (str): The unknown name.
-        known (Iterable[str]): All that exist.
-
-    Returns:
-        str: ``the nearest is ...`` or, if none is near, some of them.
-    """
+    """Say which known names may have been meant."""
     names = [name for name in known if name]
     # Paths with one part too many or too few: fc for head.fc.
     ends = [n for n in names if f'{wanted}'.endswith(f'.{n}') or n.endswith(f'.{wanted}')]
@@ -216,15 +182,7 @@ def nearest(wanted: Any, known: Iterable[str]) -> str:
 
 
 def one_line(message: Any, most: int = 500) -> str:
-    """Collapse white space and cut what is too long to read.
-
-    Args:
-        message (str | BaseException): Text or exception.
-        most (int): Most characters. Defaults to 500.
-
-    Returns:
-        str: One line.
-    """
+    """Collapse white space and cut what is too long to read."""
     if isinstance(message, KeyError) and message.args:
         message = message.args[0]  # str() would quote it
     text = ' '.join(str(message).split()) or type(message).__name__
@@ -232,14 +190,7 @@ def one_line(message: Any, most: int = 500) -> str:
 
 
 def describe(record: Any) -> str:
-    """Describe tensors by shape, and by type if it is not float32.
-
-    Args:
-        record: A tensor, or a sequence or mapping of them.
-
-    Returns:
-        str: For example ``(4, 16)`` or ``[(4, 8, 8, 8), (4,) int64]``.
-    """
+    """Describe tensors by shape, and by type if not float32: ``[(4, 8, 8, 8), (4,) int64]``."""
     if isinstance(record, Tensor):
         kind = '' if record.dtype == torch.float32 else f' {record.dtype}'.replace('torch.', '')
         return f'{tuple(record.shape)}{kind}'

@@ -84,8 +84,7 @@ def _explain(path: Path, error: Exception) -> str:
 def _log_history_allowed() -> Iterator[None]:
     """Let ``torch.load(weights_only=True)`` read the log history of MMEngine's checkpoints.
 
-    None of the classes runs code of the file. What the process has allowed under the same names
-    is left as it is, and the list is as before afterwards.
+    What the process has allowed under the same names is left as it is; the list is as before then.
     """
     import numpy as np
     import torch
@@ -168,18 +167,15 @@ def load_checkpoint(source: str, map_location: Any = 'cpu') -> dict[str, Any]:
 
 
 def _load_url(url: str, map_location: Any = None, progress: bool = True, **_: Any) -> dict:
-    """Stand in for ``torch.hub.load_state_dict_from_url``, which unpickles whatever it is sent.
-
-    It also knows a download by the last part of its URL alone; here the whole URL names the file.
-    """
+    """Stand in for ``torch.hub.load_state_dict_from_url``, which unpickles whatever it is sent."""
     import torch
 
+    # torch knows a download by the last part of its URL alone; here the whole URL names the file.
     name = Path(urlparse(url).path).name
-    path = Path(
-        torch.hub.get_dir(), 'checkpoints', f'{sha256(url.encode()).hexdigest()[:12]}-{name}'
-    )
+    folder, digest = Path(torch.hub.get_dir(), 'checkpoints'), sha256(url.encode()).hexdigest()[:12]
+    path = folder / f'{digest}-{name}'
     if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         expected = re.search(r'-([a-f0-9]{8,})\.', name)  # as the names of published files end
         try:
             torch.hub.download_url_to_file(url, str(path), expected and expected[1], progress)

@@ -21,13 +21,7 @@ _LIBRARIES: list[Any] = []
 
 
 def rebind(package: str, old: Any, new: Any) -> None:
-    """Replace an object in every module of a package that has imported it.
-
-    Args:
-        package (str): Top-level name of the package.
-        old: Object to be replaced.
-        new: What takes its place.
-    """
+    """Replace an object in every module of a package that has imported it."""
     for name, module in list(sys.modules.items()):
         if name.split('.')[0] == package and module is not None:
             for attribute, value in list(vars(module).items()):
@@ -38,8 +32,7 @@ def rebind(package: str, old: Any, new: Any) -> None:
 def check_mmcv() -> None:
     """Raise one clear error if MMCV is missing or does not suit MMRazor.
 
-    It is not among the requirements, because ``mmcv`` and ``mmcv-lite`` are two distributions of
-    the same package: installing one of them over the other would overwrite it.
+    It is not among the requirements: ``mmcv`` and ``mmcv-lite`` would overwrite each other.
 
     Raises:
         ImportError: If MMCV is missing, too old or too new.
@@ -55,10 +48,7 @@ def check_mmcv() -> None:
     if spec is None or spec.origin is None:
         raise ImportError(f'MMCV is missing, but {needed}; {advice}')
     # Importing MMCV takes a second or two; this file of it does not.
-    version_file = Path(spec.origin).with_name('version.py')
-    if not version_file.is_file():
-        return  # MMRazor will check it
-    version = runpy.run_path(str(version_file))['__version__']
+    version = runpy.run_path(str(Path(spec.origin).with_name('version.py')))['__version__']
     low, found, high = map(digit_version, (MMCV_MINIMUM, version, MMCV_MAXIMUM))
     if not low <= found <= high:
         raise ImportError(f'MMCV {version} was found, but {needed}; uninstall it, then {advice}')
@@ -145,7 +135,6 @@ def find_installed_packages(package_utils: ModuleType) -> None:
 
     def get_installed_path(package: str) -> str:
         """Folder of an installed package, by module or distribution name."""
-        # find_spec takes a name with a dash for a missing module.
         spec = importlib.util.find_spec(package)
         spec = spec or importlib.util.find_spec(package2module(package))
         if spec is None or spec.origin is None:

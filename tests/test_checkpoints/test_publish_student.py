@@ -2,9 +2,7 @@
 
 import copy
 import hashlib
-import importlib.util
 import os
-from pathlib import Path
 
 import mmpretrain
 import pytest
@@ -12,99 +10,24 @@ import torch
 from mmengine.config import Config
 from mmengine.fileio import load
 from mmengine.registry import DefaultScope
-from mmengine.runner import Runner
 from mmpretrain.registry import MODELS
 
 from crd_plugin.checkpoints.publish import parse_config_text, publish_student, student_config
-from crd_plugin.cli import arguments as cli
 from crd_plugin.compat import CheckpointError, load_checkpoint_file
-
-ROOT = Path(__file__).parents[2]
-
-
-def call(path, *argv):
-    """Run a tool in this process and return its exit status."""
-    spec = importlib.util.spec_from_file_location('tool', ROOT / 'tools' / path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return cli.run(module.main, [str(arg) for arg in argv])
-
-
-VANILLA = """
-default_scope = 'mmpretrain'
-custom_imports = dict(imports=['crd_plugin'])
-data_preprocessor = dict(
-    type='ClsDataPreprocessor', mean=[78.] * 3, std=[81.] * 3)
-pipeline = [dict(type='Resize', scale=16), dict(type='PackInputs')]
-train_dataloader = dict(
-    batch_size=25,
-    num_workers=0,
-    sampler=dict(type='DefaultSampler', shuffle=True),
-    dataset=dict(
-        type='crd_plugin.SampleIndexDataset',
-        dataset=dict(type='crd_plugin.Digits', num_train_per_class=10,
-                     pipeline=pipeline)))
-test_dataloader = dict(
-    batch_size=250,
-    num_workers=0,
-    sampler=dict(type='DefaultSampler', shuffle=False),
-    dataset=dict(type='crd_plugin.Digits', split='test', pipeline=pipeline))
-test_evaluator = dict(type='Accuracy', topk=(1, 5))
-test_cfg = dict()
-train_cfg = dict(by_epoch=True, max_epochs=2)
-optim_wrapper = dict(optimizer=dict(type='SGD', lr=0.05, momentum=0.9))
-randomness = dict(seed=0)
-student = dict(
-    type='ImageClassifier',
-    backbone=dict(type='crd_plugin.CIFARResNet', depth=8, base_channels=4),
-    neck=dict(type='GlobalAveragePooling'),
-    head=dict(type='LinearClsHead', num_classes=10, in_channels=16))
-"""
-DISTILLATION = """
-_base_ = ['base.py']
-model = dict(
-    type='crd_plugin.FrozenTeacherDistill',
-    architecture=_base_.student,
-    teacher=dict(
-        type='ImageClassifier',
-        backbone=dict(
-            type='crd_plugin.CIFARResNet', depth=8, base_channels=8),
-        neck=dict(type='GlobalAveragePooling'),
-        head=dict(type='LinearClsHead', num_classes=10, in_channels=32)),
-    distiller=dict(
-        type='mmrazor.ConfigurableDistiller',
-        student_recorders=dict(
-            feat=dict(type='mmrazor.ModuleOutputs', source='neck'),
-            ids=dict(type='crd_plugin.SampleField', source='sample_idx')),
-        teacher_recorders=dict(
-            feat=dict(type='mmrazor.ModuleOutputs', source='neck')),
-        connectors=dict(
-            student=dict(type='crd_plugin.EmbeddingConnector'),
-            teacher=dict(type='crd_plugin.EmbeddingConnector')),
-        distill_losses=dict(
-            loss_crd=dict(type='crd_plugin.CRDLoss', num_negatives=20)),
-        loss_forward_mappings=dict(loss_crd=dict(
-            s_feats=dict(
-                recorder='feat', from_student=True, connector='student'),
-            t_feats=dict(
-                recorder='feat', from_student=False, connector='teacher'),
-            sample_idx=dict(recorder='ids', from_student=True)))))
-custom_hooks = [dict(type='crd_plugin.MemoryBankHook'), dict(type='EMAHook')]
-"""
+from tests import small_runs
+from tests.test_cli.test_arguments import call
 
 
 @pytest.fixture(scope='module')
 def run(tmp_path_factory):
     """Work dir of two epochs of CRD with averaged weights, and configs."""
     folder = tmp_path_factory.mktemp('run')
-    (folder / 'base.py').write_text(VANILLA)
-    (folder / 'crd.py').write_text(DISTILLATION)
-    (folder / 'vanilla.py').write_text("_base_ = ['base.py']\nmodel = _base_.student\n")
-    cfg = Config.fromfile(folder / 'crd.py')
-    cfg.work_dir = str(folder / 'work')
-    cfg.experiment_name = f'publish_{folder.name}'
-    with DefaultScope.overwrite_default_scope('mmpretrain'):
-        Runner.from_cfg(cfg).train()
+    hooks = [dict(type='crd_plugin.MemoryBankHook'), dict(type='EMAHook')]
+    changes = dict(custom_hooks=hooks, train_cfg__max_epochs=2)
+    small_runs.write_config(folder / 'crd.py', folder / 'work', **changes)
+    student = dict(small_runs.net(6), _delete_=True)
+    small_runs.write_config(folder / 'vanilla.py', folder, model=student, custom_hooks=[])
+    small_runs.build(folder / 'work', **changes).train()
     return folder
 
 
@@ -237,9 +160,9 @@ def test_same_predictions_from_the_test_tool(run, checkpoint, published):
     for name, weights in (('gone', checkpoint), ('vanilla', published)):
         flags = ['--out', run / f'{name}.pkl', '--work-dir', run / 'test']
         flags += ['--cfg-options', f'experiment_name={name}_{run.name}']
-        assert call('test.py', run / f'{name}.py', weights, *flags) == 0
+        assert call('test', run / f'{name}.py', weights, *flags) == 0
         scores[name] = [sample['pred_score'] for sample in load(run / f'{name}.pkl')]
-    assert torch.stack(scores['gone']).shape == (1000, 10)
+    assert torch.stack(scores['gone']).shape == (50, 10)
     assert torch.equal(torch.stack(scores['gone']), torch.stack(scores['vanilla']))
 
 
@@ -258,7 +181,7 @@ def test_ema(run, raw, checkpoint, published):
     """EMAHook saves the averages as state_dict; the last weights can be published too."""
     last = publish_student(checkpoint, run / 'out' / 'last.pth', use_ema=False)
     found = loaded(last)['state_dict']
-    key = 'backbone.conv1.weight'
+    key = 'backbone.conv.weight'
     assert torch.equal(found[key], raw['ema_state_dict'][f'module.architecture.{key}'])
     assert not torch.equal(found[key], student_of(raw)[key])
 
@@ -303,7 +226,7 @@ def test_config_must_fit(run, checkpoint):
     for name in ('vanilla', 'crd'):
         out = run / 'out' / f'with_{name}.pth'
         text = loaded(publish_student(checkpoint, out, str(run / f'{name}.py')))['meta']['cfg']
-        assert Config.fromstring(text, '.py').model.type == 'ImageClassifier'
+        assert Config.fromstring(text, '.py').model.type == 'mmpretrain.ImageClassifier'
     wide = Config.fromfile(run / 'vanilla.py')
     wide.model.head.num_classes = 7
     with pytest.raises(ValueError, match='does not fit config.*head.fc'):
@@ -396,7 +319,7 @@ def test_student_config():
 
 
 def test_command_line(checkpoint, tmp_path, capsys):
-    tool = 'model_converters/publish_student.py'
+    tool = 'model_converters/publish_student'
     out = tmp_path / 'student.pth'
     assert call(tool, checkpoint, out) == 0
     (target,) = tmp_path.iterdir()

@@ -2,11 +2,9 @@
 
 import argparse
 import hashlib
-import importlib.util
 import os
 import shutil
 from collections import OrderedDict
-from pathlib import Path
 
 import pytest
 import torch
@@ -18,12 +16,10 @@ from mmpretrain.registry import MODELS
 
 from crd_plugin.checkpoints.convert_repdistiller import convert_repdistiller
 from crd_plugin.checkpoints.publish import parse_config_text
-from crd_plugin.cli import arguments as cli
 from crd_plugin.compat import CheckpointError
 from crd_plugin.models.backbones import build_cifar_classifier_cfg
 from tests.repdistiller import NAMES, assert_logits, images, state_of
-
-TOOL = Path(__file__).parents[2] / 'tools/model_converters/repdistiller_to_crd.py'
+from tests.test_cli.test_arguments import call
 
 
 def save(path, content, **kwargs):
@@ -264,17 +260,15 @@ def test_out_is_written_whole_and_never_over_another(released, tmp_path, monkeyp
 
 
 def test_command_line(released, tmp_path, capsys):
-    spec = importlib.util.spec_from_file_location('repdistiller_to_crd', TOOL)
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
+    tool = 'model_converters/repdistiller_to_crd'
     out = tmp_path / 'out.pth'
-    assert cli.run(tool.main, [str(released), str(out)]) == 0
+    assert call(tool, released, out) == 0
     assert capsys.readouterr().out.strip().endswith(str(out))
     for argv, message in (
         ((released, tmp_path / 'b.pth', '--arch', 'resnet14'), 'resnet14'),
         ((tmp_path / 'none.pth', tmp_path / 'b.pth'), 'none.pth does not exist'),
         ((released, tmp_path), 'is a folder'),
     ):
-        assert cli.run(tool.main, list(map(str, argv))) == 1
+        assert call(tool, *argv) == 1
         error = capsys.readouterr().err.strip().splitlines()[-1]
         assert error.startswith('error: ') and message in error

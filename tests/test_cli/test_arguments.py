@@ -1,4 +1,4 @@
-"""tools/train.py and tools/test.py, their shell scripts and messages."""
+"""tools/train.py, test.py and check_config.py, the shell scripts and messages."""
 
 import importlib.util
 import json
@@ -96,7 +96,10 @@ def call(name, *argv):
     """
     for kept in (MMLogger, MessageHub, Visualizer, UniversalVisualizer, DefaultScope):
         kept._instance_dict.clear()
-    return cli.run(tool(name).main, [str(arg) for arg in argv])
+    try:
+        return cli.run(tool(name).main, [str(arg) for arg in argv])
+    except SystemExit as error:
+        return error.code
 
 
 def run(command):
@@ -252,18 +255,6 @@ def error_of(capsys, status):
     return line
 
 
-def test_missing_config_in_another_process_has_no_traceback(tmp_path):
-    result = subprocess.run(
-        [sys.executable, TOOLS / 'train.py', 'zzzzzzzzzzz.py'],
-        env=environment(),
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 1
-    assert result.stderr == 'error: config zzzzzzzzzzz.py does not exist.\n'
-
-
 FILES = dict(
     child="_base_ = 'no_such_base.py'",
     apex="_base_ = 'plain.py'\noptim_wrapper = dict(type='ApexOptimWrapper')",
@@ -276,6 +267,7 @@ FILES = dict(
     'command, message',
     [
         ('train plan.py', 'error: config plan.py does not exist; the nearest are plain.py'),
+        ('train zzzzzzzzzzz.py', 'error: config zzzzzzzzzzz.py does not exist.'),
         ('train child.py', 'no_such_base.py'),
         ('test plain.py nope.pth', 'checkpoint nope.pth does not exist'),
         ('train plain.py --resume no.pth', '--resume no.pth does not exist'),
@@ -287,6 +279,9 @@ FILES = dict(
         ('train apex.py --amp', 'the config has ApexOptimWrapper'),
         ('test untested.py nope.pth', 'has no `test_evaluator`'),
         ('test unseen.py nope.pth --show-dir x', 'VisualizationHook'),
+        ('check_config plan.py', 'does not exist; the nearest are plain.py'),
+        ('check_config child.py', 'no_such_base.py'),
+        ('check_config plain.py --batch-size 0', 'batch_size is 0'),
     ],
 )
 def test_mistake_in_files_or_flags(folder, capsys, command, message):
@@ -298,6 +293,18 @@ def test_mistake_in_files_or_flags(folder, capsys, command, message):
     Path('w/last_checkpoint').write_text('gone/epoch_7.pth')
     assert message in error_of(capsys, run(command))
     assert not Path('work_dirs').exists()
+
+
+def test_check_config_of_a_sound_config(folder, capsys):
+    before = set(folder.iterdir())
+    assert run('check_config plain.py --batch-size 3') == 0
+    assert set(folder.iterdir()) == before
+    out, error = capsys.readouterr()
+    assert not error and out.startswith('Config   plain.py\n')
+    for text in ('3 x 3 x 32 x 32 uint8', 'Losses', 'Parameters', '\nfine ('):
+        assert text in out
+    assert run('check_config plain.py --cfg-options model.head.in_channels=7') == 1
+    assert '1 problem (' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize('command', ['test distill.py', 'train distill.py --resume'])
@@ -348,6 +355,35 @@ def test_refused_arguments(capsys, flags, message):
         tool('test').parse_args(['c.py', 'c.pth', *flags.split()])
     assert caught.value.code == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    'option, message',
+    [
+        ('model.architecture.head.type=LinearClsHeed', 'the nearest are LinearClsHead, '),
+        ('model.architecture.head.in_channel=32', 'the nearest is in_channels.'),
+        ('model.architecture.head.in_channels=65', 'but the feature has 32 channels'),
+        ('model.distiller.student_recorders.fc.source=fc', 'the nearest is head.fc.'),
+        ('model.distiller.loss_forward_mappings.loss_kl.preds_S.recorder=fd', 'nearest is fc.'),
+        ('model.teacher.head.num_classes=3', 'given were preds_S (4, 2), preds_T (4, 3)'),
+        ('model.distiller.distill_losses.loss_kl.reduction=x', 'KLDivergence supports reduction'),
+        ('optim_wrapper.optimizer.lr=-1', 'Invalid learning rate: -1'),
+    ],
+)
+def test_training_says_what_the_dry_run_says(folder, capsys, option, message):
+    assert run(f'train distill.py --work-dir w --cfg-options {option}') == 1
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith('error: ')]
+    assert run(f'check_config distill.py --cfg-options {option}') == 1
+    assert lines == capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and message in lines[0]
+    assert 'Traceback' in log_of('w')
+
+
+def test_error_before_there_is_a_log_file_has_a_traceback(folder, capsys):
+    assert run('train plain.py --work-dir w --cfg-options train_cfg=None') == 1
+    *traceback, line = capsys.readouterr().err.splitlines()
+    assert line.startswith('error: train_dataloader, train_cfg, and optim_wrapper should be')
+    assert 'Traceback (most recent call last):' in traceback
 
 
 def test_a_real_bug_keeps_its_traceback():
