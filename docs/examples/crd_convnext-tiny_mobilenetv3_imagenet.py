@@ -1,20 +1,25 @@
-_base_ = '../../configs/crd/crd_resnet34_resnet18_8xb32-100e_imagenet.py'
-model = dict(
+_base_ = [
+    '../../configs/_base_/settings/imagenet_8xb32-100e.py',
+    '../../configs/_base_/distillers/crd.py',
+]
+from crd_plugin.fragments import join
+
+pair = dict(
     architecture=dict(
-        backbone=dict(_delete_=True, type='MobileNetV3', arch='large'),
+        type='ImageClassifier',
+        backbone=dict(type='MobileNetV3', arch='large'),
+        neck=dict(type='GlobalAveragePooling'),
         head=dict(
             type='StackedLinearClsHead',
+            num_classes=1000,
             in_channels=960,
             mid_channels=[1280],
             act_cfg=dict(type='HSwish'),
         ),
     ),
-    teacher=dict(
-        backbone=dict(_delete_=True, type='ConvNeXt', arch='tiny'),
-        neck=None,  # it averages its last map itself
-        head=dict(in_channels=768),
-    ),
+    teacher=dict(cfg_path='mmpretrain::convnext/convnext-tiny_32xb128_in1k.py', pretrained=False),
     teacher_ckpt='https://download.openmmlab.com/mmclassification/v0/'
     'convnext/convnext-tiny_32xb128_in1k_20221207-998cf3e9.pth',
-    distiller=dict(teacher_recorders=dict(feat=dict(source='backbone'))),
 )
+model = join(pair, _base_.crd)
+model.distiller.teacher_recorders.feat.source = 'backbone'  # it averages its last map itself
