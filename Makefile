@@ -1,6 +1,6 @@
 # make demo     a distillation on real digits, from nothing to a table
 # make test     the whole test suite
-# make lint     style and import order
+# make lint     format, style, spelling and types
 # make install  the package with its tested requirements
 # make clean    remove what these made
 #
@@ -19,6 +19,7 @@ WORK_DIR ?=
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS)
 STAMPS := $(VENV)/.stamps
+HINT := echo 'To use the tools, activate the environment first: source $(VENV)/bin/activate'
 
 .PHONY: demo test lint install clean
 .DELETE_ON_ERROR:
@@ -28,15 +29,20 @@ demo: $(STAMPS)/package $(STAMPS)/demo
 	    $(if $(SEEDS),--seeds $(SEEDS)) \
 	    $(if $(METHODS),--methods "$(METHODS)") \
 	    $(if $(WORK_DIR),--work-dir "$(WORK_DIR)")
+	@$(HINT)
 
 test: $(STAMPS)/package $(STAMPS)/tests
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-lint: $(STAMPS)/lint
-	$(BIN)/python -m flake8
-	$(BIN)/python -m isort --check-only --diff .
+# mypy reads the types of what the package imports.
+lint: $(STAMPS)/package $(STAMPS)/demo $(STAMPS)/lint
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/codespell
+	$(BIN)/mypy
 
 install: $(STAMPS)/package
+	@$(HINT)
 
 # A half-made environment would look complete to the next run.
 $(BIN)/python:
@@ -69,5 +75,5 @@ $(STAMPS)/demo $(STAMPS)/tests $(STAMPS)/lint: \
 $(STAMPS)/tests: requirements/demo.txt
 
 clean:
-	rm -rf "$(VENV)" build dist *.egg-info crd_plugin/.mim .pytest_cache
+	rm -rf "$(VENV)" build dist *.egg-info crd_plugin/.mim .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +

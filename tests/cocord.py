@@ -1,16 +1,16 @@
 """Configs of CoCoRD for tests."""
 
-from typing import Any, Dict
+from typing import Any
 
 from tests import small_runs
 
 SIZES = dict(hidden_dim=16, embed_dim=8, predictor_dim=4, queue_size=15)
 
 
-def distiller(source: str = 'neck', **loss: Any) -> Dict[str, Any]:
+def distiller(source: str = 'neck', **loss: Any) -> dict[str, Any]:
     """Config of CoCoRD on a module's output; arguments go to the loss."""
 
-    def record(from_student: bool, record_idx: int = 0) -> Dict[str, Any]:
+    def record(from_student: bool, record_idx: int = 0) -> dict[str, Any]:
         return dict(recorder='feat', from_student=from_student, record_idx=record_idx, data_idx=-1)
 
     recorder = dict(type='mmrazor.ModuleOutputs', source=source)
@@ -31,7 +31,7 @@ def distiller(source: str = 'neck', **loss: Any) -> Dict[str, Any]:
     )
 
 
-def model_config(**loss: Any) -> Dict[str, Any]:
+def model_config(**loss: Any) -> dict[str, Any]:
     """Config of the algorithm; arguments go to the loss."""
     return dict(
         type='crd_plugin.CoCoRDDistill',
@@ -42,7 +42,7 @@ def model_config(**loss: Any) -> Dict[str, Any]:
     )
 
 
-def run_changes(**loss: Any) -> Dict[str, Any]:
+def run_changes(**loss: Any) -> dict[str, Any]:
     """Changes that make a run of :mod:`tests.small_runs` one of CoCoRD."""
     pipeline = [dict(type='RandomCrop', crop_size=8, padding=1), dict(type='PackInputs')]
     views = dict(type='crd_plugin.MultiViewPipeline', transforms=pipeline)

@@ -3,7 +3,6 @@
 import os
 import traceback
 from pathlib import Path
-from typing import Dict, List
 
 import torch
 import torch.distributed as dist
@@ -61,7 +60,7 @@ class Connectors(nn.Module):
         )
 
 
-def make_steps(name: str) -> List[List[Dict[str, Tensor]]]:
+def make_steps(name: str) -> list[list[dict[str, Tensor]]]:
     """Batches of all ranks; ids and labels repeat within and across ranks."""
     generator = torch.Generator().manual_seed(3)
     steps = []
@@ -79,12 +78,12 @@ def make_steps(name: str) -> List[List[Dict[str, Tensor]]]:
     return steps
 
 
-def join(batches: List[Dict[str, Tensor]]) -> Dict[str, Tensor]:
+def join(batches: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     """The batch of a single process."""
     return {key: torch.cat([batch[key] for batch in batches]) for key in batches[0]}
 
 
-def contrast_batches(model: nn.Module, batches: List[Dict[str, Tensor]], ids: bool) -> List[dict]:
+def contrast_batches(model: nn.Module, batches: list[dict[str, Tensor]], ids: bool) -> list[dict]:
     """Losses and gradients of the weights, step by step."""
     seen = []
     inner = getattr(model, 'module', model)
@@ -108,7 +107,7 @@ def contrast_batches(model: nn.Module, batches: List[Dict[str, Tensor]], ids: bo
     return seen
 
 
-def in_batch(rank: int) -> Dict[tuple, List[dict]]:
+def in_batch(rank: int) -> dict[tuple, list[dict]]:
     """Every mode under DDP, as training runs it."""
     found = {}
     for name in SIZES:
@@ -152,7 +151,7 @@ def make_bank_loss(objective: str, exclude: str, sharded: bool, negatives: str =
     return loss
 
 
-def make_bank_steps() -> List[List[Dict[str, Tensor]]]:
+def make_bank_steps() -> list[list[dict[str, Tensor]]]:
     """Batches of all ranks; the last step has an id on both ranks."""
     generator = torch.Generator().manual_seed(5)
     steps = []
@@ -173,7 +172,7 @@ def make_bank_steps() -> List[List[Dict[str, Tensor]]]:
     return steps
 
 
-def contrast_with_bank(loss: CRDLoss, batches: List[Dict[str, Tensor]], given: bool) -> List[dict]:
+def contrast_with_bank(loss: CRDLoss, batches: list[dict[str, Tensor]], given: bool) -> list[dict]:
     """Losses, gradients and banks, step by step."""
     seen = []
     for batch in batches:
@@ -197,7 +196,7 @@ def contrast_with_bank(loss: CRDLoss, batches: List[Dict[str, Tensor]], given: b
     return seen
 
 
-def with_shards(rank: int) -> Dict[tuple, dict]:
+def with_shards(rank: int) -> dict[tuple, dict]:
     """Every mode that has an exact counterpart, and the rows gathered."""
     batches = [step[rank] for step in make_bank_steps()]
     found = {}
@@ -216,7 +215,7 @@ def with_shards(rank: int) -> Dict[tuple, dict]:
     return found
 
 
-def _value(loss: CRDLoss, batch: Dict[str, Tensor]) -> Tensor:
+def _value(loss: CRDLoss, batch: dict[str, Tensor]) -> Tensor:
     """Loss of a batch with new negatives, Z given."""
     loss.bank._has_z = True
     loss.bank.log_z_student.fill_(5.0)
@@ -229,7 +228,6 @@ def train_shards(folder: Path, name: str, **changes) -> None:
     changes = {
         **small_runs.without_validation(),
         'train_cfg__max_epochs': 2,
-        'default_hooks__checkpoint__type': 'crd_plugin.CheckpointHook',
         'model__distiller__distill_losses__loss_crd__negatives': 'all',
         **changes,
     }
@@ -257,7 +255,8 @@ def real_runs(folder: Path) -> dict:
     runner.train()
     message, refused = '', ''
     try:
-        small_runs.build(folder / 'refused', launcher='pytorch', **sharded).train()
+        plain = {'default_hooks__checkpoint__type': 'CheckpointHook'}
+        small_runs.build(folder / 'refused', launcher='pytorch', **sharded, **plain).train()
     except ValueError as error:
         refused = str(error)
     try:

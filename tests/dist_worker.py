@@ -4,7 +4,7 @@ import os
 import traceback
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Dict, List, NamedTuple
+from typing import NamedTuple
 from unittest import mock
 
 import torch
@@ -43,7 +43,7 @@ class Batch(NamedTuple):
 
     sample_idx: Tensor
     contrast_idx: Tensor
-    embeddings: Dict[str, List[Tensor]]
+    embeddings: dict[str, list[Tensor]]
 
 
 class Rows(Dataset):
@@ -66,7 +66,7 @@ class Loop(BaseLoop):
         """Not called."""
 
 
-def make_steps(world: int) -> List[List[Batch]]:
+def make_steps(world: int) -> list[list[Batch]]:
     """Batches of all ranks in four steps."""
     generator = torch.Generator().manual_seed(world)
 
@@ -107,7 +107,7 @@ def make_steps(world: int) -> List[List[Batch]]:
     return steps
 
 
-def concatenate(batches: List[Batch]) -> Batch:
+def concatenate(batches: list[Batch]) -> Batch:
     """The batch of a single process that sees what all ranks see."""
     return Batch(
         torch.cat([batch.sample_idx for batch in batches]),
@@ -144,7 +144,7 @@ def make_trainer(batch_size: int = BATCH_SIZE) -> SimpleNamespace:
     return SimpleNamespace(model=model, hook=hook, runner=runner)
 
 
-def take_steps(trainer: SimpleNamespace, batches: List[Batch]) -> List[dict]:
+def take_steps(trainer: SimpleNamespace, batches: list[Batch]) -> list[dict]:
     """Forward and commit; returns losses and banks after each step."""
     seen = []
     for step, batch in enumerate(batches):
@@ -173,7 +173,7 @@ def error_of(function, *args) -> str:
     return 'nothing was raised'
 
 
-def notice_drift(trainer: SimpleNamespace, rank: int) -> Dict[str, str]:
+def notice_drift(trainer: SimpleNamespace, rank: int) -> dict[str, str]:
     """Damage one rank's bank, one number at a time."""
     bank = trainer.model['loss_b'].bank
     messages = dict(none=error_of(trainer.hook.after_train_epoch, None))
@@ -192,7 +192,7 @@ def notice_drift(trainer: SimpleNamespace, rank: int) -> Dict[str, str]:
     return messages
 
 
-def gather_large_ids(rank: int, world: int) -> Dict[str, Tensor]:
+def gather_large_ids(rank: int, world: int) -> dict[str, Tensor]:
     """Ids that need all of their 64 bits."""
     found = {}
     for name, batch_size in (('padded', 9), ('unknown', None)):

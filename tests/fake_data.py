@@ -1,92 +1,37 @@
 """Small data sets in the on-disk formats of the real ones.
 
-Each writer fills a folder and returns what it wrote. Pictures are noise over
-a colour of the class, so a network can learn from them. What a test trains
-through ``tools/`` has to read: give the folder as ``data_root``, and for
-CIFAR, whose readers know the MD5 sums of the real files, the type
-``FakeCIFAR10`` or ``FakeCIFAR100`` with ``custom_imports`` naming this
-module. Within a process :func:`without_md5` does it for the real types.
+Each writer fills a folder and returns what it wrote. Pictures are noise over a colour of the class,
+so a network can learn from them. ``root`` is the ``data_root`` of a config.
 """
 
 import pickle
 from pathlib import Path
-from typing import Any, Dict, List, Sequence, Tuple
 
-import crd_plugin  # isort: skip  # noqa: F401  mends torchvision first
+import crd_plugin  # isort: skip  # noqa: F401  repairs the imports below
 import numpy as np
 from mmpretrain.datasets import CIFAR10, CIFAR100
-from mmpretrain.registry import DATASETS
 from PIL import Image
 
-Arrays = Tuple[np.ndarray, np.ndarray]
-Files = List[Tuple[str, int]]
-
-# Ids of ten classes of Tiny-ImageNet, in the order of its wnids.txt.
-WNIDS = (
-    'n02124075',
-    'n04067472',
-    'n04540053',
-    'n04099969',
-    'n07749582',
-    'n01641577',
-    'n02802426',
-    'n09246464',
-    'n07920052',
-    'n03970156',
+# Ten classes of Tiny-ImageNet, in the order of its wnids.txt.
+WNIDS = tuple(
+    'n02124075 n04067472 n04540053 n04099969 n07749582 '
+    'n01641577 n02802426 n09246464 n07920052 n03970156'.split()
 )
-WORDS = (
-    'Egyptian cat',
-    'reel',
-    'volleyball',
-    'rocking chair, rocker',
-    'lemon',
-    'bullfrog, Rana catesbeiana',
-    'basketball',
-    'cliff, drop, drop-off',
-    'espresso',
-    "plunger, plumber's helper",
+WORDS = tuple(
+    'Egyptian cat;reel;volleyball;rocking chair, rocker;lemon;bullfrog, Rana catesbeiana;'
+    "basketball;cliff, drop, drop-off;espresso;plunger, plumber's helper".split(';')
 )
 
 
-def _unchecked(files: Sequence[Sequence[Any]]) -> List[List[Any]]:
-    return [[name, None] for name, _ in files]
-
-
-@DATASETS.register_module()
-class FakeCIFAR10(CIFAR10):
-    """CIFAR10 that takes files of any content."""
-
-    train_list = _unchecked(CIFAR10.train_list)
-    test_list = _unchecked(CIFAR10.test_list)
-
-
-@DATASETS.register_module()
-class FakeCIFAR100(CIFAR100):
-    """CIFAR100 that takes files of any content."""
-
-    train_list = _unchecked(CIFAR100.train_list)
-    test_list = _unchecked(CIFAR100.test_list)
-
-
-def without_md5(monkeypatch: Any) -> None:
-    """Let mmpretrain's CIFAR classes take files of any content for a test."""
+def without_md5(monkeypatch):
+    """Let mmpretrain's CIFAR classes, which know the MD5 sums of the real files, take any."""
     for cls in (CIFAR10, CIFAR100):
-        monkeypatch.setattr(cls, 'train_list', _unchecked(cls.train_list))
-        monkeypatch.setattr(cls, 'test_list', _unchecked(cls.test_list))
+        for files in ('train_list', 'test_list'):
+            monkeypatch.setattr(cls, files, [[name, None] for name, _ in getattr(cls, files)])
 
 
-def pictures(labels: Sequence[int], height: int, width: int, seed: int = 0) -> np.ndarray:
-    """Noisy pictures of one colour a class.
-
-    Args:
-        labels (Sequence[int]): Class of each.
-        height (int): Pixels.
-        width (int): Pixels.
-        seed (int): Seed. Defaults to 0.
-
-    Returns:
-        np.ndarray: (N, height, width, 3) uint8, RGB.
-    """
+def pictures(labels, height, width, seed=0):
+    """Return noisy pictures of one colour per class, ``(N, height, width, 3)`` uint8, RGB."""
     generator = np.random.RandomState(seed)
     labels = np.asarray(labels)
     colour = np.stack([labels * 37 % 200, labels * 91 % 200, labels * 53 % 200], axis=-1)
@@ -94,95 +39,47 @@ def pictures(labels: Sequence[int], height: int, width: int, seed: int = 0) -> n
     return colour.astype(np.uint8)[:, None, None] + noise
 
 
-def write_cifar10(root: Any, num_train: int = 50, num_test: int = 20) -> Dict[str, Arrays]:
-    """CIFAR-10: five training batches and a test batch, pickled.
+def write_cifar10(root, num_train=50, num_test=20):
+    """Write CIFAR-10: five training batches and a test batch, pickled.
 
-    Each row holds 1,024 red, 1,024 green and 1,024 blue values, row by row.
-
-    Args:
-        root (path): ``data_root`` of ``CIFAR10``.
-        num_train (int): Training images, a multiple of five. Defaults to 50.
-        num_test (int): Test images. Defaults to 20.
-
-    Returns:
-        dict: 'train' and 'test' to images (N, 32, 32, 3) uint8 and labels
-        (N,).
+    ``num_train`` is a multiple of five. Returns 'train' and 'test' to images ``(N, 32, 32, 3)``
+    uint8 and labels ``(N,)``.
     """
     folder = Path(root) / 'cifar-10-batches-py'
     written = _cifar_arrays(10, num_train, num_test)
-    images, labels = written['train']
-    step = num_train // 5
-    for number in range(5):
-        part = slice(number * step, (number + 1) * step)
-        _pickle(
-            folder / f'data_batch_{number + 1}',
-            batch_label=f'training batch {number + 1} of 5',
-            labels=labels[part].tolist(),
-            data=_rows(images[part]),
-            filenames=_names(step),
-        )
-    images, labels = written['test']
-    _pickle(
-        folder / 'test_batch',
-        batch_label='testing batch 1 of 1',
-        labels=labels.tolist(),
-        data=_rows(images),
-        filenames=_names(num_test),
-    )
-    _pickle(
-        folder / 'batches.meta',
-        num_cases_per_batch=step,
-        label_names=list(CIFAR10.METAINFO['classes']),
-        num_vis=3072,
-    )
+    train = zip(*(np.split(array, 5) for array in written['train']))
+    batches = {f'data_batch_{number}': part for number, part in enumerate(train, start=1)}
+    for name, (images, labels) in {**batches, 'test_batch': written['test']}.items():
+        _pickle(folder / name, batch_label=name, labels=labels.tolist(), **_cifar_rows(images))
+    label_names = list(CIFAR10.METAINFO['classes'])
+    _pickle(folder / 'batches.meta', label_names=label_names, num_vis=3072)
     return written
 
 
-def write_cifar100(root: Any, num_train: int = 200, num_test: int = 100) -> Dict[str, Arrays]:
-    """CIFAR-100: one training and one test file, fine and coarse labels.
+def write_cifar100(root, num_train=200, num_test=100):
+    """Write CIFAR-100: one training and one test file, fine and coarse labels.
 
-    Args:
-        root (path): ``data_root`` of ``CIFAR100``.
-        num_train (int): Training images. Defaults to 200.
-        num_test (int): Test images. Defaults to 100.
-
-    Returns:
-        dict: 'train' and 'test' to images (N, 32, 32, 3) uint8 and fine
-        labels (N,).
+    Returns 'train' and 'test' to images ``(N, 32, 32, 3)`` uint8 and fine labels ``(N,)``.
     """
     folder = Path(root) / 'cifar-100-python'
     written = _cifar_arrays(100, num_train, num_test)
     for split, (images, labels) in written.items():
         _pickle(
             folder / split,
-            filenames=_names(len(images)),
-            batch_label=f'{split}ing batch 1 of 1',
+            batch_label=split,
             fine_labels=labels.tolist(),
             coarse_labels=(labels // 5).tolist(),
-            data=_rows(images),
+            **_cifar_rows(images),
         )
-    _pickle(
-        folder / 'meta',
-        fine_label_names=list(CIFAR100.METAINFO['classes']),
-        coarse_label_names=[f'coarse {number}' for number in range(20)],
-    )
+    _pickle(folder / 'meta', fine_label_names=list(CIFAR100.METAINFO['classes']))
     return written
 
 
-def write_stl10(
-    root: Any, num_train: int = 40, num_test: int = 20, num_unlabeled: int = 60
-) -> Dict[str, Arrays]:
-    """STL-10: planes stored column by column, labels from 1.
+def write_stl10(root, num_train=40, num_test=20, num_unlabeled=60):
+    """Write STL-10, ``root`` the folder ``stl10_binary``: planes column by column, labels from 1.
 
-    Args:
-        root (path): The folder ``stl10_binary``.
-        num_train (int): Training images. Defaults to 40.
-        num_test (int): Test images. Defaults to 20.
-        num_unlabeled (int): Unlabeled images. Defaults to 60.
-
-    Returns:
-        dict: 'train', 'test' and 'unlabeled' to images (N, 96, 96, 3) uint8
-        and labels (N,) from 0; those of 'unlabeled' are in no file.
+    Returns 'train', 'test' and 'unlabeled' to images ``(N, 96, 96, 3)`` uint8 and labels ``(N,)``
+    from 0; those of 'unlabeled' are in no file.
     """
     root = Path(root)
     root.mkdir(parents=True, exist_ok=True)
@@ -198,90 +95,59 @@ def write_stl10(
         if split != 'unlabeled':
             (root / f'{split}_y.bin').write_bytes(bytes(int(label) + 1 for label in labels))
         written[split] = images, labels
-    (root / 'class_names.txt').write_text(
-        'airplane\nbird\ncar\ncat\ndeer\ndog\nhorse\nmonkey\nship\ntruck\n'
-    )
-    (root / 'fold_indices.txt').write_text('0 1 2\n' * 10)
     return written
 
 
-def write_tiny_imagenet(
-    root: Any, num_classes: int = 10, num_train: int = 4, num_val: int = 2
-) -> Dict[str, Files]:
-    """Tiny-ImageNet-200 as unpacked, of its first classes.
+def write_tiny_imagenet(root, num_classes=10, num_train=4, num_val=2):
+    """Write Tiny-ImageNet-200 as unpacked, of its first ``num_classes`` (at most ten) classes.
 
-    The order of ``wnids.txt`` is not alphabetical, ``words.txt`` names ids
-    that are no classes, and every seventh image is grey, as in the original.
-
-    Args:
-        root (path): The folder ``tiny-imagenet-200``.
-        num_classes (int): Classes, at most ten. Defaults to 10.
-        num_train (int): Training images a class. Defaults to 4.
-        num_val (int): Validation images a class. Defaults to 2.
-
-    Returns:
-        dict: 'train' and 'val' to (path below ``root``, label); the label
-        counts the ids in alphabetical order.
+    As in the original the order of ``wnids.txt`` is not alphabetical, ``words.txt`` names ids that
+    are no classes, and every seventh image is grey. ``num_train`` and ``num_val`` are per class.
+    Returns 'train' and 'val' to (path below ``root``, label); the label counts the ids in
+    alphabetical order.
     """
     root = Path(root)
     wnids = WNIDS[:num_classes]
-    number = {wnid: i for i, wnid in enumerate(sorted(wnids))}
-    written: Dict[str, Files] = dict(train=[], val=[])
+    label_of = {wnid: i for i, wnid in enumerate(sorted(wnids))}
+    written = dict(train=[], val=[])
     for wnid in wnids:
-        boxes = []
         for i in range(num_train):
-            name = f'{wnid}_{i}.JPEG'
-            path = f'train/{wnid}/images/{name}'
-            boxes.append(f'{name}\t0\t10\t63\t58\n')
-            _jpeg(root / path, number[wnid], 64, 64, len(written['train']))
-            written['train'].append((path, number[wnid]))
-        (root / f'train/{wnid}/{wnid}_boxes.txt').write_text(''.join(boxes))
+            path = f'train/{wnid}/images/{wnid}_{i}.JPEG'
+            _jpeg(root / path, label_of[wnid], 64, 64, len(written['train']))
+            written['train'].append((path, label_of[wnid]))
+        (root / f'train/{wnid}/{wnid}_boxes.txt').write_text(f'{wnid}_0.JPEG\t0\t10\t63\t58\n')
     lines = []
     for i in range(num_val * num_classes):
         wnid = wnids[i * 3 % num_classes]
         path = f'val/images/val_{i}.JPEG'
         lines.append(f'val_{i}.JPEG\t{wnid}\t0\t32\t44\t62\n')
-        _jpeg(root / path, number[wnid], 64, 64, i)
-        written['val'].append((path, number[wnid]))
+        _jpeg(root / path, label_of[wnid], 64, 64, i)
+        written['val'].append((path, label_of[wnid]))
     (root / 'val/val_annotations.txt').write_text(''.join(lines))
-    _jpeg(root / 'test/images/test_0.JPEG', 0, 64, 64, 0)
     (root / 'wnids.txt').write_text('\n'.join(wnids))
     words = {**dict(zip(WNIDS, WORDS)), 'n00001740': 'entity'}
     (root / 'words.txt').write_text(''.join(f'{wnid}\t{words[wnid]}\n' for wnid in sorted(words)))
     return written
 
 
-def write_imagenet(
-    root: Any, num_classes: int = 4, num_train: int = 4, num_val: int = 2, meta: bool = True
-) -> Dict[str, Files]:
-    """ImageNet-1k: a folder a class, images of many sizes and modes.
+def write_imagenet(root, num_classes=4, num_train=4, num_val=2, meta=True):
+    """Write ImageNet-1k: a folder per class, images of many sizes and modes.
 
-    As in the original there are portraits and landscapes, a grey image, a
-    CMYK one and one with an EXIF orientation.
-
-    Args:
-        root (path): ``data_root`` of ``ImageNet``.
-        num_classes (int): Classes with images, the first ones. Defaults to 4.
-        num_train (int): Training images a class. Defaults to 4.
-        num_val (int): Validation images a class. Defaults to 2.
-        meta (bool): Write ``meta/*.txt`` with paths and labels; else 1,000
-            folders, most of them empty, say which class is which. Defaults to
-            True.
-
-    Returns:
-        dict: 'train' and 'val' to (path below the split's folder, label).
+    As in the original there are portraits and landscapes, a grey image, a CMYK one and one with an
+    EXIF orientation. ``num_train`` and ``num_val`` are per class. Either ``meta/*.txt`` has paths
+    and labels, or 1,000 folders, most of them empty, say which class is which. Returns 'train' and
+    'val' to (path below the split's folder, label).
     """
     root = Path(root)
     sizes = ((300, 400), (400, 300), (256, 256), (180, 500), (333, 260))
-    written: Dict[str, Files] = {}
+    written = {}
     for split, count in dict(train=num_train, val=num_val).items():
         written[split] = []
-        for label in range(num_classes):
-            for i in range(count):
-                serial = len(written[split])
-                path = f'n{label:08d}/{split}_{serial:08d}.JPEG'
-                _jpeg(root / split / path, label, *sizes[serial % len(sizes)], serial)
-                written[split].append((path, label))
+        for serial in range(num_classes * count):
+            label = serial // count
+            path = f'n{label:08d}/{split}_{serial:08d}.JPEG'
+            _jpeg(root / split / path, label, *sizes[serial % len(sizes)], serial)
+            written[split].append((path, label))
         if meta:
             lines = [f'{path} {label}\n' for path, label in written[split]]
             (root / 'meta').mkdir(exist_ok=True)
@@ -292,7 +158,7 @@ def write_imagenet(
     return written
 
 
-def _cifar_arrays(num_classes: int, num_train: int, num_test: int) -> Dict[str, Arrays]:
+def _cifar_arrays(num_classes, num_train, num_test):
     written = {}
     for seed, (split, count) in enumerate((('train', num_train), ('test', num_test))):
         labels = np.random.RandomState(seed).permutation(np.arange(count) % num_classes)
@@ -300,23 +166,19 @@ def _cifar_arrays(num_classes: int, num_train: int, num_test: int) -> Dict[str, 
     return written
 
 
-def _rows(images: np.ndarray) -> np.ndarray:
-    """(N, 32, 32, 3) as (N, 3072), plane after plane."""
-    return images.transpose(0, 3, 1, 2).reshape(len(images), -1).copy()
+def _cifar_rows(images):
+    """Return images plane after plane, (N, 3072), and names for them."""
+    rows = images.transpose(0, 3, 1, 2).reshape(len(images), -1).copy()
+    return dict(data=rows, filenames=[f'picture_s_{i:06d}.png' for i in range(len(images))])
 
 
-def _names(count: int) -> List[str]:
-    return [f'picture_s_{i:06d}.png' for i in range(count)]
-
-
-def _pickle(path: Path, **content: Any) -> None:
+def _pickle(path, **content):
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, 'wb') as file:
-        pickle.dump(content, file, protocol=2)
+    path.write_bytes(pickle.dumps(content, protocol=2))
 
 
-def _jpeg(path: Path, label: int, height: int, width: int, serial: int) -> None:
-    """Write one image; some are grey, CMYK or turned by EXIF."""
+def _jpeg(path, label, height, width, serial):
+    """Write one image; some are grey and, unless 64x64, CMYK or turned by EXIF."""
     path.parent.mkdir(parents=True, exist_ok=True)
     # A slope, without which a turned or flipped image looks the same.
     slope = np.linspace(0, 40, height * width).reshape(height, width, 1)

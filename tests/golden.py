@@ -7,7 +7,6 @@ Lan1991Xu/ONE_NeurIPS2018 (``online_kd``) on seeded inputs, on a CPU with torch
 """
 
 from pathlib import Path
-from typing import Dict
 
 import numpy as np
 import torch
@@ -16,7 +15,7 @@ from torch import Tensor
 _FOLDER = Path(__file__).parent / 'data' / 'golden'
 
 
-def load(name: str) -> Dict[str, Tensor]:
+def load(name: str) -> dict[str, Tensor]:
     """Arrays of one case as tensors; 0-d numbers too."""
     with np.load(_FOLDER / f'{name}.npz', allow_pickle=False) as arrays:
         return {

@@ -13,7 +13,6 @@ mean, standard deviation and the first eight numbers of each.
 import json
 import zlib
 from pathlib import Path
-from typing import Dict
 
 import numpy as np
 import torch
@@ -48,7 +47,7 @@ def images() -> Tensor:
     return torch.from_numpy(values.astype(np.float32))
 
 
-def state_of(name: str) -> Dict[str, Tensor]:
+def state_of(name: str) -> dict[str, Tensor]:
     """State dict as the original saves it, each weight seeded by its name."""
     shapes = dict(NETS[name]['state_dict'])
     state = {}

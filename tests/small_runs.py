@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import mmengine.config.config
-import torch
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.model import BaseModule
@@ -24,7 +23,7 @@ from mmengine.runner import Runner
 from mmpretrain.registry import MODELS
 from torch import Tensor, nn
 
-import crd_plugin  # noqa: F401
+from crd_plugin.compat import load_checkpoint_file
 
 # Formatting the text of a config takes longer than such a run itself.
 mmengine.config.config.FormatCode = lambda text, **kwargs: (text, True)
@@ -246,4 +245,4 @@ def scalars(work_dir: Path) -> list[dict[str, Any]]:
 
 def load(path: Path) -> dict[str, Any]:
     """Read a checkpoint."""
-    return torch.load(path, map_location='cpu', weights_only=True)
+    return load_checkpoint_file(path)

@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Any, Dict
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -42,7 +42,7 @@ SCHEDULE = [
 ]
 
 
-def model(method: str, with_crd: bool = True, **changes: Any) -> Dict:
+def model(method: str, with_crd: bool = True, **changes: Any) -> dict:
     """Config of AB (``'ab'``) or FT (``'ft'``) on the tiny networks, with CRD beside it."""
     distiller = small_runs.distiller()
     if not with_crd:
@@ -70,7 +70,7 @@ def model(method: str, with_crd: bool = True, **changes: Any) -> Dict:
     }
 
 
-def settings(method: str = 'ab', **changes: Any) -> Dict[str, Any]:
+def settings(method: str = 'ab', **changes: Any) -> dict[str, Any]:
     """Changes that make a config of ``small_runs.config`` a staged one, and more of them."""
     return {
         **dict(
@@ -114,7 +114,7 @@ def same(first: torch.Tensor, second: torch.Tensor) -> bool:
     return first.numpy().tobytes() == second.numpy().tobytes()
 
 
-def changed(before: Dict, after: Dict, prefix: str = '') -> set:
+def changed(before: dict, after: dict, prefix: str = '') -> set:
     """Names below a prefix whose values differ."""
     return {
         name for name in before if name.startswith(prefix) and not same(before[name], after[name])

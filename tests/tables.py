@@ -3,13 +3,16 @@
 Two epochs of five steps, 100 digits to validate on, a random teacher.
 """
 
+import functools
 import importlib.util
+import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any, List
+from typing import Any
 
 import torch
 from mmengine.config import Config
@@ -57,6 +60,17 @@ def load_tool(name: str) -> ModuleType:
     return module
 
 
+@functools.cache
+def load_benchmark(name: str) -> ModuleType:
+    """A script of ``tools/benchmarks/`` as a module; it imports others of that folder."""
+    folder = str(REPO / 'tools' / 'benchmarks')
+    sys.path.insert(0, folder)
+    try:
+        return load_tool(f'benchmarks/{name}.py')
+    finally:
+        sys.path.remove(folder)
+
+
 def write_teacher(path: Path) -> Path:
     """Save the digits' teacher with random weights."""
     config = Config.fromfile(CONFIGS / 'vanilla' / 'vanilla_resnet14_b20-100e_digits.py')
@@ -68,8 +82,8 @@ def write_teacher(path: Path) -> Path:
 def write_configs(folder: Path) -> Path:
     """Write teacher.pth, student.py, crd.py and broken.py.
 
-    ``crd.py`` pauses in its second epoch until it is killed, unless the file
-    ``paused`` is there; ``broken.py`` fails when its data loader is built.
+    ``crd.py`` pauses in its second epoch until it is killed, unless the file ``paused`` is there;
+    ``broken.py`` fails when its data loader is built.
     """
     folder.mkdir(parents=True, exist_ok=True)
     teacher = write_teacher(folder / 'teacher.pth')
@@ -82,13 +96,38 @@ def write_configs(folder: Path) -> Path:
         LEAF.format(base=CONFIGS / 'crd' / f'crd_{PAIR}.py', epochs=NUM_EPOCHS)
         + f"model = dict(teacher_ckpt='{teacher}')\n"
         "custom_imports = dict(imports=['crd_plugin', 'pausing'])\n"
-        "custom_hooks = [dict(type='crd_plugin.MemoryBankHook'),\n"
-        f"    dict(type='pause_once', marker='{folder / 'paused'}')]\n"
+        f"default_hooks.update(pause=dict(type='pause_once', marker='{folder / 'paused'}'))\n"
     )
     (configs / 'broken.py').write_text(
         "_base_ = './student.py'\ntrain_dataloader = dict(batch_size=-1)\n"
     )
     return configs
+
+
+def write_run(
+    folder: Path, name: str, seed: int, top1: Sequence[float] = (), **changes: Any
+) -> Path:
+    """Write record and log of a run of three epochs; return its folder."""
+    run_dir = folder / name / f'seed_{seed}'
+    log = run_dir / '20260101_000000' / 'vis_data' / 'scalars.json'
+    log.parent.mkdir(parents=True)
+    entries = [
+        {'accuracy/top1': value, 'accuracy/top5': 99.0, 'step': epoch}
+        for epoch, value in enumerate(top1, 1)
+    ]
+    log.write_text('\n'.join(map(json.dumps, entries)))
+    record = dict(
+        config=f'configs/crd/{name}.py',
+        seed=seed,
+        options=[],
+        epochs=3,
+        signature='s',
+        teacher='abcdef0123456789',
+        finished=True,
+        seconds=1.0,
+    )
+    (run_dir / 'run.json').write_text(json.dumps(record | changes))
+    return run_dir
 
 
 def start(folder: Path, name: str, *args: Any) -> subprocess.Popen:
@@ -109,24 +148,12 @@ def start(folder: Path, name: str, *args: Any) -> subprocess.Popen:
     )
 
 
-def call(folder: Path, name: str, *args: Any, status: int = 0) -> 'tuple[List[str], str]':
-    """Run a tool in a folder and check its exit status.
-
-    Returns:
-        tuple: Lines of stdout; stderr.
-    """
-    return finish(start(folder, name, *args), status)
-
-
-def finish(process: subprocess.Popen, status: int = 0) -> 'tuple[List[str], str]':
-    """Wait for a tool and check its exit status.
-
-    Returns:
-        tuple: Lines of stdout; stderr.
-    """
+def call(folder: Path, name: str, *args: Any) -> list[str]:
+    """Run a tool in a folder; return the lines of its output."""
+    process = start(folder, name, *args)
     try:
         out, error = process.communicate(timeout=180)
     finally:
         process.terminate()  # its trainings end with it
-    assert process.returncode == status, out + error
-    return out.splitlines(), error
+    assert process.returncode == 0, out + error
+    return out.splitlines()

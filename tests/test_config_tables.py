@@ -1,4 +1,4 @@
-"""README, metafile and files of every folder of configs are in step."""
+"""README, metafile and files of each folder of configs agree."""
 
 import re
 from pathlib import Path
@@ -11,10 +11,9 @@ from tests import small_runs
 from tests.config_files import (
     CONFIGS,
     FOLDERS,
-    LEAVES,
-    METHODS,
     build,
     facts,
+    leaves_of,
     networks_of,
     parsed,
     plain,
@@ -46,13 +45,16 @@ def table(folder):
 
 
 @pytest.mark.parametrize('folder', FOLDERS)
-def test_readme_metafile_and_files_are_in_step(folder):
-    files = {leaf.stem for leaf in LEAVES if leaf.parent.name == folder}
+def test_readme_metafile_and_files_agree(folder):
+    files = {leaf.stem for leaf in leaves_of(folder)}
     rows = table(folder)
     meta = load(str(CONFIGS / folder / 'metafile.yml'))
     models = {model['Name']: model for model in meta['Models']}
     assert len(models) == len(meta['Models'])
     assert set(rows) == files and set(models) == files
+    # Each method has one title in the table.
+    titles = {facts(leaf)['method']: rows[leaf.stem].get('Method') for leaf in leaves_of(folder)}
+    assert len(set(titles.values())) == len(titles)
     (collection,) = meta['Collections']
     assert (small_runs.REPO / collection['README']).is_file()
     for stem, model in models.items():
@@ -70,7 +72,7 @@ def test_readme_metafile_and_files_are_in_step(folder):
             assert data.get(key) == row.get(key)
         nets = [data[key] for key in ('Network', 'Teacher', 'Student') if key in data]
         assert re.sub('-', '', '_'.join(nets)).lower() == re.sub('-', '', name['nets'])
-        assert row.get('Method', METHODS[name['method']].title) == METHODS[name['method']].title
+        assert row.get('Method') == titles[name['method']]
         published = model.get('Published')
         assert row['Source'] == (published['Source'] if published else '')
         assert row['Paper'] == (f'{published["Top 1 Accuracy"]:.2f}' if published else '')
@@ -91,7 +93,7 @@ def test_commands_of_the_readme_name_what_exists(folder):
     leaf = CONFIGS / folder / f'{stem}.py'
     assert parsed(leaf).train_cfg.max_epochs == int(epoch)
     eight = re.search(r'dist_train.sh (\S+) 8', block)
-    large = any(facts(path)['gpus'] for path in LEAVES if path.parent.name == folder)
+    large = any(facts(path)['gpus'] for path in leaves_of(folder))
     assert bool(eight) == large
     if eight:
         assert facts(Path(eight[1]))['gpus'] == '8'

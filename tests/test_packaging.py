@@ -52,34 +52,16 @@ def relative_files(folder):
 
 def test_wheel_holds_configs_and_tools(source):
     out = source.parent / 'wheel'
-    subprocess.run(
-        [
-            sys.executable,
-            '-m',
-            'pip',
-            'wheel',
-            '--quiet',
-            '--no-index',
-            '--no-deps',
-            '--no-build-isolation',
-            '--wheel-dir',
-            out,
-            source,
-        ],
-        check=True,
-        capture_output=True,
-    )
+    options = '--quiet --no-index --no-deps --no-build-isolation --wheel-dir'.split()
+    command = [sys.executable, '-m', 'pip', 'wheel', *options, out, source]
+    subprocess.run(command, check=True, capture_output=True)
     (wheel,) = out.glob('crd_plugin-*.whl')
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
     wanted = relative_files('configs') | relative_files('tools')
     assert any(name.startswith('configs/_base_/') for name in wanted)
     assert {f'crd_plugin/.mim/{name}' for name in wanted} <= names
-    assert (
-        relative_files('crd_plugin')
-        - {name for name in relative_files('crd_plugin') if '/.mim/' in name}
-        <= names
-    )
+    assert {name for name in relative_files('crd_plugin') if '/.mim/' not in name} <= names
     tops = {name.split('/')[0] for name in names}
     assert tops == {'crd_plugin', next(t for t in tops if 'dist-info' in t)}
     assert not any('__pycache__' in name for name in names)
@@ -165,11 +147,8 @@ def test_ranges_admit_the_tested_versions():
     for name in ('runtime.txt', 'demo.txt', 'tests.txt'):
         for requirement in requirements(name):
             tested.setdefault(requirement.name, []).append(requirement)
-    ranges = declared(
-        ('options', 'install_requires'),
-        ('options.extras_require', 'demo'),
-        ('options.extras_require', 'tests'),
-    )
+    extras = [('options.extras_require', name) for name in ('mim', 'demo', 'tests')]
+    ranges = declared(('options', 'install_requires'), *extras)
     assert len(ranges) > 10
     for wanted in ranges:
         assert wanted.name in tested, f'{wanted.name} is not pinned'
@@ -178,9 +157,9 @@ def test_ranges_admit_the_tested_versions():
             assert wanted.specifier.contains(version), wanted
 
 
-def test_no_mmcv_among_the_requirements():
-    # The two distributions would overwrite each other.
+def test_pip_overwrites_no_distribution_of_the_same_package():
     names = {r.name for r in declared(('options', 'install_requires'))}
+    assert not names & {'mmengine', 'mmpretrain'}
     for file in (ROOT / 'requirements').glob('*.txt'):
         if file.name != 'mmcv.txt':
             names |= {r.name for r in requirements(file.name)}
@@ -204,6 +183,23 @@ def test_demo_passes_its_variables(tmp_path):
     assert 'tools/demo.py --seeds 5 --methods "kd crd" --work-dir "my runs"' in command
     result = make('--dry-run', 'demo', f'VENV={tmp_path}/v')
     assert '--seeds' not in result.stdout
+
+
+def test_make_says_how_to_activate_the_environment(tmp_path):
+    for target in ('install', 'demo'):
+        result = make('--dry-run', target, f'VENV={tmp_path}/v')
+        assert f'source {tmp_path}/v/bin/activate' in result.stdout.splitlines()[-1]
+
+
+def test_lint_runs_every_tool_with_a_pinned_version(tmp_path):
+    text = make('--dry-run', 'lint', f'VENV={tmp_path}/v').stdout
+    pinned = {requirement.name for requirement in requirements('lint.txt')} - {'tomli'}
+    hooks = (ROOT / '.pre-commit-config.yaml').read_text()
+    for command in ('ruff format', 'ruff check', 'codespell', 'mypy'):
+        assert f'{tmp_path}/v/bin/{command}' in text
+        assert f'entry: {command}' in hooks
+        pinned.discard(command.split()[0])
+    assert not pinned
 
 
 def test_mmcv_is_installed_only_where_there_is_none(tmp_path):
@@ -234,12 +230,11 @@ def test_unfit_python_is_told_in_one_line(tmp_path, body, message):
     assert not (tmp_path / 'v').exists()
 
 
-def test_continuous_integration_runs_make_test():
+def test_continuous_integration_lints_and_tests():
     script = ROOT / '.ci' / 'run'
     assert os.access(script, os.X_OK)
     commands = [
         line for line in script.read_text().splitlines() if line and not line.startswith('#')
     ]
     assert commands[0] == 'set -euo pipefail'
-    assert commands[-1] == 'make test'
-    assert sum('make' in line for line in commands) == 1
+    assert commands[2:] == ['make lint', 'make test']

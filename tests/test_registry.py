@@ -1,4 +1,4 @@
-"""The scope ``crd_plugin`` resolves from everywhere."""
+"""The scope ``crd_plugin`` and the names of the package resolve from everywhere."""
 
 import os
 import subprocess
@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from mmengine.registry import DefaultScope
 
+import crd_plugin
 from crd_plugin import registry
 
 TYPES = [
@@ -71,3 +72,26 @@ def test_prefix_alone_loads_the_package():
         check=True,
     )
     assert result.stdout.strip().startswith('crd_plugin.datasets')
+
+
+# --- names of the package ---------------------------------------------------------------------- #
+
+
+def test_every_registered_class_is_importable_from_the_package():
+    names = set(dir(crd_plugin))
+    found = set()
+    for node in registry.__all__:
+        registered = getattr(registry, node)
+        registered.import_from_location()
+        for cls in registered.module_dict.values():
+            if isinstance(cls, type) and cls.__module__.startswith('crd_plugin.'):
+                assert getattr(crd_plugin, cls.__name__) is cls
+                found.add(cls.__name__)
+    assert {'CRDLoss', 'FitNetLoss', 'MemoryBankHook', 'ResidentDataset'} <= found <= names
+    assert crd_plugin.MemoryBank.__module__ == 'crd_plugin.models.memory_bank'
+
+
+@pytest.mark.parametrize('name', ['crd_loss', 'NoSuchLoss', '__wrapped__'])
+def test_unknown_name_is_refused(name):
+    with pytest.raises(AttributeError, match=f"'crd_plugin' has no attribute '{name}'"):
+        getattr(crd_plugin, name)

@@ -9,7 +9,6 @@ from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from crd_plugin.engine.dry_run.checks import plans_bank
 from tests import small_runs
 
 LEAF = small_runs.REPO / 'configs' / 'cktf' / 'cktf_resnet14_resnet8w4_b20-100e_digits.py'
@@ -18,7 +17,7 @@ _COUNT = itertools.count()
 
 
 class Watch(Hook):
-    """Looks at the banks before and after training."""
+    """Look at the banks before training and after each iteration."""
 
     priority = 'LOWEST'
 
@@ -100,12 +99,3 @@ def test_resumed_run_is_the_same(whole, tmp_path):
     assert sum('.bank.' in key for key in found) == 5 * 5
     for key, value in expected.items():
         assert torch.equal(value, found[key]), key
-
-
-def test_dry_run_knows_that_it_has_banks():
-
-    def planned(**loss):
-        return plans_bank(dict(distiller=dict(distill_losses=dict(a=loss))))
-
-    assert planned(type='crd_plugin.CKTFLoss') is True
-    assert planned(type='crd_plugin.CKTFLoss', negatives='batch') is False

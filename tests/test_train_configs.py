@@ -12,15 +12,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from mmengine.config import Config
 from mmengine.registry import DefaultScope
 
 from crd_plugin.registry import MODELS
 from tests import fake_data, small_runs
-from tests.test_tools.test_cli import call
+from tests.config_files import CONFIGS, parsed
+from tests.test_cli.test_arguments import call
 
-CONFIGS = small_runs.REPO / 'configs'
-# Config, data folder and what fills it, images a step of two, schedule's rate.
+# Config, data folder and what fills it, images per step, learning rate of the schedule.
 ROWS = {
     'cifar10': (
         'crd/crd_wrn22-4_wrn16-2_8xb16-200e_cifar10',
@@ -72,9 +71,9 @@ def train_teacher(cfg, batch):
     checkpoint = cfg.model.teacher_ckpt
     if '://' in checkpoint:
         with DefaultScope.overwrite_default_scope('mmpretrain'):
-            model = MODELS.build(cfg.teacher)
+            model = MODELS.build(cfg.model.teacher)
         torch.save(dict(meta={}, state_dict=model.state_dict()), 'zoo.pth')
-        return Path('zoo.pth'), ['model.teacher_ckpt=method_cases.pth']
+        return Path('zoo.pth'), ['model.teacher_ckpt=zoo.pth']
     folder = Path(checkpoint).parent
     vanilla = CONFIGS / 'vanilla' / f'{folder.name}.py'
     assert call('train', vanilla, *options(batch, 1)) == 0
@@ -89,7 +88,7 @@ def test_row(data, tmp_path, monkeypatch):
     fake_data.without_md5(monkeypatch)
     write(root)
     leaf = CONFIGS / f'{name}.py'
-    cfg = Config.fromfile(leaf)
+    cfg = parsed(leaf)
     teacher, more = train_teacher(cfg, batch)
     work_dir = Path('work_dirs', leaf.stem)
     if 'imagenet' in data:

@@ -1,43 +1,36 @@
 """Try a config out before training: ``tools/check_config.py CONFIG``."""
 
+from __future__ import annotations
+
 import argparse
 import os.path as osp
 import sys
-from typing import Optional, Sequence
+from collections.abc import Sequence
 
 from mmengine.config import DictAction
 
 from crd_plugin.cli import arguments as cli
 
 
-def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
-    """Parse the command line.
-
-    Args:
-        argv (Sequence[str], optional): Arguments; defaults to those of the
-            command line.
-
-    Returns:
-        argparse.Namespace: The parsed arguments.
-    """
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
-        description='Build everything of a config, run one forward and '
-        'backward pass on random data, and print what is recorded, every '
-        'loss with the gradient it sends, and the size of the memory bank. '
-        'Exit status 0 when all is fine; else 1 and one line a problem.'
+        description='Build everything of a config, run one training step, and print what is '
+        'recorded, every loss with the gradient it sends, and the size of the memory bank. Exit '
+        'status 0 if all is fine, else 1 and one line per problem.'
     )
     parser.add_argument('config', help='config file')
     parser.add_argument(
         '--batch-size',
         type=int,
         metavar='N',
-        help='random samples (default: that of the config, at most 4)',
+        help='number of samples (default: that of the config, at most 4)',
     )
     parser.add_argument('--device', default='cpu', help='where to run (default: cpu)')
     parser.add_argument(
         '--no-teacher-ckpt',
         action='store_true',
-        help='go on with a random teacher when its checkpoint is not there yet',
+        help='go on with a random teacher if its checkpoint does not exist yet',
     )
     parser.add_argument(
         '--cfg-options',
@@ -49,21 +42,13 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def main(argv: Optional[Sequence[str]] = None) -> None:
-    """Check.
-
-    Args:
-        argv (Sequence[str], optional): Arguments; defaults to those of the
-            command line.
-
-    Raises:
-        UsageError: If an argument cannot be.
-        SystemExit: With status 1, if there is a problem.
-    """
+def main(argv: Sequence[str] | None = None) -> None:
+    """Check a config."""
     args = parse_args(argv)
     if not osp.isfile(args.config):
-        cli.load_config(args.config)  # says which the nearest are
-    from crd_plugin.engine.dry_run import dry_run_file, render
+        cli.load_config(args.config)  # says which are the nearest
+    from crd_plugin.cli.dry_run import dry_run_file
+    from crd_plugin.cli.dry_run_report import render
 
     try:
         report = dry_run_file(

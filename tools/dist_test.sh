@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Evaluate in several processes, one a GPU, or on the CPU without a GPU.
+# Evaluate in several processes, one per GPU, or on the CPU without a GPU.
 set -euo pipefail
 
 if (($# < 3)); then

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Train in several processes, one a GPU, or on the CPU where there is no GPU.
+# Train in several processes, one per GPU, or on the CPU without a GPU.
 set -euo pipefail
 
 if (($# < 2)); then

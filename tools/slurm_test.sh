@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Evaluate under Slurm, one task a GPU.
+# Evaluate under Slurm, one task per GPU.
 set -euo pipefail
 
 if (($# < 4)); then

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Train under Slurm, one task a GPU.
+# Train under Slurm, one task per GPU.
 set -euo pipefail
 
 if (($# < 4)); then

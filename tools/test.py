@@ -1,28 +1,22 @@
 """Evaluate a checkpoint: ``python tools/test.py CONFIG CHECKPOINT``."""
 
+from __future__ import annotations
+
 import argparse
 import os
 import os.path as osp
 import sys
+from collections.abc import Sequence
 from copy import deepcopy
-from typing import Optional, Sequence
 
 from crd_plugin.cli import arguments as cli
 
 
-def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
-    """Parse the command line.
-
-    Args:
-        argv (Sequence[str], optional): Arguments; defaults to those of the
-            command line.
-
-    Returns:
-        argparse.Namespace: The parsed arguments.
-    """
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
-        description='Evaluate a checkpoint. With the config of a '
-        'distillation it is the student that is evaluated.'
+        description='Evaluate a checkpoint. With the config of a distillation, the student is '
+        'evaluated.'
     )
     parser.add_argument('config', help='config file')
     parser.add_argument('checkpoint', help='checkpoint file or URL')
@@ -49,8 +43,8 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
     parser.add_argument(
         '--tta',
         action='store_true',
-        help='average over augmented views: those of `tta_pipeline` and '
-        '`tta_model` in the config, else the image and its mirror image',
+        help='average over augmented views: those of `tta_pipeline` and `tta_model` in the config, '
+        'else the image and its mirror image',
     )
     cli.add_common_arguments(parser)
     args = parser.parse_args(argv)
@@ -84,14 +78,12 @@ def merge_args(cfg, args: argparse.Namespace) -> None:
     for name in ('test_cfg', 'test_dataloader', 'test_evaluator'):
         if cfg.get(name) is None:
             raise cli.UsageError(
-                f'{args.config} has no `{name}`, so there is nothing to '
-                'evaluate; add it, most often as a copy of '
-                f'`{name.replace("test", "val")}`.'
+                f'{args.config} has no `{name}`, so there is nothing to evaluate; add it, most '
+                f'often as a copy of `{name.replace("test", "val")}`.'
             )
     cfg.load_from = args.checkpoint
     cfg.resume = False
-    # It holds all weights; the files that a distillation started from may be
-    # gone by now.
+    # It holds all weights; files that the run started from may not exist any more.
     for name in ('teacher_ckpt', 'student_ckpt'):
         if cfg.model.get(name) is not None:
             cfg.model[name] = None
@@ -105,20 +97,11 @@ def merge_args(cfg, args: argparse.Namespace) -> None:
 
 
 def _visualize(cfg, args: argparse.Namespace) -> None:
-    """Switch the visualization hook on.
-
-    Args:
-        cfg (Config): The config, changed in place.
-        args (argparse.Namespace): The parsed arguments.
-
-    Raises:
-        UsageError: If the config has no such hook.
-    """
+    """Switch the visualization hook on."""
     if 'visualization' not in cfg.get('default_hooks', {}):
         raise cli.UsageError(
             f'--show and --show-dir need a hook that {args.config} lacks; add '
-            "`visualization=dict(type='VisualizationHook')` to its "
-            '`default_hooks`.'
+            "`visualization=dict(type='VisualizationHook')` to its `default_hooks`."
         )
     cfg.default_hooks.visualization.update(
         enable=True,
@@ -130,11 +113,7 @@ def _visualize(cfg, args: argparse.Namespace) -> None:
 
 
 def _augment(cfg) -> None:
-    """Wrap the model and the test pipeline for test-time augmentation.
-
-    Args:
-        cfg (Config): The config, changed in place.
-    """
+    """Wrap the model and the test pipeline for test-time augmentation."""
     pipeline = cfg.test_dataloader.dataset.pipeline
     if 'tta_model' not in cfg:
         cfg.tta_model = dict(type='mmpretrain.AverageClsScoreTTA')
@@ -146,13 +125,8 @@ def _augment(cfg) -> None:
     cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
 
 
-def main(argv: Optional[Sequence[str]] = None) -> None:
-    """Evaluate.
-
-    Args:
-        argv (Sequence[str], optional): Arguments; defaults to those of the
-            command line.
-    """
+def main(argv: Sequence[str] | None = None) -> None:
+    """Evaluate a checkpoint."""
     args = parse_args(argv)
     cfg = cli.load_config(args.config)
     cli.check_checkpoint(args.checkpoint, 'checkpoint')

@@ -1,23 +1,17 @@
 """Train a model: ``python tools/train.py CONFIG [flags]``."""
 
+from __future__ import annotations
+
 import argparse
 import os.path as osp
 import sys
-from typing import Optional, Sequence
+from collections.abc import Sequence
 
 from crd_plugin.cli import arguments as cli
 
 
-def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
-    """Parse the command line.
-
-    Args:
-        argv (Sequence[str], optional): Arguments; defaults to those of the
-            command line.
-
-    Returns:
-        argparse.Namespace: The parsed arguments.
-    """
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description='Train a model.')
     parser.add_argument('config', help='config file')
     parser.add_argument(
@@ -25,8 +19,8 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
         nargs='?',
         const='auto',
         metavar='CHECKPOINT',
-        help='go on with a run: from this checkpoint, or, without a value or '
-        'with "auto", from the latest one of the work dir',
+        help='go on with a run: from this checkpoint, or, without a value or with "auto", from the '
+        'latest one of the work dir',
     )
     parser.add_argument('--no-validate', action='store_true', help='do not evaluate while training')
     parser.add_argument(
@@ -37,13 +31,13 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
     parser.add_argument(
         '--no-persistent-workers',
         action='store_true',
-        help='start the data workers anew each epoch',
+        help='start the data workers again each epoch',
     )
     cli.add_common_arguments(parser)
     return parser.parse_args(argv)
 
 
-def merge_args(cfg, args: argparse.Namespace) -> Optional[str]:
+def merge_args(cfg, args: argparse.Namespace) -> str | None:
     """Write the arguments into the config.
 
     Args:
@@ -63,9 +57,8 @@ def merge_args(cfg, args: argparse.Namespace) -> Optional[str]:
     if args.auto_scale_lr:
         if cfg.get('auto_scale_lr') is None:
             raise cli.UsageError(
-                f'--auto-scale-lr: {args.config} has no `auto_scale_lr`; add '
-                '`auto_scale_lr = dict(base_batch_size=...)` with the batch '
-                'size its learning rate was chosen for.'
+                f'--auto-scale-lr: {args.config} has no `auto_scale_lr`; add `auto_scale_lr = '
+                'dict(base_batch_size=...)` with the batch size its learning rate was chosen for.'
             )
         cfg.auto_scale_lr.enable = True
     cli.merge_common_arguments(cfg, args)
@@ -73,39 +66,20 @@ def merge_args(cfg, args: argparse.Namespace) -> Optional[str]:
 
 
 def _use_amp(cfg) -> None:
-    """Turn the optimizer wrapper of the config into one for mixed precision.
-
-    Args:
-        cfg (Config): The config, changed in place.
-
-    Raises:
-        UsageError: If the config has another kind of wrapper.
-    """
+    """Turn the optimizer wrapper of the config into one for mixed precision."""
     wrapper = cfg.get('optim_wrapper') or {}
     kind = wrapper.get('type', 'OptimWrapper')
     if not wrapper or kind not in ('OptimWrapper', 'AmpOptimWrapper'):
         raise cli.UsageError(
-            '--amp replaces an `optim_wrapper` of type OptimWrapper, but the '
-            f'config has {kind if wrapper else "none"}; set the type in the '
-            'config instead.'
+            '--amp replaces an `optim_wrapper` of type OptimWrapper, but the config has '
+            f'{kind if wrapper else "none"}; set the type in the config instead.'
         )
     wrapper.type = 'AmpOptimWrapper'
     wrapper.setdefault('loss_scale', 'dynamic')
 
 
-def _resume(cfg, resume: Optional[str]) -> Optional[str]:
-    """Find the checkpoint to resume from.
-
-    Args:
-        cfg (Config): The config, changed in place.
-        resume (str, optional): Value of ``--resume``.
-
-    Returns:
-        str, optional: A remark for the log.
-
-    Raises:
-        UsageError: If the checkpoint does not exist.
-    """
+def _resume(cfg, resume: str | None) -> str | None:
+    """Find the checkpoint to resume from."""
     if resume is None:
         return None
     if resume != 'auto':
@@ -122,21 +96,15 @@ def _resume(cfg, resume: Optional[str]) -> Optional[str]:
     checkpoint = beside if osp.isfile(beside) else named
     if not osp.isfile(checkpoint):
         raise cli.UsageError(
-            f'{pointer} names {named}, which does not exist; give another '
-            'checkpoint of the work dir with --resume, or remove '
-            f'{pointer} to start from the beginning.'
+            f'{pointer} names {named}, which does not exist; give another checkpoint of the work '
+            f'dir with --resume, or remove {pointer} to start from the beginning.'
         )
     cfg.resume, cfg.load_from = True, checkpoint
     return f'--resume auto: go on from {checkpoint}'
 
 
-def main(argv: Optional[Sequence[str]] = None) -> None:
-    """Train.
-
-    Args:
-        argv (Sequence[str], optional): Arguments; defaults to those of the
-            command line.
-    """
+def main(argv: Sequence[str] | None = None) -> None:
+    """Train the model of a config."""
     args = parse_args(argv)
     cfg = cli.load_config(args.config)
     remark = merge_args(cfg, args)

@@ -1,4 +1,4 @@
-"""What every run shares: scope, hooks, seed, log."""
+"""What all runs share: scope, hooks, seed, log."""
 
 default_scope = 'mmpretrain'
 custom_imports = dict(imports=['crd_plugin'], allow_failed_imports=False)
@@ -17,6 +17,9 @@ default_hooks = dict(
     ),
     sampler_seed=dict(type='DistSamplerSeedHook'),
     random_state=dict(type='crd_plugin.RandomStateHook'),
+    # They do nothing for a model without memory bank, or other than CoCoRD.
+    memory_bank=dict(type='crd_plugin.MemoryBankHook'),
+    cocord=dict(type='crd_plugin.CoCoRDHook'),
     visualization=dict(type='VisualizationHook', enable=False),
 )
 

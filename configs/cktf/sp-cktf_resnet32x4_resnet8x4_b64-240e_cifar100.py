@@ -1,14 +1,7 @@
 _base_ = [
-    '../_base_/default_runtime.py',
-    '../_base_/datasets/cifar100.py',
-    '../_base_/schedules/cifar_b64-240e.py',
-    '../_base_/pairs/resnet32x4_resnet8x4_cifar100.py',
-    '../_base_/distillers/sp.py',
-    '../_base_/distillers/with_cktf_second_smallest.py',
+    '../sp/sp_resnet32x4_resnet8x4_b64-240e_cifar100.py',
+    '../_base_/distillers/cktf_second_smallest.py',
 ]
-model = dict(
-    architecture=_base_.student,
-    teacher=_base_.teacher,
-    teacher_ckpt=_base_.teacher_ckpt,
-    distiller=_base_.with_cktf,
-)
+from crd_plugin.fragments import join
+
+model = join(_base_.pair, _base_.sp, _base_.cktf)

@@ -1,10 +1,8 @@
 _base_ = [
-    '../_base_/default_runtime.py',
-    '../_base_/datasets/cifar100.py',
-    '../_base_/schedules/cifar_b64-240e_lr001.py',
+    '../_base_/settings/cifar100_b64-240e_lr001_3views.py',
     '../_base_/pairs/wrn40-2_shufflenetv1_cifar100.py',
     '../_base_/distillers/cocord.py',
 ]
-model = dict(architecture=_base_.student, teacher=_base_.teacher, teacher_ckpt=_base_.teacher_ckpt)
-views = dict(type='crd_plugin.MultiViewPipeline', transforms=_base_.train_pipeline)
-train_dataloader = dict(dataset=dict(dataset=dict(pipeline=[views])))
+from crd_plugin.fragments import join
+
+model = join(_base_.pair, _base_.cocord)

@@ -1,5 +1,7 @@
 _base_ = [
     './crd_resnet110_resnet32_b64-240e_cifar100.py',
-    '../_base_/distillers/with_kd.py',
+    '../_base_/distillers/kd.py',
 ]
-model = dict(distiller=_base_.with_kd)
+from crd_plugin.fragments import join
+
+model = join(_base_.pair, _base_.crd, _base_.kd)

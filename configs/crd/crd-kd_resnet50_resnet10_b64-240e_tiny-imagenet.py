@@ -1,5 +1,7 @@
 _base_ = [
     './crd_resnet50_resnet10_b64-240e_tiny-imagenet.py',
-    '../_base_/distillers/with_kd.py',
+    '../_base_/distillers/kd.py',
 ]
-model = dict(distiller=_base_.with_kd)
+from crd_plugin.fragments import join
+
+model = join(_base_.pair, _base_.crd, _base_.kd)

@@ -1,16 +1,8 @@
 _base_ = [
-    '../_base_/default_runtime.py',
-    '../_base_/datasets/imagenet.py',
-    '../_base_/schedules/imagenet_b256-100e.py',
+    '../_base_/settings/imagenet_8xb32-100e.py',
     '../_base_/pairs/resnet50_resnet18_imagenet.py',
-    '../_base_/distillers/crd.py',
+    '../_base_/distillers/crd_256.py',
 ]
-wide = dict(embed_dim=256)
-model = dict(
-    architecture=_base_.student,
-    teacher=_base_.teacher,
-    teacher_ckpt=_base_.teacher_ckpt,
-    distiller=dict(
-        connectors=dict(crd_student=wide, crd_teacher=wide), distill_losses=dict(loss_crd=wide)
-    ),
-)
+from crd_plugin.fragments import join
+
+model = join(_base_.pair, _base_.crd)

@@ -1,8 +1,8 @@
 _base_ = [
-    '../_base_/default_runtime.py',
-    '../_base_/datasets/cifar10.py',
-    '../_base_/schedules/cifar_8xb16-200e.py',
+    '../_base_/settings/cifar10_8xb16-200e.py',
     '../_base_/pairs/wrn22-4_wrn16-2_cifar10.py',
     '../_base_/distillers/crd.py',
 ]
-model = dict(architecture=_base_.student, teacher=_base_.teacher, teacher_ckpt=_base_.teacher_ckpt)
+from crd_plugin.fragments import join
+
+model = join(_base_.pair, _base_.crd)

@@ -1,9 +1,8 @@
 _base_ = [
-    '../_base_/default_runtime.py',
-    '../_base_/datasets/digits.py',
-    '../_base_/schedules/digits_b20-100e.py',
+    '../_base_/settings/digits_b20-100e.py',
     '../_base_/pairs/resnet14_resnet8w4_digits.py',
     '../_base_/distillers/kd.py',
 ]
-# Beside the 0.9 of the KD loss.
-model = dict(architecture=_base_.student, teacher=_base_.teacher, teacher_ckpt=_base_.teacher_ckpt)
+from crd_plugin.fragments import join
+
+model = join(_base_.pair, _base_.kd)

@@ -1,8 +1,8 @@
 _base_ = [
-    '../_base_/default_runtime.py',
-    '../_base_/datasets/cifar100.py',
-    '../_base_/schedules/cifar_b64-240e.py',
+    '../_base_/settings/cifar100_b64-240e.py',
     '../_base_/pairs/resnet32x4_resnet8x4_cifar100.py',
     '../_base_/distillers/kdsvd.py',
 ]
-model = dict(architecture=_base_.student, teacher=_base_.teacher, teacher_ckpt=_base_.teacher_ckpt)
+from crd_plugin.fragments import join
+
+model = join(_base_.pair, _base_.kdsvd)

@@ -1,11 +1,8 @@
 _base_ = [
-    '../_base_/default_runtime.py',
-    '../_base_/datasets/tiny_imagenet.py',
-    '../_base_/schedules/tiny_b64-240e.py',
+    '../_base_/settings/tiny-imagenet_b32-240e.py',
     '../_base_/pairs/vgg16_vgg11_tiny-imagenet.py',
     '../_base_/distillers/nst.py',
 ]
-# As scripts/run_tiny-imagenet_distill.sh of kaiqi123/CKTF.
-train_dataloader = dict(batch_size=32)
-auto_scale_lr = dict(base_batch_size=32)
-model = dict(architecture=_base_.student, teacher=_base_.teacher, teacher_ckpt=_base_.teacher_ckpt)
+from crd_plugin.fragments import join
+
+model = join(_base_.pair, _base_.nst)

@@ -1,9 +1,7 @@
 _base_ = [
-    '../_base_/default_runtime.py',
-    '../_base_/datasets/imagenet.py',
-    '../_base_/schedules/imagenet_b256-100e.py',
+    '../_base_/settings/imagenet_8xb32-100e.py',
     '../_base_/pairs/resnet34_resnet18_imagenet.py',
     '../_base_/distillers/online_kd.py',
 ]
 # The last two stages of four.
-model = dict(architecture=_base_.student, branch_from='backbone.layer3')
+model = dict(_base_.online_kd, architecture=_base_.pair.architecture, branch_from='backbone.layer3')

@@ -1,8 +1,6 @@
 _base_ = [
-    '../_base_/default_runtime.py',
-    '../_base_/datasets/digits.py',
-    '../_base_/schedules/digits_b20-100e.py',
+    '../_base_/settings/digits_b20-100e.py',
     '../_base_/pairs/resnet14_resnet8w4_digits.py',
     '../_base_/distillers/online_kd.py',
 ]
-model = dict(architecture=_base_.student, branch_from='backbone.layer3')
+model = dict(_base_.online_kd, architecture=_base_.pair.architecture, branch_from='backbone.layer3')

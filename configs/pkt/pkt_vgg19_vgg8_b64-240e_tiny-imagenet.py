@@ -1,8 +1,8 @@
 _base_ = [
-    '../_base_/default_runtime.py',
-    '../_base_/datasets/tiny_imagenet.py',
-    '../_base_/schedules/tiny_b64-240e.py',
+    '../_base_/settings/tiny-imagenet_b64-240e.py',
     '../_base_/pairs/vgg19_vgg8_tiny-imagenet.py',
     '../_base_/distillers/pkt.py',
 ]
-model = dict(architecture=_base_.student, teacher=_base_.teacher, teacher_ckpt=_base_.teacher_ckpt)
+from crd_plugin.fragments import join
+
+model = join(_base_.pair, _base_.pkt)

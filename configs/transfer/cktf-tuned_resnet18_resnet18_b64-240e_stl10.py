@@ -1,11 +1,8 @@
-_base_ = [
-    '../_base_/transfer/tune.py',
-    '../_base_/transfer/resnet18_resnet18.py',
-]
-model = _base_.student
+_base_ = ['../_base_/settings/stl10_tuned.py', '../_base_/pairs/resnet18_resnet18_tiny-imagenet.py']
+model = _base_.pair.architecture
 model.head.num_classes = 10
 model.backbone.init_cfg = dict(
     type='Pretrained',
-    checkpoint=('work_dirs/cktf_resnet18_resnet18_b64-240e_stl10-unlabeled/epoch_240.pth'),
+    checkpoint='work_dirs/cktf_resnet18_resnet18_b64-240e_stl10-unlabeled/epoch_240.pth',
     prefix='architecture.backbone.',
 )

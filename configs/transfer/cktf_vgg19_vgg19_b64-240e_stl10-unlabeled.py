@@ -1,13 +1,8 @@
 _base_ = [
-    '../_base_/transfer/distil.py',
-    '../_base_/transfer/vgg19_vgg19.py',
-    '../_base_/transfer/cktf.py',
+    '../_base_/settings/stl10-unlabeled_b64-240e.py',
+    '../_base_/pairs/vgg19_vgg19_tiny-imagenet.py',
+    '../_base_/distillers/cktf_unlabeled.py',
 ]
-model = dict(
-    type='crd_plugin.FrozenTeacherDistill',
-    architecture=_base_.student,
-    teacher=_base_.teacher,
-    teacher_ckpt=_base_.teacher_ckpt,
-    calculate_student_loss=False,
-    distiller=_base_.distiller,
-)
+from crd_plugin.fragments import join
+
+model = join(_base_.pair, _base_.cktf)

@@ -1,8 +1,5 @@
 _base_ = [
-    '../_base_/default_runtime.py',
-    '../_base_/datasets/cifar100.py',
-    '../_base_/schedules/cifar_8xb16-200e.py',
+    '../_base_/settings/cifar100_8xb16-200e.py',
     '../_base_/pairs/resnet110_resnet20_cifar100.py',
 ]
-train_dataloader = dict(batch_size=16)  # a GPU
-model = _base_.teacher
+model = _base_.pair.teacher

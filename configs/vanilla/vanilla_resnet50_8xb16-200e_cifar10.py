@@ -1,7 +1,5 @@
 _base_ = [
-    '../_base_/default_runtime.py',
-    '../_base_/datasets/cifar10.py',
-    '../_base_/schedules/cifar_8xb16-200e.py',
+    '../_base_/settings/cifar10_8xb16-200e.py',
     '../_base_/pairs/resnet50_resnet18_cifar10.py',
 ]
-model = _base_.teacher
+model = _base_.pair.teacher

@@ -1,7 +1,5 @@
 _base_ = [
-    '../_base_/default_runtime.py',
-    '../_base_/datasets/digits.py',
-    '../_base_/schedules/digits_b20-100e.py',
+    '../_base_/settings/digits_b20-100e.py',
     '../_base_/pairs/resnet14_resnet8w4_digits.py',
 ]
-model = _base_.student
+model = _base_.pair.architecture

@@ -1,7 +1,5 @@
 _base_ = [
-    '../_base_/default_runtime.py',
-    '../_base_/datasets/cifar100.py',
-    '../_base_/schedules/cifar_b64-240e.py',
+    '../_base_/settings/cifar100_b64-240e.py',
     '../_base_/pairs/vgg13_vgg8_cifar100.py',
 ]
-model = _base_.teacher
+model = _base_.pair.teacher

@@ -1,7 +1,5 @@
 _base_ = [
-    '../_base_/default_runtime.py',
-    '../_base_/datasets/tiny_imagenet.py',
-    '../_base_/schedules/tiny_b64-240e.py',
+    '../_base_/settings/tiny-imagenet_b64-240e.py',
     '../_base_/pairs/vgg19_vgg8_tiny-imagenet.py',
 ]
-model = _base_.student
+model = _base_.pair.architecture

@@ -1,7 +1,5 @@
 _base_ = [
-    '../_base_/default_runtime.py',
-    '../_base_/datasets/imagenet.py',
-    '../_base_/schedules/imagenet_b256-100e.py',
+    '../_base_/settings/imagenet_8xb32-100e.py',
     '../_base_/pairs/wrn22-4_wrn16-2_imagenet.py',
 ]
-model = _base_.teacher
+model = _base_.pair.teacher

@@ -1,7 +1,5 @@
 _base_ = [
-    '../_base_/default_runtime.py',
-    '../_base_/datasets/cifar100.py',
-    '../_base_/schedules/cifar_b64-240e.py',
+    '../_base_/settings/cifar100_b64-240e.py',
     '../_base_/pairs/wrn40-2_wrn40-1_cifar100.py',
 ]
-model = _base_.student
+model = _base_.pair.architecture

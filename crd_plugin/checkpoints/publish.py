@@ -1,23 +1,23 @@
 """The student alone: from a checkpoint of a distillation to a plain one."""
 
+from __future__ import annotations
+
 import ast
 import copy
 import hashlib
-import io
 import os
-import os.path as osp
-import tempfile
-from collections import OrderedDict
+from collections import Counter
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Union
+from typing import Any
 
-import torch
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.registry import DefaultScope
 from torch import Tensor
 
 from crd_plugin.compat import load_checkpoint_file
+
+from ._files import serialize, state_dict_of, write_once
 
 _STUDENT = 'architecture.'
 _PREPROCESSOR = 'data_preprocessor.'
@@ -37,70 +37,66 @@ _CONFIG = (
 
 
 def publish_student(
-    checkpoint: Union[str, os.PathLike],
-    out: Union[str, os.PathLike],
-    config: Optional[Union[str, Config]] = None,
+    checkpoint: str | os.PathLike,
+    out: str | os.PathLike,
+    config: str | Config | None = None,
     use_ema: bool = True,
 ) -> Path:
     """Write the student of a distillation as a plain mmpretrain checkpoint.
 
-    Teacher, memory bank, connectors, optimizer and log history stay behind;
-    the keys lose ``architecture.``, so the vanilla config loads all of them.
-    A checkpoint of plain training is stripped likewise. Equal input gives
-    equal bytes, hence the same name.
+    Teacher, memory bank, connectors, optimizer and log history are left out; the keys lose
+    ``architecture.``, so the vanilla config loads all of them. A checkpoint of plain training is
+    stripped likewise. Equal input gives equal bytes, hence the same name.
 
     Args:
         checkpoint (str): File that MMEngine's runner has saved.
-        out (str): ``DIR/NAME.pth`` gives ``DIR/NAME-<hash8>.pth``, with the
-            first eight hex digits of the file's SHA-256; an existing folder,
-            or a path that ends in a slash, takes the checkpoint's name.
-        config (str | Config, optional): Config of the student, or of the
-            distillation. The weights must fit it exactly, and it is written
-            into the file. Defaults to None: taken from the checkpoint.
-        use_ema (bool): Of a run with an ``EMAHook``, publish the averaged
-            weights rather than the last ones. Defaults to True.
+        out (str): ``DIR/NAME.pth`` gives ``DIR/NAME-<hash8>.pth``, with the first eight hex digits
+            of the file's SHA-256; an existing folder, or a path that ends in a slash, takes the
+            checkpoint's name.
+        config (str | Config, optional): Config of the student, or of the distillation. The weights
+            must fit it exactly, and it is written into the file. Defaults to None: taken from the
+            checkpoint.
+        use_ema (bool): Whether to publish the averaged weights of a run with an ``EMAHook``, rather
+            than the last ones. Defaults to True.
 
     Returns:
         Path: The file written.
 
     Raises:
         FileNotFoundError: If the checkpoint does not exist.
-        CheckpointError: If it is truncated or no checkpoint of torch.
+        CheckpointError: If it is truncated or not a checkpoint of torch.
         ValueError: If it holds no weights, or they do not fit ``config``.
         FileExistsError: If another file of that name exists already.
     """
     logger = MMLogger.get_current_instance()
     loaded = load_checkpoint_file(os.fspath(checkpoint))
-    weights = _weights(loaded, checkpoint, use_ema, logger)
-    student = _student_weights(weights, checkpoint, logger)
+    weights = _student_weights(_weights(loaded, checkpoint, use_ema, logger), checkpoint, logger)
     meta = loaded.get('meta') if 'state_dict' in loaded else None
     meta = meta if isinstance(meta, dict) else {}
-    published_meta = {key: meta[key] for key in _META if key in meta}
-    if config is not None:
+    published = {key: meta[key] for key in _META if key in meta}
+    if config is None:
+        plain = _config_of(meta, logger)
+    else:
         cfg = Config.fromfile(config) if isinstance(config, str) else config
         plain = student_config(cfg.to_dict())
-        _check_fit(student, plain, checkpoint)
-    else:
-        plain = _config_of(meta, logger)
+        _check_fit(weights, plain, checkpoint)
     if plain is not None:
-        published_meta['cfg'] = Config(plain).pretty_text
-    if not published_meta.get('dataset_meta'):
+        published['cfg'] = Config(plain).pretty_text
+    if not published.get('dataset_meta'):
         logger.warning(
-            'The checkpoint does not name its classes '
-            '(meta.dataset_meta); predictions will be numbers.'
+            'The checkpoint does not name its classes (meta.dataset_meta); predictions will be '
+            'numbers.'
         )
-    # Through memory: in a file, torch writes the file's name into the bytes.
-    buffer = io.BytesIO()
-    torch.save(dict(meta=published_meta, state_dict=student), buffer)
-    target = _write(buffer.getvalue(), Path(checkpoint), os.fspath(out))
-    before, after = (osp.getsize(path) / 2**20 for path in (checkpoint, target))
+    content = serialize(weights, published)
+    target = write_once(content, _target(content, Path(checkpoint), os.fspath(out)))
+    before, after = (os.path.getsize(path) / 2**20 for path in (checkpoint, target))
     logger.info(
-        f'{target}: {len(student)} tensors, {after:.2f} MiB (the checkpoint has {before:.2f} MiB).'
+        f'{target}: {len(weights)} tensors, {after:.2f} MiB (the checkpoint has {before:.2f} MiB).'
     )
     return target
 
 
-def student_config(cfg: Dict[str, Any]) -> Dict[str, Any]:
+def student_config(cfg: dict[str, Any]) -> dict[str, Any]:
     """Reduce a config to the student and how to evaluate it.
 
     Args:
@@ -119,112 +115,11 @@ def student_config(cfg: Dict[str, Any]) -> Dict[str, Any]:
             student.pop('data_preprocessor', None)
             plain['data_preprocessor'] = preprocessor
         plain['model'] = student
-    _forget_initial_weights(plain.get('model'))
+    _drop_initial_weights(plain.get('model'))
     return plain
 
 
-def _forget_initial_weights(cfg: Any) -> None:
-    """Drop paths of weights that training started from."""
-    if isinstance(cfg, dict):
-        init = cfg.get('init_cfg')
-        if isinstance(init, dict) and init.get('type') == 'Pretrained':
-            del cfg['init_cfg']
-    children = cfg.values() if isinstance(cfg, dict) else cfg
-    for child in children if isinstance(cfg, (dict, list, tuple)) else ():
-        _forget_initial_weights(child)
-
-
-def _weights(loaded: Any, filename: Any, use_ema: bool, logger: MMLogger) -> Dict[str, Tensor]:
-    """Model weights of a checkpoint, averaged or not."""
-    weights = loaded.get('state_dict', loaded) if isinstance(loaded, dict) else None
-    if (
-        not isinstance(weights, dict)
-        or not weights
-        or not all(isinstance(value, Tensor) for value in weights.values())
-    ):
-        found = type(loaded).__name__
-        if isinstance(loaded, dict):
-            found = f'a dict of {_shorten(list(map(str, loaded)))}'
-        raise ValueError(
-            f'checkpoint {filename} holds {found}, expected a `state_dict` '
-            'of tensors; give a file that the runner has saved, such as '
-            'epoch_60.pth of a work dir.'
-        )
-    if 'ema_state_dict' not in loaded or weights is loaded:
-        return weights
-    if use_ema:
-        # EMAHook saves the averages as state_dict and the others aside.
-        logger.info('The weights are the averages of EMAHook.')
-        return weights
-    logger.info('The weights are the last ones, not the averages of EMAHook.')
-    last = {
-        key[len('module.') :]: value
-        for key, value in loaded['ema_state_dict'].items()
-        if key.startswith('module.')
-    }
-    return {key: last.get(key, value) for key, value in weights.items()}
-
-
-def _student_weights(
-    weights: Dict[str, Tensor], filename: Any, logger: MMLogger
-) -> 'OrderedDict[str, Tensor]':
-    """Weights under ``architecture.``, or all where there are none."""
-    student: 'OrderedDict[str, Tensor]' = OrderedDict()
-    if any(key.startswith(_STUDENT) for key in weights):
-        dropped: Dict[str, int] = {}
-        for key, value in weights.items():
-            if key.startswith(_STUDENT):
-                student.setdefault(key[len(_STUDENT) :], value)
-            elif not key.startswith(_PREPROCESSOR):
-                part = key.partition('.')[0]
-                dropped[part] = dropped.get(part, 0) + 1
-        for key, value in weights.items():
-            # The distiller's preprocessor is the one that was used.
-            if key.startswith(_PREPROCESSOR):
-                student[key] = value
-        parts = ', '.join(f'{part} ({number} tensors)' for part, number in sorted(dropped.items()))
-        logger.info(f'Left behind: {parts or "nothing"}.')
-    else:
-        if any(key.startswith('distiller.') for key in weights):
-            raise ValueError(
-                f'checkpoint {filename} has a distiller but no student: no '
-                'key starts with "architecture."; give a checkpoint of '
-                'crd_plugin.FrozenTeacherDistill or of MMRazor.'
-            )
-        logger.info(
-            'This is no checkpoint of a distillation (no key starts '
-            'with "architecture."): all weights are kept, optimizer '
-            'and log history are left behind.'
-        )
-        student.update(weights)
-    # A view would be saved with all of the storage behind it.
-    return OrderedDict((key, value.detach().clone()) for key, value in student.items())
-
-
-def _config_of(meta: Dict[str, Any], logger: MMLogger) -> Optional[Dict[str, Any]]:
-    """Plain config from the one that the runner saved with the weights."""
-    text = meta.get('cfg')
-    try:
-        cfg = parse_config_text(text) if text else {}
-    except ValueError as error:
-        logger.warning(
-            f'meta.cfg of the checkpoint is left out: {error}; '
-            'give the config of the student with --config.'
-        )
-        return None
-    model = cfg.get('model')
-    if isinstance(model, dict):
-        model = model.get('architecture', model)
-    if not isinstance(model, dict) or 'type' not in model:
-        logger.warning(
-            'The checkpoint has no config of the student; give it '
-            'with --config to have one in the published file.'
-        )
-        return None
-    return student_config(cfg)
-
-
-def parse_config_text(text: str) -> Dict[str, Any]:
+def parse_config_text(text: str) -> dict[str, Any]:
     """Read a config that MMEngine has printed, without running it.
 
     Args:
@@ -242,105 +137,144 @@ def parse_config_text(text: str) -> Dict[str, Any]:
         raise ValueError(f'not a config ({error})') from error
     found = {}
     for line in tree.body:
-        if not (
-            isinstance(line, ast.Assign)
-            and len(line.targets) == 1
-            and isinstance(line.targets[0], ast.Name)
-        ):
-            raise ValueError(f'line {line.lineno} is no plain assignment')
-        found[line.targets[0].id] = _literal(line.value)
+        target = line.targets[0] if isinstance(line, ast.Assign) else None
+        if not isinstance(line, ast.Assign) or not isinstance(target, ast.Name):
+            raise ValueError(f'line {line.lineno} is not a plain assignment')
+        try:
+            found[target.id] = ast.literal_eval(_Literals().visit(line.value))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f'line {line.lineno} is not a plain value') from error
     return found
 
 
-def _literal(node: ast.AST) -> Any:
-    """Value of an expression made of literals and ``dict(...)``."""
-    if isinstance(node, (ast.List, ast.Tuple, ast.Set)):
-        kind = dict(List=list, Tuple=tuple, Set=set)[type(node).__name__]
-        return kind(_literal(item) for item in node.elts)
-    if isinstance(node, ast.Dict) and None not in node.keys:
-        return {_literal(key): _literal(value) for key, value in zip(node.keys, node.values)}
-    if (
-        isinstance(node, ast.Call)
-        and isinstance(node.func, ast.Name)
-        and node.func.id == 'dict'
-        and len(node.args) <= 1
-    ):
-        found = dict(_literal(node.args[0])) if node.args else {}
-        for keyword in node.keywords:
-            value = _literal(keyword.value)
-            found.update(value if keyword.arg is None else {keyword.arg: value})
-        return found
-    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
-        return -_literal(node.operand)
-    if isinstance(node, ast.Name) and node.id in ('inf', 'nan'):
-        return float(node.id)
+class _Literals(ast.NodeTransformer):
+    """Replace ``dict(a=1)``, ``dict({'a': 1})``, ``inf`` and ``nan`` by literals."""
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        """Replace a call of ``dict`` by ``{...}``; others are refused as no literals."""
+        self.generic_visit(node)
+        if not isinstance(node.func, ast.Name) or node.func.id != 'dict':
+            return node
+        if len(node.args) == 1 and not node.keywords:
+            return node.args[0]
+        names: list[ast.expr | None] = [ast.Constant(keyword.arg) for keyword in node.keywords]
+        return node if node.args else ast.Dict(names, [kw.value for kw in node.keywords])
+
+    def visit_Name(self, node: ast.Name) -> ast.AST:
+        """Replace the two numbers that have no literal."""
+        return ast.Constant(float(node.id)) if node.id in ('inf', 'nan') else node
+
+
+def _drop_initial_weights(cfg: Any) -> None:
+    """Drop paths of weights that training started from."""
+    if isinstance(cfg, dict):
+        init = cfg.get('init_cfg')
+        if isinstance(init, dict) and init.get('type') == 'Pretrained':
+            del cfg['init_cfg']
+        cfg = list(cfg.values())
+    for child in cfg if isinstance(cfg, (list, tuple)) else ():
+        _drop_initial_weights(child)
+
+
+def _weights(loaded: Any, filename: Any, use_ema: bool, logger: MMLogger) -> dict[str, Tensor]:
+    """Model weights of a checkpoint, averaged or not."""
+    weights = loaded.get('state_dict', loaded) if isinstance(loaded, dict) else None
+    weights = state_dict_of(
+        loaded,
+        weights,
+        filename,
+        'a `state_dict` of tensors; give a file that the runner has saved, such as epoch_60.pth '
+        'of a work dir.',
+    )
+    if 'ema_state_dict' not in loaded or weights is loaded:
+        return weights
+    if use_ema:
+        # EMAHook saves the averages as state_dict and the others aside.
+        logger.info('The weights are the averages of EMAHook.')
+        return weights
+    logger.info('The weights are the last ones, not the averages of EMAHook.')
+    last = loaded['ema_state_dict']
+    return {key: last.get(f'module.{key}', value) for key, value in weights.items()}
+
+
+def _student_weights(
+    weights: dict[str, Tensor], filename: Any, logger: MMLogger
+) -> dict[str, Tensor]:
+    """Weights under ``architecture.``, or all if there are none."""
+    student = {
+        key.removeprefix(_STUDENT): value
+        for key, value in weights.items()
+        if key.startswith(_STUDENT)
+    }
+    if student:
+        # The distiller's preprocessor is the one that was used.
+        student |= {key: weights[key] for key in weights if key.startswith(_PREPROCESSOR)}
+        others = [key for key in weights if not key.startswith((_STUDENT, _PREPROCESSOR))]
+        numbers = Counter(key.partition('.')[0] for key in others)
+        parts = ', '.join(f'{part} ({number} tensors)' for part, number in sorted(numbers.items()))
+        logger.info(f'Left out: {parts or "nothing"}.')
+        return student
+    if any(key.startswith('distiller.') for key in weights):
+        raise ValueError(
+            f'checkpoint {filename} has a distiller but no student: no key starts with '
+            '"architecture."; give a checkpoint of crd_plugin.FrozenTeacherDistill or of MMRazor.'
+        )
+    logger.info(
+        'This is not a checkpoint of a distillation (no key starts with "architecture."): all '
+        'weights are kept, optimizer and log history are left out.'
+    )
+    return weights
+
+
+def _config_of(meta: dict[str, Any], logger: MMLogger) -> dict[str, Any] | None:
+    """Plain config from the one that the runner saved with the weights."""
     try:
-        return ast.literal_eval(node)
-    except (ValueError, TypeError) as error:
-        raise ValueError(f'line {node.lineno} is no plain value') from error
+        cfg = parse_config_text(meta.get('cfg') or '')
+    except ValueError as error:
+        logger.warning(
+            f'meta.cfg of the checkpoint is left out: {error}; give the config of the student '
+            'with --config.'
+        )
+        return None
+    model = cfg.get('model')
+    model = model.get('architecture', model) if isinstance(model, dict) else None
+    if not isinstance(model, dict) or 'type' not in model:
+        logger.warning(
+            'The checkpoint has no config of the student; give it with --config to have one in the '
+            'published file.'
+        )
+        return None
+    return student_config(cfg)
 
 
-def _check_fit(weights: Dict[str, Tensor], plain: Dict[str, Any], filename: Any) -> None:
+def _check_fit(weights: dict[str, Tensor], plain: dict[str, Any], filename: Any) -> None:
     """Build the student and load the weights, all keys matched."""
     from mmpretrain.registry import MODELS
 
-    cfg = plain.get('model')
+    cfg = copy.deepcopy(plain.get('model'))
     if not isinstance(cfg, dict):
         raise ValueError(
-            'config has no `model`; give the config of the '
-            'plain student or that of the distillation.'
+            'config has no `model`; give the config of the plain student or that of the '
+            'distillation.'
         )
-    cfg = copy.deepcopy(cfg)
     if plain.get('data_preprocessor'):
         cfg.setdefault('data_preprocessor', plain['data_preprocessor'])
-    scope = plain.get('default_scope', 'mmpretrain')
-    with DefaultScope.overwrite_default_scope(scope):
+    with DefaultScope.overwrite_default_scope(plain.get('default_scope', 'mmpretrain')):
         model = MODELS.build(cfg)
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
-        message = ' '.join(str(error).split())
+        message = ' '.join(str(error).split())[:400]
         raise ValueError(
-            f'the student in checkpoint {filename} does not fit config: '
-            f'{message[:400]}; give the config of the student that was '
-            'trained.'
+            f'the student in checkpoint {filename} does not fit config: {message}; give the config '
+            'of the student that was trained.'
         ) from error
 
 
-def _write(content: bytes, source: Path, out: str) -> Path:
-    """Write under a name with the hash; never over another file."""
-    ends = tuple(sep for sep in (os.sep, os.altsep) if sep)
+def _target(content: bytes, source: Path, out: str) -> Path:
+    """Path of the file, with the hash of its content in its name."""
     path = Path(out).expanduser()
-    if path.is_dir() or out.endswith(ends):
+    if path.is_dir() or out.endswith((os.sep, '/')):
         path = path / source.name
-    stem = path.name[:-4] if path.suffix == '.pth' else path.name
     digest = hashlib.sha256(content).hexdigest()[:8]
-    target = path.with_name(f'{stem}-{digest}.pth')
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if target.exists():
-        if target.is_file() and target.read_bytes() == content:
-            return target
-        raise FileExistsError(
-            f'{target} exists already and is another file; remove it or choose another OUT.'
-        )
-    handle, temporary = tempfile.mkstemp(prefix=f'.{stem}-', suffix='.tmp', dir=target.parent)
-    try:
-        with os.fdopen(handle, 'wb') as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        # mkstemp is readable by its owner alone.
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        os.replace(temporary, target)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-    return target
-
-
-def _shorten(names: List[str], most: int = 5) -> str:
-    """The first few names and how many more there are."""
-    more = f' and {len(names) - most} more' if len(names) > most else ''
-    return (', '.join(names[:most]) or 'nothing') + more
+    return path.with_name(f'{path.name.removesuffix(".pth")}-{digest}.pth')

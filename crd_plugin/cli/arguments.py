@@ -1,8 +1,10 @@
 """What ``tools/train.py`` and ``tools/test.py`` have in common.
 
-Only light modules are imported at the top, so that ``--help`` and a mistyped
-argument are answered at once.
+Only light modules are imported at the top, so that ``--help`` and a misspelt argument are answered
+at once.
 """
+
+from __future__ import annotations
 
 import argparse
 import difflib
@@ -10,31 +12,41 @@ import logging
 import os
 import os.path as osp
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Callable, List, Optional, Sequence
+from typing import TYPE_CHECKING
 
 from mmengine.config import Config, ConfigDict, DictAction
 
-from crd_plugin.compat import CheckpointError, keep_freed_memory
+from crd_plugin.compat import CheckpointError, use_load_checkpoint_file
 
 if TYPE_CHECKING:
     from mmengine.runner import Runner
 
-_LAUNCHER_VARIABLES = dict(
-    pytorch=('RANK', 'LOCAL_RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT'),
-    slurm=('SLURM_PROCID', 'SLURM_NTASKS', 'SLURM_NODELIST'),
+# Variables that a launcher sets, and what starts it.
+_LAUNCHERS = dict(
+    pytorch=(
+        ('RANK', 'LOCAL_RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT'),
+        'torchrun or tools/dist_train.sh',
+    ),
+    slurm=(
+        ('SLURM_PROCID', 'SLURM_NTASKS', 'SLURM_NODELIST'),
+        'srun or tools/slurm_train.sh',
+    ),
     mpi=(
-        'OMPI_COMM_WORLD_LOCAL_RANK',
-        'OMPI_COMM_WORLD_SIZE',
-        'OMPI_COMM_WORLD_RANK',
-        'MASTER_ADDR',
+        (
+            'OMPI_COMM_WORLD_LOCAL_RANK',
+            'OMPI_COMM_WORLD_SIZE',
+            'OMPI_COMM_WORLD_RANK',
+            'MASTER_ADDR',
+        ),
+        'mpirun',
     ),
 )
-_DATALOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 
 
 class UsageError(ValueError):
-    """A mistake in the command line; shown as one line, no traceback."""
+    """A mistake in the command line; shown as one line, without a traceback."""
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,8 +58,8 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--work-dir',
         metavar='DIR',
-        help='folder for logs and checkpoints; defaults to the work_dir of '
-        'the config, else to ./work_dirs/<name of the config>',
+        help='folder for logs and checkpoints; defaults to the work_dir of the config, else to '
+        './work_dirs/<name of the config>',
     )
     parser.add_argument(
         '--amp',
@@ -57,20 +69,19 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--no-pin-memory',
         action='store_true',
-        help='do not pin the memory of batches; without a GPU it never is',
+        help='do not pin the memory of batches; without a GPU it is never pinned',
     )
     parser.add_argument(
         '--cfg-options',
         nargs='+',
         action=DictAction,
         metavar='KEY=VALUE',
-        help='replace settings of the config, for example '
-        'train_cfg.max_epochs=10; a list is written key="[a,b]" or key=a,b '
-        'without spaces',
+        help='replace settings of the config, for example train_cfg.max_epochs=10; a list is '
+        'written key="[a,b]" or key=a,b without spaces',
     )
     parser.add_argument(
         '--launcher',
-        choices=['none', *_LAUNCHER_VARIABLES],
+        choices=['none', *_LAUNCHERS],
         default='none',
         help='what has started the processes of a distributed run',
     )
@@ -90,29 +101,20 @@ def load_config(filename: str) -> Config:
     Raises:
         UsageError: If there is no such file.
     """
-    if not osp.isfile(filename):
-        message = f'config {filename} does not exist'
-        nearest = _nearest_configs(filename)
-        if nearest:
-            message += f'; the nearest are {", ".join(nearest)}'
-        raise UsageError(f'{message}.')
-    return Config.fromfile(filename)
-
-
-def _nearest_configs(filename: str) -> List[str]:
-    """Up to three existing configs whose names are like the given one."""
+    if osp.isfile(filename):
+        return Config.fromfile(filename)
     package = Path(__file__).resolve().parents[1]
     folders = (Path(filename).parent, package.parent / 'configs', package / '.mim' / 'configs')
-    found = {}
-    for folder in folders:
-        for path in sorted(folder.rglob('*.py')) if folder.is_dir() else ():
-            found.setdefault(path.stem, path)
-    names = difflib.get_close_matches(Path(filename).stem, found, cutoff=0.5)
-    return [osp.relpath(found[name]) for name in names]
+    paths = [path for folder in folders for path in sorted(folder.rglob('*.py'))]
+    known = {path.stem: path for path in reversed(paths)}  # the first folder counts
+    names = difflib.get_close_matches(Path(filename).stem, known, cutoff=0.5)
+    nearest = ', '.join(osp.relpath(known[name]) for name in names)
+    hint = f'; the nearest are {nearest}' if nearest else ''
+    raise UsageError(f'config {filename} does not exist{hint}.')
 
 
 def check_checkpoint(filename: str, argument: str) -> None:
-    """Refuse a local checkpoint that is not there before anything is built.
+    """Refuse a local checkpoint that does not exist before anything is built.
 
     Args:
         filename (str): Path or URL of the checkpoint.
@@ -128,8 +130,8 @@ def check_checkpoint(filename: str, argument: str) -> None:
 def merge_common_arguments(cfg: Config, args: argparse.Namespace) -> None:
     """Write the shared flags into the config.
 
-    ``--cfg-options`` has the last word, save that pinning and persistent
-    workers are switched off wherever they cannot work.
+    ``--cfg-options`` has the last word, except that pinned memory and persistent workers are
+    switched off where they cannot work.
 
     Args:
         cfg (Config): The config, changed in place.
@@ -146,7 +148,7 @@ def merge_common_arguments(cfg: Config, args: argparse.Namespace) -> None:
         cfg.work_dir = osp.join('./work_dirs', Path(args.config).stem)
     if args.cfg_options is not None:
         cfg.merge_from_dict(args.cfg_options)
-    for name in _DATALOADERS:
+    for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
         if cfg.get(name) is not None:
             cfg[name] = _dataloader(cfg[name], args)
 
@@ -170,16 +172,12 @@ def _check_launcher(args: argparse.Namespace) -> None:
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     if args.launcher == 'none':
         return
-    missing = [name for name in _LAUNCHER_VARIABLES[args.launcher] if name not in os.environ]
+    variables, program = _LAUNCHERS[args.launcher]
+    missing = [name for name in variables if name not in os.environ]
     if missing:
-        start = dict(
-            pytorch='torchrun or tools/dist_train.sh',
-            slurm='srun or tools/slurm_train.sh',
-            mpi='mpirun',
-        )[args.launcher]
         raise UsageError(
-            f'--launcher {args.launcher} needs the environment variables '
-            f'{", ".join(missing)}; start the script with {start}.'
+            f'--launcher {args.launcher} needs the environment variables {", ".join(missing)}; '
+            f'start the script with {program}.'
         )
     import torch
 
@@ -187,16 +185,16 @@ def _check_launcher(args: argparse.Namespace) -> None:
     rank = os.environ['LOCAL_RANK']
     if args.launcher == 'pytorch' and 0 < devices <= int(rank):
         raise UsageError(
-            f'LOCAL_RANK is {rank}, but this machine has {devices} GPU(s); '
-            f'start at most {devices} process(es) on it.'
+            f'LOCAL_RANK is {rank}, but this machine has {devices} GPU(s); start at most '
+            f'{devices} process(es) on it.'
         )
 
 
-def build_runner(cfg: Config) -> 'Runner':
+def build_runner(cfg: Config) -> Runner:
     """Build the runner that the config asks for.
 
-    On a machine without a GPU, freed memory is kept from then on, see
-    :func:`crd_plugin.compat.keep_freed_memory`. With
+    MMEngine loads local checkpoints with
+    :func:`crd_plugin.compat.load_checkpoint_file` from then on. With
     ``randomness.deterministic`` cuBLAS is told to be so, unless the
     environment says how.
 
@@ -206,12 +204,10 @@ def build_runner(cfg: Config) -> 'Runner':
     Returns:
         Runner: MMEngine's runner, or the one named by ``runner_type``.
     """
-    import torch
     from mmengine.registry import RUNNERS
     from mmengine.runner import Runner
 
-    if not torch.cuda.is_available():
-        keep_freed_memory()
+    use_load_checkpoint_file()
     if cfg.get('randomness', {}).get('deterministic', False):
         # cuBLAS is refused without it, and reads it when it is first used.
         os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
@@ -220,17 +216,14 @@ def build_runner(cfg: Config) -> 'Runner':
     return Runner.from_cfg(cfg)
 
 
-def run(
-    main: Callable[[Optional[Sequence[str]]], None], argv: Optional[Sequence[str]] = None
-) -> int:
-    """Run a tool; say what the user did wrong in one line.
+def run(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None = None) -> int:
+    """Run a tool; report a mistake of the user in one line.
 
-    Anything but a plain mistake of the user keeps its traceback.
+    Any other error keeps its traceback.
 
     Args:
         main (Callable): The tool, which takes the arguments.
-        argv (Sequence[str], optional): Arguments; defaults to those of the
-            command line.
+        argv (Sequence[str], optional): Arguments. Defaults to None: those of the command line.
 
     Returns:
         int: Exit status, 0 or 1.
@@ -248,10 +241,9 @@ def run(
 def _leave_process_group() -> None:
     """End a distributed run without torch's warning about leaks.
 
-    On CPU the process ends right here, once all ranks are done: tearing
-    gloo's threads down has been seen to abort a finished rank ("terminate
-    called without an active exception"), which a launcher takes for a failed
-    run.
+    On CPU the process ends right here, once all ranks are done: when gloo's threads are torn down,
+    a finished rank may abort ("terminate called without an active exception"), which a launcher
+    takes for a failed run.
     """
     torch = sys.modules.get('torch')
     if torch is None or not torch.distributed.is_available():

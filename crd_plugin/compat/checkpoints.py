@@ -1,83 +1,34 @@
-"""Mends of writing and reading checkpoints."""
+"""Checkpoints: load them safely, say clearly why that fails."""
+
+from __future__ import annotations
 
 import errno
 import functools
+import inspect
 import os
-import os.path as osp
 import pickle
 import re
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from hashlib import sha256
+from pathlib import Path
 from types import ModuleType
-from typing import Any, Callable, Dict, List
+from typing import Any
+from urllib.parse import urlparse
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint file that is there but cannot be read."""
+    """A checkpoint file that exists but cannot be loaded."""
 
 
-def allow_checkpoint_globals(torch: ModuleType) -> None:
-    """Let ``torch.load(weights_only=True)`` read MMEngine's checkpoints.
+def load_checkpoint_file(filename: str | os.PathLike, map_location: Any = 'cpu') -> dict[str, Any]:
+    """Load a local checkpoint without running code of the file.
 
-    What breaks: since torch 2.6 only tensors and plain containers are loaded
-    by default, but MMEngine saves its log history as ``HistoryBuffer`` with
-    NumPy arrays and scalars, so ``--resume`` fails
-    (open-mmlab/mmengine#1655).
-    Mend: allow exactly those classes, under the names of NumPy 1 and 2. None
-    of them runs code of the file. ``HistoryBuffer`` also refers to its own
-    four methods through ``getattr``; the real one would let a file reach
-    anything, so it is stood in for by one that knows these four.
-    No longer needed: when MMEngine registers them itself.
+    Tensors, plain containers and the log history of MMEngine's checkpoints are loaded.
 
     Args:
-        torch (ModuleType): The module ``torch``.
-    """
-    add = getattr(torch.serialization, 'add_safe_globals', None)
-    if add is None:
-        return  # torch<2.4 knows no list
-    import numpy as np
-    from mmengine.logging import HistoryBuffer
-
-    allowed: List[Any] = [
-        HistoryBuffer,
-        np.ndarray,
-        np.dtype,
-        (_history_buffer_method, 'builtins.getattr'),
-    ]
-    core = getattr(np, '_core', None) or np.core
-    for name in ('_reconstruct', 'scalar'):
-        function = getattr(core.multiarray, name)
-        for package in ('numpy.core', 'numpy._core'):
-            allowed.append((function, f'{package}.multiarray.{name}'))
-    # One class a number type: numpy.dtypes.Float64DType and so on.
-    for code in '?bBhHiIlLqQefd':
-        allowed.append(type(np.dtype(code)))
-    add(allowed)
-
-
-def _history_buffer_method(owner: Any, name: str) -> Callable:
-    """The only attributes a checkpoint may ask for.
-
-    Args:
-        owner: Object whose attribute the checkpoint wants.
-        name (str): Name of the attribute.
-
-    Returns:
-        Callable: A statistic of MMEngine's ``HistoryBuffer``.
-
-    Raises:
-        pickle.UnpicklingError: If it is anything else.
-    """
-    from mmengine.logging import HistoryBuffer
-
-    if owner is not HistoryBuffer or name not in ('min', 'max', 'current', 'mean'):
-        raise pickle.UnpicklingError(f'GLOBAL getattr({owner!r}, {name!r}) is not allowed')
-    return getattr(HistoryBuffer, name)
-
-
-def load_checkpoint_file(filename: str, map_location: Any = 'cpu') -> Dict[str, Any]:
-    """Load a local checkpoint safely and say clearly why it fails.
-
-    Args:
-        filename (str): The checkpoint file.
+        filename (str or PathLike): The checkpoint file.
         map_location: See :func:`torch.load`. Defaults to ``'cpu'``.
 
     Returns:
@@ -85,165 +36,168 @@ def load_checkpoint_file(filename: str, map_location: Any = 'cpu') -> Dict[str, 
 
     Raises:
         FileNotFoundError: If there is no such file.
-        CheckpointError: If the file is empty, cut short, no checkpoint at
-            all, or holds more than tensors and plain data.
+        CheckpointError: If the file is truncated, is not a checkpoint, or holds objects of other
+            classes.
     """
     import torch
 
-    path = osp.expanduser(os.fspath(filename))
-    if not osp.isfile(path):
-        kind = 'is a folder' if osp.isdir(path) else 'does not exist'
+    path = Path(filename).expanduser()
+    if not path.is_file():
+        kind = 'is a folder' if path.is_dir() else 'does not exist'
         raise FileNotFoundError(
-            f'checkpoint {filename} {kind}; give the path of a .pth file, '
-            'for example one named in `last_checkpoint` of a work dir.'
+            f'checkpoint {filename} {kind}; give the path of a .pth file, for example one named in '
+            '`last_checkpoint` of a work dir.'
         )
-    size = osp.getsize(path)
     try:
-        return torch.load(path, map_location=map_location, weights_only=True)
-    except pickle.UnpicklingError as error:
-        found = re.search(r'GLOBAL (\S+)', str(error))
-        if found is None:
-            raise _broken_checkpoint(filename, size, error) from error
-        raise CheckpointError(
-            f'checkpoint {filename} holds an object of class '
-            f'{found.group(1)}, but only tensors, numbers and plain '
-            'containers are loaded, because anything else may run code; '
-            'save it again with its `state_dict` alone.'
-        ) from error
+        with _log_history_allowed():
+            return torch.load(path, map_location=map_location, weights_only=True)
     except Exception as error:
-        # A damaged file makes the reader fail in any way whatever. These
-        # three are not the file's fault; EINVAL is how the reader says that
-        # an index points past the end.
-        if (
-            isinstance(error, MemoryError)
-            or 'CUDA' in str(error)
-            or (isinstance(error, OSError) and error.errno != errno.EINVAL)
-        ):
+        # A damaged file makes torch fail in any way. EINVAL is how its reader says that an index
+        # points past the end; other errors of the system are not the file's fault.
+        number = getattr(error, 'errno', None)
+        if isinstance(error, MemoryError) or number not in (None, errno.EINVAL):
             raise
-        raise _broken_checkpoint(filename, size, error) from error
+        raise CheckpointError(f'checkpoint {filename} {_explain(path, error)}') from error
 
 
-def _broken_checkpoint(filename: str, size: int, error: Exception) -> CheckpointError:
-    """The error for a file whose content is no checkpoint."""
+def _explain(path: Path, error: Exception) -> str:
+    """Say what is wrong with a file that torch refused, and what to do."""
+    found = re.search(r'GLOBAL (\S+)', str(error))
+    if found:
+        return (
+            f'holds an object of class {found.group(1)}, but only tensors, numbers and plain '
+            'containers are loaded, because anything else may run code; save it again with its '
+            '`state_dict` alone.'
+        )
     # torch appends paragraphs of advice to what went wrong.
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-    reason = reason.split('. ')[0]
-    return CheckpointError(
-        f'checkpoint {filename} ({size} bytes) is truncated or no checkpoint '
-        f'of torch ({reason}); copy or download it again, or give an earlier '
-        'one of the same work dir.'
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0].split('. ')[0]
+    # The index of a zip file stands at its end: with it, the file is not truncated.
+    if zipfile.is_zipfile(path):
+        return f'cannot be loaded ({reason}); save it again with its `state_dict` alone.'
+    return (
+        f'({path.stat().st_size} bytes) is truncated or not a checkpoint of torch ({reason}); copy '
+        'or download it again, or give an earlier one of the same work dir.'
     )
 
 
-def load_local_checkpoints_clearly(checkpoint: ModuleType) -> None:
-    """Give MMEngine's loader for local files our checks and messages.
+@contextmanager
+def _log_history_allowed() -> Iterator[None]:
+    """Let ``torch.load(weights_only=True)`` read the log history of MMEngine's checkpoints.
 
-    What breaks: a truncated file ends in ``PytorchStreamReader failed reading
-    zip archive`` with neither file name nor advice; before torch 2.6 any
-    object in the file was loaded.
-    Mend: the local loader calls :func:`load_checkpoint_file`, so ``--resume``,
-    ``load_from``, ``init_cfg`` and ``teacher_ckpt`` all give one message.
-    No longer needed: never, as long as the messages are wanted.
+    None of the classes runs code of the file. What the process has allowed under the same names
+    is left as it is, and the list is as before afterwards.
+    """
+    import numpy as np
+    import torch
+    from mmengine.logging import HistoryBuffer
+
+    allowed: dict[str, Any] = {
+        'mmengine.logging.history_buffer.HistoryBuffer': HistoryBuffer,
+        'builtins.getattr': _get_statistic,
+        'numpy.ndarray': np.ndarray,
+        'numpy.dtype': np.dtype,
+        **{f'numpy.dtypes.{name}': getattr(np.dtypes, name) for name in np.dtypes.__all__},
+    }
+    multiarray = (getattr(np, '_core', None) or np.core).multiarray
+    for package in ('numpy.core', 'numpy._core'):  # as NumPy 1 and 2 write it
+        allowed[f'{package}.multiarray._reconstruct'] = multiarray._reconstruct
+        allowed[f'{package}.multiarray.scalar'] = multiarray.scalar
+    taken = {
+        entry[1] if isinstance(entry, tuple) else f'{entry.__module__}.{entry.__qualname__}'
+        for entry in torch.serialization.get_safe_globals()
+    }
+    added: list[Callable | tuple[Callable, str]] = [
+        (value, name) for name, value in allowed.items() if name not in taken
+    ]
+    with torch.serialization.safe_globals(added):
+        yield
+
+
+def _get_statistic(owner: Any, name: str) -> Callable:
+    """Stand in for ``getattr``, by which a ``HistoryBuffer`` refers to four of its own methods."""
+    from mmengine.logging import HistoryBuffer
+
+    if owner is not HistoryBuffer or name not in ('min', 'max', 'current', 'mean'):
+        raise pickle.UnpicklingError(f'GLOBAL getattr({owner!r}, {name!r}) is not allowed')
+    return getattr(HistoryBuffer, name)
+
+
+def load_log_history(checkpoint: ModuleType) -> None:
+    """Let MMEngine load the checkpoints that it writes.
+
+    Breaks: since torch 2.6, ``torch.load`` refuses the ``HistoryBuffer`` objects and NumPy scalars
+    in each checkpoint, so a run cannot be resumed (open-mmlab/mmengine#1655).
+    """
+    if 'weights_only' in inspect.getsource(checkpoint):
+        return  # this version chooses what it loads
+    loader = checkpoint.CheckpointLoader
+    load = loader.load_checkpoint.__func__
+
+    @functools.wraps(load)
+    def load_checkpoint(cls, *args, **kwargs):
+        with _log_history_allowed():
+            return load(cls, *args, **kwargs)
+
+    loader.load_checkpoint = classmethod(load_checkpoint)
+
+
+def load_checkpoint(source: str, map_location: Any = 'cpu') -> dict[str, Any]:
+    """Load a checkpoint of any scheme that MMEngine knows without running code of the file.
 
     Args:
-        checkpoint (ModuleType): ``mmengine.runner.checkpoint``.
+        source (str): Path, URL, or a name such as ``torchvision://resnet50``.
+        map_location: See :func:`torch.load`. Defaults to ``'cpu'``.
+
+    Returns:
+        dict: The checkpoint.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        CheckpointError: If it cannot be downloaded or loaded.
     """
-    loader = checkpoint.load_from_local
+    if '://' not in source:
+        return load_checkpoint_file(source, map_location)
+    from mmengine.runner import CheckpointLoader, checkpoint
 
-    @functools.wraps(loader)
-    def load_from_local(filename, map_location=None):
-        return load_checkpoint_file(filename, map_location)
+    upstream = checkpoint.load_url
+    checkpoint.load_url = _load_url
+    try:
+        return CheckpointLoader.load_checkpoint(source, map_location)
+    finally:
+        checkpoint.load_url = upstream
 
-    checkpoint.load_from_local = load_from_local
-    checkpoint.CheckpointLoader.register_scheme(prefixes='', loader=load_from_local, force=True)
 
+def _load_url(url: str, map_location: Any = None, progress: bool = True, **_: Any) -> dict:
+    """Stand in for ``torch.hub.load_state_dict_from_url``, which unpickles whatever it is sent.
 
-def write_files_at_once(local_backend: ModuleType) -> None:
-    """Keep a file whole when its writer is killed or the disk is full.
-
-    What breaks: MMEngine writes a checkpoint into its final place, so a run
-    killed meanwhile leaves a truncated file under a good name. No upstream
-    report known.
-    Mend: write beside it, then rename.
-    No longer needed: when ``LocalBackend.put`` does so.
-
-    Args:
-        local_backend (ModuleType): ``mmengine.fileio.backends.local_backend``.
+    It also knows a download by the last part of its URL alone; here the whole URL names the file.
     """
-    backend = local_backend.LocalBackend
-    put = backend.put
+    import torch
 
-    @functools.wraps(put)
-    def put_at_once(self, obj, filepath):
-        target = osp.realpath(filepath)
-        if osp.exists(target) and not osp.isfile(target):
-            return put(self, obj, filepath)  # a device or a pipe
-        partial = f'{target}.{os.getpid()}.part'
+    name = Path(urlparse(url).path).name
+    path = Path(
+        torch.hub.get_dir(), 'checkpoints', f'{sha256(url.encode()).hexdigest()[:12]}-{name}'
+    )
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        expected = re.search(r'-([a-f0-9]{8,})\.', name)  # as the names of published files end
         try:
-            put(self, obj, partial)
-            os.replace(partial, target)
-        finally:
-            if osp.exists(partial):
-                os.remove(partial)
+            torch.hub.download_url_to_file(url, str(path), expected and expected[1], progress)
+        except (OSError, RuntimeError) as error:
+            raise CheckpointError(
+                f'checkpoint {url} cannot be downloaded ({error}); download it by hand and give '
+                'its path.'
+            ) from error
+    return load_checkpoint_file(path, map_location)
 
-    backend.put = put_at_once
 
+def use_load_checkpoint_file() -> None:
+    """Let MMEngine load all checkpoints of this process as :func:`load_checkpoint` does.
 
-def save_before_removing(checkpoint_hook: ModuleType) -> None:
-    """Keep the earlier checkpoint until the new one is written.
-
-    What breaks: with ``max_keep_ckpts`` or ``save_best`` the hook removes the
-    outdated checkpoint first, so a run that dies while it saves, or finds
-    the disk full, may be left with none. No upstream report known.
-    Mend: put the removals off until the method has returned.
-    No longer needed: when ``CheckpointHook`` saves first.
-
-    Args:
-        checkpoint_hook (ModuleType): ``mmengine.hooks.checkpoint_hook``.
+    For tools: ``--resume``, ``load_from``, ``init_cfg`` and ``teacher_ckpt`` then fail with its
+    messages, and load safely whatever the version of MMEngine.
     """
-    hook = checkpoint_hook.CheckpointHook
-    for name in ('_save_checkpoint_with_step', '_save_best_checkpoint'):
-        setattr(hook, name, _removing_last(getattr(hook, name)))
+    from mmengine.runner import CheckpointLoader, checkpoint
 
-
-class _RemoveLater:
-    """A file backend that only notes down what is to be removed."""
-
-    def __init__(self, backend: Any) -> None:
-        self._backend = backend
-        self.removals: List[tuple] = []
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._backend, name)
-
-    def remove(self, path: str) -> None:
-        """Note down a file."""
-        self.removals.append((self._backend.remove, path))
-
-    def rmtree(self, path: str) -> None:
-        """Note down a folder."""
-        self.removals.append((self._backend.rmtree, path))
-
-
-def _removing_last(save: Callable) -> Callable:
-    """Wrap a method of ``CheckpointHook``."""
-
-    @functools.wraps(save)
-    def wrapper(self, *args, **kwargs):
-        backend = self.file_backend
-        self.file_backend = later = _RemoveLater(backend)
-        try:
-            save(self, *args, **kwargs)
-        finally:
-            self.file_backend = backend
-        # What has just been written again under the same name stays.
-        current = {
-            self.last_ckpt,
-            getattr(self, 'best_ckpt_path', None),
-            *getattr(self, 'best_ckpt_path_dict', {}).values(),
-        }
-        for remove, path in later.removals:
-            if path not in current:
-                remove(path)
-
-    return wrapper
+    CheckpointLoader.register_scheme(prefixes='', loader=load_checkpoint_file, force=True)
+    checkpoint.load_url = _load_url

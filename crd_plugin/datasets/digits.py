@@ -1,6 +1,6 @@
-"""Handwritten digits that come with scikit-learn: no disk, no download."""
+"""Handwritten digits that come with scikit-learn: no files, no download."""
 
-from typing import List, Optional
+from __future__ import annotations
 
 import numpy as np
 from mmpretrain.datasets import BaseDataset
@@ -8,50 +8,47 @@ from mmpretrain.datasets import BaseDataset
 from crd_plugin.registry import DATASETS
 
 _NUM_TEST_PER_CLASS = 100
-_SPLIT_SEED = 0
+_MOST_TRAIN_PER_CLASS = 74
 
 
 @DATASETS.register_module()
 class Digits(BaseDataset):
     """1,797 real handwritten digits, 8x8 pixels, ten classes.
 
-    The split is fixed and stratified: within each class the images are put
-    in the order of ``numpy.random.RandomState(0).permutation`` (one generator,
-    classes 0 to 9 in turn); the first 100 of each class are the test set
-    (1,000 images), the others the training set (797 images, 74 to 83 a
-    class). Few training images make the task hard: ``num_train_per_class``
-    takes the first that many of each class, so smaller sets lie inside
-    larger ones and the test set never changes.
+    The split is fixed and stratified: within each class the images are put in the order of
+    ``numpy.random.RandomState(0).permutation`` (one generator, classes 0 to 9 in turn); the first
+    100 of each class are the test set (1,000 images), the others the training set (797 images, 74
+    to 83 per class). Few training images make the task hard: ``num_train_per_class`` takes the
+    first that many of each class, so smaller sets lie inside larger ones and the test set never
+    changes.
 
-    Source: E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten
-    Digits, UCI Machine Learning Repository, 1998 (its test part), as bundled
-    with scikit-learn (``sklearn.datasets.load_digits``).
+    Source: E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI Machine
+    Learning Repository, 1998 (its test part), as bundled with scikit-learn
+    (``sklearn.datasets.load_digits``).
 
-    Each item is ``dict(img=(8, 8, 3) uint8 in 0..255, gt_label=int)``; the
-    stored grey levels 0..16 are scaled by 255/16 and repeated over the three
-    channels.
+    Each item is ``dict(img=(8, 8, 3) uint8 in 0..255, gt_label=int)``; the stored grey levels 0..16
+    are scaled by 255/16 and repeated over the three channels.
 
     Args:
         split (str): 'train' or 'test'. Defaults to 'train'.
-        num_train_per_class (int, optional): Training images kept of each
-            class, 1 to 74. None keeps all 797. Only for ``split='train'``.
-            Defaults to None.
+        num_train_per_class (int, optional): Training images kept of each class, 1 to 74. None keeps
+            all 797. Only for ``split='train'``. Defaults to None.
         metainfo (dict, optional): Extra meta information. Defaults to None.
-        **kwargs: Other arguments of :class:`mmpretrain.datasets.BaseDataset`,
-            ``pipeline``, ``indices`` and ``test_mode`` among them.
+        **kwargs: Other arguments of :class:`mmpretrain.datasets.BaseDataset`, ``pipeline``,
+            ``indices`` and ``test_mode`` among them.
 
     Raises:
         ValueError: If ``split`` or ``num_train_per_class`` is out of range.
         ImportError: If scikit-learn is not installed.
     """
 
-    METAINFO = dict(classes=tuple(str(digit) for digit in range(10)))
+    METAINFO = dict(classes=tuple('0123456789'))
 
     def __init__(
         self,
         split: str = 'train',
-        num_train_per_class: Optional[int] = None,
-        metainfo: Optional[dict] = None,
+        num_train_per_class: int | None = None,
+        metainfo: dict | None = None,
         **kwargs,
     ) -> None:
         if split not in ('train', 'test'):
@@ -59,73 +56,52 @@ class Digits(BaseDataset):
         if num_train_per_class is not None:
             if split == 'test':
                 raise ValueError(
-                    f'num_train_per_class={num_train_per_class!r} was given '
-                    "with split='test', but the test set is fixed; leave it "
-                    "out or use split='train'."
+                    f'num_train_per_class={num_train_per_class!r} was given with '
+                    "split='test', but the test set is fixed; leave it out or use split='train'."
                 )
             if (
-                not isinstance(num_train_per_class, int)
-                or isinstance(num_train_per_class, bool)
-                or num_train_per_class < 1
+                type(num_train_per_class) is not int
+                or not 1 <= num_train_per_class <= _MOST_TRAIN_PER_CLASS
             ):
                 raise ValueError(
-                    'num_train_per_class must be a positive int or None (all '
-                    f'images), but got {num_train_per_class!r}.'
+                    f'num_train_per_class must be an int from 1 to {_MOST_TRAIN_PER_CLASS}, or '
+                    f'None for all images, but got {num_train_per_class!r}.'
                 )
         self.split = split
         self.num_train_per_class = num_train_per_class
         super().__init__(ann_file='', metainfo=metainfo, **kwargs)
 
-    def load_data_list(self) -> List[dict]:
+    def load_data_list(self) -> list[dict]:
         """Read the bundled images and keep those of the split.
 
         Returns:
-            list[dict]: ``img`` (8, 8, 3) uint8 and ``gt_label`` int, ordered
-            as in scikit-learn's file.
+            list[dict]: ``img`` (8, 8, 3) uint8 and ``gt_label`` int, in scikit-learn's order.
         """
-        images, labels = _load_digits()
-        chosen = self._split_indices(labels)
-        grey = np.rint(images[chosen] * (255 / 16)).astype(np.uint8)
+        try:
+            from sklearn.datasets import load_digits
+        except ImportError as error:
+            raise ImportError(
+                'crd_plugin.Digits reads the images that come with scikit-learn, which cannot be '
+                'imported; install it with `pip install scikit-learn`.'
+            ) from error
+        bundle = load_digits()
+        generator = np.random.RandomState(0)
+        chosen = []
+        for label in range(10):
+            order = generator.permutation(np.flatnonzero(bundle.target == label))
+            train = order[_NUM_TEST_PER_CLASS:][: self.num_train_per_class]
+            chosen.append(order[:_NUM_TEST_PER_CLASS] if self.split == 'test' else train)
         return [
-            dict(img=np.repeat(img[..., None], 3, axis=2), gt_label=int(label))
-            for img, label in zip(grey, labels[chosen])
+            dict(
+                img=np.rint(bundle.images[index] * (255 / 16))
+                .astype(np.uint8)[..., None]
+                .repeat(3, 2),
+                gt_label=int(bundle.target[index]),
+            )
+            for index in np.sort(np.concatenate(chosen))
         ]
 
-    def _split_indices(self, labels: np.ndarray) -> np.ndarray:
-        generator = np.random.RandomState(_SPLIT_SEED)
-        chosen = []
-        for label in range(len(self.METAINFO['classes'])):
-            order = generator.permutation(np.flatnonzero(labels == label))
-            if self.split == 'test':
-                chosen.append(order[:_NUM_TEST_PER_CLASS])
-                continue
-            train = order[_NUM_TEST_PER_CLASS:]
-            wanted = self.num_train_per_class or len(train)
-            if wanted > len(train):
-                raise ValueError(
-                    f'num_train_per_class={wanted}, but class {label} has '
-                    f'only {len(train)} training images; ask for at most 74, '
-                    'or None for all.'
-                )
-            chosen.append(train[:wanted])
-        return np.sort(np.concatenate(chosen))
-
-    def extra_repr(self) -> List[str]:
-        """Lines that ``repr`` adds: the split and its size."""
-        kept = self.num_train_per_class or 'all'
-        if self.split == 'test':
-            kept = _NUM_TEST_PER_CLASS
+    def extra_repr(self) -> list[str]:
+        """Return the lines that ``repr`` adds: the split and its size."""
+        kept = _NUM_TEST_PER_CLASS if self.split == 'test' else self.num_train_per_class or 'all'
         return [f'Split: \t{self.split}', f'Images per class: \t{kept}']
-
-
-def _load_digits():
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise ImportError(
-            'crd_plugin.Digits reads the images that come with scikit-learn, '
-            'which cannot be imported; install it with `pip install '
-            'scikit-learn`.'
-        ) from error
-    bundle = load_digits()
-    return bundle.images, bundle.target

@@ -1,282 +1,184 @@
-"""A pipeline taken apart: what is done once, and what is done per batch."""
+"""The parts of a pipeline: what is done to each image once, and what to whole batches."""
+
+from __future__ import annotations
 
 import copy
-from typing import Any, Dict, NamedTuple, Optional, Sequence, Tuple
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from mmcv.transforms import CenterCrop, LoadImageFromFile, Pad, RandomFlip, Resize
+from mmengine.dataset import Compose
 from mmpretrain.datasets.transforms import PackInputs, RandomCrop, RandomResizedCrop, ResizeEdge
 from torch import Tensor
 
 from crd_plugin.ops import augment
 
 _ONCE = (LoadImageFromFile, Resize, ResizeEdge, CenterCrop, Pad)
-_KNOWN = _ONCE + (RandomCrop, RandomResizedCrop, RandomFlip, PackInputs)
+_ORDER = (
+    f'any of {", ".join(kind.__name__ for kind in _ONCE)}; then RandomCrop or RandomResizedCrop; '
+    'then RandomFlip; then PackInputs'
+)
 _DIMS = dict(horizontal=(3,), vertical=(2,), diagonal=(2, 3))
 
 
-class Sample(NamedTuple):
-    """What is kept of a sample.
-
-    Attributes:
-        image (np.ndarray): ``(H, W, C)`` uint8, random padding included.
-        label (int, optional): Its class.
-        metainfo (dict, optional): For the data sample, where nothing is
-            random.
-    """
-
-    image: np.ndarray
-    label: Optional[int]
-    metainfo: Optional[Dict[str, Any]]
-
-
 class ResidentPipeline:
-    """Does to whole batches what an mmpretrain pipeline does to samples.
+    """Apply an mmpretrain pipeline to whole batches.
 
-    The pipeline's own transforms read and resize the images, once. Its
-    random ones follow, in this order, each at most once: ``RandomCrop`` or
-    ``RandomResizedCrop``, ``RandomFlip``. They are drawn from the same
-    distributions as the originals draw from.
-
-    ``RandomCrop`` pads the image first, which is done once too, by the
-    original. In mmpretrain 1.2.0 that pads with ``pad_val`` whatever its
-    ``padding_mode`` says, unless ``pad_if_needed``.
+    The pipeline's own transforms load, resize, pad and pack each image once. The random ones, at
+    most one crop and one flip, are replaced by functions of batches that draw from the same
+    distributions.
 
     Args:
         transforms (Sequence): Transforms of the pipeline.
         owner (str): Name of the data set, for messages.
 
+    Attributes:
+        random (list): The random transforms in words; empty if images never change.
+
     Raises:
-        ValueError: If a transform is none of those above, or has an argument
-            that is not supported.
+        ValueError: If a transform, its place or an argument is not supported.
     """
 
     def __init__(self, transforms: Sequence[Any], owner: str) -> None:
-        self._owner = owner
+        self.owner = owner
         rest = list(transforms)
-        for transform in rest:
-            if type(transform) not in _KNOWN:
-                self._refuse(
-                    transform,
-                    'is none of the transforms that can be done to '
-                    f'whole batches ({_names(_KNOWN)})',
-                )
-        self._pack = self._take(rest, PackInputs)
-        if self._pack is None:
+        pack = self._take(rest, PackInputs)
+        if pack is None:
             raise ValueError(f"The pipeline of {owner} must end with dict(type='PackInputs').")
-        self._flip = self._take(rest, RandomFlip)
-        self._crop = self._take(rest, RandomCrop, RandomResizedCrop)
+        self.flip = self._take(rest, RandomFlip)
+        self.crop = self._take(rest, RandomCrop, RandomResizedCrop)
+        self.random = [repr(kind) for kind in (self.crop, self.flip) if kind is not None]
         for transform in rest:
             if type(transform) not in _ONCE:
-                self._refuse(
-                    transform,
-                    'is out of place: the order is '
-                    f'{_names(_ONCE)}, then one of RandomCrop and '
-                    'RandomResizedCrop, then RandomFlip, then PackInputs',
-                )
-        self._once = rest
-        self._check_arguments()
-        if isinstance(self._crop, RandomCrop):
-            # The original's own padding, and the whole of its result.
-            pad = copy.copy(self._crop)
-            pad.rand_crop_params = lambda img: (0, 0, *img.shape[:2])
-            self._once = rest + [pad]
-        self._size: Tuple[int, int] = (0, 0)
-        self._weights: Optional[Tuple[Tensor, Tensor]] = None
+                self._refuse(transform, f'is unknown or out of place; the order is: {_ORDER}')
+        if self.flip is not None and not isinstance(self.flip.direction, str):
+            self._refuse(self.flip, 'has several directions, expected one')
+        if isinstance(self.crop, RandomResizedCrop):
+            given = self.crop.backend, self.crop.interpolation
+            if given != ('pillow', 'bilinear'):
+                self._refuse(self.crop, f"has {given}, expected ('pillow', 'bilinear')")
+        if isinstance(self.crop, RandomCrop):
+            # The transform itself pads, and then takes the whole padded image as its crop. In
+            # mmpretrain 1.2.0 it ignores padding_mode unless pad_if_needed.
+            pad = copy.copy(self.crop)
+            pad.rand_crop_params = _whole_image
+            rest.append(pad)
+        self._once = Compose([*rest, pack])
 
-    @property
-    def is_random(self) -> bool:
-        """bool: Whether the images of two epochs differ."""
-        return not (self._crop is None and self._flip is None)
-
-    def __eq__(self, other: Any) -> bool:
-        """Whether the same is done to a batch."""
-        return isinstance(other, ResidentPipeline) and all(
-            type(mine) is type(its) and (mine is None or vars(mine) == vars(its))
-            for mine, its in ((self._crop, other._crop), (self._flip, other._flip))
-        )
-
-    def read(self, info: dict) -> Sample:
+    def read(self, info: dict) -> tuple[Tensor, int | None, dict]:
         """Do to one sample what is done once.
 
         Args:
-            info (dict): The data set's annotation of it.
+            info (dict): Annotation of the sample.
 
         Returns:
-            Sample: What to keep.
+            tuple: The image, random padding included, ``(C, H, W)`` uint8; its class, or None;
+            and its meta information, as far as it is the same in every epoch.
 
         Raises:
-            ValueError: If it has no uint8 image or more than one label.
+            ValueError: If the sample has no uint8 image, or other fields than one class.
         """
-        results = info
-        for transform in self._once:
-            results = transform(results)
-            if results is None:
-                raise ValueError(
-                    f'{type(transform).__name__} gives None for sample '
-                    f'{info.get("sample_idx")} of {self._owner}; take the '
-                    'broken image out of the data set.'
-                )
-        image = results.get('img')
-        if not isinstance(image, np.ndarray) or image.dtype != np.uint8:
-            kind = getattr(image, 'dtype', type(image).__name__)
+        idx = info.get('sample_idx')
+        item = self._once(info)
+        if item is None:
             raise ValueError(
-                f'The pipeline of {self._owner} gives an image '
-                f'of type {kind}, expected a uint8 array.'
+                f'The pipeline of {self.owner} returned None for sample {idx}; take the broken '
+                'image out of the data set.'
             )
-        for key in ('gt_score', 'mask'):
-            if key in results:
-                raise ValueError(
-                    f'The samples of {self._owner} have a {key}, which '
-                    'ResidentDataset would lose; use the plain data set.'
-                )
-        metainfo = None
-        if not self.is_random:
-            keys = self._pack.meta_keys
-            metainfo = {key: results[key] for key in keys if key in results}
-        return Sample(
-            image if image.ndim == 3 else image[..., None],
-            self._label(results.get('gt_label')),
-            metainfo,
-        )
+        image, sample = item.get('inputs'), item['data_samples']
+        if not isinstance(image, Tensor) or image.dtype != torch.uint8 or image.dim() != 3:
+            found = getattr(image, 'dtype', type(image).__name__)
+            raise ValueError(
+                f'The pipeline of {self.owner} gives an image of type {found}, expected a uint8 '
+                'array.'
+            )
+        label = sample.get('gt_label')
+        if set(sample.keys()) - {'gt_label'} or (label is not None and label.numel() != 1):
+            fields = {key: value.tolist() for key, value in sample.items()}
+            raise ValueError(
+                f'Sample {idx} of {self.owner} has {fields}, but ResidentDataset keeps one class '
+                'per sample; use the data set without it.'
+            )
+        metainfo = {} if self.random else sample.metainfo
+        return image, None if label is None else int(label), metainfo
 
-    def prepare(self, size: Tuple[int, int], device: torch.device) -> None:
-        """Get ready for images of one size.
+    def draw(self, count: int, size: tuple[int, int], seed: int) -> dict[str, Tensor]:
+        """Draw where images are cropped and which are flipped.
+
+        They are drawn on the CPU, so that every device sees the same images.
 
         Args:
-            size (tuple): Height and width of what :meth:`read` gives.
-            device (torch.device): Where the batches are made.
-        """
-        self._size = size
-        if isinstance(self._crop, RandomResizedCrop):
-            down, across = (
-                augment.resize_weights(full, target).to(device)
-                for full, target in zip(size, self._crop.scale)
-            )
-            self._weights = down, across
-
-    @property
-    def num_draws(self) -> int:
-        """int: Random numbers that a sample needs."""
-        count = int(self._flip is not None)
-        if isinstance(self._crop, RandomCrop):
-            count += 2
-        elif self._crop is not None:
-            count += 2 * self._crop.max_attempts + 2
-        return count
-
-    def draw(self, uniform: Tensor) -> Dict[str, Tensor]:
-        """Decide what is cropped and flipped.
-
-        Args:
-            uniform (Tensor): ``(N, num_draws)`` float64 in [0, 1).
+            count (int): Number of images.
+            size (tuple): Height and width of what :meth:`read` gives, pixels.
+            seed (int): Seed, [0, 2**64).
 
         Returns:
-            dict: ``box`` ``(N, 2)`` or ``(N, 4)`` int64 and ``flip`` ``(N,)``
-            bool, as far as there are such transforms.
+            dict: ``box`` ``(count, 2)`` or ``(count, 4)`` int64 and ``flip`` ``(count,)`` bool,
+            as far as there are such transforms.
         """
+        columns = 0 if self.crop is None else 2 * getattr(self.crop, 'max_attempts', 0) + 2
+        columns += self.flip is not None
+        generator = torch.Generator().manual_seed(seed)
+        uniform = torch.rand(count, columns, dtype=torch.float64, generator=generator)
         draws = {}
-        if self._flip is not None:
-            draws['flip'] = uniform[:, -1] < self._flip.prob
+        if self.flip is not None:
+            draws['flip'] = uniform[:, -1] < self.flip.prob
             uniform = uniform[:, :-1]
-        if isinstance(self._crop, RandomCrop):
-            rooms = [full - target + 1 for full, target in zip(self._size, self._target())]
-            draws['box'] = torch.stack(
-                [augment.random_offsets(uniform[:, side], room) for side, room in enumerate(rooms)],
-                1,
-            )
-        elif self._crop is not None:
+        if isinstance(self.crop, RandomCrop):
+            places = torch.tensor(size) - torch.tensor(self._target(size)) + 1
+            draws['box'] = (uniform * places).long()
+        elif self.crop is not None:
+            central = copy.copy(self.crop)
+            central.max_attempts = 0  # It then takes the box that is used when no attempt fits.
             draws['box'] = augment.random_boxes(
                 uniform,
-                self._size,
-                self._crop.crop_ratio_range,
-                self._crop.aspect_ratio_range,
-                self._fallback(),
+                size,
+                self.crop.crop_ratio_range,
+                self.crop.aspect_ratio_range,
+                central.rand_crop_params(np.empty((*size, 1), np.uint8)),
             )
         return draws
 
-    def make(self, images: Tensor, rows: Tensor, draws: Dict[str, Tensor]) -> Tensor:
+    def make(self, images: Tensor, rows: Tensor, draws: dict[str, Tensor]) -> Tensor:
         """Make a batch.
 
         Args:
-            images (Tensor): All that is kept, ``(N, C, H, W)`` uint8.
-            rows (Tensor): Of the batch, ``(B,)`` int64.
-            draws (dict): Of :meth:`draw`, of these rows.
+            images (Tensor): All images from :meth:`read`, ``(N, C, H, W)`` uint8.
+            rows (Tensor): Images of the batch, ``(B,)`` int64.
+            draws (dict): What :meth:`draw` gave for the batch.
 
         Returns:
             Tensor: ``(B, C, height, width)`` uint8.
         """
-        if self._weights is not None:
-            batch = augment.resized_crop(images, rows, draws['box'], self._weights)
-        elif self._crop is not None:
-            top, left = draws['box'].unbind(1)
-            batch = augment.crop(images, rows, top, left, self._target())
+        if isinstance(self.crop, RandomCrop):
+            batch = augment.crop(images, rows, draws['box'], self._target(images.shape[2:]))
+        elif self.crop is not None:
+            batch = augment.resized_crop(images, rows, draws['box'], self.crop.scale)
         else:
             batch = images[rows]
-        if self._flip is not None:
-            batch = augment.flip(batch, draws['flip'], _DIMS[self._flip.direction])
+        if self.flip is not None:
+            batch = augment.flip(batch, draws['flip'], _DIMS[self.flip.direction])
         return batch
 
-    def _target(self) -> Tuple[int, int]:
-        """Height and width after ``RandomCrop``, which enlarges nothing."""
-        height, width = map(min, self._size, self._crop.crop_size)
-        return height, width
-
-    def _fallback(self) -> Tuple[int, int, int, int]:
-        """The box that the original takes when no attempt fits."""
-        central = copy.copy(self._crop)
-        central.max_attempts = 0
-        return central.rand_crop_params(np.empty((*self._size, 1), np.uint8))
-
-    def _label(self, label: Any) -> Optional[int]:
-        if label is None:
-            return None
-        array = np.asarray(label)
-        if array.size != 1 or not np.issubdtype(array.dtype, np.integer):
-            raise ValueError(
-                f'{self._owner} has the label {label!r}, expected one class '
-                'a sample; use the plain data set.'
-            )
-        return int(array.item())
-
-    def _check_arguments(self) -> None:
-        """Refuse what the pixel functions cannot do."""
-        flip, crop, pack = self._flip, self._crop, self._pack
-        if flip is not None and not (
-            isinstance(flip.prob, float) and isinstance(flip.direction, str)
-        ):
-            self._refuse(
-                flip, f'has prob={flip.prob} and direction={flip.direction}, expected one of each'
-            )
-        if isinstance(crop, RandomResizedCrop) and (crop.backend, crop.interpolation) != (
-            'pillow',
-            'bilinear',
-        ):
-            self._refuse(
-                crop,
-                f'has backend={crop.backend!r} and interpolation='
-                f"{crop.interpolation!r}, expected 'pillow' and 'bilinear'",
-            )
-        if pack.input_key != 'img' or pack.algorithm_keys:
-            self._refuse(
-                pack,
-                f'has input_key={pack.input_key!r} and algorithm_keys='
-                f"{tuple(pack.algorithm_keys)}, expected 'img' and none",
-            )
+    def _target(self, size: Sequence[int]) -> tuple[int, int]:
+        """Return height and width after ``RandomCrop``, which enlarges nothing."""
+        return min(size[0], self.crop.crop_size[0]), min(size[1], self.crop.crop_size[1])
 
     def _refuse(self, transform: Any, problem: str) -> None:
         raise ValueError(
-            f'{type(transform).__name__} in the pipeline of {self._owner} '
-            f'{problem}. Mend the pipeline, or use the data set without '
-            'ResidentDataset.'
+            f'{type(transform).__name__} in the pipeline of {self.owner} {problem}. Change the '
+            'pipeline, or use the data set without ResidentDataset.'
         )
 
     @staticmethod
-    def _take(rest: list, *kinds: type) -> Any:
-        """Take the last transform off if it is of one of these classes."""
+    def _take(rest: list[Any], *kinds: type) -> Any:
+        """Remove and return the last transform if it is of one of these classes, else None."""
         return rest.pop() if rest and type(rest[-1]) in kinds else None
 
 
-def _names(kinds: Sequence[type]) -> str:
-    return ', '.join(kind.__name__ for kind in kinds)
+def _whole_image(image: np.ndarray) -> tuple[int, int, int, int]:
+    """Return the box of a whole image, as ``RandomCrop.rand_crop_params`` does."""
+    height, width = image.shape[:2]
+    return 0, 0, height, width

@@ -1,43 +1,35 @@
-"""Tiny-ImageNet-200 as its archive unpacks, nothing moved."""
+"""Tiny-ImageNet-200 as its archive unpacks, no file moved."""
 
-from typing import Dict, List, Optional
+from __future__ import annotations
 
-from mmengine.fileio import get_file_backend, get_text, isdir, isfile, join_path
+from mmengine.fileio import get_file_backend, join_path, list_from_file
 from mmpretrain.datasets import BaseDataset
 from mmpretrain.datasets.base_dataset import expanduser
+from mmpretrain.datasets.custom import find_folders, get_samples
 
 from crd_plugin.registry import DATASETS
 
 _URL = 'http://cs231n.stanford.edu/tiny-imagenet-200.zip'
-_EXTENSIONS = ('.jpeg', '.jpg', '.png')
-_LAYOUT = """
-    wnids.txt
-    words.txt
-    train/<wnid>/images/<wnid>_<number>.JPEG
-    val/val_annotations.txt
-    val/images/val_<number>.JPEG"""
 
 
 @DATASETS.register_module()
 class TinyImageNet200(BaseDataset):
-    """200 classes of ImageNet at 64x64 pixels: 100,000 and 10,000 images.
+    """200 classes of ImageNet at 64x64 pixels: 100,000 images to train and 10,000 to validate.
 
-    Each class has 500 images to train on and 50 to validate on; the images
-    of the test folder have no labels, so there is no such split. Some files
-    are grey: load them with ``LoadImageFromFile``, which makes three channels
-    of one. Each item is ``dict(img_path=str, gt_label=int)``.
+    Each class has 500 training and 50 validation images; the images of the test folder have no
+    labels, so there is no such split. Some files are grey: load them with ``LoadImageFromFile``,
+    which makes three channels of one. Each item is ``dict(img_path=str, gt_label=int)``.
 
-    Class ``i`` is the ``i``-th WordNet id in alphabetical order, whatever the
-    order in ``wnids.txt``. That is what torchvision's ``ImageFolder`` makes
-    of the folders, so teachers trained with it (those of kaiqi123/CKTF, say)
-    fit. Training images come in the order of ``ImageFolder`` too, validation
-    images as ``val_annotations.txt`` lists them.
+    Class ``i`` is the ``i``-th WordNet id in alphabetical order, whatever the order in
+    ``wnids.txt``, as in torchvision's ``ImageFolder``; so teachers trained with that (those of
+    kaiqi123/CKTF, say) fit. Training images are in the order of ``ImageFolder`` too, validation
+    images in that of ``val_annotations.txt``.
 
-    Source: Stanford CS231N, ``http://cs231n.stanford.edu/
-    tiny-imagenet-200.zip`` (237 MB), which holds::
+    Source: Stanford CS231N, ``http://cs231n.stanford.edu/tiny-imagenet-200.zip`` (237 MB), which
+    holds::
 
         tiny-imagenet-200
-        ├── wnids.txt                 one WordNet id a line
+        ├── wnids.txt                 one WordNet id per line
         ├── words.txt                 <wnid> <tab> <names>
         ├── train/<wnid>/images       <wnid>_<number>.JPEG
         └── val
@@ -47,31 +39,28 @@ class TinyImageNet200(BaseDataset):
     Args:
         data_root (str): The folder ``tiny-imagenet-200``.
         split (str): 'train' or 'val'. Defaults to 'train'.
-        metainfo (dict, optional): Extra meta information. ``classes`` in it
-            replaces the names of ``words.txt``. Defaults to None.
-        **kwargs: Other arguments of :class:`mmpretrain.datasets.BaseDataset`,
-            ``pipeline``, ``indices`` and ``test_mode`` among them.
+        metainfo (dict, optional): Extra meta information. ``classes`` in it replaces the names of
+            ``words.txt``. Defaults to None.
+        **kwargs: Other arguments of :class:`mmpretrain.datasets.BaseDataset`, ``pipeline``,
+            ``indices`` and ``test_mode`` among them.
 
     Raises:
-        ValueError: If an argument is out of range, or the files contradict
-            each other: folders that ``wnids.txt`` does not name, a broken
-            line.
-        FileNotFoundError: If a file or folder is missing; it tells where to
-            get the data.
+        ValueError: If an argument is out of range, or the files contradict each other.
+        FileNotFoundError: If a file or folder is missing; the message says where to get the data.
     """
 
     def __init__(
-        self, data_root: str, split: str = 'train', metainfo: Optional[dict] = None, **kwargs
+        self, data_root: str, split: str = 'train', metainfo: dict | None = None, **kwargs
     ) -> None:
         if split not in ('train', 'val'):
             raise ValueError(
-                f"split must be 'train' or 'val', but got {split!r}; the test "
-                'images have no labels.'
+                f"split must be 'train' or 'val', but got {split!r}; the test images have no "
+                'labels.'
             )
         if not data_root:
             raise ValueError(
-                f'data_root must be the folder tiny-imagenet-200, but got '
-                f'{data_root!r}; unpack {_URL} and name its folder.'
+                f'data_root must be the folder tiny-imagenet-200, but got {data_root!r}; unpack '
+                f'{_URL} and name its folder.'
             )
         self.split = split
         super().__init__(
@@ -82,124 +71,89 @@ class TinyImageNet200(BaseDataset):
             **kwargs,
         )
 
-    def load_data_list(self) -> List[dict]:
+    def load_data_list(self) -> list[dict]:
         """List the images of the split.
 
         Returns:
             list[dict]: ``img_path`` str and ``gt_label`` int in [0, 200).
         """
-        labels = self._read_wnids()
-        self._name_classes(labels)
-        if self.split == 'train':
-            return self._train_images(labels)
-        return self._val_images(labels)
+        try:
+            labels = self._read_wnids()
+            self._name_classes(labels)
+            list_images = self._train_images if self.split == 'train' else self._val_images
+            images = list_images(labels)
+        except FileNotFoundError as error:
+            problem = f'{error.filename} is missing' if error.filename else error
+            raise FileNotFoundError(
+                f'{problem}, so data_root={self.data_root!r} is not Tiny-ImageNet-200. Download '
+                f'{_URL} (237 MB), unpack it, and let data_root name its folder '
+                'tiny-imagenet-200, which holds wnids.txt, words.txt, '
+                'train/<wnid>/images/<wnid>_<number>.JPEG, val/val_annotations.txt and '
+                'val/images/val_<number>.JPEG.'
+            ) from error
+        return [
+            dict(img_path=join_path(self.img_prefix, name), gt_label=label)
+            for name, label in images
+        ]
 
-    def extra_repr(self) -> List[str]:
-        """Lines that ``repr`` adds: the split and its folder."""
+    def extra_repr(self) -> list[str]:
+        """Return the lines that ``repr`` adds: the split and its folder."""
         return [f'Split: \t{self.split}', f'Root: \t{self.data_root}']
 
-    def _read_wnids(self) -> Dict[str, int]:
+    def _read_wnids(self) -> dict[str, int]:
         path = join_path(self.data_root, 'wnids.txt')
-        wnids = [line.strip() for line in self._lines(path) if line.strip()]
+        wnids = list_from_file(path)
         if not wnids or len(set(wnids)) != len(wnids):
             raise ValueError(
-                f'{path} has {len(wnids)} lines and {len(set(wnids))} '
-                f'different ids, expected 200 of each; get it anew from '
-                f'{_URL}.'
+                f'{path} has {len(wnids)} lines and {len(set(wnids))} different ids, expected 200 '
+                f'of each; download it again from {_URL}.'
             )
         return {wnid: label for label, wnid in enumerate(sorted(wnids))}
 
-    def _name_classes(self, labels: Dict[str, int]) -> None:
+    def _name_classes(self, labels: dict[str, int]) -> None:
         if self.CLASSES is None:
-            words = dict(
-                line.rstrip().split('\t', 1)
-                for line in self._lines(join_path(self.data_root, 'words.txt'))
-                if '\t' in line
-            )
+            lines = list_from_file(join_path(self.data_root, 'words.txt'))
+            words = dict(line.split('\t', 1) for line in lines if '\t' in line)
             self._metainfo['classes'] = tuple(words.get(wnid, wnid) for wnid in labels)
         elif len(self.CLASSES) != len(labels):
             raise ValueError(
-                f'classes has {len(self.CLASSES)} names, but wnids.txt has '
-                f'{len(labels)} ids; give one name an id, or leave it out.'
+                f'classes has {len(self.CLASSES)} names, but wnids.txt has {len(labels)} ids; give '
+                'one name per id, or leave it out.'
             )
 
-    def _train_images(self, labels: Dict[str, int]) -> List[dict]:
-        found = self._list(self.img_prefix, folders=True)
-        missing = sorted(labels.keys() - found)
-        unknown = sorted(found - labels.keys())
-        if missing or unknown:
+    def _train_images(self, labels: dict[str, int]) -> list[tuple[str, int]]:
+        unknown = sorted(set(find_folders(self.img_prefix)[0]) - labels.keys())
+        if unknown:
             raise ValueError(
-                f'The folders of {self.img_prefix} are not those of '
-                f'wnids.txt: {_some(missing)} missing, {_some(unknown)} '
-                f'unknown. Unpack {_URL} anew.'
+                f'{self.img_prefix} has {len(unknown)} folders that are not in wnids.txt, '
+                f'{unknown[0]} among them; unpack {_URL} again.'
             )
-        data_list = []
-        for wnid, label in labels.items():
-            folder = join_path(self.img_prefix, wnid, 'images')
-            names = self._list(folder)
-            if not names:
-                raise FileNotFoundError(self._advice(f'{folder} has no image'))
-            data_list += [
-                dict(img_path=join_path(folder, name), gt_label=label) for name in sorted(names)
-            ]
-        return data_list
+        images, empty = get_samples(self.img_prefix, labels, _is_image)
+        if empty:
+            raise FileNotFoundError(f'{self.img_prefix}/{min(empty)} has no image')
+        return images
 
-    def _val_images(self, labels: Dict[str, int]) -> List[dict]:
-        lines = self._lines(self.ann_file)
-        found = self._list(self.img_prefix)
-        data_list, missing = [], []
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            name, wnid = (line.split('\t') + [''])[:2]
-            if wnid.strip() not in labels:
+    def _val_images(self, labels: dict[str, int]) -> list[tuple[str, int]]:
+        images = []
+        for number, line in enumerate(list_from_file(self.ann_file), start=1):
+            name, _, rest = line.partition('\t')
+            wnid = rest.partition('\t')[0]
+            if wnid not in labels:
                 raise ValueError(
-                    f'{self.ann_file}, line {number} is {line!r}, expected '
-                    'a file name, a tab and an id that is in wnids.txt; get '
-                    f'it anew from {_URL}.'
+                    f'{self.ann_file}, line {number} is {line!r}, expected a file name, a tab and '
+                    f'an id that is in wnids.txt; download it again from {_URL}.'
                 )
-            if name not in found:
-                missing.append(name)
-            data_list.append(
-                dict(img_path=join_path(self.img_prefix, name), gt_label=labels[wnid.strip()])
-            )
+            images.append((name, labels[wnid]))
+        backend = get_file_backend(self.img_prefix, enable_singleton=True)
+        found = set(backend.list_dir_or_file(self.img_prefix, list_dir=False))
+        missing = [name for name, _ in images if name not in found]
         if missing:
             raise FileNotFoundError(
-                self._advice(
-                    f'{self.img_prefix} lacks {_some(missing)} of '
-                    'val_annotations.txt; it must hold all images '
-                    'as unpacked, not sorted into folders'
-                )
+                f'{self.img_prefix} lacks {len(missing)} images of val_annotations.txt, '
+                f'{missing[0]} among them (they must lie there as unpacked, not in folders)'
             )
-        return data_list
-
-    def _lines(self, path: str) -> List[str]:
-        if not isfile(path):
-            raise FileNotFoundError(self._advice(f'{path} is missing'))
-        return get_text(path).splitlines()
-
-    def _list(self, folder: str, folders: bool = False) -> set:
-        if not isdir(folder):
-            raise FileNotFoundError(self._advice(f'{folder} is missing'))
-        backend = get_file_backend(folder, enable_singleton=True)
-        names = backend.list_dir_or_file(folder, list_dir=folders, list_file=not folders)
-        return {
-            name
-            for name in names
-            if not name.startswith('.') and (folders or name.lower().endswith(_EXTENSIONS))
-        }
-
-    def _advice(self, problem: str) -> str:
-        return (
-            f'{problem}, so data_root={self.data_root!r} is not '
-            f'Tiny-ImageNet-200. Download {_URL} (237 MB), unpack it, and '
-            'let data_root name its folder tiny-imagenet-200, which '
-            f'holds:{_LAYOUT}'
-        )
+        return images
 
 
-def _some(names: List[str]) -> str:
-    """``3 (a, b, ...)``."""
-    if not names:
-        return '0'
-    return f'{len(names)} ({", ".join(names[:2])}{", ..." if len(names) > 2 else ""})'
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(('.jpeg', '.jpg', '.png'))

@@ -8,8 +8,8 @@ from torch import Tensor
 # The two sides of a bank, in the order in which their rows are drawn.
 SIDES = ('student', 'teacher')
 
-# No row is longer: an initial one is uniform in a cube that reaches sqrt(3),
-# a written one has norm 1. The rest is rounding.
+# No row is longer: an initial one is uniform in a cube that reaches sqrt(3), a written one has norm
+# 1. The rest is rounding.
 _LONGEST_ROW = 1.8
 
 

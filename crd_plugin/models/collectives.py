@@ -13,8 +13,8 @@ from torch import Tensor
 def gather_sizes(size: int, device: torch.device) -> list[int]:
     """Gather the batch size of each rank, in rank order.
 
-    The sizes are read back to the host: collectives need equal shapes, and a
-    sampler may give ranks last batches of different sizes.
+    The sizes are read back to the host: collectives need equal shapes, and a sampler may give ranks
+    last batches of different sizes.
 
     Args:
         size (int): Batch size of this rank.
@@ -63,13 +63,12 @@ def gather_rows(rows: Tensor, sizes: Sequence[int]) -> Tensor:
 def pack(ids: Tensor, embeddings: Sequence[Tensor]) -> Tensor:
     """Lay ids and embeddings side by side, for one collective.
 
-    Ids keep all their bits: an int64 is carried as one float64 or two float32
-    numbers, which are copied and never computed with.
+    Ids keep all their bits: an int64 is carried as one float64 or two float32 numbers, which are
+    copied and never computed with.
 
     Args:
         ids (Tensor): An id or class of each sample, ``(B,)`` int64.
-        embeddings (Sequence[Tensor]): Each ``(B, D)``, all float32 or all
-            float64.
+        embeddings (Sequence[Tensor]): Each ``(B, D)``, all float32 or all float64.
 
     Returns:
         Tensor: ``(B, 1 or 2 + sum of D)``.
@@ -97,18 +96,16 @@ def gather_batches(
 ) -> tuple[Tensor, list[Tensor]]:
     """Gather ids and embeddings of all ranks, in rank order, in one collective.
 
-    The gradient of a gathered embedding is summed over the ranks and goes to
-    the rank that it came from.
+    The gradient of a gathered embedding is summed over the ranks and goes to the rank that it came
+    from.
 
     Args:
         ids (Tensor): An id or class of each sample, ``(B,)`` int64.
-        embeddings (Sequence[Tensor]): Each ``(B, D)``, all float32 or all
-            float64.
+        embeddings (Sequence[Tensor]): Each ``(B, D)``, all float32 or all float64.
         sizes (Sequence[int]): Batch size of each rank.
 
     Returns:
-        tuple[Tensor, list[Tensor]]: Ids ``(sum of sizes,)`` and embeddings
-        ``(sum of sizes, D)``.
+        tuple[Tensor, list[Tensor]]: Ids ``(sum of sizes,)`` and embeddings ``(sum of sizes, D)``.
     """
     if len(sizes) == 1:
         return ids, list(embeddings)

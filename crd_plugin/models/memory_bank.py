@@ -34,8 +34,8 @@ class PendingUpdate(NamedTuple):
         sample_idx (Tensor): Row of each sample, ``(B,)`` int64.
         student (Tensor): Student embeddings, ``(B, D)``.
         teacher (Tensor): Teacher embeddings, ``(B, D)``.
-        log_z (Tensor, optional): Logarithm of the two partition constants,
-            ``(2,)`` float64, on the first step only.
+        log_z (Tensor, optional): Logarithm of the two partition constants, ``(2,)`` float64, on the
+            first step only.
     """
 
     sample_idx: Tensor
@@ -48,33 +48,30 @@ class PendingUpdate(NamedTuple):
 class MemoryBank(nn.Module):
     """Hold a running embedding of every training sample, for student and teacher.
 
-    A forward pass reads the rows and leaves its embeddings with
-    :meth:`stage`; :meth:`commit` writes ``v <- unit(m v + (1 - m) g)`` after
-    the step. So a forward pass does not change what it reads, and the updates
-    of all ranks can be written in one order everywhere.
+    A forward pass reads the rows and leaves its embeddings with :meth:`stage`; :meth:`commit`
+    writes ``v <- unit(m v + (1 - m) g)`` after the step. So a forward pass does not change what it
+    reads, and the updates of all ranks can be written in one order everywhere.
 
-    Source: Tian et al., arXiv:1910.10699, section 3; behaviour matched:
-    HobbitLong/RepDistiller ``crd/memory.py``. Differs: settings are plain
-    attributes (there they share a buffer with the partition constants, so a
-    checkpoint silently restores old ones); the constants are kept as
-    logarithms, which do not overflow at small temperatures; ids that repeat
-    within a step are written in a defined way (the last one counts).
+    Source: Tian et al., arXiv:1910.10699, section 3; behaviour matched: HobbitLong/RepDistiller
+    ``crd/memory.py``. Differs: settings are plain attributes (there they share a buffer with the
+    partition constants, so a checkpoint silently restores old ones); the constants are kept as
+    logarithms, which do not overflow at small temperatures; ids that repeat within a step are
+    written in a defined way (the last one counts).
 
     Args:
         embed_dim (int): Width D of the embeddings.
         momentum (float): Weight kept on the OLD row, [0, 1). Defaults to 0.5.
-        num_samples (int, optional): Rows N, the length of the training set.
-            Can be left out with ``MemoryBankHook``, which sizes the bank from
-            the training set and refuses another number.
-        dtype (torch.dtype): Type of the rows: float64, float32, float16 or
-            bfloat16; all maths is at least float32. Defaults to float32.
+        num_samples (int, optional): Rows N, the length of the training set. Can be left out with
+            ``MemoryBankHook``, which sizes the bank from the training set and refuses another
+            number.
+        dtype (torch.dtype): Type of the rows: float64, float32, float16 or bfloat16; all maths is
+            at least float32. Defaults to float32.
 
     Shape:
-        ``student``, ``teacher``: ``(N, D)``. ``labels``: ``(N,)`` int64, or
-        empty when unknown.
+        ``student``, ``teacher``: ``(N, D)``. ``labels``: ``(N,)`` int64, or empty when unknown.
 
-    State in checkpoints: ``student``, ``teacher``, ``labels``, and
-    ``log_z_student``, ``log_z_teacher`` (NaN until the first step).
+    State in checkpoints: ``student``, ``teacher``, ``labels``, and ``log_z_student``,
+    ``log_z_teacher`` (NaN until the first step).
 
     Raises:
         ValueError: If an argument is out of range.
@@ -106,6 +103,7 @@ class MemoryBank(nn.Module):
             )
         self.embed_dim = embed_dim
         self.momentum = momentum
+        self._num_samples = 0
         for side in SIDES:
             self._hold(side, torch.empty(0, embed_dim, dtype=dtype))
             self.register_buffer(f'log_z_{side}', torch.tensor(math.nan).double())
@@ -126,7 +124,7 @@ class MemoryBank(nn.Module):
     @property
     def num_samples(self) -> int:
         """int: Rows N; 0 until the bank is sized."""
-        return len(self.student)
+        return self._num_samples
 
     @property
     def num_bytes(self) -> int:
@@ -137,8 +135,8 @@ class MemoryBank(nn.Module):
         """Return how the rows are split over ranks: here not at all.
 
         Args:
-            sample_idx (Tensor, optional): Ids of this step, ``(B,)`` int64,
-                where anchors of all ranks are to be gathered.
+            sample_idx (Tensor, optional): Ids of this step, ``(B,)`` int64, where anchors of all
+                ranks are to be gathered.
 
         Returns:
             Shards: Rank, number of ranks, and their sums.
@@ -152,8 +150,7 @@ class MemoryBank(nn.Module):
 
     @property
     def log_z(self) -> Tensor:
-        """Tensor: Logarithm of student's and teacher's partition constant,
-        ``(2,)`` float64; NaN until they are set."""
+        """Tensor: Logarithm of both partition constants, ``(2,)`` float64; NaN until set."""
         return torch.stack([self.log_z_student, self.log_z_teacher])
 
     @property
@@ -165,8 +162,7 @@ class MemoryBank(nn.Module):
         """Return what tells which rows are negatives of a sample, made once.
 
         Args:
-            exclude (str): ``'class'``: rows of another class;
-                ``'instance'``: any other row.
+            exclude (str): ``'class'``: rows of another class; ``'instance'``: any other row.
 
         Returns:
             RowKeys: Keys of all N rows.
@@ -197,11 +193,10 @@ class MemoryBank(nn.Module):
 
         Args:
             num_samples (int): Rows N, the length of the training set.
-            labels (Tensor, optional): Class of each row, ``(N,)`` of any
-                integer type; kept as int64.
-            seed (int, optional): Seed of the rows, the same on every rank.
-                Defaults to None: that of the global generator, so banks that
-                are sized without one start alike.
+            labels (Tensor, optional): Class of each row, ``(N,)`` of any integer type; kept as
+                int64.
+            seed (int, optional): Seed of the rows, the same on every rank. Defaults to None: that
+                of the global generator, so banks that are sized without one start alike.
 
         Raises:
             ValueError: If sizes do not fit, or labels are not integers.
@@ -223,6 +218,7 @@ class MemoryBank(nn.Module):
             getattr(self, f'log_z_{side}').fill_(math.nan)
         self.labels = labels.to(device)
         self._has_z, self._keys, self._pending = False, {}, None
+        self._num_samples = 0
         kept = -(-(num_samples - shards.rank) // shards.world)
         for side in SIDES:
             rows, done = torch.empty(kept, self.embed_dim, dtype=dtype, device=device), 0
@@ -231,6 +227,7 @@ class MemoryBank(nn.Module):
                 rows[done : done + len(own)] = own.to(device)
                 done += len(own)
             self._hold(side, rows)
+        self._num_samples = num_samples
 
     def share_labels(self, other: MemoryBank) -> None:
         """Hold the labels of another bank of the same samples instead of a copy.
@@ -254,8 +251,8 @@ class MemoryBank(nn.Module):
 
         Args:
             anchor (Tensor): Embeddings of one side, ``(B, D)``.
-            side (str): ``'student'`` or ``'teacher'``: whose embeddings the
-                anchors are. They are scored against the other side's rows.
+            side (str): ``'student'`` or ``'teacher'``: whose embeddings the anchors are. They are
+                scored against the other side's rows.
             index (Tensor): Rows to score, ``(B, M)`` int64.
             temperature (float): tau.
 
@@ -264,7 +261,13 @@ class MemoryBank(nn.Module):
 
         Raises:
             ValueError: If ``side`` is not one of the allowed values.
+            RuntimeError: If other ranks keep some of the rows.
         """
+        if self.shards().world > 1:
+            raise RuntimeError(
+                f'scores() needs all rows, of which this rank keeps 1 / {self.shards().world}; '
+                'load a checkpoint in one process.'
+            )
         if side not in SIDES:
             raise ValueError(f"side is '{side}', expected 'student' or 'teacher'.")
         rows = self.teacher if side == 'student' else self.student
@@ -281,8 +284,8 @@ class MemoryBank(nn.Module):
             sample_idx (Tensor): Row of each sample, ``(B,)`` int64.
             student (Tensor): Unit embeddings, ``(B, D)``.
             teacher (Tensor): Unit embeddings, ``(B, D)``.
-            log_z (Tensor, optional): Student's and teacher's constant,
-                ``(2,)`` float64, when they are to be set.
+            log_z (Tensor, optional): Student's and teacher's constant, ``(2,)`` float64, when they
+                are to be set.
 
         Raises:
             RuntimeError: If the update before was never committed.
@@ -306,8 +309,8 @@ class MemoryBank(nn.Module):
         """Write an update into the rows.
 
         Args:
-            update (PendingUpdate, optional): Update of all ranks, in rank
-                order. Defaults to None: the staged one.
+            update (PendingUpdate, optional): Update of all ranks, in rank order. Defaults to None:
+                the staged one.
 
         Raises:
             RuntimeError: If there is nothing to commit.
@@ -323,9 +326,9 @@ class MemoryBank(nn.Module):
         source, owned = last_occurrence(index), None
         shards = self.shards()
         if shards.world > 1:
-            # Shapes must not depend on ids, or a GPU would be waited for. So in
-            # place of another rank's row the first own one of the batch is
-            # written once more; without any, a row is written as it is.
+            # Shapes must not depend on ids, or a GPU would be waited for. So in place of another
+            # rank's row the first own one of the batch is written once more; without any, a row is
+            # written as it is.
             owned = index % shards.world == shards.rank
             here = torch.arange(len(index), device=index.device)
             here = torch.where(owned, here, owned.to(torch.uint8).argmax())
@@ -371,6 +374,7 @@ class MemoryBank(nn.Module):
         if self.num_samples == 0 and found is not None:
             for side in SIDES:
                 self._hold(side, getattr(self, side).new_empty(len(found), self.embed_dim))
+            self._num_samples = len(found)
         labels = state_dict.get(prefix + 'labels')
         if labels is None or labels.numel() != self.num_samples:
             state_dict[prefix + 'labels'] = self.labels

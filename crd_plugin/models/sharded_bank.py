@@ -59,20 +59,18 @@ class RankShards(Shards):
 class ShardedBank(MemoryBank):
     """:class:`MemoryBank` of which rank r keeps the rows r, r + W, r + 2 W, ...
 
-    For N too large for one device: memory falls as 1 / W, the result stays.
-    Labels ``(N,)`` are on every rank, 8 bytes per row.
+    For N too large for one device: memory falls as 1 / W, the result stays. Labels ``(N,)`` are on
+    every rank, 8 bytes per row.
 
-    Rows are plain tensors instead of buffers, and with several ranks they are
-    not in the state dict: ``DistributedDataParallel`` and MMEngine's runner
-    make buffers and state dicts of all ranks alike. They still move with the
-    module. ``crd_plugin.CheckpointHook`` gathers all N for a checkpoint, which
-    any number of ranks can load.
+    Rows are plain tensors instead of buffers, and with several ranks they are not in the state
+    dict: ``DistributedDataParallel`` and MMEngine's runner make buffers and state dicts of all
+    ranks alike. They still move with the module. ``crd_plugin.CheckpointHook`` gathers all N for a
+    checkpoint, which any number of ranks can load.
 
     Args:
         embed_dim (int): Width D of the embeddings.
         momentum (float): Weight kept on the OLD row, [0, 1). Defaults to 0.5.
-        num_samples (int, optional): Rows N of all ranks, as for
-            :class:`MemoryBank`.
+        num_samples (int, optional): Rows N of all ranks, as for :class:`MemoryBank`.
         dtype (torch.dtype): As for :class:`MemoryBank`.
 
     Shape:
@@ -90,7 +88,6 @@ class ShardedBank(MemoryBank):
         num_samples: int | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        self._num_samples = 0
         # All rows, on the host of rank 0, while a checkpoint is saved.
         self._whole: dict[str, Tensor] = {}
         super().__init__(embed_dim, momentum, num_samples, dtype)
@@ -99,17 +96,12 @@ class ShardedBank(MemoryBank):
         """Keep the rows of one side in an attribute."""
         setattr(self, side, rows)
 
-    @property
-    def num_samples(self) -> int:
-        """int: Rows N of all ranks; 0 until the bank is sized."""
-        return self._num_samples
-
     def shards(self, sample_idx: Tensor | None = None) -> Shards:
         """Return how the rows are split over ranks.
 
         Args:
-            sample_idx (Tensor, optional): Ids of this step, ``(B,)`` int64:
-                then a collective, which all ranks must call.
+            sample_idx (Tensor, optional): Ids of this step, ``(B,)`` int64: then a collective,
+                which all ranks must call.
 
         Returns:
             RankShards: Rank, number of ranks, and their sums.
@@ -118,48 +110,11 @@ class ShardedBank(MemoryBank):
             return RankShards()
         return RankShards(gather_sizes(sample_idx.numel(), sample_idx.device))
 
-    def resize(
-        self, num_samples: int, labels: Tensor | None = None, seed: int | None = None
-    ) -> None:
-        """Reinitialise the rows as :meth:`MemoryBank.resize` does.
-
-        Args:
-            num_samples (int): Rows N of all ranks.
-            labels (Tensor, optional): Class of each row, ``(N,)``.
-            seed (int, optional): Must be given where several ranks were not
-                seeded alike.
-        """
-        super().resize(num_samples, labels, seed)
-        self._num_samples = num_samples
-
-    def scores(self, anchor: Tensor, side: str, index: Tensor, temperature: float) -> Tensor:
-        """Score given pairs as :meth:`MemoryBank.scores` does, in a single process.
-
-        Args:
-            anchor (Tensor): Embeddings of one side, ``(B, D)``.
-            side (str): ``'student'`` or ``'teacher'``.
-            index (Tensor): Rows to score, ``(B, M)`` int64.
-            temperature (float): tau.
-
-        Returns:
-            Tensor: ``(B, M)``.
-
-        Raises:
-            RuntimeError: If other ranks keep some of the rows.
-        """
-        if self.shards().world > 1:
-            raise RuntimeError(
-                f'scores() needs all rows, of which this rank keeps 1 / {self.shards().world}; '
-                'load a checkpoint in one process.'
-            )
-        return super().scores(anchor, side, index, temperature)
-
     @contextmanager
     def gather_rows_for_checkpoint(self) -> Iterator[None]:
         """Hold all rows on the host of rank 0, for the state dict.
 
-        A collective: all ranks must enter it. ``crd_plugin.CheckpointHook``
-        does so around saving.
+        A collective: all ranks must enter it. ``crd_plugin.CheckpointHook`` does so around saving.
 
         Yields:
             None: Inside, ``state_dict()`` of rank 0 has all N rows.

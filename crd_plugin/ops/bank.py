@@ -9,8 +9,8 @@ from torch import Tensor
 
 __all__ = ['initial_rows', 'last_occurrence', 'momentum_rows']
 
-# Rows that are drawn at once, so that a rank that keeps some of them needs
-# little memory for the others.
+# Rows that are drawn at once, so that a rank that keeps some of them needs little memory for the
+# others.
 _ROWS_AT_ONCE = 1 << 16
 
 
@@ -25,8 +25,8 @@ def initial_rows(
     Args:
         num_rows (int): Rows N.
         embed_dim (int): Width D of a row.
-        generator (torch.Generator): Source of randomness, on the CPU: the
-            numbers do not depend on where the bank is.
+        generator (torch.Generator): Source of randomness, on the CPU: the numbers do not depend on
+            where the bank is.
 
     Yields:
         tuple[int, Tensor]: First row and rows ``(n, D)`` float32 of a part.
@@ -40,8 +40,8 @@ def initial_rows(
 def momentum_rows(old: Tensor, embedding: Tensor, momentum: float) -> Tensor:
     """Return the new rows ``unit(m * old + (1 - m) * embedding)``.
 
-    A row whose sum has no length (opposite embeddings, m = 0.5) keeps its
-    old value: dividing by its norm, as the public code does, gives NaN.
+    A row whose sum has no length (opposite embeddings, m = 0.5) keeps its old value: dividing by
+    its norm, as the public code does, gives NaN.
 
     Args:
         old (Tensor): Rows in the bank, ``(..., D)`` float.
@@ -60,9 +60,9 @@ def momentum_rows(old: Tensor, embedding: Tensor, momentum: float) -> Tensor:
 def last_occurrence(sample_idx: Tensor) -> Tensor:
     """Return, for every entry, the position of the last entry with the same id.
 
-    With it, ids that occur twice (a sampler pads its last batch by repeating
-    samples) are written with one and the same value, so the result does not
-    depend on the order in which a device writes.
+    With it, ids that occur twice (a sampler pads its last batch by repeating samples) are written
+    with one and the same value, so the result does not depend on the order in which a device
+    writes.
 
     Args:
         sample_idx (Tensor): Ids, ``(B,)`` int64.

@@ -1,10 +1,9 @@
 """The contrastive objectives of CRD against a memory bank.
 
-Loss and anchor gradient come out of one pass over the scored rows: scores are
-made a piece at a time, added to the sums of their anchors and dropped, so
-memory does not grow with the number of negatives. Rows of the bank need no
-gradient. Everything is computed in float32 (float64 for float64 embeddings)
-whatever autocast says, because exp(1 / 0.07) overflows float16.
+Loss and anchor gradient come out of one pass over the scored rows: scores are made a piece at a
+time, added to the sums of their anchors and dropped, so memory does not grow with the number of
+negatives. Rows of the bank need no gradient. Everything is computed in float32 (float64 for float64
+embeddings) whatever autocast says, because exp(1 / 0.07) overflows float16.
 """
 
 from __future__ import annotations
@@ -33,10 +32,9 @@ class ContrastResult(NamedTuple):
     """What an objective returns for E directions and B anchors.
 
     Attributes:
-        loss (Tensor): Mean over the anchors, ``(E,)``, differentiable with
-            respect to the anchors.
-        positive_loss (Tensor): ``-log h`` of each positive pair, h the
-            critic, ``(E, B)`` without gradient.
+        loss (Tensor): Mean over the anchors, ``(E,)``, differentiable with respect to the anchors.
+        positive_loss (Tensor): ``-log h`` of each positive pair, h the critic, ``(E, B)`` without
+            gradient.
     """
 
     loss: Tensor
@@ -52,22 +50,20 @@ def nce(
 ) -> ContrastResult:
     r"""Noise-contrastive objective of CRD.
 
-    With :math:`s_{ij} = \langle g_i, v_j \rangle / \tau`,
-    :math:`P = e^s / Z`, :math:`c = K / N` and
-    :math:`h = P / (P + c + \epsilon)`,
+    With :math:`s_{ij} = \langle g_i, v_j \rangle / \tau`, :math:`P = e^s / Z`, :math:`c = K / N`
+    and :math:`h = P / (P + c + \epsilon)`,
 
     .. math::
         L = -\frac{1}{B} \sum_i \Big[ \log h_{i,pos}
             + \sum_k \log \frac{c}{P_{ik} + c + \epsilon} \Big].
 
-    Source: Tian et al., arXiv:1910.10699, eq. 17-18; numbers of
-    HobbitLong/RepDistiller ``crd/criterion.py``, including its ``eps``, which
-    the paper does not have.
+    Source: Tian et al., arXiv:1910.10699, eq. 17-18; numbers of HobbitLong/RepDistiller
+    ``crd/criterion.py``, including its ``eps``, which the paper does not have.
 
     Args:
         anchor (Tensor): Embeddings g of E directions, ``(E, B, D)`` float.
-        banks (Sequence[Tensor]): Rows that each direction is scored against,
-            E of ``(N, D)`` float; of a sharded bank the rows of this rank.
+        banks (Sequence[Tensor]): Rows that each direction is scored against, E of ``(N, D)`` float;
+            of a sharded bank the rows of this rank.
         negatives (Negatives): Positive and negatives of each anchor.
         log_z (Tensor): Logarithm of the partition constants Z, ``(E,)``.
         temperature (float): tau.
@@ -95,8 +91,7 @@ def info_nce(
 ) -> ContrastResult:
     """Softmax cross-entropy of the positive against the negatives.
 
-    The ablation of the CRD paper (section 4.4, "InfoNCE"): no partition
-    constant and no noise rate.
+    The ablation of the CRD paper (section 4.4, "InfoNCE"): no partition constant and no noise rate.
 
     Args:
         anchor (Tensor): As for :func:`nce`, ``(E, B, D)`` float.
@@ -105,8 +100,7 @@ def info_nce(
         temperature (float): tau.
 
     Returns:
-        ContrastResult: Loss of each direction, and minus the log-probability
-        of each positive.
+        ContrastResult: Loss of each direction, and minus the log-probability of each positive.
     """
     with torch.no_grad(), no_autocast(anchor):
         query = full_precision(anchor.detach()) / temperature
@@ -124,9 +118,8 @@ def log_partition(
 ) -> Tensor:
     """Logarithm of Z / N: mean of exp(s) over the positives and K negatives of each.
 
-    Source: HobbitLong/RepDistiller ``crd/memory.py``, which sets
-    ``Z = N * mean(exp(s))`` on the first batch and keeps it. Computed in
-    logarithms, because exp(1 / 0.01) is beyond float32.
+    Source: HobbitLong/RepDistiller ``crd/memory.py``, which sets ``Z = N * mean(exp(s))`` on the
+    first batch and keeps it. Computed in logarithms, because exp(1 / 0.01) is beyond float32.
 
     Args:
         anchor (Tensor): As for :func:`nce`, ``(E, B, D)`` float.
@@ -149,20 +142,20 @@ def critic_loss(
 ) -> tuple[Tensor, Tensor]:
     """Objective of anchors against a batch, whose keys carry gradient too.
 
-    The batch is the bank: N = M rows and K = M - 1 negatives. Autograd does
-    the rest; a batch is small enough to keep its scores.
+    The batch is the bank: N = M rows and K = M - 1 negatives. Autograd does the rest; a batch is
+    small enough to keep its scores.
 
     Args:
-        score (Tensor): Anchors against the batch, ``(A, M)`` float32 or
-            float64, divided by the temperature; M at least 2.
+        score (Tensor): Anchors against the batch, ``(A, M)`` float32 or float64, divided by the
+            temperature; M at least 2.
         positive (Tensor): Column of each anchor's positive, ``(A,)`` int64.
         weight (Tensor): How often each sample counts as a negative, ``(A, M)``.
-        log_mean (Tensor, optional): Logarithm of Z / N for the objective of
-            :func:`nce`; None for that of :func:`info_nce`.
+        log_mean (Tensor, optional): Logarithm of Z / N for the objective of :func:`nce`; None for
+            that of :func:`info_nce`.
 
     Returns:
-        tuple[Tensor, Tensor]: Loss of each anchor, and ``log h`` of its
-        positive without gradient, both ``(A,)``.
+        tuple[Tensor, Tensor]: Loss of each anchor, and ``log h`` of its positive without gradient,
+        both ``(A,)``.
     """
     column = positive[:, None]
     own = score.gather(1, column).squeeze(1)
@@ -187,8 +180,8 @@ class _Piece(NamedTuple):
         score (Tensor): ``(s, b, m)``, -inf where a row is left out.
         rows (Tensor): ``(s, m, D)``.
         counts (Tensor, optional): How often each row counts, like ``score``.
-        left_out (Tensor, optional): Number of rows left out, ``(s, b)``; given
-            with the first direction, because it is the same for all.
+        left_out (Tensor, optional): Number of rows left out, ``(s, b)``; given with the first
+            direction, because it is the same for all.
     """
 
     at: tuple[int, slice]
@@ -303,8 +296,8 @@ def _sum_shards(
     """Sum ``value (E, B)`` and ``vector (E, B, D)`` over the shards of the bank.
 
     Returns:
-        tuple[Tensor, ...]: How much each negative counts ``(E, B)``, the two
-        sums, and the rows of the positives ``(E, B, D)``, of this rank's anchors.
+        tuple[Tensor, ...]: How much each negative counts ``(E, B)``, the two sums, and the rows of
+        the positives ``(E, B, D)``, of this rank's anchors.
     """
     shards, width = negatives.shards, vector.size(-1)
     here = negatives.positive % shards.world == shards.rank

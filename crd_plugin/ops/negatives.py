@@ -18,21 +18,21 @@ __all__ = [
     'row_keys',
 ]
 
-# 'sampled' cuts one draw into at most this many sets, and an anchor takes this
-# many of them: the products cost TAKEN / MOST_SETS of scoring the whole draw.
+# 'sampled' cuts one draw into at most this many sets, and an anchor takes this many of them: the
+# products cost TAKEN / MOST_SETS of scoring the whole draw.
 MOST_SETS = 8
 TAKEN = 3
 
-# Up to this many rows per negative, explicit ids are counted over the whole
-# bank; a larger bank gathers the rows of each anchor instead.
+# Up to this many rows per negative, explicit ids are counted over the whole bank; a larger bank
+# gathers the rows of each anchor instead.
 _ROWS_PER_GIVEN_ID = 16
 
 
 class Shards:
     """How the rows of a bank are split over ranks. This class: not at all.
 
-    Row j is kept by rank ``j % world`` as its row ``j // world``, so each rank
-    has its part of every class in whatever order a data set has them.
+    Row j is kept by rank ``j % world`` as its row ``j // world``, so each rank has its part of
+    every class in whatever order a data set has them.
     """
 
     rank = 0
@@ -72,25 +72,24 @@ class RowKeys(NamedTuple):
 class Negatives(NamedTuple):
     """S sets of L rows, and which anchors each set serves.
 
-    Every set is scored against b anchors, so an objective needs S small dense
-    products. What remains after leaving out rows of an anchor's own key is
-    weighted K / remaining, which makes the sum an unbiased estimate of K
-    uniform negatives.
+    Every set is scored against b anchors, so an objective needs S small dense products. What
+    remains after leaving out rows of an anchor's own key is weighted K / remaining, which makes the
+    sum an unbiased estimate of K uniform negatives.
 
     Attributes:
         num_negatives (int): K of the objective.
         num_rows (int): Rows N of the whole bank.
         shards (Shards): How the rows are split over ranks.
         positive (Tensor): Row of the positive of each anchor, ``(B,)`` int64.
-        rows (Tensor, optional): Rows of each set, ``(S, L)`` int64. None: one
-            set, every row of the bank.
+        rows (Tensor, optional): Rows of each set, ``(S, L)`` int64. None: one set, every row of the
+            bank.
         anchors (Tensor): Anchor in each slot of each set, ``(S, b)`` int64.
         slots (Tensor): Slots of each anchor among the S * b, ``(B, taken)`` int64.
-        row_key (Tensor, optional): Key of each row that is scored here,
-            ``(N,)``. None: nothing is left out and every row counts once.
+        row_key (Tensor, optional): Key of each row that is scored here, ``(N,)``. None: nothing is
+            left out and every row counts once.
         anchor_key (Tensor, optional): Key of each anchor, ``(B,)``.
-        counts (Tensor, optional): How often each row counts for each anchor,
-            ``(B, N)`` float, with ``rows`` None.
+        counts (Tensor, optional): How often each row counts for each anchor, ``(B, N)`` float, with
+            ``rows`` None.
     """
 
     num_negatives: int
@@ -166,22 +165,21 @@ def draw_negatives(
 ) -> Negatives:
     """Choose the negatives of a batch.
 
-    ``'all'``: every row. ``'shared'``: one draw of K rows for all anchors.
-    ``'sampled'``: one draw is cut into sets; the anchors fall into as many
-    groups, and group g takes the sets g, g + 1, ... (cyclic), so that about K
-    rows of another key remain for each anchor. The rows of an anchor are a
-    uniform subset of the bank without repetition. A bank that has not enough
-    rows for that is scored whole. Nothing is read back from a GPU.
+    ``'all'``: every row. ``'shared'``: one draw of K rows for all anchors. ``'sampled'``: one draw
+    is cut into sets; the anchors fall into as many groups, and group g takes the sets g, g + 1, ...
+    (cyclic), so that about K rows of another key remain for each anchor. The rows of an anchor are
+    a uniform subset of the bank without repetition. A bank that has not enough rows for that is
+    scored whole. Nothing is read back from a GPU.
 
     Args:
         rule (str): ``'sampled'``, ``'shared'`` or ``'all'``.
         sample_idx (Tensor): Row of each anchor's positive, ``(B,)`` int64.
         keys (RowKeys): Keys of all N rows.
         num_negatives (int): K, negatives per anchor.
-        generator (torch.Generator, optional): Source of randomness on the
-            device of ``sample_idx``. Defaults to the device's global one.
-        shards (Shards, optional): Draw this rank's share from the rows that it
-            keeps. Defaults to None: all rows are here.
+        generator (torch.Generator, optional): Source of randomness on the device of ``sample_idx``.
+            Defaults to the device's global one.
+        shards (Shards, optional): Draw this rank's share from the rows that it keeps. Defaults to
+            None: all rows are here.
 
     Returns:
         Negatives: Ready to be scored; ``rows`` count within the shard.
@@ -227,8 +225,8 @@ def given_negatives(
     """Score exactly the given rows; a row that is given twice counts twice.
 
     Args:
-        contrast_idx (Tensor): Rows of each anchor, ``(B, 1 + K)`` int64, the
-            first column the positive.
+        contrast_idx (Tensor): Rows of each anchor, ``(B, 1 + K)`` int64, the first column the
+            positive.
         num_rows (int): Rows N of the whole bank.
         dtype (torch.dtype): Type in which scores are computed.
         shards (Shards, optional): As for :func:`draw_negatives`.
@@ -267,9 +265,8 @@ def random_rows(
         Tensor: ``(number,)`` int64.
     """
     if device.type == 'cpu' and 8 * number < num_rows:
-        # A permutation of a million rows would cost more than the objective.
-        # Of independent draws about number / 16 repeat; what is left when
-        # these are dropped is a uniform subset.
+        # A permutation of a million rows would cost more than the objective. Of independent draws
+        # about number / 16 repeat; what is left when these are dropped is a uniform subset.
         draws = torch.randint(num_rows, (number + number // 8 + 8,), generator=generator)
         distinct = torch.unique(draws)
         if distinct.numel() >= number:
@@ -289,21 +286,17 @@ def _set_sizes(batch: int, num_rows: int, wanted: int) -> tuple[int, int, int]:
 
 
 def _group(batch: int, num_sets: int, taken: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Anchors of each set ``(S, b)`` and slots of each anchor ``(B, taken)``.
-
-    Group g takes the sets g, ..., g + taken - 1, so set s serves the groups
-    s - taken + 1, ..., s (cyclic), in this order.
-    """
+    """Anchors of each set ``(S, b)`` and slots of each anchor ``(B, taken)``."""
+    # Group g takes the sets g, ..., g + taken - 1, so set s serves the groups s - taken + 1, ..., s
+    # (cyclic), in this order.
     size = -(-batch // num_sets)
     anchor = torch.arange(batch, device=device)
     group, place = anchor // size, anchor % size
     later = torch.arange(taken, device=device)
     one_set = (group[:, None] + later) % num_sets
     slots = (one_set * taken + (taken - 1 - later)) * size + place[:, None]
-    served = torch.arange(num_sets, device=device)[:, None] + torch.arange(
-        1 - taken, 1, device=device
-    )
-    served = served % num_sets
+    sets = torch.arange(num_sets, device=device)[:, None]
+    served = (sets + torch.arange(1 - taken, 1, device=device)) % num_sets
     anchors = served[..., None] * size + torch.arange(size, device=device)
     # The last group may be short: it repeats anchors, in slots that nobody reads.
     return anchors.view(num_sets, -1) % batch, slots

@@ -1,40 +1,33 @@
 """Tests of publishing: the student alone is the student of the distiller."""
 
+import copy
 import hashlib
 import importlib.util
-import json
 import os
 from pathlib import Path
 
 import mmpretrain
-import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.fileio import load
 from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 from mmpretrain.registry import MODELS
 
-from crd_plugin.compat import CheckpointError
 from crd_plugin.checkpoints.publish import parse_config_text, publish_student, student_config
+from crd_plugin.cli import arguments as cli
+from crd_plugin.compat import CheckpointError, load_checkpoint_file
 
 ROOT = Path(__file__).parents[2]
 
 
-def load_tool(path):
-    spec = importlib.util.spec_from_file_location('tool', ROOT / path)
+def call(path, *argv):
+    """Run a tool in this process and return its exit status."""
+    spec = importlib.util.spec_from_file_location('tool', ROOT / 'tools' / path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module
-
-
-TOOL = load_tool('tools/model_converters/publish_student.py')
-
-
-def run_tool(*argv):
-    from crd_plugin.cli import arguments as cli
-
-    return cli.run(TOOL.main, [str(arg) for arg in argv])
+    return cli.run(module.main, [str(arg) for arg in argv])
 
 
 VANILLA = """
@@ -122,7 +115,7 @@ def checkpoint(run):
 
 @pytest.fixture(scope='module')
 def raw(checkpoint):
-    return torch.load(checkpoint, weights_only=True)
+    return load_checkpoint_file(checkpoint)
 
 
 @pytest.fixture(scope='module')
@@ -145,9 +138,19 @@ def assert_same(state, expected):
         assert torch.equal(state[key], value), key
 
 
+def loaded(path):
+    return torch.load(path, weights_only=True)
+
+
+def build(cfg, **kwargs):
+    cfg.update(kwargs)
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        return MODELS.build(cfg)
+
+
 def test_holds_the_student_and_nothing_else(raw, checkpoint, published):
     assert {'optimizer', 'message_hub', 'ema_state_dict'} < set(raw)
-    found = torch.load(published, weights_only=True)
+    found = loaded(published)
     assert set(found) == {'meta', 'state_dict'}
     assert_same(found['state_dict'], student_of(raw))
     assert set(found['meta']) == {
@@ -181,23 +184,21 @@ def test_name_is_the_hash(checkpoint, run, published):
     made = publish_student(checkpoint, str(run / 'made') + os.sep)
     assert made == run / 'made' / f'epoch_2-{digest}.pth'
     before = published.stat().st_mtime_ns
-    again = publish_student(checkpoint, run / 'out' / 'student.pth')
-    assert again == published
+    assert publish_student(checkpoint, run / 'out' / 'student.pth') == published
     assert published.stat().st_mtime_ns == before
-    assert not list(run.rglob('*.tmp'))
+    assert not list(run.rglob('*.part'))
 
 
 def test_never_overwrites_another_file(checkpoint, run, published):
-    name = published.name.replace('student', 'taken')
-    (run / name).write_text('mine')
+    taken = run / published.name.replace('student', 'taken')
+    taken.write_text('mine')
     with pytest.raises(FileExistsError, match='is another file; remove it'):
         publish_student(checkpoint, run / 'taken.pth')
-    assert (run / name).read_text() == 'mine'
+    assert taken.read_text() == 'mine'
     assert not list(run.glob('.taken*'))
 
 
 def test_nothing_is_left_when_writing_fails(checkpoint, tmp_path, monkeypatch):
-
     def fail(*args):
         raise OSError('no space left')
 
@@ -207,131 +208,73 @@ def test_nothing_is_left_when_writing_fails(checkpoint, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize('as_file', [True, False])
-def test_get_model(run, raw, published, as_file):
-    path = str(run / 'vanilla.py')
-    cfg = path if as_file else Config.fromfile(path)
+@pytest.mark.parametrize('source', ['path', 'config', 'inside'])
+def test_get_model(run, raw, published, source):
+    cfg = str(run / 'vanilla.py')
+    if source == 'config':
+        cfg = Config.fromfile(cfg)
+    elif source == 'inside':
+        cfg = Config.fromstring(loaded(published)['meta']['cfg'], '.py')
     model = mmpretrain.get_model(cfg, pretrained=str(published))
     assert_same(model.state_dict(), student_of(raw))
     assert model._dataset_meta['classes'] == tuple('0123456789')
-
-
-def test_get_model_with_the_config_inside(raw, published):
-    text = torch.load(published, weights_only=True)['meta']['cfg']
-    cfg = Config.fromstring(text, '.py')
-    model = mmpretrain.get_model(cfg, pretrained=str(published))
-    assert_same(model.state_dict(), student_of(raw))
     assert model.data_preprocessor.mean.flatten().tolist() == [78.0] * 3
 
 
 def test_init_cfg_pretrained(run, raw, published):
-    cfg = Config.fromfile(run / 'vanilla.py').model
-    cfg.init_cfg = dict(type='Pretrained', checkpoint=str(published))
-    with DefaultScope.overwrite_default_scope('mmpretrain'):
-        model = MODELS.build(cfg)
+    init = dict(type='Pretrained', checkpoint=str(published))
+    model = build(Config.fromfile(run / 'vanilla.py').model, init_cfg=init)
     model.init_weights()
     assert_same(model.state_dict(), student_of(raw))
 
 
-def test_same_results_from_the_test_tool(run, checkpoint, published):
-    """Accuracy and every prediction, of both configs."""
-    tool = load_tool('tools/test.py')
-    results = {}
-    for name, weights in (('crd', checkpoint), ('vanilla', published)):
-        metrics, scores = run / f'{name}.json', run / f'{name}.pkl'
-        for out, item in ((metrics, 'metrics'), (scores, 'pred')):
-            options = f'experiment_name={name}_{item}_{run.name}'
-            tool.main(
-                [
-                    str(run / f'{name}.py'),
-                    str(weights),
-                    '--out',
-                    str(out),
-                    '--out-item',
-                    item,
-                    '--work-dir',
-                    str(run / 'test'),
-                    '--cfg-options',
-                    options,
-                ]
-            )
-        from mmengine.fileio import load
-
-        results[name] = (
-            json.loads(metrics.read_text()),
-            np.stack([sample['pred_score'].numpy() for sample in load(scores)]),
-        )
-    assert results['crd'][0] == results['vanilla'][0]
-    assert np.array_equal(results['crd'][1], results['vanilla'][1])
-    assert results['crd'][1].shape == (1000, 10)
-    assert set(results['crd'][0]) == {'accuracy/top1', 'accuracy/top5'}
-
-
-def test_testing_needs_no_file_of_the_teacher(run, checkpoint):
-    config, out = run / 'crd_gone.py', run / 'gone.json'
-    config.write_text("_base_ = './crd.py'\nmodel = dict(teacher_ckpt='gone/teacher.pth')\n")
-    load_tool('tools/test.py').main(
-        [
-            str(config),
-            str(checkpoint),
-            '--out',
-            str(out),
-            '--out-item',
-            'metrics',
-            '--work-dir',
-            str(run / 'test'),
-            '--cfg-options',
-            f'experiment_name=gone_{run.name}',
-        ]
+def test_same_predictions_from_the_test_tool(run, checkpoint, published):
+    """The distillation is tested without the file of its teacher."""
+    (run / 'gone.py').write_text(
+        "_base_ = './crd.py'\nmodel = dict(teacher_ckpt='gone/teacher.pth')\n"
     )
-    assert set(json.loads(out.read_text())) == {'accuracy/top1', 'accuracy/top5'}
-
-
-def build_distiller(run, **kwargs):
-    cfg = Config.fromfile(run / 'crd.py').model
-    cfg.update(kwargs)
-    with DefaultScope.overwrite_default_scope('mmpretrain'):
-        return MODELS.build(cfg)
+    scores = {}
+    for name, weights in (('gone', checkpoint), ('vanilla', published)):
+        flags = ['--out', run / f'{name}.pkl', '--work-dir', run / 'test']
+        flags += ['--cfg-options', f'experiment_name={name}_{run.name}']
+        assert call('test.py', run / f'{name}.py', weights, *flags) == 0
+        scores[name] = [sample['pred_score'] for sample in load(run / f'{name}.pkl')]
+    assert torch.stack(scores['gone']).shape == (1000, 10)
+    assert torch.equal(torch.stack(scores['gone']), torch.stack(scores['vanilla']))
 
 
 def test_starts_a_student_and_serves_as_teacher(run, raw, published):
-    model = build_distiller(run, student_ckpt=str(published))
+    distillation = Config.fromfile(run / 'crd.py').model
+    model = build(copy.deepcopy(distillation), student_ckpt=str(published))
     model.init_weights()
     assert_same(model.student.state_dict(), student_of(raw))
     teacher = Config.fromfile(run / 'vanilla.py').model
-    model = build_distiller(run, teacher=teacher, teacher_ckpt=str(published))
+    model = build(distillation, teacher=teacher, teacher_ckpt=str(published))
     model.init_weights()
     assert_same(model.teacher.state_dict(), student_of(raw))
 
 
 def test_ema(run, raw, checkpoint, published):
-    """EMAHook saves the averages as state_dict; the others can be had."""
+    """EMAHook saves the averages as state_dict; the last weights can be published too."""
     last = publish_student(checkpoint, run / 'out' / 'last.pth', use_ema=False)
-    found = torch.load(last, weights_only=True)['state_dict']
+    found = loaded(last)['state_dict']
     key = 'backbone.conv1.weight'
     assert torch.equal(found[key], raw['ema_state_dict'][f'module.architecture.{key}'])
     assert not torch.equal(found[key], student_of(raw)[key])
 
 
-def test_vanilla_checkpoint_is_stripped(raw, tmp_path, caplog):
+def test_vanilla_checkpoint_is_stripped(raw, tmp_path):
     weights = student_of(raw)
     source = tmp_path / 'plain.pth'
-    torch.save(
-        dict(
-            state_dict=weights,
-            optimizer=dict(state=torch.zeros(10000)),
-            meta=dict(raw['meta'], hook_msgs='x'),
-        ),
-        source,
-    )
-    found = torch.load(publish_student(source, tmp_path / 'out.pth'), weights_only=True)
+    others = dict(optimizer=dict(state=torch.zeros(10000)), meta=dict(raw['meta'], hook_msgs='x'))
+    torch.save(dict(state_dict=weights, **others), source)
+    found = loaded(publish_student(source, tmp_path / 'out.pth'))
     assert set(found) == {'meta', 'state_dict'}
     assert 'hook_msgs' not in found['meta']
     assert_same(found['state_dict'], weights)
     # Bare weights too.
     torch.save(weights, source)
-    found = torch.load(publish_student(source, tmp_path / 'bare.pth'), weights_only=True)
-    assert_same(found['state_dict'], weights)
+    assert_same(loaded(publish_student(source, tmp_path / 'bare.pth'))['state_dict'], weights)
 
 
 def test_view_is_saved_without_its_storage(tmp_path):
@@ -351,19 +294,15 @@ def test_preprocessor_of_the_distiller_counts(tmp_path):
         'teacher.w': torch.ones(3),
     }
     torch.save(dict(state_dict=weights), source)
-    found = torch.load(publish_student(source, tmp_path / 'out.pth'), weights_only=True)[
-        'state_dict'
-    ]
+    found = loaded(publish_student(source, tmp_path / 'out.pth'))['state_dict']
     assert set(found) == {'data_preprocessor.scale', 'w'}
     assert found['data_preprocessor.scale'] == 2
 
 
-def test_config_must_fit(run, checkpoint, published):
+def test_config_must_fit(run, checkpoint):
     for name in ('vanilla', 'crd'):
-        target = publish_student(
-            checkpoint, run / 'out' / f'with_{name}.pth', str(run / f'{name}.py')
-        )
-        text = torch.load(target, weights_only=True)['meta']['cfg']
+        out = run / 'out' / f'with_{name}.pth'
+        text = loaded(publish_student(checkpoint, out, str(run / f'{name}.py')))['meta']['cfg']
         assert Config.fromstring(text, '.py').model.type == 'ImageClassifier'
     wide = Config.fromfile(run / 'vanilla.py')
     wide.model.head.num_classes = 7
@@ -374,39 +313,47 @@ def test_config_must_fit(run, checkpoint, published):
     assert not list(run.glob('out/wide*')) + list(run.glob('out/none*'))
 
 
-def test_bad_files(checkpoint, tmp_path):
+@pytest.mark.parametrize(
+    'content, message',
+    [
+        ([1, 2], 'holds list, expected a `state_dict`'),
+        (dict(a=1), 'holds a dict of a, expected'),
+        (dict(state_dict={}), 'holds a dict of state_dict, expected'),
+        ({'distiller.w': torch.ones(1)}, 'has a distiller but no student'),
+    ],
+)
+def test_foreign_file(tmp_path, content, message):
+    torch.save(content, tmp_path / 'foreign.pth')
+    with pytest.raises(ValueError, match=message):
+        publish_student(tmp_path / 'foreign.pth', tmp_path)
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_missing_or_truncated_file(checkpoint, tmp_path):
     with pytest.raises(FileNotFoundError, match='does not exist'):
         publish_student(tmp_path / 'none.pth', tmp_path)
     half = tmp_path / 'half.pth'
     half.write_bytes(checkpoint.read_bytes()[:5000])
     with pytest.raises(CheckpointError, match='truncated'):
         publish_student(half, tmp_path)
-    foreign = tmp_path / 'foreign.pth'
-    for content, found in (
-        ([1, 2], 'holds list'),
-        (dict(a=1), 'dict of a'),
-        (dict(state_dict={}), 'dict of state_dict'),
-    ):
-        torch.save(content, foreign)
-        with pytest.raises(ValueError, match=found):
-            publish_student(foreign, tmp_path)
-    torch.save({'distiller.w': torch.ones(1)}, foreign)
-    with pytest.raises(ValueError, match='has a distiller but no student'):
-        publish_student(foreign, tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {'half.pth', 'foreign.pth'}
 
 
 def test_config_text_is_not_run(tmp_path):
     marker = tmp_path / 'marker'
     evil = f"model = open({str(marker)!r}, 'w')\n"
-    with pytest.raises(ValueError, match='line 1'):
-        parse_config_text(evil)
-    with pytest.raises(ValueError, match='no plain assignment'):
-        parse_config_text('import os\n')
+    for text, message in (
+        (evil, 'line 1 is not a plain value'),
+        ('import os\n', 'line 1 is not a plain assignment'),
+        ('a.b = 1\n', 'line 1 is not a plain assignment'),
+        ('a = dict([1], b=2)\n', 'line 1 is not a plain value'),
+        ('a = (\n', 'not a config'),
+    ):
+        with pytest.raises(ValueError, match=message):
+            parse_config_text(text)
     source = tmp_path / 'evil.pth'
     torch.save(dict(state_dict={'architecture.w': torch.ones(2)}, meta=dict(cfg=evil)), source)
     target = publish_student(source, tmp_path / 'out.pth')
-    assert 'cfg' not in torch.load(target, weights_only=True)['meta']
+    assert 'cfg' not in loaded(target)['meta']
     assert not marker.exists()
 
 
@@ -417,6 +364,7 @@ def test_config_text_of_every_kind():
         pair=(1, 'two'),
         nested=dict(a=[dict(b=True)], c={'1': 2, 3: {'d-e': []}}),
         infinite=float('inf'),
+        empty=dict(),
     )
     assert parse_config_text(Config(values).pretty_text) == values
 
@@ -448,14 +396,17 @@ def test_student_config():
 
 
 def test_command_line(checkpoint, tmp_path, capsys):
-    assert run_tool(checkpoint, tmp_path / 'student.pth') == 0
+    tool = 'model_converters/publish_student.py'
+    out = tmp_path / 'student.pth'
+    assert call(tool, checkpoint, out) == 0
     (target,) = tmp_path.iterdir()
     assert capsys.readouterr().out.strip().endswith(str(target))
-    assert run_tool(tmp_path / 'none.pth', tmp_path) == 1
-    error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert error.startswith('error: checkpoint') and 'none.pth' in error
     target.write_text('mine')
-    assert run_tool(checkpoint, tmp_path / 'student.pth') == 1
-    assert 'is another file' in capsys.readouterr().err
-    assert run_tool(checkpoint, tmp_path, '--config', 'none.py') == 1
-    assert 'config none.py does not exist' in capsys.readouterr().err
+    for argv, message in (
+        ((tmp_path / 'none.pth', tmp_path), 'none.pth does not exist'),
+        ((checkpoint, out), 'is another file'),
+        ((checkpoint, tmp_path, '--config', 'none.py'), 'config none.py does not exist'),
+    ):
+        assert call(tool, *argv) == 1
+        error = capsys.readouterr().err.strip().splitlines()[-1]
+        assert error.startswith('error: ') and message in error

@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from mmengine.visualization import Visualizer
 from mmpretrain.visualization import UniversalVisualizer
 
 from crd_plugin.cli import arguments as cli
+from crd_plugin.compat import load_checkpoint_file
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 TOOLS = ROOT / 'tools'
@@ -97,6 +99,11 @@ def call(name, *argv):
     return cli.run(tool(name).main, [str(arg) for arg in argv])
 
 
+def run(command):
+    """Run a script as on the command line and return its exit status."""
+    return call(*shlex.split(command))
+
+
 def environment():
     """Variables for a script in another process, without a GPU."""
     return dict(os.environ, CUDA_VISIBLE_DEVICES='', PYTHONPATH=str(ROOT), PYTHON=sys.executable)
@@ -119,8 +126,8 @@ def project(tmp_path_factory):
 
 
 @pytest.fixture
-def at_project(project, tmp_path, monkeypatch):
-    """Start in an empty folder beside copies of the configs."""
+def folder(project, tmp_path, monkeypatch):
+    """Start in an empty folder with copies of the configs."""
     for name in ('plain.py', 'distill.py'):
         shutil.copy(project / name, tmp_path)
     monkeypatch.chdir(tmp_path)
@@ -129,12 +136,16 @@ def at_project(project, tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope='module')
-def trained(project):
+def checkpoint(project):
     """Checkpoint of one epoch of the distilling config."""
-    work_dir = project / 'trained'
-    status = call('train', project / 'distill.py', '--work-dir', work_dir)
-    assert status == 0
-    return work_dir / 'epoch_1.pth'
+    assert call('train', project / 'distill.py', '--work-dir', project / 'trained') == 0
+    return project / 'trained' / 'epoch_1.pth'
+
+
+@pytest.fixture
+def trained(folder, checkpoint):
+    """The checkpoint as ``trained.pth`` in the folder."""
+    shutil.copy(checkpoint, 'trained.pth')
 
 
 def log_of(work_dir):
@@ -161,9 +172,8 @@ def test_every_flag_of_mmpretrain_is_taken(name, capsys):
         assert module.parse_args([*parser_args, flag, '3']).local_rank == 3
 
 
-@pytest.mark.parametrize('name', ['train', 'test'])
-def test_help_is_quick(name):
-    """What takes long to import is not imported for it."""
+@pytest.mark.parametrize('name', ['train', 'test', 'check_config'])
+def test_help_imports_nothing_slow(name):
     code = f"""
         import runpy, sys
         sys.argv = ['{name}.py', '--help']
@@ -180,68 +190,52 @@ def test_help_is_quick(name):
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    assert '--work-dir' in done.stdout
+    assert '--cfg-options' in done.stdout
 
 
-def merged(at_project, *argv):
+def merged(flags=''):
     """Config of plain.py after the arguments of train.py."""
     train = tool('train')
-    args = train.parse_args(['plain.py', *argv])
+    args = train.parse_args(['plain.py', *flags.split()])
     cfg = cli.load_config(args.config)
     train.merge_args(cfg, args)
     return cfg
 
 
-def test_defaults(at_project):
-    cfg = merged(at_project)
+def test_defaults(folder):
+    cfg = merged()
     assert cfg.work_dir == './work_dirs/plain'
     assert cfg.launcher == 'none' and not cfg.resume
     loader = cfg.train_dataloader
     assert loader.collate_fn.type == 'default_collate'
     assert loader.pin_memory is torch.cuda.is_available()
-    # No workers, none to keep.
+    # Without workers, none can be kept.
     assert loader.persistent_workers is False
 
 
-def test_work_dir_of_the_config_counts(at_project):
+def test_which_work_dir_counts(folder):
     with open('plain.py', 'a') as file:
         file.write("work_dir = 'mine'\n")
-    assert merged(at_project).work_dir == 'mine'
-    assert merged(at_project, '--work-dir', 'other').work_dir == 'other'
+    assert merged().work_dir == 'mine'
+    assert merged('--work-dir other').work_dir == 'other'
+    assert merged('--work-dir other --cfg-options work_dir=last').work_dir == 'last'
 
 
-def test_cfg_options_have_the_last_word(at_project):
-    cfg = merged(
-        at_project,
-        '--work-dir',
-        'a',
-        '--cfg-options',
-        'work_dir=b',
-        'train_cfg.max_epochs=7',
-        'train_dataloader.num_workers=2',
-    )
-    assert cfg.work_dir == 'b' and cfg.train_cfg.max_epochs == 7
-    assert cfg.train_dataloader.persistent_workers is True
-    assert cfg.val_dataloader.persistent_workers is False
-
-
-def test_flags_of_the_data_loader(at_project, monkeypatch):
+def test_flags_of_the_data_loader(folder, monkeypatch):
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
-    options = ('--cfg-options', 'train_dataloader.num_workers=2')
-    loader = merged(at_project, *options).train_dataloader
-    assert loader.pin_memory and loader.persistent_workers
-    loader = merged(
-        at_project, '--no-pin-memory', '--no-persistent-workers', *options
-    ).train_dataloader
+    options = '--cfg-options train_dataloader.num_workers=2'
+    cfg = merged(options)
+    assert cfg.train_dataloader.pin_memory and cfg.train_dataloader.persistent_workers
+    assert cfg.val_dataloader.persistent_workers is False
+    loader = merged(f'--no-pin-memory --no-persistent-workers {options}').train_dataloader
     assert not loader.pin_memory and not loader.persistent_workers
 
 
-def test_no_validate_and_amp_and_auto_scale(at_project):
+def test_no_validate_and_amp_and_auto_scale(folder):
     with open('plain.py', 'a') as file:
         file.write('auto_scale_lr = dict(base_batch_size=8)\n')
-    cfg = merged(at_project, '--no-validate', '--amp', '--auto-scale-lr')
-    assert cfg.val_cfg is None and cfg.val_dataloader is None
-    assert cfg.val_evaluator is None
+    cfg = merged('--no-validate --amp --auto-scale-lr')
+    assert cfg.val_cfg is cfg.val_dataloader is cfg.val_evaluator is None
     assert cfg.optim_wrapper.type == 'AmpOptimWrapper'
     assert cfg.optim_wrapper.loss_scale == 'dynamic'
     assert cfg.auto_scale_lr.enable is True
@@ -254,15 +248,8 @@ def error_of(capsys, status):
     """The one line that a mistake gives."""
     assert status == 1
     lines = capsys.readouterr().err.strip().splitlines()
-    lines = [line for line in lines if line.startswith('error: ')]
-    assert len(lines) == 1
-    return lines[0]
-
-
-def test_missing_config_names_the_nearest(at_project, capsys):
-    error = error_of(capsys, call('train', 'plan.py'))
-    assert error.startswith('error: config plan.py does not exist; the near')
-    assert ' plain.py' in error
+    (line,) = (line for line in lines if line.startswith('error: '))
+    return line
 
 
 def test_missing_config_in_another_process_has_no_traceback(tmp_path):
@@ -277,90 +264,93 @@ def test_missing_config_in_another_process_has_no_traceback(tmp_path):
     assert result.stderr == 'error: config zzzzzzzzzzz.py does not exist.\n'
 
 
-def test_missing_base_config(at_project, capsys):
-    Path('child.py').write_text("_base_ = 'no_such_base.py'\n")
-    assert 'no_such_base.py' in error_of(capsys, call('train', 'child.py'))
-
-
-def test_missing_checkpoints(at_project, capsys):
-    error = error_of(capsys, call('test', 'plain.py', 'nope.pth'))
-    assert 'checkpoint nope.pth does not exist' in error
-    error = error_of(capsys, call('train', 'plain.py', '--resume', 'no.pth'))
-    assert '--resume no.pth does not exist' in error
-    assert not Path('work_dirs').exists()
-
-
-@pytest.mark.parametrize('argv', [('test',), ('train', '--resume')])
-def test_truncated_checkpoint(at_project, trained, capsys, argv):
-    Path('cut.pth').write_bytes(trained.read_bytes()[:1000])
-    name, *flag = argv
-    status = call(name, 'distill.py', *flag, 'cut.pth', '--work-dir', 'w')
-    assert 'cut.pth (1000 bytes) is truncated' in error_of(capsys, status)
-    assert not list(Path('w').glob('*.pth'))
-
-
-def test_dangling_last_checkpoint(at_project, capsys):
-    Path('w').mkdir()
-    Path('w/last_checkpoint').write_text('gone/epoch_7.pth')
-    status = call('train', 'plain.py', '--work-dir', 'w', '--resume')
-    error = error_of(capsys, status)
-    assert 'names gone/epoch_7.pth, which does not exist' in error
+FILES = dict(
+    child="_base_ = 'no_such_base.py'",
+    apex="_base_ = 'plain.py'\noptim_wrapper = dict(type='ApexOptimWrapper')",
+    untested="_base_ = 'plain.py'\ntest_evaluator = None",
+    unseen="_base_ = 'plain.py'\ndefault_hooks = dict(_delete_=True)",
+)
 
 
 @pytest.mark.parametrize(
-    'launcher, variable',
-    [('pytorch', 'WORLD_SIZE'), ('slurm', 'SLURM_PROCID'), ('mpi', 'MASTER_ADDR')],
+    'command, message',
+    [
+        ('train plan.py', 'error: config plan.py does not exist; the nearest are plain.py'),
+        ('train child.py', 'no_such_base.py'),
+        ('test plain.py nope.pth', 'checkpoint nope.pth does not exist'),
+        ('train plain.py --resume no.pth', '--resume no.pth does not exist'),
+        (
+            'train plain.py --work-dir w --resume',
+            'names gone/epoch_7.pth, which does not exist; give another checkpoint',
+        ),
+        ('train plain.py --auto-scale-lr', 'auto_scale_lr = dict(base_batch_size='),
+        ('train apex.py --amp', 'the config has ApexOptimWrapper'),
+        ('test untested.py nope.pth', 'has no `test_evaluator`'),
+        ('test unseen.py nope.pth --show-dir x', 'VisualizationHook'),
+    ],
 )
-def test_launcher_without_its_variables(at_project, capsys, monkeypatch, launcher, variable):
+def test_mistake_in_files_or_flags(folder, capsys, command, message):
+    for name, text in FILES.items():
+        Path(f'{name}.py').write_text(f'{text}\n')
+    if 'un' in command:
+        Path('nope.pth').touch()
+    Path('w').mkdir()
+    Path('w/last_checkpoint').write_text('gone/epoch_7.pth')
+    assert message in error_of(capsys, run(command))
+    assert not Path('work_dirs').exists()
+
+
+@pytest.mark.parametrize('command', ['test distill.py', 'train distill.py --resume'])
+def test_truncated_checkpoint(trained, capsys, command):
+    Path('cut.pth').write_bytes(Path('trained.pth').read_bytes()[:1000])
+    error = error_of(capsys, run(f'{command} cut.pth --work-dir w'))
+    assert 'cut.pth (1000 bytes) is truncated' in error
+    assert not list(Path('w').glob('*.pth'))
+
+
+@pytest.mark.parametrize(
+    'launcher, variable, program',
+    [
+        ('pytorch', 'WORLD_SIZE', 'torchrun or tools/dist_train.sh'),
+        ('slurm', 'SLURM_PROCID', 'srun or tools/slurm_train.sh'),
+        ('mpi', 'MASTER_ADDR', 'mpirun'),
+    ],
+)
+def test_launcher_without_its_variables(folder, capsys, monkeypatch, launcher, variable, program):
     monkeypatch.delenv(variable, raising=False)
-    status = call('train', 'plain.py', '--launcher', launcher)
-    error = error_of(capsys, status)
+    error = error_of(capsys, run(f'train plain.py --launcher {launcher}'))
     assert f'--launcher {launcher} needs' in error and variable in error
+    assert error.endswith(f'start the script with {program}.')
 
 
-def test_more_processes_than_gpus(at_project, capsys, monkeypatch):
+def test_more_processes_than_gpus(folder, capsys, monkeypatch):
     for name in ('RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT'):
         monkeypatch.setenv(name, '1')
     monkeypatch.setenv('LOCAL_RANK', '1')
     monkeypatch.setattr(torch.cuda, 'device_count', lambda: 1)
-    status = call('train', 'plain.py', '--launcher', 'pytorch')
-    assert 'LOCAL_RANK is 1, but this machine has 1 GPU' in error_of(capsys, status)
-
-
-def test_flags_that_do_not_fit_the_config(at_project, trained, capsys):
-    error = error_of(capsys, call('train', 'plain.py', '--auto-scale-lr'))
-    assert 'auto_scale_lr = dict(base_batch_size=' in error
-    Path('apex.py').write_text("_base_ = 'plain.py'\noptim_wrapper = dict(type='ApexOptimWrapper')")
-    error = error_of(capsys, call('train', 'apex.py', '--amp'))
-    assert 'the config has ApexOptimWrapper' in error
-    Path('untested.py').write_text("_base_ = 'plain.py'\ntest_evaluator = None\n")
-    error = error_of(capsys, call('test', 'untested.py', trained))
-    assert 'has no `test_evaluator`' in error
-    Path('unseen.py').write_text("_base_ = 'plain.py'\ndefault_hooks = dict(_delete_=True)\n")
-    error = error_of(capsys, call('test', 'unseen.py', trained, '--show-dir', 'x'))
-    assert 'VisualizationHook' in error
+    error = error_of(capsys, run('train plain.py --launcher pytorch'))
+    assert 'LOCAL_RANK is 1, but this machine has 1 GPU' in error
 
 
 @pytest.mark.parametrize(
-    'argv, message',
+    'flags, message',
     [
-        (['--out-item', 'metrics'], 'add --out FILE'),
-        (['--out', 'a.txt'], 'must end in one of .pkl'),
-        (['--out', 'a.json'], 'must end in one of .pkl'),
-        (['--interval', '0'], 'at least 1'),
-        (['--tta', '--show-dir', 'x'], 'leave out --tta'),
-        (['--launcher', 'rocket'], 'invalid choice'),
+        ('--out-item metrics', 'add --out FILE'),
+        ('--out a.txt', 'must end in one of .pkl'),
+        ('--out a.json', 'must end in one of .pkl'),
+        ('--interval 0', 'at least 1'),
+        ('--tta --show-dir x', 'leave out --tta'),
+        ('--launcher rocket', 'invalid choice'),
     ],
 )
-def test_refused_arguments(capsys, argv, message):
+def test_refused_arguments(capsys, flags, message):
     with pytest.raises(SystemExit) as caught:
-        tool('test').parse_args(['c.py', 'c.pth', *argv])
+        tool('test').parse_args(['c.py', 'c.pth', *flags.split()])
     assert caught.value.code == 2
     assert message in capsys.readouterr().err
 
 
 def test_a_real_bug_keeps_its_traceback():
-
     def main(argv):
         raise ZeroDivisionError
 
@@ -371,77 +361,64 @@ def test_a_real_bug_keeps_its_traceback():
 # --- running --------------------------------------------------------------- #
 
 
-def test_resume_goes_on(at_project):
-    argv = ('train', 'plain.py', '--work-dir', 'w', '--resume')
-    assert call(*argv) == 0
+def test_resume_goes_on(folder):
+    assert run('train plain.py --work-dir w --resume') == 0
     assert 'no checkpoint in w yet' in log_of('w')
     assert not Path('w/epoch_2.pth').exists()
     # A work dir may be moved between two runs.
     os.rename('w', 'moved')
-    options = ('--cfg-options', 'train_cfg.max_epochs=2')
-    assert call('train', 'plain.py', '--work-dir', 'moved', '--resume', 'auto', *options) == 0
+    options = '--cfg-options train_cfg.max_epochs=2'
+    assert run(f'train plain.py --work-dir moved --resume auto {options}') == 0
     assert 'go on from moved/epoch_1.pth' in log_of('moved')
-    meta = torch.load('moved/epoch_2.pth', weights_only=True)['meta']
+    meta = load_checkpoint_file('moved/epoch_2.pth')['meta']
     assert meta['epoch'] == 2 and meta['iter'] == 6
-    assert (
-        call('train', 'plain.py', '--work-dir', 'third', '--resume', 'moved/epoch_1.pth', *options)
-        == 0
-    )
+    assert run(f'train plain.py --work-dir third --resume moved/epoch_1.pth {options}') == 0
     assert not Path('third/epoch_1.pth').exists()
     assert Path('third/epoch_2.pth').exists()
 
 
-def test_amp_without_validation(at_project):
-    assert call('train', 'plain.py', '--work-dir', 'w', '--amp', '--no-validate') == 0
-    checkpoint = torch.load('w/epoch_1.pth', weights_only=True)
+def test_amp_without_validation(folder):
+    assert run('train plain.py --work-dir w --amp --no-validate') == 0
+    checkpoint = load_checkpoint_file('w/epoch_1.pth')
     assert 'loss_scaler' in checkpoint['optimizer']
     assert 'accuracy/top1' not in log_of('w')
 
 
-def predictions(file):
-    """Scores as written by --out, by image."""
-    with open(file, 'rb') as opened:
-        return {
-            Path(item['img_path']).as_posix(): item['pred_score'] for item in pickle.load(opened)
-        }
+def scores(command, out):
+    """Scores by image, as a test run writes them with --out."""
+    assert run(f'test {command} --out {out}') == 0
+    with open(out, 'rb') as file:
+        return {item['img_path']: item['pred_score'] for item in pickle.load(file)}
 
 
-def test_the_student_is_tested(at_project, trained):
-    assert call('test', 'distill.py', trained, '--work-dir', 'a', '--out', 'out/distill.pkl') == 0
-    state = torch.load(trained, weights_only=True)['state_dict']
+def test_the_student_is_tested(trained):
+    ours = scores('distill.py trained.pth --work-dir a', 'out/distill.pkl')
+    state = load_checkpoint_file('trained.pth')['state_dict']
     prefix = 'architecture.'
     student = {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
     torch.save(dict(state_dict=student), 'student.pth')
-    assert call('test', 'plain.py', 'student.pth', '--work-dir', 'b', '--out', 'out/plain.pkl') == 0
-    ours, plain = predictions('out/distill.pkl'), predictions('out/plain.pkl')
+    plain = scores('plain.py student.pth --work-dir b', 'out/plain.pkl')
     assert len(ours) == 10 and ours.keys() == plain.keys()
     assert all(torch.equal(ours[name], plain[name]) for name in ours)
     assert 'accuracy/top1' in log_of('a') and 'accuracy/top2' in log_of('a')
 
 
-def test_metrics_are_written(at_project, trained):
-    assert (
-        call(
-            'test',
-            'distill.py',
-            trained,
-            '--work-dir',
-            'a',
-            '--out',
-            'm/metrics.json',
-            '--out-item',
-            'metrics',
-        )
-        == 0
-    )
-    metrics = json.loads(Path('m/metrics.json').read_text())
-    assert metrics['accuracy/top2'] == 100
-    assert 0 <= metrics['accuracy/top1'] <= 100
+def metrics(work_dir, file):
+    """Metrics of the checkpoint of a work dir or file, as --out writes them."""
+    command = f'test distill.py {file} --work-dir {work_dir} --out {work_dir}/m.json'
+    assert run(f'{command} --out-item metrics') == 0
+    return json.loads(Path(f'{work_dir}/m.json').read_text())
 
 
-def test_tta_averages_the_image_and_its_mirror(at_project, trained):
-    assert call('test', 'distill.py', trained, '--work-dir', 'a', '--tta', '--out', 'tta.pkl') == 0
-    assert call('test', 'distill.py', trained, '--work-dir', 'b', '--out', 'plain.pkl') == 0
+def test_metrics_are_written(trained):
+    found = metrics('a', 'trained.pth')
+    assert found['accuracy/top2'] == 100
+    assert 0 <= found['accuracy/top1'] <= 100
+
+
+def test_tta_averages_the_image_and_its_mirror(trained):
+    tta = scores('distill.py trained.pth --work-dir a --tta', 'tta.pkl')
+    plain = scores('distill.py trained.pth --work-dir b', 'plain.pkl')
     # The mirrored view, through a config of its own.
     Path('mirror.py').write_text(
         "_base_ = 'distill.py'\n"
@@ -449,31 +426,15 @@ def test_tta_averages_the_image_and_its_mirror(at_project, trained):
         "    dict(type='LoadImageFromFile'),\n"
         "    dict(type='RandomFlip', prob=1.), dict(type='PackInputs')]))\n"
     )
-    assert call('test', 'mirror.py', trained, '--work-dir', 'c', '--out', 'mirror.pkl') == 0
-    tta, plain = predictions('tta.pkl'), predictions('plain.pkl')
-    mirror = predictions('mirror.pkl')
+    mirror = scores('mirror.py trained.pth --work-dir c', 'mirror.pkl')
     for name in plain:
-        expected = (plain[name] + mirror[name]) / 2
-        assert torch.allclose(tta[name], expected, atol=1e-6)
+        assert torch.allclose(tta[name], (plain[name] + mirror[name]) / 2, atol=1e-6)
     assert any(not torch.equal(plain[name], mirror[name]) for name in plain)
 
 
-def test_amp_and_show_dir(at_project, trained):
-    assert (
-        call(
-            'test',
-            'distill.py',
-            trained,
-            '--work-dir',
-            'a',
-            '--amp',
-            '--show-dir',
-            'shown',
-            '--interval',
-            '5',
-        )
-        == 0
-    )
+def test_amp_and_show_dir(trained):
+    command = 'test distill.py trained.pth --work-dir a --amp --show-dir shown --interval 5'
+    assert run(command) == 0
     assert len(list(Path('shown').glob('*.png'))) == 2
     cfg = Config.fromfile(next(Path('a').rglob('config.py')))
     assert cfg.test_cfg.fp16 is True
@@ -493,43 +454,17 @@ def shell(name, *argv, cwd, **variables):
     )
 
 
-def test_two_processes_train_and_test_on_cpu(at_project):
-    work_dir = at_project / 'two processes'
-    result = shell(
-        'dist_train.sh', 'distill.py', 2, '--work-dir', work_dir, cwd=at_project, PORT='29731'
-    )
+def test_two_processes_train_and_test_on_cpu(folder):
+    work_dir = folder / 'two processes'
+    flags = ('--work-dir', work_dir)
+    result = shell('dist_train.sh', 'distill.py', 2, *flags, cwd=folder, PORT='29731')
     assert result.returncode == 0, result.stderr
     assert 'Epoch(train) [1][2/2]' in log_of(work_dir)
-    result = shell(
-        'dist_test.sh',
-        'distill.py',
-        work_dir / 'epoch_1.pth',
-        2,
-        '--work-dir',
-        'tested',
-        '--out',
-        'metrics.json',
-        '--out-item',
-        'metrics',
-        cwd=at_project,
-        PORT='29732',
-    )
+    file = work_dir / 'epoch_1.pth'
+    flags = '--work-dir tested --out metrics.json --out-item metrics'.split()
+    result = shell('dist_test.sh', 'distill.py', file, 2, *flags, cwd=folder, PORT='29732')
     assert result.returncode == 0, result.stderr
-    assert (
-        call(
-            'test',
-            'distill.py',
-            work_dir / 'epoch_1.pth',
-            '--work-dir',
-            'one',
-            '--out',
-            'one.json',
-            '--out-item',
-            'metrics',
-        )
-        == 0
-    )
-    assert json.loads(Path('metrics.json').read_text()) == json.loads(Path('one.json').read_text())
+    assert json.loads(Path('metrics.json').read_text()) == metrics('one', shlex.quote(str(file)))
 
 
 @pytest.mark.parametrize(
@@ -543,16 +478,12 @@ def test_slurm_scripts_keep_arguments_whole(tmp_path, name, argv):
     srun = tmp_path / 'srun'
     srun.write_text('#!/bin/sh\nfor word; do echo "$word"; done\n')
     srun.chmod(0o755)
-    result = shell(
-        name,
-        *argv,
-        '--amp',
-        cwd=tmp_path,
+    variables = dict(
         PATH=f'{tmp_path}{os.pathsep}{os.environ["PATH"]}',
         GPUS='2',
         SRUN_ARGS='--time=1 --quiet',
     )
-    words = result.stdout.splitlines()
+    words = shell(name, *argv, '--amp', cwd=tmp_path, **variables).stdout.splitlines()
     for word in (
         '--partition=part',
         '--job-name=my job',
@@ -578,6 +509,9 @@ def test_shell_scripts_say_how_to_use_them(tmp_path, name):
     assert result.stderr.startswith('usage: ') and 'CONFIG' in result.stderr
 
 
+# --- the runner ------------------------------------------------------------ #
+
+
 @pytest.mark.parametrize(
     'given, found',
     [
@@ -596,13 +530,3 @@ def test_cublas_is_deterministic_on_demand(monkeypatch, given, found):
     monkeypatch.setenv(name, ':16:8')
     cli.build_runner(Config(given))
     assert os.environ[name] == ':16:8'
-
-
-@pytest.mark.parametrize('gpu', [False, True])
-def test_freed_memory_is_kept_where_there_is_no_gpu(monkeypatch, gpu):
-    done = []
-    monkeypatch.setattr(torch.cuda, 'is_available', lambda: gpu)
-    monkeypatch.setattr(cli, 'keep_freed_memory', lambda: done.append('kept'))
-    monkeypatch.setattr('mmengine.runner.Runner.from_cfg', lambda cfg: done.append('built'))
-    cli.build_runner(Config())
-    assert done == (['built'] if gpu else ['kept', 'built'])

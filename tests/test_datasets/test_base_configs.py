@@ -1,4 +1,4 @@
-"""The data sets and schedules under ``configs/_base_``, on true formats."""
+"""Data sets, schedules and settings under ``configs/_base_``, on files of the real formats."""
 
 import itertools
 import random
@@ -14,9 +14,9 @@ from PIL import Image
 from crd_plugin.datasets import SampleIndexDataset
 from crd_plugin.registry import DATASETS, MODELS
 from tests import fake_data, small_runs
+from tests.config_files import BASE, parsed
 
-BASE = small_runs.REPO / 'configs' / '_base_'
-# Folder that the config names -> what writes it
+# Folder that the config names, and what writes it.
 WRITERS = dict(
     cifar10=('data/cifar10', fake_data.write_cifar10),
     cifar100=('data/cifar100', fake_data.write_cifar100),
@@ -25,19 +25,19 @@ WRITERS = dict(
     stl10=('data/stl10_binary', fake_data.write_stl10),
     stl10_unlabeled=('data/stl10_binary', fake_data.write_stl10),
 )
-# Images a GPU, pixels, classes, and what the recipe multiplies to RGB/255
 CIFAR10_STATS = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
 CIFAR100_STATS = ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761))
 IMAGENET_STATS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+# Pixels, classes, mean and deviation of RGB / 255.
 FACTS = dict(
-    cifar10=(16, 32, 10, CIFAR10_STATS),
-    cifar100=(64, 32, 100, CIFAR100_STATS),
-    imagenet=(32, 224, 1000, IMAGENET_STATS),
-    tiny_imagenet=(64, 64, 200, IMAGENET_STATS),
-    stl10=(64, 64, 10, IMAGENET_STATS),
-    stl10_unlabeled=(64, 64, 10, IMAGENET_STATS),
+    cifar10=(32, 10, CIFAR10_STATS),
+    cifar100=(32, 100, CIFAR100_STATS),
+    imagenet=(224, 1000, IMAGENET_STATS),
+    tiny_imagenet=(64, 200, IMAGENET_STATS),
+    stl10=(64, 10, IMAGENET_STATS),
+    stl10_unlabeled=(64, 10, IMAGENET_STATS),
 )
-# lr, weight decay, epochs, decays, images in a batch of all GPUs
+# Learning rate, weight decay, epochs, decays, images in a batch of all GPUs.
 SCHEDULES = {
     'cifar_b64-240e': (0.05, 5e-4, 240, (150, 180, 210), 64),
     'cifar_b64-240e_lr001': (0.01, 5e-4, 240, (150, 180, 210), 64),
@@ -46,8 +46,6 @@ SCHEDULES = {
     'cifar_b64-30e-240e_init001': (0.05, 5e-4, 270, (180, 210, 240), 64),
     'cifar_8xb16-200e': (0.1, 1e-4, 200, (100, 150), 128),
     'imagenet_b256-100e': (0.1, 1e-4, 100, (30, 60, 90), 256),
-    'tiny_b64-240e': (0.05, 5e-4, 240, (150, 180, 210), 64),
-    'tiny_b64-30e-240e': (0.05, 5e-4, 270, (180, 210, 240), 64),
 }
 
 
@@ -65,7 +63,7 @@ def small(tmp_path, monkeypatch):
 
     def load(name):
         folder, write = WRITERS[name]
-        return (Config.fromfile(BASE / 'datasets' / f'{name}.py'), write(tmp_path / folder))
+        return parsed(BASE / 'datasets' / f'{name}.py'), write(tmp_path / folder)
 
     return load
 
@@ -84,7 +82,7 @@ def _preprocess(cfg, item):
 
 
 def _pil(folder, split, written):
-    """What torchvision's folders would load, or the array as it is."""
+    """The images that torchvision's folders would load, or the array as it is."""
     from torchvision.datasets.folder import default_loader
 
     if isinstance(written, tuple):
@@ -94,7 +92,7 @@ def _pil(folder, split, written):
 
 
 def _reference(pixels, stats):
-    """torchvision's ToTensor and Normalize."""
+    """Torchvision's ToTensor and Normalize."""
     from torchvision import transforms
 
     return transforms.Compose([transforms.ToTensor(), transforms.Normalize(*stats)])(pixels)
@@ -104,7 +102,7 @@ def _reference(pixels, stats):
 def test_train_set_has_ids_and_labels(small, name):
     cfg, written = small(name)
     train, val = _train_and_val(cfg)
-    size = FACTS[name][1]
+    size = FACTS[name][0]
     assert isinstance(train, SampleIndexDataset)
     expected = written['unlabeled' if name == 'stl10_unlabeled' else 'train']
     labels = (
@@ -113,7 +111,7 @@ def test_train_set_has_ids_and_labels(small, name):
         else [label for _, label in sorted(expected)]
     )
     assert len(train) == len(labels)
-    items = train.__getitems__(range(len(train)))
+    items = [train[i] for i in range(len(train))]
     assert [item['data_samples'].sample_idx for item in items] == list(range(len(train)))
     for item in items:
         assert tuple(item['inputs'].shape) == (3, size, size)
@@ -134,7 +132,7 @@ def test_test_images_are_those_of_torchvision(small, name):
     from torchvision import transforms
 
     cfg, written = small(name)
-    _, size, _, stats = FACTS[name]
+    size, _, stats = FACTS[name]
     split = 'test' if 'test' in written else 'val'
     images = _pil(WRITERS[name][0], split, written[split])
     _, val = _train_and_val(cfg)
@@ -159,7 +157,7 @@ def test_train_images_are_those_of_torchvision(small, name):
     from torchvision.transforms import functional as F
 
     cfg, written = small(name)
-    _, size, _, stats = FACTS[name]
+    size, _, stats = FACTS[name]
     train, _ = _train_and_val(cfg)
     *_, crop, flip, _ = train.dataset.pipeline.transforms
     theirs = RandomResizedCrop(size)
@@ -202,7 +200,7 @@ def test_cifar_crops_and_flips(small, name):
         top, left = 4 + upright[16, 16, :2].astype(int) - 1 - 16
         assert (upright == padded[top : top + 32, left : left + 32]).all()
         seen.append((top, left, flipped))
-    tops, lefts, flips = map(np.array, zip(*seen))
+    tops, lefts, flips = map(np.array, zip(*seen, strict=True))
     for offsets in (tops, lefts):
         # Nine values, 44 times each on average.
         counts = np.bincount(offsets, minlength=9)
@@ -222,7 +220,7 @@ def test_cifar_padding_is_black_before_normalisation(small):
 def test_missing_data_stops_at_once(tmp_path, monkeypatch, name):
     # Nothing is downloaded, and the folder is named.
     monkeypatch.chdir(tmp_path)
-    cfg = Config.fromfile(BASE / 'datasets' / f'{name}.py')
+    cfg = parsed(BASE / 'datasets' / f'{name}.py')
     for loader in (cfg.train_dataloader, cfg.val_dataloader):
         with pytest.raises((RuntimeError, FileNotFoundError), match=WRITERS[name][0]):
             DATASETS.build(loader.dataset)
@@ -231,10 +229,8 @@ def test_missing_data_stops_at_once(tmp_path, monkeypatch, name):
 
 @pytest.mark.parametrize('name', WRITERS)
 def test_settings_of_the_loaders(name):
-    cfg = Config.fromfile(BASE / 'datasets' / f'{name}.py')
-    batch, _, classes, _ = FACTS[name]
-    assert cfg.train_dataloader.batch_size == batch
-    assert cfg.data_preprocessor.num_classes == classes
+    cfg = parsed(BASE / 'datasets' / f'{name}.py')
+    assert cfg.data_preprocessor.num_classes == FACTS[name][1]
     for loader in (cfg.train_dataloader, cfg.val_dataloader):
         assert loader.num_workers > 0
         assert loader.persistent_workers and loader.pin_memory
@@ -247,18 +243,15 @@ def test_settings_of_the_loaders(name):
 
 @pytest.mark.parametrize('folder, tested', [('datasets', WRITERS), ('schedules', SCHEDULES)])
 def test_every_base_is_tested(folder, tested):
-    # Those of the digits are run by the tests of the demo, resident ones by
-    # test_resident.py.
+    # Those of the digits are run by the tests of the demo.
     assert set(tested) == {
-        path.stem
-        for path in (BASE / folder).glob('*.py')
-        if not path.stem.startswith('digits') and not path.stem.endswith('_resident')
+        path.stem for path in (BASE / folder).glob('*.py') if not path.stem.startswith('digits')
     }
 
 
 @pytest.mark.parametrize('name', SCHEDULES)
 def test_schedule(name):
-    cfg = Config.fromfile(BASE / 'schedules' / f'{name}.py')
+    cfg = parsed(BASE / 'schedules' / f'{name}.py')
     lr, weight_decay, epochs, decays, batch = SCHEDULES[name]
     assert cfg.optim_wrapper.optimizer == dict(
         type='SGD', lr=lr, momentum=0.9, weight_decay=weight_decay
@@ -287,26 +280,23 @@ def test_schedule(name):
 
 
 @pytest.mark.parametrize(
-    'dataset, schedule',
+    'dataset, settings',
     [
-        ('cifar10', 'cifar_8xb16-200e'),
-        ('cifar100', 'cifar_b64-240e_lr001'),
-        ('imagenet', 'imagenet_b256-100e'),
-        ('tiny_imagenet', 'tiny_b64-240e'),
-        ('stl10', 'tiny_b64-240e'),
+        ('cifar10', 'cifar10_8xb16-200e'),
+        ('cifar100', 'cifar100_b64-240e_lr001'),
+        ('imagenet', 'imagenet_8xb32-100e'),
+        ('tiny_imagenet', 'tiny-imagenet_b32-240e'),
+        ('stl10', 'stl10_tuned'),
     ],
 )
-def test_bases_merge_and_train(small, tmp_path, dataset, schedule):
+def test_settings_train(small, tmp_path, dataset, settings):
     small(dataset)
-    leaf = tmp_path / 'leaf.py'
-    bases = ['default_runtime.py', f'datasets/{dataset}.py', f'schedules/{schedule}.py']
-    leaf.write_text(f'_base_ = {[str(BASE / name) for name in bases]}\n')
-    # Two bases with a key in common are refused here.
-    cfg = Config.fromfile(leaf)
-    classes = FACTS[dataset][2]
+    # A copy: the other tests share the parsed config.
+    cfg = Config.fromfile(BASE / 'settings' / f'{settings}.py')
+    _, classes, stats = FACTS[dataset]
     cfg.merge_from_dict(
         {
-            'model': {**small_runs.net(4), 'data_preprocessor': None},
+            'model': small_runs.net(4),
             'model.head.num_classes': classes,
             'train_cfg.max_epochs': 2,
             'train_dataloader.batch_size': 8,
@@ -318,6 +308,7 @@ def test_bases_merge_and_train(small, tmp_path, dataset, schedule):
         }
     )
     del cfg.model['data_preprocessor']
+    cfg.optim_wrapper.pop('paramwise_cfg', None)
     for loader in (cfg.train_dataloader, cfg.val_dataloader):
         loader.update(num_workers=0, persistent_workers=False, pin_memory=False)
     runner = Runner.from_cfg(cfg)
@@ -327,23 +318,17 @@ def test_bases_merge_and_train(small, tmp_path, dataset, schedule):
     assert len(losses) == 2 * len(runner.train_dataloader)
     assert np.mean(losses[-2:]) < np.mean(losses[:2])
     assert runner.model.data_preprocessor.mean.flatten().tolist() == pytest.approx(
-        [255 * value for value in FACTS[dataset][3][0]]
+        [255 * value for value in stats[0]]
     )
     last = [line for line in lines if 'accuracy/top1' in line][-1]
     assert 0 <= last['accuracy/top1'] <= last['accuracy/top5'] <= 100
 
 
-@pytest.mark.parametrize(
-    'dataset, schedule, gpus',
-    [
-        ('cifar10', 'cifar_8xb16-200e', 8),
-        ('cifar100', 'cifar_b64-240e', 1),
-        ('imagenet', 'imagenet_b256-100e', 8),
-        ('tiny_imagenet', 'tiny_b64-240e', 1),
-        ('stl10_unlabeled', 'tiny_b64-240e', 1),
-    ],
-)
-def test_learning_rate_belongs_to_the_batch(dataset, schedule, gpus):
-    data = Config.fromfile(BASE / 'datasets' / f'{dataset}.py')
-    plan = Config.fromfile(BASE / 'schedules' / f'{schedule}.py')
-    assert data.train_dataloader.batch_size * gpus == plan.auto_scale_lr.base_batch_size
+@pytest.mark.parametrize('path', sorted(BASE.glob('settings/*.py')), ids=lambda path: path.stem)
+def test_learning_rate_belongs_to_the_batch(path):
+    cfg = parsed(path)
+    gpus = 8 if '_8xb' in path.stem else 1
+    assert cfg.train_dataloader.batch_size * gpus == cfg.auto_scale_lr.base_batch_size
+    # A method's hooks are there for all data and schedules.
+    hooks = {'crd_plugin.MemoryBankHook', 'crd_plugin.CoCoRDHook', 'crd_plugin.RandomStateHook'}
+    assert hooks <= {hook.type for hook in cfg.default_hooks.values()}

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-import crd_plugin  # noqa: F401
 from crd_plugin.datasets import Digits
 from crd_plugin.registry import DATASETS
 
@@ -65,7 +64,7 @@ def test_build_by_config_with_a_pipeline():
             type='crd_plugin.Digits',
             split='test',
             indices=7,
-            pipeline=[dict(type='mmpretrain.PackInputs')],
+            pipeline=[dict(type='PackInputs')],
         )
     )
     assert len(dataset) == 7
@@ -78,9 +77,9 @@ def test_build_by_config_with_a_pipeline():
     'kwargs, message',
     [
         (dict(split='val'), "split must be 'train' or 'test', but got 'val'"),
-        (dict(num_train_per_class=0), 'positive int or None .*got 0'),
+        (dict(num_train_per_class=0), 'from 1 to 74, or None .*got 0'),
         (dict(num_train_per_class=2.5), 'got 2.5'),
-        (dict(num_train_per_class=75), 'class . has only 74 training images'),
+        (dict(num_train_per_class=75), 'but got 75'),
         (dict(split='test', num_train_per_class=5), 'the test set is fixed'),
     ],
 )

@@ -4,16 +4,17 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from mmengine.registry import DefaultScope
 from mmpretrain.registry import TRANSFORMS as MMPRETRAIN_TRANSFORMS
 
+from crd_plugin.engine.hooks.random_state_hook import seeded_reading
 from crd_plugin.registry import DATASETS, TRANSFORMS
 
-
-@pytest.fixture(autouse=True)
-def scope():
-    with DefaultScope.overwrite_default_scope('mmpretrain'):
-        yield
+PACK = dict(type='PackInputs')
+CROP = [
+    dict(type='RandomCrop', crop_size=8, padding=4),
+    dict(type='RandomFlip', prob=0.5, direction='horizontal'),
+    PACK,
+]
 
 
 @MMPRETRAIN_TRANSFORMS.register_module()
@@ -24,8 +25,7 @@ class LoadCounted:
 
     def __call__(self, results):
         LoadCounted.count += 1
-        image = np.arange(8 * 8 * 3, dtype=np.uint8).reshape(8, 8, 3)
-        return {**results, 'img': image}
+        return {**results, **sample()}
 
 
 @MMPRETRAIN_TRANSFORMS.register_module()
@@ -38,23 +38,20 @@ class BlackenInPlace:
 
 
 @MMPRETRAIN_TRANSFORMS.register_module()
-class DropSecond:
-    """Returns None at its second call."""
+class DropAt:
+    """Returns None at one of its calls, like a broken file."""
 
-    def __init__(self):
-        self.calls = 0
+    def __init__(self, call):
+        self.left = call
 
     def __call__(self, results):
-        self.calls += 1
-        return None if self.calls == 2 else results
+        self.left -= 1
+        return results if self.left else None
 
 
 @MMPRETRAIN_TRANSFORMS.register_module()
-class LoadNothing:
-    """As for a broken file."""
-
-    def __call__(self, results):
-        return None
+class LoadNothing(DropAt):
+    """The same, while loading."""
 
 
 def build(transforms, **changes):
@@ -68,20 +65,15 @@ def sample():
     return dict(img=image, gt_label=3, img_shape=(8, 8))
 
 
-CROP = [
-    dict(type='RandomCrop', crop_size=8, padding=4),
-    dict(type='RandomFlip', prob=0.5, direction='horizontal'),
-    dict(type='PackInputs'),
-]
-
-
 @pytest.mark.parametrize('num_views', [1, 3, 4])
 def test_views_of_one_image_with_its_label(num_views):
-    out = build(CROP, num_views=num_views)(sample())
+    pipeline = build(CROP, num_views=num_views)
+    out = pipeline(sample())
     assert set(out) == {'inputs', 'data_samples'}
     assert len(out['inputs']) == num_views
     assert all(view.shape == (3, 8, 8) for view in out['inputs'])
     assert int(out['data_samples'].gt_label) == 3
+    assert f'num_views={num_views}' in repr(pipeline) and 'RandomCrop' in repr(pipeline)
 
 
 def test_views_are_drawn_independently():
@@ -101,85 +93,59 @@ def test_views_are_drawn_independently():
 
 
 def test_what_one_view_writes_the_others_do_not_see():
-    transforms = [dict(type='BlackenInPlace'), dict(type='PackInputs')]
     given = sample()
     expected = torch.from_numpy(given['img'] // 2).permute(2, 0, 1)
-    for view in build(transforms)(given)['inputs']:
+    for view in build([dict(type='BlackenInPlace'), PACK])(given)['inputs']:
         assert torch.equal(view, expected)
 
 
 def test_loading_is_done_once():
-    transforms = [
-        dict(type='mmpretrain.LoadCounted'),
-        dict(type='BlackenInPlace'),
-        dict(type='LoadCounted'),
-        dict(type='PackInputs'),
-    ]
+    load = dict(type='LoadCounted')
+    scoped = dict(type='mmpretrain.LoadCounted')
     LoadCounted.count = 0
-    out = build(transforms)(dict(gt_label=1))
+    out = build([scoped, dict(type='BlackenInPlace'), load, PACK])(dict(gt_label=1))
     # The first one once; the one further on belongs to the view.
     assert LoadCounted.count == 1 + 3
     assert len(out['inputs']) == 3
-    LoadCounted.count = 0
-    build([LoadCounted(), dict(type='PackInputs')])(dict(gt_label=1))
-    assert LoadCounted.count == 1
+    build([LoadCounted(), PACK])(dict(gt_label=1))
+    assert LoadCounted.count == 1 + 3 + 1
 
 
-def test_none_has_another_sample_drawn():
-    assert build([DropSecond(), dict(type='PackInputs')])(sample()) is None
-    load = dict(type='LoadNothing')
-    assert build([load, dict(type='PackInputs')])(sample()) is None
+@pytest.mark.parametrize('drop', [dict(type='DropAt', call=2), dict(type='LoadNothing', call=1)])
+def test_none_has_another_sample_drawn(drop):
+    assert build([drop, PACK])(sample()) is None
 
 
-def test_number_of_views():
+def test_errors():
     with pytest.raises(ValueError, match='num_views is 0, expected at least'):
         build(CROP, num_views=0)
-
-
-def test_pipeline_that_does_not_pack():
     with pytest.raises(ValueError, match=r"give \['gt_label', 'img', .*end them with PackInputs"):
         build([dict(type='BlackenInPlace')])(sample())
 
 
-def test_repr():
-    text = repr(build(CROP))
-    assert 'num_views=3' in text and 'RandomCrop' in text
-
-
 @pytest.mark.parametrize('dataset', ['crd_plugin.Digits', 'CustomDataset'])
 def test_data_sets_of_both_kinds(dataset, tmp_path):
-    """Seeded by SampleIndexDataset, whatever the data set loads from."""
-    cfg = dict(type=dataset)
-    size = 8
-    load = []
+    """With seeds and ids, whatever the data set loads from."""
+    cfg, load = dict(type=dataset), []
     if dataset == 'CustomDataset':
         for label in range(2):
-            folder = tmp_path / str(label)
-            folder.mkdir()
             image = np.full((12, 12, 3), 100 * label, dtype=np.uint8)
             image[3:6, 2:9] = 200
-            cv2.imwrite(str(folder / 'image.png'), image)
+            (tmp_path / str(label)).mkdir()
+            cv2.imwrite(str(tmp_path / str(label) / 'image.png'), image)
         cfg.update(data_root=str(tmp_path))
         load = [dict(type='LoadImageFromFile')]
-    views = dict(
-        type='crd_plugin.MultiViewPipeline',
-        transforms=[
-            *load,
-            dict(type='RandomCrop', crop_size=size, padding=2),
-            dict(type='PackInputs'),
-        ],
-    )
-    data = DATASETS.build(
-        dict(type='crd_plugin.SampleIndexDataset', dataset=dict(**cfg, pipeline=[views]))
-    )
-    data.set_seed(3)
+    transforms = [*load, dict(type='RandomCrop', crop_size=8, padding=2), PACK]
+    cfg['pipeline'] = [dict(type='crd_plugin.MultiViewPipeline', transforms=transforms)]
+    data = DATASETS.build(dict(type='crd_plugin.SampleIndexDataset', dataset=cfg))
+    reading = seeded_reading(data)
     read = []
-    for epoch in (0, 0, 1):
-        data.set_epoch(epoch)
+    for epoch in (0, 1, 0):
+        reading.set_epoch(epoch)
         items = data.__getitems__([0, 1])
         assert [item['data_samples'].sample_idx for item in items] == [0, 1]
-        read.append(torch.stack([torch.stack(i['inputs']) for i in items]))
-    assert read[0].shape == (2, 3, 3, size, size)
-    assert torch.equal(read[0], read[1])
-    assert not torch.equal(read[0], read[2])
+        read.append(torch.stack([torch.stack(item['inputs']) for item in items]))
+    assert read[0].shape == (2, 3, 3, 8, 8)
+    assert torch.equal(read[0], read[2])
+    assert not torch.equal(read[0], read[1])
     assert not torch.equal(read[0][:, 0], read[0][:, 1])

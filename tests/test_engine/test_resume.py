@@ -45,12 +45,12 @@ class KillHook(Hook):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def resume_here(tmp_path: Path, work_dir: Path, changes: dict) -> None:
+def _resume_here(tmp_path: Path, work_dir: Path, changes: dict) -> None:
     """Resume in this process."""
     small_runs.build(work_dir, resume=True, **changes).train()
 
 
-def resume_with_the_tool(tmp_path: Path, work_dir: Path, changes: dict) -> None:
+def _resume_with_the_tool(tmp_path: Path, work_dir: Path, changes: dict) -> None:
     """Resume as a user does."""
     config = small_runs.write_config(tmp_path / 'config.py', work_dir, **changes)
     log = tmp_path / 'resumed.txt'
@@ -61,9 +61,9 @@ def resume_with_the_tool(tmp_path: Path, work_dir: Path, changes: dict) -> None:
 @pytest.mark.parametrize(
     'kind, changes, resume',
     [
-        ('epochs', EPOCHS, resume_here),
-        ('epochs', {**EPOCHS, **WORKERS, **DRAWN}, resume_with_the_tool),
-        ('iterations', {**ITERATIONS, **WORKERS, **DRAWN}, resume_here),
+        ('epochs', EPOCHS, _resume_here),
+        ('epochs', {**EPOCHS, **WORKERS, **DRAWN}, _resume_with_the_tool),
+        ('iterations', {**ITERATIONS, **WORKERS, **DRAWN}, _resume_here),
     ],
     ids=['seed, no workers', 'drawn seed, workers, tool', 'iterations, drawn seed, workers'],
 )
@@ -76,7 +76,7 @@ def test_killed_and_resumed_run(tmp_path, kind, changes, resume):
         runner.train()
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
-    hashes = hashes_of(work_dir)
+    hashes = _hashes(work_dir)
     assert saved in hashes and last not in hashes
     resume(tmp_path, work_dir, changes)
 
@@ -88,24 +88,24 @@ def test_killed_and_resumed_run(tmp_path, kind, changes, resume):
     small_runs.build(whole, **{**changes, **told}).train()
 
     # Model, bank and Z, optimizer, schedules, seeds, position.
-    assert_same(state_of(work_dir / last), state_of(whole / last))
-    train, val = lines_of(whole)
+    _assert_same(_state(work_dir / last), _state(whole / last))
+    train, val = _log(whole)
     assert [line['step'] for line in train] == list(range(1, LAST + 1))
     assert len(val) == 4
     # Iterations 9 and 10 were done twice.
-    assert lines_of(work_dir) == (train[:KILLED] + train[SAVED:], val)
-    again = hashes_of(work_dir)
+    assert _log(work_dir) == (train[:KILLED] + train[SAVED:], val)
+    again = _hashes(work_dir)
     assert {name: again[name] for name in hashes} == hashes
 
 
-def lines_of(work_dir: Path) -> tuple[list, list]:
+def _log(work_dir: Path) -> tuple[list, list]:
     """Logged lines of training and of validation."""
     lines = small_runs.scalars(work_dir)
     train = [line for line in lines if 'loss' in line]
     return train, [line for line in lines if 'loss' not in line]
 
 
-def state_of(path: Path) -> dict[str, Any]:
+def _state(path: Path) -> dict[str, Any]:
     """The parts of a checkpoint that must not depend on the interruption."""
     checkpoint = small_runs.load(path)
     meta, hub = checkpoint.pop('meta'), checkpoint.pop('message_hub')
@@ -121,9 +121,9 @@ def state_of(path: Path) -> dict[str, Any]:
     return checkpoint
 
 
-def assert_same(first: Any, second: Any) -> None:
+def _assert_same(first: Any, second: Any) -> None:
     """Both are equal in structure, type and every bit."""
-    pairs = list(leaves(first)), list(leaves(second))
+    pairs = list(_leaves(first)), list(_leaves(second))
     assert [key for key, _ in pairs[0]] == [key for key, _ in pairs[1]]
     assert len(pairs[0]) > 40
     for (key, one), (_, other) in zip(*pairs):
@@ -137,7 +137,7 @@ def assert_same(first: Any, second: Any) -> None:
             assert one == other, key
 
 
-def leaves(value: Any, place: str = '') -> Iterator[tuple[str, Any]]:
+def _leaves(value: Any, place: str = '') -> Iterator[tuple[str, Any]]:
     """Values of a nested structure and where they are."""
     if isinstance(value, HistoryBuffer):
         value = value.data
@@ -147,10 +147,10 @@ def leaves(value: Any, place: str = '') -> Iterator[tuple[str, Any]]:
         yield place, value
         return
     for key, item in value.items():
-        yield from leaves(item, f'{place}.{key}')
+        yield from _leaves(item, f'{place}.{key}')
 
 
-def hashes_of(work_dir: Path) -> dict[str, str]:
+def _hashes(work_dir: Path) -> dict[str, str]:
     """Checksum of every checkpoint."""
     return {
         path.name: hashlib.sha256(path.read_bytes()).hexdigest()
@@ -169,7 +169,7 @@ def broken_run(tmp_path_factory):
     runner = small_runs.build(work_dir, small_runs.FailHook(KILLED - 1), **changes)
     with pytest.raises(ArithmeticError, match='broken on purpose'):
         runner.train()
-    return work_dir, hashes_of(work_dir)
+    return work_dir, _hashes(work_dir)
 
 
 def test_failing_run_leaves_earlier_checkpoints(broken_run):
@@ -194,5 +194,5 @@ def test_resuming_from_a_truncated_checkpoint(broken_run, tmp_path, capsys):
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith(f'error: checkpoint {truncated} (')
     assert 'is truncated' in error and 'give an earlier one' in error
-    assert hashes_of(work_dir) == hashes
+    assert _hashes(work_dir) == hashes
     assert Path((work_dir / 'last_checkpoint').read_text()).name == 'epoch_2.pth'

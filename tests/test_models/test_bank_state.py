@@ -109,7 +109,7 @@ def test_memory_that_is_too_small_can_be_tried_again(kind, monkeypatch):
         patch.setattr(memory_bank, 'initial_rows', rows)
         with pytest.raises(MemoryError):
             bank.resize(N, LABELS, seed=3)
-    assert not bank.has_z and bank.pending is None
+    assert bank.num_samples == 0 and not bank.has_z and bank.pending is None
     bank.resize(N, LABELS, seed=3)
     assert_rows(bank, expected())
 

@@ -1,4 +1,4 @@
-"""Several methods in one distiller: sums of losses, shared recorders."""
+"""Several methods in one distiller: sums of losses, shared recorders, training steps."""
 
 import copy
 
@@ -6,17 +6,18 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
+from mmengine.runner import Runner
 from mmpretrain.structures import DataSample
 
-from crd_plugin.engine.dry_run import run_dry
+from crd_plugin.cli.dry_run import dry_run_file
+from crd_plugin.fragments import join
 from crd_plugin.models import MemoryBank
 from crd_plugin.registry import MODELS
-from tests import small_runs
+from tests.config_files import BASE, parsed
 
-CONFIGS = small_runs.REPO / 'configs'
-PAIR = 'resnet14_resnet8w4_b20-100e_digits'
+PAIR = parsed(BASE / 'pairs' / 'resnet14_resnet8w4_digits.py').pair
 METHODS = ('fitnet', 'at', 'sp', 'cc', 'vid', 'rkd', 'pkt', 'nst')
-COMBINATIONS = [('fitnet', 'crd'), ('at', 'kd'), *((method, 'crd', 'kd') for method in METHODS)]
+COMBINATIONS = ['fitnet crd', 'at kd', *(f'{method} crd kd' for method in METHODS)]
 # What is hooked in the student for each recorder.
 SOURCES = dict(stages='backbone', feat='neck', logits='head.fc')
 
@@ -27,90 +28,72 @@ def scope():
         yield
 
 
-def composed(methods, folder):
-    """A leaf of the first method with one more base for each other."""
-    path = CONFIGS / methods[0] / f'{methods[0]}_{PAIR}.py'
-    for method in methods[1:]:
-        base = CONFIGS / '_base_' / 'distillers' / f'with_{method}.py'
-        leaf = folder / f'{method}.py'
-        leaf.write_text(
-            f'_base_ = [{str(path)!r}, {str(base)!r}]\n'
-            f'model = dict(distiller=_base_.with_{method})\n'
-        )
-        path = leaf
-    return Config.fromfile(path)
+def file_of(method):
+    """The method's file for the digits, or the one for all data."""
+    path = BASE / 'distillers' / f'{method}_digits.py'
+    return path if path.is_file() else BASE / 'distillers' / f'{method}.py'
 
 
-def alone(method, cfg):
-    """The same networks with one of the methods only."""
-    base = CONFIGS / '_base_' / 'distillers'
-    if method in ('crd', 'kd'):
-        distiller = Config.fromfile(base / f'with_{method}.py')[f'with_{method}']
-    else:
-        distiller = Config.fromfile(base / f'{method}.py').model.distiller
-    cfg = copy.deepcopy(cfg)
-    cfg.model.distiller = dict(distiller, type='mmrazor.ConfigurableDistiller')
-    return cfg
+def composed(methods):
+    """Config of a model with several methods."""
+    return join(PAIR, *(parsed(file_of(method))[method] for method in methods.split()))
 
 
 def build(cfg):
-    """The model in training mode, its bank with forty rows."""
+    """The model in training mode, its banks with forty rows."""
     cfg = copy.deepcopy(cfg)
-    cfg.model.pop('teacher_ckpt', None)
-    losses = cfg.model.distiller.distill_losses
-    if 'loss_crd' in losses:
-        losses.loss_crd.num_negatives = 16
-    model = MODELS.build(cfg.model)
+    cfg.teacher_ckpt = None
+    for name in {'loss_crd', 'loss_cktf'} & set(cfg.distiller.distill_losses):
+        cfg.distiller.distill_losses[name].num_negatives = 16
+    model = MODELS.build(cfg)
     for module in model.modules():
         if isinstance(module, MemoryBank):
             module.resize(40, torch.arange(40) % 4, seed=0)
     return model.train()
 
 
-def batch(size=8):
-    """Random images of forty samples."""
+def losses_of(model, size=8):
+    """Losses of one batch out of forty samples; the same negatives are drawn each time."""
     samples = []
     for i in range(size):
         sample = DataSample().set_gt_label(i % 4)
         sample.set_metainfo(dict(sample_idx=i))
         samples.append(sample)
-    generator = torch.Generator().manual_seed(0)
-    return torch.randn(size, 3, 16, 16, generator=generator), samples
-
-
-def losses_of(model):
-    """Losses of one batch; CRD draws the same negatives each time."""
+    inputs = torch.randn(size, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     torch.manual_seed(0)
-    return model(*batch(), mode='loss')
+    return model(inputs, samples, mode='loss')
 
 
 def gradients(model, value):
-    """Of all that is trained; None where a loss does not reach."""
+    """Gradients of all that is trained, without parameters that a loss does not reach."""
     parameters = {
         name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad
     }
     grads = torch.autograd.grad(
         value, list(parameters.values()), allow_unused=True, retain_graph=True
     )
-    return {name: grad for name, grad in zip(parameters, grads) if grad is not None}
+    return {name: grad for name, grad in zip(parameters, grads, strict=True) if grad is not None}
 
 
-@pytest.mark.parametrize('methods', COMBINATIONS, ids='+'.join)
-def test_sum_of_the_losses_alone(methods, tmp_path):
-    cfg = composed(methods, tmp_path)
+@pytest.mark.parametrize('methods', COMBINATIONS)
+def test_sum_of_the_losses_alone(methods):
     torch.manual_seed(1)
-    model = build(cfg)
+    joined = composed(methods)
+    model = build(joined)
     state = copy.deepcopy(model.state_dict())
     losses = losses_of(model)
-    names = [f'distill.loss_{method}' for method in methods]
-    assert set(losses) == {'student.loss', *names}
-    total = gradients(model, sum(losses[name] for name in names))
+    names = [f'loss_{method}' for method in methods.split()]
+    assert set(losses) == {'student.loss', *(f'distill.{name}' for name in names)}
+    total = gradients(model, sum(losses[f'distill.{name}'] for name in names))
     expected = {}
-    for method, name in zip(methods, names):
-        single = build(alone(method, cfg))
+    for method, name in zip(methods.split(), names, strict=True):
+        cfg = composed(method)
+        # With the weight that it has beside the others.
+        cfg.distiller.distill_losses[name] = joined.distiller.distill_losses[name]
+        single = build(cfg)
         single.load_state_dict({key: state[key] for key in single.state_dict()})
-        value = losses_of(single)[name]
-        torch.testing.assert_close(losses[name], value)
+        value = losses_of(single)[f'distill.{name}']
+        torch.testing.assert_close(losses[f'distill.{name}'], value)
         grads = gradients(single, value)
         assert any(key.startswith('architecture.') for key in grads)
         for key, grad in grads.items():
@@ -124,15 +107,14 @@ def test_sum_of_the_losses_alone(methods, tmp_path):
 @pytest.mark.parametrize(
     'methods, recorders',
     [
-        (('fitnet', 'crd'), {'stages', 'feat', 'ids', 'labels'}),
-        (('sp', 'crd', 'kd'), {'stages', 'feat', 'logits', 'ids', 'labels'}),
-        (('rkd', 'crd', 'kd'), {'feat', 'logits', 'ids', 'labels'}),
-        (('at', 'kd'), {'stages', 'logits'}),
+        ('fitnet crd', {'stages', 'feat', 'ids', 'labels'}),
+        ('sp crd kd', {'stages', 'feat', 'logits', 'ids', 'labels'}),
+        ('rkd crd kd', {'feat', 'logits', 'ids', 'labels'}),
+        ('at kd', {'stages', 'logits'}),
     ],
-    ids=str,
 )
-def test_recorders_are_shared(methods, recorders, tmp_path):
-    model = build(composed(methods, tmp_path))
+def test_recorders_are_shared(methods, recorders):
+    model = build(composed(methods))
     distiller = model.distiller
     sides = (
         (model.student, distiller.student_recorders, recorders),
@@ -140,26 +122,21 @@ def test_recorders_are_shared(methods, recorders, tmp_path):
     )
     for net, manager, names in sides:
         assert set(manager.recorders) == names
-        modules = dict(net.named_modules())
         hooks = {
             name: len(module._forward_hooks)
-            for name, module in modules.items()
+            for name, module in net.named_modules()
             if module._forward_hooks
         }
         assert hooks == {SOURCES[name]: 1 for name in names if name in SOURCES}
         assert len(net._forward_pre_hooks) == len(names - set(SOURCES))
     losses_of(model)
-    for net, manager, names in sides:
-        for name in names:  # One record a step, none twice.
+    for _, manager, names in sides:
+        for name in names:  # One record per step, none twice.
             assert len(manager.get_recorder(name).data_buffer) == 1
 
 
-def test_two_methods_on_the_same_maps_share_them(tmp_path):
-    """A distiller merged in Python: AT and NST read one record."""
-    cfg = composed(('at',), tmp_path)
-    nst = Config.fromfile(CONFIGS / '_base_/distillers/nst.py').model
-    cfg.merge_from_dict(dict(model=dict(distiller=nst.distiller)))
-    model = build(cfg)
+def test_two_methods_on_the_same_maps_share_them():
+    model = build(composed('at nst'))
     assert len(model.student.backbone._forward_hooks) == 1
     losses = losses_of(model)
     records = [model.distiller.get_record('stages', from_student=side) for side in (True, False)]
@@ -168,20 +145,84 @@ def test_two_methods_on_the_same_maps_share_them(tmp_path):
         assert torch.equal(losses[f'distill.{name}'], modules[name](*records))
 
 
-def test_dry_run_of_a_composition(tmp_path):
-    cfg = composed(('sp', 'crd', 'kd'), tmp_path)
-    report = run_dry(cfg, use_teacher_ckpt=False, batch_size=4)
-    assert report.problems == []
-    values = {row.name: row for row in report.losses if row.summed}
-    assert set(values) == {'student.loss', 'distill.loss_sp', 'distill.loss_crd', 'distill.loss_kd'}
-    assert all(row.student > 0 for row in values.values())
-
-
-def test_parts_of_both_methods_are_trained(tmp_path):
+def test_parts_of_both_methods_are_trained():
     """Regressor and connectors reach the optimizer and its checkpoint."""
-    model = build(composed(('fitnet', 'crd'), tmp_path))
+    model = build(composed('fitnet crd'))
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     start = 'distiller.distill_losses.loss_fitnet.regressor.'
     assert {f'{start}conv.weight', f'{start}bn.bias'} <= trained
     assert 'distiller.connectors.crd_student.linear.weight' in trained
     assert f'{start}bn.running_mean' in model.state_dict()
+
+
+def leaf(methods, path):
+    """The config of a user who joins some methods, and the methods."""
+    settings = 'digits_b20-100e'
+    methods = methods.split()
+    if {'ab', 'ft'} & set(methods):
+        settings = 'digits_b20-30e-100e'
+    if 'cocord' in methods:
+        settings += '_3views'
+    bases = [BASE / 'settings' / f'{settings}.py', BASE / 'pairs' / 'resnet14_resnet8w4_digits.py']
+    bases = [str(base) for base in (*bases, *map(file_of, methods))]
+    path.write_text(
+        f'_base_ = {bases}\n'
+        'from crd_plugin.fragments import join\n\n'
+        f'model = join(_base_.pair, {", ".join(f"_base_.{method}" for method in methods)})\n'
+    )
+    return path
+
+
+@pytest.mark.parametrize(
+    'methods',
+    [
+        'crd kd',
+        'crd at',
+        'at sp',
+        'cktf crd',
+        'cktf kd',
+        'cocord kd',
+        'cocord crd',
+        'cocord cktf',
+        'fitnet crd',
+        'ab crd',
+        'ft kd',
+        'sp crd kd',
+    ],
+)
+def test_dry_run(methods, tmp_path):
+    path = leaf(methods, tmp_path / 'leaf.py')
+    report = dry_run_file(str(path), {'model.teacher_ckpt': None, 'train_dataloader.batch_size': 4})
+    assert report.problems == []
+    losses = {row.name.rpartition('loss_')[2]: row for row in report.losses if row.summed}
+    assert set(methods.split()) <= set(losses)
+    assert all(losses[method].student > 0 for method in methods.split())
+
+
+def test_bank_and_queue_in_one_run(tmp_path):
+    """CoCoRD and CRD train together, and both hooks do their part."""
+    cfg = Config.fromfile(leaf('cocord crd', tmp_path / 'leaf.py'))
+    cfg.merge_from_dict(
+        {
+            'work_dir': str(tmp_path),
+            'model.teacher_ckpt': None,
+            'train_dataloader.dataset.dataset.num_train_per_class': 6,
+            'model.distiller.distill_losses.loss_crd.num_negatives': 16,
+            'train_cfg.max_epochs': 1,
+            'param_scheduler.end': 1,
+            'default_hooks.checkpoint.save_best': None,
+            # A list of the user's own does not remove the hooks that the model needs.
+            'custom_hooks': [dict(type='EmptyCacheHook')],
+        }
+    )
+    cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
+    runner = Runner.from_cfg(cfg)
+    before = copy.deepcopy(runner.model.state_dict())
+    runner.train()
+    losses = runner.model.distiller.distill_losses
+    bank, queue = losses['loss_crd'].bank, losses['loss_cocord'].queue
+    assert bank.num_samples == 60 and bank.has_z and bank.pending is None
+    assert queue.pending is None and int(queue.pointer) == 60 % 40
+    after = runner.model.state_dict()
+    slow = [key for key in after if key.startswith('slow_student.') and key.endswith('weight')]
+    assert slow and not any(torch.equal(before[key], after[key]) for key in slow)

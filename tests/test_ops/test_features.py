@@ -117,7 +117,8 @@ def loop_pool(x, height, width):
 )
 def test_higher_map_is_reduced(high, low):
     """To means, by whole windows where sizes divide: the general pooling's backward pass is not
-    deterministic on a GPU."""
+    deterministic on a GPU.
+    """
     s, t = maps((2, 3, *high), (2, 5, *low), dtype=torch.float64)
     found, unchanged = match_heights(s, t)
     assert unchanged is t

@@ -1,5 +1,6 @@
-"""Tests of the tool: exit status, table on stdout, one line a problem."""
+"""Tests of the tool: exit status, tables on stdout, one line per problem."""
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -7,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from crd_plugin.cli import arguments as cli
+
+TOOL = Path(__file__).parents[2] / 'tools' / 'check_config.py'
 CONFIG = """
 default_scope = 'mmpretrain'
 custom_imports = dict(imports=['crd_plugin'])
@@ -24,23 +27,6 @@ model = dict(
 """
 
 
-def run(folder, *argv):
-    """The tool in a process of its own, inside an empty folder."""
-    place = folder / 'cwd'
-    place.mkdir(exist_ok=True)
-    path = os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')])
-    done = subprocess.run(
-        [sys.executable, ROOT / 'tools' / 'check_config.py', *map(str, argv)],
-        cwd=place,
-        env=dict(os.environ, PYTHONPATH=path, PYTHONDONTWRITEBYTECODE='1'),
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert not list(place.iterdir())
-    return done
-
-
 @pytest.fixture
 def config(tmp_path):
     path = tmp_path / 'tiny.py'
@@ -48,52 +34,58 @@ def config(tmp_path):
     return path
 
 
-def test_fine(tmp_path, config):
-    done = run(tmp_path, config)
+def test_in_a_subprocess(tmp_path, config):
+    """It says that all is fine and leaves no file behind."""
+    place = tmp_path / 'cwd'
+    place.mkdir()
+    path = os.pathsep.join([str(TOOL.parents[1]), os.environ.get('PYTHONPATH', '')])
+    done = subprocess.run(
+        [sys.executable, TOOL, config],
+        cwd=place,
+        env=dict(os.environ, PYTHONPATH=path, PYTHONDONTWRITEBYTECODE='1'),
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
-    assert done.stderr == ''
+    assert 'error' not in done.stderr and not list(place.iterdir())
     assert done.stdout.startswith('Config   tiny.py\n')
     for text in ('3 x 3 x 16 x 16 uint8', 'Losses', 'Parameters', '\nfine ('):
         assert text in done.stdout
 
 
-def test_problems(tmp_path, config):
-    done = run(
-        tmp_path,
-        config,
-        '--batch-size',
-        2,
-        '--cfg-options',
-        'model.head.num_classes=7',
-        'load_from=nowhere.pth',
-    )
-    assert done.returncode == 1
-    lines = done.stderr.splitlines()
-    assert len(lines) == 2 and all(line.startswith('error: ') for line in lines)
-    assert 'load_from=nowhere.pth does not exist' in lines[0]
-    assert 'model.head.num_classes is 7' in lines[1]
-    assert '2 x 3 x 16 x 16' in done.stdout
-    assert '2 problems' in done.stdout
-
-
-def test_arguments_in_one_process(tmp_path, config, capsys):
-    import importlib.util
-
-    from crd_plugin.cli import arguments as cli
-
-    spec = importlib.util.spec_from_file_location(
-        'check_config', ROOT / 'tools' / 'check_config.py'
-    )
+def call(capsys, *argv):
+    """Exit status, output and errors of a call in this process."""
+    spec = importlib.util.spec_from_file_location('check_config', TOOL)
     tool = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(tool)
-    assert cli.run(tool.main, [str(tmp_path / 'tini.py')]) == 1
-    assert 'does not exist; the nearest are' in capsys.readouterr().err
-    assert cli.run(tool.main, [str(config), '--batch-size', '0']) == 1
-    error = capsys.readouterr().err
-    assert error.count('\n') == 1 and 'batch_size is 0' in error
-    config.write_text("_base_ = ['gone.py']\n")
-    with pytest.raises(SystemExit) as status:
-        cli.run(tool.main, [str(config)])
-    assert status.value.code == 1
-    error = capsys.readouterr().err
-    assert error.count('\n') == 1 and 'gone.py' in error
+    try:
+        status = cli.run(tool.main, [str(arg) for arg in argv])
+    except SystemExit as error:
+        status = error.code
+    return status, *capsys.readouterr()
+
+
+def test_problem(config, capsys):
+    options = ('--batch-size', 2, '--cfg-options', 'model.head.in_channels=7')
+    status, out, error = call(capsys, config, *options)
+    assert status == 1
+    assert error == (
+        'error: model.head.in_channels is 7, but the feature has 16 channels, shape (2, 16); set '
+        'in_channels=16.\n'
+    )
+    assert '2 x 3 x 16 x 16' in out and '1 problem (' in out
+
+
+@pytest.mark.parametrize(
+    'argv, message',
+    [
+        (['tini.py'], 'does not exist; the nearest are'),
+        (['tiny.py', '--batch-size', '0'], 'batch_size is 0'),
+        (['child.py'], 'gone.py'),
+    ],
+)
+def test_mistake(config, capsys, argv, message):
+    (config.parent / 'child.py').write_text("_base_ = ['gone.py']\n")
+    status, _, error = call(capsys, config.parent / argv[0], *argv[1:])
+    assert status == 1
+    assert error.count('\n') == 1 and message in error

@@ -1,55 +1,29 @@
 """The benchmark of data loaders runs and writes what it promises."""
 
-import importlib.util
 import itertools
 import json
-import os
-import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from tests import small_runs
+from tests import tables
 
-_SCRIPT = Path(__file__).parents[2] / 'tools' / 'benchmarks' / 'data_pipeline.py'
+SCRIPT = 'benchmarks/data_pipeline.py'
 
 
-def run(*args):
-    """Run the benchmark."""
-    return subprocess.run(
-        [sys.executable, str(_SCRIPT), *map(str, args)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, 'PYTHONPATH': str(small_runs.REPO), 'OMP_NUM_THREADS': '1'},
-    )
+@pytest.fixture(scope='module')
+def script():
+    return tables.load_benchmark('data_pipeline')
 
 
 def test_every_loader_is_measured(tmp_path):
     target = tmp_path / 'result.json'
-    done = run(
-        '--data',
-        'digits',
-        '--batch-size',
-        10,
-        '--workers',
-        0,
-        1,
-        '--negatives',
-        20,
-        '--rounds',
-        2,
-        '--batches',
-        3,
-        '--device',
-        'cpu',
-        '--threads',
-        1,
-        '--out',
-        target,
+    words = (
+        '--data digits --batch-size 10 --workers 0 1 --negatives 20 --rounds 2 --batches 3 '
+        '--device cpu --threads 1 --out'
     )
-    assert done.returncode == 0, done.stderr
+    lines = tables.call(tmp_path, SCRIPT, *words.split(), target)
     result = json.loads(target.read_text())
     assert [case['name'] for case in result['cases']] == [
         'plain, 0 workers',
@@ -61,47 +35,34 @@ def test_every_loader_is_measured(tmp_path):
         assert 0 < case['fastest'] <= case['seconds'] <= case['slowest']
         assert case['images_per_second'] == pytest.approx(10 / case['seconds'])
         assert case['ratio'] > 0
-        assert f'\n{case["name"]:<18}' in done.stdout
+        assert any(line.startswith(f'{case["name"]:<16}') for line in lines)
     assert result['cases'][0]['ratio'] == 1
     assert result['args']['negatives'] == 20
     assert '1 threads' in result['machine']
-    assert 'digits, batch 10, cpu' in done.stdout
+    assert lines[0].startswith('digits, batch 10, cpu')
 
 
-def test_rows_that_are_left_out(tmp_path):
-    target = tmp_path / 'result.json'
-    done = run(
-        '--data',
-        'digits',
-        '--workers',
-        '--negatives',
-        0,
-        '--rounds',
-        1,
-        '--batches',
-        1,
-        '--device',
-        'cpu',
-        '--out',
-        target,
-    )
-    assert done.returncode == 0, done.stderr
-    cases = json.loads(target.read_text())['cases']
-    assert [case['name'] for case in cases] == ['resident']
+def test_rows_that_are_left_out(script, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, 'stand_in', tables.load_benchmark('stand_in'))
+    args = SimpleNamespace(data='cifar100', workers=[], negatives=0, batch_size=4, device='cpu')
+    assert list(script.make_sources(args, tmp_path)) == ['resident']
+    args.workers, args.negatives = [2, 1], 8
+    sources = script.make_sources(args, tmp_path)
+    assert {name: source.ahead for name, source in sources.items()} == {
+        'plain, 2 workers': 4,
+        'plain, 1 worker': 2,
+        'contrast_idx': 0,
+        'resident': 0,
+    }
 
 
-def test_images_of_short_batches_are_counted(monkeypatch):
-    spec = importlib.util.spec_from_file_location('data_pipeline', _SCRIPT)
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
+def test_images_of_short_batches_are_counted(script, monkeypatch):
     now = itertools.count()
-    monkeypatch.setattr(script.time, 'perf_counter', lambda: next(now))
-    sizes = iter([4, 4, 4, 2])
-    source = SimpleNamespace(ready=0, step=lambda: next(sizes))
-    args = SimpleNamespace(device='cpu', rounds=1, batches=2, batch_size=4)
-    # Of the four steps the first two are not timed: 4 + 2 images a second.
-    seconds = script.measure(dict(plain=source), args)
-    assert seconds == dict(plain=[pytest.approx(4 / 6)])
+    monkeypatch.setattr('torch.utils.benchmark.timer', lambda: next(now))
+    source = script.Source(iter([4, 4, 4, 2]), 0)
+    args = SimpleNamespace(rounds=1, batches=2, batch_size=4)
+    # Of the four steps the first two are not timed: 4 + 2 images per second.
+    assert script.measure(dict(plain=source), args) == dict(plain=[pytest.approx(4 / 6)])
 
 
 @pytest.mark.parametrize(
@@ -118,8 +79,8 @@ def test_images_of_short_batches_are_counted(monkeypatch):
         ),
     ],
 )
-def test_wrong_arguments(args, message):
-    done = run(*args)
-    assert done.returncode != 0
-    assert message in done.stderr
-    assert 'Traceback' not in done.stderr
+def test_wrong_arguments(script, monkeypatch, capsys, args, message):
+    monkeypatch.setattr(sys, 'argv', ['data_pipeline', *map(str, args)])
+    with pytest.raises(SystemExit) as caught:
+        script.main()
+    assert message in f'{caught.value.code} {capsys.readouterr().err}'

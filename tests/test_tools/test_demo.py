@@ -1,90 +1,68 @@
 """tools/demo.py: end to end with one epoch, and each of its errors."""
 
-import importlib.util
 import json
-import subprocess
-import sys
-from pathlib import Path
+import re
 
 import pytest
 
-REPO = Path(__file__).parents[2]
-SCRIPT = REPO / 'tools' / 'demo.py'
+from crd_plugin.cli import arguments as cli
+from tests import tables
 
-
-def _load():
-    spec = importlib.util.spec_from_file_location('crd_demo', SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+EPOCH = ['--cfg-options', 'train_cfg.max_epochs=1']
 
 
 @pytest.fixture(scope='module')
 def demo():
-    return _load()
-
-
-def _run(*args):
-    return subprocess.run(
-        [sys.executable, str(SCRIPT), *map(str, args)], capture_output=True, text=True, timeout=300
-    )
+    return tables.load_tool('demo.py')
 
 
 @pytest.mark.slow
-def test_end_to_end_restart_and_failure(tmp_path):
+def test_end_to_end_restart_and_failure(demo, tmp_path, capsys):
     """Three trainings of one epoch; then what a second call does."""
     work_dir = tmp_path / 'demo'
-    args = ['--methods', 'crd', '--work-dir', work_dir, '--cfg-options', 'train_cfg.max_epochs=1']
-    first = _run(*args)
-    assert first.returncode == 0, first.stdout + first.stderr
-    assert 'run 3/3: CRD, seed 0' in first.stdout
+    args = ['--methods', 'crd', '--work-dir', str(work_dir), *EPOCH]
+    out = '\n'.join(tables.call(tmp_path, 'demo.py', *args))
+    assert '2/2 (demo): CRD, seed 0: new -> ' in out
     # MMEngine's own line with loss and bound is shown.
-    assert 'distill.loss_crd' in first.stdout and 'mi_bound' in first.stdout
+    assert 'distill.loss_crd' in out and 'mi_bound' in out
 
     content = json.loads((work_dir / 'results.json').read_text())
     assert content['command'].startswith('python tools/demo.py --methods crd')
     assert content['machine']['torch'] and content['machine']['cores'] >= 1
     names = [row['name'] for row in content['summary']]
     assert names == ['teacher (resnet14)', 'student alone (resnet8w4)', 'CRD']
-    for run, folder in zip(content['runs'], ('teacher', 'vanilla_seed0', 'crd_seed0')):
+    folders = ('teacher', 'vanilla_seed0', 'crd_seed0')
+    for run, folder in zip(content['runs'], folders, strict=True):
         logged = [
             json.loads(line)
             for log in (work_dir / folder).glob('*/vis_data/scalars.json')
             for line in log.read_text().splitlines()
         ]
-        values = [e for e in logged if 'accuracy/top1' in e]
-        assert len(values) == 1
-        assert run['last']['top1'] == values[0]['accuracy/top1']
-        assert run['best']['top5'] == values[0]['accuracy/top5']
-        assert run['seconds'] > 0
-        assert f'{run["last"]["top1"]:.2f}' in first.stdout
+        (values,) = [entry for entry in logged if 'accuracy/top1' in entry]
+        assert run['last']['top1'] == values['accuracy/top1'] == run['top1'][0]
+        assert run['best']['top5'] == values['accuracy/top5'] == run['top5'][0]
+        assert run['seconds'] > 0 and run['epochs'] == [1] and run['seed'] == 0
+        assert f'{run["last"]["top1"]:.2f}' in out
     assert '| CRD ' in (work_dir / 'results.md').read_text()
     assert (work_dir / 'curves.png').read_bytes()[:4] == b'\x89PNG'
 
     # Finished runs are kept: nothing is trained, the numbers are the same.
-    second = _run(*args)
-    assert second.returncode == 0, second.stderr
-    assert '3 finished runs are kept' in second.stdout
-    assert 'run 1/' not in second.stdout
+    assert cli.run(demo.main, args) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:3] == ['1 finished run(s) kept', '2 finished run(s) kept', '']
     again = json.loads((work_dir / 'results.json').read_text())
     assert again['runs'] == content['runs']
 
     # A failing run stops the demo with the last lines and the log's path.
     # Other options mean other runs: the finished teacher is moved aside.
-    broken = _run(
-        '--methods',
-        'kd',
-        '--work-dir',
-        work_dir,
-        '--cfg-options',
-        'train_cfg.max_epochs=1',
-        'train_dataloader.batch_size=0',
-    )
-    assert broken.returncode == 1
-    assert 'batch_size' in broken.stderr
-    assert f'The log is {work_dir / "teacher" / "train.log"}' in broken.stderr
-    assert '| method' not in broken.stdout
-    assert (work_dir / 'teacher_old1' / 'teacher.pth').is_file()
+    with pytest.raises(SystemExit) as caught:
+        demo.main([*args, 'train_dataloader.batch_size=0'])
+    assert caught.value.code == 1
+    out, error = capsys.readouterr()
+    assert 'batch_size' in error
+    assert f'last lines of {work_dir / "teacher" / "train.log"}' in error
+    assert '| method' not in out and 'student alone' not in out
+    assert (work_dir / 'teacher_old1' / 'epoch_1.pth').is_file()
 
 
 def _args(demo, *words):
@@ -118,11 +96,10 @@ def test_methods_are_split_and_planned(demo, tmp_path):
         ('KD', 9),
         ('CRD', 9),
     ]
-    assert [run.needs_teacher for run in students] == [False, True, True, False, True, True]
+    weights = str(tmp_path / 'teacher' / 'epoch_100.pth')
+    assert [run.missing for run in students] == ['', weights, weights] * 2
     assert len({run.run_dir for run in students}) == 6
-    config = students[1].load_config()
-    assert config.model.teacher_ckpt == str(tmp_path / 'teacher/teacher.pth')
-    assert config.randomness.seed == 4
+    assert students[1].options == ['randomness.seed=4', f'model.teacher_ckpt={weights}']
 
 
 def test_a_method_without_a_teacher(demo, tmp_path):
@@ -131,9 +108,9 @@ def test_a_method_without_a_teacher(demo, tmp_path):
     args = _args(demo, '--methods', 'online-kd kd', '--work-dir', tmp_path)
     _, (_, online, kd) = demo.plan(args)
     assert online.name == 'Online KD' and kd.name == 'KD'
-    assert not online.needs_teacher and kd.needs_teacher
+    assert not online.missing and kd.missing
     assert online.run_dir == tmp_path / 'online-kd_seed0'
-    model = online.load_config().model
+    model = online.settings.config.model
     assert model.type == 'crd_plugin.OnlineEnsembleDistill'
     # The option would be refused as an argument that it does not have.
     assert 'teacher_ckpt' not in model and 'teacher' not in model
@@ -148,68 +125,67 @@ def test_every_default_method_has_its_config(demo):
     'words, message',
     [
         (['--seeds', 'x'], '--seeds x: expected a count'),
-        (['--seeds', '0'], 'at least one seed'),
+        (['--seeds', '0'], '--seeds 0: at least one seed'),
         (['--methods', 'magic'], r'--methods magic: .* available: .*crd'),
         (['--methods', 'vanilla'], '--methods vanilla: there is no configs'),
-        (['--methods', 'crd_resnet14'], r'no configs/\*/crd_resnet14_resnet14_'),
+        (['--methods', 'crd_resnet14'], r'.* no configs/\*/crd_resnet14_resnet14_'),
     ],
 )
-def test_wrong_arguments_are_told(demo, words, message):
-    with pytest.raises(demo.DemoError, match=message):
-        demo.plan(_args(demo, *words))
-
-
-def test_wrong_arguments_end_with_one_line(demo, capsys):
-    assert demo.main(['--seeds', '0']) == 1
+def test_wrong_arguments_end_with_one_line(demo, capsys, words, message):
+    assert cli.run(demo.main, words) == 1
     error = capsys.readouterr().err
-    assert error.startswith('error: --seeds 0') and error.count('\n') == 1
+    assert error.count('\n') == 1 and re.match(f'error: {message}', error)
 
 
 def test_a_foreign_folder_is_left_alone(demo, tmp_path, capsys):
     foreign = tmp_path / 'teacher' / 'thesis.tex'
     foreign.parent.mkdir()
     foreign.write_text('precious')
-    assert demo.main(['--work-dir', str(tmp_path)]) == 1
-    assert 'no run of this demo' in capsys.readouterr().err
+    assert cli.run(demo.main, ['--work-dir', str(tmp_path)]) == 1
+    assert 'no run of this tool: there is no demo_run.json' in capsys.readouterr().err
     assert foreign.read_text() == 'precious'
 
 
-def test_a_run_counts_as_finished_only_with_equal_config_and_teacher(demo, tmp_path):
-    _, students = demo.plan(_args(demo, '--work-dir', tmp_path))
-    run = students[2]
-    assert not demo.finished(run, 'abc')
-    run.run_dir.mkdir()
-    record = dict(signature=run.signature(), teacher='abc', finished=True, seconds=7.5)
+@pytest.fixture
+def fake(demo, monkeypatch, tmp_path):
+    """Let the demo "train" in no time; returns the folders that it trained."""
+    trained = []
 
-    def write(**changes):
-        (run.run_dir / demo.RECORD).write_text(json.dumps(record | changes))
+    def train(run, trainings, on_epoch, env):
+        assert run.state != 'done' and not run.missing
+        trained.append(run.run_dir.name + (' resumed' if run.reached else ''))
+        run.run_dir.mkdir(exist_ok=True)
+        (run.run_dir / f'epoch_{run.settings.epochs}.pth').write_text(run.title)
+        run._write_record(finished=True, seconds=1.0)
 
-    write()
-    assert demo.finished(run, 'abc') and run.seconds == 7.5
-    assert not demo.finished(run, 'other teacher')
-    write(finished=False)
-    assert not demo.finished(run, 'abc')
-    write(signature='of another config')
-    assert not demo.finished(run, 'abc')
-    write()
-    run.options.append('train_cfg.max_epochs=3')
-    assert not demo.finished(run, 'abc')
+    monkeypatch.setattr(demo.Run, 'train', train)
+    monkeypatch.setattr(demo, 'report', lambda *args: 'the table')
+
+    def call(*words):
+        trained.clear()
+        assert cli.run(demo.main, ['--work-dir', str(tmp_path), *words]) == 0
+        return list(trained)
+
+    return call
 
 
-def test_progress_shows_mmengines_lines_and_the_time_left(demo, tmp_path, capsys, monkeypatch):
-    now = [100.0]
-    monkeypatch.setattr('time.perf_counter', lambda: now[0])
-    run = demo.Run('KD', Path('kd.py'), 0, tmp_path, [])
-    with demo.Display(num_runs=4) as display:
-        display.start(run, position=2, epochs=20)
-        now[0] = 130.0
-        for epoch in range(1, 11):
-            display.update(epoch, False, f'Epoch(train)  [{epoch}]  loss: 1')
-            display.update(epoch, True, f'Epoch(val) [{epoch}]  top1: 9')
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith('run 2/4: KD, seed 0 -> ')
-    # Every second of twenty epochs. After ten of the second run, 1.5 of four
-    # runs are done in 30 s: 50 s are left.
-    assert len(lines) == 1 + 2 * 5
-    assert lines[-1] == '  [2/4 0:50 left] Epoch(val) [10] top1: 9'
-    assert lines[-2].endswith('Epoch(train) [10] loss: 1')
+def test_only_what_is_missing_is_trained(fake, tmp_path, capsys):
+    methods = ['--methods', 'kd']
+    assert fake(*methods) == ['teacher', 'vanilla_seed0', 'kd_seed0']
+    assert fake(*methods, '--seeds', '2') == ['vanilla_seed1', 'kd_seed1']
+    assert '2 finished run(s) kept' in capsys.readouterr().out
+    # Another first seed is another teacher; students without one stay.
+    assert fake(*methods, '--seeds', '1,0') == ['teacher', 'kd_seed1', 'kd_seed0']
+    (tmp_path / 'teacher' / 'epoch_100.pth').write_text('other weights')
+    assert fake(*methods, '--seeds', '1,0') == ['kd_seed1', 'kd_seed0']
+
+
+def test_interrupted_runs_start_over_unless_told_to_resume(fake, tmp_path):
+    fake('--methods', 'kd')
+    for words, trained in (([], 'kd_seed0'), (['--resume'], 'kd_seed0 resumed')):
+        folder = tmp_path / 'kd_seed0'
+        record = json.loads((folder / 'demo_run.json').read_text())
+        (folder / 'demo_run.json').write_text(json.dumps(record | dict(finished=False)))
+        (folder / 'epoch_100.pth').rename(folder / 'epoch_7.pth')
+        assert fake('--methods', 'kd', *words) == [trained]
+        assert (folder / 'epoch_7.pth').exists() == bool(words)

@@ -1,10 +1,7 @@
 """The benchmark of whole steps runs, and adds its times up rightly."""
 
-import importlib.util
 import json
-import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,67 +9,36 @@ import pytest
 import torch
 from mmengine.config import ConfigDict
 
-REPO = Path(__file__).parents[2]
-TOOLS = REPO / 'tools' / 'benchmarks'
-DIGITS = 'resnet14_resnet8w4_b20-100e_digits'
+from tests import tables
 
-
-def load(name):
-    """A script as a module."""
-    spec = importlib.util.spec_from_file_location(name, TOOLS / f'{name}.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+DIGITS = tables.PAIR
+KD = str(tables.CONFIGS / 'kd' / f'kd_{DIGITS}.py')
+CRD = str(tables.CONFIGS / 'crd' / f'crd_{DIGITS}.py')
 
 
 @pytest.fixture(scope='module')
 def script():
     """The benchmark."""
-    return load('train_step')
+    return tables.load_benchmark('train_step')
 
 
 @pytest.fixture(scope='module')
 def stand_in():
     """Its data."""
-    return load('stand_in')
+    return tables.load_benchmark('stand_in')
 
 
-def run(*args):
-    """Run it as a user does."""
-    return subprocess.run(
-        [sys.executable, str(TOOLS / 'train_step.py'), *map(str, args)],
-        capture_output=True,
-        text=True,
-        cwd=REPO,
-    )
+def _case(script, cfg=None):
+    return script.Case('name', cfg, SimpleNamespace(device='cpu', clock='wall'))
 
 
 def test_digits(tmp_path):
     target = tmp_path / 'result.json'
-    done = run(
-        REPO / f'configs/kd/kd_{DIGITS}.py',
-        REPO / f'configs/crd/crd_{DIGITS}.py',
-        '--vary',
-        'model.channels_last=True',
-        'optim_wrapper.optimizer.lr=0.01',
-        '--iters',
-        2,
-        '--rounds',
-        1,
-        '--warmup',
-        1,
-        '--num-workers',
-        0,
-        '--batch-size',
-        8,
-        '--device',
-        'cpu',
-        '--threads',
-        1,
-        '--out',
-        target,
+    words = (
+        '--vary model.channels_last=True optim_wrapper.optimizer.lr=0.01 --iters 2 --rounds 1 '
+        '--warmup 1 --num-workers 0 --batch-size 8 --device cpu --threads 1 --out'
     )
-    assert done.returncode == 0, done.stderr
+    lines = tables.call(tmp_path, 'benchmarks/train_step.py', KD, CRD, *words.split(), target)
     result = json.loads(target.read_text())
     cases = result['cases']
     names = [
@@ -81,7 +47,7 @@ def test_digits(tmp_path):
         'model.channels_last=True optim_wrapper.optimizer.lr=0.01',
     ]
     assert [case['name'] for case in cases] == names
-    assert all(name in done.stdout for name in names)
+    assert all(name in '\n'.join(lines) for name in names)
     assert cases[0]['ratio'] == 1
     for case in cases:
         assert case['batch_size'] == 8
@@ -98,33 +64,33 @@ def test_digits(tmp_path):
 @pytest.mark.parametrize(
     'args, message',
     [
-        (('--iters', 0), '--iters is 0, expected more'),
-        (('--warmup', -1), '--warmup is -1, expected more'),
-        (('--num-workers', -1), '--num-workers is -1, expected more'),
-        (('--vary', 'model.compile'), 'model.compile is no KEY=VALUE'),
+        (('--iters', 0), '--iters is 0, expected at least 1'),
+        (('--warmup', -1), '--warmup is -1, expected at least 0'),
+        (('--num-workers', -1), '--num-workers is -1, expected at least 0'),
+        (('--vary', 'model.compile'), 'model.compile is not KEY=VALUE'),
         (('--device', 'tpu'), "invalid choice: 'tpu'"),
         (('--device', 'cpu', '--check-sync'), '--check-sync looks for waits on a'),
-        (
-            ('--device', 'cpu', '--synthetic'),
-            'error: --synthetic has no stand-in for the Digits of',
-        ),
         (
             ('--out', 'no/such/folder.json'),
             '--out is no/such/folder.json, expected a file in a folder',
         ),
     ],
 )
-def test_wrong_arguments(args, message):
-    done = run(REPO / f'configs/kd/kd_{DIGITS}.py', *args)
-    assert done.returncode not in (0, None)
-    assert message in done.stderr and 'Traceback' not in done.stderr
+def test_wrong_arguments(script, monkeypatch, capsys, args, message):
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '')  # restored, whatever the script sets
+    monkeypatch.setattr(sys, 'argv', ['train_step', KD, *map(str, args)])
+    with pytest.raises(SystemExit) as caught:
+        script.main()
+    assert message in f'{caught.value.code} {capsys.readouterr().err}'
 
 
-def test_config_that_is_not_there():
-    done = run('configs/kd/kd_resnet14_digits.py')
-    assert done.returncode == 1
-    assert 'does not exist; the nearest are' in done.stderr
-    assert 'Traceback' not in done.stderr
+def test_what_cannot_be_loaded(script, stand_in, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, 'stand_in', stand_in)
+    args = SimpleNamespace(batch_size=None, num_workers=None, synthetic=True)
+    with pytest.raises(SystemExit, match='has no stand-in for the Digits of .*kd_resnet14'):
+        script.load_config(KD, [], args, str(tmp_path))
+    with pytest.raises(SystemExit, match='does not exist; the nearest are'):
+        script.load_config('configs/kd/kd_resnet14_digits.py', [], args, str(tmp_path))
 
 
 def test_summary(script):
@@ -134,9 +100,13 @@ def test_summary(script):
         (4.0, 20, dict(parts, data=2)),
         (3.0, 20, dict(parts, data=0.5)),
     ]
-    # Half the images a turn; the ratios are 2, 1 and 4 thirds.
+    # Half the images per turn; the ratios are 2, 1 and 4 thirds.
     other = [(2.0, 10, parts), (2.0, 10, parts), (2.0, 10, parts)]
-    one, two = script.summary([first, other], ['a', 'b'], [10, 5])
+    cases = []
+    for name, size, turns in (('a', 10, first), ('b', 5, other)):
+        cfg = ConfigDict(train_dataloader=dict(batch_size=size))
+        cases.append(SimpleNamespace(name=name, cfg=cfg, turns=turns))
+    one, two = script.summary(cases)
     assert one['ratio'] == 1 and one['seconds'] == pytest.approx(1.5)
     assert one['fastest'] == 1 and one['slowest'] == 2
     assert one['images_per_second'] == pytest.approx(20 / 3)
@@ -146,12 +116,12 @@ def test_summary(script):
 
 
 def test_clock_charges_what_is_marked(script, monkeypatch):
-    now = iter([9.0, 10.0, 10.5, 12.0, 12.25, 13.0])
-    monkeypatch.setattr(script.time, 'perf_counter', lambda: next(now))
+    now = iter([5.0, 9.0, 10.0, 10.5, 12.0, 12.25, 13.0])
+    monkeypatch.setattr('torch.utils.benchmark.timer', lambda: next(now))
     clock = script.Clock('cpu', 'wall')
-    clock.mark('data')  # before a turn: nothing happens
+    clock.mark('data')  # before a turn: not counted
     clock.start()
-    call = script.charged(lambda value: value + 1, clock, 'backward')
+    call = clock.charge(lambda value: value + 1, 'backward')
     clock.mark('data')
     assert call(1) == 2
     seconds, parts = clock.stop()
@@ -161,7 +131,7 @@ def test_clock_charges_what_is_marked(script, monkeypatch):
     assert parts['other'] == 1.5 and sum(parts.values()) == 2.25
 
 
-def test_wait_for_the_gpu_is_found(script, monkeypatch):
+def test_a_step_that_waits_for_the_gpu_is_found(script, monkeypatch):
     modes = []
     monkeypatch.setattr(torch.cuda, 'set_sync_debug_mode', modes.append)
     monkeypatch.setattr(torch.cuda, 'synchronize', lambda: None)
@@ -170,31 +140,22 @@ def test_wait_for_the_gpu_is_found(script, monkeypatch):
         if batch == 'bad':
             raise RuntimeError('called a synchronizing CUDA operation\nmore')
 
-    args = SimpleNamespace(device='cuda', clock='wall')
-    case = script.Case('name', None, args)
-    case.runner = SimpleNamespace(train_loop=SimpleNamespace(run_iter=run_iter))
-    case._batches = iter([('good',), ('bad',)])
+    def batches():
+        yield ('good',)
+        yield ('bad',)
+        run_iter('bad')  # while fetching
+
+    case = _case(script)
+    case.loop = SimpleNamespace(run_iter=run_iter)
+    case.batches = batches()
     case.check_sync()
     assert case.wait is None and modes == ['error', 'default']
-    case.check_sync()
-    assert 'called a synchronizing CUDA operation)' in case.wait
-    assert 'test_train_step_benchmark.py' in case.wait
-    assert modes == ['error', 'default'] * 2
-
-
-def test_wait_while_fetching_is_found(script, monkeypatch):
-    monkeypatch.setattr(torch.cuda, 'set_sync_debug_mode', lambda mode: None)
-    monkeypatch.setattr(torch.cuda, 'synchronize', lambda: None)
-
-    def broken():
-        raise RuntimeError('called a synchronizing CUDA operation')
-        yield
-
-    case = script.Case('name', None, SimpleNamespace(device='cpu', clock='wall'))
-    case.runner = SimpleNamespace(train_loop=SimpleNamespace(run_iter=None))
-    case._batches = broken()
-    case.check_sync()
-    assert 'called a synchronizing CUDA operation)' in case.wait
+    for _ in range(2):
+        case.wait = None
+        case.check_sync()
+        assert 'called a synchronizing CUDA operation)' in case.wait
+        assert 'test_train_step_benchmark.py' in case.wait
+    assert modes == ['error', 'default'] * 3
 
 
 def test_waits_are_looked_for_at_the_end(script):
@@ -207,22 +168,18 @@ def test_waits_are_looked_for_at_the_end(script):
 
     args = SimpleNamespace(check_sync=True, rounds=2, warmup=1, iters=1)
     script.measure([Case(), Case()], args)
-    assert order == 2 * ['steps'] + 2 * ['own_pages'] + 4 * ['turn'] + (2 * ['check_sync'])
+    assert order == 2 * ['warm_up'] + 4 * ['turn'] + 2 * ['check_sync']
 
 
 def test_images_are_counted_not_views(script):
     def ignore(*args):
         return None
 
-    case = script.Case('name', None, SimpleNamespace(device='cpu', clock='wall'))
-    loop = SimpleNamespace(
-        run_iter=ignore,
-        dataloader=[dict(inputs=['view', 'view', 'view'], data_samples=['one', 'two'])],
-    )
-    case.runner = SimpleNamespace(
-        train_loop=loop, call_hook=ignore, model=SimpleNamespace(train=ignore)
-    )
-    case._batches = script.endless(case.runner, loop)
+    case = _case(script)
+    samples = dict(inputs=['view', 'view', 'view'], data_samples=['one', 'two'])
+    case.loop = SimpleNamespace(run_iter=ignore, dataloader=[samples])
+    case.runner = SimpleNamespace(call_hook=ignore, model=SimpleNamespace(train=ignore))
+    case.batches = case._endless()
     assert case.steps(1) == 2
 
 
@@ -231,7 +188,7 @@ def test_stand_in(stand_in, monkeypatch, tmp_path, kind):
     real = stand_in.KINDS[kind]
     small = real._replace(samples=30, classes=10)
     monkeypatch.setitem(stand_in.KINDS, kind, small)
-    monkeypatch.setattr(stand_in, '_NUM_FILES', 4)
+    monkeypatch.setattr(stand_in, 'NUM_FILES', 4)
     pipeline = [dict(type='mmpretrain.PackInputs')]
     if real.files:
         pipeline.insert(0, dict(type='mmpretrain.LoadImageFromFile'))

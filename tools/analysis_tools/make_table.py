@@ -1,38 +1,23 @@
 """Set runs beside the published figures: ``make_table.py WORK_DIR...``."""
 
+from __future__ import annotations
+
 import argparse
+import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import List, Optional, Sequence
 
-from crd_plugin.cli import arguments as cli, launch
-from crd_plugin.cli.comparison import (
-    compare,
-    read_metafile,
-    read_table_runs,
-    render_csv,
-    render_json,
-    render_markdown,
-)
-
-FORMATS = dict(markdown=render_markdown, csv=render_csv, json=render_json)
+from crd_plugin.cli import arguments as cli
+from crd_plugin.cli import launch
 
 
-def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
-    """Parse the command line.
-
-    Args:
-        argv (Sequence[str], optional): Arguments; defaults to those of the
-            command line.
-
-    Returns:
-        argparse.Namespace: The parsed arguments.
-    """
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
-        description='Print the table of the runs of tools/run_table.py '
-        'beside the published figures: top-1 of the last and the best epoch, '
-        'mean and deviation over seeds, difference, seeds, hash of the '
-        'teacher. Cells that were not trained are marked.'
+        description='Print the table of the runs of tools/run_table.py beside the published '
+        'figures: top-1 of the last and the best epoch, mean and standard deviation over seeds, '
+        'difference, seeds, hash of the teacher. Cells that were not trained are marked.'
     )
     parser.add_argument(
         'work_dirs',
@@ -40,31 +25,23 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
         metavar='WORK_DIR',
         help='--work-dir of run_table.py, or the folder of one config or run',
     )
-    parser.add_argument(
-        '--format', choices=list(FORMATS), default='markdown', help='default: markdown'
-    )
+    formats = ('markdown', 'csv', 'json')
+    parser.add_argument('--format', choices=formats, default='markdown', help='default: markdown')
     parser.add_argument('--out', type=Path, metavar='FILE', help='write there, not to stdout')
     parser.add_argument(
         '--published',
         nargs='+',
         type=Path,
         metavar='METAFILE',
-        help='files with the published figures; default: metafile.yml beside '
-        'each config, or in the folder of that name in configs/',
+        help='files with the published figures; default: metafile.yml beside each config, or in '
+        'the folder of that name in configs/',
     )
     return parser.parse_args(argv)
 
 
-def find_metafiles(configs: Sequence[str]) -> List[Path]:
-    """Metafiles beside configs.
-
-    Args:
-        configs (Sequence[str]): Config files as recorded with their runs.
-
-    Returns:
-        list[Path]: Each file once; configs that have none are passed over.
-    """
-    found = {}
+def find_metafiles(configs: Sequence[str]) -> list[Path]:
+    """Find the metafiles beside configs, each once; skip configs that have none."""
+    found: dict[Path, Path] = {}
     for config in configs:
         folder = Path(config).parent
         for candidate in (folder, launch.locate('configs') / folder.name):
@@ -75,32 +52,33 @@ def find_metafiles(configs: Sequence[str]) -> List[Path]:
     return list(found.values())
 
 
-def main(argv: Optional[Sequence[str]] = None) -> None:
-    """Make the table.
-
-    Args:
-        argv (Sequence[str], optional): Arguments; defaults to those of the
-            command line.
-
-    Raises:
-        UsageError: If there are no runs, or a file is damaged.
-    """
+def main(argv: Sequence[str] | None = None) -> None:
+    """Make the table; a UsageError says that there are no runs, or that a file is damaged."""
     args = parse_args(argv)
     for path in args.work_dirs:
         if not Path(path).is_dir():
             raise cli.UsageError(
-                f'WORK_DIR {path} is no folder; give the --work-dir of tools/run_table.py.'
+                f'WORK_DIR {path} is not a folder; give the --work-dir of tools/run_table.py.'
             )
     for path in args.published or ():
         if not path.is_file():
             raise cli.UsageError(f'--published {path} does not exist; give a metafile.yml.')
+    launch.require('pandas')
+    from crd_plugin.cli import comparison
+
     try:
-        runs = read_table_runs(args.work_dirs)
-        metafiles = args.published or find_metafiles([run.record['config'] for run in runs])
-        figures = [figure for path in metafiles for figure in read_metafile(path)]
+        runs = comparison.read_table_runs(args.work_dirs)
+        metafiles = args.published or find_metafiles(runs['config'])
+        figures = [figure for path in metafiles for figure in comparison.read_metafile(path)]
     except ValueError as error:
         raise cli.UsageError(str(error)) from error
-    text = FORMATS[args.format](compare(runs, figures))
+    rows = comparison.compare(runs, figures)
+    if args.format == 'markdown':
+        text = comparison.render_markdown(rows)
+    elif args.format == 'csv':
+        text = comparison.render_csv(rows)
+    else:
+        text = json.dumps(rows, indent=1, ensure_ascii=False) + '\n'
     if args.out is None:
         sys.stdout.write(text)
     else:

@@ -1,31 +1,32 @@
 """Time of the CRD objective against ``mmrazor.CRDLoss``, in one run.
 
 A step is forward, backward and the update of the banks. Ours draws its
-negatives within the step; the reference is given its ids for free. Steps of
-all candidates are interleaved, so a drift of the machine hits all of them,
-and the median is shown.
+negatives within the step, and so does `plain`, the objective as one would
+first write it: all scores in one product per side, the drawn ones gathered,
+and autograd. The reference is given its ids for free. All candidates take one
+step per round, and the median is shown.
 
-FLOP and bytes are those that the method cannot do without: for ours two
-products a direction with the rows that are scored, which are read once; for
-the reference a copy of K + 1 rows an anchor, written once and read twice, as
-its operations do. They are set against what the machine reaches in one large
-matrix product and one large copy.
-
-Building is what it takes until the bank has its random rows and its classes
-are indexed; the index alone, which the reference makes in a loop over N, is
-shown apart.
+FLOP and bytes are those of the scores, by the sizes alone: two products per
+direction with the rows that are scored, which are read once; for the reference
+a copy of K + 1 rows per anchor, written once and read twice, as its operations
+do. They are set against what the machine reaches in one large matrix product
+and one large copy. Building is what it takes until the bank has its rows and
+the index of its classes.
 """
 
+from __future__ import annotations
+
 import argparse
-import gc
-import json
-import os
-import platform
+import math
 import statistics
 import sys
-import time
-from contextlib import contextmanager
-from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
+from typing import Any
+
+import timing
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.benchmark import timer
 
 SIZES = {
     # batch, samples, negatives, width, classes
@@ -33,353 +34,208 @@ SIZES = {
     'imagenet': (32, 1281167, 16384, 128, 1000),
     'smoke': (8, 1000, 64, 16, 10),
 }
-FIELDS = ('batch-size', 'samples', 'negatives', 'width', 'classes')
+MODES = ('sampled', 'shared', 'all')
+FIELDS = dict(
+    batch_size='samples per step',
+    samples='rows of the bank',
+    negatives='negatives of a sample',
+    width='width of an embedding',
+    classes='classes',
+)
 
 
 def parse_args() -> argparse.Namespace:
-    """Command line."""
+    """Parse and check the command line."""
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-    parser.add_argument('--size', choices=SIZES, default='cifar', help='default: cifar')
-    parser.add_argument(
-        '--modes',
-        nargs='+',
-        default=['sampled', 'shared', 'all'],
-        choices=['sampled', 'shared', 'all'],
-        help='how negatives are taken; default: all three',
-    )
-    for name, what in zip(
-        FIELDS,
-        (
-            'samples a step',
-            'rows of the bank',
-            'negatives of a sample',
-            'width of an embedding',
-            'classes',
-        ),
-    ):
-        parser.add_argument(
-            f'--{name}', type=int, metavar='N', help=f'{what}; default: that of --size'
-        )
-    parser.add_argument(
-        '--dtypes',
-        nargs='+',
-        default=['float32'],
-        choices=['float64', 'float32', 'bfloat16', 'float16'],
-        help='of the embeddings; default: float32, which the objective is '
-        'computed in for narrower ones too',
-    )
-    add_run_arguments(parser)
-    return parser.parse_args()
-
-
-def add_run_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what any benchmark of an objective takes.
-
-    Args:
-        parser (ArgumentParser): Gets ``--rounds``, ``--device``,
-            ``--threads`` and ``--json``.
-    """
-    parser.add_argument('--rounds', type=int, default=7, help='timed steps of each; default 7')
-    parser.add_argument('--device', choices=['cpu', 'cuda'], default='cpu', help='default: cpu')
-    parser.add_argument('--threads', type=int, default=2, help='CPU threads; default 2')
-    parser.add_argument('--json', help='write the cases to this file')
-
-
-def prepare(args: argparse.Namespace) -> None:
-    """Check what :func:`add_run_arguments` added, set the threads.
-
-    Args:
-        args (Namespace): The parsed command line.
-    """
-    if args.rounds < 1 or args.threads < 1:
-        sys.exit('--rounds and --threads must be at least 1.')
-    check_writable('--json', args.json)
-    import torch
-
-    torch.set_num_threads(args.threads)
-    if args.device == 'cuda' and not torch.cuda.is_available():
-        sys.exit('--device cuda: no GPU is available; use --device cpu.')
-
-
-def check_writable(option: str, path: Optional[str]) -> None:
-    """End the program if a result could not be written, before it is made.
-
-    Args:
-        option (str): Of the command line, for the message.
-        path (str, optional): Given for it.
-    """
-    if path is None:
-        return
-    folder = os.path.dirname(os.path.abspath(path))
-    if os.path.isdir(path) or not os.path.isdir(folder):
+    add = parser.add_argument
+    add('--size', choices=SIZES, default='cifar', help='default: cifar')
+    what = 'how negatives are taken; default: all three'
+    add('--modes', nargs='+', default=MODES, choices=MODES, help=what)
+    for name, what in FIELDS.items():
+        option = f'--{name.replace("_", "-")}'
+        add(option, type=int, metavar='N', help=f'{what}; default: that of --size')
+    dtypes = ('float64', 'float32', 'bfloat16', 'float16')
+    what = 'of the embeddings; default: float32, which the objective uses for narrower ones too'
+    add('--dtypes', nargs='+', default=['float32'], choices=dtypes, help=what)
+    timing.add_run_arguments(parser)
+    args = parser.parse_args()
+    timing.prepare(args, 'json', rounds=1, threads=1, **dict.fromkeys(FIELDS, 1))
+    for name, default in zip(FIELDS, SIZES[args.size], strict=True):
+        setattr(args, name, getattr(args, name) or default)
+    if args.batch_size > args.samples:
         sys.exit(
-            f'{option} is {path}, expected a file in a folder that '
-            f'exists; make {folder} first, or name another.'
+            f'--batch-size is {args.batch_size}, expected at most the {args.samples} of --samples.'
         )
+    if not 1 < args.classes <= args.samples:
+        sys.exit(
+            f'--classes is {args.classes}, expected 2 to the {args.samples} of --samples: '
+            'negatives are of another class.'
+        )
+    return args
+
+
+class PlainCRD(nn.Module):
+    """The objective with negatives of any class, as one would first write it."""
+
+    def __init__(self, num_samples: int, num_negatives: int, width: int) -> None:
+        super().__init__()
+        self.num_samples, self.num_negatives = num_samples, num_negatives
+        self.tau, self.momentum = 0.07, 0.5
+        for name in ('teacher', 'student'):
+            self.register_buffer(name, F.normalize(torch.randn(num_samples, width), dim=1))
+        self.log_z: list[Tensor] = []  # set by the first batch, one per direction
+
+    def forward(
+        self, s_feats: Tensor, t_feats: Tensor, sample_idx: Tensor, ids: Tensor | None = None
+    ) -> Tensor:
+        """Return the loss; ``ids (B, 1 + K)`` are drawn here unless given."""
+        if ids is None:
+            size = (len(sample_idx), self.num_negatives)
+            drawn = torch.randint(self.num_samples, size, device=sample_idx.device)
+            ids = torch.cat([sample_idx[:, None], drawn], 1)
+        losses = []
+        for side, (anchors, bank) in enumerate([(s_feats, self.teacher), (t_feats, self.student)]):
+            scores = (anchors @ bank.T).gather(1, ids) / self.tau
+            if len(self.log_z) == side:
+                mean = scores.detach().logsumexp((0, 1)) - math.log(scores.numel())
+                self.log_z.append(mean + math.log(self.num_samples))
+            logits = scores - self.log_z[side] - math.log(self.num_negatives / self.num_samples)
+            losses.append((F.softplus(-logits[:, 0]) + F.softplus(logits[:, 1:]).sum(1)).mean())
+        return losses[0] + losses[1]
+
+    @torch.no_grad()
+    def update(self, s_feats: Tensor, t_feats: Tensor, sample_idx: Tensor) -> None:
+        """Move the rows of the batch towards its embeddings."""
+        for bank, feats in ((self.student, s_feats), (self.teacher, t_feats)):
+            bank[sample_idx] = F.normalize(
+                torch.lerp(feats, bank[sample_idx], self.momentum), dim=1
+            )
+
+
+def make_steps(
+    args: argparse.Namespace,
+) -> tuple[dict[str, timing.Step], dict[str, dict[str, Any]]]:
+    """Return a step of each candidate, and what it takes beside its time."""
+    from crd_plugin.models import CRDLoss  # first: it makes MMRazor importable
+
+    batch, num_samples, width = args.batch_size, args.samples, args.width
+    torch.manual_seed(0)
+    labels = torch.arange(num_samples) % args.classes
+    ids = torch.randperm(num_samples)[:batch].to(args.device)
+    feats = [F.normalize(torch.randn(batch, width), dim=1).to(args.device) for _ in range(2)]
+    feats = [feat.requires_grad_() for feat in feats]
+
+    def cost(rows: int, pairs: int) -> dict[str, Any]:
+        # Two directions, two products of 2 FLOP per number; float32.
+        flop, read = 2 * 2 * 2 * pairs * width, 2 * 4 * rows * width
+        return dict(flop=flop, bytes=read, index_seconds=None, draw_seconds=None)
+
+    start = timer()
+    steps = dict(mmrazor=reference_step(args, feats, ids))
+    pairs = batch * (1 + args.negatives)
+    work = dict(mmrazor=dict(cost(4 * pairs, pairs), build_seconds=timer() - start))
+    work['mmrazor']['draw_seconds'] = 0.0
+
+    start = timer()
+    plain = PlainCRD(num_samples, args.negatives, width).to(args.device)
+    work['plain'] = dict(cost(num_samples, batch * num_samples), build_seconds=timer() - start)
+
+    def plain_step() -> None:
+        plain(*feats, ids).backward()
+        plain.update(*feats, ids)
+
+    steps['plain'] = plain_step
+    for mode in args.modes:
+        taken = num_samples if mode == 'all' else args.negatives
+        rows = min(num_samples, taken * (batch if mode == 'sampled' else 1))
+        costs = cost(rows, batch * taken)
+        loss = CRDLoss(width, args.negatives, negatives=mode).to(args.device)
+        filled = timing.seconds_of(lambda bank=loss.bank: bank.resize(num_samples, labels, seed=0))
+        # Not every version of the package has these two; others leave None.
+        if hasattr(type(loss.bank), 'label_index'):
+            costs['index_seconds'] = timing.seconds_of(lambda bank=loss.bank: bank.label_index)
+        if hasattr(loss, 'draw'):
+            times = [
+                timing.seconds_of(lambda loss=loss: loss.draw(ids)) for _ in range(args.rounds)
+            ]
+            costs['draw_seconds'] = statistics.median(times)
+        costs['build_seconds'] = filled + (costs['index_seconds'] or 0.0)
+        for dtype in args.dtypes:
+            inputs = [feat.detach().to(getattr(torch, dtype)).requires_grad_() for feat in feats]
+
+            def step(loss: Any = loss, inputs: list[Tensor] = inputs) -> None:
+                loss(*inputs, ids).backward()
+                loss.bank.commit()
+
+            name = mode if dtype == 'float32' else f'{mode} {dtype}'
+            steps[name], work[name] = step, costs
+    return steps, work
+
+
+def reference_step(
+    args: argparse.Namespace, feats: list[Tensor], sample_idx: Tensor
+) -> timing.Step:
+    """Return a step of MMRazor's loss, its ids given by the data samples."""
+    from mmpretrain.structures import DataSample
+    from mmrazor.models.losses import CRDLoss
+
+    loss = CRDLoss(neg_num=args.negatives, sample_n=args.samples, dim_out=args.width)
+    loss = loss.to(args.device)
+    ids = torch.randint(args.samples, (args.batch_size, 1 + args.negatives), device=args.device)
+    ids[:, 0] = sample_idx
+    samples = []
+    for index, contrast_idx in zip(sample_idx, ids, strict=True):
+        sample = DataSample()
+        sample.set_field(index, 'sample_idx')
+        sample.set_field(contrast_idx, 'contrast_sample_idxs')
+        samples.append(sample)
+    return lambda: loss(*feats, samples).backward()
+
+
+def ceilings(device: str) -> tuple[float, float]:
+    """GFLOP/s of a large float32 product and GB/s of a large copy."""
+    side, size = (1024, 1 << 25) if device == 'cpu' else (8192, 1 << 28)
+    left, right = torch.randn(2, side, side, device=device)
+    source = torch.randn(size, device=device)
+    target = torch.empty_like(source)
+    product = min(timing.seconds_of(lambda: left @ right.T) for _ in range(10))
+    copy = min(timing.seconds_of(lambda: target.copy_(source)) for _ in range(5))
+    return 2 * side**3 / product / 1e9, 2 * 4 * size / copy / 1e9
 
 
 def main() -> None:
     """Run, print the table, write the JSON."""
     args = parse_args()
-    # The size in numbers, some of them perhaps given one by one.
-    args.numbers = []
-    for field, default in zip(FIELDS, SIZES[args.size]):
-        given = getattr(args, field.replace('-', '_'))
-        args.numbers.append(default if given is None else given)
-        if args.numbers[-1] < 1:
-            sys.exit(f'--{field} is {given}, expected at least 1.')
-    batch, num_samples, _, _, num_classes = args.numbers
-    if batch > num_samples:
-        sys.exit(f'--batch-size is {batch}, expected at most the {num_samples} of --samples.')
-    if not 1 < num_classes <= num_samples:
-        sys.exit(
-            f'--classes is {num_classes}, expected 2 to the '
-            f'{num_samples} of --samples: negatives are of another '
-            'class.'
-        )
-    prepare(args)
-
     steps, work = make_steps(args)
-    times: Dict[str, List[float]] = {name: [] for name in steps}
-    for step in steps.values():
-        step()
-    for _ in range(args.rounds):
-        for name, step in steps.items():
-            times[name].append(time_step(step, args.device))
-    peaks = {name: peak_mib(step, args.device) for name, step in steps.items()}
+    cases = timing.measure(steps, args)
     gflops, gbytes = ceilings(args.device)
-
-    reference = statistics.median(times['mmrazor'])
-    cases = []
-    for name in steps:
-        seconds = statistics.median(times[name])
-        cases.append(
-            dict(
-                name=name,
-                seconds=seconds,
-                reference_seconds=reference,
-                ratio=reference / seconds,
-                peak_mib=peaks[name],
-                gflop_per_second=work[name]['flop'] / seconds / 1e9,
-                gbyte_per_second=work[name]['bytes'] / seconds / 1e9,
-                ceiling_gflop_per_second=gflops,
-                ceiling_gbyte_per_second=gbytes,
-                **work[name],
-            )
-        )
-    sys.stdout.write(render(args, cases))
-    if args.json:
-        with open(args.json, 'w') as file:
-            json.dump(cases, file, indent=2)
-
-
-def make_steps(args: argparse.Namespace) -> Tuple[Dict[str, Callable[[], None]], Dict[str, dict]]:
-    """A function that does one step for each candidate, and what it does."""
-    import torch
-    import torch.nn.functional as F
-
-    from crd_plugin.models import CRDLoss  # first: mends the imports below
-
-    from mmpretrain.structures import DataSample  # isort: skip
-    from mmrazor.models.losses import CRDLoss as ReferenceLoss  # isort: skip
-
-    batch, num_samples, num_negatives, width, num_classes = args.numbers
-    device = torch.device(args.device)
-    torch.manual_seed(0)
-    labels = torch.arange(num_samples) % num_classes
-    sample_idx = torch.randperm(num_samples)[:batch]
-    feats = [
-        F.normalize(torch.randn(batch, width), dim=1).to(device).requires_grad_() for _ in range(2)
-    ]
-    steps, work = {}, {}
-
-    start = time.perf_counter()
-    reference = ReferenceLoss(neg_num=num_negatives, sample_n=num_samples, dim_out=width).to(device)
-    copies = 2 * batch * (1 + num_negatives) * width
-    work['mmrazor'] = dict(
-        build_seconds=time.perf_counter() - start,
-        index_seconds=None,  # Part of building.
-        flop=4 * copies,
-        bytes=4 * 4 * copies,
-        draw_seconds=0.0,
-    )
-    ids = torch.randint(num_samples, (batch, 1 + num_negatives))
-    ids[:, 0] = sample_idx
-    samples = []
-    for index, contrast_idx in zip(sample_idx, ids.to(device)):
-        sample = DataSample()
-        sample.set_field(index.to(device), 'sample_idx')
-        sample.set_field(contrast_idx, 'contrast_sample_idxs')
-        samples.append(sample)
-
-    def reference_step() -> None:
-        reference(*feats, samples).backward()
-
-    steps['mmrazor'] = reference_step
-    on_device = sample_idx.to(device)
-    for mode in args.modes:
-        loss = CRDLoss(width, num_negatives, negatives=mode).to(device)
-
-        def fill(loss: Any = loss) -> None:
-            loss.bank.resize(num_samples, labels, seed=0)
-
-        filled = time_step(fill, args.device)
-        indexed = time_step(lambda: loss.bank.label_index, args.device)
-        drawing = statistics.median(
-            time_step(lambda: loss.draw(on_device), args.device) for _ in range(1 + args.rounds)
-        )
-        for dtype in args.dtypes:
-            embeddings = [
-                feat.detach().to(getattr(torch, dtype)).requires_grad_() for feat in feats
-            ]
-            name = mode if dtype == 'float32' else f'{mode} {dtype}'
-            # Both directions read the rows once and use them twice.
-            rows, pairs = scored(loss, on_device)
-            work[name] = dict(
-                build_seconds=filled + indexed,
-                index_seconds=indexed,
-                flop=2 * 4 * pairs * width,
-                bytes=2 * 4 * rows * width,
-                draw_seconds=drawing,
-            )
-
-            def step(loss: Any = loss, embeddings: Any = embeddings) -> None:
-                loss(*embeddings, on_device).backward()
-                loss.bank.commit()
-
-            steps[name] = step
-    return steps, work
-
-
-def scored(loss: Any, sample_idx: Any) -> Tuple[int, int]:
-    """Rows of the bank that a step reads, and pairs that it multiplies."""
-    drawn = loss.draw(sample_idx)
-    if drawn.parts is not None:
-        rows, anchors = drawn.parts.rows.numel(), drawn.parts.anchor.size(1)
-        return rows, rows * anchors
-    rows = (
-        loss.bank.num_samples
-        if drawn.index is None or drawn.drawn is not None
-        else drawn.index.size(-1)
-    )
-    return rows, rows * len(sample_idx)
-
-
-def ceilings(device: str) -> Tuple[float, float]:
-    """GFLOP/s of a large float32 product and GB/s of a large copy."""
-    import torch
-
-    from crd_plugin.ops.matmul import times_transposed
-
-    side, size = (1024, 1 << 25) if device == 'cpu' else (8192, 1 << 28)
-    left, right = torch.randn(2, side, side, device=device)
-    source = torch.randn(size, device=device)
-    target = torch.empty_like(source)
-    product = min(time_step(lambda: times_transposed(left, right), device) for _ in range(10))
-    copy = min(time_step(lambda: target.copy_(source), device) for _ in range(5))
-    return 2 * side**3 / product / 1e9, 2 * 4 * size / copy / 1e9
-
-
-def time_step(step: Callable[[], None], device: str) -> float:
-    """Seconds of one step, work on a GPU included."""
-    import torch
-
-    wait = torch.cuda.synchronize if device != 'cpu' else (lambda: None)
-    wait()
-    start = time.perf_counter()
-    step()
-    wait()
-    return time.perf_counter() - start
-
-
-def peak_mib(step: Callable[[], None], device: str) -> float:
-    """MiB that one step holds at most beyond what was held before it."""
-    import torch
-
-    from crd_plugin.ops.scratch import release
-
-    gc.collect()
-    release()  # Memory that is kept counts as well.
-    if device != 'cpu':
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        step()
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
-    with (
-        quiet_stderr(),
-        torch.profiler.profile(
-            activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
-        ) as profile,
-    ):
-        step()
-    held = peak = 0
-    events = profile.profiler.kineto_results.events()
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        if event.name() == '[memory]':
-            held += event.nbytes()
-            peak = max(peak, held)
-    return peak / 2**20
-
-
-def processor_name() -> str:
-    """Model of the CPU, as far as the system tells."""
-    try:
-        with open('/proc/cpuinfo') as file:
-            for line in file:
-                if line.startswith('model name'):
-                    return line.partition(':')[2].strip()
-    except OSError:
-        return platform.processor()
-    return platform.processor() or platform.machine()
-
-
-@contextmanager
-def quiet_stderr() -> Iterator[None]:
-    """Drop what torch's profiler writes to the error stream of the process."""
-    kept = os.dup(2)
-    with open(os.devnull, 'w') as nowhere:
-        os.dup2(nowhere.fileno(), 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-
-
-def render(args: argparse.Namespace, cases: List[dict]) -> str:
-    """The table and what it was measured on."""
-    import torch
-
-    batch, num_samples, num_negatives, width, _ = args.numbers
-    hardware = processor_name()
-    if args.device != 'cpu':
-        hardware = torch.cuda.get_device_name()
-    lines = [
-        f'B={batch} N={num_samples} K={num_negatives} D={width} float32, '
-        f'{args.device} ({hardware}, {args.threads} threads), '
-        f'torch {torch.__version__}, median of {args.rounds}',
-        f'{"case":<18}{"ms a step":>12}{"ratio":>9}{"drawing":>9}'
-        f'{"peak MiB":>11}{"GFLOP/s":>9}{"GB/s":>7}{"build s":>10}'
-        f'{"index s":>9}',
-    ]
     for case in cases:
-        index = case['index_seconds']
-        lines.append(
-            f'{case["name"]:<18}{case["seconds"] * 1e3:>12.2f}'
-            f'{case["ratio"]:>8.1f}x'
-            f'{case["draw_seconds"] / case["seconds"]:>9.0%}'
-            f'{case["peak_mib"]:>11.1f}'
-            f'{case["gflop_per_second"]:>9.0f}'
-            f'{case["gbyte_per_second"]:>7.1f}'
-            f'{case["build_seconds"]:>10.3f}' + ('        -' if index is None else f'{index:>9.4f}')
+        seconds, costs = case['seconds'], work[case['name']]
+        case.update(
+            costs,
+            reference_seconds=cases[0]['seconds'],
+            ratio=cases[0]['seconds'] / seconds,
+            gflop_per_second=costs['flop'] / seconds / 1e9,
+            gbyte_per_second=costs['bytes'] / seconds / 1e9,
+            ceiling_gflop_per_second=gflops,
+            ceiling_gbyte_per_second=gbytes,
         )
-    lines.append(
-        'The machine reaches '
-        f'{cases[0]["ceiling_gflop_per_second"]:.0f} GFLOP/s in a '
-        'matrix product and '
-        f'{cases[0]["ceiling_gbyte_per_second"]:.1f} GB/s in a copy.'
+    head = (
+        f'B={args.batch_size} N={args.samples} K={args.negatives} D={args.width} float32, '
+        f'{timing.machine(args.device)}, median of {args.rounds}\n'
+        f'The machine reaches {gflops:.0f} GFLOP/s in a matrix product and {gbytes:.1f} GB/s in '
+        'a copy.'
     )
-    return '\n'.join(lines) + '\n'
+    columns = {
+        'ms per step': '{seconds_ms:.2f}',
+        'ratio': '{ratio:.1f}x',
+        'peak MiB': '{peak_mib:.1f}',
+        'GFLOP/s': '{gflop_per_second:.0f}',
+        'GB/s': '{gbyte_per_second:.1f}',
+        'build s': '{build_seconds:.3f}',
+    }
+    timing.write_table(head, cases, columns)
+    timing.write_json(args.json, cases)
 
 
 if __name__ == '__main__':

@@ -1,4 +1,4 @@
-"""Images a second of a training set's data loader: plain, and resident.
+"""Images per second of a training set's data loader: plain, and resident.
 
 A batch counts when it is what a training step takes: normalised images, ids
 and labels as tensors on the device. All loaders are built as ``tools/
@@ -12,243 +12,173 @@ The row ``contrast_idx`` is the plain loader with no worker that also draws
 the ids of the negatives of each sample, as the published data sets do.
 """
 
+from __future__ import annotations
+
 import argparse
 import itertools
-import json
-import os
 import statistics
 import sys
 import tempfile
-import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Dict, Iterator, List
+from typing import Any, NamedTuple
+
+import timing
 
 DATA = ('cifar10', 'cifar100', 'digits', 'stl10', 'tiny-imagenet')
 BASES = Path(__file__).parents[2] / 'configs' / '_base_' / 'datasets'
+# Settings of a loader whose batches are made on the device.
+RESIDENT = dict(
+    num_workers=0,
+    persistent_workers=False,
+    pin_memory=False,
+    collate_fn=dict(type='crd_plugin.whole_batch'),
+    dataset=dict(type='crd_plugin.ResidentDataset'),
+)
+
+
+class Source(NamedTuple):
+    """Sizes of the ready batches of a data loader, and how many its workers hold ready."""
+
+    batches: Iterator[int]
+    ahead: int
 
 
 def parse_args() -> argparse.Namespace:
-    """Command line."""
+    """Parse and check the command line."""
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-    parser.add_argument('--data', choices=DATA, default='cifar100', help='default: cifar100')
-    parser.add_argument('--batch-size', type=int, default=64, help='default: 64')
-    parser.add_argument(
-        '--workers',
-        type=int,
-        nargs='*',
-        default=[0, 1, 2],
-        help='workers of the plain loader, a row each; default: 0 1 2',
-    )
-    parser.add_argument(
-        '--negatives',
-        type=int,
-        default=16384,
-        help='ids a sample in the row contrast_idx; 0 leaves it out; default: 16384',
-    )
-    parser.add_argument('--batches', type=int, default=50, help='batches a turn; default: 50')
-    parser.add_argument('--rounds', type=int, default=5, help='turns of each; default: 5')
-    parser.add_argument('--device', choices=['cpu', 'cuda'], help='default: cuda if there is a GPU')
-    parser.add_argument('--threads', type=int, help="CPU threads; default: torch's")
-    parser.add_argument('--out', help='write the result to this JSON file')
-    return parser.parse_args()
+    add = parser.add_argument
+    add('--data', choices=DATA, default='cifar100', help='default: cifar100')
+    add('--batch-size', type=int, default=64, help='default: 64')
+    what = 'workers of the plain loader, a row each; default: 0 1 2'
+    add('--workers', type=int, nargs='*', default=[0, 1, 2], help=what)
+    what = 'ids per sample in the row contrast_idx; 0 leaves it out; default: 16384'
+    add('--negatives', type=int, default=16384, help=what)
+    add('--batches', type=int, default=50, help='batches per turn; default: 50')
+    add('--rounds', type=int, default=5, help='turns of each; default: 5')
+    add('--device', choices=['cpu', 'cuda'], help='default: cuda if there is a GPU')
+    add('--threads', type=int, help="CPU threads; default: torch's")
+    add('--out', help='write the result to this JSON file')
+    args = parser.parse_args()
+    if any(number < 0 for number in args.workers):
+        sys.exit(f'--workers is {args.workers}, expected at least 0 each.')
+    timing.prepare(args, 'out', batch_size=1, batches=1, rounds=1, threads=1, negatives=0)
+    return args
+
+
+def batches(cfg: Any, fields: Sequence[str], device: str) -> Iterator[int]:
+    """Yield the images of each batch, fewer at an epoch's end, when a step could take it."""
+    import torch
+    from mmengine.registry import MODELS
+    from mmengine.runner import Runner
+
+    from crd_plugin.models.recorders.sample_field_recorder import stack_field
+
+    loader = Runner.build_dataloader(cfg.train_dataloader, seed=0)
+    preprocess = MODELS.build(cfg.data_preprocessor).to(device)
+    for epoch in itertools.count():
+        loader.sampler.set_epoch(epoch)
+        for batch in loader:
+            batch = preprocess(batch, training=True)
+            for field in fields:
+                stack_field(batch['data_samples'], field, torch.device(device))
+            yield len(batch['inputs'])
+
+
+def make_sources(args: argparse.Namespace, folder: Path) -> dict[str, Source]:
+    """Make the loaders by name, the plain ones first."""
+    import crd_plugin  # isort: skip  # noqa: F401  makes the imports below work
+    from mmengine.config import Config
+    from stand_in import replace_dataset
+
+    fields = ['sample_idx', 'gt_label']
+
+    def make(loader: dict[str, Any], fields: list[str], **preprocessor: str) -> Source:
+        path = BASES / f'{args.data.replace("-", "_")}.py'
+        cfg = Config.fromfile(path)
+        cfg.merge_from_dict(dict(train_dataloader=loader, data_preprocessor=preprocessor))
+        cfg.train_dataloader.batch_size = args.batch_size
+        cfg.train_dataloader.setdefault('collate_fn', dict(type='default_collate'))
+        if args.data != 'digits':
+            replace_dataset(cfg.train_dataloader, str(path), folder)
+        ahead = loader['num_workers'] * cfg.train_dataloader.get('prefetch_factor', 2)
+        return Source(batches(cfg, fields, args.device), ahead)
+
+    def plain(workers: int) -> dict[str, Any]:
+        pin = args.device == 'cuda'
+        return dict(num_workers=workers, persistent_workers=workers > 0, pin_memory=pin)
+
+    sources = {
+        f'plain, {workers} worker{"s" * (workers != 1)}': make(plain(workers), fields)
+        for workers in args.workers
+    }
+    if args.negatives:
+        loader = plain(0) | dict(dataset=dict(num_negatives=args.negatives))
+        sources['contrast_idx'] = make(loader, [*fields, 'contrast_idx'])
+    sources['resident'] = make(RESIDENT, fields, type='crd_plugin.ResidentDataPreprocessor')
+    return sources
+
+
+def measure(sources: dict[str, Source], args: argparse.Namespace) -> dict[str, list[float]]:
+    """Measure seconds of a full batch's images, one number per turn, by loader."""
+    from torch.utils.benchmark import timer
+
+    seconds: dict[str, list[float]] = {name: [] for name in sources}
+    for source in sources.values():
+        next(source.batches)  # starts workers, reads what is read once
+    for name in timing.turns(list(sources), args.rounds):
+        source = sources[name]
+        for _ in range(source.ahead + 1):
+            next(source.batches)
+        start = timer()
+        images = sum(itertools.islice(source.batches, args.batches))
+        seconds[name].append((timer() - start) * args.batch_size / images)
+    return seconds
+
+
+def summarise(seconds: dict[str, list[float]], batch_size: int) -> list[dict[str, Any]]:
+    """Make a case for each loader; ratios are of one round each, which saw the same machine."""
+    baseline = next(iter(seconds.values()))
+    return [
+        dict(
+            name=name,
+            seconds=statistics.median(times),
+            fastest=min(times),
+            slowest=max(times),
+            images_per_second=batch_size / statistics.median(times),
+            ratio=statistics.median(a / b for a, b in zip(baseline, times, strict=True)),
+        )
+        for name, times in seconds.items()
+    ]
 
 
 def main() -> None:
     """Build the loaders, measure, print the table, write the JSON."""
-    from crd_loss import check_writable
-
     args = parse_args()
-    for name, least in dict(batch_size=1, batches=1, rounds=1, threads=1, negatives=0).items():
-        number = getattr(args, name)
-        if number is not None and number < least:
-            sys.exit(f'--{name.replace("_", "-")} is {number}, expected at least {least}.')
-    if any(number < 0 for number in args.workers):
-        sys.exit(f'--workers is {args.workers}, expected at least 0 each.')
-    check_writable('--out', args.out)
-    if args.device == 'cpu':
-        # Before torch looks; MMEngine takes whatever GPU it can see.
-        os.environ['CUDA_VISIBLE_DEVICES'] = ''
-    import torch
-
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    if args.device is None:
-        args.device = 'cuda' if torch.cuda.is_available() else 'cpu'
-    if args.device == 'cuda' and not torch.cuda.is_available():
-        sys.exit('--device cuda: no GPU is available; use --device cpu.')
-
-    with tempfile.TemporaryDirectory() as folder:
-        sources = make_sources(args, Path(folder))
-        seconds = measure(sources, args)
-    result = summarise(seconds, args)
-    sys.stdout.write(render(result))
-    if args.out:
-        with open(args.out, 'w') as file:
-            json.dump(result, file, indent=2)
-
-
-class Source:
-    """A data loader that gives ready batches without end.
-
-    Args:
-        cfg (dict): Config of the loader.
-        preprocessor (dict): Config of the data preprocessor.
-        device (str): Where batches are wanted.
-        fields (list): Fields of the samples that a step takes, as tensors.
-    """
-
-    def __init__(
-        self, cfg: Dict[str, Any], preprocessor: Dict[str, Any], device: str, fields: List[str]
-    ) -> None:
-        import torch
-        from mmengine.registry import MODELS
-        from mmengine.runner import Runner
-
-        self.device = torch.device(device)
-        self.fields = fields
-        self.loader = Runner.build_dataloader(cfg, seed=0)
-        self.loader.dataset.set_seed(0)
-        self.preprocess = MODELS.build(preprocessor).to(self.device)
-        # Batches that workers have ready when a turn begins.
-        self.ready = self.loader.num_workers * (self.loader.prefetch_factor or 0)
-        self.batches = self._endless()
-
-    def step(self) -> int:
-        """Wait for the next batch; its images, fewer at an epoch's end."""
-        return len(next(self.batches)[0])
-
-    def _endless(self) -> Iterator[Any]:
-        from crd_plugin.models.recorders.sample_field_recorder import stack_field
-
-        for epoch in itertools.count():
-            self.loader.sampler.set_epoch(epoch)
-            self.loader.dataset.set_epoch(epoch)
-            for batch in self.loader:
-                batch = self.preprocess(batch, training=True)
-                yield (
-                    batch['inputs'],
-                    [
-                        stack_field(batch['data_samples'], field, self.device)
-                        for field in self.fields
-                    ],
-                )
-
-
-def make_sources(args: argparse.Namespace, folder: Path) -> Dict[str, Source]:
-    """The loaders by name, the plain ones first."""
-    import crd_plugin  # isort: skip  # noqa: F401  mends the imports below
-    from mmengine.config import Config
     from mmengine.logging import MMLogger
     from mmengine.registry import DefaultScope
-    from stand_in import replace_dataset
 
     DefaultScope.get_instance('data-pipeline', scope_name='mmpretrain')
     # Building a data set says something; the table is all that is wanted.
     MMLogger.get_instance('data-pipeline', log_level='ERROR')
-
-    def build(suffix: str, fields: List[str], **changes: Any) -> Source:
-        path = BASES / f'{args.data.replace("-", "_")}{suffix}.py'
-        cfg = Config.fromfile(path)
-        cfg.merge_from_dict(dict(train_dataloader=changes))
-        loader = cfg.train_dataloader
-        loader.batch_size = args.batch_size
-        loader.setdefault('collate_fn', dict(type='default_collate'))
-        if args.data != 'digits':
-            replace_dataset(loader, str(path), folder)
-        return Source(loader, cfg.data_preprocessor, args.device, fields)
-
-    fields = ['sample_idx', 'gt_label']
-    pin = args.device == 'cuda'
-    sources = {}
-    for workers in args.workers:
-        name = f'plain, {workers} worker{"s" * (workers != 1)}'
-        sources[name] = build(
-            '', fields, num_workers=workers, persistent_workers=workers > 0, pin_memory=pin
-        )
-    if args.negatives:
-        sources['contrast_idx'] = build(
-            '',
-            fields + ['contrast_idx'],
-            num_workers=0,
-            persistent_workers=False,
-            pin_memory=pin,
-            dataset=dict(num_negatives=args.negatives),
-        )
-    sources['resident'] = build('_resident', fields)
-    return sources
-
-
-def measure(sources: Dict[str, Source], args: argparse.Namespace) -> Dict[str, List[float]]:
-    """Seconds of a full batch's images, one number a turn, by loader."""
-    import torch
-
-    wait = torch.cuda.synchronize if args.device == 'cuda' else (lambda: None)
-    seconds: Dict[str, List[float]] = {name: [] for name in sources}
-    names = list(sources)
-    for source in sources.values():
-        source.step()  # starts workers, reads what is read once
-    for turn in range(args.rounds):
-        first = turn % len(names)
-        for name in names[first:] + names[:first]:
-            source = sources[name]
-            for _ in range(source.ready + 1):
-                source.step()
-            wait()
-            start = time.perf_counter()
-            images = sum(source.step() for _ in range(args.batches))
-            wait()
-            seconds[name].append((time.perf_counter() - start) * args.batch_size / images)
-    return seconds
-
-
-def summarise(seconds: Dict[str, List[float]], args: argparse.Namespace) -> Dict[str, Any]:
-    """Arguments, machine and a case for each loader."""
-    import torch
-    from crd_loss import processor_name
-
-    hardware = processor_name()
-    if args.device == 'cuda':
-        hardware += f', {torch.cuda.get_device_name()}'
-    baseline = next(iter(seconds.values()))
-    cases = []
-    for name, turns in seconds.items():
-        # Of one round each: they saw the same machine.
-        ratios = [theirs / ours for theirs, ours in zip(baseline, turns)]
-        cases.append(
-            dict(
-                name=name,
-                seconds=statistics.median(turns),
-                fastest=min(turns),
-                slowest=max(turns),
-                images_per_second=args.batch_size / statistics.median(turns),
-                ratio=statistics.median(ratios),
-            )
-        )
-    return dict(
-        args=vars(args),
-        machine=f'{hardware}, {torch.get_num_threads()} threads, torch {torch.__version__}',
-        cases=cases,
+    with tempfile.TemporaryDirectory() as folder:
+        seconds = measure(make_sources(args, Path(folder)), args)
+    cases = summarise(seconds, args.batch_size)
+    head = (
+        f'{args.data}, batch {args.batch_size}, {args.device}; median of {args.rounds} turns of '
+        f'{args.batches} batches\n{timing.machine(args.device)}'
     )
-
-
-def render(result: Dict[str, Any]) -> str:
-    """The table and what it was measured on."""
-    args = result['args']
-    lines = [
-        f'{args["data"]}, batch {args["batch_size"]}, {args["device"]}; '
-        f'median of {args["rounds"]} turns of {args["batches"]} batches',
-        result['machine'],
-        f'{"loader":<18}{"images/s":>11}{"ms a batch":>12}{"fastest":>10}'
-        f'{"slowest":>10}{"ratio":>9}',
-    ]
-    for case in result['cases']:
-        lines.append(
-            f'{case["name"]:<18}{case["images_per_second"]:>11,.0f}'
-            f'{case["seconds"] * 1e3:>12.3f}'
-            f'{case["fastest"] * 1e3:>10.3f}'
-            f'{case["slowest"] * 1e3:>10.3f}{case["ratio"]:>8.2f}x'
-        )
-    return '\n'.join(lines) + '\n'
+    columns = {
+        'images/s': '{images_per_second:,.0f}',
+        'ms per batch': '{seconds_ms:.3f}',
+        'fastest': '{fastest_ms:.3f}',
+        'slowest': '{slowest_ms:.3f}',
+        'ratio': '{ratio:.2f}x',
+    }
+    timing.write_table(head, cases, columns)
+    timing.write_json(
+        args.out, dict(args=vars(args), machine=timing.machine(args.device), cases=cases)
+    )
 
 
 if __name__ == '__main__':

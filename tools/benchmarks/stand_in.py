@@ -1,29 +1,23 @@
-"""Random images in the place of a data set that is not there."""
+"""Random images in place of a data set that is not there."""
+
+from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any, List, NamedTuple
+from typing import Any, NamedTuple
 
-import crd_plugin  # isort: skip  # noqa: F401  mends the imports below
+import crd_plugin  # isort: skip  # noqa: F401  makes the imports below work
 import numpy as np
 from mmengine.dataset import BaseDataset
 from mmengine.registry import DATASETS
 from PIL import Image
 
 # Different JPEG files that the samples take turns with.
-_NUM_FILES = 200
+NUM_FILES = 200
 
 
 class Kind(NamedTuple):
-    """Size of a training set.
-
-    Attributes:
-        samples (int): Images.
-        classes (int): Classes.
-        height (int): Pixels.
-        width (int): Pixels.
-        files (bool): JPEG files rather than arrays in memory.
-    """
+    """Size of a training set: images, classes, pixels; JPEG files rather than arrays in memory."""
 
     samples: int
     classes: int
@@ -45,53 +39,45 @@ KINDS = {
 class StandIn(BaseDataset):
     """Random images of the number and size of a real training set.
 
-    As in the real ones, small images are arrays in the annotations and large
-    ones are decoded from files.
+    As in the real ones, small images are arrays in the annotations and large ones are decoded from
+    files.
 
     Args:
         kind (str): Key of ``KINDS``.
         folder (str): Where files go.
-        **kwargs: Of MMEngine's ``BaseDataset``.
+        **kwargs: Arguments of MMEngine's ``BaseDataset``.
     """
 
-    def __init__(self, kind: str, folder: str, **kwargs) -> None:
+    def __init__(self, kind: str, folder: str, **kwargs: Any) -> None:
         self.kind, self.folder = KINDS[kind], Path(folder)
         classes = tuple(map(str, range(self.kind.classes)))
         super().__init__(metainfo=dict(classes=classes), **kwargs)
 
-    def load_data_list(self) -> List[dict]:
-        """Annotations with an image or the path of one."""
-        kind = self.kind
-        labels = self.get_gt_labels().tolist()
+    def load_data_list(self) -> list[dict[str, Any]]:
+        """Return annotations with an image or the path of one."""
+        kind, labels = self.kind, self.get_gt_labels().tolist()
         if kind.files:
             paths = write_images(self.folder, kind)
             return [
                 dict(img_path=paths[number % len(paths)], gt_label=label)
                 for number, label in enumerate(labels)
             ]
-        images = np.random.default_rng(0).integers(
-            0, 256, (kind.samples, kind.height, kind.width, 3), dtype=np.uint8
-        )
-        return [dict(img=image, gt_label=label) for image, label in zip(images, labels)]
+        shape = (kind.samples, kind.height, kind.width, 3)
+        images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+        return [
+            dict(img=image, gt_label=label) for image, label in zip(images, labels, strict=True)
+        ]
 
     def get_gt_labels(self) -> np.ndarray:
-        """Class of every sample, ``(N,)`` int64."""
+        """Return the class of every sample, ``(N,)`` int64."""
         return np.arange(self.kind.samples) % self.kind.classes
 
 
-def write_images(folder: Path, kind: Kind) -> List[str]:
-    """JPEG files with about the detail of a photograph.
-
-    Args:
-        folder (Path): Where they go.
-        kind (Kind): Their size.
-
-    Returns:
-        list[str]: Paths.
-    """
+def write_images(folder: Path, kind: Kind) -> list[str]:
+    """Write JPEG files with about the detail of a photograph; return their paths."""
     generator = np.random.default_rng(0)
     paths = []
-    for number in range(_NUM_FILES):
+    for number in range(NUM_FILES):
         path = folder / f'{kind.height}x{kind.width}_{number}.jpg'
         coarse = generator.integers(0, 256, (kind.height // 8, kind.width // 8, 3), dtype=np.uint8)
         if not path.is_file():
@@ -102,7 +88,7 @@ def write_images(folder: Path, kind: Kind) -> List[str]:
 
 
 def replace_dataset(loader: Any, config: str, folder: Path) -> None:
-    """Put random images in the place of a loader's innermost data set.
+    """Put random images in place of a loader's innermost data set.
 
     Args:
         loader (dict): Config of the data loader, changed in place.
@@ -118,9 +104,8 @@ def replace_dataset(loader: Any, config: str, folder: Path) -> None:
     kind = str(dataset.get('type')).rpartition('.')[2]
     if holder is None or kind not in KINDS:
         sys.exit(
-            f'error: --synthetic has no stand-in for the {kind} of '
-            f'{config}; it knows {", ".join(KINDS)}.'
+            f'error: --synthetic has no stand-in for the {kind} of {config}; it knows '
+            f'{", ".join(KINDS)}.'
         )
-    holder['dataset'] = dict(
-        type='StandIn', kind=kind, folder=str(folder), pipeline=dataset.get('pipeline', [])
-    )
+    pipeline = dataset.get('pipeline', [])
+    holder['dataset'] = dict(type='StandIn', kind=kind, folder=str(folder), pipeline=pipeline)

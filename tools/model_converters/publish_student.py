@@ -1,22 +1,16 @@
 """Take the student out of a distillation: ``publish_student.py CKPT OUT``."""
 
+from __future__ import annotations
+
 import argparse
 import sys
-from typing import Optional, Sequence
+from collections.abc import Sequence
 
 from crd_plugin.cli import arguments as cli
 
 
-def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
-    """Parse the command line.
-
-    Args:
-        argv (Sequence[str], optional): Arguments; defaults to those of the
-            command line.
-
-    Returns:
-        argparse.Namespace: The parsed arguments.
-    """
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description='Write the student of a distillation as a plain '
         'mmpretrain checkpoint: no teacher, no memory bank, no optimizer.'
@@ -37,16 +31,8 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def main(argv: Optional[Sequence[str]] = None) -> None:
-    """Publish.
-
-    Args:
-        argv (Sequence[str], optional): Arguments; defaults to those of the
-            command line.
-
-    Raises:
-        UsageError: If the checkpoint or the config does not fit.
-    """
+def main(argv: Sequence[str] | None = None) -> None:
+    """Publish the student."""
     args = parse_args(argv)
     config = None if args.config is None else cli.load_config(args.config)
     from crd_plugin.checkpoints.publish import publish_student

@@ -1,22 +1,16 @@
 """Use a teacher of RepDistiller: ``repdistiller_to_crd.py IN.pth OUT.pth``."""
 
+from __future__ import annotations
+
 import argparse
 import sys
-from typing import Optional, Sequence
+from collections.abc import Sequence
 
 from crd_plugin.cli import arguments as cli
 
 
-def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
-    """Parse the command line.
-
-    Args:
-        argv (Sequence[str], optional): Arguments; defaults to those of the
-            command line.
-
-    Returns:
-        argparse.Namespace: The parsed arguments.
-    """
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description='Write a checkpoint of HobbitLong/RepDistiller as one of '
         'our configs, for teacher_ckpt or load_from.'
@@ -36,16 +30,8 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def main(argv: Optional[Sequence[str]] = None) -> None:
-    """Convert.
-
-    Args:
-        argv (Sequence[str], optional): Arguments; defaults to those of the
-            command line.
-
-    Raises:
-        UsageError: If the checkpoint is of another format or network.
-    """
+def main(argv: Sequence[str] | None = None) -> None:
+    """Convert a checkpoint."""
     args = parse_args(argv)
     from crd_plugin.checkpoints.convert_repdistiller import convert_repdistiller
 

@@ -1,17 +1,17 @@
 """CIFAR-100 as in HobbitLong/RepDistiller, dataset/cifar100.py @ b84f547.
 
-Get it: unpack https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz in
-data/cifar100/, or train once, with a network connection, with
+Get it: unpack https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz in data/cifar100/, or train
+once, with a network connection, with
 `--cfg-options train_dataloader.dataset.dataset.download=True`.
 """
 
 data_preprocessor = dict(
     type='ClsDataPreprocessor',
     num_classes=100,
-    # 255 times (0.5071, 0.4867, 0.4408) and (0.2675, 0.2565, 0.2761), RGB.
+    # RGB: 255 times (0.5071, 0.4867, 0.4408) and (0.2675, 0.2565, 0.2761).
     mean=[129.3105, 124.1085, 112.404],
     std=[68.2125, 65.4075, 70.4055],
-    # They are stored in this order.
+    # The images are stored in this order.
     to_rgb=False,
 )
 
@@ -23,7 +23,6 @@ train_pipeline = [
 test_pipeline = [dict(type='PackInputs')]
 
 train_dataloader = dict(
-    batch_size=64,
     num_workers=4,
     persistent_workers=True,
     pin_memory=True,
@@ -33,7 +32,7 @@ train_dataloader = dict(
             type='CIFAR100',
             data_root='data/cifar100',
             split='train',
-            # Without a network it would only fail later and less clearly.
+            # Without a network connection, a download fails later and less clearly.
             download=False,
             pipeline=train_pipeline,
         ),

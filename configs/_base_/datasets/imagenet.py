@@ -1,7 +1,7 @@
 """ImageNet-1k, with torchvision's transforms so that its weights fit.
 
 Get it from https://image-net.org/challenges/LSVRC/2012 and unpack it as
-data/imagenet/{train,val}/<wnid>/*.JPEG (1,000 folders each), or give lists
+data/imagenet/{train,val}/<wnid>/*.JPEG (1,000 folders each), or write lists
 data/imagenet/meta/{train,val}.txt with lines `<path below the split> <label>`.
 
 Source: HobbitLong/RepDistiller, dataset/imagenet.py @ b84f547.
@@ -10,10 +10,10 @@ Source: HobbitLong/RepDistiller, dataset/imagenet.py @ b84f547.
 data_preprocessor = dict(
     type='ClsDataPreprocessor',
     num_classes=1000,
-    # 255 times (0.485, 0.456, 0.406) and (0.229, 0.224, 0.225), RGB.
+    # RGB: 255 times (0.485, 0.456, 0.406) and (0.229, 0.224, 0.225).
     mean=[123.675, 116.28, 103.53],
     std=[58.395, 57.12, 57.375],
-    # They are loaded as BGR, by Pillow too.
+    # Images are loaded as BGR, by Pillow too.
     to_rgb=True,
 )
 
@@ -35,7 +35,6 @@ test_pipeline = [
 ]
 
 train_dataloader = dict(
-    batch_size=32,  # a GPU; 256 on eight
     num_workers=8,
     persistent_workers=True,
     pin_memory=True,

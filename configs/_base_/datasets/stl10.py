@@ -1,20 +1,20 @@
-"""STL-10's 5,000 labeled images at 64x64, for networks of Tiny-ImageNet.
+"""STL-10's 5,000 labeled images at 64x64, the size of Tiny-ImageNet.
 
-Get it: unpack http://ai.stanford.edu/~acoates/stl10/stl10_binary.tar.gz in
-data/. Source: kaiqi123/CKTF, dataset/stl10.py @ b2bba29.
+Get it: unpack http://ai.stanford.edu/~acoates/stl10/stl10_binary.tar.gz in data/.
+Source: kaiqi123/CKTF, dataset/stl10.py @ b2bba29.
 """
 
 data_preprocessor = dict(
     type='ClsDataPreprocessor',
     num_classes=10,
-    # Those of ImageNet, as published and as the teachers saw it; RGB.
+    # RGB, those of ImageNet, as published and as the teachers were trained.
     mean=[123.675, 116.28, 103.53],
     std=[58.395, 57.12, 57.375],
-    # They are stored in this order.
+    # The images are stored in this order.
     to_rgb=False,
 )
 
-# As torchvision does it, with Pillow.
+# Pillow, as torchvision.
 train_pipeline = [
     dict(type='RandomResizedCrop', scale=64, backend='pillow'),
     dict(type='RandomFlip', prob=0.5, direction='horizontal'),
@@ -26,7 +26,6 @@ test_pipeline = [
 ]
 
 train_dataloader = dict(
-    batch_size=64,
     num_workers=4,
     persistent_workers=True,
     pin_memory=True,

@@ -1,7 +1,7 @@
-"""STL-10's 100,000 unlabeled images to train on, its labeled ones to test.
+"""STL-10's 100,000 unlabeled images for training, its labeled ones for tests.
 
-No batch has class labels: the loss needs `exclude='instance'`, and the
-accuracy says something only of a classifier that was trained before.
+Training batches have no class labels: the loss needs `exclude='instance'`, and the accuracy is
+meaningful only for a classifier that was trained before.
 """
 
 _base_ = './stl10.py'

@@ -6,15 +6,15 @@ Get it: unpack http://cs231n.stanford.edu/tiny-imagenet-200.zip in data/.
 data_preprocessor = dict(
     type='ClsDataPreprocessor',
     num_classes=200,
-    # Those of ImageNet, as published; RGB.
+    # RGB, those of ImageNet, as published.
     mean=[123.675, 116.28, 103.53],
     std=[58.395, 57.12, 57.375],
-    # They are loaded as BGR, by Pillow too.
+    # Images are loaded as BGR, by Pillow too.
     to_rgb=True,
 )
 
-# As torchvision does it, with Pillow. The images are 64x64, so the resizing
-# and the central crop of the published test transform change nothing.
+# Pillow, as torchvision. The images are 64x64, so resizing and central crop of the published test
+# transform change nothing.
 load_image = dict(type='LoadImageFromFile', imdecode_backend='pillow')
 train_pipeline = [
     load_image,
@@ -25,7 +25,6 @@ train_pipeline = [
 test_pipeline = [load_image, dict(type='PackInputs')]
 
 train_dataloader = dict(
-    batch_size=64,
     num_workers=8,
     persistent_workers=True,
     pin_memory=True,

@@ -1,8 +1,10 @@
-# Activation boundaries (Heo et al., arXiv:1811.03233) as in
-# HobbitLong/RepDistiller: 30 epochs of this loss alone on the student's stages
-# before their last activation, weight 1, then plain cross-entropy. Takes a
-# schedule with a first stage, such as schedules/cifar_b64-30e-240e.py.
-model = dict(
+"""Activation boundaries (Heo et al., arXiv:1811.03233) as in HobbitLong/RepDistiller.
+
+30 epochs of this loss alone on the student's stages before their last activation, weight 1, then
+plain cross-entropy. It needs a schedule with a first stage: take settings/*_b64-30e-240e.py.
+"""
+
+ab = dict(
     type='crd_plugin.StagedDistill',
     stages=[
         dict(

@@ -1,7 +1,9 @@
-# Attention transfer (Zagoruyko and Komodakis, arXiv:1612.03928) with the
-# weight of HobbitLong/RepDistiller: 1000 beside the cross-entropy, on every
-# stage.
-model = dict(
+"""Attention transfer (Zagoruyko and Komodakis, arXiv:1612.03928), on every stage.
+
+The weight is that of HobbitLong/RepDistiller: 1000 beside the cross-entropy.
+"""
+
+at = dict(
     type='crd_plugin.FrozenTeacherDistill',
     distiller=dict(
         type='mmrazor.ConfigurableDistiller',

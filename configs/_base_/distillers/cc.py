@@ -1,7 +1,10 @@
-# Correlation congruence (Peng et al., arXiv:1904.01802) with the weight of
-# HobbitLong/RepDistiller: 0.02 beside the cross-entropy, on the penultimate
-# features through two linear heads of 128.
-model = dict(
+"""Correlation congruence (Peng et al., arXiv:1904.01802), on the penultimate features.
+
+The weight is that of HobbitLong/RepDistiller: 0.02 beside the cross-entropy; features go through
+two linear heads of 128 dimensions.
+"""
+
+cc = dict(
     type='crd_plugin.FrozenTeacherDistill',
     distiller=dict(
         type='mmrazor.ConfigurableDistiller',

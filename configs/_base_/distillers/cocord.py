@@ -1,8 +1,10 @@
-# Contrastive consistent representation distillation (Fu et al., BMVC 2023)
-# with the published settings of ShipengFu/CoCoRD, on the penultimate features.
-# It wants three views of each image: the leaf wraps its training pipeline in
-# a crd_plugin.MultiViewPipeline.
-model = dict(
+"""Contrastive consistent representation distillation (Fu et al., BMVC 2023).
+
+The settings are those of ShipengFu/CoCoRD, on the penultimate features. It needs three views of
+each image: take settings/*_3views.py.
+"""
+
+cocord = dict(
     type='crd_plugin.CoCoRDDistill',
     distiller=dict(
         type='mmrazor.ConfigurableDistiller',
@@ -11,8 +13,8 @@ model = dict(
         distill_losses=dict(loss_cocord=dict(type='crd_plugin.CoCoRDLoss', loss_weight=1.0)),
         loss_forward_mappings=dict(
             loss_cocord=dict(
-                # Of the student the first and the second view, of the slow
-                # student the second and the first.
+                # The student saw the first and the second view, then the slow student the second
+                # and the first.
                 s_feats=dict(recorder='feat', from_student=True, record_idx=0, data_idx=-1),
                 s_feats_2=dict(recorder='feat', from_student=True, record_idx=1, data_idx=-1),
                 slow_feats_2=dict(recorder='feat', from_student=True, record_idx=2, data_idx=-1),
@@ -22,4 +24,3 @@ model = dict(
         ),
     ),
 )
-custom_hooks = [dict(type='crd_plugin.CoCoRDHook')]

@@ -1,4 +1,35 @@
-# Contrastive representation distillation alone; its settings are in
-# with_crd.py.
-_base_ = './with_crd.py'
-model = dict(type='crd_plugin.FrozenTeacherDistill', distiller=_base_.with_crd)
+"""Contrastive representation distillation (Tian et al., arXiv:1910.10699).
+
+The settings are those of HobbitLong/RepDistiller: 0.8 of the objective beside the cross-entropy,
+on the penultimate features (the last of the neck's tuple, whatever stages the backbone returns).
+"""
+
+crd = dict(
+    type='crd_plugin.FrozenTeacherDistill',
+    distiller=dict(
+        type='mmrazor.ConfigurableDistiller',
+        student_recorders=dict(
+            feat=dict(type='mmrazor.ModuleOutputs', source='neck'),
+            ids=dict(type='crd_plugin.SampleField', source='sample_idx'),
+            labels=dict(type='crd_plugin.SampleField', source='gt_label'),
+        ),
+        teacher_recorders=dict(feat=dict(type='mmrazor.ModuleOutputs', source='neck')),
+        connectors=dict(
+            crd_student=dict(type='crd_plugin.EmbeddingConnector'),
+            crd_teacher=dict(type='crd_plugin.EmbeddingConnector'),
+        ),
+        distill_losses=dict(loss_crd=dict(type='crd_plugin.CRDLoss', loss_weight=0.8)),
+        loss_forward_mappings=dict(
+            loss_crd=dict(
+                s_feats=dict(
+                    recorder='feat', from_student=True, data_idx=-1, connector='crd_student'
+                ),
+                t_feats=dict(
+                    recorder='feat', from_student=False, data_idx=-1, connector='crd_teacher'
+                ),
+                sample_idx=dict(recorder='ids', from_student=True),
+                labels=dict(recorder='labels', from_student=True),
+            )
+        ),
+    ),
+)

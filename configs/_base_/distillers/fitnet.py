@@ -1,7 +1,10 @@
-# FitNet (Romero et al., arXiv:1412.6550) with the weight of
-# HobbitLong/RepDistiller: 100 of the hint beside the cross-entropy, on the
-# second stage, the regressor trained along with the student.
-model = dict(
+"""FitNet (Romero et al., arXiv:1412.6550): a hint on the second stage.
+
+The weight is that of HobbitLong/RepDistiller: 100 beside the cross-entropy. The regressor is
+trained along with the student.
+"""
+
+fitnet = dict(
     type='crd_plugin.FrozenTeacherDistill',
     distiller=dict(
         type='mmrazor.ConfigurableDistiller',

@@ -1,10 +1,12 @@
-# Flow of the solution procedure (Yim et al., CVPR 2017) as in
-# HobbitLong/RepDistiller: 30 epochs of this loss alone on the student's stem
-# and stages, then plain cross-entropy. The published weight of 50 belongs to
-# the second stage, where this loss is not used; in the first it is 1. Takes a
-# schedule with a first stage, such as schedules/cifar_b64-30e-240e.py, and a
-# pair with equal channels stage by stage.
-model = dict(
+"""Flow of the solution procedure (Yim et al., CVPR 2017) as in HobbitLong/RepDistiller.
+
+30 epochs of this loss alone on the student's stem and stages, then plain cross-entropy. The
+published weight of 50 belongs to the second stage, where this loss is not used; in the first it is
+1. It needs a schedule with a first stage, settings/*_b64-30e-240e.py, and a pair with equal
+channels stage by stage.
+"""
+
+fsp = dict(
     type='crd_plugin.StagedDistill',
     stages=[
         dict(
@@ -17,7 +19,7 @@ model = dict(
     ],
     distiller=dict(
         type='mmrazor.ConfigurableDistiller',
-        # Not named `stages`: with the stem in front, indices are others.
+        # Not named `stages`: with the stem in front, the indices are different.
         student_recorders=dict(
             stem_stages=dict(type='crd_plugin.StageOutputs', source='backbone', stem=True)
         ),

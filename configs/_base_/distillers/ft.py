@@ -1,8 +1,11 @@
-# Factor transfer (Kim et al., arXiv:1802.04977) as in HobbitLong/RepDistiller:
-# 30 epochs of the paraphraser alone, which learns to reconstruct the teacher's
-# last map, then cross-entropy + 200 of the difference of factors. Takes a
-# schedule with a first stage, such as schedules/cifar_b64-30e-240e_init001.py.
-model = dict(
+"""Factor transfer (Kim et al., arXiv:1802.04977) as in HobbitLong/RepDistiller.
+
+30 epochs of the paraphraser alone, which learns to reconstruct the teacher's last map, then
+cross-entropy + 200 times the difference of factors. It needs a schedule with a first stage: take
+settings/*_b64-30e-240e_init001.py for ResNet and WRN students.
+"""
+
+ft = dict(
     type='crd_plugin.StagedDistill',
     stages=[
         dict(

@@ -1,7 +1,9 @@
-# Distillation by singular value decomposition (Lee et al., arXiv:1807.06819)
-# beside the cross-entropy, on every stage. No published run of
-# HobbitLong/RepDistiller uses it, so its weight is 1.
-model = dict(
+"""Distillation by singular value decomposition (Lee et al., arXiv:1807.06819), on every stage.
+
+No published run of HobbitLong/RepDistiller uses it, so its weight beside the cross-entropy is 1.
+"""
+
+kdsvd = dict(
     type='crd_plugin.FrozenTeacherDistill',
     distiller=dict(
         type='mmrazor.ConfigurableDistiller',

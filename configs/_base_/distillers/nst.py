@@ -1,7 +1,9 @@
-# Neuron selectivity transfer (Huang and Wang, arXiv:1707.01219) with the
-# weight of HobbitLong/RepDistiller: 50 beside the cross-entropy, on every
-# stage.
-model = dict(
+"""Neuron selectivity transfer (Huang and Wang, arXiv:1707.01219), on every stage.
+
+The weight is that of HobbitLong/RepDistiller: 50 beside the cross-entropy.
+"""
+
+nst = dict(
     type='crd_plugin.FrozenTeacherDistill',
     distiller=dict(
         type='mmrazor.ConfigurableDistiller',

@@ -1,7 +1,10 @@
-# Probabilistic knowledge transfer (Passalis and Tefas, arXiv:1803.10837)
-# with the weight of HobbitLong/RepDistiller: 30000 beside the cross-entropy,
-# on the penultimate features.
-model = dict(
+"""Probabilistic knowledge transfer (Passalis and Tefas, arXiv:1803.10837).
+
+On the penultimate features, with the weight of HobbitLong/RepDistiller: 30000 beside the
+cross-entropy.
+"""
+
+pkt = dict(
     type='crd_plugin.FrozenTeacherDistill',
     distiller=dict(
         type='mmrazor.ConfigurableDistiller',

@@ -1,7 +1,10 @@
-# Relational knowledge distillation (Park et al., arXiv:1904.05068) with the
-# weights of HobbitLong/RepDistiller: 25 of the distances and 50 of the
-# angles beside the cross-entropy, on the penultimate features.
-model = dict(
+"""Relational knowledge distillation (Park et al., arXiv:1904.05068), on the penultimate features.
+
+The weights are those of HobbitLong/RepDistiller: 25 for the distances and 50 for the angles
+beside the cross-entropy.
+"""
+
+rkd = dict(
     type='crd_plugin.FrozenTeacherDistill',
     distiller=dict(
         type='mmrazor.ConfigurableDistiller',

@@ -1,7 +1,9 @@
-# Similarity-preserving distillation (Tung and Mori, arXiv:1907.09682) with
-# the weight of HobbitLong/RepDistiller: 3000 beside the cross-entropy, on
-# the last map before pooling.
-model = dict(
+"""Similarity-preserving distillation (Tung and Mori, arXiv:1907.09682), on the last map.
+
+The weight is that of HobbitLong/RepDistiller: 3000 beside the cross-entropy.
+"""
+
+sp = dict(
     type='crd_plugin.FrozenTeacherDistill',
     distiller=dict(
         type='mmrazor.ConfigurableDistiller',

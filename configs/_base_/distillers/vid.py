@@ -1,7 +1,10 @@
-# Variational information distillation (Ahn et al., arXiv:1904.05835) with
-# the weight of HobbitLong/RepDistiller: 1 beside the cross-entropy, on every
-# stage. The bound can be negative: so can the loss.
-model = dict(
+"""Variational information distillation (Ahn et al., arXiv:1904.05835), on every stage.
+
+The weight is that of HobbitLong/RepDistiller: 1 beside the cross-entropy. The bound can be
+negative, and so can the loss.
+"""
+
+vid = dict(
     type='crd_plugin.FrozenTeacherDistill',
     distiller=dict(
         type='mmrazor.ConfigurableDistiller',

@@ -1,26 +1,28 @@
 """ResNet-14 and a ResNet-8 with a quarter of its width (w4: 4, 8, 16)."""
 
-student = dict(
-    type='ImageClassifier',
-    backbone=dict(
-        type='crd_plugin.CIFARResNet',
-        depth=8,
-        stem_channels=8,
-        base_channels=4,
-        out_indices=(0, 1, 2),
+pair = dict(
+    architecture=dict(
+        type='ImageClassifier',
+        backbone=dict(
+            type='crd_plugin.CIFARResNet',
+            depth=8,
+            stem_channels=8,
+            base_channels=4,
+            out_indices=(0, 1, 2),
+        ),
+        neck=dict(type='GlobalAveragePooling'),
+        head=dict(
+            type='LinearClsHead', num_classes=10, in_channels=16, loss=dict(type='CrossEntropyLoss')
+        ),
     ),
-    neck=dict(type='GlobalAveragePooling'),
-    head=dict(
-        type='LinearClsHead', num_classes=10, in_channels=16, loss=dict(type='CrossEntropyLoss')
+    teacher=dict(
+        type='ImageClassifier',
+        backbone=dict(type='crd_plugin.CIFARResNet', depth=14, out_indices=(0, 1, 2)),
+        neck=dict(type='GlobalAveragePooling'),
+        head=dict(
+            type='LinearClsHead', num_classes=10, in_channels=64, loss=dict(type='CrossEntropyLoss')
+        ),
     ),
+    # Train it with configs/vanilla/vanilla_resnet14_b20-100e_digits.py.
+    teacher_ckpt='work_dirs/vanilla_resnet14_b20-100e_digits/epoch_100.pth',
 )
-teacher = dict(
-    type='ImageClassifier',
-    backbone=dict(type='crd_plugin.CIFARResNet', depth=14, out_indices=(0, 1, 2)),
-    neck=dict(type='GlobalAveragePooling'),
-    head=dict(
-        type='LinearClsHead', num_classes=10, in_channels=64, loss=dict(type='CrossEntropyLoss')
-    ),
-)
-# Train it with configs/vanilla/vanilla_resnet14_b20-100e_digits.py first.
-teacher_ckpt = 'work_dirs/vanilla_resnet14_b20-100e_digits/epoch_100.pth'

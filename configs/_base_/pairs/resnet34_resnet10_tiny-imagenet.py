@@ -4,13 +4,16 @@ Four stages behind a 3x3 stem of stride 1 and no pooling, as for 32x32
 images. Source: kaiqi123/CKTF, models/resnetv2.py @ b2bba29.
 """
 
-# An empty _base_ keeps MMEngine's text format in spite of the import.
+# Without `_base_` in front of an import, MMEngine reads the file in its lazy format.
 _base_ = []
-from crd_plugin.models.backbones import build_cifar_classifier_cfg  # noqa
+from crd_plugin.models.backbones import build_cifar_classifier_cfg
 
-student = build_cifar_classifier_cfg('ResNet50', 200, out_indices=(0, 1, 2, 3), depth=10)
-student['head']['in_channels'] = 512  # basic blocks
-teacher = build_cifar_classifier_cfg('ResNet50', 200, out_indices=(0, 1, 2, 3), depth=34)
-teacher['head']['in_channels'] = 512
-# Train it with configs/vanilla/vanilla_resnet34_b64-240e_tiny-imagenet.py.
-teacher_ckpt = 'work_dirs/vanilla_resnet34_b64-240e_tiny-imagenet/epoch_240.pth'
+pair = dict(
+    architecture=build_cifar_classifier_cfg('ResNet50', 200, out_indices=(0, 1, 2, 3), depth=10),
+    teacher=build_cifar_classifier_cfg('ResNet50', 200, out_indices=(0, 1, 2, 3), depth=34),
+    # Train it with configs/vanilla/vanilla_resnet34_b64-240e_tiny-imagenet.py.
+    teacher_ckpt='work_dirs/vanilla_resnet34_b64-240e_tiny-imagenet/epoch_240.pth',
+)
+# Their last stage has basic blocks, a quarter of the width of ResNet-50.
+pair['architecture']['head']['in_channels'] = 512
+pair['teacher']['head']['in_channels'] = 512

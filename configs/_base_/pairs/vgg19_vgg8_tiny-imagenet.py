@@ -1,10 +1,12 @@
 """VGG-19 and VGG-8 for Tiny-ImageNet, pooled four times at 64x64."""
 
-# An empty _base_ keeps MMEngine's text format in spite of the import.
+# Without `_base_` in front of an import, MMEngine reads the file in its lazy format.
 _base_ = []
-from crd_plugin.models.backbones import build_cifar_classifier_cfg  # noqa
+from crd_plugin.models.backbones import build_cifar_classifier_cfg
 
-student = build_cifar_classifier_cfg('vgg8', 200, out_indices=(0, 1, 2, 3))
-teacher = build_cifar_classifier_cfg('vgg19', 200, out_indices=(0, 1, 2, 3))
-# Train it with configs/vanilla/vanilla_vgg19_b64-240e_tiny-imagenet.py.
-teacher_ckpt = 'work_dirs/vanilla_vgg19_b64-240e_tiny-imagenet/epoch_240.pth'
+pair = dict(
+    architecture=build_cifar_classifier_cfg('vgg8', 200, out_indices=(0, 1, 2, 3)),
+    teacher=build_cifar_classifier_cfg('vgg19', 200, out_indices=(0, 1, 2, 3)),
+    # Train it with configs/vanilla/vanilla_vgg19_b64-240e_tiny-imagenet.py.
+    teacher_ckpt='work_dirs/vanilla_vgg19_b64-240e_tiny-imagenet/epoch_240.pth',
+)

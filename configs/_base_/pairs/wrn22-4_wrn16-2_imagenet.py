@@ -5,11 +5,13 @@ stages work at 224, 112 and 56: 49 times the operations and activations of a
 32x32 image, with the weights of the CIFAR networks but for the classifier.
 """
 
-# An empty _base_ keeps MMEngine's text format in spite of the import.
+# Without `_base_` in front of an import, MMEngine reads the file in its lazy format.
 _base_ = []
-from crd_plugin.models.backbones import build_cifar_classifier_cfg  # noqa
+from crd_plugin.models.backbones import build_cifar_classifier_cfg
 
-student = build_cifar_classifier_cfg('wrn_16_2', 1000, out_indices=(0, 1, 2))
-teacher = build_cifar_classifier_cfg('wrn_22_4', 1000, out_indices=(0, 1, 2))
-# Train it with configs/vanilla/vanilla_wrn22-4_8xb32-100e_imagenet.py.
-teacher_ckpt = 'work_dirs/vanilla_wrn22-4_8xb32-100e_imagenet/epoch_100.pth'
+pair = dict(
+    architecture=build_cifar_classifier_cfg('wrn_16_2', 1000, out_indices=(0, 1, 2)),
+    teacher=build_cifar_classifier_cfg('wrn_22_4', 1000, out_indices=(0, 1, 2)),
+    # Train it with configs/vanilla/vanilla_wrn22-4_8xb32-100e_imagenet.py.
+    teacher_ckpt='work_dirs/vanilla_wrn22-4_8xb32-100e_imagenet/epoch_100.pth',
+)

@@ -1,12 +1,13 @@
 """WRN-40-2 and WRN-40-1 for CIFAR-100."""
 
-# An empty _base_ keeps MMEngine's text format in spite of the import.
+# Without `_base_` in front of an import, MMEngine reads the file in its lazy format.
 _base_ = []
-from crd_plugin.models.backbones import build_cifar_classifier_cfg  # noqa
+from crd_plugin.models.backbones import build_cifar_classifier_cfg
 
-student = build_cifar_classifier_cfg('wrn_40_1', 100, out_indices=(0, 1, 2))
-teacher = build_cifar_classifier_cfg('wrn_40_2', 100, out_indices=(0, 1, 2))
-# That of the published code, through
-# tools/model_converters/repdistiller_to_crd.py, or that of
-# configs/vanilla/vanilla_wrn40-2_b64-240e_cifar100.py.
-teacher_ckpt = 'work_dirs/vanilla_wrn40-2_b64-240e_cifar100/epoch_240.pth'
+pair = dict(
+    architecture=build_cifar_classifier_cfg('wrn_40_1', 100, out_indices=(0, 1, 2)),
+    teacher=build_cifar_classifier_cfg('wrn_40_2', 100, out_indices=(0, 1, 2)),
+    # Train it with configs/vanilla/vanilla_wrn40-2_b64-240e_cifar100.py, or convert
+    # the published one: tools/model_converters/repdistiller_to_crd.py.
+    teacher_ckpt='work_dirs/vanilla_wrn40-2_b64-240e_cifar100/epoch_240.pth',
+)

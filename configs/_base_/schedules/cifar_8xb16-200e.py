@@ -1,4 +1,4 @@
-"""200 epochs on 8 GPUs with 16 images each, as MMRazor's card.
+"""200 epochs on 8 GPUs with 16 images each, as in MMRazor's model card.
 
 Source: mmpretrain 1.2.0, _base_/schedules/cifar10_bs128.py.
 """

@@ -1,4 +1,4 @@
-"""A first stage of 30 epochs in front of the 100, at the initial rate."""
+"""A first stage of 30 epochs in front of the 100, at the initial learning rate."""
 
 _base_ = './digits_b20-100e.py'
 train_cfg = dict(
@@ -9,5 +9,5 @@ train_cfg = dict(
     val_interval=1,
 )
 param_scheduler = dict(begin=30, end=130)
-# A stage leaves parameters out; DistributedDataParallel has to be told.
+# A stage freezes some parameters; DistributedDataParallel has to be told.
 find_unused_parameters = True

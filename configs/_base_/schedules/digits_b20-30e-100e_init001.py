@@ -1,8 +1,8 @@
-"""The first stage at a rate of 0.01: FT, as on CIFAR-100."""
+"""The first stage at a learning rate of 0.01: FT, as on CIFAR-100."""
 
 _base_ = './digits_b20-30e-100e.py'
 param_scheduler = [
-    # MMEngine's ConstantLR gives the rate back in its last step: epoch 31.
+    # MMEngine's ConstantLR restores the learning rate in its last step: epoch 31.
     dict(type='ConstantLR', factor=0.2, by_epoch=True, begin=0, end=31),
     dict(type='CosineAnnealingLR', by_epoch=True, begin=30, end=130, convert_to_iter_based=True),
 ]

@@ -1,7 +1,7 @@
 """100 epochs of batches of 256 (all GPUs together), the ImageNet recipe.
 
-Source: CRD, arXiv:1910.10699, section 4.1; the same numbers as mmpretrain
-1.2.0, _base_/schedules/imagenet_bs256.py.
+Source: CRD, arXiv:1910.10699, section 4.1; the same numbers as mmpretrain 1.2.0,
+_base_/schedules/imagenet_bs256.py.
 """
 
 optim_wrapper = dict(optimizer=dict(type='SGD', lr=0.1, momentum=0.9, weight_decay=1e-4))

@@ -72,8 +72,7 @@ def bit_sum(tensor: Tensor) -> Tensor:
     """Position-weighted sum of the bits of a tensor.
 
     Args:
-        tensor (Tensor): ``(N, ...)``, of two, four or eight bytes an
-            element.
+        tensor (Tensor): ``(N, ...)``, of two, four or eight bytes an element.
 
     Returns:
         Tensor: Scalar int64, modulo 2**64.

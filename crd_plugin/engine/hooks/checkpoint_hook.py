@@ -32,7 +32,7 @@ class CheckpointHook(hooks.CheckpointHook):
       before rank 0 saves and leaves it afterwards; in between, ``state_dict()`` on rank 0 has to
       hold the state of all ranks.
 
-    The first point holds for local files, which other storage replaces as a whole anyway.
+    Storage other than local files is used as MMEngine does.
 
     Args:
         **kwargs: Arguments of ``mmengine.hooks.CheckpointHook``.
@@ -45,11 +45,11 @@ class CheckpointHook(hooks.CheckpointHook):
         super().before_train(runner)
         if type(self.file_backend) is LocalBackend:
             self.backend_args = dict(backend=_BACKEND)
+            self.file_backend = _WholeFiles()
             if is_main_process():
                 suffix = Path(self.filename_tmpl).suffix
                 for partial in Path(self.out_dir).glob(f'*{suffix}.part'):
                     partial.unlink()
-        self.file_backend = _RemoveLater(self.file_backend)
 
     def _save_checkpoint(self, runner) -> None:
         """Save as planned; runs on every rank."""
@@ -66,13 +66,15 @@ class CheckpointHook(hooks.CheckpointHook):
         self._remove_outdated()
 
     def _save_checkpoint_with_step(self, runner, step: int, meta: dict) -> None:
-        """Save, then point to the checkpoint, then remove the outdated one.
+        """Save, point to the checkpoint, remove the outdated one.
 
-        Replaces MMEngine's method, which removes first and writes the pointer in place.
+        Replaces MMEngine's method, which writes the pointer in place.
         """
         if self.max_keep_ckpts > 0 and step not in list(self.keep_ckpt_ids)[-1:]:
             if len(self.keep_ckpt_ids) == self.max_keep_ckpts:
-                self.file_backend.remove(self._path(self.keep_ckpt_ids.popleft()))
+                outdated = self._path(self.keep_ckpt_ids.popleft())
+                if is_main_process() and self.file_backend.isfile(outdated):
+                    self.file_backend.remove(outdated)
             self.keep_ckpt_ids.append(step)
             runner.message_hub.update_info('keep_ckpt_ids', list(self.keep_ckpt_ids))
         self.last_ckpt = self._path(step)
@@ -97,46 +99,34 @@ class CheckpointHook(hooks.CheckpointHook):
         return self.file_backend.join_path(self.out_dir, self.filename_tmpl.format(step))
 
     def _remove_outdated(self) -> None:
-        """Remove checkpoints that are outdated, unless they were written again meanwhile."""
+        """Remove outdated checkpoints, unless one was written again under the same name."""
         best = getattr(self, 'best_ckpt_path', None)
         several = getattr(self, 'best_ckpt_path_dict', {})
-        self.file_backend.remove_noted(kept={self.last_ckpt, best, *several.values()})
-
-
-class _RemoveLater:
-    """A file backend that only notes what it is told to remove."""
-
-    def __init__(self, backend: Any) -> None:
-        self._backend = backend
-        self._noted: list[str] = []
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._backend, name)
-
-    def remove(self, path: str) -> None:
-        """Note a file or folder."""
-        self._noted.append(path)
-
-    rmtree = remove
-
-    def remove_noted(self, kept: set) -> None:
-        """Remove what was noted, on the main process."""
-        noted, self._noted = self._noted, []
-        for path in noted if is_main_process() else ():
-            if path not in kept and self._backend.isfile(path):
-                self._backend.remove(path)
-            elif path not in kept and self._backend.isdir(path):
-                self._backend.rmtree(path)  # DeepSpeed saves folders.
+        if isinstance(self.file_backend, _WholeFiles):
+            self.file_backend.remove_outdated(kept={self.last_ckpt, best, *several.values()})
 
 
 @register_backend(_BACKEND)
 class _WholeFiles(LocalBackend):
-    """Local files that are written whole or not at all."""
+    """Local files that are written whole or not at all, and removed when it is time."""
+
+    def __init__(self) -> None:
+        self._outdated: list[str] = []
 
     def put(self, obj: bytes, filepath: str | Path) -> None:
         """Write a file."""
         Path(filepath).parent.mkdir(parents=True, exist_ok=True)
         _write(filepath, obj)
+
+    def remove(self, filepath: str | Path) -> None:
+        """Note that a file is outdated."""
+        self._outdated.append(str(filepath))
+
+    def remove_outdated(self, kept: set) -> None:
+        """Remove the files that are outdated."""
+        for path in set(self._outdated) - kept:
+            super().remove(path)
+        self._outdated.clear()
 
 
 def _write(path: str | Path, content: bytes) -> None:

@@ -30,24 +30,22 @@ from .checkpoint_hook import CheckpointHook as WholeCheckpointHook
 class MemoryBankHook(Hook):
     """Size, commit, check and log every memory bank of the model.
 
-    A loss only reads its bank and leaves an update. After each iteration this
-    hook gathers the updates of all ranks with one collective and writes them
-    in rank order, so that all ranks hold bit-identical banks, equal to those
-    of a single process that saw the same embeddings. No public code of CRD
-    does this (HobbitLong/RepDistiller#3: accuracy drops on 8 GPUs). Of a
-    sharded bank each rank writes the rows that it keeps.
+    A loss only reads its bank and leaves an update. After each iteration this hook gathers the
+    updates of all ranks with one collective and writes them in rank order, so that all ranks hold
+    bit-identical banks, equal to those of a single process that saw the same embeddings. No public
+    code of CRD does this (HobbitLong/RepDistiller#3: accuracy drops on 8 GPUs). Of a sharded bank
+    each rank writes the rows that it keeps.
 
     A model without a bank is left alone, so the hook can be a default hook.
 
     Args:
-        interval (int): Iterations between two looks at numbers (mutual
-            information bound, norms), which wait for a GPU. Defaults to 50.
+        interval (int): Iterations between two looks at numbers (mutual information bound, norms),
+            which wait for a GPU. Defaults to 50.
 
     Raises:
-        ValueError: Before training, if the training set has no ids or labels
-            that a loss needs, a given ``num_samples`` differs from its
-            length, this hook is there twice, a ``SyncBuffersHook`` would
-            average bank rows, or an ``EMAHook`` or MMEngine's own
+        ValueError: Before training, if the training set has no ids or labels that a loss needs, a
+            given ``num_samples`` differs from its length, this hook is there twice, a
+            ``SyncBuffersHook`` would average bank rows, or an ``EMAHook`` or MMEngine's own
             ``CheckpointHook`` meets a sharded bank.
     """
 
@@ -60,8 +58,8 @@ class MemoryBankHook(Hook):
         self._banks: dict[str, MemoryBank] = {}
         self._losses: dict[str, CRDLoss] = {}
         self._labels: Tensor | None = None
-        # Banks that this hook has sized: validation and testing of the same
-        # runner come here again, and must not touch them.
+        # Banks that this hook has sized: validation and testing of the same runner come here again,
+        # and must not touch them.
         self._sized: list[MemoryBank] = []
 
     def before_run(self, runner: Any) -> None:
@@ -144,8 +142,8 @@ class MemoryBankHook(Hook):
         for name in self._banks if resuming else ():
             if not all(any(f'{name}.{side}' in key for key in weights) for side in SIDES):
                 raise ValueError(
-                    f'The checkpoint has no whole memory bank "{name}", so training cannot be resumed '
-                    'from it exactly; start from its weights with load_from instead of --resume.'
+                    f'The checkpoint has no whole memory bank "{name}", so training cannot be '
+                    'resumed from it exactly; start from its weights with load_from instead of --resume.'
                 )
 
     def _check_runner(self, runner: Any) -> None:
@@ -223,9 +221,14 @@ class MemoryBankHook(Hook):
         index = torch.tensor(ids, dtype=torch.int64)
         check_range('sample_idx', int(index.min()), int(index.max()), num_samples)
         labels = [getattr(sample, 'gt_label', None) for sample in samples]
-        single = [label for label in labels if isinstance(label, Tensor) and label.numel() == 1]
+        # Labels of resident data are on the device, and reading them would wait for it.
+        single = [
+            label
+            for label in labels
+            if isinstance(label, Tensor) and label.numel() == 1 and label.is_cpu
+        ]
         if self._labels is not None and len(single) == len(labels):
-            check_labels(torch.stack(single).view(-1).cpu(), self._labels[index], index)
+            check_labels(torch.stack(single).view(-1), self._labels[index], index)
 
     def _log(self, runner: Any, staged: Sequence[MemoryBank]) -> None:
         """Log the mutual information bound and look at the norms."""
@@ -252,15 +255,13 @@ class MemoryBankHook(Hook):
 def index_dataset(dataset: Any) -> Any:
     """Find the data set that numbers the samples, inside wrappers or not.
 
-    ``RepeatDataset(SampleIndexDataset(...))`` lets the copies of a sample
-    share a row of the bank.
+    ``RepeatDataset(SampleIndexDataset(...))`` lets the copies of a sample share a row of the bank.
 
     Args:
         dataset (Dataset): Data set of the training data loader.
 
     Returns:
-        SampleIndexDataset: Or any that has ``num_samples``; None if there is
-        none.
+        SampleIndexDataset: Or any that has ``num_samples``; None if there is none.
     """
     while dataset is not None and not hasattr(dataset, 'num_samples'):
         dataset = getattr(dataset, 'dataset', None)
@@ -270,13 +271,13 @@ def index_dataset(dataset: Any) -> Any:
 def gather_updates(updates: Sequence[PendingUpdate], batch_size: int | None) -> list[PendingUpdate]:
     """Gather staged updates of all ranks, in rank order, in one collective.
 
-    A batch that is shorter than ``batch_size`` is filled by repeating its last
-    entry, which does not change what is written.
+    A batch that is shorter than ``batch_size`` is filled by repeating its last entry, which does
+    not change what is written.
 
     Args:
         updates (Sequence[PendingUpdate]): This rank's updates, one per bank.
-        batch_size (int, optional): Most samples that any rank has in a step.
-            Defaults to None: the ranks exchange their sizes first.
+        batch_size (int, optional): Most samples that any rank has in a step. Defaults to None: the
+            ranks exchange their sizes first.
 
     Returns:
         list[PendingUpdate]: Updates of all ranks.
@@ -310,8 +311,8 @@ def checksum(bank: MemoryBank) -> Tensor:
     """Sum the bits of a bank; the result differs if the bank does.
 
     Args:
-        bank (MemoryBank): The bank. Shards are meant to differ: of a sharded
-            bank only the constants count.
+        bank (MemoryBank): The bank. Shards are meant to differ: of a sharded bank only the
+            constants count.
 
     Returns:
         Tensor: Student's rows, teacher's rows and both constants, ``(3,)`` int64.

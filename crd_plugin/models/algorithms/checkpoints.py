@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from mmengine.model import BaseModule
-from mmengine.runner import CheckpointLoader
+
+from crd_plugin.compat import load_checkpoint
 
 __all__ = ['check_is_distillation', 'load_strictly']
 
@@ -21,7 +22,7 @@ def load_strictly(model: BaseModule, checkpoint: str, role: str) -> None:
     Raises:
         ValueError: If keys are missing, unexpected or of another shape.
     """
-    loaded = CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu')
+    loaded = load_checkpoint(checkpoint)
     weights = loaded.get('state_dict', loaded)
     own = model.state_dict()
     missing = [key for key in own if key not in weights]

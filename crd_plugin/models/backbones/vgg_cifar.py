@@ -79,7 +79,8 @@ class CIFARVGG(CIFARBackbone):
     @property
     def block_names(self) -> tuple[tuple[str, ...], ...]:
         """tuple[tuple[str]]: For each stage, the ReLUs that end a unit of convolution, batch norm
-        and ReLU."""
+        and ReLU.
+        """
         names = []
         for i in range(1, self.num_stages + 1):
             stage = getattr(self, f'block{i}')

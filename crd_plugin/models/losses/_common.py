@@ -17,11 +17,11 @@ __all__ = [
     'Shapes',
     'SizedLoss',
     'Widths',
+    'channels_of',
     'check_given',
     'count',
     'finite',
     'not_inferred',
-    'one_pair',
     'positive',
     'shapes',
     'shapes_of',
@@ -32,25 +32,40 @@ Widths = int | Sequence[int]
 Shapes = tuple[Shape, ...]
 
 
+def channels_of(pairs: Sequence[tuple[Tensor, Tensor]]) -> tuple[tuple, tuple]:
+    """Return the channels of student's and teacher's features, layer by layer."""
+    return tuple(s.size(1) for s, _ in pairs), tuple(t.size(1) for _, t in pairs)
+
+
+def shapes_of(pairs: Sequence[tuple[Tensor, Tensor]]) -> tuple[tuple, tuple]:
+    """Return channels, height and width of student's and teacher's maps, layer by layer."""
+    return tuple(tuple(s.shape[1:]) for s, _ in pairs), tuple(tuple(t.shape[1:]) for _, t in pairs)
+
+
 class SizedLoss(nn.Module):
     """Base of losses that are built for the sizes of student's and teacher's features.
 
-    The sizes are two arguments of the subclass. Where the config leaves them out,
-    ``FrozenTeacherDistill`` sends images through the networks and calls :meth:`infer_width`.
-    A subclass ends its ``__init__`` with :meth:`set_sizes` and defines :meth:`measure` and
+    The sizes are two arguments of the subclass, one number or shape per layer. Where the config
+    leaves them out, ``FrozenTeacherDistill`` sends images through the networks and calls
+    :meth:`infer_width`. A subclass ends its ``__init__`` with :meth:`set_sizes` and defines
     :meth:`build`.
 
     Attributes:
+        measure (Callable): The sizes of pairs of features: ``channels_of`` or ``shapes_of``.
+        published_layer (str, optional): If the loss takes a single layer, the one in the paper.
         needs_width (bool): Whether a size, and so the layers, are still missing.
         sizes (dict): The student's and the teacher's size by argument; None where unknown.
     """
 
+    measure = staticmethod(channels_of)
+    published_layer: str | None = None
+
     def __init__(self) -> None:
         super().__init__()
         self.needs_width = True
-        self.sizes: dict[str, Any] = {}
+        self.sizes: dict[str, tuple | None] = {}
 
-    def set_sizes(self, **sizes: Any) -> None:
+    def set_sizes(self, **sizes: tuple | None) -> None:
         """Store the student's and the teacher's size; build the layers if both are known."""
         self.sizes = sizes
         if None not in sizes.values():
@@ -67,26 +82,35 @@ class SizedLoss(nn.Module):
         Raises:
             ValueError: If a size given in the config differs.
         """
-        found = dict(zip(self.sizes, self.measure(s_feats, t_feats)))
+        found = dict(zip(self.sizes, self.measure(self.pair(s_feats, t_feats))))
         for name, size in found.items():
             check_given(name, self.sizes[name], size)
         self.set_sizes(**found)
 
-    def measure(self, s_feats: Features, t_feats: Features) -> tuple[Any, Any]:
-        """Return the sizes of student's and teacher's features."""
-        raise NotImplementedError
+    def pair(self, s_feats: Features, t_feats: Features) -> list[tuple[Tensor, Tensor]]:
+        """Return student's and teacher's features of each layer, float32, the latter detached."""
+        pairs = pair_maps(s_feats, t_feats)
+        if self.published_layer and len(pairs) != 1:
+            raise ValueError(
+                f's_feats and t_feats have {len(pairs)} layers, {type(self).__name__} takes one '
+                'map of each; choose it with data_idx in loss_forward_mappings (published: '
+                f'{self.published_layer}).'
+            )
+        return pairs
 
     def build(self, s_size: Any, t_size: Any) -> None:
         """Make the layers."""
         raise NotImplementedError
 
-    def check_sizes(self, *found: Any) -> None:
-        """Raise a ValueError unless the layers were built for these sizes."""
+    def check_sizes(self, pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """Raise a ValueError unless the layers were built for features of these sizes."""
         self._check_built()
-        for (name, built), size in zip(self.sizes.items(), found):
+        for (name, built), size in zip(self.sizes.items(), self.measure(pairs)):
             check_given(name, built, size)
 
-    def check_fits(self, layers: Iterable[nn.Module], s_shapes: Shapes, t_shapes: Shapes) -> None:
+    def check_fits(
+        self, layers: Iterable[nn.Module], pairs: Sequence[tuple[Tensor, Tensor]]
+    ) -> None:
         """Raise a ValueError unless each layer leads from the student's to the teacher's shape.
 
         The shapes may differ from those that the layers were built for if the same layers would be
@@ -94,16 +118,17 @@ class SizedLoss(nn.Module):
         """
         self._check_built()
         layers = list(layers)
-        fits = len(layers) == len(s_shapes) and all(
+        s_shapes, t_shapes = shapes_of(pairs)
+        fits = len(layers) == len(pairs) and all(
             layer.fits(s, t) if isinstance(layer, ConvRegressor) else s == t
             for layer, s, t in zip(layers, s_shapes, t_shapes)
         )
         if not fits:
-            built_for = ' and '.join(f'{name}={size}' for name, size in self.sizes.items())
+            built_for = ' and '.join(f'{name}={_short(x)}' for name, x in self.sizes.items())
             raise ValueError(
-                f'Channels, heights and widths of s_feats and t_feats are {s_shapes} and '
-                f'{t_shapes}, but the layers were made for {built_for}; set model.input_shape to '
-                'the size of the training images.'
+                'Channels, heights and widths of s_feats and t_feats are '
+                f'{_short(s_shapes)} and {_short(t_shapes)}, but the layers were made for '
+                f'{built_for}; set model.input_shape to the size of the training images.'
             )
 
     def _check_built(self) -> None:
@@ -115,10 +140,9 @@ class SizedLoss(nn.Module):
 def check_given(name: str, given: tuple | None, found: tuple) -> None:
     """Raise a ValueError if a size given in the config is not that of the features."""
     if given is not None and given != found:
-        size = found[0] if len(found) == 1 and isinstance(found[0], int) else found
         raise ValueError(
-            f'{name} is {given[0] if len(given) == 1 else given}, but the recorded features have '
-            f'{size}; set {name}={size}, or leave it out to infer it.'
+            f'{name} is {_short(given)}, but the recorded features have {_short(found)}; set '
+            f'{name}={_short(found)}, or leave it out to infer it.'
         )
 
 
@@ -156,20 +180,6 @@ def shapes(name: str, value: Sequence[Sequence[int]] | None) -> Shapes | None:
     return tuple(check_shape(f'{name}[{i}]', shape) for i, shape in enumerate(value))
 
 
-def shapes_of(pairs: Iterable[tuple[Tensor, Tensor]]) -> tuple[Shapes, Shapes]:
-    """Return channels, height and width of the student's and of the teacher's maps."""
-    students, teachers = zip(*pairs)
-    return tuple(tuple(x.shape[1:]) for x in students), tuple(tuple(x.shape[1:]) for x in teachers)
-
-
-def one_pair(
-    loss: str, s_feats: Features, t_feats: Features, published: str
-) -> tuple[Tensor, Tensor]:
-    """Return the one map of student and teacher, float32, for a loss that takes a single layer."""
-    pairs = pair_maps(s_feats, t_feats)
-    if len(pairs) != 1:
-        raise ValueError(
-            f's_feats and t_feats have {len(pairs)} layers, {loss} takes one map of each; choose '
-            f'it with data_idx in loss_forward_mappings (published: {published}).'
-        )
-    return pairs[0]
+def _short(size: tuple | None) -> Any:
+    """Leave out the brackets of a single layer, for messages."""
+    return size[0] if size and len(size) == 1 else size

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from crd_plugin.ops import full_precision, pair_maps
-from crd_plugin.ops.features import Features
+from crd_plugin.ops import full_precision
 from crd_plugin.registry import MODELS
 
 from ..connectors.conv_regressor import ConvRegressor
@@ -50,6 +49,8 @@ class ABLoss(SizedLoss):
         TypeError: If ``margin`` or ``loss_weight`` is not a number.
     """
 
+    measure = staticmethod(shapes_of)
+
     def __init__(
         self,
         s_shapes: Sequence[Sequence[int]] | None = None,
@@ -77,8 +78,8 @@ class ABLoss(SizedLoss):
         Raises:
             ValueError: If the connectors do not bring one to the other.
         """
-        pairs = pair_maps(s_feats, t_feats)
-        self.check_fits(self.connectors, *shapes_of(pairs))
+        pairs = self.pair(s_feats, t_feats)
+        self.check_fits(self.connectors, pairs)
         losses = [
             # Under autocast the connector may run in half precision, the sum must not.
             boundary_loss(full_precision(connector(student)), teacher, self.margin)
@@ -87,10 +88,6 @@ class ABLoss(SizedLoss):
         total = torch.stack([2.0 ** (i + 1 - len(losses)) * loss for i, loss in enumerate(losses)])
         # The published scale; it has no other reason.
         return self.loss_weight * total.sum() * (3 / 1000 / len(pairs[0][0]))
-
-    def measure(self, s_feats: Features, t_feats: Features) -> tuple[Shapes, Shapes]:
-        """Return channels, height and width of all maps."""
-        return shapes_of(pair_maps(s_feats, t_feats))
 
     def build(self, s_size: Shapes, t_size: Shapes) -> None:
         """Make one connector per layer."""

@@ -67,14 +67,13 @@ class CCLoss(SizedLoss):
             ValueError: If shapes do not fit or B is below 2.
         """
         student, teacher = pair_vectors(s_feats, t_feats, min_batch=2)
-        self.check_sizes((student.size(1),), (teacher.size(1),))
+        self.check_sizes([(student, teacher)])
         gap = (full_precision(self.embed_s(student)) - full_precision(self.embed_t(teacher))).abs()
         return self.loss_weight * (gap[:-1] * gap[1:]).sum(1).mean()
 
-    def measure(self, s_feats: Features, t_feats: Features) -> tuple[tuple[int], tuple[int]]:
-        """Return the widths of both vectors."""
-        student, teacher = pair_vectors(s_feats, t_feats)
-        return (student.size(1),), (teacher.size(1),)
+    def pair(self, s_feats: Features, t_feats: Features) -> list[tuple[Tensor, Tensor]]:
+        """Return the flattened features."""
+        return [pair_vectors(s_feats, t_feats)]
 
     def build(self, s_size: tuple[int], t_size: tuple[int]) -> None:
         """Make the two heads."""

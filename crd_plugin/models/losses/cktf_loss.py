@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from crd_plugin.ops import full_precision, pool_flat
+from crd_plugin.ops import full_precision
+from crd_plugin.ops.pairing import METHODS, POOLS, Blocks, pair_blocks, pool_flat, resolve_pool
 from crd_plugin.registry import MODELS
 
 from ..connectors import EmbeddingConnector
 from ._common import count, finite, not_inferred
-from .block_pairing import BlockPairing, Blocks
 from .crd_loss import CRDLoss
 
 _STEM, _PENULTIMATE = 'stem', 'penultimate'
@@ -32,9 +32,10 @@ class CKTFLoss(nn.Module):
     .. math::
         L = \beta L_{pen} + \theta \Big( L_{stem} + \sum_g L_g \Big)
 
-    :class:`BlockPairing` chooses which block of the teacher is compared with the last block of
-    the student in group g. All levels share the negatives of a step and the labels. They cannot
-    share the rows of a bank, because each level trains its own teacher connector.
+    :func:`~crd_plugin.ops.pairing.pair_blocks` chooses which block of the teacher is compared
+    with the last block of the student in group g. All levels share the negatives of a step and
+    the labels. They cannot share the rows of a bank, because each level trains its own teacher
+    connector.
 
     Source: Zhao et al., arXiv:2303.07599 (ICASSP 2023); numbers of kaiqi123/CKTF
     ``helper/loops.py`` @ b2bba29. Differs: the stems may have different widths; where the
@@ -45,10 +46,11 @@ class CKTFLoss(nn.Module):
         embed_dim (int): Width D of all embeddings. Defaults to 128.
         temperature (float): tau. Defaults to 0.1, as scripted for CIFAR-100; 0.07 on
             Tiny-ImageNet and STL-10.
-        method (str): ``'last'``, ``'smallest'``, ``'largest'``, ``'first'`` or ``'random'``, see
-            :class:`BlockPairing`. Defaults to ``'last'``.
-        pool (str): ``'auto'``, ``'avg8'`` or ``'global'``, see :class:`BlockPairing`. Defaults
-            to ``'auto'``.
+        method (str): Choice of the teacher's block: ``'last'``, ``'first'``, ``'random'``, or
+            the block with the ``'smallest'`` or ``'largest'`` cosine similarity to the student's.
+            Defaults to ``'last'``.
+        pool (str): ``'avg8'``: the mean of each 8x8 window; ``'global'``: the mean of the map;
+            ``'auto'``: ``'avg8'`` for three groups, else ``'global'``. Defaults to ``'auto'``.
         head (str): Head of the connectors, ``'linear'``, ``'mlp'`` or ``'pad'``. Defaults to
             ``'linear'``.
         beta (float): Weight of the penultimate level; 0 removes it. Defaults to 0.8.
@@ -86,6 +88,9 @@ class CKTFLoss(nn.Module):
         **kwargs: Any,
     ) -> None:
         super().__init__()
+        for name, value, allowed in (('method', method, METHODS), ('pool', pool, POOLS)):
+            if value not in allowed:
+                raise ValueError(f'{name} is {value!r}, expected one of {allowed}.')
         if num_groups is not None:
             count('num_groups', num_groups, ', or None for all groups')
         self.beta = finite('beta', beta)
@@ -99,7 +104,8 @@ class CKTFLoss(nn.Module):
         self.embed_dim = embed_dim
         self.head = head
         self.num_groups = num_groups
-        self.pairing = BlockPairing(method, pool)
+        self.method = method
+        self.pool = pool
         self._crd = dict(embed_dim=embed_dim, temperature=temperature, **kwargs)
         # Needs no widths, so a wrong setting is reported now.
         self.losses = nn.ModuleDict({_PENULTIMATE if beta else _STEM: CRDLoss(**self._crd)})
@@ -174,10 +180,11 @@ class CKTFLoss(nn.Module):
         level, (student, _) = next(iter(embedded.items()))
         crd: Any = self.losses[level]
         drawn = None if crd.bank is None else crd.draw(sample_idx, contrast_idx, student.dtype)
-        total = sum(
-            self._weight(level) * self.losses[level](*pair, sample_idx, labels, contrast_idx, drawn)
-            for level, pair in embedded.items()
-        )
+        total: Any = 0.0
+        for level, pair in embedded.items():
+            weight = self.beta if level == _PENULTIMATE else self.theta
+            value = self.losses[level](*pair, sample_idx, labels, contrast_idx, drawn)
+            total = total + weight * value
         return self.loss_weight * total
 
     def features(
@@ -200,17 +207,13 @@ class CKTFLoss(nn.Module):
         """
         pairs: Features = {}
         if self.theta:
-            pool = self.pairing.pool_of(len(s_blocks))
+            pool = resolve_pool(self.pool, len(s_blocks))
             pairs[_STEM] = (_flat_stem(s_stem, pool), _flat_stem(t_stem, pool))
-            groups = self.pairing(s_blocks, t_blocks)[: self.num_groups]
+            groups = pair_blocks(s_blocks, t_blocks, self.method, pool)[: self.num_groups]
             pairs.update({f'group{i}': pair for i, pair in enumerate(groups, start=1)})
         if self.beta:
             pairs[_PENULTIMATE] = (full_precision(s_feats), full_precision(t_feats))
         return pairs
-
-    def _weight(self, level: str) -> float:
-        """Return the factor of a level."""
-        return self.beta if level == _PENULTIMATE else self.theta
 
     def _check_widths(self, pairs: Features) -> None:
         """Check that the features have the widths that the connectors were built for."""
@@ -249,8 +252,9 @@ class CKTFLoss(nn.Module):
                 self.losses[level] = CRDLoss(**self._crd)
 
     def extra_repr(self) -> str:
-        """Return the weights."""
-        return f'beta={self.beta}, theta={self.theta}, loss_weight={self.loss_weight}'
+        """Return the settings of the levels."""
+        weights = f'beta={self.beta}, theta={self.theta}, loss_weight={self.loss_weight}'
+        return f'{weights}, method={self.method!r}, pool={self.pool!r}'
 
 
 def _flat_stem(stem: Tensor, pool: str) -> Tensor:

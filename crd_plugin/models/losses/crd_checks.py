@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# How far from 1 the norm of an embedding may be: float16 rounding of 128
-# numbers stays below it, a forgotten normalisation does not.
+# How far from 1 the norm of an embedding may be: float16 rounding of 128 numbers stays below it, a
+# forgotten normalisation does not.
 _NORM_TOLERANCE = 1e-2
 
 
@@ -73,8 +73,8 @@ def check_embeddings(name: str, side: str, norm: Tensor) -> None:
 def check_feats(s_feats: Tensor, t_feats: Tensor, batch: int, embed_dim: int) -> None:
     """Raise a ValueError unless there is one embedding per sample and side.
 
-    Their norm is looked at on a CPU only: a GPU would be waited for, there
-    ``MemoryBankHook`` looks now and then.
+    Their norm is looked at on a CPU only: a GPU would be waited for, there ``MemoryBankHook`` looks
+    now and then.
 
     Args:
         s_feats (Tensor): Student embeddings, expected ``(B, D)``.

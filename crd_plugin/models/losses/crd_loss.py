@@ -31,56 +31,49 @@ from .crd_checks import check_column, check_feats, check_labels, check_range
 class CRDLoss(nn.Module):
     r"""Contrast student and teacher embeddings with a memory bank (CRD).
 
-    Student embeddings are anchors against the teacher's rows of a memory bank
-    and teacher embeddings against the student's; both losses are summed:
+    Student embeddings are anchors against the teacher's rows of a memory bank and teacher
+    embeddings against the student's; both losses are summed:
 
     .. math::
         L = -\frac{1}{B} \sum_i \Big[ \log h_{i,pos}
             + \sum_{k=1}^{K} \log (1 - h_{ik}) \Big], \quad
         h = \frac{P}{P + K/N}, \quad P = \frac{e^{\langle g, v\rangle/\tau}}{Z}
 
-    Source: Tian et al., arXiv:1910.10699, eq. 17-18; numbers of
-    HobbitLong/RepDistiller ``crd/``. Unlike in ``mmrazor.CRDLoss``,
-    ``loss_weight`` counts (there it is stored and never used), negatives can
-    exclude the anchor's class without ids from the data loader, a forward pass
-    does not change the bank, and ranks agree on Z.
+    Source: Tian et al., arXiv:1910.10699, eq. 17-18; numbers of HobbitLong/RepDistiller ``crd/``.
+    Unlike in ``mmrazor.CRDLoss``, ``loss_weight`` counts (there it is stored and never used),
+    negatives can exclude the anchor's class without ids from the data loader, a forward pass does
+    not change the bank, and ranks agree on Z.
 
-    ``MemoryBankHook`` sizes the bank and commits its updates. With
-    ``negatives='batch'`` this is :class:`InBatchCRDLoss`, which has no bank.
+    ``MemoryBankHook`` sizes the bank and commits its updates. With ``negatives='batch'`` this is
+    :class:`InBatchCRDLoss`, which has no bank.
 
     Args:
         embed_dim (int): Width D of the embeddings. Defaults to 128.
-        num_negatives (int, optional): K. Defaults to None: 16384, as
-            published.
+        num_negatives (int, optional): K. Defaults to None: 16384, as published.
         temperature (float): tau. Defaults to 0.07.
-        momentum (float, optional): Weight of the OLD row of the bank.
-            Defaults to None: 0.5, as published.
+        momentum (float, optional): Weight of the OLD row of the bank. Defaults to None: 0.5, as
+            published.
         objective (str): ``'nce'`` or ``'infonce'`` (the paper's ablation).
-        negatives (str): ``'sampled'``: about K rows for each anchor, weighted
-            to count as K; ``'shared'``: one draw of K rows for the batch;
-            ``'all'``: every row weighted K / pool, which is the expectation
-            of ``'sampled'``; ``'batch'``: see :class:`InBatchCRDLoss`.
-        exclude (str): ``'class'``: negatives are of another class;
-            ``'instance'``: any other row, for data without labels.
-        num_samples (int, optional): Rows N. Defaults to None: the length of
-            the training set, set by ``MemoryBankHook``.
+        negatives (str): ``'sampled'``: about K rows for each anchor, weighted to count as K;
+            ``'shared'``: one draw of K rows for the batch; ``'all'``: every row weighted K / pool,
+            which is the expectation of ``'sampled'``; ``'batch'``: see :class:`InBatchCRDLoss`.
+        exclude (str): ``'class'``: negatives are of another class; ``'instance'``: any other row,
+            for data without labels.
+        num_samples (int, optional): Rows N. Defaults to None: the length of the training set, set
+            by ``MemoryBankHook``.
         loss_weight (float): Factor of the loss. Defaults to 1.0.
-        sharded (bool): Split the rows of the bank over the ranks: each keeps
-            N / W of them, scores the anchors of all ranks against these, and
-            the sums are reduced. The same loss with ``negatives='all'``, the
-            same expectation otherwise. Defaults to False.
-        bank_dtype (str, optional): Type of the rows: ``'float32'``,
-            ``'float16'`` or ``'bfloat16'``; all maths is in float32. Defaults
-            to None: float32.
+        sharded (bool): Split the rows of the bank over the ranks: each keeps N / W of them, scores
+            the anchors of all ranks against these, and the sums are reduced. The same loss with
+            ``negatives='all'``, the same expectation otherwise. Defaults to False.
+        bank_dtype (str, optional): Type of the rows: ``'float32'``, ``'float16'`` or
+            ``'bfloat16'``; all maths is in float32. Defaults to None: float32.
 
     Shape:
         s_feats, t_feats: ``(B, D)`` float with unit L2 norm.
-        sample_idx: ``(B,)`` int64. Output: scalar float32 (float64 for
-        float64 embeddings).
+        sample_idx: ``(B,)`` int64. Output: scalar float32 (float64 for float64 embeddings).
 
     Raises:
-        ValueError: If an argument is out of range or not one of the allowed
-            values.
+        ValueError: If an argument is out of range or not one of the allowed values.
         TypeError: If an argument is not a number where one is expected.
     """
 
@@ -141,11 +134,9 @@ class CRDLoss(nn.Module):
 
     @property
     def mi_bound(self) -> Tensor | None:
-        """Tensor: Lower bound of the mutual information, in nats, scalar
-        without gradient; None before the first batch.
+        """Tensor: Lower bound of the mutual information, scalar in nats; None before a batch.
 
-        ``I(T; S) >= log K + E[log h]``, section 3.1 of the paper; the mean of
-        both directions.
+        ``I(T; S) >= log K + E[log h]``, section 3.1 of the paper; the mean of both directions.
         """
         if self._critic is None:
             return None
@@ -166,26 +157,22 @@ class CRDLoss(nn.Module):
         Args:
             s_feats (Tensor): Student embeddings, ``(B, D)``, unit norm.
             t_feats (Tensor): Teacher embeddings, ``(B, D)``, unit norm.
-            sample_idx (Tensor): Position of each sample in the training set,
-                ``(B,)`` int64.
-            labels (Tensor, optional): Class of each sample, ``(B,)`` int64.
-                The bank knows the labels; with ``exclude='class'`` these are
-                compared with it, on CPU tensors, to notice a training set
-                that is not the bank's.
-            contrast_idx (Tensor, optional): Rows to score, ``(B, 1 + K)``
-                int64, the first column the positive. Replaces the drawing of
-                negatives, for parity with the published code.
-            negatives (Negatives, optional): What :meth:`draw` of a loss with a
-                bank of the same samples returned for this batch, so that
-                several losses share it. Defaults to None: drawn here.
+            sample_idx (Tensor): Position of each sample in the training set, ``(B,)`` int64.
+            labels (Tensor, optional): Class of each sample, ``(B,)`` int64. The bank knows the
+                labels; with ``exclude='class'`` these are compared with it, on CPU tensors, to
+                notice a training set that is not the bank's.
+            contrast_idx (Tensor, optional): Rows to score, ``(B, 1 + K)`` int64, the first column
+                the positive. Replaces the drawing of negatives, for parity with the published code.
+            negatives (Negatives, optional): What :meth:`draw` of a loss with a bank of the same
+                samples returned for this batch, so that several losses share it. Defaults to None:
+                drawn here.
 
         Returns:
             Tensor: Scalar, already multiplied by ``loss_weight``.
 
         Raises:
             ValueError: If shapes, ids or values are not as described.
-            RuntimeError: If the bank has no size, or its last update was
-                never committed.
+            RuntimeError: If the bank has no size, or its last update was never committed.
         """
         sample_idx = self._check_ids(sample_idx, contrast_idx)
         check_feats(s_feats, t_feats, sample_idx.numel(), self.embed_dim)
@@ -212,13 +199,11 @@ class CRDLoss(nn.Module):
     ) -> Negatives:
         """Draw the negatives of a batch by the rule of ``self.negatives``.
 
-        With a sharded bank they are those of all ranks' batches: every rank
-        must call it.
+        With a sharded bank they are those of all ranks' batches: every rank must call it.
 
         Args:
             sample_idx (Tensor): As for :meth:`forward`.
-            contrast_idx (Tensor, optional): As for :meth:`forward`; then
-                these are the negatives.
+            contrast_idx (Tensor, optional): As for :meth:`forward`; then these are the negatives.
             dtype (torch.dtype): Type of the embeddings. Defaults to float32.
 
         Returns:

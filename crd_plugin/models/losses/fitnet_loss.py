@@ -11,8 +11,8 @@ from crd_plugin.ops import full_precision
 from crd_plugin.ops.features import Features
 from crd_plugin.registry import MODELS
 
-from ..connectors.conv_regressor import ConvRegressor, Shape, check_shape
-from ._common import SizedLoss, finite, one_pair, shapes_of
+from ..connectors.conv_regressor import ConvRegressor, check_shape
+from ._common import Shapes, SizedLoss, finite, shapes_of
 
 
 @MODELS.register_module()
@@ -43,6 +43,9 @@ class FitNetLoss(SizedLoss):
         TypeError: If ``loss_weight`` is not a number.
     """
 
+    measure = staticmethod(shapes_of)
+    published_layer = '1, the second stage'
+
     def __init__(
         self,
         s_shape: Sequence[int] | None = None,
@@ -52,8 +55,8 @@ class FitNetLoss(SizedLoss):
         super().__init__()
         self.loss_weight = finite('loss_weight', loss_weight)
         self.set_sizes(
-            s_shape=None if s_shape is None else check_shape('s_shape', s_shape),
-            t_shape=None if t_shape is None else check_shape('t_shape', t_shape),
+            s_shape=None if s_shape is None else (check_shape('s_shape', s_shape),),
+            t_shape=None if t_shape is None else (check_shape('t_shape', t_shape),),
         )
 
     def forward(self, s_feats: Features, t_feats: Features) -> Tensor:
@@ -70,23 +73,13 @@ class FitNetLoss(SizedLoss):
         Raises:
             ValueError: If the regressor does not bring one to the other.
         """
-        pair = _pair(s_feats, t_feats)
-        self.check_fits(self.children(), *shapes_of([pair]))
-        student, teacher = pair
+        pairs = self.pair(s_feats, t_feats)
+        self.check_fits(self.children(), pairs)
+        student, teacher = pairs[0]
         # Under autocast the regressor may run in half precision, the mean must not.
         regressed = full_precision(self.regressor(student))
         return self.loss_weight * F.mse_loss(regressed, teacher)
 
-    def measure(self, s_feats: Features, t_feats: Features) -> tuple[Shape, Shape]:
-        """Return channels, height and width of both maps."""
-        (s_shape,), (t_shape,) = shapes_of([_pair(s_feats, t_feats)])
-        return s_shape, t_shape
-
-    def build(self, s_size: Shape, t_size: Shape) -> None:
+    def build(self, s_size: Shapes, t_size: Shapes) -> None:
         """Make the regressor."""
-        self.regressor = ConvRegressor(s_size, t_size)
-
-
-def _pair(s_feats: Features, t_feats: Features) -> tuple[Tensor, Tensor]:
-    """Return the one map of each side."""
-    return one_pair('FitNetLoss', s_feats, t_feats, published='1, the second stage')
+        self.regressor = ConvRegressor(s_size[0], t_size[0])

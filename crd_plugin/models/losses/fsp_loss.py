@@ -8,8 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from crd_plugin.ops import match_heights, no_autocast, pair_maps
-from crd_plugin.ops.features import Features
+from crd_plugin.ops import match_heights, no_autocast
 from crd_plugin.registry import MODELS
 
 from ._common import Shapes, SizedLoss, finite, shapes, shapes_of
@@ -51,6 +50,8 @@ class FSPLoss(SizedLoss):
         TypeError: If ``loss_weight`` is not a number.
     """
 
+    measure = staticmethod(shapes_of)
+
     def __init__(
         self,
         s_shapes: Sequence[Sequence[int]] | None = None,
@@ -76,16 +77,12 @@ class FSPLoss(SizedLoss):
         Raises:
             ValueError: If the maps differ in number, channels or size.
         """
-        pairs = pair_maps(s_feats, t_feats)
+        pairs = self.pair(s_feats, t_feats)
         self.build(*shapes_of(pairs))
         students, teachers = zip(*pairs)
         with no_autocast(students[0]):
             losses = [F.mse_loss(*pair) for pair in zip(flows(students), flows(teachers))]
         return self.loss_weight * torch.stack(losses).sum()
-
-    def measure(self, s_feats: Features, t_feats: Features) -> tuple[Shapes, Shapes]:
-        """Return channels, height and width of all maps."""
-        return shapes_of(pair_maps(s_feats, t_feats))
 
     def build(self, s_size: Shapes, t_size: Shapes) -> None:
         """Check that the two networks can be compared; there are no layers."""

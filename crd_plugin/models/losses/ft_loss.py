@@ -12,7 +12,7 @@ from crd_plugin.ops import absolute_power, attention_vector, full_precision, mat
 from crd_plugin.ops.features import Features
 from crd_plugin.registry import MODELS
 
-from ._common import SizedLoss, finite, one_pair, positive, widths
+from ._common import SizedLoss, check_given, finite, positive, widths
 
 
 @MODELS.register_module()
@@ -51,6 +51,8 @@ class FTLoss(SizedLoss):
         TypeError: If an argument is not a number where one is expected.
     """
 
+    published_layer = '-1, the last map before pooling'
+
     def __init__(
         self,
         s_channels: int | None = None,
@@ -86,8 +88,9 @@ class FTLoss(SizedLoss):
         Raises:
             ValueError: If the channels are not those of the layers.
         """
-        student, teacher = _pair(s_feats, t_feats)
-        self.check_sizes((student.size(1),), (teacher.size(1),))
+        pairs = self.pair(s_feats, t_feats)
+        self.check_sizes(pairs)
+        student, teacher = pairs[0]
         with torch.no_grad():
             factor_t = self.paraphraser.get_submodule('encoder')(teacher)
         factor_s = self.translator(student)
@@ -106,15 +109,11 @@ class FTLoss(SizedLoss):
         Raises:
             ValueError: If the channels are not those of the paraphraser.
         """
-        _, teacher = _pair(t_feats, t_feats)
-        self.check_sizes(self.sizes['s_channels'], (teacher.size(1),))
+        self._check_built()
+        ((_, teacher),) = self.pair(t_feats, t_feats)
+        check_given('t_channels', self.sizes['t_channels'], (teacher.size(1),))
         restored = full_precision(self.paraphraser(teacher))
         return self.reconstruction_weight * F.mse_loss(restored, teacher)
-
-    def measure(self, s_feats: Features, t_feats: Features) -> tuple[tuple[int], tuple[int]]:
-        """Return the channels of both maps."""
-        student, teacher = _pair(s_feats, t_feats)
-        return (student.size(1),), (teacher.size(1),)
 
     def build(self, s_size: tuple[int], t_size: tuple[int]) -> None:
         """Make paraphraser and translator."""
@@ -160,8 +159,3 @@ def _decoder(width: int, channels: int) -> nn.Sequential:
     for pair in ((width, width), (width, channels), (channels, channels)):
         layers += [nn.ConvTranspose2d(*pair, 3, padding=1), nn.Identity(), nn.LeakyReLU(0.1)]
     return nn.Sequential(*layers)
-
-
-def _pair(s_feats: Features, t_feats: Features) -> tuple[Tensor, Tensor]:
-    """Return the one map of each side."""
-    return one_pair('FTLoss', s_feats, t_feats, published='-1, the last map before pooling')

@@ -22,35 +22,32 @@ from .crd_loss import CRDLoss
 class InBatchCRDLoss(CRDLoss):
     r"""Contrast student and teacher embeddings within the global batch.
 
-    Student embeddings are anchors against the teacher's of the batch of all
-    ranks, and teacher embeddings against the student's. Keys are of this
-    step, so the gradient flows through anchors and keys, on every rank that
-    used them: both connectors learn from all pairs, as in SimCLR (Chen et al.,
-    arXiv:2002.05709) and CLIP (Radford et al., arXiv:2103.00020). K is the
-    number of other samples, N that of all, and Z / N is fixed by the first
-    batch. Neither ids nor ``MemoryBankHook`` are needed.
+    Student embeddings are anchors against the teacher's of the batch of all ranks, and teacher
+    embeddings against the student's. Keys are of this step, so the gradient flows through anchors
+    and keys, on every rank that used them: both connectors learn from all pairs, as in SimCLR (Chen
+    et al., arXiv:2002.05709) and CLIP (Radford et al., arXiv:2103.00020). K is the number of other
+    samples, N that of all, and Z / N is fixed by the first batch. Neither ids nor
+    ``MemoryBankHook`` are needed.
 
-    Each rank returns :math:`\frac{W}{B} \sum_i \ell_i` over its own anchors,
-    with W ranks and B samples in the global batch, so that the mean over
-    ranks, which DDP takes of gradients, is that of one process with the whole
-    batch, whatever the sizes of the parts.
+    Each rank returns :math:`\frac{W}{B} \sum_i \ell_i` over its own anchors, with W ranks and B
+    samples in the global batch, so that the mean over ranks, which DDP takes of gradients, is that
+    of one process with the whole batch, whatever the sizes of the parts.
 
     Args:
         embed_dim (int): Width D of the embeddings. Defaults to 128.
         temperature (float): tau. Defaults to 0.07.
-        objective (str): ``'nce'``, or ``'infonce'``, which is recommended: it
-            needs no constant from the first batch. Defaults to ``'nce'``.
-        exclude (str): ``'class'``: samples of the anchor's class are not
-            negatives; ``'instance'``: copies of the anchor are not.
+        objective (str): ``'nce'``, or ``'infonce'``, which is recommended: it needs no constant
+            from the first batch. Defaults to ``'nce'``.
+        exclude (str): ``'class'``: samples of the anchor's class are not negatives; ``'instance'``:
+            copies of the anchor are not.
         loss_weight (float): Factor of the loss. Defaults to 1.0.
-        **bank_arguments: Arguments of :class:`CRDLoss` that need a bank; they
-            are refused.
+        **bank_arguments: Arguments of :class:`CRDLoss` that need a bank; they are refused.
 
     Shape:
         s_feats, t_feats: ``(b, D)`` float with unit L2 norm.
 
-    State in checkpoints: ``log_mean`` ``(2,)``, the log of Z / N of student's
-    and teacher's anchors; NaN until an ``'nce'`` step has been taken.
+    State in checkpoints: ``log_mean`` ``(2,)``, the log of Z / N of student's and teacher's
+    anchors; NaN until an ``'nce'`` step has been taken.
 
     Raises:
         ValueError: If an argument is out of range or needs a bank.
@@ -100,11 +97,11 @@ class InBatchCRDLoss(CRDLoss):
         Args:
             s_feats (Tensor): Student embeddings, ``(b, D)``, unit norm.
             t_feats (Tensor): Teacher embeddings, ``(b, D)``, unit norm.
-            sample_idx (Tensor, optional): Id of each sample, ``(b,)`` int64;
-                with ``exclude='instance'`` it tells copies of a sample apart
-                from others. Defaults to None: every sample is its own.
-            labels (Tensor, optional): Class of each sample, ``(b,)`` int64;
-                ``exclude='class'`` needs it.
+            sample_idx (Tensor, optional): Id of each sample, ``(b,)`` int64; with
+                ``exclude='instance'`` it tells copies of a sample apart from others. Defaults to
+                None: every sample is its own.
+            labels (Tensor, optional): Class of each sample, ``(b,)`` int64; ``exclude='class'``
+                needs it.
             contrast_idx (None): Refused, it needs a bank.
             negatives (None): Refused, they need a bank.
 
@@ -137,9 +134,6 @@ class InBatchCRDLoss(CRDLoss):
             *args: Not used.
             **kwargs: Not used.
 
-        Returns:
-            Any: Nothing, it always raises.
-
         Raises:
             RuntimeError: Always.
         """
@@ -157,8 +151,8 @@ class InBatchCRDLoss(CRDLoss):
         keys, (students, teachers) = gather_batches(key, (student, teacher), sizes)
         if total == 1:
             return self._no_negative(student, teacher)
-        # Samples of the anchor's own key are left out; what remains is
-        # weighted to count as K = B - 1 negatives.
+        # Samples of the anchor's own key are left out; what remains is weighted to count as K = B -
+        # 1 negatives.
         weight = (key[:, None] != keys).to(student.dtype)
         weight = weight * ((total - 1) / weight.sum(1, keepdim=True).clamp_min_(1))
         scores = [

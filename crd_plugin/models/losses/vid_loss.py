@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from crd_plugin.ops import match_heights, pair_maps
+from crd_plugin.ops import match_heights
 from crd_plugin.ops.features import Features
 from crd_plugin.registry import MODELS
 
@@ -80,16 +80,10 @@ class VIDLoss(SizedLoss):
         Raises:
             ValueError: If layers or shapes do not fit.
         """
-        pairs = pair_maps(s_feats, t_feats)
-        self.check_sizes(*_channels(pairs))
+        pairs = self.pair(s_feats, t_feats)
+        self.check_sizes(pairs)
         losses = [layer(*match_heights(*pair)) for layer, pair in zip(self.layers, pairs)]
         return self.loss_weight * torch.stack(losses).sum()
-
-    def measure(
-        self, s_feats: Features, t_feats: Features
-    ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Return the channels of all maps."""
-        return _channels(pair_maps(s_feats, t_feats))
 
     def build(self, s_size: tuple[int, ...], t_size: tuple[int, ...]) -> None:
         """Make one regressor per layer."""
@@ -128,8 +122,3 @@ class _Layer(nn.Module):
         squares = gap.square().mean((0, 2, 3))  # (C,)
         variance = F.softplus(self.log_scale) + self.eps
         return 0.5 * (squares / variance + variance.log()).mean()
-
-
-def _channels(pairs: list[tuple[Tensor, Tensor]]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return the channels of the student's and of the teacher's maps."""
-    return tuple(s.size(1) for s, _ in pairs), tuple(t.size(1) for _, t in pairs)

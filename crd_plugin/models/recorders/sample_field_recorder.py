@@ -10,7 +10,6 @@ from mmrazor.models.task_modules.recorder.base_recorder import BaseRecorder
 from torch import Tensor, nn
 
 from crd_plugin.registry import TASK_UTILS
-from crd_plugin.structures import BatchSamples
 
 
 @TASK_UTILS.register_module()
@@ -60,11 +59,11 @@ class SampleFieldRecorder(BaseRecorder):
         self._recording = False
 
 
-def stack_field(samples: BatchSamples | Sequence[Any], field: str, device: torch.device) -> Tensor:
+def stack_field(samples: Sequence[Any], field: str, device: torch.device) -> Tensor:
     """Stack one field of data samples.
 
     Args:
-        samples (BatchSamples | Sequence): Data samples of a batch.
+        samples (Sequence): Data samples of a batch.
         field (str): Name of the field.
         device (torch.device): Device of the result.
 
@@ -74,9 +73,6 @@ def stack_field(samples: BatchSamples | Sequence[Any], field: str, device: torch
     Raises:
         ValueError: If a sample has no such field.
     """
-    whole = samples.field(field) if isinstance(samples, BatchSamples) else None
-    if whole is not None:
-        return whole.to(device, non_blocking=True)
     values: list[Any] = [getattr(sample, field, None) for sample in samples]
     if any(value is None for value in values):
         hint = (

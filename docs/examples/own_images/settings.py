@@ -34,5 +34,6 @@ test_dataloader, test_evaluator = val_dataloader, val_evaluator
 
 # 0.1 for batches of 256; here they have 32.
 optim_wrapper = dict(optimizer=dict(lr=0.1 * 32 / 256))
+auto_scale_lr = dict(base_batch_size=32)
 param_scheduler = dict(milestones=[epochs * 6 // 10, epochs * 9 // 10])
 train_cfg = dict(max_epochs=epochs)

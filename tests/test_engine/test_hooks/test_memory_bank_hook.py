@@ -2,7 +2,7 @@
 
 import copy
 import math
-from typing import Any, Dict, List
+from typing import Any
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ INNER = 'train_dataloader__dataset__dataset__'
 class SecretDigits(Digits):
     """Digits whose annotations keep the label under another name."""
 
-    def load_data_list(self) -> List[dict]:
+    def load_data_list(self) -> list[dict]:
         infos = super().load_data_list()
         return [dict(img=info['img'], digit=info['gt_label']) for info in infos]
 
@@ -35,7 +35,7 @@ class SecretDigits(Digits):
 class TellDigit:
     """Makes the label known, too late for who asks the data set."""
 
-    def __call__(self, results: Dict[str, Any]) -> Dict[str, Any]:
+    def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
         return {**results, 'gt_label': results.pop('digit')}
 
 
@@ -43,7 +43,7 @@ class TellDigit:
 class OnlyThrees(Digits):
     """One class of the digits."""
 
-    def load_data_list(self) -> List[dict]:
+    def load_data_list(self) -> list[dict]:
         return [info for info in super().load_data_list() if info['gt_label'] == 3]
 
 

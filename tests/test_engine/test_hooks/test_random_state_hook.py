@@ -1,4 +1,4 @@
-"""RandomStateHook: numbers that depend on seed and position alone."""
+"""RandomStateHook: numbers that depend on the seed and the position in training alone."""
 
 import random
 from types import SimpleNamespace
@@ -6,10 +6,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from mmengine.dataset import DefaultSampler, pseudo_collate
 from mmengine.hooks import Hook
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from crd_plugin.engine import RandomStateHook
-from crd_plugin.engine.hooks.random_state_hook import seed_everything
+from crd_plugin.engine.hooks.random_state_hook import seed_everything, seeded_reading
 from tests import small_runs
 
 ITERATIONS = dict(
@@ -18,18 +20,23 @@ ITERATIONS = dict(
     default_hooks__checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=3),
     log_processor__by_epoch=False,
 )
+WORKERS = dict(train_dataloader__num_workers=2, train_dataloader__persistent_workers=True)
 
 
 class Spy(Hook):
-    """Keeps ids and images of every batch, and draws a number in each."""
+    """Keeps ids and images of every batch, and draws numbers in each iteration."""
 
-    def __init__(self) -> None:
-        self.batches, self.draws = [], []
+    def __init__(self, batches=(), draws=()) -> None:
+        self.batches, self.draws = list(batches), list(draws)
 
     def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:
         ids = [sample.sample_idx for sample in data_batch['data_samples']]
         self.batches.append((ids, torch.stack(list(data_batch['inputs']))))
         self.draws.append(_draw())
+
+    def since(self, start):
+        """Return what was seen from an iteration on."""
+        return Spy(self.batches[start:], self.draws[start:])
 
 
 def _draw():
@@ -37,11 +44,11 @@ def _draw():
 
 
 def _train(work_dir, **changes):
-    """Train without validation; what was read, what was drawn, the runner."""
+    """Train without validation; return what was read and drawn, and the runner."""
     spy = Spy()
     runner = small_runs.build(work_dir, spy, **{**small_runs.without_validation(), **changes})
     runner.train()
-    # Left to the garbage collector, workers are waited for in vain.
+    # Workers that are left to the garbage collector are waited for in vain.
     runner.train_dataloader._iterator = None
     vars(getattr(runner.train_loop, 'dataloader_iterator', spy)).pop('_iterator', None)
     return spy, runner
@@ -51,27 +58,20 @@ def _resume(work_dir, name, **changes):
     return _train(work_dir, load_from=str(work_dir / name), resume=True, **changes)
 
 
-def _equal(first, second):
+def _assert_equal(first, second):
     assert first.draws == second.draws
+    assert len(first.batches) == len(second.batches)
     for (ids, images), (other_ids, other_images) in zip(first.batches, second.batches):
         assert ids == other_ids
         assert torch.equal(images, other_images)
 
 
-def _tail(spy, start):
-    rest = Spy()
-    rest.batches, rest.draws = spy.batches[start:], spy.draws[start:]
-    return rest
+def _assert_same_weights(first, second):
+    for name, value in first.model.state_dict().items():
+        assert torch.equal(value, second.model.state_dict()[name]), name
 
 
-# --- seeding ---------------------------------------------------------------
-
-
-def test_same_counters_same_numbers():
-    seed_everything(1, 2, 3)
-    first = [_draw() for _ in range(3)]
-    seed_everything(1, 2, 3)
-    assert [_draw() for _ in range(3)] == first
+# --- iterations ------------------------------------------------------------
 
 
 def test_every_counter_and_generator_counts():
@@ -79,8 +79,8 @@ def test_every_counter_and_generator_counts():
     for counters in ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 1)):
         seed_everything(*counters)
         streams.append(_draw())
-    for numbers in zip(*streams):
-        assert len(set(numbers)) == len(streams)
+        seed_everything(*counters)
+        assert _draw() == streams[-1]
     # No generator repeats another's stream.
     assert len({number for draw in streams for number in draw}) == 15
 
@@ -98,71 +98,130 @@ def test_iteration_forgets_what_was_drawn_before():
     assert not set(_draw()) & set(expected)
 
 
-# --- in training -----------------------------------------------------------
+# --- reading ---------------------------------------------------------------
 
 
-def test_checkpoint_holds_the_drawn_seeds(tmp_path):
-    _, runner = _train(tmp_path, randomness=dict(seed=None))
-    state = small_runs.load(tmp_path / 'epoch_1.pth')['random_state']
-    assert state == dict(seed=runner.seed, sampler_seed=runner.train_dataloader.sampler.seed)
-    assert isinstance(runner.seed, int)
+class Noise(Dataset):
+    """Sample i is i and a draw from each generator that an augmentation may use."""
+
+    def __len__(self):
+        return 12
+
+    def __getitem__(self, idx):
+        return (idx, *_draw())
+
+
+def _loader(num_workers, seed=7):
+    dataset = Noise()
+    if seed is not None:
+        seeded_reading(dataset).set_seed(seed)
+    return DataLoader(
+        dataset,
+        batch_size=3,
+        sampler=DefaultSampler(dataset, shuffle=True, seed=0),
+        num_workers=num_workers,
+        persistent_workers=num_workers > 0,
+        collate_fn=pseudo_collate,
+    )
+
+
+def _epoch(loader, epoch):
+    loader.sampler.set_epoch(epoch)
+    if seeded := getattr(loader.dataset, '__getitems__', None):
+        seeded.set_epoch(epoch)
+    return [torch.tensor(batch, dtype=torch.float64) for batch in loader]
+
+
+def test_an_epoch_is_the_same_after_a_restart_with_any_number_of_workers():
+    running = _loader(2)
+    epochs = [torch.cat(_epoch(running, epoch), 1) for epoch in range(3)]
+    for num_workers in (0, 1):
+        assert torch.equal(torch.cat(_epoch(_loader(num_workers), 2), 1), epochs[2])
+    # 3 epochs of 12 samples, three generators: no draw comes back.
+    assert torch.cat(epochs, 1)[1:].unique().numel() == 3 * 12 * 3
+    other = torch.cat(_epoch(_loader(0, seed=8), 2), 1)
+    assert torch.equal(other[0], epochs[2][0]) and not torch.equal(other[1:], epochs[2][1:])
+
+
+def test_workers_keep_their_own_seeds_unless_asked():
+    assert not torch.equal(_epoch(_loader(1, None), 0)[0], _epoch(_loader(1, None), 0)[0])
+
+
+def test_reading_leaves_the_random_state_as_it_is():
+    dataset = Noise()
+    seeded_reading(dataset)
+    seed_everything(1, 2, 3)
+    undisturbed = [_draw(), _draw()]
+    seed_everything(1, 2, 3)
+    first = _draw()
+    dataset.__getitems__([4, 1])
+    assert [first, _draw()] == undisturbed
+    seed_everything(1, 2, 3)
+    Noise.__getitem__, right = (lambda self, idx: _draw() / 0), Noise.__getitem__
+    with pytest.raises(TypeError):
+        dataset.__getitems__([4, 1])
+    Noise.__getitem__ = right
+    assert _draw() == first
+
+
+def test_a_batch_that_comes_again_is_augmented_differently():
+    runs = []
+    for _ in range(2):
+        dataset = Noise()
+        reading = seeded_reading(dataset)
+        reading.set_seed(1)
+        runs.append([dataset.__getitems__([2, 5]) for _ in range(3)])
+        reading.set_epoch(1)
+        runs[-1].append(dataset.__getitems__([2, 5]))
+    assert len({batch[0] for batch in runs[0]}) == 4
+    assert runs[0] == runs[1]
+
+
+def test_data_sets_that_read_batches_or_take_no_attribute():
+    dataset = Subset(Noise(), [4, 3])
+    reading = seeded_reading(dataset)
+    assert [idx for idx, *_ in dataset.__getitems__([1, 0])] == [3, 4]
+    # As if train() is called twice: running workers know the first one.
+    assert seeded_reading(dataset) is reading
+    assert seeded_reading([1, 2])([1, 0]) == [2, 1]
+
+
+# --- training --------------------------------------------------------------
 
 
 def test_resumed_run_takes_over_drawn_seeds(tmp_path):
     drawn = dict(randomness=dict(seed=None), train_cfg__max_epochs=2)
     whole, first = _train(tmp_path, **drawn)
+    state = small_runs.load(tmp_path / 'epoch_1.pth')['random_state']
+    sampler_seed = first.train_dataloader.sampler.seed
+    assert state == dict(seed=first.seed, sampler_seed=sampler_seed)
+    assert isinstance(first.seed, int)
     rest, second = _resume(tmp_path, 'epoch_1.pth', **drawn)
-    assert len(rest.batches) == small_runs.STEPS
-    _equal(_tail(whole, small_runs.STEPS), rest)
+    _assert_equal(whole.since(small_runs.STEPS), rest)
     assert second.seed == first.seed
-    for name, value in first.model.state_dict().items():
-        assert torch.equal(value, second.model.state_dict()[name]), name
-
-
-def test_loading_weights_alone_keeps_the_runs_own_seeds(tmp_path):
-    drawn = dict(randomness=dict(seed=None))
-    _, first = _train(tmp_path, **drawn)
+    _assert_same_weights(first, second)
+    # Loading weights alone keeps the run's own seeds.
     checkpoint = str(tmp_path / 'epoch_1.pth')
-    _, second = _train(tmp_path, load_from=checkpoint, **drawn)
-    assert second.seed != first.seed
-    assert second.train_dataloader.sampler.seed != first.train_dataloader.sampler.seed
+    _, third = _train(tmp_path, load_from=checkpoint, **drawn)
+    assert third.seed != first.seed
+    assert third.train_dataloader.sampler.seed != sampler_seed
 
 
-def test_validation_leaves_training_as_it_is(tmp_path):
-    spies = []
-    for val in (dict(), small_runs.without_validation()):
-        spy = Spy()
-        small_runs.build(
-            tmp_path, spy, train_cfg__max_epochs=2, default_hooks__checkpoint=None, **val
-        ).train()
-        spies.append(spy)
-    assert len(spies[0].draws) == 2 * small_runs.STEPS
-    _equal(*spies)
-
-
-def test_number_of_workers_leaves_training_as_it_is(tmp_path):
-    whole, _ = _train(tmp_path, train_cfg__max_epochs=2, default_hooks__checkpoint=None)
-    workers, _ = _train(
-        tmp_path,
-        train_cfg__max_epochs=2,
-        default_hooks__checkpoint=None,
-        train_dataloader__num_workers=2,
-        train_dataloader__persistent_workers=True,
-    )
-    _equal(whole, workers)
-    # Augmented anew in each epoch.
+def test_validation_and_workers_leave_training_as_it_is(tmp_path):
+    two = dict(train_cfg__max_epochs=2, default_hooks__checkpoint=None)
+    whole, _ = _train(tmp_path, **two)
+    workers, _ = _train(tmp_path, **two, **WORKERS)
+    _assert_equal(whole, workers)
+    validated = Spy()
+    small_runs.build(tmp_path, validated, **two).train()
+    _assert_equal(whole, validated)
+    assert len(whole.draws) == 2 * small_runs.STEPS
+    # Images differ from epoch to epoch.
     epochs = [
-        {
-            index: image
-            for ids, images in whole.batches[start : start + small_runs.STEPS]
-            for index, image in zip(ids, images)
-        }
-        for start in (0, small_runs.STEPS)
+        {index: image for ids, images in batches for index, image in zip(ids, images)}
+        for batches in (whole.batches[: small_runs.STEPS], whole.batches[small_runs.STEPS :])
     ]
-    changed = [
-        not torch.equal(epochs[0][index], epochs[1][index])
-        for index in range(small_runs.NUM_SAMPLES)
-    ]
+    changed = [not torch.equal(epochs[0][index], image) for index, image in epochs[1].items()]
     assert sum(changed) > small_runs.NUM_SAMPLES / 2
 
 
@@ -172,16 +231,16 @@ def test_seeds_reach_a_data_set_inside_a_wrapper(tmp_path):
         _delete_=True, type='RepeatDataset', times=2, dataset=cfg.train_dataloader.dataset
     )
     first, _ = _train(tmp_path, train_dataloader__dataset=repeated)
-    torch.rand(3)
-    second, runner = _train(tmp_path, train_dataloader__dataset=repeated)
+    second, runner = _train(tmp_path, train_dataloader__dataset=repeated, **WORKERS)
     assert len(runner.train_dataloader.dataset) == 2 * small_runs.NUM_SAMPLES
-    _equal(first, second)
+    _assert_equal(first, second)
 
 
-def test_data_set_without_seeds_of_its_own(tmp_path):
-    """Plain training on any data set repeats itself without workers."""
+@pytest.mark.parametrize('workers', [dict(), WORKERS])
+def test_plain_training_on_any_data_set_repeats_itself(tmp_path, workers):
     cfg = small_runs.config(tmp_path)
     plain = dict(
+        workers,
         train_cfg__max_epochs=2,
         model={**cfg.model.architecture, '_delete_': True},
         train_dataloader__dataset={**cfg.train_dataloader.dataset.dataset, '_delete_': True},
@@ -189,9 +248,8 @@ def test_data_set_without_seeds_of_its_own(tmp_path):
     )
     whole, first = _train(tmp_path, **plain)
     rest, second = _resume(tmp_path, 'epoch_1.pth', **plain)
-    _equal(_tail(whole, small_runs.STEPS), rest)
-    weight = [runner.model.head.fc.weight for runner in (first, second)]
-    assert torch.equal(*weight)
+    _assert_equal(whole.since(small_runs.STEPS), rest)
+    _assert_same_weights(first, second)
 
 
 @pytest.mark.parametrize('num_workers', [0, 2])
@@ -202,21 +260,17 @@ def test_loop_by_iterations_resumes(tmp_path, num_workers):
     whole, first = _train(tmp_path, **changes)
     rest, second = _resume(tmp_path, 'iter_3.pth', **changes)
     assert len(rest.batches) == 3
-    _equal(_tail(whole, 3), rest)
-    for name, value in first.model.state_dict().items():
-        assert torch.equal(value, second.model.state_dict()[name]), name
+    _assert_equal(whole.since(3), rest)
+    _assert_same_weights(first, second)
 
 
-def test_loop_by_iterations_augments_every_pass_anew(tmp_path):
+def test_loop_by_iterations_augments_every_pass_differently(tmp_path):
     """The same batch comes again and again, never the same images."""
-    spy, _ = _train(
-        tmp_path,
-        **{
-            **ITERATIONS,
-            'train_dataloader__sampler__shuffle': False,
-            'train_dataloader__batch_size': small_runs.NUM_SAMPLES,
-        },
+    whole_set = dict(
+        train_dataloader__sampler__shuffle=False,
+        train_dataloader__batch_size=small_runs.NUM_SAMPLES,
     )
+    spy, _ = _train(tmp_path, **{**ITERATIONS, **whole_set})
     ids = [ids for ids, _ in spy.batches]
     assert len(ids) == 6 and all(other == ids[0] for other in ids)
     images = [images for _, images in spy.batches]
@@ -225,7 +279,7 @@ def test_loop_by_iterations_augments_every_pass_anew(tmp_path):
 
 
 def test_loop_by_iterations_reads_nothing_before_hooks_ran(tmp_path):
-    """MMEngine starts to read when the loop is built; compat mends it."""
+    """MMEngine starts to read when the loop is built; compat repairs that."""
     seen = {}
 
     class Look(Hook):

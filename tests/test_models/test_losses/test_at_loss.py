@@ -59,11 +59,3 @@ def test_mmrazors_is_the_same_for_one_size():
     for i in (0, 1):
         pair = case[f's{i}'], case[f't{i}']
         torch.testing.assert_close(ATLoss()(*pair), RazorATLoss()(*pair))
-
-
-def test_errors():
-    for power in (0, -1.0, float('inf')):
-        with pytest.raises(ValueError, match=f'power is {power}'):
-            ATLoss(power=power)
-    with pytest.raises(TypeError, match="power is '2', expected a num"):
-        ATLoss(power='2')

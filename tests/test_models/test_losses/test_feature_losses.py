@@ -116,6 +116,11 @@ def test_features_that_cannot_be_paired(name):
         loss([s[:3] for s in student], teacher)
 
 
+def arguments_of(loss):
+    """The sizes of a loss as arguments; one for a single layer, in the singular, is no tuple."""
+    return {name: size if name.endswith('s') else size[0] for name, size in loss.sizes.items()}
+
+
 @pytest.mark.parametrize('name', SIZED)
 def test_layers_are_built_for_the_features(name):
     student, teacher = features(name)
@@ -131,7 +136,7 @@ def test_layers_are_built_for_the_features(name):
     trained = [p for key, p in loss.named_parameters() if not key.startswith('paraphraser')]
     assert all(p.grad is not None for p in trained) and bool(trained) == (name != 'FSPLoss')
 
-    given = LOSSES[name](**loss.sizes)
+    given = LOSSES[name](**arguments_of(loss))
     assert not given.needs_width
     shapes = [{key: x.shape for key, x in net.state_dict().items()} for net in (given, loss)]
     assert shapes[0] == shapes[1]
@@ -142,10 +147,75 @@ def test_a_given_size_must_be_that_of_the_features(name):
     student, teacher = features(name)
     right, wrong = build(name), LOSSES[name]()
     wrong.infer_width(*[[x[:, :2] for x in side] for side in (student, teacher)])
-    for argument, size in right.sizes.items():
+    for argument, size in arguments_of(right).items():
         loss = LOSSES[name](**{argument: size})
         assert loss.needs_width
         loss.infer_width(student, teacher)
         assert loss.sizes == right.sizes
         with pytest.raises(ValueError, match=f'{argument} is .* but the recorded features have'):
-            LOSSES[name](**{argument: wrong.sizes[argument]}).infer_width(student, teacher)
+            LOSSES[name](**{argument: arguments_of(wrong)[argument]}).infer_width(student, teacher)
+
+
+# Losses with an argument out of range, and what the error says.
+ARGUMENTS = [
+    ('ABLoss', dict(margin=0.0), 'margin is 0.0, expected a positive'),
+    ('ABLoss', dict(margin=float('inf')), 'margin is inf'),
+    ('ABLoss', dict(s_shapes=[(3, 4)]), r's_shapes\[0\] is \(3, 4\), expected channels'),
+    ('ABLoss', dict(t_shapes=[]), r't_shapes is \[\], expected a list'),
+    ('ABLoss', dict(s_shapes=7), 's_shapes is 7, expected a list'),
+    (
+        'ABLoss',
+        dict(s_shapes=[(3, 4, 4), (4, 2, 2)], t_shapes=[(3, 4, 4)]),
+        's_shapes has 2 layers and t_shapes 1',
+    ),
+    ('ABLoss', dict(s_shapes=[(3, 2, 2)], t_shapes=[(3, 7, 7)]), 'cannot be brought'),
+    ('ATLoss', dict(power=0), 'power is 0'),
+    ('ATLoss', dict(power=-1.0), 'power is -1.0'),
+    ('ATLoss', dict(power=float('inf')), 'power is inf'),
+    ('CCLoss', dict(s_channels=0), 's_channels is 0'),
+    ('CCLoss', dict(t_channels=-2), 't_channels is -2'),
+    ('CCLoss', dict(s_channels=[3, 4]), 's_channels is .*one width'),
+    ('CCLoss', dict(embed_dim=0), 'embed_dim is 0'),
+    ('CCLoss', dict(embed_dim=2.5), 'embed_dim is 2.5'),
+    ('CCLoss', dict(embed_dim=None), 'embed_dim is None'),
+    ('FSPLoss', dict(s_shapes=[(3, 4)]), r's_shapes\[0\] is \(3, 4\), expected channels'),
+    ('FSPLoss', dict(t_shapes=[]), r't_shapes is \[\], expected a list'),
+    ('FTLoss', dict(rate=0), 'rate is 0, expected a positive'),
+    ('FTLoss', dict(p1=-1), 'p1 is -1'),
+    ('FTLoss', dict(p2=0.0), 'p2 is 0.0'),
+    ('FTLoss', dict(reconstruction_weight=float('nan')), 'reconstruction_weight is nan'),
+    ('FTLoss', dict(s_channels=0), 's_channels is 0, expected a positive number'),
+    ('FTLoss', dict(t_channels=[3, 4]), r't_channels is \[3, 4\], expected one'),
+    ('FTLoss', dict(s_channels=3, t_channels=6, rate=0.1), 'rate is 0.1, of 6 teacher'),
+    ('FitNetLoss', dict(s_shape=(3, 4)), r's_shape is \(3, 4\), expected channels'),
+    ('FitNetLoss', dict(t_shape=()), r't_shape is \(\)'),
+    ('FitNetLoss', dict(t_shape=(3, 0, 4)), r't_shape is \(3, 0, 4\)'),
+    ('FitNetLoss', dict(s_shape=(3, 4, 4), t_shape=(3, 9, 9)), 'cannot be brought'),
+    ('KDSVDLoss', dict(num_vectors=0), 'num_vectors is 0'),
+    ('KDSVDLoss', dict(num_vectors=1.5), 'num_vectors is 1.5'),
+    ('RKDLoss', dict(distance_weight=float('inf')), 'distance_weight is inf'),
+    ('RKDLoss', dict(angle_weight=float('inf')), 'angle_weight is inf'),
+    ('RKDLoss', dict(distance_weight=0, angle_weight=0), 'both 0'),
+    ('VIDLoss', dict(s_channels=0), 's_channels is 0'),
+    ('VIDLoss', dict(t_channels=[2, -1]), r't_channels is \[2, -1\]'),
+    ('VIDLoss', dict(t_channels=[]), r't_channels is \[\]'),
+    ('VIDLoss', dict(s_channels=True), 's_channels is True'),
+    ('VIDLoss', dict(s_channels=[2, 3], t_channels=4), '2 layers and t_channels 1'),
+    ('VIDLoss', dict(init_variance=0.0), 'init_variance is 0.0.*published: 5.0'),
+    ('VIDLoss', dict(eps=0.0), 'eps is 0.0'),
+    ('VIDLoss', dict(eps=2.0, init_variance=1.0), 'eps is 2.0 and init_variance 1.0'),
+]
+
+
+@pytest.mark.parametrize('name, kwargs, text', ARGUMENTS)
+def test_arguments_out_of_range(name, kwargs, text):
+    with pytest.raises(ValueError, match=text):
+        LOSSES[name](**kwargs)
+
+
+@pytest.mark.parametrize(
+    'name, argument', [('ATLoss', 'power'), ('FTLoss', 'rate'), ('RKDLoss', 'angle_weight')]
+)
+def test_arguments_that_are_not_numbers(name, argument):
+    with pytest.raises(TypeError, match=f"{argument} is '2', expected a number"):
+        LOSSES[name](**{argument: '2'})

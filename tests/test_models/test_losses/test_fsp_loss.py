@@ -94,15 +94,3 @@ def test_numbers_of_maps():
         FSPLoss()(maps(SHAPES[:1]), maps(SHAPES[:1]))
     with pytest.raises(ValueError, match='2 maps and the teacher 3'):
         FSPLoss(SHAPES[:2], SHAPES)
-
-
-@pytest.mark.parametrize(
-    'kwargs, text',
-    [
-        (dict(s_shapes=[(3, 4)]), r's_shapes\[0\] is \(3, 4\), expected channels'),
-        (dict(t_shapes=[]), r't_shapes is \[\], expected a list'),
-    ],
-)
-def test_arguments_out_of_range(kwargs, text):
-    with pytest.raises(ValueError, match=text):
-        FSPLoss(**kwargs)

@@ -7,12 +7,12 @@ from mmengine.config import Config
 from crd_plugin.registry import MODELS
 from tests import golden, method_cases, small_runs
 
-DISTILLER = Config.fromfile(small_runs.REPO / 'configs/_base_/distillers/kd.py').model.distiller
+KD = Config.fromfile(small_runs.REPO / 'configs/_base_/distillers/kd.py').kd
 
 
 def build(**kwargs):
     """The loss that the configs name."""
-    return MODELS.build({**DISTILLER.distill_losses.loss_kd, **kwargs})
+    return MODELS.build({**KD.distiller.distill_losses.loss_kd, **kwargs})
 
 
 @pytest.mark.parametrize('dtype', method_cases.DTYPES)
@@ -25,15 +25,14 @@ def test_published_numbers(name, dtype):
 
 def test_published_settings():
     loss = build()
-    assert loss.tau == 4 and loss.loss_weight == 0.9
-    with_kd = Config.fromfile(small_runs.REPO / 'configs/_base_/distillers/with_kd.py').with_kd
-    loss = MODELS.build(with_kd.distill_losses.loss_kd)
     assert loss.tau == 4 and loss.loss_weight == 1
+    loss = build(**KD.alone.distiller.distill_losses.loss_kd)
+    assert loss.tau == 4 and loss.loss_weight == 0.9
 
 
 def test_against_a_loop():
     student, teacher = method_cases.random_maps((3, 4), (3, 4))
-    value = build(tau=3.0)(student, teacher)
+    value = build(tau=3.0, loss_weight=0.9)(student, teacher)
     expected = 0.0
     for s, t in zip(student.tolist(), teacher.tolist()):
         s, t = (torch.tensor(x, dtype=torch.float64).div(3).exp() for x in (s, t))

@@ -8,7 +8,6 @@ from torch import nn
 
 from crd_plugin.models.recorders import SampleFieldRecorder
 from crd_plugin.models.recorders.sample_field_recorder import stack_field
-from crd_plugin.structures import BatchSamples
 
 
 class Net(nn.Module):
@@ -130,18 +129,3 @@ def test_large_ids_keep_their_bits():
 def test_model_has_to_be_given():
     with pytest.raises(ValueError, match='model is None, expected'):
         SampleFieldRecorder('sample_idx').initialize(None)
-
-
-def test_fields_of_a_whole_batch_are_taken_as_they_are():
-    labels = torch.tensor([4, 5])
-    samples = BatchSamples([7, 9], torch.tensor([7, 9]), labels)
-    cpu = torch.device('cpu')
-    assert stack_field(samples, 'gt_label', cpu) is labels
-    assert stack_field(samples, 'sample_idx', cpu).tolist() == [7, 9]
-    assert not samples.made
-    # A data sample that was changed counts more than the tensor.
-    samples[1].set_gt_label(0)
-    assert stack_field(samples, 'gt_label', cpu).tolist() == [4, 0]
-    assert stack_field(samples, 'sample_idx', cpu).tolist() == [7, 9]
-    with pytest.raises(ValueError, match='no field "contrast_idx"'):
-        stack_field(BatchSamples([7], torch.tensor([7])), 'contrast_idx', cpu)

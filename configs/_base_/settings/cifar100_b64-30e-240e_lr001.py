@@ -1,0 +1,8 @@
+"""CIFAR-100, with a first stage, for MobileNet and ShuffleNet students."""
+
+_base_ = [
+    '../default_runtime.py',
+    '../datasets/cifar100.py',
+    '../schedules/cifar_b64-30e-240e_lr001.py',
+]
+train_dataloader = dict(batch_size=64)

@@ -1,0 +1,229 @@
+"""What a dry run reads: training data, weights, and how the teacher's images were normalised."""
+
+from __future__ import annotations
+
+import hashlib
+import os.path as osp
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import mmpretrain
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.dataset import default_collate
+from mmengine.fileio import load
+from mmengine.registry import DATASETS
+from mmpretrain.datasets import BaseDataset
+from torch import Tensor
+
+from crd_plugin.checkpoints.publish import parse_config_text
+from crd_plugin.compat import CheckpointError, load_checkpoint_file
+from crd_plugin.engine.hooks.memory_bank_hook import index_dataset
+
+from .dry_run_report import DryRunReport
+from .explain import arguments_of, find_type, one_line, walk
+
+# What widths are inferred with where a config does not say it.
+INPUT_SHAPE = (3, 32, 32)
+_LOADER = 'train_dataloader.dataset'
+_STAND_IN_SAMPLES = 4096
+_LARGE = (512, 512)  # more than pipelines crop or resize to
+
+
+class _StandIn(BaseDataset):
+    """Random images in place of a data set whose files are missing."""
+
+    def __init__(self, pipeline: list, classes: list[str] | None, shape: tuple[int, ...]) -> None:
+        self._shape = shape  # channels, height, width
+        super().__init__('', pipeline=pipeline, classes=classes, serialize_data=False)
+
+    def load_data_list(self) -> list[dict]:
+        """Give all samples one image, as an array and as a file."""
+        channels, height, width = self._shape
+        image = np.random.randint(0, 256, (height, width, channels), np.uint8)
+        self._file = tempfile.NamedTemporaryFile(suffix='.png')
+        cv2.imwrite(self._file.name, image)
+        sample = dict(img=image, img_path=self._file.name)
+        number = len(self.metainfo.get('classes', 'ab'))
+        return [dict(sample, gt_label=i % number) for i in range(_STAND_IN_SAMPLES)]
+
+
+@dataclass
+class TrainingData:
+    """What is known of the training set."""
+
+    kind: str  # empty if the config has no training set
+    dataset: Any  # the set, or one of random images in its place
+    num_samples: int | None = None  # number of ids; None if its files are missing
+    labels: Tensor | None = None  # class of each id, (N,) int64
+    origin: str = 'random'  # where the images come from
+
+    @property
+    def num_classes(self) -> int | None:
+        """Number of classes that have a name."""
+        classes = getattr(self.dataset, 'metainfo', {}).get('classes')
+        return len(classes) if classes else None
+
+    def __str__(self) -> str:
+        known = 'not read' if self.num_samples is None else f'{self.num_samples:,} samples'
+        classes = '' if self.num_classes is None else f', {self.num_classes} classes'
+        return f'{self.kind}, {known}{classes}' if self.kind else ''
+
+    def read_batch(self, batch_size: int, num_rows: int) -> dict[str, Any]:
+        """Read samples with ids below the number of rows, as the data loader gives them."""
+        chosen = torch.randperm(min(num_rows, len(self.dataset))).repeat(batch_size)[:batch_size]
+        items = [self.dataset[int(index)] for index in chosen]
+        for item in items:
+            if not {'inputs', 'data_samples'} <= set(item):
+                raise ValueError(
+                    f'{_LOADER}: a sample has {", ".join(map(str, item))}, expected inputs and '
+                    'data_samples; end the pipeline with PackInputs.'
+                )
+            if 'contrast_idx' in item['data_samples']:
+                item['data_samples'].contrast_idx %= num_rows
+        return default_collate(items)
+
+
+def read_training_data(cfg: Mapping[str, Any], notes: list[str]) -> TrainingData:
+    """Open the training set without downloading it; random images stand in for missing files."""
+    dataset_cfg = (cfg.get('train_dataloader') or {}).get('dataset')
+    if dataset_cfg is None:
+        wrapped = dict(type='crd_plugin.SampleIndexDataset', dataset={})
+        notes.append(f'The config has no {_LOADER}; only the model is checked.')
+        return TrainingData('', _stand_in(wrapped, cfg))
+    for _, part in walk(dataset_cfg):
+        if 'download' in arguments_of(find_type(part.get('type'))):
+            part['download'] = False
+    data = TrainingData(str(dataset_cfg['type']), None)
+    try:
+        data.dataset = DATASETS.build(dataset_cfg)
+        numbered = index_dataset(data.dataset) or data.dataset
+        data.num_samples = getattr(numbered, 'num_samples', len(numbered))
+        with suppress(AttributeError, KeyError, TypeError, ValueError):  # not one per sample
+            labels = torch.as_tensor(np.asarray(numbered.get_gt_labels(), np.int64))
+            data.labels = labels if labels.dim() == 1 else None
+        data.dataset[0]
+        data.origin = 'training samples'
+    except Exception as error:  # Whatever a data set or a transform may raise.
+        text = one_line(error, 200).rstrip('.')
+        missing = ('Cannot find', 'Download failed')  # MMPretrain's
+        if not isinstance(error, FileNotFoundError) and not text.startswith(missing):
+            if data.dataset is None:
+                raise
+            raise ValueError(f'{_LOADER}: its samples cannot be read: {text}.') from error
+        data.dataset = _stand_in(dataset_cfg, cfg)
+        notes.append(
+            f'{_LOADER}: {data.kind} cannot be read: {text}; put its files there, or set its '
+            'data_root. Random images stand in for it.'
+        )
+    return data
+
+
+def check_weights(cfg: dict[str, Any], use_teacher_ckpt: bool, report: DryRunReport) -> None:
+    """Look for the files of given weights; take out those that would be downloaded."""
+    model = cfg['model']
+    if 'teacher' in model:
+        report.teacher = 'random weights'
+        if not use_teacher_ckpt and model.pop('teacher_ckpt', None):
+            report.notes.append('model.teacher_ckpt is passed over as asked for.')
+        elif not (model.get('teacher_ckpt') or model['teacher'].get('init_cfg')):
+            report.notes.append(
+                'model.teacher_ckpt is not given: the teacher has random weights; set it before '
+                'training.'
+            )
+    files = [(cfg, 'load_from', cfg.get('load_from'), 'load_from')]
+    for place, part in walk(model, 'model'):
+        for key in ('teacher_ckpt', 'student_ckpt'):
+            files.append((part, key, part.get(key), f'{place}.{key}'))
+        init = part.get('init_cfg')
+        if isinstance(init, dict):
+            files.append((part, 'init_cfg', init.get('checkpoint'), f'{place}.init_cfg.checkpoint'))
+    for part, key, path, name in files:
+        if path and '://' in path:
+            report.notes.append(f'{name}={path} is not fetched here; random weights stand in.')
+            part[key] = None
+        elif path and not osp.isfile(osp.expanduser(path)):
+            hint = ' (--no-teacher-ckpt goes on without it)' if key == 'teacher_ckpt' else ''
+            raise FileNotFoundError(
+                f'{name}={path} does not exist; give the path of a trained checkpoint{hint}.'
+            )
+        elif path and key == 'teacher_ckpt':
+            digest = hashlib.sha256(Path(path).expanduser().read_bytes()).hexdigest()
+            report.teacher = f'{osp.basename(path)}, sha256 {digest[:8]}'
+
+
+def normalisation_notes(model: Mapping[str, Any]) -> Iterator[str]:
+    """Find a teacher that was trained on images of another mean and std than it is given here."""
+    # Known from its own config, the one in its checkpoint, or that of MMPretrain's model zoo.
+    given = _normalisation(model, model.get('architecture'))
+    checkpoint = model.get('teacher_ckpt') or ''
+    trained_cfg = _config_of_checkpoint(checkpoint) if 'teacher' in model else {}
+    for name, parts in {
+        'model.teacher.data_preprocessor': [model.get('teacher')],
+        f'model.teacher_ckpt={checkpoint}': [trained_cfg.get('model'), trained_cfg],
+    }.items():
+        trained = _normalisation(*parts)
+        same = all(np.allclose(*pair, atol=1) for pair in zip(given, trained))  # grey levels
+        if not same:
+            yield (
+                f'{name}: the teacher was trained on images with mean {trained[0]} and std '
+                f'{trained[1]}, but is given images with mean {given[0]} and std {given[1]}, as '
+                'the student is; set data_preprocessor to that of the teacher, or train it again.'
+            )
+
+
+def _normalisation(*parts: Any) -> list[Any]:
+    """Mean and std of the first config that has a ``data_preprocessor`` with both."""
+    for part in parts:
+        preprocessor = (part or {}).get('data_preprocessor') or {}
+        if preprocessor.get('mean') and preprocessor.get('std'):
+            return [preprocessor['mean'], preprocessor['std']]
+    return []
+
+
+def _config_of_checkpoint(path: str) -> dict[str, Any]:
+    """Config that a checkpoint was trained with; empty if it is not known."""
+    with suppress(CheckpointError, FileNotFoundError, ValueError):  # told when it is loaded
+        loaded = load_checkpoint_file(path) if path and '://' not in path else None
+        meta = loaded.get('meta') if isinstance(loaded, dict) else None
+        if isinstance(meta, dict) and meta.get('cfg'):
+            return parse_config_text(meta['cfg'])
+    name = path.rpartition('/')[2]
+    root = Path(mmpretrain.__file__).parent / '.mim'
+    for index in root.glob('configs/*/metafile.yml') if name else ():
+        if name in index.read_text(encoding='utf-8'):
+            for entry in load(index)['Models']:
+                if str(entry.get('Weights')).endswith(f'/{name}'):
+                    return Config.fromfile(root / entry['Config']).to_dict()
+    return {}
+
+
+def _stand_in(dataset_cfg: Mapping[str, Any], cfg: Mapping[str, Any]) -> Any:
+    """A data set of random images, of the size that the pipeline makes or else the model says."""
+    model = cfg.get('model') or {}
+    preprocessor = model.get('data_preprocessor') or cfg.get('data_preprocessor') or {}
+    channels, *size = model.get('input_shape') or INPUT_SHAPE
+    channels = len(preprocessor.get('mean') or range(channels))
+    dataset = DATASETS.build(_with_stand_ins(dataset_cfg, (channels, *_LARGE)))
+    inputs = dataset[0]['inputs']
+    if min((inputs if isinstance(inputs, Tensor) else inputs[0]).shape[-2:]) < min(_LARGE):
+        return dataset
+    return DATASETS.build(_with_stand_ins(dataset_cfg, (channels, *size)))
+
+
+def _with_stand_ins(cfg: Mapping[str, Any], shape: tuple[int, ...]) -> dict[str, Any]:
+    """Config of a data set with stand-ins in place of what reads files."""
+    if 'dataset' in cfg:
+        return {**cfg, 'dataset': _with_stand_ins(cfg['dataset'], shape)}
+    if 'datasets' in cfg:
+        return {**cfg, 'datasets': [_with_stand_ins(inner, shape) for inner in cfg['datasets']]}
+    infos = [cfg.get('metainfo'), getattr(find_type(cfg.get('type')), 'METAINFO', None)]
+    classes = next((info['classes'] for info in infos if info and info.get('classes')), None)
+    pipeline = cfg.get('pipeline') or [dict(type='mmpretrain.PackInputs')]
+    return dict(type=_StandIn, pipeline=pipeline, classes=classes, shape=shape)

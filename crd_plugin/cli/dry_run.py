@@ -1,0 +1,400 @@
+"""Try a config out: build everything, run one training step, and show what is in it.
+
+:func:`_run` has the order of a dry run. The first part that fails ends it: whatever is raised goes
+to :func:`crd_plugin.cli.explain.explain`, which turns it into one line. So a method, a loss or a
+data set of one's own needs nothing here.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import os.path as osp
+import random
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.hooks import SyncBuffersHook
+from mmengine.optim import OptimWrapper, build_optim_wrapper
+from mmengine.registry import MODELS, DefaultScope
+from mmengine.runner import Runner
+from torch import Tensor, nn
+
+from crd_plugin.engine.hooks import CoCoRDHook, MemoryBankHook
+from crd_plugin.engine.hooks.memory_bank_hook import index_dataset
+from crd_plugin.engine.loops.staged_train_loop import split_epochs
+from crd_plugin.models.key_queue import KeyQueue
+from crd_plugin.models.memory_bank import MemoryBank
+
+from ._dry_run_inputs import (
+    INPUT_SHAPE,
+    TrainingData,
+    check_weights,
+    normalisation_notes,
+    read_training_data,
+)
+from .dry_run_report import (
+    BankRow,
+    DryRunReport,
+    LossRow,
+    PartRow,
+    describe_images,
+    read_recorders,
+)
+from .explain import arguments_of, check_mappings, check_names, explain, find_type, one_line
+
+_BATCH_SIZE = 4
+# A bank of more rows is not allocated; so many stand in for it.
+_MOST_ROWS, _STAND_IN_ROWS = 65536, 4096
+# State that a forward pass leaves an update for, and the hook that writes the update.
+_WRITERS = {MemoryBank: MemoryBankHook, KeyQueue: CoCoRDHook}
+
+
+def dry_run_file(filename: str, options: dict[str, Any] | None = None, **kwargs) -> DryRunReport:
+    """Dry-run a config file; that it cannot be loaded is a problem like any other.
+
+    Args:
+        filename (str): The config.
+        options (dict, optional): Settings to replace, by dotted name.
+        **kwargs: Arguments of :func:`run_dry`.
+
+    Returns:
+        DryRunReport: What was found.
+    """
+    try:
+        cfg = Config.fromfile(filename)
+        cfg.merge_from_dict(options or {})
+    except Exception as error:  # A config is code and may raise anything.
+        text = one_line(error)
+        if 'Duplicate key' in text:
+            text += '; two files of _base_ set this name: rename it in one, join them in the config'
+        problem = f'the config cannot be loaded: {text} ({type(error).__name__}).'
+        return DryRunReport(osp.basename(filename), problems=[problem])
+    report = run_dry(cfg, **kwargs)
+    report.config = osp.basename(filename)
+    return report
+
+
+def run_dry(
+    cfg: Config,
+    batch_size: int | None = None,
+    device: str = 'cpu',
+    use_teacher_ckpt: bool = True,
+) -> DryRunReport:
+    """Build everything and run one training step without leaving a trace.
+
+    No file is written, nothing is downloaded, no optimizer step is taken, and the random state is
+    restored. Where the files of the data set are missing, random images take their place.
+
+    Args:
+        cfg (Config): The config; it is not changed.
+        batch_size (int, optional): Number of samples. Defaults to None: that of the config, at
+            most 4.
+        device (str): Where to run. Defaults to ``'cpu'``.
+        use_teacher_ckpt (bool): Whether to load the teacher's checkpoint. Defaults to True.
+
+    Returns:
+        DryRunReport: Tables, notes and problems.
+
+    Raises:
+        ValueError: If ``batch_size`` or ``device`` is not valid.
+    """
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f'batch_size is {batch_size}, expected at least 1 sample.')
+    if torch.device(device).type == 'cuda' and not torch.cuda.is_available():
+        raise ValueError(f"device is {device}, but torch sees no GPU; use 'cpu'.")
+    start = time.perf_counter()
+    report = DryRunReport(osp.basename(cfg.filename or ''))
+    plain = cfg.to_dict()
+    scope = plain.get('default_scope') or 'mmengine'
+    with _without_a_trace(), DefaultScope.overwrite_default_scope(scope):
+        try:
+            _run(plain, batch_size, device, use_teacher_ckpt, report)
+        except Exception as error:  # Any part may fail in its own way.
+            report.problems.append(explain(error, plain))
+    report.seconds = time.perf_counter() - start
+    return report
+
+
+def _run(
+    cfg: dict[str, Any],
+    batch_size: int | None,
+    device: str,
+    use_teacher_ckpt: bool,
+    report: DryRunReport,
+) -> None:
+    """Go through a config in the order in which a runner does."""
+    model_cfg = cfg.get('model')
+    if not isinstance(model_cfg, dict):
+        raise ValueError('the config has no `model`; add one, or a _base_ that has it.')
+    # What the runner is given; names in the model are checked where it is built.
+    known = set(arguments_of(Runner)) - {'model'}
+    report.problems += check_names({key: cfg[key] for key in cfg if key in known})
+    report.problems += check_mappings(model_cfg.get('distiller') or {}, 'model.distiller')
+    if report.problems:
+        return
+    if cfg.get('data_preprocessor') is not None:
+        model_cfg.setdefault('data_preprocessor', cfg['data_preprocessor'])
+    report.notes += normalisation_notes(model_cfg)
+    check_weights(cfg, use_teacher_ckpt, report)
+    data = read_training_data(cfg, report.notes)
+    report.data = str(data)
+    model = MODELS.build(copy.deepcopy(model_cfg))
+    model.init_weights()
+    report.parts = _count_parameters(model)
+    _check_hooks(model, cfg)
+    _check_classes(model, data, report)
+    if batch_size is None:
+        loader = cfg.get('train_dataloader') or {}
+        batch_size = min(loader.get('batch_size') or _BATCH_SIZE, _BATCH_SIZE)
+    batch = _read_batch(model, data, batch_size, report)
+    report.images = f'{describe_images(batch["inputs"])} ({data.origin})'
+    several = isinstance(batch['inputs'], (list, tuple))
+    if several and hasattr(model, 'distiller') and not hasattr(model, 'num_views'):
+        raise ValueError(
+            f'train_dataloader.dataset gives {len(batch["inputs"])} views of each image, '
+            f'{model_cfg["type"]} expects one; take MultiViewPipeline out of the pipeline.'
+        )
+    if 'optim_wrapper' in cfg:
+        wrapper = build_optim_wrapper(model, copy.deepcopy(cfg['optim_wrapper']))
+    else:
+        wrapper = OptimWrapper(torch.optim.SGD(model.parameters(), lr=0.1))
+    _try_steps(model.to(device), cfg, batch, wrapper, report)
+
+
+def _try_steps(
+    model: Any, cfg: dict[str, Any], batch: Any, wrapper: OptimWrapper, report: DryRunReport
+) -> None:
+    """Run one step, or one per stage, and report what is computed and recorded."""
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    idle: set[str] = set()
+    try:
+        for stage in _stages_of(model, cfg.get('train_cfg') or {}):
+            if stage:
+                model.set_stage(stage)
+            losses = one_step(model, batch, wrapper)
+            measure(model, losses, report, f'{stage}: ' if stage else '')
+            idle |= {n for n, p in model.named_parameters() if n in trained and p.grad is None}
+    except ValueError:
+        given, shape = cfg['model'].get('input_shape'), tuple(batch['inputs'][0].shape[-3:])
+        if hasattr(model, 'distiller') and tuple(given or INPUT_SHAPE) != shape:
+            report.notes.append(
+                f'model.input_shape is {tuple(given or INPUT_SHAPE)}, but the images are {shape}: '
+                'set it to that if connectors or losses leave their widths out.'
+            )
+        raise
+    finally:
+        read_recorders(model, cfg['model'], report)
+    if idle and not (cfg.get('model_wrapper_cfg') or cfg).get('find_unused_parameters'):
+        report.notes.append(
+            f'{len(idle)} parameters get no gradient in some step, such as {min(idle)}: a run of '
+            'several processes needs find_unused_parameters=True.'
+        )
+
+
+def one_step(model: Any, batch: Any, wrapper: OptimWrapper) -> dict[str, Any]:
+    """Run the forward pass of a training step; no update is left behind.
+
+    Args:
+        model (nn.Module): The model.
+        batch (dict): As the data loader gives it.
+        wrapper (OptimWrapper): For mixed precision.
+
+    Returns:
+        dict: Losses by name, as the model returns them.
+    """
+    model.train()
+    with wrapper.optim_context(model):
+        data = model.data_preprocessor(copy.deepcopy(batch), True)
+        losses = model(**data, mode='loss')
+    for module in model.modules():
+        if isinstance(module, (MemoryBank, KeyQueue)):
+            module.discard()
+    return losses
+
+
+def measure(model: Any, losses: Mapping[str, Any], report: DryRunReport, prefix: str = '') -> None:
+    """Measure the gradient that each loss sends; refuse losses that cannot train; go backward.
+
+    Args:
+        model (nn.Module): The model.
+        losses (dict): What :func:`one_step` returned.
+        report (DryRunReport): Takes the rows.
+        prefix (str): Put before the names, such as that of a stage. Defaults to ``''``.
+
+    Raises:
+        ValueError: If a loss is left out of the sum, sends no gradient, one that is not finite, or
+            one that reaches a teacher that is not to be trained.
+    """
+    parts = [getattr(model, 'architecture', model), getattr(model, 'teacher', nn.Module())]
+    student, teacher = ([p for p in part.parameters() if p.requires_grad] for part in parts)
+    known = {id(p) for p in student + teacher}
+    others = [p for p in model.parameters() if p.requires_grad and id(p) not in known]
+    rows = []
+    for name, value in losses.items():
+        terms = [value] if isinstance(value, Tensor) else value
+        loss = torch.stack([term.float().mean() for term in terms]).sum()  # as MMEngine does
+        norms = [_gradient_norm(loss, part) for part in (student, others, teacher)]
+        if hasattr(model, 'teacher') and not teacher:
+            norms[2] = 'frozen'
+        rows.append(LossRow(prefix + name, float(loss), 'loss' in name, *norms))
+    report.losses += rows
+    for name, value, summed, *norms in rows:
+        numbers = [norm for norm in norms if isinstance(norm, float)]
+        if not summed and numbers:
+            raise ValueError(
+                f'{name} is not added to the sum of the losses, because MMEngine adds those with '
+                f'`loss` in their name; call it loss_{name.rpartition(".")[2]}.'
+            )
+        if summed and not numbers:
+            raise ValueError(
+                f'{name} sends no gradient anywhere; check from_student in its '
+                'loss_forward_mappings: one argument at least must come from the student.'
+            )
+        if summed and not np.isfinite([value, *numbers]).all():
+            raise ValueError(
+                f'{name} is {value}, its gradient {norms}; lower its weight, or use float32.'
+            )
+        if isinstance(norms[2], float) and not getattr(model, 'teacher_trainable', False):
+            raise ValueError(
+                f'the gradient of {name} reaches the teacher; use crd_plugin.FrozenTeacherDistill, '
+                'or teacher_trainable=False.'
+            )
+    total, _ = model.parse_losses(losses)
+    total.backward()
+
+
+def _gradient_norm(loss: Tensor, parameters: list[nn.Parameter]) -> float | str:
+    """L2 norm of a gradient, or why there is none."""
+    if not parameters or not loss.requires_grad:
+        return 'none' if parameters else '-'
+    gradients = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+    norms = [gradient.float().norm() for gradient in gradients if gradient is not None]
+    return float(torch.stack(norms).norm()) if norms else 'none'
+
+
+def _stages_of(model: nn.Module, train_cfg: Mapping[str, Any]) -> list[str]:
+    """Names of the stages that the training loop goes through; one empty name without stages."""
+    stages = list(getattr(model, 'stages', None) or ())
+    if train_cfg.get('stage_epochs') is not None:
+        if not stages:
+            raise ValueError(
+                'train_cfg.stage_epochs: the model has no stages; take a schedule without a first '
+                'stage.'
+            )
+        split_epochs(stages, train_cfg['max_epochs'], train_cfg['stage_epochs'])
+    # MMEngine's own loop begins no stage, which the model complains about in the step.
+    return stages if stages and (not train_cfg or 'type' in train_cfg) else ['']
+
+
+def _count_parameters(model: nn.Module) -> list[PartRow]:
+    """Numbers of parameters of student, teacher, connectors and so on; of a plain model in all."""
+    parts = dict(model.named_children()) if hasattr(model, 'architecture') else {'model': model}
+    parts.update(parts.pop('distiller', nn.Module()).named_children())
+    rows = []
+    for name, part in parts.items():
+        numbers = [p.numel() for p in part.parameters()]
+        trainable = sum(p.numel() for p in part.parameters() if p.requires_grad)
+        name = {'architecture': 'student', 'distill_losses': 'losses'}.get(name, name)
+        rows.append(PartRow(name.replace('_', ' '), trainable, sum(numbers)))
+    return [row for row in rows if row.total]
+
+
+def _read_batch(
+    model: nn.Module, data: TrainingData, batch_size: int, report: DryRunReport
+) -> dict[str, Any]:
+    """Size the memory banks as their hook would, smaller where huge; read samples of their rows."""
+    banks = {name: bank for name, bank in model.named_modules() if isinstance(bank, MemoryBank)}
+    if banks and index_dataset(data.dataset) is None:
+        raise ValueError(
+            f'train_dataloader.dataset is a {data.kind}, whose samples carry no ids for the memory '
+            "bank; wrap it: dataset=dict(type='crd_plugin.SampleIndexDataset', dataset=dict(...))."
+        )
+    known = data.num_samples
+    for name, bank in banks.items():
+        known = known or bank.num_samples or None
+        if bank.num_samples not in (0, known):
+            raise ValueError(
+                f'num_samples of {name} is {bank.num_samples}, the training set has {known} '
+                'samples; set it to that or leave it out.'
+            )
+    rows = known if known and known <= _MOST_ROWS else _STAND_IN_ROWS
+    batch = data.read_batch(batch_size, rows)
+    labels = data.labels
+    if data.num_samples is None or labels is not None and len(labels) != rows:
+        labels = torch.arange(rows) % (data.num_classes or 2)
+        for sample in batch['data_samples'] if banks else ():
+            labels[sample.sample_idx] = sample.gt_label
+    for name, bank in banks.items():
+        bank.resize(rows, labels)
+        mib = None if known is None else bank.num_bytes / rows * known / 2**20
+        report.banks.append(BankRow(name, known, bank.embed_dim, mib, rows))
+    return batch
+
+
+def _check_hooks(model: nn.Module, cfg: Mapping[str, Any]) -> None:
+    """Check that one hook writes what a step leaves behind."""
+    hooks = [*(cfg.get('default_hooks') or {}).values(), *(cfg.get('custom_hooks') or ())]
+    classes = [find_type(hook['type']) for hook in hooks if hook]
+    for state, hook in _WRITERS.items():
+        if not any(isinstance(module, state) for module in model.modules()):
+            continue
+        number, name = classes.count(hook), hook.__name__
+        if number != 1:
+            raise ValueError(
+                f'custom_hooks and default_hooks have {name} {number} times, but the '
+                f"{state.__name__} of the model needs it once: dict(type='crd_plugin.{name}') (a "
+                'config that sets custom_hooks replaces the list of its _base_).'
+            )
+        if SyncBuffersHook in classes:
+            raise ValueError(
+                'custom_hooks has SyncBuffersHook, which averages the buffers of the '
+                f'{state.__name__} over the ranks; remove it.'
+            )
+
+
+def _check_classes(model: nn.Module, data: TrainingData, report: DryRunReport) -> None:
+    """Compare the outputs of the heads with the classes of the data set."""
+    nets = (getattr(model, 'architecture', model), getattr(model, 'teacher', None))
+    student, teacher = (getattr(getattr(net, 'head', None), 'num_classes', None) for net in nets)
+    classes = data.num_classes
+    if classes is None and data.labels is not None and student is not None:
+        classes = max(student, int(data.labels.max()) + 1)
+    place = 'model.architecture' if nets[0] is not model else 'model'
+    # A student whose own loss is not computed may have any number.
+    asked = getattr(model, 'calculate_student_loss', True)
+    if asked and None not in (student, classes) and student != classes:
+        raise ValueError(
+            f'{place}.head.num_classes is {student}, the data set has {classes} classes; set it '
+            f'to {classes}.'
+        )
+    if None not in (student, teacher) and student != teacher:
+        report.notes.append(
+            f'model.teacher.head.num_classes is {teacher}, that of model.architecture {student}: a '
+            'loss that compares their logits cannot work.'
+        )
+
+
+@contextmanager
+def _without_a_trace() -> Iterator[None]:
+    """Fix seeds, quiet the logs; restore random state, log levels and warnings."""
+    python, numpy = random.getstate(), np.random.get_state()
+    level = logging.root.manager.disable
+    with torch.random.fork_rng(range(torch.cuda.device_count())), warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        try:
+            random.seed(0)
+            np.random.seed(0)
+            torch.manual_seed(0)
+            logging.disable(logging.WARNING)
+            yield
+        finally:
+            logging.disable(level)
+            random.setstate(python)
+            np.random.set_state(numpy)

@@ -1,0 +1,166 @@
+"""What a dry run finds, and how it is printed."""
+
+from __future__ import annotations
+
+from collections import namedtuple
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from .explain import describe
+
+# Shapes of what a recorder holds after the step.
+RecorderRow = namedtuple('RecorderRow', 'side name type source output')
+# Shapes before and after a connector, and its number of parameters.
+ConnectorRow = namedtuple('ConnectorRow', 'name type inputs output parameters')
+# A loss, whether it is part of the sum, and the L2 norm of its gradient (or why there is none)
+# with respect to the student, the teacher, and all other parts: connectors, losses, branches.
+LossRow = namedtuple('LossRow', 'name value summed student connectors teacher')
+# A bank at full size, None if that is unknown; `stand_in` rows were used instead.
+BankRow = namedtuple('BankRow', 'name rows width mib stand_in')
+# Numbers of parameters of a part of the model.
+PartRow = namedtuple('PartRow', 'part trainable total')
+
+
+@dataclass
+class DryRunReport:
+    """Everything that a dry run finds.
+
+    Attributes:
+        config, data, images, teacher (str): Head of the report.
+        recorders, connectors, losses, banks, parts (list): Rows of the tables.
+        notes (list[str]): What a user should know although training would start.
+        problems (list[str]): One line each: place in the config, cause and fix.
+        seconds (float): Duration.
+    """
+
+    config: str = ''
+    data: str = ''
+    images: str = ''
+    teacher: str = ''
+    recorders: list[RecorderRow] = field(default_factory=list)
+    connectors: list[ConnectorRow] = field(default_factory=list)
+    losses: list[LossRow] = field(default_factory=list)
+    banks: list[BankRow] = field(default_factory=list)
+    parts: list[PartRow] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+    @property
+    def ok(self) -> bool:
+        """bool: Whether no problem was found."""
+        return not self.problems
+
+
+@torch.no_grad()
+def read_recorders(model: nn.Module, cfg: Mapping[str, Any], report: DryRunReport) -> None:
+    """Write shapes of what recorders hold, and of what connectors make of it, into a report.
+
+    Args:
+        model (nn.Module): After a step, complete or not.
+        cfg (dict): Its config.
+        report (DryRunReport): Takes the rows.
+    """
+    distiller: Any = getattr(model, 'distiller', None)
+    for side in ('student', 'teacher'):
+        manager = getattr(distiller, f'{side}_recorders', None)
+        for name, recorder in getattr(manager, 'recorders', {}).items():
+            records = recorder.data_buffer
+            output = describe(records[0]) if records else 'nothing'
+            output += f', {len(records)} times' if len(records) > 1 else ''
+            kind = cfg['distiller'][f'{side}_recorders'][name]['type']
+            report.recorders.append(RecorderRow(side, name, kind, recorder.source, output))
+    rows = {}
+    for mapping in getattr(distiller, 'loss_forward_mappings', {}).values():
+        for record in mapping.values():
+            name = record.get('connector')
+            if name is None:
+                continue
+            connector = distiller.connectors[name]
+            number = sum(p.numel() for p in connector.parameters())
+            rows[name] = ConnectorRow(name, type(connector).__name__, '-', '-', number)
+            with suppress(Exception):  # the step tells what is wrong
+                given = distiller.get_record(**{**record, 'connector': None, 'connector_idx': None})
+                output = describe(connector(given))
+                rows[name] = rows[name]._replace(inputs=describe(given), output=output)
+    report.connectors = list(rows.values())
+
+
+def describe_images(inputs: Any) -> str:
+    """Describe a batch of images, or of several views of them.
+
+    Args:
+        inputs (Tensor | list[Tensor]): ``(B, C, H, W)``, of each view.
+
+    Returns:
+        str: For example ``4 x 3 x 32 x 32 uint8, 3 views``.
+    """
+    views = f', {len(inputs)} views' if isinstance(inputs, (list, tuple)) else ''
+    images = inputs[0] if views else inputs
+    return f'{" x ".join(map(str, images.shape))} {images.dtype}{views}'.replace('torch.', '')
+
+
+def render(report: DryRunReport) -> str:
+    """Lay a report out as text.
+
+    Args:
+        report (DryRunReport): The report.
+
+    Returns:
+        str: Tables, notes and a summary; the problems are not in it.
+    """
+    head = {name: getattr(report, name) for name in ('config', 'data', 'images', 'teacher')}
+    whose = report.parts[0].part if report.parts else 'model'
+    losses = [row._replace(summed='' if row.summed else 'not summed') for row in report.losses]
+    banks = [row._replace(mib=_mebibytes(row.mib)) for row in report.banks]
+    blocks = [
+        '\n'.join(f'{name.capitalize():<9}{text}' for name, text in head.items() if text),
+        _table('Recorders', RecorderRow._fields, report.recorders),
+        _table('Connectors', ConnectorRow._fields, report.connectors),
+        _table(
+            'Losses',
+            ('name', 'value', '', f'gradient: {whose}', 'other parts', 'teacher'),
+            losses,
+        ),
+        _table('Memory banks', ('name', 'rows per side', 'width', 'memory', 'rows here'), banks),
+        _table('Parameters', PartRow._fields, report.parts),
+        '\n'.join(f'note: {note}' for note in report.notes),
+    ]
+    number = len(report.problems)
+    result = f'{number} problem{"s" if number > 1 else ""}' if number else 'fine'
+    blocks.append(f'{result} ({report.seconds:.1f} s)')
+    return '\n\n'.join(block for block in blocks if block) + '\n'
+
+
+def _mebibytes(size: float | None) -> str:
+    """Memory as text."""
+    return 'unknown' if size is None else f'{size:.2f} MiB'
+
+
+def _table(title: str, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """A table with aligned columns; nothing without rows."""
+    lines = [header, *(tuple(map(_cell, row)) for row in rows)]
+    if len(lines) == 1:
+        return ''
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    return '\n'.join(
+        [title]
+        + [
+            '  ' + '  '.join(map(str.ljust, line, widths)).rstrip()  # cells are filled up
+            for line in lines
+        ]
+    )
+
+
+def _cell(value: Any) -> str:
+    """Text of a cell."""
+    if value is None:
+        return 'unknown'
+    if isinstance(value, float):
+        return f'{value:.4g}'
+    return f'{value:,}' if isinstance(value, int) else str(value)

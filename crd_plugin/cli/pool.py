@@ -1,0 +1,176 @@
+"""Train several runs side by side and show how far they are."""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from typing import Any
+
+from rich.progress import Progress
+
+from . import launch
+from .arguments import UsageError
+from .results import read_run
+from .runs import Run
+
+# Name of a place to train at, and its environment variables.
+Device = tuple[str, dict[str, str]]
+
+
+class Display:
+    """Show the epochs of running trainings: bars on a terminal, a few lines elsewhere.
+
+    A context manager; its methods may be called from several threads.
+
+    Args:
+        work (float): Runs to train; a half-finished one counts half.
+    """
+
+    def __init__(self, work: float) -> None:
+        self.work = work
+        self.done = 0.0
+        self._began = time.perf_counter()
+        self._lock = threading.RLock()
+        self._bars = Progress(disable=not sys.stdout.isatty())
+        self._whole = self._bars.add_task('all runs', total=work)
+
+    def __enter__(self) -> Display:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *exc_info: Any) -> None:
+        self._bars.stop()
+
+    @contextlib.contextmanager
+    def run(self, title: str, epochs: int, reached: int = 0) -> Iterator[launch.OnEpoch]:
+        """Show a run while it is trained; what it leaves undone is not waited for.
+
+        Args:
+            title (str): Name of the run.
+            epochs (int): Epochs of a whole training.
+            reached (int): Epochs that need not be repeated. Defaults to 0.
+
+        Yields:
+            Callable: To be called with number, whether validated, and line of each epoch. In every
+            tenth of the epochs it shows one line of training and one of validation.
+        """
+        task = self._bars.add_task(title, total=epochs, completed=reached)
+        left, last = epochs - reached, (0, False)
+
+        def on_epoch(epoch: int, validated: bool, text: str) -> None:
+            nonlocal left, last
+            with self._lock:
+                remaining = min(left, epochs - epoch + (not validated))
+                self.done += (left - remaining) / epochs
+                left = remaining
+                self._bars.update(task, completed=epochs - left)
+                self._bars.update(self._whole, completed=self.done)
+                due = epoch % max(1, epochs // 10) == 0 or epoch == epochs
+                if due and (epoch, validated) != last:
+                    self.say(f'  [{title}, {self.left} left] {" ".join(text.split())}')
+                last = (epoch, validated)
+
+        try:
+            yield on_epoch
+        finally:
+            with self._lock:
+                self.work -= left / epochs
+                self._bars.update(self._whole, total=self.work)
+                self._bars.remove_task(task)
+
+    def say(self, line: str) -> None:
+        """Show a line of text, above the bars if there are any."""
+        # Nobody may read it any more; the trainings do not depend on it.
+        with self._lock, contextlib.suppress(OSError):
+            if self._bars.disable:
+                sys.stdout.write(f'{line}\n')
+                sys.stdout.flush()
+            else:
+                self._bars.console.print(line, markup=False, highlight=False)
+
+    @property
+    def left(self) -> str:
+        """str: Minutes and seconds left at the present speed; '?' before the first epoch."""
+        if self.done <= 0:
+            return '?'
+        elapsed = time.perf_counter() - self._began
+        minutes, seconds = divmod(round(elapsed / self.done * max(0.0, self.work - self.done)), 60)
+        return f'{minutes}:{seconds:02d}'
+
+
+def train_all(
+    runs: Sequence[Run], devices: Sequence[Device], hint: str = 'the same command goes on'
+) -> None:
+    """Train runs side by side, one per device; go on where one fails.
+
+    Args:
+        runs (Sequence[Run]): What to train, in this order.
+        devices (Sequence[tuple]): Name and environment variables of each place to train at.
+        hint (str): What an interrupted user may do. Defaults to 'the same command goes on'.
+
+    Raises:
+        SystemExit: With status 1 if a run failed, 130 after Ctrl-C; stderr says why.
+    """
+    free: queue.SimpleQueue[Device] = queue.SimpleQueue()
+    for device in devices:
+        free.put(device)
+    trainings = launch.Trainings()
+    failures: list[str] = []
+    display = Display(sum(1 - run.reached / run.settings.epochs for run in runs))
+
+    def train(position: str, run: Run) -> None:
+        name, env = device = free.get()
+        try:
+            run.examine()  # hours may have passed since the runs were listed
+            log = run.run_dir / launch.LOG
+            display.say(f'{position} ({name}): {run.title}: {run.describe()} -> {log}')
+            with display.run(run.title, run.settings.epochs, run.reached) as on_epoch:
+                run.train(trainings, on_epoch, env)
+            display.say(f'{position} done: {run.title}{_outcome(run)}')
+        except Exception as error:  # whatever it is, the others go on
+            if not trainings.stopping.is_set():
+                failures.append(f'\nfailed: {run.title}: {_reason(error)}\n')
+                display.say(f'{position} failed: {run.title}')
+        finally:
+            free.put(device)
+
+    with display, ThreadPoolExecutor(len(devices)) as pool:
+        try:
+            count = len(runs)
+            wait([pool.submit(train, f'{n}/{count}', run) for n, run in enumerate(runs, 1)])
+        except KeyboardInterrupt:
+            pool.shutdown(wait=False, cancel_futures=True)
+            trainings.stop()
+    if failures:
+        sys.stderr.write(
+            f'{"".join(failures)}\nerror: {len(failures)} run(s) failed; correct the cause and '
+            'repeat the command, finished runs are kept.\n'
+        )
+    if trainings.stopping.is_set():
+        sys.stderr.write(f'interrupted; {hint}.\n')
+        raise SystemExit(130)
+    if failures:
+        raise SystemExit(1)
+
+
+def _outcome(run: Run) -> str:
+    """Accuracies of a finished run, if it was validated."""
+    try:
+        result = read_run(run.run_dir)
+    except (FileNotFoundError, ValueError):
+        return ''
+    last, best = result['last'], result['best']
+    return f', top-1 {last["top1"]:.2f}, best {best["top1"]:.2f} at epoch {best["epoch"]}'
+
+
+def _reason(error: Exception) -> str:
+    """Why a run failed: for a training, the last lines of its log."""
+    if isinstance(error, launch.TrainingFailed):
+        first = f'training ended with code {error.code}; last lines of {error.log}:'
+        return '\n    '.join([first, *error.tail[-10:]])
+    return str(error) if isinstance(error, UsageError) else f'{type(error).__name__}: {error}'

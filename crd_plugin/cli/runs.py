@@ -1,0 +1,290 @@
+"""One training of a table: its settings, its folder, and what is left to do there."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import hashlib
+import json
+import os
+import re
+import sys
+import threading
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config, DictAction
+
+from . import launch
+from .arguments import UsageError
+from .results import read_run
+
+RECORD = 'run.json'
+# What is to be done with a run.
+DONE, RESUMED, NEW = 'done', 'resumes', 'new'
+CHANGED, IN_USE = 'settings changed', 'in use'
+# MMEngine does not promise that configs can be read in several threads.
+_CONFIG_LOCK = threading.Lock()
+
+
+def load_config(path: str | Path, options: Sequence[str]) -> Config:
+    """Load a config with ``key=value`` of ``--cfg-options``, as ``tools/train.py`` does."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument('--options', nargs='*', action=DictAction)
+    with _CONFIG_LOCK:
+        config = Config.fromfile(path)
+        config.merge_from_dict(parser.parse_args(['--options', *options]).options)
+    return config
+
+
+class Settings:
+    """A config with options: what its runs with all seeds share.
+
+    Args:
+        path (Path): Config file.
+        options (Sequence[str]): ``key=value`` for ``--cfg-options``.
+
+    Attributes:
+        config (Config): The config with the options, without a seed.
+        epochs (int): Epochs of a whole training.
+        signature (str): Sixteen hex digits that change whenever a setting but the seed does.
+
+    Raises:
+        UsageError: If the config does not say how long it trains.
+    """
+
+    def __init__(self, path: Path, options: Sequence[str]) -> None:
+        self.path, self.options = path, list(options)
+        self.config = load_config(path, options)
+        self.epochs = int((self.config.get('train_cfg') or {}).get('max_epochs') or 0)
+        if not self.epochs:
+            raise UsageError(
+                f'{path} has no train_cfg.max_epochs; it is needed to tell which runs are finished.'
+            )
+        (self.config.get('randomness') or {}).pop('seed', None)
+        text = json.dumps(self.config.to_dict(), sort_keys=True, default=str)
+        self.signature = hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def validates(self, epoch: int) -> bool:
+        """Tell whether an epoch, counted from 1, ends with a validation."""
+        train = self.config.train_cfg
+        # StagedTrainLoop validates in the last stage only.
+        begin = train.get('val_begin') or 1 + sum((train.get('stage_epochs') or {}).values())
+        due = epoch % train.get('val_interval', 1) == 0 or epoch == self.epochs
+        return self.config.get('val_cfg') is not None and epoch >= begin and due
+
+    def teacher(self) -> tuple[str, str]:
+        """Return SHA-256 or URL of the teacher's checkpoint, and its path if it is missing."""
+        path = (self.config.get('model') or {}).get('teacher_ckpt') or ''
+        if not path or '://' in path:
+            return path, ''
+        path = os.path.expanduser(path)
+        if not os.path.isfile(path):
+            return '', path
+        return sha256(path, os.stat(path).st_mtime_ns), ''
+
+
+@functools.cache
+def sha256(path: str, changed: int) -> str:
+    """Hash a file, once per time of its last change."""
+    digest = hashlib.sha256()
+    with open(path, 'rb') as file:
+        for block in iter(lambda: file.read(1 << 20), b''):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+class Run:
+    """One training and what is to be done with it.
+
+    Args:
+        name (str): Name in messages and tables.
+        settings (Settings): Config and options.
+        seed (int): Seed.
+        run_dir (Path): Work dir of the training.
+        record_name (str): File in ``run_dir`` that says what was trained. Defaults to 'run.json'.
+
+    Attributes:
+        state (str): 'done', 'resumes', 'new', 'settings changed' or 'in use'.
+        checkpoint (Path, optional): The checkpoint to resume from.
+        teacher (str): SHA-256 or URL of the teacher's checkpoint.
+        missing (str): Path of the teacher's checkpoint if it is missing.
+
+    Raises:
+        UsageError: If the folder holds something else.
+    """
+
+    def __init__(
+        self, name: str, settings: Settings, seed: int, run_dir: Path, record_name: str = RECORD
+    ) -> None:
+        self.name, self.title = name, f'{name}, seed {seed}'
+        self.settings, self.seed, self.run_dir = settings, seed, run_dir
+        self.options = [f'randomness.seed={seed}', *settings.options]
+        self.record = run_dir / record_name
+        self.examine()
+
+    def examine(self) -> None:
+        """Look at the teacher and the run's folder, now; set ``state``."""
+        self.teacher, self.missing = self.settings.teacher()
+        self.checkpoint: Path | None = None
+        self.state = self._state()
+
+    def _state(self) -> str:
+        files = self.run_dir.iterdir() if self.run_dir.exists() else ()
+        if all(path.name == launch.LOCK for path in files):
+            return NEW
+        if not self.record.is_file():
+            raise UsageError(
+                f'{self.run_dir} is not empty and no run of this tool: there is no '
+                f'{self.record.name}; move it or give another --work-dir.'
+            )
+        record = read_record(self.record, ('signature', 'teacher', 'finished'))
+        try:
+            with launch.hold(self.run_dir):
+                pass
+        except UsageError:
+            return IN_USE
+        self.checkpoint = self.latest_checkpoint()
+        same = record['signature'] == self.settings.signature
+        same = same and record.get('seed', self.seed) == self.seed
+        if not self.missing:  # else there is nothing to compare
+            same = same and record['teacher'] == self.teacher
+        if not same:
+            return CHANGED
+        if record['finished']:
+            return DONE
+        epoch = epoch_of(self.checkpoint)
+        if epoch and self.settings.validates(epoch) and not self._validated(epoch):
+            # Killed between a checkpoint and its validation, which resuming from that checkpoint
+            # would leave out. Only for the last epoch is it worth starting over.
+            earlier = self.latest_checkpoint(before=epoch)
+            if earlier or epoch >= self.settings.epochs:
+                self.checkpoint = earlier
+        elif epoch >= self.settings.epochs:
+            return DONE
+        return RESUMED if self.checkpoint else NEW
+
+    def _validated(self, epoch: int) -> bool:
+        """Tell whether the log has the validation of an epoch."""
+        try:
+            return epoch in read_run(self.run_dir)['epochs']
+        except (FileNotFoundError, ValueError):
+            return False
+
+    def latest_checkpoint(self, before: int | None = None) -> Path | None:
+        """Find the checkpoint to resume from, as ``--resume auto`` does, or one before an epoch."""
+        pointer = self.run_dir / 'last_checkpoint'
+        if before is None and pointer.is_file():
+            checkpoint = self.run_dir / Path(pointer.read_text().strip()).name
+            if checkpoint.is_file():
+                return checkpoint
+        # Killed while the pointer was written, or the file that it names is gone.
+        kept = list(self.run_dir.glob('epoch_*.pth'))
+        if before is not None:
+            kept = [path for path in kept if epoch_of(path) < before]
+        return max(kept, key=epoch_of, default=None)
+
+    @property
+    def reached(self) -> int:
+        """int: Epochs that need not be trained again."""
+        return epoch_of(self.checkpoint) if self.state == RESUMED else 0
+
+    def describe(self) -> str:
+        """Describe the state, for example 'resumes at epoch 3 of 240'."""
+        text = self.state
+        if self.reached:
+            text = f'resumes at epoch {self.reached + 1} of {self.settings.epochs}'
+        elif self.state == RESUMED and self.checkpoint:
+            text = f'resumes from {self.checkpoint.name}'
+        elif self.state == CHANGED:
+            text += ', starts over'
+        if self.missing and self.state != DONE:
+            text += f', teacher {self.missing} is missing'
+        return text
+
+    def command(self, resume: Path | None = None) -> list[str]:
+        """Compose the command line of the training, resumed from a checkpoint if one is given."""
+        command = [sys.executable, str(launch.locate('tools/train.py')), str(self.settings.path)]
+        command += ['--work-dir', str(self.run_dir)]
+        if resume:
+            command += ['--resume', str(resume)]
+        return [*command, '--cfg-options', *self.options]
+
+    def train(
+        self,
+        trainings: launch.Trainings,
+        on_epoch: launch.OnEpoch,
+        env: Mapping[str, str] | None = None,
+    ) -> None:
+        """Train what is left; record what was trained and how long it took.
+
+        Args:
+            trainings (Trainings): Runs the subprocess.
+            on_epoch (Callable): Receives number, whether validated, and line of each epoch.
+            env (Mapping, optional): Environment variables to change.
+
+        Raises:
+            UsageError: If the teacher is missing, the config has changed or the folder is in use.
+            TrainingFailed: If the training fails.
+        """
+        self.examine()  # hours may have passed since the runs were listed
+        if self.state == DONE:
+            return
+        settings = self.settings
+        if Settings(settings.path, settings.options).signature != settings.signature:
+            raise UsageError(
+                f'{settings.path} or a base of it has changed since this table was started; '
+                'start it again.'
+            )
+        if self.missing:
+            raise UsageError(
+                f'the teacher {self.missing} does not exist; train it first or give '
+                '--cfg-options model.teacher_ckpt=FILE.'
+            )
+        if self.state == CHANGED:
+            launch.make_room(self.run_dir, keep=self.checkpoint is not None)
+        resume = self.checkpoint if self.state == RESUMED else None
+        self.run_dir.mkdir(parents=True, exist_ok=True)
+        with launch.hold(self.run_dir) as lock:
+            self._write_record(finished=False)
+            started = time.perf_counter()
+            trainings.watch(self.command(resume), self.run_dir / launch.LOG, on_epoch, env, lock)
+            # The time before an interruption is not known.
+            seconds = None if resume else time.perf_counter() - started
+            self._write_record(finished=True, seconds=seconds)
+
+    def _write_record(self, finished: bool, seconds: float | None = None) -> None:
+        record = dict(
+            config=self.settings.path.as_posix(),
+            seed=self.seed,
+            options=self.settings.options,
+            epochs=self.settings.epochs,
+            signature=self.settings.signature,
+            teacher=self.teacher,
+            finished=finished,
+            seconds=seconds,
+        )
+        launch.write_whole(self.record, json.dumps(record, indent=1))
+
+
+def read_record(path: Path, keys: Iterable[str]) -> dict[str, Any]:
+    """Read what was trained in a folder; a UsageError says that keys are missing."""
+    try:
+        record = json.loads(path.read_text(encoding='utf-8'))
+        missing = set(keys) - set(record)
+    except (ValueError, TypeError) as error:
+        raise UsageError(f'{path} is damaged ({error}); move its folder away.') from error
+    if missing:
+        raise UsageError(
+            f'{path} lacks {", ".join(sorted(missing))}: it is not a run of tools/run_table.py; '
+            'move its folder away.'
+        )
+    return record
+
+
+def epoch_of(checkpoint: Path | None) -> int:
+    """Read the epoch of ``epoch_<number>.pth``; 0 for any other name and without a checkpoint."""
+    match = re.fullmatch(r'epoch_(\d+)', checkpoint.stem if checkpoint else '')
+    return int(match[1]) if match else 0

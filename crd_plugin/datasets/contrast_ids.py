@@ -1,0 +1,93 @@
+"""Ids of positives and negatives, drawn as the published data sets draw them."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class ContrastIds:
+    """Draw the ids of a positive and of K negatives of a sample, on the CPU.
+
+    Source: HobbitLong/RepDistiller, ``dataset/cifar100.py``, class CIFAR100InstanceSample.
+    Behaviour matched: the same calls of NumPy's global generator, hence the same ids. Differs:
+    classes may have unequal sizes, and labels that nothing can be drawn from are refused.
+
+    Args:
+        labels (np.ndarray): Class of every sample, ``(N,)`` int64.
+        num_negatives (int): K, drawn without replacement unless it exceeds the pool.
+        percent (float): Fraction of each class's negatives to draw from, cut once to
+            ``int(len(negatives of class 0) * percent)`` ids. Values outside (0, 1) keep all.
+            Defaults to 1.0.
+        mode (str): 'exact': the positive is the sample itself; 'relax': any sample of its class,
+            itself included. Defaults to 'exact'.
+
+    Raises:
+        ValueError: If an argument is out of range, or all samples are of one class.
+    """
+
+    def __init__(
+        self, labels: np.ndarray, num_negatives: int, percent: float = 1.0, mode: str = 'exact'
+    ) -> None:
+        if type(num_negatives) is not int or num_negatives < 1:
+            raise ValueError(
+                f'num_negatives must be a positive int or None, but got {num_negatives!r}.'
+            )
+        if type(percent) not in (int, float):
+            raise ValueError(f'percent must be a number (a fraction), but got {percent!r}.')
+        if mode not in ('exact', 'relax'):
+            raise ValueError(f"mode must be 'exact' or 'relax', but got {mode!r}.")
+        self.num_negatives = num_negatives
+        self.mode = mode
+        self.labels = labels
+        self.counts = np.bincount(labels)
+        self.starts = np.cumsum(self.counts) - self.counts
+        # Ids sorted by class: the negatives of a class are all but one run of it.
+        self.order = np.argsort(labels, kind='stable')
+        self._kept: list[np.ndarray] | None = None
+        if self.counts.max() == len(labels):
+            raise ValueError(
+                f'num_negatives needs at least two classes, but all {len(labels)} samples are of '
+                f"class {labels[0]}; leave num_negatives out and use exclude='instance' in the "
+                'loss.'
+            )
+        if 0 < percent < 1:
+            kept = int(len(self.negatives(0)) * percent)
+            if kept == 0:
+                raise ValueError(
+                    f'percent={percent} keeps none of the {len(self.negatives(0))} negatives of '
+                    'class 0; raise it, or use 1.0 for all.'
+                )
+            classes = range(len(self.counts))
+            self._kept = [np.random.permutation(self.negatives(label))[:kept] for label in classes]
+
+    def positives(self, label: int) -> np.ndarray:
+        """Return the ids of a class, ascending."""
+        start = self.starts[label]
+        return self.order[start : start + self.counts[label]]
+
+    def negatives(self, label: int) -> np.ndarray:
+        """Return the ids that negatives of a class are drawn from."""
+        if self._kept is not None:
+            return self._kept[label]
+        start = self.starts[label]
+        return np.concatenate([self.order[:start], self.order[start + self.counts[label] :]])
+
+    def draw(self, sample_idx: int) -> Tensor:
+        """Draw the ids for one sample.
+
+        Args:
+            sample_idx (int): The sample, [0, N).
+
+        Returns:
+            Tensor: The positive, then the negatives, ``(1 + K,)`` int64.
+        """
+        label = self.labels[sample_idx]
+        positive = sample_idx
+        if self.mode == 'relax':
+            positive = np.random.choice(self.positives(label), 1)[0]
+        pool = self.negatives(label)
+        replace = self.num_negatives > len(pool)
+        negatives = np.random.choice(pool, self.num_negatives, replace=replace)
+        return torch.from_numpy(np.concatenate([[positive], negatives]).astype(np.int64))

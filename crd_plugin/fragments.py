@@ -1,0 +1,161 @@
+"""Functions for configs: join networks and methods, keep data on the device."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+from mmengine.config import Config, ConfigDict
+
+# A method that needs no algorithm of its own joins any other.
+_PLAIN_ALGORITHM = 'crd_plugin.FrozenTeacherDistill'
+
+
+def join(pair: Mapping, *methods: Mapping) -> ConfigDict:
+    """Join a pair of networks and one or more methods into the config of a model.
+
+    A leaf names the files of the fragments in ``_base_`` and joins them::
+
+        model = join(_base_.pair, _base_.crd, _base_.kd)
+
+    Recorders, connectors, losses and mappings of all methods end up in one distiller. Methods
+    may share a recorder; any other part belongs to one method. Where two fragments disagree,
+    nothing is overwritten: it is an error that names both.
+
+    The loss of the student's own head has weight 1. A method changes it with
+    ``student_loss_weight``. What a method sets under ``alone`` counts only if no other method is
+    joined: KD alone is 0.1 cross-entropy + 0.9 KL, beside another method both weights are 1.
+
+    Args:
+        pair (Mapping): Networks: ``architecture`` (the student), ``teacher``, ``teacher_ckpt``.
+        *methods (Mapping): Fragments, each with the ``type`` of the algorithm and a
+            ``distiller``, and optionally settings of the networks or of the algorithm,
+            ``student_loss_weight`` and ``alone``.
+
+    Returns:
+        ConfigDict: Config of the algorithm. The fragments are not changed.
+
+    Raises:
+        ValueError: If an argument is not such a fragment, two methods need different algorithms,
+            two fragments disagree, or the pair itself weighs the student's loss.
+    """
+    if 'architecture' not in pair:
+        raise ValueError(
+            f'The first argument of join has the keys {list(pair)}, expected the pair of networks '
+            'with an `architecture`: join(_base_.pair, _base_.crd).'
+        )
+    if not methods:
+        raise ValueError('join got a pair but no method; add one: join(_base_.pair, _base_.crd).')
+    model, known = copy.deepcopy(ConfigDict(pair)), 'the pair'
+    model.type = _PLAIN_ALGORITHM
+    for method in methods:
+        if 'type' not in method or 'distiller' not in method:
+            raise ValueError(
+                f'A method given to join has the keys {list(method)}, expected a fragment with '
+                '`type` and `distiller` as in configs/_base_/distillers/crd.py.'
+            )
+        part = copy.deepcopy(ConfigDict(method))
+        alone = part.pop('alone', None)
+        if alone and len(methods) == 1:
+            part.merge(alone)
+        name = ' + '.join(part.distiller.get('distill_losses', [])) or part.type
+        _unite(model, part, f'{known} and {name} cannot be joined: ')
+        known = name if known == 'the pair' else f'{known} + {name}'
+    _weigh_student_loss(model.architecture, model.pop('student_loss_weight', 1.0))
+    return model
+
+
+def keep_on_device(cfg: Config | ConfigDict) -> None:
+    """Hold the data sets of a config on the training device, and make whole batches there.
+
+    In a config, after ``_base_``: ``keep_on_device(_base_)``.
+
+    Args:
+        cfg (Config | ConfigDict): Config with a ``data_preprocessor`` and data loaders; changed
+            in place.
+    """
+    cfg.data_preprocessor.type = 'crd_plugin.ResidentDataPreprocessor'
+    for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+        loader = cfg.get(name)
+        if loader is None or loader.dataset.type == 'crd_plugin.ResidentDataset':
+            continue
+        if loader.dataset.type == 'crd_plugin.SampleIndexDataset':
+            loader.dataset.type = 'crd_plugin.ResidentDataset'
+        else:
+            loader.dataset = dict(type='crd_plugin.ResidentDataset', dataset=loader.dataset)
+        # Batches are made on the device: there is nothing to load, collate or pin.
+        loader.update(
+            num_workers=0,
+            persistent_workers=False,
+            pin_memory=False,
+            collate_fn=dict(type='crd_plugin.whole_batch'),
+        )
+
+
+def _unite(model: ConfigDict, method: ConfigDict, who: str) -> None:
+    """Add the settings of a method to a model; ``who`` begins the message of an error."""
+    algorithm = method.pop('type')
+    if algorithm != _PLAIN_ALGORITHM:
+        if model.type not in (_PLAIN_ALGORITHM, algorithm):
+            raise ValueError(
+                f'{who}one needs the algorithm {model.type}, the other {algorithm}; a model has '
+                'one algorithm.'
+            )
+        model.type = algorithm
+    distiller = model.setdefault('distiller', ConfigDict())
+    for section, parts in method.pop('distiller').items():
+        if isinstance(parts, Mapping):
+            _add_parts(distiller.setdefault(section, ConfigDict()), parts, section, who)
+        else:
+            _add_setting(distiller, section, parts, 'distiller', who)
+    for key, value in method.items():
+        _add_setting(model, key, value, '', who)
+
+
+def _add_parts(known: ConfigDict, parts: Mapping, section: str, who: str) -> None:
+    """Add recorders, connectors, losses or mappings; only equal recorders are shared."""
+    for name, part in parts.items():
+        if name in known and not (section.endswith('recorders') and known[name] == part):
+            raise ValueError(
+                f'{who}both have {name} in distiller.{section}, {_text(known[name])} and '
+                f'{_text(part)}; give one of them another name.'
+            )
+        known[name] = part
+
+
+def _add_setting(known: ConfigDict, key: str, value: Any, path: str, who: str) -> None:
+    """Add a setting, which nothing before may have set to something else."""
+    path = f'{path}.{key}' if path else key
+    if isinstance(value, Mapping) and isinstance(known.get(key), Mapping):
+        for name, part in value.items():
+            _add_setting(known[key], name, part, path, who)
+    elif key not in known:
+        known[key] = value
+    elif known[key] != value:
+        raise ValueError(f'{who}{path} is {_text(known[key])} in one, {_text(value)} in the other.')
+
+
+def _weigh_student_loss(architecture: ConfigDict, weight: float) -> None:
+    """Write the weight into the loss of the student's head, or of a network without one."""
+    head = architecture.get('head')
+    path = 'architecture.head.loss' if isinstance(head, Mapping) else 'architecture.loss'
+    loss = (head if isinstance(head, Mapping) else architecture).get('loss')
+    if not isinstance(loss, ConfigDict):
+        if weight == 1:
+            return
+        raise ValueError(
+            f"The method weighs the student's own loss by {weight}, but the pair has no {path} "
+            "that could carry it; write it out, for example loss=dict(type='CrossEntropyLoss')."
+        )
+    if loss.get('loss_weight', 1) != 1:
+        raise ValueError(
+            f'{path}.loss_weight of the pair is {loss.loss_weight}, but the method decides how '
+            f"much the student's own loss weighs; set model.{path}.loss_weight after join instead."
+        )
+    loss.loss_weight = weight
+
+
+def _text(value: Any) -> str:
+    """A setting as it would be written in a config."""
+    return repr(value.to_dict() if isinstance(value, ConfigDict) else value)

@@ -1,0 +1,684 @@
+"""The dry run: its tables, and one line for every mistake."""
+
+import copy
+import hashlib
+import random
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import DATASETS, MODELS, DefaultScope
+
+from crd_plugin.cli.dry_run import dry_run_file, run_dry
+from crd_plugin.cli.dry_run_report import render
+from crd_plugin.cli.explain import check_names, nearest, one_line
+
+
+def net(width, num_classes=10):
+    return dict(
+        type='ImageClassifier',
+        backbone=dict(type='crd_plugin.CIFARResNet', depth=8, stem_channels=4, base_channels=width),
+        neck=dict(type='GlobalAveragePooling'),
+        head=dict(type='LinearClsHead', num_classes=num_classes, in_channels=4 * width),
+    )
+
+
+def record(recorder, from_student, **kwargs):
+    return dict(recorder=recorder, from_student=from_student, **kwargs)
+
+
+def vanilla():
+    pipeline = [dict(type='Resize', scale=16), dict(type='PackInputs')]
+    return dict(
+        default_scope='mmpretrain',
+        custom_imports=dict(imports=['crd_plugin']),
+        data_preprocessor=dict(type='ClsDataPreprocessor', mean=[78.0] * 3, std=[81.0] * 3),
+        train_dataloader=dict(
+            batch_size=25,
+            dataset=dict(
+                type='crd_plugin.SampleIndexDataset',
+                dataset=dict(
+                    type='crd_plugin.Digits',
+                    num_train_per_class=5,
+                    # Saves a second per test: MMEngine collects garbage then.
+                    serialize_data=False,
+                    pipeline=pipeline,
+                ),
+            ),
+        ),
+        optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1)),
+        model=net(4),
+    )
+
+
+def distillation():
+    """CRD and KD together."""
+    cfg = vanilla()
+    outputs = 'mmrazor.ModuleOutputs'
+    field = 'crd_plugin.SampleField'
+    cfg['model'] = dict(
+        type='crd_plugin.FrozenTeacherDistill',
+        architecture=net(4),
+        teacher=net(8),
+        distiller=dict(
+            type='mmrazor.ConfigurableDistiller',
+            student_recorders=dict(
+                feat=dict(type=outputs, source='neck'),
+                logits=dict(type=outputs, source='head.fc'),
+                ids=dict(type=field, source='sample_idx'),
+                labels=dict(type=field, source='gt_label'),
+            ),
+            teacher_recorders=dict(
+                feat=dict(type=outputs, source='neck'), logits=dict(type=outputs, source='head.fc')
+            ),
+            connectors=dict(
+                crd_student=dict(type='crd_plugin.EmbeddingConnector'),
+                crd_teacher=dict(type='crd_plugin.EmbeddingConnector'),
+            ),
+            distill_losses=dict(
+                loss_crd=dict(type='crd_plugin.CRDLoss', num_negatives=20),
+                loss_kd=dict(type='mmrazor.KLDivergence', tau=4),
+            ),
+            loss_forward_mappings=dict(
+                loss_crd=dict(
+                    s_feats=record('feat', True, connector='crd_student'),
+                    t_feats=record('feat', False, connector='crd_teacher'),
+                    sample_idx=record('ids', True),
+                    labels=record('labels', True),
+                ),
+                loss_kd=dict(preds_S=record('logits', True), preds_T=record('logits', False)),
+            ),
+        ),
+    )
+    cfg['custom_hooks'] = [dict(type='crd_plugin.MemoryBankHook')]
+    return cfg
+
+
+def check(cfg, **kwargs):
+    return run_dry(Config(cfg), **kwargs)
+
+
+def only(report):
+    """The one problem of a report."""
+    (line,) = report.problems
+    assert '\n' not in line
+    return line
+
+
+def full(text):
+    """Text with the places that abbreviations stand for."""
+    text = text.replace('MAP', 'DIST.loss_forward_mappings').replace('DIST', 'model.distiller')
+    return text.replace('DATA', 'train_dataloader.dataset.dataset')
+
+
+def edited(changes, cfg=None):
+    """A config with values replaced by dotted name, or removed if the value is ...."""
+    cfg = distillation() if cfg is None else cfg
+    for path, value in changes.items():
+        *keys, last = (int(key) if key.isdigit() else key for key in full(path).split('.'))
+        part = cfg
+        for key in keys:
+            part = part[key]
+        if value is ...:
+            del part[last]
+        else:
+            part[last] = value
+    return cfg
+
+
+def test_sound_distillation():
+    report = check(distillation())
+    assert report.problems == []
+    assert {(row.side, row.name): row.output for row in report.recorders} == {
+        ('student', 'feat'): '[(4, 16)]',
+        ('student', 'logits'): '(4, 10)',
+        ('student', 'ids'): '(4,) int64',
+        ('student', 'labels'): '(4,) int64',
+        ('teacher', 'feat'): '[(4, 32)]',
+        ('teacher', 'logits'): '(4, 10)',
+    }
+    assert [(row.name, row.inputs, row.output, row.parameters) for row in report.connectors] == [
+        ('crd_student', '[(4, 16)]', '(4, 128)', 17 * 128),
+        ('crd_teacher', '[(4, 32)]', '(4, 128)', 33 * 128),
+    ]
+    losses = {row.name: row for row in report.losses}
+    assert list(losses) == ['student.loss', 'distill.loss_crd', 'distill.loss_kd']
+    for row in losses.values():
+        assert row.summed and row.teacher == 'frozen' and row.student > 0
+    assert losses['student.loss'].connectors == 'none'
+    assert losses['distill.loss_crd'].connectors > 0
+    (bank,) = report.banks
+    assert (bank.rows, bank.width, bank.stand_in) == (50, 128, 50)
+    assert bank.mib == pytest.approx(2 * 50 * 128 * 4 / 2**20)
+    parts = {row.part: (row.trainable, row.total) for row in report.parts}
+    assert parts['connectors'] == (50 * 128, 50 * 128)
+    assert parts['teacher'][0] == 0 and parts['teacher'][1] > 0
+    text = render(report)
+    for word in (
+        'crd_student',
+        'distill.loss_kd',
+        'frozen',
+        '4 x 3 x 16 x 16 uint8 (training samples)',
+        'SampleIndexDataset, 50 samples, 10 classes',
+        'note: model.teacher_ckpt is not given',
+        'fine',
+    ):
+        assert word in text
+
+
+def test_gradient_of_each_loss_is_its_own():
+    """Doubling a weight doubles this loss's gradient and no other."""
+    once = {row.name: row for row in check(distillation()).losses}
+    twice = check(edited({'DIST.distill_losses.loss_kd.loss_weight': 2.0})).losses
+    for row, factor in zip(twice, (1, 1, 2), strict=True):
+        assert row.student == pytest.approx(factor * once[row.name].student)
+
+
+def test_vanilla():
+    report = check(vanilla())
+    assert report.problems == [] and report.notes == []
+    (row,) = report.losses
+    assert row.name == 'loss' and row.student > 0
+    assert (row.connectors, row.teacher) == ('-', '-')
+    assert not report.recorders and not report.banks
+    assert [row.part for row in report.parts] == ['model']
+
+
+def test_leaves_no_trace(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cfg = Config(distillation())
+    before = copy.deepcopy(cfg.to_dict())
+    # MMEngine restores a copy, so the names are compared.
+    scope = getattr(DefaultScope.get_current_instance(), 'scope_name', None)
+    torch.manual_seed(3)
+    np.random.seed(3)
+    random.seed(3)
+    states = torch.get_rng_state(), random.getstate(), np.random.get_state()
+    first = run_dry(cfg)
+    assert torch.equal(states[0], torch.get_rng_state())
+    assert states[1] == random.getstate()
+    assert np.array_equal(states[2][1], np.random.get_state()[1])
+    assert scope == getattr(DefaultScope.get_current_instance(), 'scope_name', None)
+    assert cfg.to_dict() == before
+    assert not list(tmp_path.iterdir())
+    torch.manual_seed(4)
+    assert run_dry(cfg).losses == first.losses
+
+
+# Blocks of changes, a setting to a value or to ... to remove it, and what the one line must say.
+# DIST stands for model.distiller, MAP for its loss_forward_mappings, DATA for the inner data set.
+MISTAKES = r"""
+model = ...
+> the config has no `model`
+
+DIST.teacher_recorders.feat.source = 'backbone.layer4'
+> DIST.teacher_recorders.feat.source: the teacher has no module 'backbone.layer4'; the nearest
+> are backbone.layer3,
+
+DIST.student_recorders.feat.source = 'fc'
+> DIST.student_recorders.feat.source: the student has no module 'fc'; the nearest is head.fc.
+
+DIST.student_recorders.feat.source = 'architecture.neck'
+> the nearest is neck.
+
+DIST.student_recorders.st = dict(type='crd_plugin.StageOutputs', source='backbon')
+> DIST.student_recorders.st.source: the student has no module 'backbon'; the nearest are backbone,
+
+DIST.student_recorders.p = dict(type='mmrazor.Parameter', source='head.fc.wight')
+> DIST.student_recorders.p.source: the student has no parameter 'head.fc.wight'; the nearest are
+> head.fc.weight
+
+DIST.teacher_recorders.logits.source = 'head.loss_module'
+> DIST.teacher_recorders.logits: nothing is recorded, because the teacher does not call
+> 'head.loss_module'; record a module that its forward pass goes through.
+
+DIST.connectors.crd_student.in_channels = 64
+> DIST.connectors.crd_student.in_channels is 64, but the feature has 16 channels, shape (4, 16);
+> set in_channels=16.
+
+DIST.student_recorders.map = dict(type='mmrazor.ModuleOutputs', source='backbone')
+DIST.teacher_recorders.map = dict(type='mmrazor.ModuleOutputs', source='backbone')
+DIST.connectors.conv = dict(type='mmrazor.ConvModuleConnector', in_channel=7, out_channel=32)
+DIST.distill_losses.loss_map = dict(type='mmrazor.L2Loss')
+MAP.loss_map = dict(s_feature=record('map', True, data_idx=0, connector='conv'))
+MAP.loss_map.t_feature = record('map', False, data_idx=0)
+> DIST.connectors.conv.in_channel is 7, but the feature has 16 channels, shape (4, 16, 4, 4);
+> set in_channel=16.
+
+model.architecture.head.in_channels = 65
+> model.architecture.head.in_channels is 65, but the feature has 16 channels, shape (2, 16);
+> set in_channels=16.
+
+model.teacher.head.in_channels = 65
+> model.teacher.head.in_channels is 65, but the feature has 32 channels
+
+model.architecture.backbone.in_channels = 4
+> model.architecture.backbone.in_channels is 4, but the feature has 3 channels
+
+MAP.loss_crd.s_feats.data_idx = 2
+> DIST.student_recorders.feat: loss_forward_mappings asks for
+
+MAP.loss_crd.s_feats.data_idx = 2
+DIST.connectors.crd_student.in_channels = 16
+DIST.connectors.crd_teacher.in_channels = 32
+> DIST.student_recorders.feat: data_idx is illegal. The length of record is 1, but data_idx is 2.
+> It holds [[(4, 16)]].
+
+model.teacher = net(8, 100)
+> DIST.distill_losses.loss_kd: The size of tensor a (100) must match the size of tensor b (10) at
+> non-singleton dimension 1; given were preds_S (4, 10), preds_T (4, 100) (RuntimeError in kl_div,
+
+data_preprocessor.mean = [1.0] * 4
+data_preprocessor.std = [1.0] * 4
+> model.data_preprocessor: The size of tensor a (3) must match the size of tensor b (4) at
+> non-singleton dimension 1; given were inputs (4, 3, 16, 16) uint8,
+
+DIST.distill_losses.loss_crd.temperature = -1
+> DIST.distill_losses.loss_crd: temperature is -1, expected a positive number
+
+DATA.pipeline.0 = dict(type='ResizeEdge', scale=4, edge='x')
+> DATA.pipeline[0]: Invalid edge "x"
+
+DATA.pipeline.0.scale = 'large'
+> train_dataloader.dataset: its samples cannot be read: OpenCV
+
+DATA.pipeline.1 = dict(type='Resize', scale=16)
+> train_dataloader.dataset: its samples cannot be read: The sample at position 0 has no data_samples
+
+model.architecture.head.num_classes = 100
+> model.architecture.head.num_classes is 100, the data set has 10 classes; set it to 10.
+
+custom_hooks = []
+> custom_hooks and default_hooks have MemoryBankHook 0 times, but the MemoryBank of the model needs
+> it once: dict(type='crd_plugin.MemoryBankHook') (a config that sets
+
+default_hooks = dict(bank=dict(type='crd_plugin.MemoryBankHook'))
+> have MemoryBankHook 2 times
+
+default_hooks = dict(sync=dict(type='SyncBuffersHook'))
+> custom_hooks has SyncBuffersHook, which averages the buffers of the MemoryBank
+
+train_dataloader.dataset = vanilla()['train_dataloader']['dataset']['dataset']
+> train_dataloader.dataset is a crd_plugin.Digits, whose samples carry no ids for the memory bank;
+> wrap it: dataset=dict(type='crd_plugin.SampleIndexDataset',
+
+DIST.student_recorders.ids.source = 'contrast_idx'
+> DIST.student_recorders.ids: The data samples have no field "contrast_idx"
+
+DIST.distill_losses.loss_crd.num_samples = 60
+> num_samples of distiller.distill_losses.loss_crd.bank is 60, the training set has 50
+
+DIST.teacher_recorders.again = dict(type='mmrazor.ModuleOutputs', source='head.fc')
+MAP.loss_kd.preds_S = record('again', False)
+> distill.loss_kd sends no gradient anywhere; check from_student
+
+DIST.distill_losses.loss_kd.loss_weight = float('inf')
+> distill.loss_kd is inf, its gradient
+
+DIST.distill_losses.loss_a = dict(type='mmrazor.L2Loss')
+> MAP has no loss_a, so this loss is never computed
+
+MAP.loss_k = {}
+> MAP.loss_k: distill_losses has no such loss; the nearest are loss_kd,
+
+MAP.loss_crd.label = record('labels', True)
+> MAP.loss_crd: got an unexpected keyword argument 'label'; CRDLoss takes s_feats, t_feats,
+
+MAP.loss_kd.preds_T = ...
+> loss_kd: missing a required argument: 'preds_T'; KLDivergence takes preds_S, preds_T.
+
+MAP.loss_crd.labels.recorder = 'label'
+> MAP.loss_crd.labels.recorder: student_recorders has no 'label'; the nearest is labels.
+
+MAP.loss_crd.labels.from_student = False
+> MAP.loss_crd.labels.recorder: teacher_recorders has no 'labels'; the student has one.
+
+MAP.loss_crd.labels = dict(recorder='labels')
+> MAP.loss_crd.labels is {'recorder': 'labels'}, expected dict(recorder=..., from_student=...).
+
+MAP.loss_crd.s_feats.connector = 'crd_studen'
+> MAP.loss_crd.s_feats.connector: connectors has no 'crd_studen'; the nearest are crd_student,
+
+DIST.connectors.crd_teacher.embed_dims = 64
+> DIST.connectors.crd_teacher: EmbeddingConnector.__init__() got an unexpected keyword argument
+> 'embed_dims'; the nearest is embed_dim.
+
+model.student_trainabel = True
+> argument 'student_trainabel'; the nearest are student_trainable,
+
+custom_hooks.0.interval_ = 3
+> custom_hooks[0].interval_: crd_plugin.MemoryBankHook has no such argument; the nearest is
+> interval.
+
+optim_wrapper.optimizer.lrr = 1
+> optim_wrapper.optimizer.lrr: SGD has no such argument; the nearest is lr.
+
+load_from = 'nowhere/a.pth'
+> load_from=nowhere/a.pth does not exist; give
+
+model.teacher_ckpt = 'nowhere/teacher.pth'
+> model.teacher_ckpt=nowhere/teacher.pth does not exist; give the path of a trained checkpoint
+> (--no-teacher-ckpt goes on without it).
+"""
+
+
+@pytest.mark.parametrize('block', MISTAKES.strip().split('\n\n'))
+def test_mistake(block):
+    message = ' '.join(line[2:] for line in block.splitlines() if line.startswith('> '))
+    lines = [line.split(' = ', 1) for line in block.splitlines() if not line.startswith('> ')]
+    changes = {path: eval(value) for path, value in lines}
+    assert full(message) in only(check(edited(changes)))
+
+
+@pytest.mark.parametrize(
+    'place, wrong, right',
+    [
+        ('model.distiller.distill_losses.loss_crd', 'CRDLoss', 'crd_plugin.CRDLoss'),
+        (
+            'model.distiller.connectors.crd_student',
+            'crd_plugin.EmbedingConnector',
+            'crd_plugin.EmbeddingConnector',
+        ),
+        (
+            'model.distiller.student_recorders.ids',
+            'crd_plugin.SampleFields',
+            'crd_plugin.SampleField',
+        ),
+        ('model.architecture.backbone', 'crd_plugin.CifarResNet', 'crd_plugin.CIFARResNet'),
+        ('model.teacher.head.loss', 'CrossEntropy', 'CrossEntropyLoss'),
+        ('model', 'FrozenTeacherDistill', 'crd_plugin.FrozenTeacherDistill'),
+        ('optim_wrapper.optimizer', 'SDG', 'SGD'),
+        ('custom_hooks.0', 'crd_plugin.MemoryBankHok', 'crd_plugin.MemoryBankHook'),
+        ('train_dataloader.dataset.dataset.pipeline.1', 'PackInput', 'PackInputs'),
+    ],
+)
+def test_unknown_type(place, wrong, right):
+    cfg = edited({'model.teacher.head.loss': dict(type='CrossEntropyLoss')})
+    line = only(check(edited({f'{place}.type': wrong}, cfg)))
+    for number in ('0', '1'):
+        place = place.replace(f'.{number}', f'[{number}]')
+    assert line.startswith(f"{place}.type: '{wrong}' is not registered")
+    assert right in line.partition('nearest')[2].strip('.').replace(',', '').split()
+
+
+def test_all_unknown_names_at_once():
+    changes = {'optim_wrapper.optimizer.type': 'SDG', 'custom_hooks.0.typo': 1}
+    assert len(check(edited(changes)).problems) == 2
+    assert list(check_names(dict(type='Nothing', a=[dict(type='Nought')]))) != []
+
+
+def test_width_inferred_from_another_image_size():
+    cfg = distillation()
+    for side in ('student', 'teacher'):
+        edited({f'DIST.{side}_recorders.feat.source': 'backbone.layer3'}, cfg)
+    report = check(cfg)
+    assert only(report).startswith('model.distiller.connectors.crd_student: The feature has 256')
+    assert 'model.input_shape is (3, 32, 32), but the images are (3, 16, 16): ' in report.notes[-1]
+    assert check(edited({'model.input_shape': (3, 16, 16)}, cfg)).problems == []
+
+
+def test_plain_network():
+    """Without `architecture` the places are those of the model."""
+    for change in ({'model.head.in_channels': 65}, {'model.head.num_classes': 7}):
+        (place,) = change
+        assert only(check(edited(change, vanilla()))).startswith(f'{place} is ')
+    assert 'the nearest are base_channels, ' in only(
+        check(edited({'model.backbone.base_channel': 4}, vanilla()))
+    )
+
+
+def test_labels_without_names_of_classes():
+    cfg = vanilla()
+    inner = cfg['train_dataloader']['dataset']['dataset']
+    inner['metainfo'] = dict(classes=[])
+    assert check(cfg).problems == []
+    assert 'the data set has 10 classes' in only(check(edited({'model.head.num_classes': 7}, cfg)))
+
+
+def test_student_against_teacher_classes():
+    changes = {'model.teacher': net(8, num_classes=100)}
+    for group in ('distill_losses', 'loss_forward_mappings'):
+        changes[f'DIST.{group}.loss_kd'] = ...
+    report = check(edited(changes))
+    assert report.problems == []
+    assert 'model.teacher.head.num_classes is 100, that of model.architecture 10' in report.notes[1]
+
+
+def test_loss_left_out_of_the_sum():
+    cfg = distillation()
+    for group in ('distill_losses', 'loss_forward_mappings'):
+        group = cfg['model']['distiller'][group]
+        group['kd'] = group.pop('loss_kd')
+    report = check(cfg)
+    assert 'distill.kd is not added to the sum' in only(report)
+    assert 'call it loss_kd' in only(report)
+    assert [row.summed for row in report.losses] == [True, True, False]
+    assert 'not summed' in render(report) and '1 problem' in render(report)
+
+
+def test_parameters_without_gradient():
+    """A connector that no loss uses, and a head whose loss is not computed."""
+    changes = {
+        'DIST.connectors.spare': dict(type='crd_plugin.EmbeddingConnector', in_channels=4),
+        'DIST.loss_forward_mappings.loss_kd': ...,
+        'DIST.distill_losses.loss_kd': ...,
+        'model.calculate_student_loss': False,
+    }
+    report = check(edited(changes))
+    assert report.problems == []
+    assert (
+        '4 parameters get no gradient in some step, such as architecture.head.fc.bias'
+        in (report.notes[-1])
+    )
+    assert 'gradient' not in check(edited({**changes, 'find_unused_parameters': True})).notes[-1]
+
+
+def test_data_set_of_one_class():
+    cfg = distillation()
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        labels = DATASETS.build(copy.deepcopy(cfg['train_dataloader']['dataset'])).get_gt_labels()
+    zeros = np.flatnonzero(labels == 0).tolist()
+    cfg['train_dataloader']['dataset']['dataset']['indices'] = zeros
+    line = only(check(cfg))
+    assert line.startswith('model.distiller.distill_losses.loss_crd: ')
+    assert '1 class over 5 rows' in line and "exclude='instance'" in line
+    assert check(edited({'DIST.distill_losses.loss_crd.exclude': 'instance'}, cfg)).ok
+
+
+@pytest.fixture(scope='module')
+def teacher(tmp_path_factory):
+    """A checkpoint of the teacher, which names its config."""
+    path = tmp_path_factory.mktemp('teacher') / 'teacher.pth'
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        weights = MODELS.build(net(8)).state_dict()
+    text = Config(dict(model=net(8), data_preprocessor=dict(mean=[0.0] * 3, std=[255.0] * 3)))
+    torch.save(dict(state_dict=weights, meta=dict(cfg=text.pretty_text)), path)
+    return path
+
+
+def test_teacher_checkpoint(teacher, tmp_path):
+    report = check(edited({'model.teacher_ckpt': str(teacher)}))
+    assert report.problems == []
+    digest = hashlib.sha256(teacher.read_bytes()).hexdigest()[:8]
+    assert report.teacher == f'teacher.pth, sha256 {digest}'
+    other = edited({'model.teacher_ckpt': str(teacher), 'model.teacher': net(6)})
+    assert 'does not fit the teacher' in only(check(other))
+    cut = tmp_path / 'cut.pth'
+    cut.write_bytes(teacher.read_bytes()[:1000])
+    assert 'truncated' in only(check(edited({'model.teacher_ckpt': str(cut)})))
+
+
+def test_missing_teacher_checkpoint_can_be_passed_over():
+    cfg = edited({'model.teacher_ckpt': 'nowhere/teacher.pth'})
+    report = check(cfg, use_teacher_ckpt=False)
+    assert report.problems == [] and len(report.losses) == 3
+    assert report.notes == ['model.teacher_ckpt is passed over as asked for.']
+
+
+# An ImageNet teacher of MMPretrain's model zoo.
+ZOO = 'https://download.openmmlab.com/mmclassification/v0/resnet/resnet18_8xb32_in1k_20210831-fbbb1da6.pth'
+IMAGENET = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375])
+
+
+@pytest.mark.parametrize('source', ['config', 'checkpoint', 'zoo'])
+def test_teacher_is_fed_as_it_was_trained(source, teacher):
+    """Its mean and std are compared with those of the images it is given."""
+    trained, changes = dict(
+        config=(
+            IMAGENET,
+            {'model.teacher.data_preprocessor': dict(type='ClsDataPreprocessor', **IMAGENET)},
+        ),
+        checkpoint=(dict(mean=[0.0] * 3, std=[255.0] * 3), {'model.teacher_ckpt': str(teacher)}),
+        zoo=(IMAGENET, {'model.teacher_ckpt': ZOO}),
+    )[source]
+    report = check(edited(changes))
+    assert report.ok
+    (note,) = (note for note in report.notes if 'was trained on images' in note)
+    assert note.startswith(source == 'config' and 'model.teacher.data_preprocessor: ' or 'model.te')
+    assert (
+        f'mean {trained["mean"]} and std {trained["std"]}, but is given images with mean ' in note
+    )
+    assert 'mean [78.0, 78.0, 78.0] and std [81.0, 81.0, 81.0]' in note
+    same = {f'data_preprocessor.{key}': value for key, value in trained.items()}
+    assert not any('was trained on' in note for note in check(edited({**changes, **same})).notes)
+
+
+def test_nothing_is_downloaded():
+    init = dict(type='Pretrained', checkpoint='torchvision://resnet18')
+    changes = {'model.teacher_ckpt': 'https://example.invalid/teacher.pth'}
+    report = check(edited({**changes, 'model.architecture.init_cfg': init}))
+    assert report.problems == []
+    assert sum('is not fetched here' in note for note in report.notes) == 2
+
+
+def test_missing_data_set(tmp_path):
+    """Classes, size of the images and channels are known without files."""
+    cfg = edited(
+        {
+            'train_dataloader.dataset.dataset': dict(
+                type='CIFAR100',
+                data_root=str(tmp_path / 'none'),
+                pipeline=[dict(type='RandomCrop', crop_size=24), dict(type='PackInputs')],
+            ),
+            'model.architecture.head.num_classes': 100,
+            'model.teacher.head.num_classes': 100,
+        }
+    )
+    report = check(cfg)
+    assert report.problems == []
+    assert 'SampleIndexDataset cannot be read: ' in report.notes[1]
+    assert report.images == '4 x 3 x 24 x 24 uint8 (random)'
+    assert report.data.endswith('SampleIndexDataset, not read, 100 classes')
+    (bank,) = report.banks
+    assert (bank.rows, bank.mib, bank.stand_in) == (None, None, 4096)
+    assert 'unknown' in render(report)
+    assert len(report.losses) == 3
+    assert not (tmp_path / 'none').exists()
+    # A crop that is larger than the image which is otherwise assumed.
+    pipeline = cfg['train_dataloader']['dataset']['dataset']['pipeline']
+    pipeline[0]['crop_size'] = 48
+    cfg['model']['distiller']['distill_losses']['loss_crd']['num_samples'] = 50000
+    report = check(cfg, batch_size=2)
+    assert report.images.startswith('2 x 3 x 48 x 48')
+    (bank,) = report.banks
+    assert bank.rows == 50000
+    assert bank.mib == pytest.approx(2 * 50000 * 128 * 4 / 2**20)
+    cfg['model']['architecture']['head']['num_classes'] = 10
+    assert 'the data set has 100 classes' in only(check(cfg))
+
+
+def test_huge_bank_has_a_stand_in():
+    cfg = distillation()
+    times = 2000  # 100,000 ids of 50 images
+    inner = cfg['train_dataloader']['dataset']['dataset']
+    cfg['train_dataloader']['dataset'].update(
+        num_negatives=3, dataset=dict(type='RepeatDataset', times=times, dataset=inner)
+    )
+    edited(
+        {
+            'DIST.student_recorders.given': dict(
+                type='crd_plugin.SampleField', source='contrast_idx'
+            )
+        },
+        cfg,
+    )
+    edited({'MAP.loss_crd.contrast_idx': record('given', True)}, cfg)
+    edited({'DIST.distill_losses.loss_crd.num_negatives': 3}, cfg)
+    report = check(cfg)
+    assert report.problems == []
+    (bank,) = report.banks
+    assert (bank.rows, bank.stand_in) == (100000, 4096)
+    assert bank.mib == pytest.approx(2 * 100000 * 128 * 4 / 2**20)
+
+
+def test_missing_images_of_a_data_set_that_is_listed(tmp_path):
+    (tmp_path / 'list.txt').write_text('a.png 0\nb.png 1\n')
+    pipeline = [
+        dict(type='LoadImageFromFile'),
+        dict(type='ResizeEdge', scale=20),
+        dict(type='PackInputs'),
+    ]
+    dataset = dict(
+        type='CustomDataset',
+        data_root=str(tmp_path),
+        ann_file='list.txt',
+        with_label=True,
+        pipeline=pipeline,
+    )
+    report = check(edited({'train_dataloader.dataset': dataset}, vanilla()))
+    assert report.problems == []
+    assert report.data == 'CustomDataset, 2 samples' and '20 x 20' in report.images
+    assert 'a.png' in report.notes[0] or 'b.png' in report.notes[0]
+
+
+def test_no_data_set():
+    report = check(edited({'train_dataloader': ...}))
+    assert report.problems == [] and len(report.losses) == 3
+    assert 'no train_dataloader.dataset' in report.notes[1]
+
+
+def test_two_bases_with_one_key(tmp_path):
+    for name in 'ab':
+        (tmp_path / f'{name}.py').write_text("work_dir = 'here'\n")
+    leaf = tmp_path / 'leaf.py'
+    leaf.write_text("_base_ = ['a.py', 'b.py']\n")
+    line = only(dry_run_file(str(leaf)))
+    assert 'work_dir' in line and 'two files of _base_' in line
+    leaf.write_text("_base_ = ['c.py']\n")
+    assert 'c.py' in only(dry_run_file(str(leaf)))
+    leaf.write_text('model = dict(\n')
+    assert 'cannot be loaded' in only(dry_run_file(str(leaf)))
+
+
+def test_gradient_that_reaches_the_teacher():
+    changes = {
+        'model.type': 'mmrazor.SingleTeacherDistill',
+        'DIST.connectors': ...,
+        'custom_hooks': [],
+    }
+    for group in ('distill_losses', 'loss_forward_mappings'):
+        changes[f'DIST.{group}.loss_crd'] = ...
+    report = check(edited({**changes, 'model.teacher_trainable': True}))
+    assert report.problems == []
+    rows = {row.name: row for row in report.losses}
+    assert rows['teacher.loss'].teacher > 0
+    assert rows['teacher.loss'].student == 'none'
+
+
+def test_accepted_arguments():
+    assert '3 x 3 x 16 x 16' in check(vanilla(), batch_size=3).images
+    with pytest.raises(ValueError, match='batch_size is 0'):
+        check(vanilla(), batch_size=0)
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match='sees no GPU'):
+            check(vanilla(), device='cuda')
+
+
+def test_words():
+    assert nearest('x', ['abc', '']) == 'there are abc'
+    assert nearest('x', []) == 'there are none'
+    assert nearest('abd', ['abc', 'xyz']) == 'the nearest is abc'
+    assert one_line(KeyError('a\n  b')) == 'a b'
+    assert one_line(ValueError()) == 'ValueError'
+    assert one_line('x' * 600).endswith('x ...') and len(one_line('x' * 600)) == 500

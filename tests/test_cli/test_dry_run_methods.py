@@ -1,0 +1,260 @@
+"""Dry runs of models with stages, with several views, and without a teacher."""
+
+import copy
+
+import pytest
+from mmengine.config import Config
+from mmengine.registry import DefaultScope
+
+from crd_plugin.cli.dry_run import run_dry
+from crd_plugin.cli.dry_run_report import render
+from tests import small_runs, staged
+from tests.cocord import run_changes
+
+HOOK = dict(type='crd_plugin.CoCoRDHook')
+
+
+@pytest.fixture(autouse=True)
+def scope():
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        yield
+
+
+def config(tmp_path, changes):
+    """Plain dicts; reading the digits takes no text of the config."""
+    cfg = small_runs.config(tmp_path, **changes).to_dict()
+    cfg['train_dataloader']['dataset']['dataset']['serialize_data'] = False
+    return cfg
+
+
+def staged_config(tmp_path, method='ab', **changes):
+    return config(tmp_path, staged.settings(method, **changes))
+
+
+def check(cfg):
+    return run_dry(Config(copy.deepcopy(cfg)), use_teacher_ckpt=False)
+
+
+def only(report):
+    (line,) = report.problems
+    return line
+
+
+def losses(report):
+    return {row.name: row for row in report.losses}
+
+
+# --- stages ---------------------------------------------------------------- #
+
+
+@pytest.mark.parametrize('method', ['ab', 'ft'])
+def test_both_stages_are_run(tmp_path, method):
+    report = check(staged_config(tmp_path, method))
+    assert report.problems == []
+    rows = losses(report)
+    main = {'main: student.loss', 'main: distill.loss_crd'}
+    if method == 'ab':
+        assert set(rows) == main | {'init: distill.loss_ab'}
+        assert rows['init: distill.loss_ab'].student > 0
+        assert rows['init: distill.loss_ab'].connectors > 0
+    else:
+        first = 'init: distill.loss_ft_reconstruction'
+        assert set(rows) == main | {first, 'main: distill.loss_ft'}
+        assert rows[first].student == '-' and rows[first].connectors > 0
+        assert rows['main: distill.loss_ft'].student > 0
+    # No row twice, and nothing that one stage alone records is missing.
+    names = [(row.side, row.name) for row in report.recorders]
+    assert len(names) == len(set(names)) == 6
+    assert all(row.output != 'nothing' for row in report.recorders)
+    assert [row.name for row in report.connectors] == ['s', 't']
+    assert all(row.output == '(4, 8)' for row in report.connectors)
+    parts = {row.part: row for row in report.parts}
+    assert parts['losses'].trainable == parts['losses'].total > 0
+    assert 'init: distill' in render(report)
+    # A stage leaves parameters out, which the config of these runs knows.
+    assert not any('no gradient' in note for note in report.notes)
+    cfg = staged_config(tmp_path, method, find_unused_parameters=False)
+    assert any('no gradient' in note for note in check(cfg).notes)
+
+
+@pytest.mark.parametrize(
+    'changes, message',
+    [
+        (
+            dict(train_cfg=dict(by_epoch=True, max_epochs=4, _delete_=True)),
+            "model: The model has the stages ('init', 'main'), but none was begun; train it with "
+            "train_cfg=dict(type='crd_plugin.StagedTrainLoop'",
+        ),
+        (
+            dict(model=dict(small_runs.model(), _delete_=True)),
+            'train_cfg.stage_epochs: the model has no stages',
+        ),
+        (dict(train_cfg__max_epochs=2), 'train_cfg.max_epochs is 2, of which'),
+        (
+            dict(model__distiller__distill_losses__loss_ab__margin=-1),
+            'model.distiller.distill_losses.loss_ab: margin is -1',
+        ),
+        (
+            dict(model__distiller__student_recorders__stages__steam=True),
+            'student_recorders.stages: StageOutputsRecorder.__init__() got an unexpected keyword '
+            "argument 'steam'; the nearest is stem.",
+        ),
+        (dict(model__stages='init'), "stages is 'init', expected a list"),
+    ],
+)
+def test_mistakes_in_stages(tmp_path, changes, message):
+    train_cfg = changes.pop('train_cfg', None)
+    cfg = staged_config(tmp_path, **changes)
+    if train_cfg:
+        cfg['train_cfg'] = train_cfg
+    assert message in only(check(cfg))
+
+
+@pytest.mark.parametrize(
+    'changes, message',
+    [
+        (dict(s_channels=6, t_channels=5), 't_channels is 5, but the recorded features have 12'),
+        (dict(rate=0.001), 'rate is 0.001, of 12 teacher channels'),
+    ],
+)
+def test_loss_that_does_not_fit_the_features(tmp_path, changes, message):
+    """In the first stage, or when it infers its widths: the place is that of the loss."""
+    cfg = staged_config(tmp_path, 'ft')
+    cfg['model']['distiller']['distill_losses']['loss_ft'].update(changes)
+    line = only(check(cfg))
+    assert line.startswith('model.distiller.distill_losses.loss_ft: ') and message in line
+
+
+# --- several views --------------------------------------------------------- #
+
+
+def cocord(tmp_path):
+    return config(tmp_path, run_changes())
+
+
+def pipeline_of(cfg):
+    return cfg['train_dataloader']['dataset']['dataset']['pipeline']
+
+
+def test_several_views(tmp_path):
+    report = check(cocord(tmp_path))
+    assert report.problems == []
+    assert report.images == '4 x 3 x 8 x 8 uint8, 3 views (training samples)'
+    assert set(losses(report)) == {'student.loss', 'distill.loss_cocord'}
+    for row in report.losses:
+        assert row.student > 0 and row.teacher == 'frozen'
+    parts = {row.part: row for row in report.parts}
+    assert parts['slow student'].trainable == 0
+    assert parts['slow student'].total == parts['student'].total
+    records = {row.side: row.output for row in report.recorders}
+    assert records['student'].endswith('4 times')
+    assert 'slow student' in render(report)
+
+
+def test_several_views_of_data_that_cannot_be_read(tmp_path):
+    cfg = cocord(tmp_path)
+    cfg['train_dataloader']['dataset']['dataset'] = dict(
+        type='CIFAR10', data_root=str(tmp_path / 'nowhere'), pipeline=pipeline_of(cfg)
+    )
+    report = check(cfg)
+    assert report.problems == [] and '3 views (random)' in report.images
+    pipeline_of(cfg)[0]['num_views'] = 2
+    assert 'model: CoCoRDDistill was given 2 views, expected 3' in only(check(cfg))
+
+
+def test_single_images_for_a_model_of_views(tmp_path):
+    cfg = cocord(tmp_path)
+    cfg['train_dataloader']['dataset']['dataset']['pipeline'] = pipeline_of(cfg)[0]['transforms']
+    line = only(check(cfg))
+    assert line.startswith('model: CoCoRDDistill was given single images')
+    assert "pipeline=[dict(type='crd_plugin.MultiViewPipeline'" in line
+
+
+def test_views_for_a_model_that_wants_none(tmp_path):
+    cfg = config(tmp_path, {})
+    inner = cfg['train_dataloader']['dataset']['dataset']
+    inner['pipeline'] = [dict(type='crd_plugin.MultiViewPipeline', transforms=inner['pipeline'])]
+    line = only(check(cfg))
+    assert 'gives 3 views of each image, crd_plugin.FrozenTeacherDistill expects one; take ' in line
+
+
+@pytest.mark.parametrize('hooks, number', [([], 0), ([HOOK, HOOK], 2)])
+def test_hook_of_the_key_queue(tmp_path, hooks, number):
+    cfg = cocord(tmp_path)
+    cfg['custom_hooks'] = hooks
+    assert f'have CoCoRDHook {number} times, but the KeyQueue' in only(check(cfg))
+
+
+@pytest.mark.parametrize(
+    'changes, message',
+    [
+        (dict(temperature=0), 'temperature is 0, expected a positive'),
+        (dict(s_channels=7, t_channels=12), 's_feats has shape (4, 6)'),
+    ],
+)
+def test_loss_of_views(tmp_path, changes, message):
+    cfg = cocord(tmp_path)
+    cfg['model']['distiller']['distill_losses']['loss_cocord'].update(changes)
+    line = only(check(cfg))
+    assert line.startswith('model.distiller.distill_losses.loss_cocord: ') and message in line
+
+
+def test_record_that_is_not_made(tmp_path):
+    cfg = cocord(tmp_path)
+    mapping = cfg['model']['distiller']['loss_forward_mappings']
+    mapping['loss_cocord']['slow_feats']['record_idx'] = 4
+    line = only(check(cfg))
+    assert line.startswith('model.distiller.student_recorders.feat: ')
+    assert "'record_idx': 4" in line
+
+
+# --- no teacher ------------------------------------------------------------ #
+
+
+def net(num_classes=10, in_channels=16):
+    """A ResNet-8 of 4, 4, 8 and 16 channels."""
+    return dict(
+        type='ImageClassifier',
+        backbone=dict(type='crd_plugin.CIFARResNet', depth=8, stem_channels=4, base_channels=4),
+        neck=dict(type='GlobalAveragePooling'),
+        head=dict(type='LinearClsHead', num_classes=num_classes, in_channels=in_channels),
+    )
+
+
+def online(tmp_path, **changes):
+    model = dict(
+        type='crd_plugin.OnlineEnsembleDistill', architecture=net(), branch_from='backbone.layer3'
+    )
+    cfg = config(tmp_path, {})
+    cfg.update(model={**model, **changes}, custom_hooks=[])
+    return check(cfg)
+
+
+def test_online(tmp_path):
+    report = online(tmp_path)
+    assert report.problems == []
+    summed = [row for row in report.losses if row.summed]
+    assert [row.name for row in summed] == [
+        'student.loss',
+        'branch1.loss',
+        'branch2.loss',
+        'ensemble.loss',
+        'distill.loss_online_kd',
+    ]
+    assert all(row.student > 0 for row in summed)
+    # The student's own cross-entropy does not reach the other branches.
+    assert [row.connectors == 'none' for row in summed] == [True, False, False, False, False]
+    assert [row.part for row in report.parts] == ['student', 'branches', 'gate']
+    text = render(report)
+    assert 'gradient: student  other parts' in text and 'accuracy' in text
+
+
+def test_mistakes_of_online(tmp_path):
+    line = only(online(tmp_path, architecture=net(in_channels=17)))
+    assert line.startswith('model.architecture.head.in_channels is 17, but the feature has 16')
+    line = only(online(tmp_path, architecture=net(num_classes=5)))
+    assert 'model.architecture.head.num_classes is 5' in line
+    line = only(online(tmp_path, branch_from='backbone.layer4'))
+    assert "model: branch_from='backbone.layer4' is no" in line
+    line = only(online(tmp_path, architecture={**net(), 'backbone': dict(type='Nothing')}))
+    assert line.startswith("model.architecture.backbone.type: 'Nothing' is not registered")

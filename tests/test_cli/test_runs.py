@@ -1,0 +1,275 @@
+"""Settings, states and records of runs."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from crd_plugin.cli import launch
+from crd_plugin.cli.arguments import UsageError
+from crd_plugin.cli.runs import Run, Settings, epoch_of, load_config, read_record
+from tests import tables
+
+STUDENT = tables.CONFIGS / 'vanilla' / 'vanilla_resnet8w4_b20-100e_digits.py'
+CRD = tables.CONFIGS / 'crd' / f'crd_{tables.PAIR}.py'
+
+
+@pytest.fixture(scope='module')
+def settings():
+    """The student alone, 100 epochs."""
+    return Settings(STUDENT, [])
+
+
+@pytest.fixture
+def run(settings, tmp_path):
+    return Run('student', settings, 3, tmp_path / 'run')
+
+
+def _train(run, code='', **kwargs):
+    """Let a run be a few lines of Python; the lines of its epochs."""
+    run.command = lambda resume: [sys.executable, '-c', code]
+    seen = []
+    run.train(launch.Trainings(), lambda *args: seen.append(args), **kwargs)
+    return seen
+
+
+def _record(run, finished=False, **changes):
+    run.run_dir.mkdir(parents=True, exist_ok=True)
+    record = dict(signature=run.settings.signature, teacher=run.teacher, finished=finished)
+    run.record.write_text(json.dumps(record | changes))
+
+
+def _reach(run, *epochs):
+    for epoch in epochs:
+        (run.run_dir / f'epoch_{epoch}.pth').touch()
+    (run.run_dir / 'last_checkpoint').write_text(f'x/epoch_{epochs[-1]}.pth')
+
+
+def _validate(run, *epochs):
+    log = run.run_dir / '20260101_000000' / 'vis_data' / 'scalars.json'
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with open(log, 'a') as file:
+        for epoch in epochs:
+            entry = {'accuracy/top1': 50.0, 'accuracy/top5': 90.0, 'step': epoch}
+            file.write(json.dumps(entry) + '\n')
+
+
+def _state(run):
+    run.examine()
+    return run.state, run.checkpoint and run.checkpoint.name
+
+
+# --- settings -------------------------------------------------------------- #
+
+
+def test_the_signature_depends_on_options_but_not_on_the_seed(settings):
+    signatures = {
+        Settings(STUDENT, options).signature
+        for options in ([], ['randomness.seed=7'], ['randomness.x=1'], ['train_cfg.max_epochs=3'])
+    }
+    assert len(signatures) == 3 and settings.signature in signatures
+    assert load_config(STUDENT, ['train_cfg.max_epochs=3']).train_cfg.max_epochs == 3
+
+
+@pytest.mark.parametrize(
+    'option, epochs',
+    [
+        ('a.b=1', [1, 2, 3, 4, 5, 6, 7]),
+        ('train_cfg.val_interval=3', [3, 6, 7]),
+        ('train_cfg.val_begin=5', [5, 6, 7]),
+        ('train_cfg.stage_epochs.init=3', [4, 5, 6, 7]),
+        ('val_cfg=None', []),
+    ],
+)
+def test_epochs_that_are_validated(option, epochs):
+    settings = Settings(STUDENT, ['train_cfg.max_epochs=7', option])
+    assert [epoch for epoch in range(1, 8) if settings.validates(epoch)] == epochs
+
+
+# --- states of a folder ---------------------------------------------------- #
+
+
+def test_new_resumed_and_done(run):
+    assert _state(run) == ('new', None)
+    run.run_dir.mkdir()
+    (run.run_dir / launch.LOCK).touch()
+    assert _state(run) == ('new', None)
+    _record(run)
+    assert _state(run) == ('new', None)  # failed before the first epoch
+    _reach(run, 1, 2)
+    _validate(run, 1, 2)
+    assert _state(run) == ('resumes', 'epoch_2.pth')
+    assert run.reached == 2
+    assert run.describe() == 'resumes at epoch 3 of 100'
+    _record(run, finished=True)
+    assert _state(run)[0] == 'done' and run.reached == 0
+    with launch.hold(run.run_dir):
+        assert _state(run) == ('in use', None)
+
+
+def test_killed_between_a_checkpoint_and_its_validation(run):
+    """Resumed from that checkpoint the epoch would never be validated."""
+    _record(run)
+    _reach(run, 1)
+    assert _state(run) == ('resumes', 'epoch_1.pth')  # rather than from the beginning
+    _reach(run, 6, 7)
+    _validate(run, *range(1, 7))
+    assert _state(run) == ('resumes', 'epoch_6.pth')
+    _validate(run, 7)
+    assert _state(run) == ('resumes', 'epoch_7.pth')
+    _reach(run, 99, 100)
+    assert _state(run) == ('resumes', 'epoch_99.pth')
+    _validate(run, 100)
+    assert _state(run)[0] == 'done'
+
+
+def test_without_the_last_validation_a_run_is_not_done(run):
+    _record(run)
+    _reach(run, 100)
+    assert _state(run) == ('new', None)
+
+
+def test_changed_settings_seed_and_teacher(run, tmp_path):
+    for change in (dict(signature='of another config'), dict(seed=4)):
+        _record(run, finished=True, **change)
+        assert _state(run) == ('settings changed', None)
+        assert run.describe() == 'settings changed, starts over'
+
+    teacher = tables.write_teacher(tmp_path / 'teacher.pth')
+    crd = Run('crd', Settings(CRD, [f'model.teacher_ckpt={teacher}']), 1, tmp_path / 'crd')
+    _record(crd, finished=True)
+    assert _state(crd) == ('done', None)
+    torch.save(dict(state_dict={}), teacher)
+    assert _state(crd) == ('settings changed', None)
+    # A finished run stays one when its teacher is not at hand.
+    teacher.unlink()
+    assert _state(crd) == ('done', None)
+    _record(crd)
+    assert crd.describe() == 'done'
+    assert _state(crd) == ('new', None)
+    assert crd.describe() == f'new, teacher {teacher} is missing'
+    with pytest.raises(UsageError, match='teacher.pth does not exist; train it first'):
+        _train(crd)
+
+
+def test_a_foreign_folder_is_left_alone(run):
+    run.run_dir.mkdir()
+    (run.run_dir / 'thesis.tex').write_text('precious')
+    for use in (run.examine, lambda: _train(run)):
+        with pytest.raises(UsageError, match='no run of this tool: there is no run.json; move it'):
+            use()
+    assert [path.name for path in run.run_dir.iterdir()] == ['thesis.tex']
+
+
+@pytest.mark.parametrize(
+    'text, message',
+    [
+        ('{"seed": 1', 'run.json is damaged .* move'),
+        ('3', 'run.json is damaged .* move'),
+        ('{"seed": 1}', 'run.json lacks finished, signature, teacher: .* move'),
+    ],
+)
+def test_damaged_records_are_told(run, text, message):
+    run.run_dir.mkdir()
+    run.record.write_text(text)
+    with pytest.raises(UsageError, match=message):
+        run.examine()
+
+
+def test_the_checkpoint_to_resume_from(run):
+    assert run.latest_checkpoint() is None
+    run.run_dir.mkdir()
+    for epoch in (8, 9, 10):
+        (run.run_dir / f'epoch_{epoch}.pth').touch()
+    pointer = run.run_dir / 'last_checkpoint'
+    # Work dirs may be moved: the name counts, not the folder.
+    pointer.write_text('somewhere/else/epoch_9.pth')
+    assert run.latest_checkpoint().name == 'epoch_9.pth'
+    assert run.latest_checkpoint(before=9).name == 'epoch_8.pth'
+    assert run.latest_checkpoint(before=8) is None
+    for torn in ('', 'gone/epoch_11.pth'):
+        pointer.write_text(torn)
+        assert run.latest_checkpoint() == run.run_dir / 'epoch_10.pth'
+    names = ('epoch_10.pth', 'iter_500.pth', 'best_epoch_3.pth')
+    assert [epoch_of(Path(name)) for name in names] == [10, 0, 0] and epoch_of(None) == 0
+
+
+# --- training -------------------------------------------------------------- #
+
+
+def test_command_names_all_that_the_training_depends_on(run):
+    command = run.command(Path('epoch_9.pth'))
+    assert command[0] == sys.executable
+    assert command[1:] == [
+        *(str(tables.REPO / 'tools' / 'train.py'), str(STUDENT)),
+        *('--work-dir', str(run.run_dir)),
+        *('--resume', 'epoch_9.pth'),
+        *('--cfg-options', 'randomness.seed=3'),
+    ]
+    assert '--resume' not in run.command()
+
+
+def test_what_was_trained_is_recorded(run):
+    assert _train(run, 'print("Epoch(val) [1][4/4]  top1: 9")') == [
+        (1, True, 'Epoch(val) [1][4/4]  top1: 9')
+    ]
+    record = read_record(run.record, [])
+    assert record.pop('seconds') > 0
+    assert record == dict(
+        config=STUDENT.as_posix(),
+        seed=3,
+        options=[],
+        epochs=100,
+        signature=run.settings.signature,
+        teacher='',
+        finished=True,
+    )
+    # The time before an interruption is not known, so the sum is not.
+    _record(run)
+    _reach(run, 5)
+    _train(run)
+    assert read_record(run.record, [])['seconds'] is None
+    _record(run)
+    with pytest.raises(launch.TrainingFailed, match='code 7'):
+        _train(run, 'raise SystemExit(7)')
+    assert read_record(run.record, [])['finished'] is False
+
+
+def test_a_changed_run_is_kept_aside_if_it_has_a_checkpoint(run):
+    for epochs, kept in (([5], True), ([], False)):
+        _record(run, signature='of another config')
+        for epoch in epochs:
+            _reach(run, epoch)
+        _train(run)
+        old = run.run_dir.with_name('run_old1')
+        assert old.is_dir() == kept and not list(run.run_dir.glob('epoch_*'))
+        if kept:
+            old.rename(run.run_dir.with_name('checked'))
+
+
+def test_a_run_that_another_tool_finished_meanwhile_is_left_alone(run):
+    assert run.state == 'new'
+    _record(run, finished=True)
+    _train(run, 'raise SystemExit(1)')
+    assert run.state == 'done'
+
+
+def test_a_folder_in_use_is_refused(run):
+    _record(run)
+    before = run.record.read_text()
+    with launch.hold(run.run_dir), pytest.raises(UsageError, match='another process trains there'):
+        _train(run)
+    assert run.record.read_text() == before
+
+
+def test_a_config_that_was_edited_meanwhile_is_not_trained(tmp_path):
+    """Else its record would tell of other settings than it was trained with."""
+    config = tmp_path / 'own.py'
+    config.write_text(f"_base_ = '{STUDENT}'\n")
+    run = Run('own', Settings(config, []), 0, tmp_path / 'run')
+    config.write_text(f"_base_ = '{STUDENT}'\ntrain_cfg = dict(max_epochs=9)")
+    with pytest.raises(UsageError, match='own.py .* has changed since'):
+        _train(run)
+    assert not run.run_dir.exists()

@@ -1,0 +1,52 @@
+"""Every leaf is, setting by setting, what it was before the configs were joined from fragments.
+
+``data/configs_before.json.xz`` holds the merged configs of all leaves at commit 48aca77, without
+the names that only helped to build them. Whatever differs on purpose is listed in ``changed``.
+"""
+
+import json
+import lzma
+
+from tests.config_files import BASE, CONFIGS, LEAVES, TRANSFER, name_of, parsed
+from tests.small_runs import REPO
+
+BEFORE = json.loads(lzma.open(REPO / 'tests/data/configs_before.json.xz').read())
+HOOKS = {
+    'memory_bank': {'type': 'crd_plugin.MemoryBankHook'},
+    'cocord': {'type': 'crd_plugin.CoCoRDHook'},
+}
+
+
+def changed(before):
+    """A config of before with all changes that were made on purpose."""
+    cfg = json.loads(json.dumps(before))
+    # The hooks that a model needs are in the default hooks of all runs; they were custom hooks of
+    # the methods, where a user's own list replaced them.
+    assert cfg.pop('custom_hooks', []) in ([], *([hook] for hook in HOOKS.values()))
+    cfg['default_hooks'].update(HOOKS)
+    # The weight of the student's own loss is always written; 1.0 is the default of the class.
+    if 'architecture' in cfg['model'] and 'distiller' in cfg['model']:
+        cfg['model']['architecture']['head']['loss'].setdefault('loss_weight', 1.0)
+    return cfg
+
+
+def test_nothing_else_has_changed():
+    # What other files join, and is not read by a runner.
+    fragments = {name for path in BASE.glob('*/*.py') for name in parsed(path)} - {
+        name for cfg in BEFORE.values() for name in cfg
+    }
+    leaves = {name_of(leaf).removesuffix('.py'): leaf for leaf in (*LEAVES, *TRANSFER)}
+    assert set(leaves) == set(BEFORE)
+    for name, before in BEFORE.items():
+        now = json.loads(json.dumps(parsed(leaves[name]).to_dict()))
+        now = {key: value for key, value in now.items() if key not in fragments}
+        assert now == changed(before), name
+
+
+def test_modules_are_built_in_the_same_order():
+    """The optimizer's state in a checkpoint knows parameters by their order only."""
+    for name, before in BEFORE.items():
+        now = parsed(CONFIGS / f'{name}.py').model.get('distiller', {})
+        for part in ('distill_losses', 'connectors'):
+            old = before['model'].get('distiller', {}).get(part, {})
+            assert list(now.get(part, {})) == list(old), name
