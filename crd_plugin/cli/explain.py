@@ -22,9 +22,11 @@ from typing import Any
 import mmengine.registry.root as root_registries
 import torch
 from mmengine.registry import DefaultScope, Registry
+from mmpretrain.registry import BATCH_AUGMENTS
 from torch import Tensor, nn
 
 _REGISTRIES = [value for value in vars(root_registries).values() if isinstance(value, Registry)]
+_REGISTRIES.append(BATCH_AUGMENTS)  # Mixup and the like; it has no root
 # What the runner takes out of a dict before it builds what `type` names.
 _TAKEN_OUT = (
     'type',
