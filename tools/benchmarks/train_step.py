@@ -214,6 +214,7 @@ class Case:
         ]
         if hasattr(model, 'distiller'):
             calls.append((model.distiller, 'compute_distill_losses', 'objective'))
+        has_bank = any(name.endswith('.bank') for name, _ in model.named_modules())
         for hook in runner.hooks:
             if type(hook).__name__ == 'MemoryBankHook':
                 calls += [(hook, f'{when}_train_iter', 'commit') for when in ('before', 'after')]

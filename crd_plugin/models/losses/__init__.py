@@ -1,21 +1,12 @@
 """Distillation losses."""
 
-from .ab_loss import ABLoss
-from .at_loss import ATLoss
-from .cc_loss import CCLoss
 from .cktf_loss import CKTFLoss
 from .cocord_loss import CoCoRDLoss
 from .crd_loss import CRDLoss
-from .fitnet_loss import FitNetLoss
-from .fsp_loss import FSPLoss
-from .ft_loss import FTLoss
 from .in_batch_crd_loss import InBatchCRDLoss
-from .kdsvd_loss import KDSVDLoss
-from .nst_loss import NSTLoss
-from .pkt_loss import PKTLoss
-from .rkd_loss import RKDLoss
-from .sp_loss import SPLoss
-from .vid_loss import VIDLoss
+from .map_losses import ATLoss, FSPLoss, KDSVDLoss, NSTLoss
+from .regressor_losses import ABLoss, FitNetLoss, FTLoss, VIDLoss
+from .relation_losses import CCLoss, PKTLoss, RKDLoss, SPLoss
 
 __all__ = [
     'ABLoss',

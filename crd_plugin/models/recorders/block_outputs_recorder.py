@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from crd_plugin.registry import TASK_UTILS
 
-from ._backbone import find_backbone
+from .stage_outputs_recorder import find_backbone
 
 
 @TASK_UTILS.register_module()
@@ -87,11 +87,9 @@ class BlockOutputsRecorder(ModuleOutputsRecorder):
 
 def _block_names(backbone: nn.Module) -> tuple[tuple[str, ...], ...]:
     """Return the names of the blocks within the backbone, stage by stage."""
-    # MMPretrain's ResNet and its relatives name their stages.
-    stages = getattr(backbone, 'res_layers', ())
     names = getattr(backbone, 'block_names', None) or [
         [f'{stage}.{name}' for name, _ in backbone.get_submodule(stage).named_children()]
-        for stage in stages
+        for stage in getattr(backbone, 'res_layers', ())  # MMPretrain's ResNets have these.
     ]
     if not names:
         raise ValueError(

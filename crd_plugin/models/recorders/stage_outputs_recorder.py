@@ -9,8 +9,6 @@ from torch import Tensor, nn
 
 from crd_plugin.registry import TASK_UTILS
 
-from ._backbone import find_backbone
-
 
 @TASK_UTILS.register_module()
 class StageOutputsRecorder(ModuleOutputsRecorder):
@@ -72,3 +70,14 @@ class StageOutputsRecorder(ModuleOutputsRecorder):
         """Keep the stem's map until the backbone returns."""
         if self.recording:
             self._stem_map = (output,)
+
+
+def find_backbone(model: nn.Module | None, source: str) -> nn.Module:
+    """Return the module of that name, or raise a ValueError that says what is expected."""
+    modules = {} if model is None else dict(model.named_modules())
+    if source not in modules:
+        raise ValueError(
+            f"source='{source}' is not a module of the {type(model).__name__}; expected the name "
+            "of its backbone, such as 'backbone'."
+        )
+    return modules[source]
