@@ -23,13 +23,22 @@ import mmengine.registry.root as root_registries
 import torch
 from mmengine.registry import DefaultScope, Registry
 from mmengine.runner import Runner
+from mmpretrain.registry import BATCH_AUGMENTS
 from torch import Tensor, nn
 
 from crd_plugin.compat import CheckpointError
 
 _REGISTRIES = [value for value in vars(root_registries).values() if isinstance(value, Registry)]
+_REGISTRIES.append(BATCH_AUGMENTS)  # Mixup and the like; it has no root
 # What the runner takes out of a dict before it builds what `type` names.
-_TAKEN_OUT = 'type _scope_ priority constructor paramwise_cfg convert_to_iter_based'.split()
+_TAKEN_OUT = {
+    'type',
+    '_scope_',
+    'priority',
+    'constructor',
+    'paramwise_cfg',
+    'convert_to_iter_based',
+}
 _SUFFIX = 'Recorder'  # MMRazor appends it to the type of a recorder
 _UNKNOWN_TYPE = re.compile(r'^(\S+) is not in the (?:\S+::)?(.+?) registry')
 _UNKNOWN_ARGUMENT = re.compile(r"got an unexpected keyword argument '(\w+)'")

@@ -17,13 +17,9 @@ pair = dict(
             act_cfg=dict(type='HSwish'),
         ),
     ),
-    teacher=dict(
-        type='ImageClassifier',
-        backbone=dict(type='ConvNeXt', arch='tiny'),
-        head=dict(type='LinearClsHead', num_classes=1000, in_channels=768),
-    ),
+    teacher=dict(cfg_path='mmpretrain::convnext/convnext-tiny_32xb128_in1k.py', pretrained=False),
     teacher_ckpt='https://download.openmmlab.com/mmclassification/v0/'
     'convnext/convnext-tiny_32xb128_in1k_20221207-998cf3e9.pth',
 )
 model = join(pair, _base_.crd)
-model.distiller.teacher_recorders.feat.source = 'backbone'  # the teacher has no neck
+model.distiller.teacher_recorders.feat.source = 'backbone'  # it averages its last map itself

@@ -1,0 +1,10 @@
+_base_ = [
+    './settings.py',
+    './pair.py',
+    'crd_plugin::_base_/distillers/crd.py',
+    'crd_plugin::_base_/distillers/kd.py',
+]
+from crd_plugin.fragments import join
+
+model = join(_base_.pair, _base_.crd, _base_.kd)
+model.distiller.distill_losses.loss_crd.num_negatives = 80  # a third of the training images

@@ -1,0 +1,2 @@
+_base_ = ['./settings.py', './pair.py']
+model = _base_.pair.architecture
