@@ -262,7 +262,7 @@ def test_narrow_rows(sharded, word):
     assert narrow.bank.student.dtype == dtype
     assert narrow.bank.num_bytes * 2 == wide.bank.num_bytes
     ids = torch.tensor([1, 5])
-    for step in range(2):
+    for _ in range(2):
         for loss in losses:
             value = loss(unit(2, D), unit(2, D, seed=1), ids)
             assert value.dtype == torch.float32

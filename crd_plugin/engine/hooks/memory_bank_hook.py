@@ -143,7 +143,8 @@ class MemoryBankHook(Hook):
             if not all(any(f'{name}.{side}' in key for key in weights) for side in SIDES):
                 raise ValueError(
                     f'The checkpoint has no whole memory bank "{name}", so training cannot be '
-                    'resumed from it exactly; start from its weights with load_from instead of --resume.'
+                    'resumed from it exactly; start from its weights with load_from instead of '
+                    '--resume.'
                 )
 
     def _check_runner(self, runner: Any) -> None:

@@ -51,6 +51,9 @@ def check_embeddings(name: str, side: str, norm: Tensor) -> None:
         name (str): Argument, for the message.
         side (str): ``'student'`` or ``'teacher'``.
         norm (Tensor): L2 norm of each embedding, ``(B,)``.
+
+    Raises:
+        ValueError: If one is not finite, or neither 1 nor 0.
     """
     if not torch.isfinite(norm).all():
         bad = int((~torch.isfinite(norm)).sum())
