@@ -55,12 +55,12 @@ def join(pair: Mapping, *methods: Mapping) -> ConfigDict:
                 f'A method given to join has the keys {list(method)}, expected a fragment with '
                 '`type` and `distiller` as in configs/_base_/distillers/crd.py.'
             )
-        part = copy.deepcopy(ConfigDict(method))
-        alone = part.pop('alone', None)
+        fragment = copy.deepcopy(ConfigDict(method))
+        alone = fragment.pop('alone', None)
         if alone and len(methods) == 1:
-            part.merge(alone)
-        name = ' + '.join(part.distiller.get('distill_losses', [])) or part.type
-        _unite(model, part, f'{known} and {name} cannot be joined: ')
+            fragment.merge(alone)
+        name = ' + '.join(fragment.distiller.get('distill_losses', [])) or fragment.type
+        _unite(model, fragment, f'{known} and {name} cannot be joined: ')
         known = name if known == 'the pair' else f'{known} + {name}'
     _weigh_student_loss(model.architecture, model.pop('student_loss_weight', 1.0))
     return model
@@ -139,8 +139,8 @@ def _add_setting(known: ConfigDict, key: str, value: Any, path: str, who: str) -
 def _weigh_student_loss(architecture: ConfigDict, weight: float) -> None:
     """Write the weight into the loss of the student's head, or of a network without one."""
     head = architecture.get('head')
-    path = 'architecture.head.loss' if isinstance(head, Mapping) else 'architecture.loss'
-    loss = (head if isinstance(head, Mapping) else architecture).get('loss')
+    path = 'architecture.head.loss' if isinstance(head, ConfigDict) else 'architecture.loss'
+    loss = (head if isinstance(head, ConfigDict) else architecture).get('loss')
     if not isinstance(loss, ConfigDict):
         if weight == 1:
             return
@@ -150,8 +150,8 @@ def _weigh_student_loss(architecture: ConfigDict, weight: float) -> None:
         )
     if loss.get('loss_weight', 1) != 1:
         raise ValueError(
-            f'{path}.loss_weight of the pair is {loss.loss_weight}, but the method decides how '
-            f"much the student's own loss weighs; set model.{path}.loss_weight after join instead."
+            f'{path}.loss_weight of the pair is {loss.loss_weight}, but the weight of the '
+            f"student's own loss belongs to the method; set model.{path}.loss_weight after join."
         )
     loss.loss_weight = weight
 

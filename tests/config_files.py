@@ -142,7 +142,7 @@ def build(key: str) -> int:
     """
     cfg = json.loads(key)
     kind = cfg['backbone']['type'].rpartition('.')[2]
-    meta = kind not in ('ResNet', 'ResNet_CIFAR', 'CIFARFourStageResNet')
+    meta = not kind.startswith('ResNet') and not kind.endswith('ResNet')
     with torch.device('meta' if meta else 'cpu'):
         model = MODELS.build(cfg)
     assert all(p.is_meta == meta for p in model.parameters())

@@ -40,11 +40,7 @@ def pictures(labels, height, width, seed=0):
 
 
 def write_cifar10(root, num_train=50, num_test=20):
-    """Write CIFAR-10: five training batches and a test batch, pickled.
-
-    ``num_train`` is a multiple of five. Returns 'train' and 'test' to images ``(N, 32, 32, 3)``
-    uint8 and labels ``(N,)``.
-    """
+    """Write CIFAR-10, ``num_train`` a multiple of five; return (images, labels) of each split."""
     folder = Path(root) / 'cifar-10-batches-py'
     written = _cifar_arrays(10, num_train, num_test)
     train = zip(*(np.split(array, 5) for array in written['train']))
@@ -57,10 +53,7 @@ def write_cifar10(root, num_train=50, num_test=20):
 
 
 def write_cifar100(root, num_train=200, num_test=100):
-    """Write CIFAR-100: one training and one test file, fine and coarse labels.
-
-    Returns 'train' and 'test' to images ``(N, 32, 32, 3)`` uint8 and fine labels ``(N,)``.
-    """
+    """Write CIFAR-100; return (images, fine labels) of each split."""
     folder = Path(root) / 'cifar-100-python'
     written = _cifar_arrays(100, num_train, num_test)
     for split, (images, labels) in written.items():
@@ -76,10 +69,9 @@ def write_cifar100(root, num_train=200, num_test=100):
 
 
 def write_stl10(root, num_train=40, num_test=20, num_unlabeled=60):
-    """Write STL-10, ``root`` the folder ``stl10_binary``: planes column by column, labels from 1.
+    """Write STL-10: planes column by column, labels from 1.
 
-    Returns 'train', 'test' and 'unlabeled' to images ``(N, 96, 96, 3)`` uint8 and labels ``(N,)``
-    from 0; those of 'unlabeled' are in no file.
+    Returns (images, labels from 0) of each split; the labels of 'unlabeled' are not written.
     """
     root = Path(root)
     root.mkdir(parents=True, exist_ok=True)
@@ -98,63 +90,54 @@ def write_stl10(root, num_train=40, num_test=20, num_unlabeled=60):
     return written
 
 
-def write_tiny_imagenet(root, num_classes=10, num_train=4, num_val=2):
-    """Write Tiny-ImageNet-200 as unpacked, of its first ``num_classes`` (at most ten) classes.
+def write_tiny_imagenet(root, num_train=4, num_val=2):
+    """Write Tiny-ImageNet-200 as unpacked, ten classes with so many images each.
 
-    As in the original the order of ``wnids.txt`` is not alphabetical, ``words.txt`` names ids that
-    are no classes, and every seventh image is grey. ``num_train`` and ``num_val`` are per class.
-    Returns 'train' and 'val' to (path below ``root``, label); the label counts the ids in
-    alphabetical order.
+    As in the original the order of ``wnids.txt`` is not alphabetical, ``words.txt`` names other ids
+    too, and every seventh image is grey. Returns (path, label) of the images of each split.
     """
     root = Path(root)
-    wnids = WNIDS[:num_classes]
-    label_of = {wnid: i for i, wnid in enumerate(sorted(wnids))}
+    label_of = {wnid: i for i, wnid in enumerate(sorted(WNIDS))}
     written = dict(train=[], val=[])
-    for wnid in wnids:
+    for wnid in WNIDS:
         for i in range(num_train):
             path = f'train/{wnid}/images/{wnid}_{i}.JPEG'
             _jpeg(root / path, label_of[wnid], 64, 64, len(written['train']))
             written['train'].append((path, label_of[wnid]))
         (root / f'train/{wnid}/{wnid}_boxes.txt').write_text(f'{wnid}_0.JPEG\t0\t10\t63\t58\n')
     lines = []
-    for i in range(num_val * num_classes):
-        wnid = wnids[i * 3 % num_classes]
+    for i in range(num_val * len(WNIDS)):
+        wnid = WNIDS[i * 3 % len(WNIDS)]
         path = f'val/images/val_{i}.JPEG'
         lines.append(f'val_{i}.JPEG\t{wnid}\t0\t32\t44\t62\n')
         _jpeg(root / path, label_of[wnid], 64, 64, i)
         written['val'].append((path, label_of[wnid]))
     (root / 'val/val_annotations.txt').write_text(''.join(lines))
-    (root / 'wnids.txt').write_text('\n'.join(wnids))
+    (root / 'wnids.txt').write_text('\n'.join(WNIDS))
     words = {**dict(zip(WNIDS, WORDS)), 'n00001740': 'entity'}
     (root / 'words.txt').write_text(''.join(f'{wnid}\t{words[wnid]}\n' for wnid in sorted(words)))
     return written
 
 
-def write_imagenet(root, num_classes=4, num_train=4, num_val=2, meta=True):
-    """Write ImageNet-1k: a folder per class, images of many sizes and modes.
+def write_imagenet(root, num_train=4, num_val=2):
+    """Write ImageNet-1k: four folders of classes with so many images each, and ``meta/*.txt``.
 
     As in the original there are portraits and landscapes, a grey image, a CMYK one and one with an
-    EXIF orientation. ``num_train`` and ``num_val`` are per class. Either ``meta/*.txt`` has paths
-    and labels, or 1,000 folders, most of them empty, say which class is which. Returns 'train' and
-    'val' to (path below the split's folder, label).
+    EXIF orientation. Returns (path below the split's folder, label) of each split.
     """
     root = Path(root)
     sizes = ((300, 400), (400, 300), (256, 256), (180, 500), (333, 260))
     written = {}
     for split, count in dict(train=num_train, val=num_val).items():
         written[split] = []
-        for serial in range(num_classes * count):
+        for serial in range(4 * count):
             label = serial // count
             path = f'n{label:08d}/{split}_{serial:08d}.JPEG'
             _jpeg(root / split / path, label, *sizes[serial % len(sizes)], serial)
             written[split].append((path, label))
-        if meta:
-            lines = [f'{path} {label}\n' for path, label in written[split]]
-            (root / 'meta').mkdir(exist_ok=True)
-            (root / 'meta' / f'{split}.txt').write_text(''.join(lines))
-        else:
-            for label in range(1000):
-                (root / split / f'n{label:08d}').mkdir(exist_ok=True)
+        lines = [f'{path} {label}\n' for path, label in written[split]]
+        (root / 'meta').mkdir(exist_ok=True)
+        (root / 'meta' / f'{split}.txt').write_text(''.join(lines))
     return written
 
 
@@ -193,3 +176,13 @@ def _jpeg(path, label, height, width, serial):
     elif serial % 7 == 3 and not small:
         exif[0x0112] = 6  # turn by 90 degrees
     image.save(path, 'JPEG', quality=95, exif=exif)
+
+
+# Writers by the folder where the configs look.
+WRITERS = {
+    'data/cifar10': write_cifar10,
+    'data/cifar100': write_cifar100,
+    'data/imagenet': write_imagenet,
+    'data/stl10_binary': write_stl10,
+    'data/tiny-imagenet-200': write_tiny_imagenet,
+}

@@ -30,6 +30,16 @@ def random_maps(*shapes, dtype=torch.float64, seed=0):
     return leaves([torch.randn(s, generator=generator) for s in shapes], dtype)
 
 
+def random_pair(s_shapes, t_shapes, dtype=torch.float64):
+    """Seeded features of student and teacher, as leaves."""
+    return random_maps(*s_shapes, dtype=dtype), random_maps(*t_shapes, dtype=dtype, seed=1)
+
+
+def halved(x):
+    """Average a map of even height and width over windows of two by two."""
+    return sum(x[:, :, i::2, j::2] for i in (0, 1) for j in (0, 1)) / 4
+
+
 def check(loss, case, dtype, one=False, by_layer=True):
     """Compare the value and the student's gradients of one call with golden numbers.
 

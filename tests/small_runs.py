@@ -1,7 +1,7 @@
 """Small but real training runs for the tests of hooks, loops and tools.
 
-Twenty of scikit-learn's digits, batches of six (the last one of two), a student with dropout and
-a random teacher: an epoch takes a tenth of a second.
+Twenty of scikit-learn's digits, batches of six (the last one of two), a student with dropout and a
+random teacher: an epoch takes a tenth of a second.
 """
 
 from __future__ import annotations
@@ -12,15 +12,20 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import mmengine.config.config
+import torch
+import torch.multiprocessing as mp
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.model import BaseModule
 from mmengine.runner import Runner
 from mmpretrain.registry import MODELS
+from mmpretrain.structures import DataSample
 from torch import Tensor, nn
 
 from crd_plugin.compat import load_checkpoint_file
@@ -246,3 +251,18 @@ def scalars(work_dir: Path) -> list[dict[str, Any]]:
 def load(path: Path) -> dict[str, Any]:
     """Read a checkpoint."""
     return load_checkpoint_file(path)
+
+
+def batch(size: int = 6, pixels: int = 8) -> tuple[Tensor, list[DataSample]]:
+    """Return images and samples with labels and ids from 0."""
+    samples = [DataSample(metainfo=dict(sample_idx=i)).set_gt_label(i) for i in range(size)]
+    return torch.randn(size, 3, pixels, pixels), samples
+
+
+def run_ranks(work: Callable[[int, str], None], folder: Path) -> list[Any]:
+    """Run a function of rank and folder in two processes; return what each saved there."""
+    # Imports once, in a server without threads, of which the ranks are forks.
+    mp.set_forkserver_preload([work.__module__])
+    with mock.patch.dict(os.environ, PYTHONPATH=str(REPO)):
+        mp.start_processes(work, args=(str(folder),), nprocs=2, start_method='forkserver')
+    return [torch.load(folder / f'rank_{rank}.pth') for rank in range(2)]

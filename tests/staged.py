@@ -8,8 +8,7 @@ import torch
 import torch.distributed as dist
 from mmengine.hooks import Hook
 
-from crd_plugin.models.losses.ab_loss import ABLoss
-from crd_plugin.models.losses.ft_loss import FTLoss
+from crd_plugin.models.losses import ABLoss, FTLoss
 from tests import small_runs
 
 # Two epochs of four iterations a stage.
@@ -72,20 +71,14 @@ def model(method: str, with_crd: bool = True, **changes: Any) -> dict:
 
 def settings(method: str = 'ab', **changes: Any) -> dict[str, Any]:
     """Changes that make a config of ``small_runs.config`` a staged one, and more of them."""
-    return {
-        **dict(
-            model={**model(method), '_delete_': True},
-            train_cfg=dict(
-                _delete_=True,
-                type='crd_plugin.StagedTrainLoop',
-                max_epochs=EPOCHS,
-                stage_epochs=dict(init=INIT),
-            ),
-            param_scheduler=SCHEDULE,
-            find_unused_parameters=True,
-        ),
-        **changes,
-    }
+    loop = dict(type='crd_plugin.StagedTrainLoop', max_epochs=EPOCHS, stage_epochs=dict(init=INIT))
+    staged = dict(
+        model={**model(method), '_delete_': True},
+        train_cfg=dict(loop, _delete_=True),
+        param_scheduler=SCHEDULE,
+        find_unused_parameters=True,
+    )
+    return {**staged, **changes}
 
 
 class Snapshots(Hook):

@@ -29,9 +29,7 @@ class Watch(Hook):
         first = banks['penultimate']
         for bank in banks.values():
             self.shared.append(
-                bank.labels is first.labels
-                and bank._label_index is first._label_index
-                and bank._label_index is not None
+                bank.labels is first.labels and bank.keys('class') is first.keys('class')
             )
 
     def after_train_iter(self, runner, *args, **kwargs):

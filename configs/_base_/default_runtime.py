@@ -9,7 +9,7 @@ default_hooks = dict(
     param_scheduler=dict(type='ParamSchedulerHook'),
     # Each epoch; the two latest, and the best by top-1.
     checkpoint=dict(
-        type='CheckpointHook',
+        type='crd_plugin.CheckpointHook',
         interval=1,
         max_keep_ckpts=2,
         save_best='accuracy/top1',
@@ -17,7 +17,7 @@ default_hooks = dict(
     ),
     sampler_seed=dict(type='DistSamplerSeedHook'),
     random_state=dict(type='crd_plugin.RandomStateHook'),
-    # They do nothing for a model without memory bank, or other than CoCoRD.
+    # These two do nothing for a model without a memory bank or a key queue.
     memory_bank=dict(type='crd_plugin.MemoryBankHook'),
     cocord=dict(type='crd_plugin.CoCoRDHook'),
     visualization=dict(type='VisualizationHook', enable=False),

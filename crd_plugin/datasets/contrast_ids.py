@@ -34,19 +34,16 @@ class ContrastIds:
             raise ValueError(
                 f'num_negatives must be a positive int or None, but got {num_negatives!r}.'
             )
-        if type(percent) not in (int, float):
-            raise ValueError(f'percent must be a number (a fraction), but got {percent!r}.')
         if mode not in ('exact', 'relax'):
             raise ValueError(f"mode must be 'exact' or 'relax', but got {mode!r}.")
         self.num_negatives = num_negatives
         self.mode = mode
         self.labels = labels
-        self.counts = np.bincount(labels)
-        self.starts = np.cumsum(self.counts) - self.counts
-        # Ids sorted by class: the negatives of a class are all but one run of it.
-        self.order = np.argsort(labels, kind='stable')
+        # Ids by class. The negatives of a class are those of the other classes, in their order.
+        counts = np.bincount(labels)
+        self.positives = np.split(np.argsort(labels, kind='stable'), np.cumsum(counts)[:-1])
         self._kept: list[np.ndarray] | None = None
-        if self.counts.max() == len(labels):
+        if counts.max() == len(labels):
             raise ValueError(
                 f'num_negatives needs at least two classes, but all {len(labels)} samples are of '
                 f"class {labels[0]}; leave num_negatives out and use exclude='instance' in the "
@@ -59,34 +56,21 @@ class ContrastIds:
                     f'percent={percent} keeps none of the {len(self.negatives(0))} negatives of '
                     'class 0; raise it, or use 1.0 for all.'
                 )
-            classes = range(len(self.counts))
+            classes = range(len(self.positives))
             self._kept = [np.random.permutation(self.negatives(label))[:kept] for label in classes]
-
-    def positives(self, label: int) -> np.ndarray:
-        """Return the ids of a class, ascending."""
-        start = self.starts[label]
-        return self.order[start : start + self.counts[label]]
 
     def negatives(self, label: int) -> np.ndarray:
         """Return the ids that negatives of a class are drawn from."""
         if self._kept is not None:
             return self._kept[label]
-        start = self.starts[label]
-        return np.concatenate([self.order[:start], self.order[start + self.counts[label] :]])
+        return np.concatenate([*self.positives[:label], *self.positives[label + 1 :]])
 
     def draw(self, sample_idx: int) -> Tensor:
-        """Draw the ids for one sample.
-
-        Args:
-            sample_idx (int): The sample, [0, N).
-
-        Returns:
-            Tensor: The positive, then the negatives, ``(1 + K,)`` int64.
-        """
+        """Draw the ids of the positive and of the negatives of a sample, ``(1 + K,)`` int64."""
         label = self.labels[sample_idx]
         positive = sample_idx
         if self.mode == 'relax':
-            positive = np.random.choice(self.positives(label), 1)[0]
+            positive = np.random.choice(self.positives[label], 1)[0]
         pool = self.negatives(label)
         replace = self.num_negatives > len(pool)
         negatives = np.random.choice(pool, self.num_negatives, replace=replace)

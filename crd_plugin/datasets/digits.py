@@ -53,30 +53,22 @@ class Digits(BaseDataset):
     ) -> None:
         if split not in ('train', 'test'):
             raise ValueError(f"split must be 'train' or 'test', but got {split!r}.")
-        if num_train_per_class is not None:
-            if split == 'test':
-                raise ValueError(
-                    f'num_train_per_class={num_train_per_class!r} was given with '
-                    "split='test', but the test set is fixed; leave it out or use split='train'."
-                )
-            if (
-                type(num_train_per_class) is not int
-                or not 1 <= num_train_per_class <= _MOST_TRAIN_PER_CLASS
-            ):
-                raise ValueError(
-                    f'num_train_per_class must be an int from 1 to {_MOST_TRAIN_PER_CLASS}, or '
-                    f'None for all images, but got {num_train_per_class!r}.'
-                )
+        if split == 'test' and num_train_per_class is not None:
+            raise ValueError(
+                f"num_train_per_class={num_train_per_class!r} was given with split='test', but the "
+                "test set is fixed; leave it out or use split='train'."
+            )
+        if num_train_per_class not in (None, *range(1, _MOST_TRAIN_PER_CLASS + 1)):
+            raise ValueError(
+                f'num_train_per_class must be an int from 1 to {_MOST_TRAIN_PER_CLASS}, or None '
+                f'for all images, but got {num_train_per_class!r}.'
+            )
         self.split = split
         self.num_train_per_class = num_train_per_class
         super().__init__(ann_file='', metainfo=metainfo, **kwargs)
 
     def load_data_list(self) -> list[dict]:
-        """Read the bundled images and keep those of the split.
-
-        Returns:
-            list[dict]: ``img`` (8, 8, 3) uint8 and ``gt_label`` int, in scikit-learn's order.
-        """
+        """Read ``img`` and ``gt_label`` of the split, in scikit-learn's order."""
         try:
             from sklearn.datasets import load_digits
         except ImportError as error:
@@ -86,22 +78,16 @@ class Digits(BaseDataset):
             ) from error
         bundle = load_digits()
         generator = np.random.RandomState(0)
-        chosen = []
+        chosen: list[int] = []
         for label in range(10):
             order = generator.permutation(np.flatnonzero(bundle.target == label))
             train = order[_NUM_TEST_PER_CLASS:][: self.num_train_per_class]
-            chosen.append(order[:_NUM_TEST_PER_CLASS] if self.split == 'test' else train)
+            chosen += [*(order[:_NUM_TEST_PER_CLASS] if self.split == 'test' else train)]
+        images = np.rint(bundle.images * (255 / 16)).astype(np.uint8)[..., None].repeat(3, 3)
         return [
-            dict(
-                img=np.rint(bundle.images[index] * (255 / 16))
-                .astype(np.uint8)[..., None]
-                .repeat(3, 2),
-                gt_label=int(bundle.target[index]),
-            )
-            for index in np.sort(np.concatenate(chosen))
+            dict(img=images[index], gt_label=int(bundle.target[index])) for index in sorted(chosen)
         ]
 
     def extra_repr(self) -> list[str]:
-        """Return the lines that ``repr`` adds: the split and its size."""
-        kept = _NUM_TEST_PER_CLASS if self.split == 'test' else self.num_train_per_class or 'all'
-        return [f'Split: \t{self.split}', f'Images per class: \t{kept}']
+        """Return the line that ``repr`` adds: the split."""
+        return [f'Split: \t{self.split}']

@@ -19,8 +19,9 @@ class MultiViewPipeline(BaseTransform):
 
     ``pipeline=[dict(type='crd_plugin.MultiViewPipeline', transforms=train_pipeline)]`` takes the
     pipeline of a data set as it is, from loading to ``PackInputs``. Transforms at its start whose
-    names begin with "Load" run once, the others once per view with random numbers of their own. The
-    annotation is that of the first view.
+    names begin with "Load" run once, the others once per view with random numbers of their own. It
+    gives ``inputs``, a list of one image ``(C, H, W)`` per view, and the first view's
+    ``data_samples``.
 
     Source: ShipengFu/CoCoRD ``cocord/loader.py`` @ 645b95d, where all three views are random crops
     and flips of one kind. Differs from MMPretrain's ``MultiView``, which keeps only the image, so
@@ -46,15 +47,7 @@ class MultiViewPipeline(BaseTransform):
         self.each = Compose(transforms[len(loading) :])
 
     def transform(self, results: dict) -> dict | None:
-        """Make the views of one sample.
-
-        Args:
-            results (dict): Annotation of the sample.
-
-        Returns:
-            dict | None: ``inputs``, a list of one image ``(C, H, W)`` per view, and
-            ``data_samples``; None if the pipeline returned None.
-        """
+        """Make the views of one sample; None if the pipeline returned None."""
         results = self.once(results)
         if results is None:
             return None
@@ -72,16 +65,11 @@ class MultiViewPipeline(BaseTransform):
         return {**views[0], 'inputs': [view['inputs'] for view in views]}
 
     def __repr__(self) -> str:
-        return (
-            f'{type(self).__name__}(num_views={self.num_views}, once={self.once}, each={self.each})'
-        )
+        return f'MultiViewPipeline(num_views={self.num_views}, once={self.once}, each={self.each})'
 
 
 def _loads(transform: Any) -> bool:
     """Return whether the name of a transform, without its scope, begins with "Load"."""
-    if isinstance(transform, dict):
-        transform = transform['type']
-    if not isinstance(transform, str):
-        cls = transform if isinstance(transform, type) else type(transform)
-        transform = cls.__name__
-    return transform.rpartition('.')[2].startswith('Load')
+    kind = transform['type'] if isinstance(transform, dict) else type(transform)
+    name = kind if isinstance(kind, str) else kind.__name__
+    return name.rpartition('.')[2].startswith('Load')

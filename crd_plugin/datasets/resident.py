@@ -29,11 +29,12 @@ class ResidentDataset(SampleIndexDataset):
     """Keep a data set on the training device and make whole batches there.
 
     For sets that fit: CIFAR-100 takes 0.24 GB. The images are read once, at the first batch, into
-    one uint8 tensor. A batch is then one gather that crops and one flip, without workers and copies
-    to the device. Images come from the same distribution as with the plain data loader, images for
-    evaluation are identical to the bit, and the data preprocessor normalises them as before. See
-    :class:`ResidentPipeline` for the transforms that it knows. A single item, ``dataset[0]``, comes
-    from the wrapped set's own pipeline.
+    one uint8 tensor. A batch, ``inputs`` ``(B, C, H, W)`` uint8 and ``data_samples``, is then one
+    gather that crops and one flip, without workers and copies to the device. Training images come
+    from the same distribution as with the plain data loader, images for evaluation are identical to
+    the bit, and the data preprocessor normalises them as before. See :class:`ResidentPipeline` for
+    the transforms that it knows. A single item, ``dataset[0]``, comes from the wrapped set's own
+    pipeline.
 
     Use it in place of ``SampleIndexDataset``, with ``num_workers=0, persistent_workers=False,
     collate_fn=dict(type='crd_plugin.whole_batch')`` for the data loader.
@@ -68,7 +69,7 @@ class ResidentDataset(SampleIndexDataset):
             dataset = dataset.dataset
         super().__init__(dataset)
         self.device = device if device is None else torch.device(device)
-        self._pipelines = _parse_pipelines(self._find_sources()[0])
+        self._pipelines = _parse_pipelines(self._sources.owners)
         self._seed: int | None = None
         self._epoch = 0
         self._fetched = 0
@@ -77,30 +78,15 @@ class ResidentDataset(SampleIndexDataset):
         self._drawn_for: tuple[int, int, int] | None = None
 
     def set_seed(self, seed: int) -> None:
-        """Make augmentation a function of this seed.
-
-        Args:
-            seed (int): Seed, not negative.
-        """
+        """Set the seed of augmentation, not negative; ``RandomStateHook`` calls this."""
         self._seed, self._fetched = seed, 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Set the epoch, before the data loader is iterated.
-
-        Args:
-            epoch (int): Epoch, counted from 0.
-        """
+        """Set the epoch, from 0, before the data loader is iterated; as :meth:`set_seed`."""
         self._epoch, self._fetched = epoch, 0
 
     def __getitems__(self, indices: Sequence[int]) -> dict[str, Any]:
-        """Make a batch; torch's data loader calls this if it exists.
-
-        Args:
-            indices (Sequence[int]): Positions.
-
-        Returns:
-            dict: ``inputs`` ``(B, C, H, W)`` uint8 and ``data_samples``, on the device.
-        """
+        """Make the batch of some positions; torch's data loader calls this if it exists."""
         if get_worker_info() is not None:
             raise RuntimeError(
                 'ResidentDataset was read by a worker of the data loader, which would keep all '
@@ -132,19 +118,19 @@ class ResidentDataset(SampleIndexDataset):
     def _read_all(self) -> _Held:
         """Read every image once and put them on the device."""
         start = time.perf_counter()
-        owners, owner_of, index_of = self._find_sources()
+        owners, owner_of, index_of = self._sources
         # Each sample once, whatever wrappers repeat it, and its row for every position.
         places, rows = np.unique(np.stack([owner_of, index_of], 1), axis=0, return_inverse=True)
         labels, metainfo = [], []
         for row, (number, index) in enumerate(places):
-            owner = owners[number]
-            image, label, meta = self._pipelines[number].read(owner.get_data_info(int(index)))
+            pipeline, info = self._pipelines[number], owners[number].get_data_info(int(index))
+            image, label, meta = pipeline.read(info)
             if row == 0:
                 images = torch.empty((len(places), *image.shape), dtype=torch.uint8)
             if image.shape != images.shape[1:]:
                 raise ValueError(
-                    f'Sample {index} of {type(owner).__name__} has shape {tuple(image.shape)}, the '
-                    f'first one {tuple(images.shape[1:])}; make the sizes equal with Resize or '
+                    f'Sample {index} of {pipeline.owner} has shape {tuple(image.shape)}, the first '
+                    f'one {tuple(images.shape[1:])}; make the sizes equal with Resize or '
                     'CenterCrop at the start of the pipeline.'
                 )
             images[row] = image
@@ -189,17 +175,7 @@ class ResidentDataset(SampleIndexDataset):
 
 @FUNCTIONS.register_module()
 def whole_batch(batch: dict[str, Any]) -> dict[str, Any]:
-    """Return a batch of :class:`ResidentDataset` as it is; a collate function.
-
-    Args:
-        batch (dict): The batch.
-
-    Returns:
-        dict: The same.
-
-    Raises:
-        TypeError: If it comes from another data set.
-    """
+    """Return a batch of :class:`ResidentDataset` as it is; a collate function for no other."""
     if not isinstance(batch, _Batch):
         raise TypeError(
             f'whole_batch expects the batch of a ResidentDataset, but got a '
@@ -226,18 +202,11 @@ class _Batch(dict):
 
 
 class _Held(NamedTuple):
-    """What is kept on the device.
+    """What is kept on the device: each image once, and the rest for each of N positions."""
 
-    Attributes:
-        images (Tensor): Each image once, ``(R, C, H, W)`` uint8.
-        rows (Tensor): Image at each position, ``(N,)`` int64.
-        labels (Tensor, optional): Class at each position, ``(N,)`` int64.
-        metainfo (list): Meta information of the sample at each position.
-    """
-
-    images: Tensor
-    rows: Tensor
-    labels: Tensor | None
+    images: Tensor  # (R, C, H, W) uint8
+    rows: Tensor  # (N,) int64, in [0, R)
+    labels: Tensor | None  # (N,) int64
     metainfo: list[dict]
 
 
@@ -253,7 +222,7 @@ def _parse_pipelines(owners: Sequence[Any]) -> list[ResidentPipeline]:
                     'known what it does to a sample; use it without ResidentDataset.'
                 )
         pipelines.append(ResidentPipeline(owner.pipeline.transforms, name))
-    if any(pipeline.random != pipelines[0].random for pipeline in pipelines):
+    if any(pipeline.random != pipelines[0].random for pipeline in pipelines[1:]):
         raise ValueError(
             'The joined data sets crop or flip differently, but ResidentDataset does the same to a '
             'whole batch; give them the same RandomCrop, RandomResizedCrop and RandomFlip.'

@@ -34,9 +34,6 @@ class ResidentPipeline:
         transforms (Sequence): Transforms of the pipeline.
         owner (str): Name of the data set, for messages.
 
-    Attributes:
-        random (list): The random transforms in words; empty if images never change.
-
     Raises:
         ValueError: If a transform, its place or an argument is not supported.
     """
@@ -49,6 +46,7 @@ class ResidentPipeline:
             raise ValueError(f"The pipeline of {owner} must end with dict(type='PackInputs').")
         self.flip = self._take(rest, RandomFlip)
         self.crop = self._take(rest, RandomCrop, RandomResizedCrop)
+        # In words, to be compared; empty if images never change.
         self.random = [repr(kind) for kind in (self.crop, self.flip) if kind is not None]
         for transform in rest:
             if type(transform) not in _ONCE:
@@ -68,32 +66,18 @@ class ResidentPipeline:
         self._once = Compose([*rest, pack])
 
     def read(self, info: dict) -> tuple[Tensor, int | None, dict]:
-        """Do to one sample what is done once.
-
-        Args:
-            info (dict): Annotation of the sample.
-
-        Returns:
-            tuple: The image, random padding included, ``(C, H, W)`` uint8; its class, or None;
-            and its meta information, as far as it is the same in every epoch.
-
-        Raises:
-            ValueError: If the sample has no uint8 image, or other fields than one class.
-        """
+        """Do what is done once; return image, class or None, and meta information that stays."""
         idx = info.get('sample_idx')
-        item = self._once(info)
-        if item is None:
-            raise ValueError(
-                f'The pipeline of {self.owner} returned None for sample {idx}; take the broken '
-                'image out of the data set.'
-            )
-        image, sample = item.get('inputs'), item['data_samples']
+        item = self._once(info) or {}
+        image = item.get('inputs')
         if not isinstance(image, Tensor) or image.dtype != torch.uint8 or image.dim() != 3:
             found = getattr(image, 'dtype', type(image).__name__)
             raise ValueError(
-                f'The pipeline of {self.owner} gives an image of type {found}, expected a uint8 '
-                'array.'
+                f'The pipeline of {self.owner} gives an image of type {found} for sample {idx}, '
+                'expected a uint8 array; change the pipeline, or take a broken image out of the '
+                'data set.'
             )
+        sample = item['data_samples']
         label = sample.get('gt_label')
         if set(sample.keys()) - {'gt_label'} or (label is not None and label.numel() != 1):
             fields = {key: value.tolist() for key, value in sample.items()}
@@ -105,14 +89,7 @@ class ResidentPipeline:
         return image, None if label is None else int(label), metainfo
 
     def draw(self, count: int, size: tuple[int, int], seed: int) -> dict[str, Tensor]:
-        """Draw where images are cropped and which are flipped.
-
-        They are drawn on the CPU, so that every device sees the same images.
-
-        Args:
-            count (int): Number of images.
-            size (tuple): Height and width of what :meth:`read` gives, pixels.
-            seed (int): Seed, [0, 2**64).
+        """Draw where images of one size are cropped and which are flipped, the same for any device.
 
         Returns:
             dict: ``box`` ``(count, 2)`` or ``(count, 4)`` int64 and ``flip`` ``(count,)`` bool,
@@ -142,16 +119,7 @@ class ResidentPipeline:
         return draws
 
     def make(self, images: Tensor, rows: Tensor, draws: dict[str, Tensor]) -> Tensor:
-        """Make a batch.
-
-        Args:
-            images (Tensor): All images from :meth:`read`, ``(N, C, H, W)`` uint8.
-            rows (Tensor): Images of the batch, ``(B,)`` int64.
-            draws (dict): What :meth:`draw` gave for the batch.
-
-        Returns:
-            Tensor: ``(B, C, height, width)`` uint8.
-        """
+        """Make a batch of some rows of the images from :meth:`read`, with draws of their own."""
         if isinstance(self.crop, RandomCrop):
             batch = augment.crop(images, rows, draws['box'], self._target(images.shape[2:]))
         elif self.crop is not None:
@@ -159,7 +127,8 @@ class ResidentPipeline:
         else:
             batch = images[rows]
         if self.flip is not None:
-            batch = augment.flip(batch, draws['flip'], _DIMS[self.flip.direction])
+            flipped = batch.flip(_DIMS[self.flip.direction])
+            batch = torch.where(draws['flip'][:, None, None, None], flipped, batch)
         return batch
 
     def _target(self, size: Sequence[int]) -> tuple[int, int]:
@@ -179,6 +148,5 @@ class ResidentPipeline:
 
 
 def _whole_image(image: np.ndarray) -> tuple[int, int, int, int]:
-    """Return the box of a whole image, as ``RandomCrop.rand_crop_params`` does."""
     height, width = image.shape[:2]
     return 0, 0, height, width

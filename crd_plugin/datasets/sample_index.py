@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import Any
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import numpy as np
+from mmengine.dataset import BaseDataset, ClassBalancedDataset, ConcatDataset, RepeatDataset
 from mmengine.structures import BaseDataElement
+from mmpretrain.datasets import KFoldDataset
+from torch.utils.data import ConcatDataset as TorchConcatDataset
+from torch.utils.data import Subset
 
 from crd_plugin.registry import DATASETS
 
 from .contrast_ids import ContrastIds
-from .sources import Sources, find_sources, labels_of, read_sample, samples_of
 
 _MAX_REFETCH = 1000
 
@@ -65,21 +69,19 @@ class SampleIndexDataset:
     ) -> None:
         if isinstance(dataset, Mapping):
             dataset = DATASETS.build(dataset)
-        if num_negatives is None and (percent, mode) != (1.0, 'exact'):
-            raise ValueError(
-                f'percent={percent!r} and mode={mode!r} apply to contrast_idx, which is drawn only '
-                'when num_negatives is given; set num_negatives, or leave both out.'
-            )
         self.dataset = dataset
         self.num_negatives = num_negatives
         self.percent = percent
         self.mode = mode
-        self._sources: Sources | None = None
-        self._labels: np.ndarray | None = None
         self._contrast: ContrastIds | None = None
         if num_negatives is not None:
             self.full_init()
-            self._contrast = ContrastIds(self.get_gt_labels(), num_negatives, percent, mode)
+            self._contrast = ContrastIds(self._labels, num_negatives, percent, mode)
+        elif (percent, mode) != (1.0, 'exact'):
+            raise ValueError(
+                f'percent={percent!r} and mode={mode!r} apply to contrast_idx, which is drawn only '
+                'when num_negatives is given; set num_negatives, or leave both out.'
+            )
 
     @property
     def metainfo(self) -> dict:
@@ -104,12 +106,12 @@ class SampleIndexDataset:
         """Load the annotations of a lazily initialised data set."""
         if hasattr(self.dataset, 'full_init'):
             self.dataset.full_init()
-        if len(self.dataset) == 0:
+        if len(self) == 0:
             raise ValueError(
                 f'The wrapped {type(self.dataset).__name__} has no samples; check its ann_file, '
                 'data_root, filter_cfg and indices.'
             )
-        self._find_sources()
+        self._locate(0)
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -128,14 +130,13 @@ class SampleIndexDataset:
             RuntimeError: If no valid sample is found.
         """
         position = self._position(idx)
-        owner, index = self._locate(position)
-        redraws = getattr(owner, 'max_refetch', _MAX_REFETCH)
+        redraws = getattr(self._locate(position)[0], 'max_refetch', _MAX_REFETCH)
         for _ in range(redraws + 1):
-            item = read_sample(owner, index)
+            owner, index = self._locate(position)
+            item = _read_sample(owner, index)
             if item is not None:
                 return self._write_ids(item, position)
             position = np.random.randint(0, len(self))
-            owner, index = self._locate(position)
         raise RuntimeError(
             f'No valid sample in {redraws} redraws from {type(owner).__name__}: its pipeline '
             'returned None, or it returned another sample than the one asked for, each time. '
@@ -143,27 +144,13 @@ class SampleIndexDataset:
         )
 
     def get_data_info(self, idx: int) -> dict:
-        """Get the annotation of a sample, before the pipeline.
-
-        Args:
-            idx (int): Position; a negative one counts from the end.
-
-        Returns:
-            dict: The annotation, with ``sample_idx`` the position.
-        """
+        """Get the annotation of a sample as ``BaseDataset`` does, ``sample_idx`` its position."""
         position = self._position(idx)
         owner, index = self._locate(position)
         return {**owner.get_data_info(index), 'sample_idx': position}
 
     def get_cat_ids(self, idx: int) -> list[int]:
-        """Get the category ids of a sample.
-
-        Args:
-            idx (int): Position; a negative one counts from the end.
-
-        Returns:
-            list[int]: Category ids.
-        """
+        """Get the category ids of a sample as ``BaseDataset`` does."""
         owner, index = self._locate(self._position(idx))
         return owner.get_cat_ids(index)
 
@@ -176,11 +163,6 @@ class SampleIndexDataset:
         Raises:
             ValueError: If a sample has no label or more than one.
         """
-        if self._labels is None:
-            owners, owner_of, index_of = self._find_sources()
-            labels = [labels_of(owner) for owner in owners]
-            starts = np.cumsum([0, *map(len, labels)])
-            self._labels = np.concatenate(labels)[starts[owner_of] + index_of]
         return self._labels.copy()
 
     def get_subset_(self, indices: int | list[int]) -> None:
@@ -192,31 +174,36 @@ class SampleIndexDataset:
 
     get_subset = get_subset_
 
+    @cached_property
+    def _sources(self) -> Sources:
+        sources = _find_sources(self.dataset)
+        if any(isinstance(owner, SampleIndexDataset) for owner in sources.owners):
+            raise ValueError(
+                'dataset contains a SampleIndexDataset already, whose ids would be overwritten; '
+                'wrap the data set once only.'
+            )
+        return sources
+
+    @cached_property
+    def _labels(self) -> np.ndarray:
+        owners, owner_of, index_of = self._sources
+        labels = [_labels_of(owner) for owner in owners]
+        starts = np.cumsum([0, *map(len, labels)])
+        return np.concatenate(labels)[starts[owner_of] + index_of]
+
     def _position(self, idx: int) -> int:
         try:
             return range(len(self))[int(idx)]
         except IndexError:
             raise IndexError(f'idx {idx} is outside the data set of {len(self)} samples.') from None
 
-    def _find_sources(self) -> Sources:
-        """Find out once where the samples come from."""
-        if self._sources is None:
-            sources = find_sources(self.dataset)
-            if any(isinstance(owner, SampleIndexDataset) for owner in sources.owners):
-                raise ValueError(
-                    'dataset contains a SampleIndexDataset already, whose ids would be '
-                    'overwritten; wrap the data set once only.'
-                )
-            self._sources = sources
-        return self._sources
-
     def _locate(self, position: int) -> tuple[Any, int]:
         """Return the data set that holds a sample, and the sample's index in it."""
-        owners, owner_of, index_of = self._find_sources()
+        owners, owner_of, index_of = self._sources
         return owners[owner_of[position]], int(index_of[position])
 
     def _write_ids(self, item: Any, position: int) -> Any:
-        samples = samples_of(item)
+        samples = _samples_of(item)
         if not all(isinstance(sample, (BaseDataElement, dict)) for sample in samples):
             found = sorted(map(str, item)) if isinstance(item, dict) else type(item).__name__
             raise TypeError(
@@ -234,3 +221,101 @@ class SampleIndexDataset:
                 sample.set_metainfo(dict(sample_idx=position))
                 sample.set_data(fields)
         return item
+
+
+class Sources(NamedTuple):
+    """Where the sample at each of N positions comes from.
+
+    Attributes:
+        owners (list): Data sets that hold samples, without wrappers.
+        owner_of (np.ndarray): Number of the owner of each position, ``(N,)`` int64.
+        index_of (np.ndarray): Index of the sample in its owner, ``(N,)`` int64.
+    """
+
+    owners: list[Any]
+    owner_of: np.ndarray
+    index_of: np.ndarray
+
+
+def _find_sources(dataset: Any) -> Sources:
+    """Look behind wrappers, to any depth; those that are not known count as owners."""
+    if hasattr(dataset, 'full_init'):
+        dataset.full_init()
+    if _indexes_like(dataset, ConcatDataset, TorchConcatDataset):
+        owners: list[Any] = []
+        numbers, indices = [], []
+        for part in map(_find_sources, dataset.datasets):
+            numbers.append(part.owner_of + len(owners))
+            indices.append(part.index_of)
+            owners += part.owners
+        return Sources(owners, np.concatenate(numbers), np.concatenate(indices))
+    if _indexes_like(dataset, RepeatDataset):
+        chosen = np.tile(np.arange(len(dataset.dataset)), dataset.times)
+    elif _indexes_like(dataset, ClassBalancedDataset):
+        chosen = dataset.repeat_indices
+    elif _indexes_like(dataset, Subset):
+        chosen = dataset.indices
+    elif _indexes_like(dataset, KFoldDataset):
+        return _find_sources(dataset.dataset)
+    else:
+        return Sources([dataset], np.zeros(len(dataset), np.int64), np.arange(len(dataset)))
+    inner = _find_sources(dataset.dataset)
+    return Sources(inner.owners, inner.owner_of[chosen], inner.index_of[chosen])
+
+
+def _indexes_like(dataset: Any, *classes: Any) -> bool:
+    """Return whether a data set is one of the classes and does not override its indexing."""
+    return any(
+        isinstance(dataset, cls) and type(dataset).__getitem__ is cls.__getitem__ for cls in classes
+    )
+
+
+def _read_sample(owner: Any, index: int) -> Any:
+    """Read a sample, and never another one in its place; None if it cannot be read."""
+    if _indexes_like(owner, BaseDataset) and not owner.test_mode:
+        return owner.prepare_data(index)
+    item = owner[index]  # with test_mode MMEngine raises an error instead of reading another one
+    if item is None or not hasattr(owner, 'get_data_info'):
+        return item
+    # Its own __getitem__ may have replaced the sample; the id tells.
+    wanted = owner.get_data_info(index).get('sample_idx')
+    found = getattr(next(iter(_samples_of(item)), None), 'sample_idx', wanted)
+    return item if wanted in (None, found) else None
+
+
+def _samples_of(item: Any) -> list[Any]:
+    """Return the data samples of an item, one per view; ``[None]`` if there are none."""
+    samples = item.get('data_samples') if isinstance(item, dict) else None
+    return list(samples) if isinstance(samples, (list, tuple)) else [samples]
+
+
+def _labels_of(owner: Any) -> np.ndarray:
+    """Read the class of every sample without running the pipeline, ``(N,)`` int64."""
+    name = type(owner).__name__
+    advice = "correct gt_label, or use exclude='instance' in the loss, which needs no labels."
+    try:
+        if hasattr(owner, 'get_gt_labels'):
+            labels = owner.get_gt_labels()
+        elif hasattr(owner, 'get_data_info'):
+            labels = [owner.get_data_info(index)['gt_label'] for index in range(len(owner))]
+        else:
+            labels = owner.targets
+        array = np.asarray(labels)
+    except (KeyError, AttributeError) as error:
+        raise ValueError(
+            f'{name} has no labels (no get_gt_labels, no gt_label in its annotations, no targets); '
+            f'{advice}'
+        ) from error
+    except ValueError as error:  # NumPy refuses lists of unequal length.
+        raise ValueError(
+            f'{name} is multi-label, expected one class per sample ({error}); {advice}'
+        ) from error
+    if array.shape[1:] == (1,):
+        array = array[:, 0]
+    if array.shape != (len(owner),) or array.dtype.kind not in 'iu' or array.min(initial=0) < 0:
+        smallest = f', the smallest {array.min()},' if array.dtype.kind in 'iuf' else ''
+        raise ValueError(
+            f'{name} has labels of shape {array.shape} and type {array.dtype}{smallest} for '
+            f'{len(owner)} samples, expected one integer class >= 0 per sample; {advice}'
+        )
+    return array.astype(np.int64)

@@ -18,7 +18,6 @@ _PARTS = {
     'unlabeled': ('unlabeled',),
     'train+unlabeled': ('train', 'unlabeled'),
 }
-_PLANES = (3, 96, 96)  # (channel, column, row) of an image
 _IMAGE_BYTES = 3 * 96 * 96
 
 
@@ -54,7 +53,7 @@ class STL10(BaseDataset):
             ``indices`` and ``test_mode`` among them.
 
     Raises:
-        ValueError: If an argument is out of range or a file is damaged.
+        ValueError: If ``split`` is not one of these, or a file is damaged.
         FileNotFoundError: If a file is missing; the message says where to get the data.
     """
 
@@ -65,21 +64,11 @@ class STL10(BaseDataset):
     ) -> None:
         if split not in _PARTS:
             raise ValueError(f'split must be one of {list(_PARTS)}, but got {split!r}.')
-        if not data_root:
-            raise ValueError(
-                f'data_root must be the folder stl10_binary, but got {data_root!r}; unpack {_URL} '
-                'and name its folder.'
-            )
         self.split = split
         super().__init__(ann_file='', metainfo=metainfo, data_root=expanduser(data_root), **kwargs)
 
     def load_data_list(self) -> list[dict]:
-        """Read the labels and the sizes of the image files.
-
-        Returns:
-            list[dict]: ``part`` and ``row``, the place of the image, and ``gt_label`` int in
-            [0, 10) if there is one.
-        """
+        """List ``part`` and ``row``, the place of each image, and ``gt_label`` if there is one."""
         try:
             data_list = []
             for part in _PARTS[self.split]:
@@ -91,36 +80,20 @@ class STL10(BaseDataset):
             raise FileNotFoundError(
                 f'{error.filename} is missing, so data_root={self.data_root!r} does not hold '
                 f'split={self.split!r} of STL-10. Download {_URL} (2.6 GB), unpack it, and let '
-                'data_root name its folder stl10_binary, which holds train_X.bin, train_y.bin, '
-                'test_X.bin, test_y.bin and unlabeled_X.bin.'
+                'data_root name its folder stl10_binary.'
             ) from error
         return data_list
 
     def get_data_info(self, idx: int) -> dict:
-        """Get one sample before the pipeline, its image read from disk.
-
-        Args:
-            idx (int): Position; a negative one counts from the end.
-
-        Returns:
-            dict: ``img`` (96, 96, 3) uint8, ``sample_idx`` int, and ``gt_label`` int if there is
-            one.
-        """
+        """As for ``BaseDataset``; the image is read from disk, ``(96, 96, 3)`` uint8."""
         info = super().get_data_info(idx)
         path, offset = self._path(info.pop('part'), 'X'), info.pop('row') * _IMAGE_BYTES
-        planes = np.fromfile(path, np.uint8, _IMAGE_BYTES, offset=offset).reshape(_PLANES)
-        info['img'] = np.ascontiguousarray(planes.transpose(2, 1, 0))
+        planes = np.fromfile(path, np.uint8, _IMAGE_BYTES, offset=offset).reshape(3, 96, 96)
+        info['img'] = np.ascontiguousarray(planes.transpose(2, 1, 0))  # from channel, column, row
         return info
 
     def get_gt_labels(self) -> np.ndarray:
-        """Get the class of every sample without reading images.
-
-        Returns:
-            np.ndarray: ``(N,)`` int64.
-
-        Raises:
-            KeyError: If the split has no labels.
-        """
+        """As for ``BaseDataset``, without reading images; KeyError if the split has no labels."""
         infos = (super(STL10, self).get_data_info(idx) for idx in range(len(self)))
         return np.array([info['gt_label'] for info in infos], dtype=np.int64)
 
@@ -144,15 +117,10 @@ class STL10(BaseDataset):
     def _read_labels(self, count: int) -> list[int]:
         path = self._path(self.split, 'y')
         labels = np.fromfile(path, dtype=np.uint8).tolist()
-        if len(labels) != count:
+        if len(labels) != count or not set(labels) <= set(range(1, 11)):
             raise ValueError(
-                f'{path} has {len(labels)} labels, but {self.split}_X.bin has {count} images; '
-                f'download them again from {_URL}.'
-            )
-        wrong = set(labels) - set(range(1, 11))
-        if wrong:
-            raise ValueError(
-                f'{path} has the label {min(wrong)}, expected 1 to 10; download it again from '
-                f'{_URL}.'
+                f'{path} has {len(labels)} labels, {sorted(set(labels))} among them, but '
+                f'{self.split}_X.bin has {count} images, expected one label from 1 to 10 per '
+                f'image; download both again from {_URL}.'
             )
         return [label - 1 for label in labels]

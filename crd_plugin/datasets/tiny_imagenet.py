@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mmengine.fileio import get_file_backend, join_path, list_from_file
+from mmengine.fileio import join_path, list_dir_or_file, list_from_file
 from mmpretrain.datasets import BaseDataset
 from mmpretrain.datasets.base_dataset import expanduser
 from mmpretrain.datasets.custom import find_folders, get_samples
@@ -45,7 +45,7 @@ class TinyImageNet200(BaseDataset):
             ``indices`` and ``test_mode`` among them.
 
     Raises:
-        ValueError: If an argument is out of range, or the files contradict each other.
+        ValueError: If ``split`` is not one of these, or the files contradict each other.
         FileNotFoundError: If a file or folder is missing; the message says where to get the data.
     """
 
@@ -57,11 +57,6 @@ class TinyImageNet200(BaseDataset):
                 f"split must be 'train' or 'val', but got {split!r}; the test images have no "
                 'labels.'
             )
-        if not data_root:
-            raise ValueError(
-                f'data_root must be the folder tiny-imagenet-200, but got {data_root!r}; unpack '
-                f'{_URL} and name its folder.'
-            )
         self.split = split
         super().__init__(
             ann_file='val/val_annotations.txt' if split == 'val' else '',
@@ -72,14 +67,12 @@ class TinyImageNet200(BaseDataset):
         )
 
     def load_data_list(self) -> list[dict]:
-        """List the images of the split.
-
-        Returns:
-            list[dict]: ``img_path`` str and ``gt_label`` int in [0, 200).
-        """
+        """List ``img_path`` and ``gt_label`` of each image of the split."""
         try:
-            labels = self._read_wnids()
-            self._name_classes(labels)
+            wnids = sorted(list_from_file(join_path(self.data_root, 'wnids.txt')))
+            labels = {wnid: label for label, wnid in enumerate(wnids)}
+            if self.CLASSES is None:
+                self._metainfo['classes'] = self._class_names(wnids)
             list_images = self._train_images if self.split == 'train' else self._val_images
             images = list_images(labels)
         except FileNotFoundError as error:
@@ -87,9 +80,7 @@ class TinyImageNet200(BaseDataset):
             raise FileNotFoundError(
                 f'{problem}, so data_root={self.data_root!r} is not Tiny-ImageNet-200. Download '
                 f'{_URL} (237 MB), unpack it, and let data_root name its folder '
-                'tiny-imagenet-200, which holds wnids.txt, words.txt, '
-                'train/<wnid>/images/<wnid>_<number>.JPEG, val/val_annotations.txt and '
-                'val/images/val_<number>.JPEG.'
+                'tiny-imagenet-200, whose files stay where they are.'
             ) from error
         return [
             dict(img_path=join_path(self.img_prefix, name), gt_label=label)
@@ -100,26 +91,10 @@ class TinyImageNet200(BaseDataset):
         """Return the lines that ``repr`` adds: the split and its folder."""
         return [f'Split: \t{self.split}', f'Root: \t{self.data_root}']
 
-    def _read_wnids(self) -> dict[str, int]:
-        path = join_path(self.data_root, 'wnids.txt')
-        wnids = list_from_file(path)
-        if not wnids or len(set(wnids)) != len(wnids):
-            raise ValueError(
-                f'{path} has {len(wnids)} lines and {len(set(wnids))} different ids, expected 200 '
-                f'of each; download it again from {_URL}.'
-            )
-        return {wnid: label for label, wnid in enumerate(sorted(wnids))}
-
-    def _name_classes(self, labels: dict[str, int]) -> None:
-        if self.CLASSES is None:
-            lines = list_from_file(join_path(self.data_root, 'words.txt'))
-            words = dict(line.split('\t', 1) for line in lines if '\t' in line)
-            self._metainfo['classes'] = tuple(words.get(wnid, wnid) for wnid in labels)
-        elif len(self.CLASSES) != len(labels):
-            raise ValueError(
-                f'classes has {len(self.CLASSES)} names, but wnids.txt has {len(labels)} ids; give '
-                'one name per id, or leave it out.'
-            )
+    def _class_names(self, wnids: list[str]) -> tuple[str, ...]:
+        lines = list_from_file(join_path(self.data_root, 'words.txt'))
+        words = dict(line.split('\t', 1) for line in lines if '\t' in line)
+        return tuple(words.get(wnid, wnid) for wnid in wnids)
 
     def _train_images(self, labels: dict[str, int]) -> list[tuple[str, int]]:
         unknown = sorted(set(find_folders(self.img_prefix)[0]) - labels.keys())
@@ -128,7 +103,9 @@ class TinyImageNet200(BaseDataset):
                 f'{self.img_prefix} has {len(unknown)} folders that are not in wnids.txt, '
                 f'{unknown[0]} among them; unpack {_URL} again.'
             )
-        images, empty = get_samples(self.img_prefix, labels, _is_image)
+        images, empty = get_samples(
+            self.img_prefix, labels, lambda name: name.lower().endswith(('.jpeg', '.jpg', '.png'))
+        )
         if empty:
             raise FileNotFoundError(f'{self.img_prefix}/{min(empty)} has no image')
         return images
@@ -144,8 +121,7 @@ class TinyImageNet200(BaseDataset):
                     f'an id that is in wnids.txt; download it again from {_URL}.'
                 )
             images.append((name, labels[wnid]))
-        backend = get_file_backend(self.img_prefix, enable_singleton=True)
-        found = set(backend.list_dir_or_file(self.img_prefix, list_dir=False))
+        found = set(list_dir_or_file(self.img_prefix, list_dir=False))
         missing = [name for name, _ in images if name not in found]
         if missing:
             raise FileNotFoundError(
@@ -153,7 +129,3 @@ class TinyImageNet200(BaseDataset):
                 f'{missing[0]} among them (they must lie there as unpacked, not in folders)'
             )
         return images
-
-
-def _is_image(name: str) -> bool:
-    return name.lower().endswith(('.jpeg', '.jpg', '.png'))

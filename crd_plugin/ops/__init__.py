@@ -10,6 +10,7 @@ from .features import (
     no_autocast,
     pair_maps,
     pair_vectors,
+    prediction_distance,
     unit_vectors,
 )
 from .moving_average import move_averages
@@ -23,7 +24,6 @@ from .negatives import (
     row_keys,
 )
 from .pairing import block_cosines, pad_channels, pool_flat, unit_over_batch
-from .prediction import prediction_distance
 from .queue import enqueue, queue_logits
 from .singular_vectors import right_singular_vectors
 

@@ -1,7 +1,7 @@
-"""Random crops, flips and resized crops of whole batches of uint8 images.
+"""Random crops and resized crops of whole batches of uint8 images.
 
-All images are in one tensor ``(N, C, H, W)``; a batch is chosen by its rows. Where to crop and what
-to flip are tensors too, so nothing here waits for a device.
+All images are in one tensor ``(N, C, H, W)``; a batch is chosen by its rows. Where to crop is
+a tensor too, so nothing here waits for a device.
 """
 
 from __future__ import annotations
@@ -76,20 +76,6 @@ def crop(images: Tensor, rows: Tensor, boxes: Tensor, size: tuple[int, int]) -> 
     return windows[rows, :, top, left]
 
 
-def flip(images: Tensor, chosen: Tensor, dims: tuple[int, ...]) -> Tensor:
-    """Flip some images of a batch.
-
-    Args:
-        images (Tensor): ``(B, C, H, W)``.
-        chosen (Tensor): Whether to flip each of them, ``(B,)`` bool.
-        dims (tuple): ``(3,)`` for left to right, ``(2,)`` for upside down.
-
-    Returns:
-        Tensor: ``(B, C, H, W)``.
-    """
-    return torch.where(chosen[:, None, None, None], images.flip(dims), images)
-
-
 def resized_crop(images: Tensor, rows: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
     """Cut a box out of each image and resize it, as Pillow's ``BILINEAR`` does.
 
@@ -119,20 +105,9 @@ def resized_crop(images: Tensor, rows: Tensor, boxes: Tensor, size: tuple[int, i
 
 
 def _resize_weights(starts: Tensor, lengths: Tensor, full: int, target: int) -> Tensor:
-    """Compute weights that resize a run of each line of ``full`` pixels to ``target`` pixels.
-
-    A tent around the centre of each new pixel, at least two pixels wide, and as wide as two new
-    pixels if the run becomes shorter. Behaviour matched: Pillow, src/libImaging/Resample.c.
-
-    Args:
-        starts (Tensor): First pixel of each run, ``(B,)`` int64.
-        lengths (Tensor): Pixels of each run, ``(B,)`` int64.
-        full (int): Pixels of a whole line.
-        target (int): Pixels after resizing.
-
-    Returns:
-        Tensor: ``(B, target, full)`` float64.
-    """
+    """Compute weights ``(B, target, full)`` that resize a run of each line of ``full`` pixels."""
+    # A tent around the centre of each new pixel, at least two pixels wide, and as wide as two new
+    # pixels if the run becomes shorter. Behaviour matched: Pillow, src/libImaging/Resample.c.
     starts, lengths = starts[:, None, None], lengths[:, None, None]
     counts = torch.arange(max(full, target), dtype=torch.float64, device=starts.device)
     scale = lengths.double() / target

@@ -48,16 +48,16 @@ def pair_maps(s_feats: Features, t_feats: Features) -> list[tuple[Tensor, Tensor
             'both, paired in order; set out_indices of both backbones to stages that belong '
             'together.'
         )
-    for i, pair in enumerate(zip(students, teachers)):
-        names = f's_feats[{i}]', f't_feats[{i}]'
-        for name, x in zip(names, pair):
+    pairs = []
+    for i, (student, teacher) in enumerate(zip(students, teachers)):
+        for name, x in (('s_feats', student), ('t_feats', teacher)):
             if x.dim() != 4:
                 raise ValueError(
-                    f'{name} has shape {tuple(x.shape)}, expected a map (B, C, H, W); record the '
-                    'backbone with crd_plugin.StageOutputs.'
+                    f'{name}[{i}] has shape {tuple(x.shape)}, expected a map (B, C, H, W); record '
+                    'the backbone with crd_plugin.StageOutputs.'
                 )
-        _check_batch(names, pair)
-    return [(full_precision(s), full_precision(t.detach())) for s, t in zip(students, teachers)]
+        pairs.append(_pair(student, teacher, f'[{i}]'))
+    return pairs
 
 
 def pair_vectors(s_feats: Features, t_feats: Features, min_batch: int = 1) -> tuple[Tensor, Tensor]:
@@ -79,8 +79,8 @@ def pair_vectors(s_feats: Features, t_feats: Features, min_batch: int = 1) -> tu
             dimensions, or the batches differ or are too small.
         TypeError: If a feature is not a tensor.
     """
-    names, pair = ('s_feats', 't_feats'), []
-    for name, feats in zip(names, (s_feats, t_feats)):
+    features = []
+    for name, feats in (('s_feats', s_feats), ('t_feats', t_feats)):
         layers = _layers(name, feats)
         if len(layers) != 1:
             raise ValueError(
@@ -91,16 +91,15 @@ def pair_vectors(s_feats: Features, t_feats: Features, min_batch: int = 1) -> tu
             raise ValueError(
                 f'{name} has shape {tuple(layers[0].shape)}, expected (B, D) or (B, C, H, W).'
             )
-        pair.append(layers[0])
-    _check_batch(names, pair)
-    student, teacher = pair
+        features += layers
+    student, teacher = _pair(features[0], features[1])
     if student.size(0) < min_batch:
         raise ValueError(
             f's_feats has {student.size(0)} sample, expected at least {min_batch}: the loss '
             'compares samples with each other; set drop_last=True in train_dataloader, or another '
             'batch_size.'
         )
-    return full_precision(student).flatten(1), full_precision(teacher.detach()).flatten(1)
+    return student.flatten(1), teacher.flatten(1)
 
 
 def match_heights(s_map: Tensor, t_map: Tensor) -> tuple[Tensor, Tensor]:
@@ -188,12 +187,29 @@ def unit_vectors(x: Tensor, dim: int) -> Tensor:
     return x / norm.masked_fill(norm < 1e-12, 1)
 
 
-def _pool(feature_map: Tensor, size: tuple[int, int]) -> Tensor:
-    """Average a map down to a size.
+def prediction_distance(prediction: Tensor, target: Tensor) -> Tensor:
+    """Compute the squared distance of unit vectors, ``2 - 2 cos``, per sample.
 
-    Where the sizes divide, this is ``adaptive_avg_pool2d``, whose backward pass on a GPU is refused
-    under ``torch.use_deterministic_algorithms``.
+    Source: Grill et al., arXiv:2006.07733, eq. 2; numbers of ShipengFu/CoCoRD ``helper/util.py``,
+    class DistillMSE, @ 645b95d.
+
+    Args:
+        prediction (Tensor): Predictions, ``(B, D)`` float.
+        target (Tensor): Targets, ``(B, D)`` float; no gradient reaches them.
+
+    Returns:
+        Tensor: ``(B,)`` float32 (float64 for float64 predictions).
     """
+    with no_autocast(prediction):
+        prediction = unit_vectors(full_precision(prediction), dim=-1)
+        target = unit_vectors(full_precision(target.detach()), dim=-1)
+        return 2 - 2 * (prediction * target).sum(-1)
+
+
+def _pool(feature_map: Tensor, size: tuple[int, int]) -> Tensor:
+    """Average a map down to a size."""
+    # Where the sizes divide, both give the same; but on a GPU the backward pass of the adaptive one
+    # is refused under torch.use_deterministic_algorithms.
     height, width = feature_map.shape[-2:]
     if height % size[0] or width % size[1]:
         return F.adaptive_avg_pool2d(feature_map, size)
@@ -216,11 +232,11 @@ def _layers(name: str, feats: Features) -> list[Tensor]:
     return layers
 
 
-def _check_batch(names: Sequence[str], pair: Sequence[Tensor]) -> None:
-    """Raise a ValueError unless both features have the same number of samples."""
-    sizes = [x.size(0) for x in pair]
-    if sizes[0] != sizes[1]:
+def _pair(student: Tensor, teacher: Tensor, layer: str = '') -> tuple[Tensor, Tensor]:
+    """Return both features in full precision, the teacher's detached; check their batch."""
+    if student.size(0) != teacher.size(0):
         raise ValueError(
-            f'{names[0]} has {sizes[0]} samples and {names[1]} {sizes[1]}; both must come from the '
-            'same batch.'
+            f's_feats{layer} has {student.size(0)} samples and t_feats{layer} {teacher.size(0)}; '
+            'both must come from the same batch.'
         )
+    return full_precision(student), full_precision(teacher.detach())

@@ -11,17 +11,7 @@ from torch import Tensor
 
 from .features import full_precision, no_autocast
 
-__all__ = [
-    'METHODS',
-    'POOLS',
-    'Blocks',
-    'block_cosines',
-    'pad_channels',
-    'pair_blocks',
-    'pool_flat',
-    'resolve_pool',
-    'unit_over_batch',
-]
+__all__ = ['METHODS', 'POOLS', 'Blocks', 'pair_blocks', 'pool_flat', 'resolve_pool']
 
 METHODS = ('last', 'smallest', 'largest', 'first', 'random')
 POOLS = ('auto', 'avg8', 'global')
@@ -31,9 +21,6 @@ Blocks = Tensor | Sequence[Tensor]
 
 # Norms below this are treated as zero.
 _EPS = 1e-12
-
-# Side of the pooling windows of `pool='avg8'`, in pixels.
-_WINDOW = 8
 
 
 def pair_blocks(
@@ -102,13 +89,10 @@ def resolve_pool(pool: str, num_stages: int) -> str:
 
 
 def pool_flat(blocks: Tensor, pool: str) -> Tensor:
-    """Average a map ``(B, C, H, W)`` and flatten the result, ``(B, C * h * w)``.
-
-    With ``'avg8'``, h = H // 8 and w = W // 8, at least 1: a window is not larger than the map.
-    """
+    """Average a map ``(B, C, H, W)`` and flatten the result; windows of 8x8 fit small maps."""
     if pool == 'global':
         return blocks.mean(dim=(2, 3))
-    window = [min(_WINDOW, side) for side in blocks.shape[2:]]
+    window = [min(8, side) for side in blocks.shape[2:]]
     return F.avg_pool2d(blocks, window).flatten(1)
 
 
@@ -145,9 +129,9 @@ def _choose(own: Tensor, teacher: Sequence[Tensor], method: str, pool: str) -> T
     if method in ('smallest', 'largest'):
         units = [unit_over_batch(block) for block in teacher]
         cosines = block_cosines(own, units)
+        distances = cosines if method == 'smallest' else -cosines
         # Searched from the end, so that the later of equal blocks is taken.
-        sign = 1 if method == 'smallest' else -1
-        index = len(units) - 1 - (sign * cosines).flip(0).argmin()
+        index = len(units) - 1 - distances.flip(0).argmin()
         feats = torch.stack([pool_flat(unit, pool) for unit in units])
         # Selected on the device: nothing is read back.
         return feats.index_select(0, index.view(1)).squeeze(0)

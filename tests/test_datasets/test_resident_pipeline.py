@@ -1,6 +1,7 @@
 """ResidentPipeline against the pipeline that it takes apart."""
 
 import itertools
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -42,10 +43,10 @@ def original(whole, info, box=None, flipped=None):
     """Return the image of the original pipeline, for given draws."""
     for transform in whole.transforms:
         if box is not None and hasattr(transform, 'rand_crop_params'):
-            transform.rand_crop_params = lambda img: box
+            transform.rand_crop_params = mock.Mock(return_value=box)
         if flipped is not None and hasattr(transform, '_choose_direction'):
             turn = transform.direction if flipped else None
-            transform._choose_direction = lambda: turn
+            transform._choose_direction = mock.Mock(return_value=turn)
     return whole(dict(info))['inputs']
 
 
@@ -101,12 +102,11 @@ def test_draws_are_uniform():
     assert torch.equal(state, torch.get_rng_state())
 
 
-@pytest.mark.parametrize('prob', [0.0, 0.2, 1.0])
-def test_flip_rate(prob):
-    _, pipeline = parse(dict(FLIP, prob=prob), PACK)
-    flips = pipeline.draw(20000, (8, 8), 0)['flip']
-    assert abs(flips.double().mean() - prob) < 0.012
-    assert prob == 0.2 or flips.unique().tolist() == [prob == 1]
+def test_flip_rate():
+    for prob, slack in ((0.0, 0), (0.2, 0.012), (1.0, 0)):
+        _, pipeline = parse(dict(FLIP, prob=prob), PACK)
+        flips = pipeline.draw(20000, (8, 8), 0)['flip']
+        assert abs(flips.double().mean() - prob) <= slack
 
 
 @pytest.mark.parametrize('size', [(8, 8), (5, 12)])
@@ -178,17 +178,11 @@ def test_labels(label):
             'ColorJitter in the pipeline of Numbers is unknown or out of place; the order is.*'
             'LoadImageFromFile.*without ResidentDataset',
         ),
-        (
-            [dict(type='EfficientNetRandomCrop', scale=8), PACK],
-            'EfficientNetRandomCrop .* is unknown',
-        ),
         ([FLIP, CROP, PACK], 'RandomFlip .* out of place; the order is'),
         ([CROP, RESIZED, PACK], 'RandomCrop .* out of place'),
-        ([FLIP, FLIP, PACK], 'RandomFlip .* out of place'),
         ([CROP, dict(type='Resize', scale=4), PACK], 'RandomCrop .* out of place'),
         ([PACK, PACK], 'PackInputs .* out of place'),
         ([CROP, FLIP], 'pipeline of Numbers must end with'),
-        ([], 'pipeline of Numbers must end with'),
         ([dict(RESIZED, backend='cv2'), PACK], "RandomResizedCrop .* has .*'cv2', 'bilinear'"),
         (
             [dict(RESIZED, interpolation='bicubic'), PACK],
@@ -208,11 +202,14 @@ def test_what_cannot_be_done_is_refused(configs, message):
 @pytest.mark.parametrize(
     'pack, change, message',
     [
-        (dict(), dict(img=np.zeros((8, 8, 3), np.float32)), 'type torch.float32, expected a uint8'),
+        (
+            dict(),
+            dict(img=np.zeros((8, 8, 3), np.float32)),
+            'torch.float32 for .* expected a uint8',
+        ),
         (dict(input_key='image'), dict(), 'an image of type NoneType'),
         (dict(), dict(gt_label=[1, 2]), r"Sample 0 of Numbers has {'gt_label': \[1, 2\]}"),
         (dict(), dict(gt_score=[0.5, 0.5]), "has {.*'gt_score'.* but .* one class per sample"),
-        (dict(), dict(mask=np.zeros(4)), "has {.*'mask'"),
         (dict(algorithm_keys=('box',)), dict(box=np.zeros(4)), "has {.*'box'"),
     ],
 )
@@ -224,7 +221,7 @@ def test_samples_that_cannot_be_kept_are_refused(pack, change, message):
 
 def test_broken_image(tmp_path):
     _, pipeline = parse(dict(type='LoadImageFromFile', ignore_empty=True), PACK)
-    with pytest.raises(ValueError, match='pipeline of Numbers returned None for sample 7'):
+    with pytest.raises(ValueError, match='type NoneType for sample 7, .* take a broken image out'):
         pipeline.read(dict(img_path=str(tmp_path / 'none.png'), sample_idx=7))
 
 

@@ -29,3 +29,19 @@ class Numbers(BaseDataset):
 def numbers(**kwargs):
     """Return the config of a Numbers data set."""
     return dict(type='crd_plugin.Numbers', **kwargs)
+
+
+class OwnIndexing(Numbers):
+    """Redraws in a __getitem__ of its own, as some data sets do."""
+
+    def __getitem__(self, idx):
+        """Read a sample, or another one if the pipeline returns None."""
+        item = self.prepare_data(idx)
+        while item is None:
+            item = self.prepare_data(self._rand_another())
+        return item
+
+
+def images_of(dataset):
+    """Return all images before the pipeline, ``(N, H, W, C)``."""
+    return np.stack([dataset.get_data_info(i)['img'] for i in range(len(dataset))])

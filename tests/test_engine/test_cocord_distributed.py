@@ -1,33 +1,135 @@
 """CoCoRD in two processes, on CPU."""
 
+from __future__ import annotations
+
 import os
+from pathlib import Path
 from unittest import mock
 
 import pytest
 import torch
-import torch.multiprocessing as mp
+import torch.distributed as dist
+from mmengine.hooks import Hook
+from torch import Tensor
 
-from tests import cocord_worker, small_runs
+from crd_plugin.engine.hooks.cocord_hook import CoCoRDHook, gather_keys
+from crd_plugin.models import KeyQueue
+from tests import small_runs
+from tests.cocord import run_changes
 from tests.test_ops.test_queue import one_by_one
+
+# Number of keys of each rank in each step, for a queue of seven.
+SIZES = ([4, 4], [4, 1], [2, 3], [3, 4], [4, 4])
+QUEUE_SIZE, BATCH_SIZE = 7, 4
+
+
+def make_steps() -> list[list[Tensor]]:
+    """Return the keys of all ranks in each step."""
+    generator = torch.Generator().manual_seed(5)
+    return [[torch.randn(size, 3, generator=generator) for size in sizes] for sizes in SIZES]
+
+
+def fresh_queue() -> KeyQueue:
+    """Return a queue that is the same on every rank."""
+    torch.manual_seed(0)
+    return KeyQueue(embed_dim=3, size=QUEUE_SIZE)
+
+
+def state_of(queue: KeyQueue) -> dict[str, Tensor]:
+    """Return a copy of a queue's state."""
+    return {key: value.clone() for key, value in queue.state_dict().items()}
+
+
+def take_steps(rank: int, batch_size: int | None) -> list[dict]:
+    """Gather and commit as the hook does."""
+    queue, seen = fresh_queue(), []
+    for step in make_steps():
+        with mock.patch.object(dist, 'all_gather', wraps=dist.all_gather) as gather:
+            queue.commit(*gather_keys(step[rank], batch_size))
+        seen.append(dict(state_of(queue), collectives=gather.call_count))
+    return seen
+
+
+class Spy(Hook):
+    """Records the first state and the keys of this rank before they are gathered."""
+
+    priority = 'VERY_HIGH'
+
+    def before_train(self, runner) -> None:
+        """Record the fresh queue."""
+        self.start, self.keys = state_of(runner.model.module.cocord_loss.queue), []
+
+    def after_train_iter(self, runner, *args, **kwargs) -> None:
+        """Record the staged keys."""
+        self.keys.append(runner.model.module.cocord_loss.queue.pending)
+
+
+def train_wrapped(folder: Path, rank: int) -> dict:
+    """Train for real: 21 samples on two ranks, which start from different weights."""
+    spy = Spy()
+    runner = small_runs.build(
+        folder / 'runner',
+        spy,
+        **run_changes(),
+        **small_runs.without_validation(),
+        launcher='pytorch',
+        randomness=dict(seed=0, diff_rank_seed=True),
+        default_hooks__checkpoint=None,
+        train_dataloader__dataset__dataset__num_train_per_class=3,
+        train_dataloader__dataset__dataset__indices=21,
+        train_cfg__max_epochs=2,
+    )
+    runner.train()
+    model = runner.model.module
+    queue = model.cocord_loss.queue
+    result = dict(
+        start=spy.start,
+        keys=spy.keys,
+        queue=state_of(queue),
+        averages={
+            name: p.detach().clone() for name, p in model.named_parameters() if not p.requires_grad
+        },
+        slow_statistics=model.slow_student.backbone.bn.running_mean.clone(),
+        drift={},
+    )
+    (hook,) = [hook for hook in runner.hooks if isinstance(hook, CoCoRDHook)]
+    for name, value in queue.named_buffers():
+        good = value.clone()
+        if rank == 1:
+            value.view(-1)[-1] += 1
+        try:
+            hook.after_train_epoch(runner)
+        except RuntimeError as error:
+            result['drift'][name] = str(error)
+        value.copy_(good)
+    return result
+
+
+def work(rank: int, folder: str) -> None:
+    """Run everything in one process and save what it saw."""
+    torch.set_num_threads(1)
+    os.environ['LOCAL_RANK'] = str(rank)
+    dist.init_process_group('gloo', init_method=f'file://{folder}/init', rank=rank, world_size=2)
+    result = dict(
+        known=take_steps(rank, BATCH_SIZE),
+        unknown=take_steps(rank, None),
+        wrapped=train_wrapped(Path(folder), rank),
+    )
+    torch.save(result, Path(folder) / f'rank_{rank}.pth')
+    dist.destroy_process_group()
 
 
 @pytest.fixture(scope='module')
 def ranks(tmp_path_factory):
     """What each rank saw."""
-    folder = tmp_path_factory.mktemp('ranks')
-    mp.set_forkserver_preload(['tests.cocord_worker'])
-    with mock.patch.dict(os.environ, PYTHONPATH=str(small_runs.REPO)):
-        mp.start_processes(
-            cocord_worker.work, args=(str(folder),), nprocs=2, start_method='forkserver'
-        )
-    return [torch.load(folder / f'rank_{rank}.pth') for rank in range(2)]
+    return small_runs.run_ranks(work, tmp_path_factory.mktemp('ranks'))
 
 
 @pytest.mark.parametrize('batch_size', ['known', 'unknown'])
 def test_keys_of_all_ranks_enter_in_rank_order(ranks, batch_size):
     """Batches of unequal sizes, more keys than the queue is long."""
-    rows, pointer = cocord_worker.fresh_queue().keys, 0
-    for i, step in enumerate(cocord_worker.make_steps()):
+    rows, pointer = fresh_queue().keys, 0
+    for i, step in enumerate(make_steps()):
         rows, pointer = one_by_one(rows, pointer, torch.cat(step))
         for rank in ranks:
             state = rank[batch_size][i]

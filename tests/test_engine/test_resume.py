@@ -158,9 +158,6 @@ def _hashes(work_dir: Path) -> dict[str, str]:
     }
 
 
-# --- failures --------------------------------------------------------------
-
-
 @pytest.fixture(scope='module')
 def broken_run(tmp_path_factory):
     """Work dir of a run that failed in its third epoch."""

@@ -20,12 +20,6 @@ def pictures(count, height, width, seed=0):
     return torch.from_numpy(images.astype(np.uint8))
 
 
-def uniform(rows, columns, seed=0):
-    """Return random numbers in [0, 1)."""
-    generator = torch.Generator().manual_seed(seed)
-    return torch.rand(rows, columns, dtype=torch.float64, generator=generator)
-
-
 @pytest.mark.parametrize('size', [(5, 4), (7, 6), (1, 1)])
 def test_crop_at_every_place(size):
     images = pictures(3, 7, 6)
@@ -35,15 +29,6 @@ def test_crop_at_every_place(size):
     assert found.is_contiguous() and found.dtype == torch.uint8
     for image, n, y, x in zip(found, row, top, left):
         assert torch.equal(image, images[n, :, y : y + size[0], x : x + size[1]])
-
-
-@pytest.mark.parametrize('dims, axes', [((3,), 2), ((2,), 1), ((2, 3), (1, 2))])
-def test_flip(dims, axes):
-    images = pictures(4, 5, 6)
-    chosen = torch.tensor([True, False, False, True])
-    found = augment.flip(images, chosen, dims).numpy()
-    for image, original, turned in zip(found, images.numpy(), chosen):
-        assert np.array_equal(image, np.flip(original, axes) if turned else original)
 
 
 @pytest.mark.parametrize(
@@ -63,7 +48,7 @@ def test_boxes_are_those_of_mmpretrain(size, areas, ratios, attempts):
     theirs.max_attempts = 0
     fallback = theirs.rand_crop_params(image)
     theirs.max_attempts = attempts
-    table = uniform(500, 2 * attempts + 2, 3)
+    table = torch.from_numpy(np.random.RandomState(3).rand(500, 2 * attempts + 2))
     table[0, -2:] = 1 - 2**-53  # the largest number below one
     boxes = augment.random_boxes(table, size, areas, ratios, fallback)
     assert boxes.dtype == torch.int64
@@ -71,18 +56,15 @@ def test_boxes_are_those_of_mmpretrain(size, areas, ratios, attempts):
     for row, box in zip(table.tolist(), boxes.tolist()):
         trials, offsets = iter(row[:-2]), iter(row[-2:])
         with (
-            mock.patch('numpy.random.uniform', lambda low, high: low + (high - low) * next(trials)),
-            mock.patch('numpy.random.randint', lambda low, high: int(next(offsets) * high)),
+            mock.patch(
+                'numpy.random.uniform', lambda a, b, draws=trials: a + (b - a) * next(draws)
+            ),
+            mock.patch('numpy.random.randint', lambda a, b, draws=offsets: int(next(draws) * b)),
         ):
             assert tuple(box) == tuple(theirs.rand_crop_params(image))
         fell_back += next(offsets, None) is not None
     # Images of a fitting shape rarely take the fallback, others often do.
     assert fell_back < 25 if size == (64, 64) else fell_back > 0
-
-
-def test_fallback_stays_where_it_is():
-    boxes = augment.random_boxes(uniform(4, 2), (9, 8), (0.1, 1.0), (0.5, 2.0), (1, 2, 5, 6))
-    assert boxes.tolist() == [[1, 2, 5, 6]] * 4
 
 
 def pil_crop(image, box, *sizes):

@@ -64,7 +64,6 @@ def test_random_takes_each_block():
 @pytest.mark.parametrize(
     'method, cosines, index',
     [
-        ('smallest', [0.0, 1.0, 0.0, 1.0], 2),
         ('largest', [1.0, 0.0, 1.0, 0.0], 2),
         ('smallest', [-0.5, 0.1, 0.2, 0.3], 0),
         ('largest', [-0.5, 0.4, 0.2, 0.3], 1),
@@ -116,9 +115,6 @@ def test_half_precision(monkeypatch):
     assert torch.isfinite(student).all() and torch.equal(student, teacher)
 
 
-# --- one shape -------------------------------------------------------------
-
-
 def test_unit_over_batch():
     x = torch.randn(5, 3, 4, 4, dtype=torch.float64, requires_grad=True)
     expected = torch.empty_like(x)
@@ -143,10 +139,6 @@ def test_dead_units_get_no_gradient():
     unit.sum().backward()
     assert (unit[:, 0, 1, 1] == 0).all() and (x.grad[:, 0, 1, 1] == 0).all()
     assert torch.isfinite(x.grad).all() and x.grad.abs().sum() > 0
-    # The published division would multiply it by 1 / 1e-12.
-    y = x.detach().clone().requires_grad_()
-    F.normalize(y, dim=0).sum().backward()
-    assert y.grad[0, 0, 1, 1] == pytest.approx(1e12)
 
 
 def test_pad_channels():

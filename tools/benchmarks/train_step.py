@@ -190,8 +190,9 @@ class Case:
         charge(runner.optim_wrapper, 'backward', 'backward')
         charge(runner.optim_wrapper, 'step', 'optimizer')
         charge(runner.optim_wrapper, 'zero_grad', 'optimizer')
+        has_bank = any(name.endswith('.bank') for name, _ in model.named_modules())
         for hook in runner.hooks:
-            if type(hook).__name__ == 'MemoryBankHook':
+            if has_bank and type(hook).__name__ == 'MemoryBankHook':
                 charge(hook, 'before_train_iter', 'commit')
                 charge(hook, 'after_train_iter', 'commit')
         self.batches = self._endless()

@@ -129,21 +129,8 @@ class CoCoRDHook(Hook):
 
 
 def gather_keys(keys: Tensor, batch_size: int | None) -> tuple[Tensor, Tensor]:
-    """Gather keys of all ranks, in rank order, in one collective.
-
-    Args:
-        keys (Tensor): Keys of this rank, ``(B, D)`` float.
-        batch_size (int, optional): Upper bound of B on every rank. None: the ranks exchange
-            their sizes first, in one more collective.
-
-    Returns:
-        tuple[Tensor, Tensor]: Keys of all W ranks, ``(W * batch_size, D)``, each rank's padded
-        with zeros; and ``(W * batch_size,)`` bool, False for the padding.
-
-    Raises:
-        RuntimeError: If a batch is larger than ``batch_size``.
-    """
-    if batch_size is None:
+    """Gather the keys of all ranks, each padded to ``batch_size``, and which are no padding."""
+    if batch_size is None:  # An iterable data set: one more collective.
         batch_size = max(gather_sizes(len(keys), keys.device))
     if len(keys) > batch_size:
         raise RuntimeError(

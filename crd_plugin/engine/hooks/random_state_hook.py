@@ -101,14 +101,7 @@ class SeededReading:
         self._seed_epoch[1] = epoch
 
     def __call__(self, indices: Sequence[int]) -> Any:
-        """Read a batch.
-
-        Args:
-            indices (Sequence[int]): Positions in the data set.
-
-        Returns:
-            Any: What the data set gives for them.
-        """
+        """Return what the data set gives for a batch of positions."""
         seed_epoch = self._seed_epoch.tolist()
         if seed_epoch != self._reads_in:
             self._reads.clear()
@@ -132,16 +125,10 @@ class SeededReading:
 
 
 def seeded_reading(dataset: Any) -> Any:
-    """Let a data set be read with seeds.
+    """Return what has ``set_seed`` and ``set_epoch``: the data set, or what reads it from now on.
 
     torch's data loader reads a batch with the data set's ``__getitems__`` if there is one, so a
     :class:`SeededReading` is put there. A list or other data set without attributes stays as it is.
-
-    Args:
-        dataset (Dataset): The data set of the loader.
-
-    Returns:
-        Any: What has ``set_seed`` and ``set_epoch``: the data set itself, or what reads it.
     """
     if hasattr(dataset, 'set_seed'):
         return dataset
@@ -154,13 +141,7 @@ def seeded_reading(dataset: Any) -> Any:
 
 
 def seed_everything(seed: int, rank: int, iteration: int) -> None:
-    """Seed Python, NumPy and torch from three counters.
-
-    Args:
-        seed (int): Seed of the run.
-        rank (int): Rank of the process.
-        iteration (int): Iterations done so far.
-    """
+    """Seed Python, NumPy and torch from the seed of the run, the rank and the iteration."""
     words = _mix(seed, rank, iteration)
     random.seed(int(words[0]))
     np.random.seed(words[1])

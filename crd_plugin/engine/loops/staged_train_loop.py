@@ -80,9 +80,8 @@ class StagedTrainLoop(EpochBasedTrainLoop):
 
     def run_epoch(self) -> None:
         """Train one epoch, in the stage that it belongs to."""
-        number, span = next(
-            (number, span) for number, span in enumerate(self.spans, 1) if self.epoch < span.end
-        )
+        number = 1 + sum(self.epoch >= span.end for span in self.spans)
+        span = self.spans[number - 1]
         model = _unwrap(self.runner.model)
         if model.stage != span.name or self.epoch == span.begin:
             self._enter(model, number, span)
@@ -96,9 +95,8 @@ class StagedTrainLoop(EpochBasedTrainLoop):
             self.runner.optim_wrapper.optimizer.state.clear()
             # The log would keep showing the losses of the previous stage.
             scalars = self.runner.message_hub.log_scalars
-            for key in list(scalars):
-                if key.startswith('train/') and 'loss' in key:
-                    del scalars[key]
+            for key in [key for key in scalars if key.startswith('train/') and 'loss' in key]:
+                del scalars[key]
         losses = ', '.join(model.active_losses()) or 'none'
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
         self.runner.logger.info(
@@ -110,19 +108,7 @@ class StagedTrainLoop(EpochBasedTrainLoop):
 def split_epochs(
     stages: Sequence[str], max_epochs: int, stage_epochs: dict[str, int]
 ) -> list[Span]:
-    """Divide the epochs among the stages.
-
-    Args:
-        stages (Sequence[str]): Names of the model's stages, in order.
-        max_epochs (int): Epochs of all stages together.
-        stage_epochs (dict[str, int]): Epochs of all stages but the last.
-
-    Returns:
-        list[Span]: The stages that have epochs.
-
-    Raises:
-        ValueError: If names or numbers do not fit.
-    """
+    """Divide the epochs among the stages; return those that have some."""
     *first, last = stages
     if set(stage_epochs) != set(first):
         raise ValueError(

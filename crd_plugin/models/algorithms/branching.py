@@ -16,9 +16,6 @@ class SkippedStage(nn.Sequential):
     """Return the input; stands in a branch where the network has a module of the trunk.
 
     The children keep their names and positions, since a backbone's code may reach through them.
-
-    Args:
-        module (nn.Module): The module of the trunk.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -34,17 +31,7 @@ class SkippedStage(nn.Sequential):
 def run_and_watch(
     net: nn.Module, names: Iterable[str], images: Tensor
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """Run a network and keep what some of its modules are given.
-
-    Args:
-        net (nn.Module): A classifier.
-        names (Iterable[str]): Names of the modules.
-        images (Tensor): ``(B, C, H, W)``.
-
-    Returns:
-        tuple[dict[str, Tensor], Tensor]: First input of each module that was called, in the order
-        of their first calls, and the logits.
-    """
+    """Return the first input of each named module, in the order of their calls, and the logits."""
     inputs: dict[str, Tensor] = {}
 
     def keep(name):
@@ -66,19 +53,7 @@ def run_and_watch(
 def find_trunk(
     net: nn.Module, branch_from: str, images: Tensor
 ) -> tuple[list[str], Tensor, Tensor]:
-    """Find the modules of a backbone that are called before a stage.
-
-    Args:
-        net (nn.Module): A classifier of mmpretrain's kind, in eval mode.
-        branch_from (str): Name of the first stage that each branch has of its own.
-        images (Tensor): Two images at least, ``(B, C, H, W)``.
-
-    Returns:
-        tuple[list[str], Tensor, Tensor]: Names of the modules, input of the stage, logits.
-
-    Raises:
-        ValueError: If there is no such stage, it is not called, or the images do not go through.
-    """
+    """Return the names of the modules called before a stage, the stage's input, and the logits."""
     names = []
     for name, child in getattr(net, 'backbone', nn.Module()).named_children():
         parts = [f'.{i}' for i in range(len(child))] if isinstance(child, nn.ModuleList) else ['']
@@ -107,12 +82,7 @@ def find_trunk(
 
 
 def make_branch(net: nn.Module, trunk: Sequence[str]) -> None:
-    """Turn a network into a branch in place: its input is then the trunk's output.
-
-    Args:
-        net (nn.Module): A network of the same config as the one that has the trunk.
-        trunk (Sequence[str]): Names found by :func:`find_trunk`.
-    """
+    """Turn a network into a branch in place: its input is then the trunk's output."""
     for name in trunk:
         parent, _, child = name.rpartition('.')
         net.get_submodule(parent).add_module(child, SkippedStage(net.get_submodule(name)))
@@ -124,17 +94,7 @@ def make_branch(net: nn.Module, trunk: Sequence[str]) -> None:
 
 @torch.no_grad()
 def check_branch(net: nn.Module, branch: nn.Module, feature: Tensor, logits: Tensor) -> None:
-    """Require that a branch with the network's weights gives the network's logits.
-
-    Args:
-        net (nn.Module): The network that has the trunk.
-        branch (nn.Module): Made by :func:`make_branch`, in eval mode.
-        feature (Tensor): What its first stage is given.
-        logits (Tensor): The network's logits, in eval mode.
-
-    Raises:
-        ValueError: If it does not.
-    """
+    """Require that a branch with the network's weights gives the network's logits."""
     weights = net.state_dict()
     weights = {key: weights[key] for key in branch.state_dict()}
     try:

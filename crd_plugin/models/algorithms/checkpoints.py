@@ -12,16 +12,7 @@ __all__ = ['check_is_distillation', 'load_strictly']
 
 
 def load_strictly(model: BaseModule, checkpoint: str, role: str) -> None:
-    """Load weights that must fit exactly, and keep ``init_weights`` from replacing them.
-
-    Args:
-        model (BaseModule): The network.
-        checkpoint (str): Path or URL.
-        role (str): ``'teacher'`` or ``'student'``, for messages.
-
-    Raises:
-        ValueError: If keys are missing, unexpected or of another shape.
-    """
+    """Load weights that must fit exactly, and keep ``init_weights`` from replacing them."""
     loaded = load_checkpoint(checkpoint)
     weights = loaded.get('state_dict', loaded)
     own = model.state_dict()
@@ -53,18 +44,7 @@ def load_strictly(model: BaseModule, checkpoint: str, role: str) -> None:
 
 
 def check_is_distillation(keys: Iterable[str], prefix: str, advice: str) -> None:
-    """Refuse the checkpoint of a plain network where one of a distillation is loaded.
-
-    MMEngine's loader would only warn, and leave random weights.
-
-    Args:
-        keys (Iterable[str]): Names of the loaded weights.
-        prefix (str): Prefix of the algorithm in them.
-        advice (str): What to do instead, for the message.
-
-    Raises:
-        ValueError: If no weight is the student's.
-    """
+    """Refuse a plain network's checkpoint, of which MMEngine would only warn."""
     if not any(key.startswith(f'{prefix}architecture.') for key in keys):
         raise ValueError(
             'The checkpoint has no weights under "architecture.", so it is not one of a '

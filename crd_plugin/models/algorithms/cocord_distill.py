@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from mmengine.model import BaseModel
-from mmengine.structures import BaseDataElement
 from mmrazor.registry import MODELS as RAZOR_MODELS
 from torch import Tensor, nn
 
@@ -17,7 +16,7 @@ from crd_plugin.registry import MODELS
 
 from ..data_preprocessors import MultiViewPreprocessor
 from ..losses.cocord_loss import CoCoRDLoss
-from .frozen_teacher_distill import FrozenTeacherDistill
+from .frozen_teacher_distill import FrozenTeacherDistill, Samples
 
 
 @MODELS.register_module()
@@ -34,13 +33,10 @@ class CoCoRDDistill(FrozenTeacherDistill):
 
     The recorders that ``CoCoRDLoss`` reads from the student are registered on the slow student as
     well. They hold four records: ``record_idx`` 0 and 1 are the student's first and second view, 2
-    and 3 the slow student's second and first. Any other loss reads ``record_idx=0``, the student's
-    first view, and the teacher's third one; so does KD beside it (the public code has none).
+    and 3 the slow student's second and first. Any other loss, such as KD, reads ``record_idx=0``.
 
-    Batch norm behaves as in the source: only parameters are averaged, so the slow student has
-    running statistics of its own, gathered in train mode; both students see two batches per step,
-    so the running statistics, also those that the student is evaluated with, move twice per step.
-    The teacher's do not move.
+    Only parameters are averaged: the slow student has running statistics of its own, gathered in
+    train mode. Those of both students move twice per step, as in the source; the teacher's never.
 
     ``CoCoRDHook`` calls :meth:`update_averages` before each step and writes the keys of all ranks
     into the queue after it.
@@ -67,11 +63,7 @@ class CoCoRDDistill(FrozenTeacherDistill):
     loss_class = CoCoRDLoss
 
     def __init__(
-        self,
-        architecture: BaseModel | dict,
-        distiller: dict,
-        teacher: BaseModel | dict,
-        **kwargs,
+        self, architecture: BaseModel | dict, distiller: dict, teacher: BaseModel | dict, **kwargs
     ) -> None:
         if isinstance(architecture, dict):
             architecture = RAZOR_MODELS.build(architecture)
@@ -79,9 +71,7 @@ class CoCoRDDistill(FrozenTeacherDistill):
         slow_student = copy.deepcopy(architecture)
         super().__init__(architecture=architecture, distiller=distiller, teacher=teacher, **kwargs)
         self._loss_name, recorders = self._find_loss()
-        self.data_preprocessor: MultiViewPreprocessor = MultiViewPreprocessor(
-            self.data_preprocessor
-        )
+        self.data_preprocessor: Any = MultiViewPreprocessor(self.data_preprocessor)
         self.slow_student = slow_student.requires_grad_(False)
         # It is copied from the student, so its own initialisation would be wasted.
         self.slow_student._is_init = True
@@ -98,19 +88,12 @@ class CoCoRDDistill(FrozenTeacherDistill):
         """CoCoRDLoss: The loss in the distiller."""
         return self.distiller.distill_losses[self._loss_name]
 
-    def run_teacher(
-        self,
-        batch_inputs: Tensor | Sequence[Tensor],
-        data_samples: list[BaseDataElement] | None = None,
-    ) -> None:
+    def run_teacher(self, batch_inputs: Any, data_samples: Samples = None) -> None:
         """Run the teacher on the third of three views, each ``(B, C, H, W)``, and record."""
         super().run_teacher(self._views(batch_inputs)[2], data_samples)
 
     def run_student(
-        self,
-        batch_inputs: Tensor | Sequence[Tensor],
-        data_samples: list[BaseDataElement] | None = None,
-        with_loss: bool = True,
+        self, batch_inputs: Any, data_samples: Samples = None, with_loss: bool = True
     ) -> dict[str, Tensor]:
         """Run both students on the first two views, record, and return the student's losses."""
         view, view_2, _ = self._views(batch_inputs)
@@ -182,14 +165,12 @@ class CoCoRDDistill(FrozenTeacherDistill):
 
     def _views(self, batch_inputs: Any) -> Sequence[Tensor]:
         """Return the views of a batch, or raise if it has another number of them."""
-        several = isinstance(batch_inputs, (list, tuple))
-        if several and len(batch_inputs) == self.num_views:
+        if isinstance(batch_inputs, Tensor):
+            found = f'single images, {tuple(batch_inputs.shape)}'
+        elif len(batch_inputs) == self.num_views:
             return batch_inputs
-        found = (
-            f'{len(batch_inputs)} views'
-            if several
-            else f'single images, {tuple(batch_inputs.shape)}'
-        )
+        else:
+            found = f'{len(batch_inputs)} views'
         raise ValueError(
             f'CoCoRDDistill was given {found}, expected {self.num_views} views of each image; make '
             "them with pipeline=[dict(type='crd_plugin.MultiViewPipeline', "

@@ -19,6 +19,8 @@ from ..recorders import SampleFieldRecorder
 from . import speed
 from .checkpoints import check_is_distillation, load_strictly
 
+Samples = list[BaseDataElement] | None
+
 
 @MODELS.register_module()
 class FrozenTeacherDistill(SingleTeacherDistill):
@@ -88,12 +90,7 @@ class FrozenTeacherDistill(SingleTeacherDistill):
         self._speed_up(self.teacher, 'teacher')
         self._speed_up(self.student, 'student')
 
-    def forward(
-        self,
-        inputs: Tensor,
-        data_samples: list[BaseDataElement] | None = None,
-        mode: str = 'tensor',
-    ) -> Any:
+    def forward(self, inputs: Tensor, data_samples: Samples = None, mode: str = 'tensor') -> Any:
         """Run as MMRazor does, with images laid out as ``channels_last`` says."""
         if self.compile_options is not False:
             # With CUDA graphs the student's pass would else reuse the memory of the maps that
@@ -103,9 +100,7 @@ class FrozenTeacherDistill(SingleTeacherDistill):
             inputs = speed.channels_last(inputs)
         return super().forward(inputs, data_samples, mode)
 
-    def loss(
-        self, batch_inputs: Tensor, data_samples: list[BaseDataElement] | None = None
-    ) -> dict[str, Tensor]:
+    def loss(self, batch_inputs: Tensor, data_samples: Samples = None) -> dict[str, Tensor]:
         """Compute the student's own losses (``student.``) and the distiller's (``distill.``)."""
         self.run_teacher(batch_inputs, data_samples)
         student_losses = self.run_student(batch_inputs, data_samples, self.calculate_student_loss)
@@ -114,16 +109,12 @@ class FrozenTeacherDistill(SingleTeacherDistill):
             losses.update(add_prefix(self.distiller.compute_distill_losses(), 'distill'))
         return losses
 
-    def run_teacher(
-        self,
-        batch_inputs: Tensor | Sequence[Tensor],
-        data_samples: list[BaseDataElement] | None = None,
-    ) -> None:
+    def run_teacher(self, batch_inputs: Any, data_samples: Samples = None) -> None:
         """Run the teacher and record.
 
         Args:
-            batch_inputs (Tensor | Sequence[Tensor]): Images, ``(B, C, H, W)``; several views
-                where a subclass takes them.
+            batch_inputs (Tensor): Images, ``(B, C, H, W)``; a list of views where a subclass
+                takes them.
             data_samples (list[BaseDataElement], optional): Annotations.
         """
         distiller = self.distiller
@@ -132,15 +123,12 @@ class FrozenTeacherDistill(SingleTeacherDistill):
             self.teacher(batch_inputs, data_samples, mode='tensor')
 
     def run_student(
-        self,
-        batch_inputs: Tensor | Sequence[Tensor],
-        data_samples: list[BaseDataElement] | None = None,
-        with_loss: bool = True,
+        self, batch_inputs: Any, data_samples: Samples = None, with_loss: bool = True
     ) -> dict[str, Tensor]:
         """Run the student and record.
 
         Args:
-            batch_inputs (Tensor | Sequence[Tensor]): As for :meth:`run_teacher`.
+            batch_inputs (Tensor): As for :meth:`run_teacher`.
             data_samples (list[BaseDataElement], optional): Annotations.
             with_loss (bool): Compute its own losses, which needs labels. Defaults to True.
 
@@ -164,11 +152,9 @@ class FrozenTeacherDistill(SingleTeacherDistill):
         """Extract the student's features, for tools of MMPretrain."""
         return self.student.extract_feat(inputs, **kwargs)
 
-    def predict(
-        self, inputs: Tensor, data_samples: list[BaseDataElement] | None = None, **kwargs
-    ) -> list[BaseDataElement]:
+    def predict(self, inputs: Tensor, *args, **kwargs) -> list[BaseDataElement]:
         """Predict by the student, for tools of MMPretrain."""
-        return self.student.predict(inputs, data_samples, **kwargs)
+        return self.student.predict(inputs, *args, **kwargs)
 
     def train(self, mode: bool = True) -> FrozenTeacherDistill:
         """Set the mode of all modules but the teacher's, which stay in eval mode."""

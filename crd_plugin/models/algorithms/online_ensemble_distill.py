@@ -24,6 +24,8 @@ from crd_plugin.registry import MODELS
 from .branching import check_branch, find_trunk, make_branch, run_and_watch
 from .checkpoints import check_is_distillation
 
+Samples = list[BaseDataElement] | None
+
 
 @MODELS.register_module()
 class OnlineEnsembleDistill(BaseAlgorithm):
@@ -41,24 +43,19 @@ class OnlineEnsembleDistill(BaseAlgorithm):
     Only ``architecture``, a plain network, is deployed.
 
     Branches copy the last stages, neck and head of a classifier whose backbone hands one map from
-    stage to stage: those of crd_plugin, the ResNets of mmpretrain and the like. A branch with the
-    network's weights is compared with the network when the model is built; what cannot be divided
-    is refused.
+    stage to stage: those of crd_plugin, the ResNets of mmpretrain and the like. Others are refused.
 
     Source: Lan, Zhu and Gong, arXiv:1806.04606. Behaviour matched: Lan1991Xu/ONE_NeurIPS2018 @
-    54afde3, ``models/cifar/resnet.py`` (branches of full width, gate on the globally pooled
-    trunk), ``loss/kl_loss.py`` (T = 3, mean over the batch, no gradient through the ensemble's
-    side) and ``cifar_one.py`` (sum of the terms). Differs: the KL divergence is exact, where the
-    original adds 1e-7 to each probability of the ensemble; its ``--consistency_rampup``, which is
-    not part of the objective, is ``ramp_up`` and grows per iteration rather than per epoch;
-    branches are initialised as the config of the architecture says.
+    54afde3, ``models/cifar/resnet.py``, ``loss/kl_loss.py`` and ``cifar_one.py``. Differs: the KL
+    divergence is exact, where the original adds 1e-7 to each probability of the ensemble; its
+    ``--consistency_rampup`` is ``ramp_up`` and grows per iteration rather than per epoch; branches
+    are initialised as the config of the architecture says.
 
     Args:
         architecture (dict): Config of a classifier of mmpretrain.
         branch_from (str): First stage that each branch has of its own; all that is called before
             it is shared. In the original the last stage: ``'backbone.layer3'`` (``block3`` of a
-            wide ResNet, ``block4`` of VGG, ``blocks.5`` of MobileNetV2); later implementations
-            take the last two for ImageNet, ``'backbone.layer3'`` of four.
+            wide ResNet, ``block4`` of VGG, ``blocks.5`` of MobileNetV2).
         num_branches (int): Branches m, including the student. Defaults to 3.
         tau (float): Temperature T of the KL divergence. Defaults to 3.
         branch_weight (float): Weight of the branches' cross-entropies, including the student's.
@@ -144,9 +141,7 @@ class OnlineEnsembleDistill(BaseAlgorithm):
         self.predict_with = predict_with
         self._divide(architecture, input_shape)
 
-    def loss(
-        self, inputs: Tensor, data_samples: list[BaseDataElement] | None = None
-    ) -> dict[str, Tensor]:
+    def loss(self, inputs: Tensor, data_samples: Samples = None) -> dict[str, Tensor]:
         """Compute the losses of all branches, of the ensemble, and between them.
 
         Args:
@@ -157,7 +152,7 @@ class OnlineEnsembleDistill(BaseAlgorithm):
         Returns:
             dict[str, Tensor]: Cross-entropies ``student.loss``, ``branch1.loss`` ... and
             ``ensemble.loss``; the divergence ``distill.loss_online_kd``; with labels also the
-            accuracies of student and ensemble on this batch in percent, for the log.
+            accuracies of student and ensemble in percent, for the log.
 
         Raises:
             ValueError: If there is only one sample, or the samples are not annotated.
@@ -186,15 +181,13 @@ class OnlineEnsembleDistill(BaseAlgorithm):
                 losses[f'{name}.accuracy'] = 100 * right.float().mean()
         return losses
 
-    def _forward(self, inputs: Tensor, data_samples: list[BaseDataElement] | None = None) -> Tensor:
+    def _forward(self, inputs: Tensor, data_samples: Samples = None) -> Tensor:
         """Return the logits of what is evaluated, ``(B, classes)``."""
         if self.predict_with == 'branch':
             return super()._forward(inputs, data_samples)
         return _gated_sum(*self._all_logits(inputs))
 
-    def _predict(
-        self, inputs: Tensor, data_samples: list[BaseDataElement] | None = None
-    ) -> list[BaseDataElement]:
+    def _predict(self, inputs: Tensor, data_samples: Samples = None) -> list[BaseDataElement]:
         """Return the predictions of what is evaluated."""
         if self.predict_with == 'branch':
             return super()._predict(inputs, data_samples)
@@ -265,10 +258,10 @@ def _pool(feature: Tensor) -> Tensor:
     return feature.mean(dim=(2, 3)) if feature.dim() == 4 else feature
 
 
-def _gated_sum(logits: Sequence[Tensor], gates: Tensor) -> Tensor:
+def _gated_sum(logits: list[Tensor], gates: Tensor) -> Tensor:
     """Return the logits of the ensemble, ``(B, classes)``."""
     # (B, m, 1) * (B, m, classes)
-    return (gates.unsqueeze(2) * torch.stack(tuple(logits), dim=1)).sum(dim=1)
+    return (gates.unsqueeze(2) * torch.stack(logits, dim=1)).sum(dim=1)
 
 
 def _softened_kl(student: Tensor, teacher: Tensor, tau: float) -> Tensor:
@@ -281,7 +274,7 @@ def _softened_kl(student: Tensor, teacher: Tensor, tau: float) -> Tensor:
     )
 
 
-def _target(data_samples: list[BaseDataElement] | None) -> Tensor:
+def _target(data_samples: Samples) -> Tensor:
     """Return labels ``(B,)``, or scores ``(B, classes)`` after mixing images."""
     if not data_samples or not ('gt_label' in data_samples[0] or 'gt_score' in data_samples[0]):
         raise ValueError(

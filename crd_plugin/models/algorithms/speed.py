@@ -19,21 +19,8 @@ def channels_last(inputs: Any) -> Any:
 
 
 def compile_backbone(network: nn.Module, role: str, options: bool | Mapping[str, Any]) -> None:
-    """Compile the backbone of a network in place by ``torch.compile``.
-
-    Names of parameters stay as they are, and copies of the network are not compiled. Recorders'
-    forward hooks become part of what is compiled. The rest of the network takes hardly any time
-    and reads data samples, which cannot be compiled.
-
-    Args:
-        network (nn.Module): Teacher or student.
-        role (str): Its role, for messages.
-        options (bool | dict): Arguments of ``torch.compile``; True: none.
-
-    Raises:
-        TypeError: If ``options`` is neither a bool nor a dict.
-        ValueError: If ``torch.compile`` refuses the options, or the network has no backbone.
-    """
+    """Compile the backbone of a teacher or student in place, recorders' hooks included."""
+    # The rest takes hardly any time and reads data samples, which cannot be compiled.
     options = {} if options is True else options
     if not isinstance(options, Mapping):
         raise TypeError(

@@ -6,13 +6,12 @@ import inspect
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from mmengine.structures import BaseDataElement
 from mmrazor.models.utils import add_prefix
 from torch import Tensor, nn
 
 from crd_plugin.registry import MODELS
 
-from .frozen_teacher_distill import FrozenTeacherDistill
+from .frozen_teacher_distill import FrozenTeacherDistill, Samples
 
 
 class Stage(NamedTuple):
@@ -50,13 +49,14 @@ class StagedDistill(FrozenTeacherDistill):
               the student's own loss, what a backbone has behind its last stage (``tail_names``)
               stays frozen.
             * ``frozen``: paths of modules within them that do not train.
-        *args: Arguments of ``FrozenTeacherDistill``.
-        **kwargs: Arguments of ``FrozenTeacherDistill``.
+        *args, **kwargs: Arguments of ``FrozenTeacherDistill``.
 
     Raises:
         ValueError: If a stage names an unknown loss, method or module, or computes nothing.
         TypeError: If a stage is not described as above.
     """
+
+    stage: str | None = None
 
     def __init__(self, *args, stages: Sequence[dict], **kwargs) -> None:
         super().__init__(*args, **kwargs)
@@ -70,7 +70,6 @@ class StagedDistill(FrozenTeacherDistill):
             name for name, parameter in self.named_parameters() if parameter.requires_grad
         }
         self.stages: dict[str, Stage] = {}
-        self.stage: str | None = None
         keys = inspect.signature(self._add_stage).parameters
         for given in stages:
             if not isinstance(given, dict) or not set(given) <= set(keys):
@@ -95,16 +94,9 @@ class StagedDistill(FrozenTeacherDistill):
         mappings, losses = self.distiller.loss_forward_mappings, self._current().losses
         return {name: method for name, method in losses.items() if name in mappings}
 
-    def loss(
-        self, batch_inputs: Tensor, data_samples: list[BaseDataElement] | None = None
-    ) -> dict[str, Tensor]:
-        """Compute the losses of the current stage (``student.`` and ``distill.``).
-
-        Where a method other than ``forward`` is called, its name is appended to the loss's.
-        """
-        active = self.active_losses()
-        if self.distillation_stopped:
-            active = {}
+    def loss(self, batch_inputs: Tensor, data_samples: Samples = None) -> dict[str, Tensor]:
+        """Compute the current stage's losses, ``student.*`` and ``distill.LOSS[_METHOD]``."""
+        active = {} if self.distillation_stopped else self.active_losses()
         arguments = {name: self._arguments(name, method) for name, method in active.items()}
         sides = {
             record['from_student'] for mapping in arguments.values() for record in mapping.values()
@@ -132,9 +124,8 @@ class StagedDistill(FrozenTeacherDistill):
     def train(self, mode: bool = True) -> StagedDistill:
         """Set the mode of what trains in this stage; the rest is in eval mode."""
         super().train(mode)
-        # The constructor of a parent class may call this.
-        stage = getattr(self, 'stages', {}).get(getattr(self, 'stage', None))
-        if stage is not None and mode:
+        if self.stage is not None and mode:
+            stage = self.stages[self.stage]
             if stage.trainable != ['']:
                 self.architecture.eval()
                 self.distiller.eval()
@@ -164,11 +155,8 @@ class StagedDistill(FrozenTeacherDistill):
 
     def _trained_parameters(self, stage: Stage) -> Iterator[nn.Parameter]:
         """Yield the parameters that train in a stage."""
-        frozen = {
-            id(parameter)
-            for module in self._frozen_modules(stage)
-            for parameter in module.parameters()
-        }
+        modules = self._frozen_modules(stage)
+        frozen = {id(parameter) for module in modules for parameter in module.parameters()}
         for path in stage.trainable:
             for parameter in self.get_submodule(path).parameters():
                 if id(parameter) not in frozen:
@@ -219,13 +207,12 @@ class StagedDistill(FrozenTeacherDistill):
             raise ValueError(
                 f'stages.{name} computes nothing: it has no losses and student_loss=False.'
             )
-        paths = dict(
-            trainable=_listed('' if trainable is None else trainable), frozen=_listed(frozen)
-        )
-        for key, listed in paths.items():
-            for path in listed:
-                self._check_path(f'stages.{name}.{key}', path)
-        stage = Stage(methods, student_loss, **paths)
+        trains, held = _listed('' if trainable is None else trainable), _listed(frozen)
+        for path in trains:
+            self._check_path(f'stages.{name}.trainable', path)
+        for path in held:
+            self._check_path(f'stages.{name}.frozen', path)
+        stage = Stage(methods, student_loss, trains, held)
         if not any(parameter.requires_grad for parameter in self._trained_parameters(stage)):
             raise ValueError(
                 f'stages.{name} trains no parameter; name a module that has some in trainable.'

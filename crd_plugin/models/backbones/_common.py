@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from mmpretrain.models.backbones.base_backbone import BaseBackbone
 from torch import Tensor
 
+from crd_plugin.models._numbers import count
+
 # Initial weights of most networks of HobbitLong/RepDistiller.
 KAIMING: list[dict] = [
     dict(
@@ -24,9 +26,14 @@ class CIFARBackbone(BaseBackbone):
     :meth:`run_stage` and :meth:`tail`, or :meth:`forward`.
 
     Args:
-        out_indices (Sequence[int]): Stages to return, ascending. May be empty if there is a tail.
-        pre_activation (bool): Return the stages before their last ReLU.
-        init_cfg (dict | list[dict], optional): None: ``default_init_cfg``.
+        in_channels (int): Image channels. Defaults to 3.
+        out_indices (Sequence[int], optional): Stages to return, ascending, counted from 0; may be
+            empty if there is a tail. Defaults to None: the last stage, or with a tail none.
+        pre_activation (bool): Return the stages before their last ReLU, then the last one's map
+            after it for the head. The module of a stage may then not be called; record
+            ``backbone``. Defaults to False.
+        init_cfg (dict | list[dict], optional): Initial weights. Defaults to None:
+            ``default_init_cfg``, as in the original.
 
     Attributes:
         num_stages (int): Number of stages.
@@ -35,6 +42,9 @@ class CIFARBackbone(BaseBackbone):
             ``StageOutputsRecorder``.
         tail_names (tuple[str]): Modules behind the last stage, which only the head needs; for
             ``StagedDistill``.
+
+    Raises:
+        ValueError: If an argument is out of range.
     """
 
     num_stages = 3
@@ -44,11 +54,15 @@ class CIFARBackbone(BaseBackbone):
 
     def __init__(
         self,
-        out_indices: Sequence[int],
-        pre_activation: bool,
-        init_cfg: dict | list[dict] | None,
+        in_channels: int = 3,
+        out_indices: Sequence[int] | None = None,
+        pre_activation: bool = False,
+        init_cfg: dict | list[dict] | None = None,
     ) -> None:
         super().__init__(self.default_init_cfg if init_cfg is None else init_cfg)
+        self.in_channels = count('in_channels', in_channels)
+        if out_indices is None:
+            out_indices = () if self.tail_names else (self.num_stages - 1,)
         self.out_indices = check_out_indices(out_indices, self.num_stages, bool(self.tail_names))
         self.pre_activation = pre_activation
 
@@ -103,10 +117,3 @@ def check_out_indices(
             f'out_indices must be ascending stages out of {stages}, but got {out_indices!r}.'
         )
     return chosen
-
-
-def check_positive(**values: int) -> None:
-    """Raise a ValueError for an argument that is not an integer above zero."""
-    for name, value in values.items():
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f'{name} must be a positive int, but got {value!r}.')

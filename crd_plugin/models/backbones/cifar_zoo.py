@@ -6,6 +6,8 @@ import copy
 import difflib
 from typing import Any
 
+from crd_plugin.models._numbers import count
+
 # mmpretrain gives `fc` a normal distribution of std 0.01. That is what the
 # original does for VGG and MobileNetV2; the others keep torch's default.
 _TORCH_FC = dict(init_cfg=None)
@@ -82,8 +84,6 @@ def build_cifar_classifier_cfg(
     Raises:
         ValueError: If the name is unknown or ``num_classes`` not positive.
     """
-    if not isinstance(num_classes, int) or num_classes < 1:
-        raise ValueError(f'num_classes must be a positive int, but got {num_classes!r}.')
     net = copy.deepcopy(CIFAR_ZOO[find_cifar_name(name)])
     return dict(
         type='mmpretrain.ImageClassifier',
@@ -91,7 +91,7 @@ def build_cifar_classifier_cfg(
         neck=dict(type='mmpretrain.GlobalAveragePooling'),
         head=dict(
             type='mmpretrain.LinearClsHead',
-            num_classes=num_classes,
+            num_classes=count('num_classes', num_classes),
             in_channels=net['in_channels'],
             loss=dict(type='mmpretrain.CrossEntropyLoss', loss_weight=1.0),
             **net['head'],

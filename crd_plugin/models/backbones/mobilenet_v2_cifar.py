@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 from torchvision.ops import Conv2dNormActivation
 
+from crd_plugin.models._numbers import count
 from crd_plugin.registry import MODELS
 
-from ._common import CIFARBackbone, check_positive
+from ._common import CIFARBackbone
 
 # Expansion (None: the argument `expansion`), channels, blocks and stride of each group.
 _GROUPS = (
@@ -43,13 +44,8 @@ class CIFARMobileNetV2(CIFARBackbone):
         widen_factor (float): Width relative to the paper's; channels are rounded down. The last
             convolution gets wider above 1, but never narrower. Defaults to 0.5.
         expansion (int): Width inside a block relative to its input's. Defaults to 6.
-        in_channels (int): Image channels. Defaults to 3.
-        out_indices (Sequence[int]): Stages to return before the last map, 0 to 3, ascending.
-            Defaults to (): the last map alone.
-        pre_activation (bool): Accepted so that one config of a method serves every pair; no stage
-            here ends with a ReLU, so both values give the same. Defaults to False.
-        init_cfg (dict | list[dict], optional): Defaults to None: Kaiming normal, fan-out, as in the
-            original.
+        **kwargs (Any): Arguments of :class:`CIFARBackbone`; ``out_indices`` are 0 to 3, by
+            default none. ``pre_activation`` changes nothing, as no stage ends with a ReLU.
 
     Shape:
         Input: (B, in_channels, H, W). Output: tuple of maps (B, C_i, H_i, W_i), C_i = 12, 16, 48,
@@ -68,30 +64,26 @@ class CIFARMobileNetV2(CIFARBackbone):
         self,
         widen_factor: float = 0.5,
         expansion: int = 6,
-        in_channels: int = 3,
-        out_indices: Sequence[int] = (),
-        pre_activation: bool = False,
-        init_cfg: dict | list[dict] | None = None,
+        **kwargs: Any,
     ) -> None:
         if not isinstance(widen_factor, (int, float)) or widen_factor < 0.1:
             raise ValueError(
                 f'widen_factor must be a number of at least 0.1, but got {widen_factor!r}.'
             )
-        check_positive(expansion=expansion, in_channels=in_channels)
-        super().__init__(out_indices, pre_activation, init_cfg)
+        count('expansion', expansion)
+        super().__init__(**kwargs)
         self.widen_factor = widen_factor
         width = int(32 * widen_factor)
-        self.conv1 = Conv2dNormActivation(in_channels, width, 3, stride=2, inplace=False)
+        self.conv1 = Conv2dNormActivation(self.in_channels, width, 3, stride=2, inplace=False)
         self.blocks = nn.ModuleList()
         for factor, channels, number, stride in _GROUPS:
             channels = int(channels * widen_factor)
-            blocks = []
+            group = nn.Sequential()
             for i in range(number):
-                blocks.append(
-                    _InvertedResidual(width, channels, 1 if i else stride, factor or expansion)
-                )
+                stride = 1 if i else stride
+                group.append(_InvertedResidual(width, channels, stride, factor or expansion))
                 width = channels
-            self.blocks.append(nn.Sequential(*blocks))
+            self.blocks.append(group)
         last = int(_LAST_CHANNELS * max(1, widen_factor))
         self.conv2 = Conv2dNormActivation(width, last, 1, inplace=False)
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 from torchvision.ops import Conv2dNormActivation
 
 from crd_plugin.registry import MODELS
 
-from ._common import CIFARBackbone, check_positive
+from ._common import CIFARBackbone
 
 # Convolutions in each of the five groups.
 _GROUPS = {
@@ -40,36 +40,25 @@ class CIFARVGG(CIFARBackbone):
 
     Args:
         depth (int): 8, 11, 13, 16 or 19.
-        in_channels (int): Image channels. Defaults to 3.
-        out_indices (Sequence[int]): Stages to return, 0 to 3, ascending. Defaults to (3, ).
-        pre_activation (bool): Return the stages before their last ReLU, followed by the last
-            stage's map after it, which necks and heads read. Defaults to False.
-        init_cfg (dict | list[dict], optional): Defaults to None: Kaiming normal, fan-out, as in the
-            original.
+        **kwargs (Any): Arguments of :class:`CIFARBackbone`; ``out_indices`` are 0 to 3, by
+            default the last.
 
     Shape:
         Input: (B, in_channels, H, W). Output: tuple of maps (B, C_i, H_i, W_i), C_i = 128, 256,
         512, 512, H_i = H / 2, H / 4, H / 8, H / 8 rounded down; the last is H / 16 if H = 64.
 
     Raises:
-        ValueError: If ``depth``, ``in_channels`` or ``out_indices`` is out of range.
+        ValueError: If an argument is out of range.
     """
 
     num_stages = 4
 
-    def __init__(
-        self,
-        depth: int,
-        in_channels: int = 3,
-        out_indices: Sequence[int] = (3,),
-        pre_activation: bool = False,
-        init_cfg: dict | list[dict] | None = None,
-    ) -> None:
+    def __init__(self, depth: int, **kwargs: Any) -> None:
         if depth not in _GROUPS:
             raise ValueError(f'depth must be one of {tuple(_GROUPS)}, but got {depth!r}.')
-        check_positive(in_channels=in_channels)
-        super().__init__(out_indices, pre_activation, init_cfg)
+        super().__init__(**kwargs)
         self.depth = depth
+        in_channels = self.in_channels
         for i, (number, width) in enumerate(zip(_GROUPS[depth], _WIDTHS)):
             self.add_module(f'block{i}', _group(number, in_channels, width))
             self.add_module(f'relu{i}' if i else 'relu', nn.ReLU())
@@ -78,9 +67,7 @@ class CIFARVGG(CIFARBackbone):
 
     @property
     def block_names(self) -> tuple[tuple[str, ...], ...]:
-        """tuple[tuple[str]]: For each stage, the ReLUs that end a unit of convolution, batch norm
-        and ReLU.
-        """
+        """tuple[tuple[str]]: For each stage, the ReLUs that end a unit with a convolution."""
         names = []
         for i in range(1, self.num_stages + 1):
             stage = getattr(self, f'block{i}')
@@ -89,15 +76,7 @@ class CIFARVGG(CIFARBackbone):
         return tuple(names)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Compute the maps of the stages in ``out_indices``.
-
-        Args:
-            x (Tensor): Normalised images, ``(B, in_channels, H, W)``.
-
-        Returns:
-            tuple[Tensor]: One map per stage; with ``pre_activation`` followed by the last stage's
-            map after its ReLU.
-        """
+        """As for :class:`CIFARBackbone`."""
         num_pools = 4 if x.shape[2] == 64 else 3
         x = self.relu(self.block0(x))
         outputs = []

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
+from crd_plugin.models._numbers import count
 from crd_plugin.registry import MODELS
 
-from ._common import CIFARBackbone, check_positive
+from ._common import CIFARBackbone
 
 
 @MODELS.register_module()
@@ -30,15 +31,11 @@ class CIFARWideResNet(CIFARBackbone):
     Args:
         depth (int): 6 n + 4: 16, 22, 28, 40 in the literature.
         widen_factor (int): Width of the stages in units of 16, 32, 64. Defaults to 1.
-        in_channels (int): Image channels. Defaults to 3.
         drop_rate (float): Dropout between the convolutions of a block, a fraction. Defaults to 0,
             as in the distillation literature.
-        out_indices (Sequence[int]): Stages to return before the last map, 0 to 2, ascending.
-            Defaults to (): the last map alone.
-        pre_activation (bool): Return the stages after the batch norm that follows them, before its
-            ReLU. Defaults to False.
-        init_cfg (dict | list[dict], optional): Defaults to None: Kaiming normal, fan-out, as in the
-            original.
+        **kwargs (Any): Arguments of :class:`CIFARBackbone`; ``out_indices`` are 0 to 2, by
+            default none. With ``pre_activation`` a stage is the map after the batch norm that
+            follows it, before its ReLU.
 
     Shape:
         Input: (B, in_channels, H, W). Output: tuple of maps (B, C_i, H_i, W_i), H_i = H, H / 2,
@@ -55,22 +52,19 @@ class CIFARWideResNet(CIFARBackbone):
         self,
         depth: int,
         widen_factor: int = 1,
-        in_channels: int = 3,
         drop_rate: float = 0.0,
-        out_indices: Sequence[int] = (),
-        pre_activation: bool = False,
-        init_cfg: dict | list[dict] | None = None,
+        **kwargs: Any,
     ) -> None:
         if not isinstance(depth, int) or depth < 10 or (depth - 4) % 6:
             raise ValueError(f'depth must be 6 n + 4 (16, 22, 28, 40, ...), but got {depth!r}.')
-        check_positive(widen_factor=widen_factor, in_channels=in_channels)
+        count('widen_factor', widen_factor)
         if not 0 <= drop_rate < 1:
             raise ValueError(f'drop_rate must be a fraction in [0, 1), but got {drop_rate!r}.')
-        super().__init__(out_indices, pre_activation, init_cfg)
+        super().__init__(**kwargs)
         self.depth = depth
         self.widen_factor = widen_factor
         num_blocks, width = (depth - 4) // 6, 16 * widen_factor
-        self.conv1 = nn.Conv2d(in_channels, 16, 3, padding=1, bias=False)
+        self.conv1 = nn.Conv2d(self.in_channels, 16, 3, padding=1, bias=False)
         self.block1 = _Stage(num_blocks, 16, width, 1, drop_rate)
         self.block2 = _Stage(num_blocks, width, 2 * width, 2, drop_rate)
         self.block3 = _Stage(num_blocks, 2 * width, 4 * width, 2, drop_rate)
@@ -86,14 +80,7 @@ class CIFARWideResNet(CIFARBackbone):
         )
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Compute the stages in ``out_indices`` and the last map.
-
-        Args:
-            x (Tensor): Normalised images, ``(B, in_channels, H, W)``.
-
-        Returns:
-            tuple[Tensor]: One map per stage, then the one for the head.
-        """
+        """As for :class:`CIFARBackbone`."""
         stages = (self.block1, self.block2, self.block3)
         # The batch norm that follows each stage; two of them are in the next stage's first block.
         norms = (*(stage.get_submodule('layer.0.bn1') for stage in stages[1:]), self.bn1)

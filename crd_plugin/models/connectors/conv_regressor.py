@@ -60,7 +60,7 @@ class ConvRegressor(nn.Module):
         self.bn = nn.BatchNorm2d(self.out_shape[0])
 
     def fits(self, in_shape: Sequence[int], out_shape: Sequence[int]) -> bool:
-        """Tell whether the same layers would be built for other shapes (channels, height, width)."""
+        """Tell whether the same layers would be built for other shapes."""
         return (
             in_shape[0] == self.in_shape[0]
             and out_shape[0] == self.out_shape[0]

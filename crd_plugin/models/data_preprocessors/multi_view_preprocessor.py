@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from mmengine.model import BaseDataPreprocessor
@@ -45,7 +46,7 @@ class MultiViewPreprocessor(BaseDataPreprocessor):
             dict: ``inputs``, a batch ``(B, C, H, W)`` or a list of one such batch per view, and
             ``data_samples``.
         """
-        views = views_of(data)
+        views = _views_of(data)
         if views is None:
             return self.preprocessor(data, training)
         # The samples once: the preprocessor may write to them.
@@ -54,19 +55,10 @@ class MultiViewPreprocessor(BaseDataPreprocessor):
         return {**first, 'inputs': [first['inputs'], *others]}
 
 
-def views_of(data: Any) -> list | None:
-    """Return the views of a collated batch.
-
-    Args:
-        data (dict): From ``pseudo_collate`` (a list of images per view) or ``default_collate`` (a
-            tensor ``(B, C, H, W)`` per view).
-
-    Returns:
-        list | None: One entry per view; None for single images.
-    """
-    inputs = data.get('inputs') if isinstance(data, dict) else None
-    if not isinstance(inputs, (list, tuple)) or not inputs:
+def _views_of(data: dict) -> Sequence | None:
+    """Return the views of a collated batch; None for single images."""
+    inputs = data['inputs']
+    if isinstance(inputs, Tensor):
         return None
-    first = inputs[0]
-    is_view = isinstance(first, (list, tuple)) or (isinstance(first, Tensor) and first.dim() == 4)
-    return list(inputs) if is_view else None
+    # A view is a list of images (pseudo_collate) or (B, C, H, W) (default_collate).
+    return inputs if not isinstance(inputs[0], Tensor) or inputs[0].dim() == 4 else None

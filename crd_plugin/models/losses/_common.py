@@ -1,23 +1,25 @@
-"""Argument checks of the losses, and the base of those that are built for the features' sizes."""
+"""Bases of the losses that compare features, and checks of arguments."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from crd_plugin.models._numbers import count, finite, positive
-from crd_plugin.ops import pair_maps
+from crd_plugin.ops import no_autocast, pair_maps
 from crd_plugin.ops.features import Features
 
 from ..connectors.conv_regressor import ConvRegressor, Shape, check_shape
 
 __all__ = [
+    'FeatureLoss',
+    'Pairs',
     'Shapes',
     'SizedLoss',
     'Widths',
-    'channels_of',
     'check_given',
     'count',
     'finite',
@@ -28,27 +30,79 @@ __all__ = [
     'widths',
 ]
 
+Pairs = Sequence[tuple[Tensor, Tensor]]
 Widths = int | Sequence[int]
 Shapes = tuple[Shape, ...]
 
 
-def channels_of(pairs: Sequence[tuple[Tensor, Tensor]]) -> tuple[tuple, tuple]:
+def channels_of(pairs: Pairs) -> tuple[tuple, tuple]:
     """Return the channels of student's and teacher's features, layer by layer."""
     return tuple(s.size(1) for s, _ in pairs), tuple(t.size(1) for _, t in pairs)
 
 
-def shapes_of(pairs: Sequence[tuple[Tensor, Tensor]]) -> tuple[tuple, tuple]:
+def shapes_of(pairs: Pairs) -> tuple[tuple, tuple]:
     """Return channels, height and width of student's and teacher's maps, layer by layer."""
     return tuple(tuple(s.shape[1:]) for s, _ in pairs), tuple(tuple(t.shape[1:]) for _, t in pairs)
 
 
-class SizedLoss(nn.Module):
+class FeatureLoss(nn.Module):
+    """Base of losses that compare features of the student with the teacher's, in full precision.
+
+    A subclass defines :meth:`compare_layer`, or :meth:`compare` if layers depend on each other; it
+    overrides :meth:`pair` if it takes vectors.
+
+    Args:
+        loss_weight (float): Factor of the loss. Defaults to 1.0.
+
+    Raises:
+        ValueError: If ``loss_weight`` is not finite.
+        TypeError: If ``loss_weight`` is not a number.
+    """
+
+    def __init__(self, loss_weight: float = 1.0) -> None:
+        super().__init__()
+        self.loss_weight = finite('loss_weight', loss_weight)
+
+    def forward(self, s_feats: Features, t_feats: Features) -> Tensor:
+        """Compute the loss of one batch; the shapes are those of the class's docstring.
+
+        Args:
+            s_feats (Tensor | Sequence[Tensor]): Student's features, one tensor or one per layer.
+            t_feats (Tensor | Sequence[Tensor]): Teacher's, as many; no gradient reaches them.
+
+        Returns:
+            Tensor: Sum over the layers times ``loss_weight``, scalar float32 (float64 for float64).
+
+        Raises:
+            ValueError: If layers or shapes cannot be paired, or do not fit the loss.
+        """
+        pairs = self.pair(s_feats, t_feats)
+        with no_autocast(pairs[0][0]):
+            return self.loss_weight * self.compare(pairs)
+
+    def pair(self, s_feats: Features, t_feats: Features) -> Pairs:
+        """Return student's and teacher's features of each layer, float32, the latter detached."""
+        return pair_maps(s_feats, t_feats)
+
+    def compare(self, pairs: Pairs) -> Tensor:
+        """Compute the loss of all layers, without its factor."""
+        return torch.stack([self.compare_layer(*pair) for pair in pairs]).sum()
+
+    def compare_layer(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Compute the loss of one layer."""
+        raise NotImplementedError
+
+
+class SizedLoss(FeatureLoss):
     """Base of losses that are built for the sizes of student's and teacher's features.
 
     The sizes are two arguments of the subclass, one number or shape per layer. Where the config
     leaves them out, ``FrozenTeacherDistill`` sends images through the networks and calls
     :meth:`infer_width`. A subclass ends its ``__init__`` with :meth:`set_sizes` and defines
-    :meth:`build`.
+    :meth:`build`. Under autocast its layers may run in half precision.
+
+    Args:
+        loss_weight (float): As for :class:`FeatureLoss`.
 
     Attributes:
         measure (Callable): The sizes of pairs of features: ``channels_of`` or ``shapes_of``.
@@ -60,17 +114,23 @@ class SizedLoss(nn.Module):
     measure = staticmethod(channels_of)
     published_layer: str | None = None
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, loss_weight: float = 1.0) -> None:
+        super().__init__(loss_weight)
         self.needs_width = True
         self.sizes: dict[str, tuple | None] = {}
 
     def set_sizes(self, **sizes: tuple | None) -> None:
         """Store the student's and the teacher's size; build the layers if both are known."""
         self.sizes = sizes
-        if None not in sizes.values():
-            self.build(*sizes.values())
-            self.needs_width = False
+        (s_name, s_size), (t_name, t_size) = sizes.items()
+        if s_size is None or t_size is None:
+            return
+        if len(s_size) != len(t_size):
+            raise ValueError(
+                f'{s_name} has {len(s_size)} layers and {t_name} {len(t_size)}, expected as many.'
+            )
+        self.build(s_size, t_size)
+        self.needs_width = False
 
     def infer_width(self, s_feats: Features, t_feats: Features) -> None:
         """Build the layers for the sizes of a pair of features.
@@ -87,9 +147,15 @@ class SizedLoss(nn.Module):
             check_given(name, self.sizes[name], size)
         self.set_sizes(**found)
 
-    def pair(self, s_feats: Features, t_feats: Features) -> list[tuple[Tensor, Tensor]]:
-        """Return student's and teacher's features of each layer, float32, the latter detached."""
-        pairs = pair_maps(s_feats, t_feats)
+    def forward(self, s_feats: Features, t_feats: Features) -> Tensor:
+        """As for :class:`FeatureLoss`, with autocast left to the layers."""
+        pairs = self.pair(s_feats, t_feats)
+        self.check(pairs)
+        return self.loss_weight * self.compare(pairs)
+
+    def pair(self, s_feats: Features, t_feats: Features) -> Pairs:
+        """Return the features as the base class does; a loss of one layer takes no more."""
+        pairs = super().pair(s_feats, t_feats)
         if self.published_layer and len(pairs) != 1:
             raise ValueError(
                 f's_feats and t_feats have {len(pairs)} layers, {type(self).__name__} takes one '
@@ -102,21 +168,22 @@ class SizedLoss(nn.Module):
         """Make the layers."""
         raise NotImplementedError
 
-    def check_sizes(self, pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
+    def check(self, pairs: Pairs) -> None:
         """Raise a ValueError unless the layers were built for features of these sizes."""
-        self._check_built()
+        self.check_built()
         for (name, built), size in zip(self.sizes.items(), self.measure(pairs)):
             check_given(name, built, size)
 
-    def check_fits(
-        self, layers: Iterable[nn.Module], pairs: Sequence[tuple[Tensor, Tensor]]
-    ) -> None:
-        """Raise a ValueError unless each layer leads from the student's to the teacher's shape.
+    def check_built(self) -> None:
+        """Raise a ValueError if there are no layers yet."""
+        if self.needs_width:
+            raise not_inferred(type(self).__name__, ' and '.join(self.sizes))
 
-        The shapes may differ from those that the layers were built for if the same layers would be
-        built for them: images may be larger than ``input_shape``.
-        """
-        self._check_built()
+    def check_fits(self, layers: Iterable[nn.Module], pairs: Pairs) -> None:
+        """Raise a ValueError unless each layer leads from the student's to the teacher's shape."""
+        # The shapes may differ from those that the layers were built for if the same layers would
+        # be built for them: images may be larger than input_shape.
+        self.check_built()
         layers = list(layers)
         s_shapes, t_shapes = shapes_of(pairs)
         fits = len(layers) == len(pairs) and all(
@@ -130,11 +197,6 @@ class SizedLoss(nn.Module):
                 f'{_short(s_shapes)} and {_short(t_shapes)}, but the layers were made for '
                 f'{built_for}; set model.input_shape to the size of the training images.'
             )
-
-    def _check_built(self) -> None:
-        """Raise a ValueError if there are no layers yet."""
-        if self.needs_width:
-            raise not_inferred(type(self).__name__, ' and '.join(self.sizes))
 
 
 def check_given(name: str, given: tuple | None, found: tuple) -> None:

@@ -1,4 +1,4 @@
-"""Activation boundaries: on which side of zero the teacher's hidden units are."""
+"""Activation boundaries."""
 
 from __future__ import annotations
 
@@ -11,7 +11,14 @@ from crd_plugin.ops import full_precision
 from crd_plugin.registry import MODELS
 
 from ..connectors.conv_regressor import ConvRegressor
-from ._common import Shapes, SizedLoss, finite, positive, shapes, shapes_of
+from ._common import (
+    Pairs,
+    Shapes,
+    SizedLoss,
+    positive,
+    shapes,
+    shapes_of,
+)
 
 
 @MODELS.register_module()
@@ -43,6 +50,10 @@ class ABLoss(SizedLoss):
         margin (float): mu, in units of the activation. Defaults to 1.0.
         loss_weight (float): Factor of the loss. Defaults to 1.0, as published.
 
+    Shape:
+        Maps ``(B, C, H, W)`` of each layer, shallow to deep, before the activation
+        (``pre_activation=True`` of our backbones).
+
     Raises:
         ValueError: If an argument is out of range, or one convolution does not lead from a student
             shape to its teacher's.
@@ -58,28 +69,17 @@ class ABLoss(SizedLoss):
         margin: float = 1.0,
         loss_weight: float = 1.0,
     ) -> None:
-        super().__init__()
+        super().__init__(loss_weight)
         self.margin = positive('margin', margin, 1.0)
-        self.loss_weight = finite('loss_weight', loss_weight)
         self.connectors = nn.ModuleList()
         self.set_sizes(s_shapes=shapes('s_shapes', s_shapes), t_shapes=shapes('t_shapes', t_shapes))
 
-    def forward(self, s_feats: Sequence[Tensor], t_feats: Sequence[Tensor]) -> Tensor:
-        """Compute the loss of one batch.
-
-        Args:
-            s_feats (Sequence[Tensor]): Student's map ``(B, C_s, H, W)`` of each layer, shallow to
-                deep, before the activation (``pre_activation=True`` of our backbones).
-            t_feats (Sequence[Tensor]): Teacher's map ``(B, C_t, H, W)`` of each layer, likewise.
-
-        Returns:
-            Tensor: Sum over the layers times ``loss_weight``, scalar float32 (float64 for float64).
-
-        Raises:
-            ValueError: If the connectors do not bring one to the other.
-        """
-        pairs = self.pair(s_feats, t_feats)
+    def check(self, pairs: Pairs) -> None:
+        """Raise a ValueError if the connectors do not bring the student's maps to the teacher's."""
         self.check_fits(self.connectors, pairs)
+
+    def compare(self, pairs: Pairs) -> Tensor:
+        """Compute the loss of all layers, without its factor."""
         losses = [
             # Under autocast the connector may run in half precision, the sum must not.
             boundary_loss(full_precision(connector(student)), teacher, self.margin)
@@ -87,14 +87,10 @@ class ABLoss(SizedLoss):
         ]
         total = torch.stack([2.0 ** (i + 1 - len(losses)) * loss for i, loss in enumerate(losses)])
         # The published scale; it has no other reason.
-        return self.loss_weight * total.sum() * (3 / 1000 / len(pairs[0][0]))
+        return total.sum() * (3 / 1000 / len(pairs[0][0]))
 
     def build(self, s_size: Shapes, t_size: Shapes) -> None:
         """Make one connector per layer."""
-        if len(s_size) != len(t_size):
-            raise ValueError(
-                f's_shapes has {len(s_size)} layers and t_shapes {len(t_size)}, expected as many.'
-            )
         self.connectors.extend(
             nn.Identity() if s == t else ConvRegressor(s, t, relu=False)
             for s, t in zip(s_size, t_size)

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from crd_plugin.ops import attention_vector, match_heights, pair_maps
-from crd_plugin.ops.features import Features
+from crd_plugin.ops import (
+    attention_vector,
+    match_heights,
+)
 from crd_plugin.registry import MODELS
 
-from ._common import finite, positive
+from ._common import FeatureLoss, positive
 
 
 @MODELS.register_module()
-class ATLoss(nn.Module):
+class ATLoss(FeatureLoss):
     r"""Attention transfer: the student looks where the teacher looks.
 
     .. math::
@@ -31,31 +32,20 @@ class ATLoss(nn.Module):
         power (float): p, positive. Defaults to 2, as published.
         loss_weight (float): Factor of the loss. Defaults to 1.0 (published: 1000).
 
+    Shape:
+        Maps ``(B, C, H, W)`` of each layer; the higher map is pooled to the size of the lower one.
+
     Raises:
         ValueError: If an argument is out of range.
         TypeError: If an argument is not a number.
     """
 
     def __init__(self, power: float = 2, loss_weight: float = 1.0) -> None:
-        super().__init__()
+        super().__init__(loss_weight)
         self.power = positive('power', power, 2)
-        self.loss_weight = finite('loss_weight', loss_weight)
 
-    def forward(self, s_feats: Features, t_feats: Features) -> Tensor:
-        """Compute the loss of one batch.
-
-        Args:
-            s_feats (Tensor | Sequence[Tensor]): Student's map ``(B, C_s, H, W)`` of each layer.
-            t_feats (Tensor | Sequence[Tensor]): Teacher's map ``(B, C_t, H, W)`` of each layer.
-
-        Returns:
-            Tensor: Sum over the layers times ``loss_weight``, scalar float32 (float64 for float64).
-
-        Raises:
-            ValueError: If layers or shapes cannot be paired.
-        """
-        losses = []
-        for pair in pair_maps(s_feats, t_feats):
-            q_s, q_t = (attention_vector(x, self.power) for x in match_heights(*pair))
-            losses.append((q_s - q_t).square().mean())
-        return self.loss_weight * torch.stack(losses).sum()
+    def compare_layer(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Compute the loss of one layer."""
+        student, teacher = match_heights(student, teacher)
+        gap = attention_vector(student, self.power) - attention_vector(teacher, self.power)
+        return gap.square().mean()

@@ -8,7 +8,7 @@ from crd_plugin.ops import full_precision, pair_vectors
 from crd_plugin.ops.features import Features
 from crd_plugin.registry import MODELS
 
-from ._common import SizedLoss, count, finite, widths
+from ._common import Pairs, SizedLoss, count, widths
 
 
 @MODELS.register_module()
@@ -23,7 +23,7 @@ class CCLoss(SizedLoss):
 
     Source: Peng et al., arXiv:1904.01802; numbers of HobbitLong/RepDistiller
     ``distiller_zoo/CC.py``: products of neighbouring samples' gaps, not the paper's kernel
-    correlation. MMRazor has no such loss.
+    correlation.
 
     Args:
         s_channels (int, optional): Width of the student's vector. Defaults to None: inferred by
@@ -31,6 +31,10 @@ class CCLoss(SizedLoss):
         t_channels (int, optional): Width of the teacher's vector. Defaults to None: inferred.
         embed_dim (int): Width D of the embeddings. Defaults to 128.
         loss_weight (float): Factor of the loss. Defaults to 1.0 (published: 0.02).
+
+    Shape:
+        One vector per sample, ``(B, s_channels)`` and ``(B, t_channels)``, B at least 2; maps are
+        flattened.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -44,36 +48,21 @@ class CCLoss(SizedLoss):
         embed_dim: int = 128,
         loss_weight: float = 1.0,
     ) -> None:
-        super().__init__()
+        super().__init__(loss_weight)
         self.embed_dim = count('embed_dim', embed_dim)
-        self.loss_weight = finite('loss_weight', loss_weight)
         self.set_sizes(
             s_channels=widths('s_channels', s_channels, single=True),
             t_channels=widths('t_channels', t_channels, single=True),
         )
 
-    def forward(self, s_feats: Features, t_feats: Features) -> Tensor:
-        """Compute the loss of one batch.
-
-        Args:
-            s_feats (Tensor | Sequence[Tensor]): Student's vectors, ``(B, s_channels)``, or a
-                sequence of one such tensor; maps are flattened.
-            t_feats (Tensor | Sequence[Tensor]): Teacher's vectors, ``(B, t_channels)``, likewise.
-
-        Returns:
-            Tensor: Loss times ``loss_weight``, scalar float32 (float64 for float64 features).
-
-        Raises:
-            ValueError: If shapes do not fit or B is below 2.
-        """
-        student, teacher = pair_vectors(s_feats, t_feats, min_batch=2)
-        self.check_sizes([(student, teacher)])
-        gap = (full_precision(self.embed_s(student)) - full_precision(self.embed_t(teacher))).abs()
-        return self.loss_weight * (gap[:-1] * gap[1:]).sum(1).mean()
-
-    def pair(self, s_feats: Features, t_feats: Features) -> list[tuple[Tensor, Tensor]]:
+    def pair(self, s_feats: Features, t_feats: Features) -> Pairs:
         """Return the flattened features."""
-        return [pair_vectors(s_feats, t_feats)]
+        return [pair_vectors(s_feats, t_feats, min_batch=2)]
+
+    def compare_layer(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Compute the loss, without its factor."""
+        gap = (full_precision(self.embed_s(student)) - full_precision(self.embed_t(teacher))).abs()
+        return (gap[:-1] * gap[1:]).sum(1).mean()
 
     def build(self, s_size: tuple[int], t_size: tuple[int]) -> None:
         """Make the two heads."""

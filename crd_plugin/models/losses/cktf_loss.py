@@ -163,28 +163,20 @@ class CKTFLoss(nn.Module):
             Tensor: Scalar, already multiplied by ``loss_weight``.
 
         Raises:
-            ValueError: If features do not fit each other or the connectors.
+            ValueError: If features do not fit each other or the connectors, which may be missing.
         """
-        if self.needs_width:
-            raise not_inferred('CKTFLoss', 'in_channels')
         pairs = self.features(s_stem, t_stem, s_blocks, t_blocks, s_feats, t_feats)
         self._check_widths(pairs)
-        embedded = {
-            level: (
-                self.student_connectors[level](student),
-                self.teacher_connectors[level](teacher),
-            )
-            for level, (student, teacher) in pairs.items()
-        }
-        # Drawn once, as the published data loader hands the same ids to all levels.
-        level, (student, _) = next(iter(embedded.items()))
-        crd: Any = self.losses[level]
-        drawn = None if crd.bank is None else crd.draw(sample_idx, contrast_idx, student.dtype)
-        total: Any = 0.0
-        for level, pair in embedded.items():
-            weight = self.beta if level == _PENULTIMATE else self.theta
-            value = self.losses[level](*pair, sample_idx, labels, contrast_idx, drawn)
-            total = total + weight * value
+        drawn, total = None, torch.zeros((), device=s_feats.device)
+        for level, (student, teacher) in pairs.items():
+            crd: Any = self.losses[level]
+            student = self.student_connectors[level](student)
+            teacher = self.teacher_connectors[level](teacher)
+            if crd.bank is not None and drawn is None:
+                # Once, as the published data loader hands the same ids to all levels.
+                drawn = crd.draw(sample_idx, contrast_idx, student.dtype)
+            value = crd(student, teacher, sample_idx, labels, contrast_idx, drawn)
+            total = total + value * (self.beta if level == _PENULTIMATE else self.theta)
         return self.loss_weight * total
 
     def features(
@@ -196,19 +188,15 @@ class CKTFLoss(nn.Module):
         s_feats: Tensor,
         t_feats: Tensor,
     ) -> Features:
-        """Return what the connectors of each level are given.
-
-        Args:
-            s_stem (Tensor): As for :meth:`forward`, like the others.
-
-        Returns:
-            dict[str, tuple[Tensor, Tensor]]: Student's and teacher's feature of the levels
-            ``stem``, ``group1`` ..., ``penultimate`` that have a weight, float32 (float64 stays).
-        """
+        """Return student's and teacher's feature by level; arguments as for :meth:`forward`."""
         pairs: Features = {}
         if self.theta:
             pool = resolve_pool(self.pool, len(s_blocks))
-            pairs[_STEM] = (_flat_stem(s_stem, pool), _flat_stem(t_stem, pool))
+            student, teacher = (
+                pool_flat(stem, pool) if stem.dim() == 4 else stem
+                for stem in (full_precision(s_stem), full_precision(t_stem))
+            )
+            pairs[_STEM] = (student, teacher)
             groups = pair_blocks(s_blocks, t_blocks, self.method, pool)[: self.num_groups]
             pairs.update({f'group{i}': pair for i, pair in enumerate(groups, start=1)})
         if self.beta:
@@ -217,6 +205,8 @@ class CKTFLoss(nn.Module):
 
     def _check_widths(self, pairs: Features) -> None:
         """Check that the features have the widths that the connectors were built for."""
+        if self.needs_width:
+            raise not_inferred('CKTFLoss', 'in_channels')
         found = _widths(pairs)
         expected = {
             level: (connector.in_channels, self.teacher_connectors[level].in_channels)
@@ -250,17 +240,6 @@ class CKTFLoss(nn.Module):
             self.teacher_connectors[level] = EmbeddingConnector(teacher, self.embed_dim, self.head)
             if level not in self.losses:
                 self.losses[level] = CRDLoss(**self._crd)
-
-    def extra_repr(self) -> str:
-        """Return the settings of the levels."""
-        weights = f'beta={self.beta}, theta={self.theta}, loss_weight={self.loss_weight}'
-        return f'{weights}, method={self.method!r}, pool={self.pool!r}'
-
-
-def _flat_stem(stem: Tensor, pool: str) -> Tensor:
-    """Return a stem, pooled if it is a map, as one vector per sample."""
-    stem = full_precision(stem)
-    return pool_flat(stem, pool) if stem.dim() == 4 else stem
 
 
 def _widths(pairs: Features) -> dict[str, tuple[int, int]]:

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from crd_plugin.ops import full_precision, move_averages, prediction_distance, queue_logits
+from crd_plugin.ops import move_averages, prediction_distance, queue_logits
+from crd_plugin.ops.features import full_precision, unit_vectors
 from crd_plugin.registry import MODELS
 
 from ..key_queue import KeyQueue
@@ -167,11 +168,11 @@ class CoCoRDLoss(nn.Module):
         query_2 = self.projector(self.connector(s_feats_2))
         predicted, predicted_2 = self.predictor(query), self.predictor(query_2)
         with torch.no_grad():
-            key = F.normalize(full_precision(self.teacher_projector(t_feats)), dim=1)
+            key = unit_vectors(full_precision(self.teacher_projector(t_feats)), dim=1)
             # The second view first: running statistics depend on the order.
             target_2 = self.slow_projector(self.slow_connector(slow_feats_2))
             target = self.slow_projector(self.slow_connector(slow_feats))
-        unit_query = F.normalize(full_precision(query), dim=1)
+        unit_query = unit_vectors(full_precision(query), dim=1)
         logits = queue_logits(unit_query, key, self.queue.keys, self.temperature)
         contrast = F.cross_entropy(logits, logits.new_zeros(logits.size(0), dtype=torch.int64))
         # Each view's target is predicted from the other view.
@@ -182,9 +183,8 @@ class CoCoRDLoss(nn.Module):
             self.queue.stage(key)
         top1 = (logits.detach().argmax(1) == 0).to(logits.dtype).mean() * 100
         self.terms = CoCoRDTerms(contrast.detach(), prediction.detach(), top1)
-        return self.loss_weight * (
-            self.contrast_weight * contrast + self.prediction_weight * prediction
-        )
+        total = self.contrast_weight * contrast + self.prediction_weight * prediction
+        return self.loss_weight * total
 
     def update_averages(self) -> None:
         """Move slow projector, slow connector and teacher's projector towards their sources.
@@ -200,13 +200,12 @@ class CoCoRDLoss(nn.Module):
 
     def _build(self, s_channels: int, t_channels: int) -> None:
         """Build the layers that depend on the widths."""
-        self.connector: nn.Module = nn.Identity()
-        if s_channels != t_channels:
-            self.connector = nn.Linear(s_channels, t_channels)
+        equal = s_channels == t_channels
+        self.connector = nn.Identity() if equal else nn.Linear(s_channels, t_channels)
         self.projector = _mlp(t_channels, self.hidden_dim, self.embed_dim)
-        self.slow_connector = _frozen_copy(self.connector)
-        self.slow_projector = _frozen_copy(self.projector)
-        self.teacher_projector = _frozen_copy(self.projector)
+        self.slow_connector = copy.deepcopy(self.connector).requires_grad_(False)
+        self.slow_projector = copy.deepcopy(self.projector).requires_grad_(False)
+        self.teacher_projector = copy.deepcopy(self.projector).requires_grad_(False)
 
     def _check(self, **feats: Feature) -> list[Tensor]:
         """Return the features as vectors of the expected shape."""
@@ -250,11 +249,6 @@ def _mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(
         nn.Linear(inputs, hidden), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Linear(hidden, outputs)
     )
-
-
-def _frozen_copy(module: nn.Module) -> nn.Module:
-    """Return a copy without gradients."""
-    return copy.deepcopy(module).requires_grad_(False)
 
 
 def _vector(name: str, feature: Feature) -> Tensor:

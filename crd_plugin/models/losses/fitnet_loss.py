@@ -1,4 +1,4 @@
-"""Hints from a middle layer."""
+"""FitNet hints."""
 
 from __future__ import annotations
 
@@ -8,11 +8,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from crd_plugin.ops import full_precision
-from crd_plugin.ops.features import Features
 from crd_plugin.registry import MODELS
 
 from ..connectors.conv_regressor import ConvRegressor, check_shape
-from ._common import Shapes, SizedLoss, finite, shapes_of
+from ._common import (
+    Pairs,
+    Shapes,
+    SizedLoss,
+    shapes_of,
+)
 
 
 @MODELS.register_module()
@@ -37,6 +41,10 @@ class FitNetLoss(SizedLoss):
             None: inferred.
         loss_weight (float): Factor of the loss. Defaults to 1.0 (published: 100).
 
+    Shape:
+        One map each, ``(B, *s_shape)`` and ``(B, *t_shape)``. Other sizes fit if their heights
+        relate in the same way.
+
     Raises:
         ValueError: If an argument is out of range, or one convolution does not lead from one shape
             to the other.
@@ -52,33 +60,20 @@ class FitNetLoss(SizedLoss):
         t_shape: Sequence[int] | None = None,
         loss_weight: float = 1.0,
     ) -> None:
-        super().__init__()
-        self.loss_weight = finite('loss_weight', loss_weight)
+        super().__init__(loss_weight)
         self.set_sizes(
             s_shape=None if s_shape is None else (check_shape('s_shape', s_shape),),
             t_shape=None if t_shape is None else (check_shape('t_shape', t_shape),),
         )
 
-    def forward(self, s_feats: Features, t_feats: Features) -> Tensor:
-        """Compute the loss of one batch.
-
-        Args:
-            s_feats (Tensor | Sequence[Tensor]): Student's map, ``(B, *s_shape)``, or a sequence of
-                one such map. Other sizes fit if their heights relate in the same way.
-            t_feats (Tensor | Sequence[Tensor]): Teacher's map, ``(B, *t_shape)``, likewise.
-
-        Returns:
-            Tensor: Loss times ``loss_weight``, scalar float32 (float64 for float64 features).
-
-        Raises:
-            ValueError: If the regressor does not bring one to the other.
-        """
-        pairs = self.pair(s_feats, t_feats)
+    def check(self, pairs: Pairs) -> None:
+        """Raise a ValueError if the regressor does not bring the student's map to the teacher's."""
         self.check_fits(self.children(), pairs)
-        student, teacher = pairs[0]
+
+    def compare_layer(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Compute the loss, without its factor."""
         # Under autocast the regressor may run in half precision, the mean must not.
-        regressed = full_precision(self.regressor(student))
-        return self.loss_weight * F.mse_loss(regressed, teacher)
+        return F.mse_loss(full_precision(self.regressor(student)), teacher)
 
     def build(self, s_size: Shapes, t_size: Shapes) -> None:
         """Make the regressor."""

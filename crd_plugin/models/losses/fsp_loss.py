@@ -1,4 +1,4 @@
-"""The flow between layers: inner products of neighbouring maps."""
+"""Flow of the solution procedure."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from crd_plugin.ops import match_heights, no_autocast
+from crd_plugin.ops import (
+    match_heights,
+    no_autocast,
+)
 from crd_plugin.registry import MODELS
 
-from ._common import Shapes, SizedLoss, finite, shapes, shapes_of
+from ._common import Pairs, Shapes, SizedLoss, shapes, shapes_of
 
 
 @MODELS.register_module()
@@ -32,7 +35,7 @@ class FSPLoss(SizedLoss):
     of the published tables; here such a pair is refused when the model is built.
 
     Source: Yim et al., CVPR 2017, eq. 1-2; numbers of HobbitLong/RepDistiller
-    ``distiller_zoo/FSP.py``. MMRazor has no such loss.
+    ``distiller_zoo/FSP.py``.
 
     Args:
         s_shapes (Sequence[Sequence[int]], optional): Channels, height and width of each student
@@ -43,6 +46,9 @@ class FSPLoss(SizedLoss):
             paper. RepDistiller does not (False): it compares means over different positions.
             Defaults to True.
         loss_weight (float): Factor of the loss. Defaults to 1.0, as published for the first stage.
+
+    Shape:
+        Maps ``(B, C, H, W)``, stem to last stage, at least two.
 
     Raises:
         ValueError: If an argument is out of range, or the maps of student and teacher differ in
@@ -59,37 +65,26 @@ class FSPLoss(SizedLoss):
         match_sizes: bool = True,
         loss_weight: float = 1.0,
     ) -> None:
-        super().__init__()
+        super().__init__(loss_weight)
         self.match_sizes = match_sizes
-        self.loss_weight = finite('loss_weight', loss_weight)
         self.set_sizes(s_shapes=shapes('s_shapes', s_shapes), t_shapes=shapes('t_shapes', t_shapes))
 
-    def forward(self, s_feats: Sequence[Tensor], t_feats: Sequence[Tensor]) -> Tensor:
-        """Compute the loss of one batch.
-
-        Args:
-            s_feats (Sequence[Tensor]): Student's maps ``(B, C, H, W)``, stem to last stage.
-            t_feats (Sequence[Tensor]): Teacher's maps, as many.
-
-        Returns:
-            Tensor: Sum over neighbours times ``loss_weight``, scalar float32 (float64 for float64).
-
-        Raises:
-            ValueError: If the maps differ in number, channels or size.
-        """
-        pairs = self.pair(s_feats, t_feats)
+    def check(self, pairs: Pairs) -> None:
+        """Raise a ValueError for maps that cannot be compared."""
         self.build(*shapes_of(pairs))
+
+    def compare(self, pairs: Pairs) -> Tensor:
+        """Compute the loss of all neighbours, without its factor."""
         students, teachers = zip(*pairs)
         with no_autocast(students[0]):
             losses = [F.mse_loss(*pair) for pair in zip(flows(students), flows(teachers))]
-        return self.loss_weight * torch.stack(losses).sum()
+        return torch.stack(losses).sum()
 
     def build(self, s_size: Shapes, t_size: Shapes) -> None:
         """Check that the two networks can be compared; there are no layers."""
-        if len(s_size) != len(t_size) or len(s_size) < 2:
+        if len(s_size) < 2:
             raise ValueError(
-                f'The student has {len(s_size)} maps and the teacher {len(t_size)}; FSP takes as '
-                'many of both, at least two.'
+                f'FSP compares neighbouring maps, at least two, but got {len(s_size)}.'
             )
         s_channels, t_channels = ([shape[0] for shape in side] for side in (s_size, t_size))
         if s_channels != t_channels:

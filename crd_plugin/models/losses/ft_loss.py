@@ -1,4 +1,4 @@
-"""Factors of the teacher's last map, paraphrased and translated."""
+"""Factor transfer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,13 @@ from crd_plugin.ops import absolute_power, attention_vector, full_precision, mat
 from crd_plugin.ops.features import Features
 from crd_plugin.registry import MODELS
 
-from ._common import SizedLoss, check_given, finite, positive, widths
+from ._common import (
+    SizedLoss,
+    check_given,
+    finite,
+    positive,
+    widths,
+)
 
 
 @MODELS.register_module()
@@ -46,6 +52,9 @@ class FTLoss(SizedLoss):
             published.
         loss_weight (float): Factor of the loss. Defaults to 1.0 (published: 200).
 
+    Shape:
+        One map each, ``(B, C_s, H, W)`` and ``(B, C_t, H, W)``.
+
     Raises:
         ValueError: If an argument is out of range.
         TypeError: If an argument is not a number where one is expected.
@@ -63,38 +72,21 @@ class FTLoss(SizedLoss):
         reconstruction_weight: float = 1.0,
         loss_weight: float = 1.0,
     ) -> None:
-        super().__init__()
+        super().__init__(loss_weight)
         self.rate = positive('rate', rate, 0.5)
         self.p1 = positive('p1', p1, 2)
         self.p2 = positive('p2', p2, 1)
         self.reconstruction_weight = finite('reconstruction_weight', reconstruction_weight)
-        self.loss_weight = finite('loss_weight', loss_weight)
         self.set_sizes(
             s_channels=widths('s_channels', s_channels, single=True),
             t_channels=widths('t_channels', t_channels, single=True),
         )
 
-    def forward(self, s_feats: Features, t_feats: Features) -> Tensor:
-        """Compute the loss of one batch; no gradient reaches the paraphraser.
-
-        Args:
-            s_feats (Tensor | Sequence[Tensor]): Student's map, ``(B, C_s, H, W)``, or a sequence of
-                one such map.
-            t_feats (Tensor | Sequence[Tensor]): Teacher's map, ``(B, C_t, H, W)``, likewise.
-
-        Returns:
-            Tensor: Loss times ``loss_weight``, scalar float32 (float64 for float64 features).
-
-        Raises:
-            ValueError: If the channels are not those of the layers.
-        """
-        pairs = self.pair(s_feats, t_feats)
-        self.check_sizes(pairs)
-        student, teacher = pairs[0]
+    def compare_layer(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Compute the loss, without its factor; no gradient reaches the paraphraser."""
         with torch.no_grad():
             factor_t = self.paraphraser.get_submodule('encoder')(teacher)
-        factor_s = self.translator(student)
-        return self.loss_weight * factor_loss(factor_s, factor_t, self.p1, self.p2)
+        return factor_loss(self.translator(student), factor_t, self.p1, self.p2)
 
     def reconstruction(self, t_feats: Features) -> Tensor:
         """Compute the paraphraser's mean squared error, the loss of the first stage.
@@ -109,7 +101,7 @@ class FTLoss(SizedLoss):
         Raises:
             ValueError: If the channels are not those of the paraphraser.
         """
-        self._check_built()
+        self.check_built()
         ((_, teacher),) = self.pair(t_feats, t_feats)
         check_given('t_channels', self.sizes['t_channels'], (teacher.size(1),))
         restored = full_precision(self.paraphraser(teacher))
@@ -123,39 +115,27 @@ class FTLoss(SizedLoss):
                 f'rate is {self.rate}, of {channels} teacher channels it leaves none; take a '
                 'larger one (published: 0.5).'
             )
-        self.paraphraser = nn.Sequential(
-            OrderedDict(
-                encoder=_encoder(channels, width, batch_norm=False),
-                decoder=_decoder(width, channels),
-            )
-        )
-        self.translator = nn.Sequential(
-            OrderedDict(encoder=_encoder(s_size[0], width, batch_norm=True))
-        )
+        encoder = _convolutions(nn.Conv2d, channels, channels, width, width)
+        decoder = _convolutions(nn.ConvTranspose2d, width, width, channels, channels)
+        self.paraphraser = nn.Sequential(OrderedDict(encoder=encoder, decoder=decoder))
+        encoder = _convolutions(nn.Conv2d, *s_size, *s_size, width, width, batch_norm=True)
+        self.translator = nn.Sequential(OrderedDict(encoder=encoder))
 
 
 def factor_loss(factor_s: Tensor, factor_t: Tensor, p1: float, p2: float) -> Tensor:
     """Compare two factors ``(B, C, H, W)`` of any channels and sizes by their attention."""
     factor_s, factor_t = match_heights(full_precision(factor_s), full_precision(factor_t))
     gap = attention_vector(factor_s, p1) - attention_vector(factor_t, p1)
-    return gap.abs().mean() if p2 == 1 else absolute_power(gap, p2).mean()
+    return absolute_power(gap, p2).mean()
 
 
-def _encoder(channels: int, width: int, batch_norm: bool) -> nn.Sequential:
-    """Make three 3x3 convolutions, the second of which changes the width.
-
-    An identity stands in for a missing batch norm, as the published keys count it.
-    """
+def _convolutions(
+    convolution: type[nn.Module], *widths: int, batch_norm: bool = False
+) -> nn.Sequential:
+    """Make 3x3 convolutions from each width to the next."""
     layers: list[nn.Module] = []
-    for pair in ((channels, channels), (channels, width), (width, width)):
+    for pair in zip(widths, widths[1:]):
+        # An identity stands in for a missing batch norm, as the published keys count it.
         norm = nn.BatchNorm2d(pair[1]) if batch_norm else nn.Identity()
-        layers += [nn.Conv2d(*pair, 3, padding=1), norm, nn.LeakyReLU(0.1)]
-    return nn.Sequential(*layers)
-
-
-def _decoder(width: int, channels: int) -> nn.Sequential:
-    """Make three transposed 3x3 convolutions, the second of which changes the width."""
-    layers: list[nn.Module] = []
-    for pair in ((width, width), (width, channels), (channels, channels)):
-        layers += [nn.ConvTranspose2d(*pair, 3, padding=1), nn.Identity(), nn.LeakyReLU(0.1)]
+        layers += [convolution(*pair, 3, padding=1), norm, nn.LeakyReLU(0.1)]
     return nn.Sequential(*layers)

@@ -1,20 +1,21 @@
-"""Distillation by singular value decomposition."""
+"""Knowledge distillation by singular value decomposition."""
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from crd_plugin.ops import no_autocast, pair_maps, right_singular_vectors
-from crd_plugin.ops.features import Features
+from crd_plugin.ops import (
+    right_singular_vectors,
+)
 from crd_plugin.registry import MODELS
 
-from ._common import count, finite
+from ._common import FeatureLoss, Pairs, count
 
 
 @MODELS.register_module()
-class KDSVDLoss(nn.Module):
+class KDSVDLoss(FeatureLoss):
     r"""Correlation of neighbouring layers' leading singular vectors.
 
     A map is a matrix of positions by channels. The teacher keeps its k first right singular vectors
@@ -29,12 +30,16 @@ class KDSVDLoss(nn.Module):
     Source: Lee et al., arXiv:1807.06819, section 3; numbers of HobbitLong/RepDistiller
     ``distiller_zoo/KDSVD.py``. Differs: there the loss depends on the sign that the SVD routine
     happens to give the teacher's vectors; here the sum of each is made positive, so that maps after
-    a ReLU have a first vector without negative values. MMRazor has no such loss.
+    a ReLU have a first vector without negative values.
 
     Args:
         num_vectors (int): k, at least 1. Vectors are weighted by their singular values, scaled to
             unit norm, so a single vector has weight 1. Defaults to 1, as published.
         loss_weight (float): Factor of the loss. Defaults to 1.0.
+
+    Shape:
+        Maps ``(B, C, H, W)`` of at least two layers, with equal channels layer by layer; sizes may
+        differ.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -42,34 +47,18 @@ class KDSVDLoss(nn.Module):
     """
 
     def __init__(self, num_vectors: int = 1, loss_weight: float = 1.0) -> None:
-        super().__init__()
+        super().__init__(loss_weight)
         self.num_vectors = count('num_vectors', num_vectors, ' (published: 1)')
-        self.loss_weight = finite('loss_weight', loss_weight)
 
-    def forward(self, s_feats: Features, t_feats: Features) -> Tensor:
-        """Compute the loss of one batch.
-
-        Args:
-            s_feats (Sequence[Tensor]): Student's maps ``(B, C, H, W)``, at least two.
-            t_feats (Sequence[Tensor]): Teacher's maps, as many, with the same channels layer by
-                layer; sizes may differ.
-
-        Returns:
-            Tensor: Sum over neighbours times ``loss_weight``, scalar float32 (float64 for float64).
-
-        Raises:
-            ValueError: If layers cannot be paired, there is only one, or a map is too small for
-                ``num_vectors``.
-        """
-        pairs = pair_maps(s_feats, t_feats)
+    def compare(self, pairs: Pairs) -> Tensor:
+        """Compute the loss of all neighbours, without its factor."""
         self._check(pairs)
+        layers = [self._vectors(*pair) for pair in pairs]
         losses = []
-        with no_autocast(pairs[0][0]):
-            layers = [self._vectors(*pair) for pair in pairs]
-            for lower, upper in zip(layers, layers[1:]):
-                r_s, r_t = map(_radial_basis, upper, lower)
-                losses.append((r_s - r_t).square().sum())
-            return self.loss_weight * torch.stack(losses).sum() / pairs[0][0].size(0)
+        for lower, upper in zip(layers, layers[1:]):
+            r_s, r_t = map(_radial_basis, upper, lower)
+            losses.append((r_s - r_t).square().sum())
+        return torch.stack(losses).sum() / pairs[0][0].size(0)
 
     def _vectors(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
         """Return the weighted vectors of one layer, ``(B, C, k)`` for student and teacher."""
@@ -81,7 +70,7 @@ class KDSVDLoss(nn.Module):
         weight = F.normalize(sigma, dim=1)[:, None]
         return align(v_s, v_t) * weight, v_t * weight
 
-    def _check(self, pairs: list[tuple[Tensor, Tensor]]) -> None:
+    def _check(self, pairs: Pairs) -> None:
         """Raise a ValueError for maps that have no such vectors to compare."""
         if len(pairs) < 2:
             raise ValueError(

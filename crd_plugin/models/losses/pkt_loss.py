@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from crd_plugin.ops import no_autocast, pair_vectors
+from crd_plugin.ops import pair_vectors
 from crd_plugin.ops.features import Features
 from crd_plugin.registry import MODELS
 
-from ._common import finite
+from ._common import FeatureLoss, Pairs
 
 # The value of HobbitLong/RepDistiller; it changes the numbers in float32.
 _EPS = 1e-7
 
 
 @MODELS.register_module()
-class PKTLoss(nn.Module):
+class PKTLoss(FeatureLoss):
     r"""Probabilistic knowledge transfer: which samples are neighbours.
 
     .. math::
@@ -29,39 +29,23 @@ class PKTLoss(nn.Module):
 
     Source: Passalis and Tefas, ECCV 2018, arXiv:1803.10837, section 3; numbers of
     HobbitLong/RepDistiller ``distiller_zoo/PKT.py``, except that a zero vector has a finite
-    gradient instead of NaN. MMRazor has no such loss.
+    gradient instead of NaN.
 
     Args:
         loss_weight (float): Factor of the loss. Defaults to 1.0 (published: 30000).
 
-    Raises:
-        ValueError: If ``loss_weight`` is not finite.
-        TypeError: If ``loss_weight`` is not a number.
+    Shape:
+        One vector per sample, ``(B, D_s)`` and ``(B, D_t)``; maps are flattened.
     """
 
-    def __init__(self, loss_weight: float = 1.0) -> None:
-        super().__init__()
-        self.loss_weight = finite('loss_weight', loss_weight)
+    def pair(self, s_feats: Features, t_feats: Features) -> Pairs:
+        """Return the flattened features."""
+        return [pair_vectors(s_feats, t_feats)]
 
-    def forward(self, s_feats: Features, t_feats: Features) -> Tensor:
-        """Compute the loss of one batch.
-
-        Args:
-            s_feats (Tensor | Sequence[Tensor]): Student's vectors, ``(B, D_s)``, or a sequence of
-                one such tensor; maps are flattened.
-            t_feats (Tensor | Sequence[Tensor]): Teacher's vectors, ``(B, D_t)``, likewise.
-
-        Returns:
-            Tensor: Loss times ``loss_weight``, scalar float32 (float64 for float64 features).
-
-        Raises:
-            ValueError: If shapes do not fit.
-        """
-        student, teacher = pair_vectors(s_feats, t_feats)
-        with no_autocast(student):
-            p_s, p_t = _neighbours(student), _neighbours(teacher)
-            loss = (p_t * ((p_t + _EPS) / (p_s + _EPS)).log()).mean()
-        return self.loss_weight * loss
+    def compare_layer(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Compute the loss, without its factor."""
+        p_s, p_t = _neighbours(student), _neighbours(teacher)
+        return (p_t * ((p_t + _EPS) / (p_s + _EPS)).log()).mean()
 
 
 def _neighbours(x: Tensor) -> Tensor:

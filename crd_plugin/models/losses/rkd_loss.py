@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from crd_plugin.ops import no_autocast, pair_vectors, unit_vectors
+from crd_plugin.ops import pair_vectors, unit_vectors
 from crd_plugin.ops.features import Features
 from crd_plugin.registry import MODELS
 
-from ._common import finite
+from ._common import FeatureLoss, Pairs, finite
 
 
 @MODELS.register_module()
-class RKDLoss(nn.Module):
+class RKDLoss(FeatureLoss):
     r"""Relational distillation: distances and angles between samples.
 
     .. math::
@@ -36,6 +36,10 @@ class RKDLoss(nn.Module):
         angle_weight (float): Factor w_a. Defaults to 50.0.
         loss_weight (float): Factor of the sum. Defaults to 1.0, as published.
 
+    Shape:
+        One vector per sample, ``(B, D_s)`` and ``(B, D_t)``, B at least 2 (of two samples, the loss
+        is always 0); maps are flattened.
+
     Raises:
         ValueError: If a weight is not finite, or both parts have weight 0.
         TypeError: If a weight is not a number.
@@ -44,39 +48,29 @@ class RKDLoss(nn.Module):
     def __init__(
         self, distance_weight: float = 25.0, angle_weight: float = 50.0, loss_weight: float = 1.0
     ) -> None:
-        super().__init__()
+        super().__init__(loss_weight)
         self.distance_weight = finite('distance_weight', distance_weight)
         self.angle_weight = finite('angle_weight', angle_weight)
-        self.loss_weight = finite('loss_weight', loss_weight)
         if distance_weight == angle_weight == 0:
             raise ValueError(
                 'distance_weight and angle_weight are both 0, so nothing is left of the loss; '
                 'expected at least one of them (published: 25 and 50).'
             )
 
-    def forward(self, s_feats: Features, t_feats: Features) -> Tensor:
-        """Compute the loss of one batch.
+    def pair(self, s_feats: Features, t_feats: Features) -> Pairs:
+        """Return the flattened features."""
+        return [pair_vectors(s_feats, t_feats, min_batch=2)]
 
-        Args:
-            s_feats (Tensor | Sequence[Tensor]): Student's vectors, ``(B, D_s)``, or a sequence of
-                one such tensor; maps are flattened.
-            t_feats (Tensor | Sequence[Tensor]): Teacher's vectors, ``(B, D_t)``, likewise.
-
-        Returns:
-            Tensor: Loss times ``loss_weight``, scalar float32 (float64 for float64 features).
-
-        Raises:
-            ValueError: If shapes do not fit or B is below 2 (of two samples, the loss is always 0).
-        """
-        pair = pair_vectors(s_feats, t_feats, min_batch=2)
+    def compare_layer(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Compute the loss, without its factor; a part of weight 0 is left out."""
         losses = []
-        with no_autocast(pair[0]):
-            parts = ((self.distance_weight, _distances), (self.angle_weight, _angles))
-            for weight, relation in parts:
-                if weight:  # A part of weight 0 is not computed.
-                    student, teacher = map(relation, pair)
-                    losses.append(weight * F.smooth_l1_loss(student, teacher))
-            return self.loss_weight * torch.stack(losses).sum()
+        for weight, relation in (
+            (self.distance_weight, _distances),
+            (self.angle_weight, _angles),
+        ):
+            if weight:
+                losses.append(weight * F.smooth_l1_loss(relation(student), relation(teacher)))
+        return torch.stack(losses).sum()
 
 
 def _distances(x: Tensor) -> Tensor:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from crd_plugin.ops import no_autocast, pair_maps, unit_vectors
-from crd_plugin.ops.features import Features
+from crd_plugin.ops import unit_vectors
 from crd_plugin.registry import MODELS
 
-from ._common import finite
+from ._common import FeatureLoss
 
 
 @MODELS.register_module()
-class SPLoss(nn.Module):
+class SPLoss(FeatureLoss):
     r"""Similarity-preserving distillation: which samples resemble each other.
 
     .. math::
@@ -25,38 +23,18 @@ class SPLoss(nn.Module):
 
     Source: Tung and Mori, arXiv:1907.09682, section 3; numbers of HobbitLong/RepDistiller
     ``distiller_zoo/SP.py``, except that the gradient of a sample whose map is zero is not 1e12
-    times too large. MMRazor has no such loss.
+    times too large.
 
     Args:
         loss_weight (float): Factor of the loss. Defaults to 1.0 (published: 3000).
 
-    Raises:
-        ValueError: If ``loss_weight`` is not finite.
-        TypeError: If ``loss_weight`` is not a number.
+    Shape:
+        Maps ``(B, C, H, W)`` of each layer; channels, heights and widths may differ.
     """
 
-    def __init__(self, loss_weight: float = 1.0) -> None:
-        super().__init__()
-        self.loss_weight = finite('loss_weight', loss_weight)
-
-    def forward(self, s_feats: Features, t_feats: Features) -> Tensor:
-        """Compute the loss of one batch.
-
-        Args:
-            s_feats (Tensor | Sequence[Tensor]): Student's map ``(B, C, H, W)`` of each layer.
-            t_feats (Tensor | Sequence[Tensor]): Teacher's map of each layer; its channels, height
-                and width may differ.
-
-        Returns:
-            Tensor: Sum over the layers times ``loss_weight``, scalar float32 (float64 for float64).
-
-        Raises:
-            ValueError: If layers or batches cannot be paired.
-        """
-        pairs = pair_maps(s_feats, t_feats)
-        with no_autocast(pairs[0][0]):
-            losses = [(_similarity(s) - _similarity(t)).square().mean() for s, t in pairs]
-            return self.loss_weight * torch.stack(losses).sum()
+    def compare_layer(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Compute the loss of one layer."""
+        return (_similarity(student) - _similarity(teacher)).square().mean()
 
 
 def _similarity(feature_map: Tensor) -> Tensor:

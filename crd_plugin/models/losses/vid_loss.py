@@ -9,10 +9,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from crd_plugin.ops import match_heights
-from crd_plugin.ops.features import Features
 from crd_plugin.registry import MODELS
 
-from ._common import SizedLoss, Widths, finite, positive, widths
+from ._common import (
+    Pairs,
+    SizedLoss,
+    Widths,
+    positive,
+    widths,
+)
 
 
 @MODELS.register_module()
@@ -29,7 +34,7 @@ class VIDLoss(SizedLoss):
     information without its constant, so it can be negative.
 
     Source: Ahn et al., arXiv:1904.05835, section 2; numbers of HobbitLong/RepDistiller
-    ``distiller_zoo/VID.py``. MMRazor has no such loss.
+    ``distiller_zoo/VID.py``.
 
     Args:
         s_channels (int | Sequence[int], optional): Channels of the student's maps, one per layer.
@@ -39,6 +44,9 @@ class VIDLoss(SizedLoss):
         init_variance (float): Initial value of v. Defaults to 5.0.
         eps (float): Lower bound of v, below ``init_variance``. Defaults to 1e-5.
         loss_weight (float): Factor of the loss. Defaults to 1.0, as published.
+
+    Shape:
+        Maps ``(B, C, H, W)`` of each layer; the higher map is pooled to the size of the lower one.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -53,8 +61,7 @@ class VIDLoss(SizedLoss):
         eps: float = 1e-5,
         loss_weight: float = 1.0,
     ) -> None:
-        super().__init__()
-        self.loss_weight = finite('loss_weight', loss_weight)
+        super().__init__(loss_weight)
         self.init_variance = positive('init_variance', init_variance, 5.0)
         self.eps = positive('eps', eps, 1e-5)
         if eps >= init_variance:
@@ -67,37 +74,19 @@ class VIDLoss(SizedLoss):
             s_channels=widths('s_channels', s_channels), t_channels=widths('t_channels', t_channels)
         )
 
-    def forward(self, s_feats: Features, t_feats: Features) -> Tensor:
-        """Compute the loss of one batch.
-
-        Args:
-            s_feats (Tensor | Sequence[Tensor]): Student's map ``(B, C_s, H, W)`` of each layer.
-            t_feats (Tensor | Sequence[Tensor]): Teacher's map ``(B, C_t, H, W)`` of each layer.
-
-        Returns:
-            Tensor: Sum over the layers times ``loss_weight``, scalar float32 (float64 for float64).
-
-        Raises:
-            ValueError: If layers or shapes do not fit.
-        """
-        pairs = self.pair(s_feats, t_feats)
-        self.check_sizes(pairs)
+    def compare(self, pairs: Pairs) -> Tensor:
+        """Compute the loss of all layers, without its factor."""
         losses = [layer(*match_heights(*pair)) for layer, pair in zip(self.layers, pairs)]
-        return self.loss_weight * torch.stack(losses).sum()
+        return torch.stack(losses).sum()
 
     def build(self, s_size: tuple[int, ...], t_size: tuple[int, ...]) -> None:
         """Make one regressor per layer."""
-        if len(s_size) != len(t_size):
-            raise ValueError(
-                f's_channels has {len(s_size)} layers and t_channels {len(t_size)}, expected as '
-                'many.'
-            )
         self.layers.extend(
-            _Layer(s, t, self.init_variance, self.eps) for s, t in zip(s_size, t_size)
+            _VIDLayer(s, t, self.init_variance, self.eps) for s, t in zip(s_size, t_size)
         )
 
 
-class _Layer(nn.Module):
+class _VIDLayer(nn.Module):
     """Regressor and variances of one layer."""
 
     def __init__(self, s_channels: int, t_channels: int, init_variance: float, eps: float) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from crd_plugin.registry import TASK_UTILS
 
-from ._backbone import find_backbone
+from .stage_outputs_recorder import find_backbone
 
 
 @TASK_UTILS.register_module()
@@ -45,7 +45,7 @@ class BlockOutputsRecorder(ModuleOutputsRecorder):
         self._names: tuple[tuple[str, ...], ...] = ()
         self._maps: dict[str, Tensor] = {}
 
-    def prepare_from_model(self, model: nn.Module | None = None) -> None:
+    def prepare_from_model(self, model: Any = None) -> None:
         """Register hooks on the backbone and its blocks."""
         backbone = find_backbone(model, self.source)
         self._names = _block_names(backbone)
@@ -87,11 +87,9 @@ class BlockOutputsRecorder(ModuleOutputsRecorder):
 
 def _block_names(backbone: nn.Module) -> tuple[tuple[str, ...], ...]:
     """Return the names of the blocks within the backbone, stage by stage."""
-    # MMPretrain's ResNet and its relatives name their stages.
-    stages = getattr(backbone, 'res_layers', ())
     names = getattr(backbone, 'block_names', None) or [
         [f'{stage}.{name}' for name, _ in backbone.get_submodule(stage).named_children()]
-        for stage in stages
+        for stage in getattr(backbone, 'res_layers', ())  # MMPretrain's ResNets have these.
     ]
     if not names:
         raise ValueError(

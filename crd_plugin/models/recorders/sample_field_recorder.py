@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from mmrazor.models.task_modules.recorder.base_recorder import BaseRecorder
+from mmrazor.models.task_modules import ModuleOutputsRecorder
 from torch import Tensor, nn
 
 from crd_plugin.registry import TASK_UTILS
 
 
 @TASK_UTILS.register_module()
-class SampleFieldRecorder(BaseRecorder):
+class SampleFieldRecorder(ModuleOutputsRecorder):
     """Record a field of the batch's data samples as one tensor.
 
     MMRazor's recorders see modules and functions, not the data samples that the model is called
@@ -28,51 +28,22 @@ class SampleFieldRecorder(BaseRecorder):
         ValueError: In training, if a sample has no such field.
     """
 
-    def __init__(self, source: str) -> None:
-        super().__init__(source)
-        self._recording = False
-
-    def prepare_from_model(self, model: nn.Module | None = None) -> None:
+    def prepare_from_model(self, model: Any = None) -> None:
         """Register a hook on the calls of the model."""
-        if model is None:
-            raise ValueError(
-                'model is None, expected the module whose call receives the data samples.'
-            )
         model.register_forward_pre_hook(self._record, with_kwargs=True)
 
     def _record(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         """Stack the field of all samples, on the device of the images."""
-        inputs = args[0] if args else kwargs.get('inputs')
+        inputs = args[0] if args else kwargs['inputs']
         samples = args[1] if len(args) > 1 else kwargs.get('data_samples')
         # Widths are inferred by a forward pass without samples.
-        if self._recording and samples is not None:
-            self.data_buffer.append(stack_field(samples, self.source, _device_of(inputs)))
-
-    def __enter__(self) -> None:
-        """Start recording."""
-        super().__enter__()
-        self._recording = True
-
-    def __exit__(self, exc_type, exc_value, traceback) -> None:
-        """Stop recording."""
-        super().__exit__(exc_type, exc_value, traceback)
-        self._recording = False
+        if self.recording and samples is not None:
+            first_view = inputs if isinstance(inputs, Tensor) else inputs[0]
+            self.data_buffer.append(stack_field(samples, self.source, first_view.device))
 
 
 def stack_field(samples: Sequence[Any], field: str, device: torch.device) -> Tensor:
-    """Stack one field of data samples.
-
-    Args:
-        samples (Sequence): Data samples of a batch.
-        field (str): Name of the field.
-        device (torch.device): Device of the result.
-
-    Returns:
-        Tensor: ``(B,)`` for scalars and one-element tensors, else ``(B, ...)``.
-
-    Raises:
-        ValueError: If a sample has no such field.
-    """
+    """Stack a field of data samples: ``(B,)`` for scalars and one-element tensors."""
     values: list[Any] = [getattr(sample, field, None) for sample in samples]
     if any(value is None for value in values):
         hint = (
@@ -83,20 +54,11 @@ def stack_field(samples: Sequence[Any], field: str, device: torch.device) -> Ten
         raise ValueError(
             f'The data samples have no field "{field}", which the distiller records; {hint}.'
         )
-    if isinstance(values[0], Tensor):
-        stacked = torch.stack(values)
-        if stacked.dim() == 2 and stacked.size(1) == 1:
-            stacked = stacked.squeeze(1)
-    else:
-        stacked = torch.as_tensor(values)
+    is_tensor = isinstance(values[0], Tensor)
+    stacked = torch.stack(values) if is_tensor else torch.as_tensor(values)
+    if is_tensor and stacked.shape[1:] == (1,):
+        stacked = stacked.squeeze(1)
     if device.type == 'cuda' and stacked.device.type == 'cpu':
         # From pinned memory the copy does not wait for the GPU.
         stacked = stacked.pin_memory()
     return stacked.to(device, non_blocking=True)
-
-
-def _device_of(inputs: Any) -> torch.device:
-    """Return the device of a batch of images, or of the first of its views."""
-    while isinstance(inputs, (list, tuple)) and inputs:
-        inputs = inputs[0]
-    return inputs.device if isinstance(inputs, Tensor) else torch.device('cpu')

@@ -9,8 +9,6 @@ from torch import Tensor, nn
 
 from crd_plugin.registry import TASK_UTILS
 
-from ._backbone import find_backbone
-
 
 @TASK_UTILS.register_module()
 class StageOutputsRecorder(ModuleOutputsRecorder):
@@ -40,7 +38,7 @@ class StageOutputsRecorder(ModuleOutputsRecorder):
         self.stem = stem
         self._stem_map: tuple[Tensor, ...] = ()
 
-    def prepare_from_model(self, model: nn.Module | None = None) -> None:
+    def prepare_from_model(self, model: Any = None) -> None:
         """Register hooks on the backbone and its stem."""
         backbone = find_backbone(model, self.source)
         backbone.register_forward_hook(self.forward_hook)
@@ -72,3 +70,14 @@ class StageOutputsRecorder(ModuleOutputsRecorder):
         """Keep the stem's map until the backbone returns."""
         if self.recording:
             self._stem_map = (output,)
+
+
+def find_backbone(model: nn.Module, source: str) -> nn.Module:
+    """Return the module of that name, or raise a ValueError that says what is expected."""
+    modules = dict(model.named_modules())
+    if source not in modules:
+        raise ValueError(
+            f"source='{source}' is not a module of the {type(model).__name__}; expected the name "
+            "of its backbone, such as 'backbone'."
+        )
+    return modules[source]

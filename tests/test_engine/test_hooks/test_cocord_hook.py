@@ -1,16 +1,12 @@
 """CoCoRDHook: when averages move, what enters the queue, what is refused."""
 
 import copy
-import itertools
 
 import pytest
 import torch
 from mmengine.hooks import Hook
-from mmengine.runner import Runner
 
-from crd_plugin.checkpoints.publish import publish_student
 from crd_plugin.engine import CoCoRDHook
-from crd_plugin.registry import MODELS
 from tests import small_runs
 from tests.cocord import run_changes
 
@@ -80,9 +76,6 @@ def averages_of(model):
                 yield name, source + name[len(average) :], momentum
 
 
-# --- averages --------------------------------------------------------------
-
-
 def test_averages_move_once_per_optimizer_step(watched):
     """Before its forward pass, towards the parameters that it starts from."""
     counts, runner, early, late = watched
@@ -99,42 +92,6 @@ def test_averages_move_once_per_optimizer_step(watched):
         moved.append(not torch.equal(old[names[0][0]], new[names[0][0]]))
     # At first they are copies of the student.
     assert moved == [i % counts == 0 and i > 0 for i in range(STEPS)]
-
-
-def test_batch_norm_is_not_averaged(watched):
-    """Each network counts its own passes."""
-    state = watched[1].model.state_dict()
-    ending = '.num_batches_tracked'
-    tracked = {key[: -len(ending)]: int(state[key]) for key in state if key.endswith(ending)}
-    assert tracked == {
-        'architecture.backbone.bn': 2 * STEPS,
-        'slow_student.backbone.bn': 2 * STEPS,
-        'teacher.backbone.bn': 0,
-        f'{LOSS}projector.1': 2 * STEPS,
-        f'{LOSS}slow_projector.1': 2 * STEPS,
-        f'{LOSS}predictor.1': 2 * STEPS,
-        f'{LOSS}teacher_projector.1': STEPS,
-    }
-    means = (state[f'{part}.backbone.bn.running_mean'] for part in ('architecture', 'slow_student'))
-    assert not torch.equal(*means)
-
-
-def test_stopped_distillation_leaves_only_the_student(tmp_path):
-    spy = Spy('VERY_LOW')
-    runner = build(tmp_path, spy)
-    runner.model.distillation_stopped = True
-    runner.train()
-    last = spy.after[-1][0]
-    for name, value in spy.before[0].items():
-        moved = not torch.equal(value, last[name])
-        if name.startswith(('slow_student', 'distiller', 'teacher')):
-            assert not moved, name
-        elif name.endswith('weight'):
-            assert moved, name
-    assert last['architecture.backbone.bn.num_batches_tracked'] == STEPS
-
-
-# --- queue -----------------------------------------------------------------
 
 
 def test_keys_enter_after_every_iteration(watched):
@@ -163,15 +120,16 @@ def test_missing_hook_is_named_in_the_second_step(tmp_path):
     assert runner.iter == 1
 
 
-def test_staged_keys_do_not_stop_another_run(tmp_path):
-    runner = build(tmp_path)
+def test_interval(tmp_path):
+    runner = build(tmp_path, custom_hooks=[dict(HOOK, interval=3)])
     queue = runner.model.cocord_loss.queue
-    queue.stage(torch.ones(2, 8))
+    queue.stage(torch.ones(2, 8))  # Left by another run; it does not stop this one.
     runner.train()
     assert queue.pointer == 20 % SIZE
-
-
-# --- log -------------------------------------------------------------------
+    history = runner.message_hub.get_scalar('train/contrast').data[0]
+    assert len(history) == 2  # Iterations 1 and 3.
+    with pytest.raises(ValueError, match='interval is 0, expected at least'):
+        CoCoRDHook(interval=0)
 
 
 def test_terms_are_logged_and_not_added_to_the_loss(watched):
@@ -185,23 +143,6 @@ def test_terms_are_logged_and_not_added_to_the_loss(watched):
         assert 0 <= line['contrast_top1'] <= 100
     contrast = float(runner.model.cocord_loss.terms.contrast)
     assert lines[-1]['contrast'] == pytest.approx(contrast, rel=1e-4)
-
-
-def test_interval(tmp_path):
-    runner = build(tmp_path, custom_hooks=[dict(HOOK, interval=3)])
-    runner.train()
-    history = runner.message_hub.get_scalar('train/contrast').data[0]
-    assert len(history) == 2  # iterations 1 and 3
-
-
-def test_bad_interval():
-    with pytest.raises(ValueError, match='interval is 0, expected at least'):
-        CoCoRDHook(interval=0)
-    with pytest.raises(ValueError, match='interval is 1.5, expected an int'):
-        CoCoRDHook(interval=1.5)
-
-
-# --- what is refused, and what is not ---------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -239,9 +180,6 @@ def test_silent_with_models_without_a_queue(tmp_path, caplog):
         assert torch.equal(value, other_saved['state_dict'][key])
 
 
-# --- checkpoints -----------------------------------------------------------
-
-
 @pytest.fixture(scope='module')
 def whole(tmp_path_factory):
     """Work dir of three epochs without interruption."""
@@ -275,28 +213,3 @@ def test_resuming_without_a_part_is_refused(tmp_path, whole, part):
     runner = build(tmp_path, load_from=str(path), resume=True, train_cfg__max_epochs=3)
     with pytest.raises(ValueError, match=f'The checkpoint has no {part} of CoCoRD'):
         runner.train()
-
-
-def test_evaluation_and_export_are_the_student_alone(tmp_path, whole):
-    """Accuracy of the last epoch, from the checkpoint and from the export."""
-    logged = [line for line in small_runs.scalars(whole) if 'accuracy/top1' in line]
-    checkpoint = whole / 'epoch_3.pth'
-    cfg = small_runs.config(tmp_path, **run_changes(), load_from=str(checkpoint))
-    tested = Runner.from_cfg(cfg).test()
-    assert tested['accuracy/top1'] == pytest.approx(logged[-1]['accuracy/top1'])
-
-    published = publish_student(checkpoint, tmp_path / 'student.pth')
-    found = small_runs.load(published)
-    parts = ('slow_student', 'distiller', 'teacher', 'architecture')
-    assert not any(part in key for key, part in itertools.product(found['state_dict'], parts))
-    assert 'CoCoRDDistill' not in found['meta']['cfg']
-    net = small_runs.net(6, dropout=0.2)
-    plain = MODELS.build(net)
-    plain.load_state_dict(found['state_dict'])
-    saved = small_runs.load(checkpoint)['state_dict']
-    for key, value in plain.state_dict().items():
-        assert torch.equal(value, saved[f'architecture.{key}'])
-    cfg = small_runs.config(
-        tmp_path, model={'_delete_': True, **net}, custom_hooks=[], load_from=str(published)
-    )
-    assert Runner.from_cfg(cfg).test() == tested

@@ -1,7 +1,6 @@
 """RandomStateHook: numbers that depend on the seed and the position in training alone."""
 
 import random
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +9,6 @@ from mmengine.dataset import DefaultSampler, pseudo_collate
 from mmengine.hooks import Hook
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from crd_plugin.engine import RandomStateHook
 from crd_plugin.engine.hooks.random_state_hook import seed_everything, seeded_reading
 from tests import small_runs
 
@@ -26,17 +24,13 @@ WORKERS = dict(train_dataloader__num_workers=2, train_dataloader__persistent_wor
 class Spy(Hook):
     """Keeps ids and images of every batch, and draws numbers in each iteration."""
 
-    def __init__(self, batches=(), draws=()) -> None:
-        self.batches, self.draws = list(batches), list(draws)
+    def __init__(self) -> None:
+        self.batches, self.draws = [], []
 
     def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:
         ids = [sample.sample_idx for sample in data_batch['data_samples']]
         self.batches.append((ids, torch.stack(list(data_batch['inputs']))))
         self.draws.append(_draw())
-
-    def since(self, start):
-        """Return what was seen from an iteration on."""
-        return Spy(self.batches[start:], self.draws[start:])
 
 
 def _draw():
@@ -54,21 +48,24 @@ def _train(work_dir, **changes):
     return spy, runner
 
 
-def _resume(work_dir, name, **changes):
-    return _train(work_dir, load_from=str(work_dir / name), resume=True, **changes)
-
-
-def _assert_equal(first, second):
-    assert first.draws == second.draws
-    assert len(first.batches) == len(second.batches)
-    for (ids, images), (other_ids, other_images) in zip(first.batches, second.batches):
+def _assert_equal(first, second, start=0):
+    """The second run read and drew what the first did from an iteration on."""
+    assert first.draws[start:] == second.draws
+    assert len(first.batches[start:]) == len(second.batches)
+    for (ids, images), (other_ids, other_images) in zip(first.batches[start:], second.batches):
         assert ids == other_ids
         assert torch.equal(images, other_images)
 
 
-def _assert_same_weights(first, second):
-    for name, value in first.model.state_dict().items():
-        assert torch.equal(value, second.model.state_dict()[name]), name
+def _assert_resumes(work_dir, name, start, **changes):
+    """A run that resumes from a checkpoint equals the whole one; return both runners."""
+    whole, first = _train(work_dir, **changes)
+    rest, second = _train(work_dir, load_from=str(work_dir / name), resume=True, **changes)
+    _assert_equal(whole, rest, start)
+    assert len(rest.batches) > 0
+    for key, value in first.model.state_dict().items():
+        assert torch.equal(value, second.model.state_dict()[key]), key
+    return first, second
 
 
 # --- iterations ------------------------------------------------------------
@@ -83,19 +80,6 @@ def test_every_counter_and_generator_counts():
         assert _draw() == streams[-1]
     # No generator repeats another's stream.
     assert len({number for draw in streams for number in draw}) == 15
-
-
-def test_iteration_forgets_what_was_drawn_before():
-    hook = RandomStateHook()
-    runner = SimpleNamespace(seed=5, iter=17)
-    hook.before_train_iter(runner, 0)
-    expected = _draw()
-    random.random(), np.random.rand(9), torch.rand(99)
-    hook.before_train_iter(runner, 3)
-    assert _draw() == expected
-    runner.iter = 18
-    hook.before_train_iter(runner, 0)
-    assert not set(_draw()) & set(expected)
 
 
 # --- reading ---------------------------------------------------------------
@@ -191,15 +175,11 @@ def test_data_sets_that_read_batches_or_take_no_attribute():
 
 def test_resumed_run_takes_over_drawn_seeds(tmp_path):
     drawn = dict(randomness=dict(seed=None), train_cfg__max_epochs=2)
-    whole, first = _train(tmp_path, **drawn)
+    first, second = _assert_resumes(tmp_path, 'epoch_1.pth', small_runs.STEPS, **drawn)
     state = small_runs.load(tmp_path / 'epoch_1.pth')['random_state']
     sampler_seed = first.train_dataloader.sampler.seed
     assert state == dict(seed=first.seed, sampler_seed=sampler_seed)
-    assert isinstance(first.seed, int)
-    rest, second = _resume(tmp_path, 'epoch_1.pth', **drawn)
-    _assert_equal(whole.since(small_runs.STEPS), rest)
-    assert second.seed == first.seed
-    _assert_same_weights(first, second)
+    assert isinstance(first.seed, int) and second.seed == first.seed
     # Loading weights alone keeps the run's own seeds.
     checkpoint = str(tmp_path / 'epoch_1.pth')
     _, third = _train(tmp_path, load_from=checkpoint, **drawn)
@@ -246,22 +226,12 @@ def test_plain_training_on_any_data_set_repeats_itself(tmp_path, workers):
         train_dataloader__dataset={**cfg.train_dataloader.dataset.dataset, '_delete_': True},
         custom_hooks=[],
     )
-    whole, first = _train(tmp_path, **plain)
-    rest, second = _resume(tmp_path, 'epoch_1.pth', **plain)
-    _assert_equal(whole.since(small_runs.STEPS), rest)
-    _assert_same_weights(first, second)
+    _assert_resumes(tmp_path, 'epoch_1.pth', small_runs.STEPS, **plain)
 
 
-@pytest.mark.parametrize('num_workers', [0, 2])
-def test_loop_by_iterations_resumes(tmp_path, num_workers):
-    changes = dict(
-        ITERATIONS, randomness=dict(seed=None), train_dataloader__num_workers=num_workers
-    )
-    whole, first = _train(tmp_path, **changes)
-    rest, second = _resume(tmp_path, 'iter_3.pth', **changes)
-    assert len(rest.batches) == 3
-    _assert_equal(whole.since(3), rest)
-    _assert_same_weights(first, second)
+@pytest.mark.parametrize('workers', [dict(), WORKERS])
+def test_loop_by_iterations_resumes(tmp_path, workers):
+    _assert_resumes(tmp_path, 'iter_3.pth', 3, **ITERATIONS, **workers, randomness=dict(seed=None))
 
 
 def test_loop_by_iterations_augments_every_pass_differently(tmp_path):
@@ -276,18 +246,3 @@ def test_loop_by_iterations_augments_every_pass_differently(tmp_path):
     images = [images for _, images in spy.batches]
     for i, batch in enumerate(images):
         assert not any(torch.equal(batch, other) for other in images[:i])
-
-
-def test_loop_by_iterations_reads_nothing_before_hooks_ran(tmp_path):
-    """MMEngine starts to read when the loop is built; compat repairs that."""
-    seen = {}
-
-    class Look(Hook):
-        def before_train(self, runner) -> None:
-            iterator = runner.train_loop.dataloader_iterator
-            seen.update(started='_iterator' in vars(iterator))
-
-    runner = small_runs.build(tmp_path, Look(), **{**ITERATIONS, **small_runs.without_validation()})
-    runner.train()
-    assert seen == dict(started=False)
-    assert '_iterator' in vars(runner.train_loop.dataloader_iterator)

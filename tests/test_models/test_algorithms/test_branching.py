@@ -1,5 +1,7 @@
 """Branches of networks of every family; others are refused with the reason."""
 
+import functools
+
 import pytest
 import torch
 from mmengine.model import BaseModule
@@ -52,6 +54,7 @@ def classifier(width, neck=True, **backbone):
     return cfg
 
 
+zoo = functools.partial(build_cifar_classifier_cfg, num_classes=5)
 VIT = classifier(
     8,
     neck=False,
@@ -62,21 +65,13 @@ VIT = classifier(
 )
 # Networks, the first stage of a branch, and what the branch has of the backbone.
 FAMILIES = {
-    'resnet': (build_cifar_classifier_cfg('resnet8', 5), 'layer3', ['layer3']),
-    'two stages': (build_cifar_classifier_cfg('resnet8', 5), 'layer2', ['layer2', 'layer3']),
-    'wide resnet': (build_cifar_classifier_cfg('wrn_16_1', 5), 'block3', ['block3', 'bn1']),
-    'vgg': (build_cifar_classifier_cfg('vgg8', 5), 'block3', ['block3', 'block4']),
-    'mobilenet': (
-        build_cifar_classifier_cfg('MobileNetV2', 5),
-        'blocks.5',
-        ['blocks.5', 'blocks.6', 'conv2'],
-    ),
-    'shufflenet v1': (build_cifar_classifier_cfg('ShuffleV1', 5), 'layer3', ['layer3']),
-    'shufflenet v2': (
-        build_cifar_classifier_cfg('ShuffleV2', 5),
-        'layer3',
-        ['layer3', 'conv2', 'bn2'],
-    ),
+    'resnet': (zoo('resnet8'), 'layer3', ['layer3']),
+    'two stages': (zoo('resnet8'), 'layer2', ['layer2', 'layer3']),
+    'wide resnet': (zoo('wrn_16_1'), 'block3', ['block3', 'bn1']),
+    'vgg': (zoo('vgg8'), 'block3', ['block3', 'block4']),
+    'mobilenet': (zoo('MobileNetV2'), 'blocks.5', ['blocks.5', 'blocks.6', 'conv2']),
+    'shufflenet v1': (zoo('ShuffleV1'), 'layer3', ['layer3']),
+    'shufflenet v2': (zoo('ShuffleV2'), 'layer3', ['layer3', 'conv2', 'bn2']),
     'resnet of mmpretrain': (
         classifier(16, type='mmpretrain.ResNet', depth=18, stem_channels=2, base_channels=2),
         'layer3',
@@ -148,7 +143,7 @@ def test_layers_of_a_branch_do_not_work_in_place():
         (FAMILIES['resnet'][0], 'layer5', r'is not a stage .*backbone.layer2, backbone.layer3\.'),
         (FAMILIES['resnet'][0], 'layer3.0', "'backbone.layer3.0' is not a stage"),
         (
-            build_cifar_classifier_cfg('resnet8', 5, pre_activation=True),
+            zoo('resnet8', pre_activation=True),
             'layer3',
             'is not called .*With pre_activation=True .* leave it out',
         ),
@@ -167,15 +162,16 @@ def test_networks_that_cannot_be_divided(cfg, stage, message):
         divide(cfg, stage)
 
 
-def test_a_network_without_a_backbone():
-    with pytest.raises(ValueError, match='expected one of its backbone, but it has none'):
-        find_trunk(nn.Linear(2, 2), 'backbone.layer3', torch.zeros(2, 2))
-
-
-def test_images_that_do_not_go_through():
-    with pytest.raises(
-        ValueError,
-        match=r'input_shape=\(1, 8, 8\) does not go through the architecture: .*; set '
-        'model.input_shape to channels',
-    ):
-        find_trunk(MODELS.build(FAMILIES['resnet'][0]), 'backbone.layer3', torch.zeros(2, 1, 8, 8))
+@pytest.mark.parametrize(
+    'cfg, message',
+    [
+        (dict(type='LinearClsHead', num_classes=2, in_channels=2), 'its backbone, but it has none'),
+        (
+            FAMILIES['resnet'][0],
+            r'input_shape=\(1, 8, 8\) does not go through the architecture: .*; set model.input_s',
+        ),
+    ],
+)
+def test_images_that_do_not_go_through(cfg, message):
+    with pytest.raises(ValueError, match=message):
+        find_trunk(MODELS.build(cfg), 'backbone.layer3', torch.zeros(2, 1, 8, 8))

@@ -28,21 +28,11 @@ class NoisyNet(small_runs.TinyNet):
 
 def _build(**changes):
     cfg = small_runs.model(num_samples=20, exclude='instance')
-    cfg.update(copy.deepcopy(changes))
-    return MODELS.build(cfg)
-
-
-def _batch(size=6):
-    samples = []
-    for i in range(size):
-        sample = DataSample().set_gt_label(i)
-        sample.set_metainfo(dict(sample_idx=i))
-        samples.append(sample)
-    return torch.randn(size, 3, 8, 8), samples
+    return MODELS.build({**cfg, **copy.deepcopy(changes)})
 
 
 def _losses(model, batch=None):
-    inputs, samples = batch or _batch()
+    inputs, samples = batch or small_runs.batch()
     return model(inputs, samples, mode='loss')
 
 
@@ -58,9 +48,6 @@ def teacher():
     return MODELS.build(small_runs.net(12))
 
 
-# --- the teacher -----------------------------------------------------------
-
-
 def test_whole_teacher_is_in_eval_mode():
     model = _build(teacher=small_runs.net(12, dropout=0.9))
     for mode in (True, False, True):
@@ -72,7 +59,7 @@ def test_whole_teacher_is_in_eval_mode():
 def test_teacher_does_not_change_and_is_not_random():
     model = _build(teacher=small_runs.net(12, dropout=0.9)).train()
     before = copy.deepcopy(model.teacher.state_dict())
-    batch, features = _batch(), []
+    batch, features = small_runs.batch(), []
     for _ in range(2):
         model.distiller.distill_losses['loss_crd'].bank.discard()
         _losses(model, batch)
@@ -108,12 +95,10 @@ def test_loss_of_the_teachers_head_is_not_computed(monkeypatch):
 
 
 def test_teacher_trainable_is_refused():
-    with pytest.raises(
-        ValueError,
-        match='teacher_trainable is True, but '
-        'FrozenTeacherDistill trains no teacher; use '
-        'mmrazor.SingleTeacherDistill',
-    ):
+    message = (
+        'teacher_trainable is True, but .* trains no teacher; use mmrazor.SingleTeacherDistill'
+    )
+    with pytest.raises(ValueError, match=message):
         _build(teacher_trainable=True)
     assert not _build(teacher_trainable=False).teacher_trainable
 
@@ -132,9 +117,6 @@ def test_random_teacher_causes_a_warning(caplog, tmp_path, teacher):
         logger.removeHandler(caplog.handler)
     assert 'teacher_ckpt is not given: the teacher has random' in text
     assert 'teacher_ckpt' not in caplog.text
-
-
-# --- checkpoints -----------------------------------------------------------
 
 
 @pytest.mark.parametrize('bare', [False, True])
@@ -199,29 +181,25 @@ def test_other_checkpoints_are_refused(tmp_path):
         _build(teacher_ckpt=str(tmp_path / 'gone.pth'))
 
 
-# --- widths ----------------------------------------------------------------
-
-
-def _explicit(**connector):
-    cfg = small_runs.distiller(num_samples=20, exclude='instance')
-    cfg['connectors']['s'].update(in_channels=6, **connector)
-    cfg['connectors']['t'].update(in_channels=12, **connector)
-    return cfg
-
-
 @pytest.mark.parametrize('head', ['linear', 'mlp', 'pad'])
-def test_inferred_widths_equal_given_ones(head):
+def test_inferred_widths_equal_given_ones(head, monkeypatch):
     cfg = small_runs.distiller(num_samples=20, exclude='instance')
     for connector in cfg['connectors'].values():
         connector['head'] = head
     inferred = _build(distiller=cfg).train()
-    given = _build(distiller=_explicit(head=head)).train()
+    cfg = copy.deepcopy(cfg)
+    for side, width in (('s', 6), ('t', 12)):
+        cfg['connectors'][side]['in_channels'] = width
+    with monkeypatch.context() as patch:
+        # Given widths need no forward pass.
+        patch.setattr(small_runs.TinyNet, 'forward', None)
+        given = _build(distiller=cfg).train()
     state = given.state_dict()
     assert {key: value.shape for key, value in state.items()} == {
         key: value.shape for key, value in inferred.state_dict().items()
     }
     inferred.load_state_dict(state)
-    batch, losses = _batch(), []
+    batch, losses = small_runs.batch(), []
     for model in (inferred, given):
         torch.manual_seed(0)
         losses.append(_losses(model, batch)['distill.loss_crd'])
@@ -234,15 +212,6 @@ def test_record_that_does_not_exist(place):
     cfg['loss_forward_mappings']['loss_crd']['s_feats'].update(place)
     with pytest.raises(ValueError, match='not recorded.*another data_idx'):
         _build(distiller=cfg)
-
-
-def test_parameters_exist_before_the_optimizer_is_built(tmp_path):
-    runner = small_runs.build(tmp_path)
-    wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
-    known = {id(parameter) for group in wrapper.param_groups for parameter in group['params']}
-    connectors = list(runner.model.distiller.connectors.parameters())
-    assert len(connectors) == 4
-    assert {id(parameter) for parameter in connectors} <= known
 
 
 def test_connectors_in_a_row_are_inferred_one_after_another():
@@ -277,28 +246,13 @@ def test_inference_changes_nothing_else(monkeypatch):
     assert all(p.requires_grad and p.grad is None for p in model.distiller.parameters())
 
 
-def test_given_widths_need_no_forward_pass(monkeypatch):
-
-    def refuse(self, x):
-        raise AssertionError('forward')
-
-    monkeypatch.setattr(small_runs.TinyNet, 'forward', refuse)
-    assert not _build(distiller=_explicit()).distiller.connectors['s'].needs_width
-
-
 @pytest.mark.parametrize('input_shape', [(1, 8, 8), (3, 8)])
 def test_input_shape_that_does_not_fit(input_shape):
     with pytest.raises(ValueError) as caught:
         _build(input_shape=input_shape)
     message = str(caught.value)
     assert message.startswith(f'input_shape={input_shape} does not go through the teacher: ')
-    assert (
-        'set model.input_shape to channels, height and width of one '
-        'image, or give in_channels of every connector.'
-    ) in message
-
-
-# --- what MMRazor's own does too -------------------------------------------
+    assert 'set model.input_shape to channels, height and width of one image, or' in message
 
 
 def test_deliveries_hand_values_from_teacher_to_student():
@@ -365,7 +319,7 @@ def test_student_that_is_not_trained():
 def test_prediction_and_features_are_the_students():
     """As MMPretrain's tools ask for them: get_flops, vis_tsne, ..."""
     model = _build().eval()
-    inputs, samples = _batch()
+    inputs, samples = small_runs.batch()
     own = model.student(inputs, copy.deepcopy(samples), mode='predict')
     for found in (model(inputs, samples, mode='predict'), model.predict(inputs)):
         for first, second in zip(own, found, strict=True):

@@ -1,11 +1,8 @@
 """OnlineEnsembleDistill: losses, gate, predictions, checkpoints, errors."""
 
-import copy
-
 import pytest
 import torch
 import torch.nn.functional as F
-from mmengine.config import Config
 from mmengine.logging import MessageHub
 from mmengine.model import BaseModule
 from mmengine.registry import DefaultScope
@@ -13,10 +10,8 @@ from mmpretrain.registry import MODELS as MMPRETRAIN_MODELS
 from mmpretrain.structures import DataSample
 from torch import nn
 
-from crd_plugin.checkpoints.publish import publish_student
 from crd_plugin.registry import MODELS
-from tests import golden, small_runs
-from tests.online_loops import full_networks, looped_loss
+from tests import golden
 
 TYPE = 'crd_plugin.OnlineEnsembleDistill'
 
@@ -86,7 +81,47 @@ def summed(losses):
     return sum(value for key, value in losses.items() if 'loss' in key)
 
 
-# --- value and gradient ----------------------------------------------------
+def full_networks(model, cfg):
+    """Build each branch as a network of its own, with the weights of the trunk; student first."""
+    nets = []
+    for branch in (model.architecture, *model.branches):
+        whole = MODELS.build(cfg).to(next(model.parameters()).dtype)
+        whole.load_state_dict({**model.architecture.state_dict(), **branch.state_dict()})
+        nets.append(whole.train(model.training))
+    return nets
+
+
+def _log_softmax(row, tau=1.0):
+    return row / tau - torch.exp(row / tau).sum().log()
+
+
+def looped_loss(model, nets, images, labels):
+    """Compute the objective as it stands in the paper, sample by sample."""
+    feature = []
+    handle = nets[0].backbone.layer3.register_forward_pre_hook(
+        lambda module, args: feature.append(args[0])
+    )
+    logits = [one(images, None, mode='tensor') for one in nets]
+    handle.remove()
+    fc, bn, size = model.gate.fc, model.gate.bn, len(labels)
+    # Pooling and FC, then the statistics of the batch norm.
+    scores = [fc.weight @ (x.flatten(1).sum(1) / x[0].numel()) + fc.bias for x in feature[0]]
+    mean = sum(scores) / size
+    variance = sum((score - mean) ** 2 for score in scores) / size
+    total = 0.0
+    for b, label in enumerate(labels):
+        score = bn.weight * (scores[b] - mean) / (variance + bn.eps).sqrt() + bn.bias
+        gate = torch.exp(score.clamp(min=0))
+        rows = [one[b] for one in logits]
+        ensemble = sum(g / gate.sum() * row for g, row in zip(gate, rows))
+        for row in rows:
+            total = total - model.branch_weight * _log_softmax(row)[label]
+        total = total - model.ensemble_weight * _log_softmax(ensemble)[label]
+        taught = _log_softmax(ensemble.detach() if model.detach_ensemble else ensemble, model.tau)
+        for row in rows:
+            gap = taught - _log_softmax(row, model.tau)
+            total = total + model.kl_weight * model.tau**2 * (taught.exp() * gap).sum()
+    return total / size
 
 
 def test_numbers_of_the_original():
@@ -109,7 +144,7 @@ def test_numbers_of_the_original():
         )
     ).train()
     names = {'gate.fc': 'control_v1', 'gate.bn': 'bn_v1'}
-    for i, branch in enumerate((model.architecture, *model.branches), 1):
+    for i in range(1, 4):
         prefix = f'branches.{i - 2}' if i > 1 else 'architecture'
         names[f'{prefix}.backbone.layer3'] = f'layer3_{i}'
         names[f'{prefix}.head.fc'] = f'classfier3_{i}'
@@ -158,8 +193,7 @@ def test_value_and_gradient_equal_loops_over_full_networks(changes):
     value.backward()
     grads = {name: p.grad for name, p in model.named_parameters()}
     grad_images, images.grad = images.grad, None
-    for parameter in model.parameters():
-        parameter.grad = None
+    model.zero_grad()
 
     expected = looped_loss(model, nets, images, labels_of(samples))
     expected.backward()
@@ -198,8 +232,6 @@ def test_names_and_parts_of_the_losses():
         'student.accuracy',
         'ensemble.accuracy',
     ]
-    total, log = model.parse_losses(losses)
-    torch.testing.assert_close(total, summed(losses))
     labels = labels_of(samples)
     logits, gates = model._all_logits(images)
     ensemble = sum(gates[:, i : i + 1] * one for i, one in enumerate(logits))
@@ -207,32 +239,6 @@ def test_names_and_parts_of_the_losses():
         torch.testing.assert_close(losses[f'{name}.loss'], F.cross_entropy(one, labels))
         right = (one.argmax(dim=1) == labels).double().mean()
         assert float(losses[f'{name}.accuracy']) == pytest.approx(100 * right)
-
-
-def test_the_gate_in_evaluation():
-    """Running statistics instead of the batch's; importances sum to one."""
-    model = build().eval()
-    bn = model.gate.bn
-    bn.running_mean.normal_()
-    bn.running_var.uniform_(0.5, 2)
-    feature = torch.randn(7, 8, 4, 4)
-    scores = feature.mean(dim=(2, 3)) @ model.gate.fc.weight.T
-    scores = (scores + model.gate.fc.bias - bn.running_mean) / (bn.running_var + bn.eps).sqrt()
-    expected = (scores * bn.weight + bn.bias).clamp(min=0).softmax(dim=1)
-    gates = model.gate(feature)
-    torch.testing.assert_close(gates, expected)
-    torch.testing.assert_close(gates.sum(dim=1), torch.ones(7))
-    # A vector (B, C) is not pooled.
-    torch.testing.assert_close(model.gate(feature.mean(dim=(2, 3))), expected)
-
-
-@pytest.mark.parametrize('detach', [True, False])
-def test_the_divergence_teaches_the_gate_only_when_not_detached(detach):
-    model = build(detach_ensemble=detach).train()
-    losses = model(*batch(), mode='loss')
-    losses['distill.loss_online_kd'].backward(retain_graph=True)
-    grad = model.gate.fc.weight.grad
-    assert (grad is None) == detach
 
 
 @pytest.mark.parametrize(
@@ -285,23 +291,15 @@ def test_mixed_labels_and_the_loss_of_the_config():
 
 
 def test_half_precision():
-    """Under autocast losses are float32 and near those of float32."""
+    """Losses are float32; the sum of exponents of float16 logits would overflow."""
     model = build().train()
     images, samples = batch()
     exact = model(images, samples, mode='loss')
     with torch.autocast('cpu', dtype=torch.bfloat16):
         losses = model(images, samples, mode='loss')
-    for key, value in losses.items():
-        assert value.dtype == torch.float32
-        if 'loss' in key:
-            torch.testing.assert_close(value, exact[key], rtol=0.1, atol=0.1)
-    summed(losses).backward()
-    assert all(p.grad.isfinite().all() for p in model.parameters())
-
-
-def test_large_logits_in_half_precision_stay_finite():
-    """The sum of exponents of float16 logits would overflow."""
-    model = build().train()
+    for key in [key for key in losses if 'loss' in key]:
+        assert losses[key].dtype == torch.float32
+        torch.testing.assert_close(losses[key], exact[key], rtol=0.1, atol=0.1)
     for net in (model.architecture, *model.branches):
         net.head.register_forward_hook(
             lambda module, args, logits: torch.linspace(-6e4, 6e4, 5).half().expand(6, 5)
@@ -310,9 +308,6 @@ def test_large_logits_in_half_precision_stay_finite():
     # All branches agree with the ensemble, and the last label has the largest logit.
     assert losses['distill.loss_online_kd'] == 0 and losses['student.loss'].isfinite()
     assert losses['student.accuracy'] == pytest.approx(100 / 6)
-
-
-# --- ramp-up ---------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -325,12 +320,14 @@ def test_large_logits_in_half_precision_stay_finite():
         (79, 0.9992190549705546),
         (80, 1.0),
         (250, 1.0),
+        (None, 1.0),  # Without a runner.
     ],
 )
 def test_ramp_up(monkeypatch, epoch, expected):
     hub = MessageHub.get_instance(f'ramp-up-{epoch}')
-    hub.update_info('max_iters', 300 * 7)
-    hub.update_info('iter', epoch * 7)
+    if epoch is not None:
+        hub.update_info('max_iters', 300 * 7)
+        hub.update_info('iter', epoch * 7)
     monkeypatch.setattr(MessageHub, 'get_current_instance', classmethod(lambda cls: hub))
     images, samples = batch()
     key = 'distill.loss_online_kd'
@@ -339,17 +336,6 @@ def test_ramp_up(monkeypatch, epoch, expected):
     )
     torch.testing.assert_close(ramped[key], expected * plain[key])
     torch.testing.assert_close(ramped['ensemble.loss'], plain['ensemble.loss'])
-
-
-def test_ramp_up_without_a_runner(monkeypatch):
-    """As in a dry run: the whole weight."""
-    hub = MessageHub.get_instance('ramp-up-without-a-runner')
-    monkeypatch.setattr(MessageHub, 'get_current_instance', classmethod(lambda cls: hub))
-    plain, ramped = (build(ramp_up=r).train()(*batch(), mode='loss') for r in (0, 0.5))
-    assert torch.equal(plain['distill.loss_online_kd'], ramped['distill.loss_online_kd'])
-
-
-# --- prediction ------------------------------------------------------------
 
 
 def test_predictions():
@@ -377,12 +363,11 @@ def test_predictions():
             assert model(images[:1], samples[:1], mode='loss')['ensemble.loss'] > 0
 
 
-# --- weights ---------------------------------------------------------------
-
-
 def test_branches_start_with_weights_of_their_own():
     torch.manual_seed(0)
-    model = MODELS.build(config())
+    cfg = config()
+    model = MODELS.build(cfg)
+    assert cfg == config()
     nets = (model.architecture, *model.branches)
     weights = [one.backbone.layer3[0].conv1.weight for one in nets]
     built = [one.detach().clone() for one in weights]
@@ -396,16 +381,6 @@ def test_branches_start_with_weights_of_their_own():
     # By the backbone's init_cfg, fan-out: sqrt(2 / (16 * 9)).
     for one in weights:
         assert float(one.detach().std()) == pytest.approx(0.118, rel=0.15)
-
-
-def test_state_dict_round_trip():
-    model, other = build(seed=0).train(), build(seed=1).train()
-    images, samples = batch()
-    model(images, samples, mode='loss')  # statistics are state too
-    other.load_state_dict(model.state_dict())
-    for predict_with in ('branch', 'ensemble'):
-        model.predict_with = other.predict_with = predict_with
-        assert torch.equal(model.eval()(images), other.eval()(images))
 
 
 def test_keys_of_checkpoints():
@@ -423,80 +398,9 @@ def test_keys_of_checkpoints():
     ]
     with pytest.raises(
         ValueError,
-        match='no weights under "architecture.", so it is '
-        'not one of a distillation; test it with the config of the plain',
+        match='no weights under "architecture.".*; test it with the config of the plain',
     ):
         model.load_state_dict(model.architecture.state_dict())
-
-
-def test_a_copy_is_independent():
-    """EMAHook and deep copies: nothing of the first model is shared."""
-    model = build(predict_with='ensemble').eval()
-    images, _ = batch()
-    before = model(images)
-    other = copy.deepcopy(model)
-    with torch.no_grad():
-        for parameter in other.parameters():
-            parameter.zero_()
-    assert torch.equal(model(images), before)
-    assert not other(images).any()
-
-
-def test_export_of_the_student(tmp_path):
-    model = build().eval()
-    path = tmp_path / 'epoch_1.pth'
-    torch.save(dict(state_dict=model.state_dict(), meta={}), path)
-    cfg = Config(dict(default_scope='mmpretrain', model=config()))
-    published = publish_student(path, tmp_path / 'student.pth', cfg)
-    plain = MODELS.build(net())
-    plain.load_state_dict(small_runs.load(published)['state_dict'])
-    images, _ = batch()
-    assert torch.equal(plain.eval()(images), model(images))
-
-
-# --- training --------------------------------------------------------------
-
-
-def training(work_dir, **changes):
-    return small_runs.build(
-        work_dir,
-        model=dict(
-            _delete_=True,
-            type=TYPE,
-            architecture=small_runs.net(6, dropout=0.2),
-            branch_from='backbone.bn',
-            ramp_up=1.0,
-            input_shape=(3, 8, 8),
-        ),
-        custom_hooks=[],
-        **changes,
-    )
-
-
-def test_a_resumed_training_equals_a_whole_one(tmp_path):
-    epochs = dict(train_cfg__max_epochs=2)
-    whole = training(tmp_path / 'whole', **epochs)
-    whole.train()
-    log = small_runs.scalars(tmp_path / 'whole')
-    steps = [line for line in log if 'ensemble.loss' in line]
-    assert len(steps) == 2 * small_runs.STEPS
-    assert {'student.accuracy', 'ensemble.accuracy'} <= set(steps[0])
-    assert any('accuracy/top1' in line for line in log)
-
-    resumed = training(
-        tmp_path / 'resumed',
-        resume=True,
-        load_from=str(tmp_path / 'whole' / 'epoch_1.pth'),
-        **epochs,
-    )
-    resumed.train()
-    assert len(small_runs.scalars(tmp_path / 'resumed')) < len(log)
-    expected = whole.model.state_dict()
-    for key, value in resumed.model.state_dict().items():
-        assert torch.equal(value, expected[key]), key
-
-
-# --- errors ----------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -510,51 +414,28 @@ def test_a_resumed_training_equals_a_whole_one(tmp_path):
         (dict(branch_weight=-1), 'branch_weight is -1, expected a number that is not negative'),
         (dict(ensemble_weight=float('nan')), 'ensemble_weight is nan'),
         (dict(kl_weight=float('inf')), 'kl_weight is inf'),
-        (
-            dict(ramp_up=80),
-            r'ramp_up is 80, expected a fraction of the training '
-            r'in \[0, 1\]',
-        ),
+        (dict(ramp_up=80), r'ramp_up is 80, expected a fraction of the training in \[0, 1\]'),
         (dict(ramp_up=-0.1), 'ramp_up is -0.1'),
         (dict(predict_with='both'), "predict_with is 'both', expected 'branch' or 'ensemble'"),
-        (
-            dict(branch_from='layer3'),
-            'is not a stage of the architecture; expected one of .*backbone.layer3',
-        ),
         (dict(input_shape=(1, 8, 8)), r'input_shape=\(1, 8, 8\) does not go'),
         (dict(architecture={**net(), 'head': None}), 'architecture.head has no loss_module'),
+        (dict(architecture=None), 'architecture is NoneType, expected the config of a network'),
+        (dict(tau='3'), "tau is '3', expected a number"),
+        (dict(kl_weight='3'), "kl_weight is '3', expected a number"),
+        (dict(ramp_up='3'), "ramp_up is '3', expected a number"),
     ],
 )
 def test_wrong_arguments(changes, message):
-    with pytest.raises(ValueError, match=message):
+    of_another_type = "'3'" in message or 'NoneType' in message
+    with pytest.raises(TypeError if of_another_type else ValueError, match=message):
         MODELS.build(config(**changes))
-
-
-def test_arguments_of_another_type():
-    with pytest.raises(
-        TypeError,
-        match='architecture is ImageClassifier, expected the '
-        'config of a network: each branch is built from it',
-    ):
-        MODELS.build(config(architecture=MODELS.build(net())))
-    for name in ('tau', 'kl_weight', 'ramp_up'):
-        with pytest.raises(TypeError, match=f"{name} is '3', expected a number"):
-            MODELS.build(config(**{name: '3'}))
-
-
-def test_the_config_is_not_changed():
-    cfg = config()
-    before = copy.deepcopy(cfg)
-    MODELS.build(cfg)
-    assert cfg == before
 
 
 def test_batches_that_cannot_be_trained_on():
     model = build().train()
     with pytest.raises(
         ValueError,
-        match='has 1 sample; the batch norm of the '
-        'gate needs 2. Set train_dataloader.drop_last=True',
+        match='has 1 sample; the batch norm of the gate needs 2. Set train_dataloader.drop_last',
     ):
         model(*batch(1), mode='loss')
     for samples in (None, [], [DataSample()] * 6):

@@ -1,6 +1,7 @@
 """Every network of the CIFAR tables against numbers of the original code."""
 
 import copy
+import functools
 
 import pytest
 import torch
@@ -23,16 +24,20 @@ from tests.repdistiller import (
 STEMS = {'CIFARWideResNet': 'conv1', 'CIFARMobileNetV2': 'conv1'}
 
 
+_family = functools.cache(classifier)
+
+
 @pytest.fixture(scope='module', params=NAMES)
 def net(request):
     """A network with the original's weights that returns all stages; tests share it."""
-    return request.param, classifier(request.param)
+    name = request.param
+    return name, _family(name) if name in FAMILIES else classifier(name)
 
 
 @pytest.fixture(scope='module', params=FAMILIES)
 def family(request):
     """The same, one network of each kind; tests that train copy it."""
-    return request.param, classifier(request.param)
+    return request.param, _family(request.param)
 
 
 def test_all_networks_are_there():
@@ -155,23 +160,18 @@ def test_initial_weights(name):
     for layer in convolutions:
         size = layer.kernel_size[0] ** 2
         if name.startswith('Shuffle'):  # torch: uniform by fan-in
-            fan_in = layer.in_channels // layer.groups * size
-            expected = (1 / (3 * fan_in)) ** 0.5
+            expected = (layer.groups / (3 * layer.in_channels * size)) ** 0.5
         else:
             expected = (2 / (layer.out_channels * size)) ** 0.5
         assert layer.weight.std().item() == pytest.approx(expected, rel=0.06)
         assert layer.weight.mean().item() == pytest.approx(0, abs=expected / 15)
-        assert layer.bias is None or name.startswith('vgg')
-        if layer.bias is not None:
-            assert (layer.bias == 0).all()
+        assert (layer.bias is not None) == name.startswith('vgg')
+        assert layer.bias is None or (layer.bias == 0).all()
     for layer in model.modules():
         if isinstance(layer, torch.nn.BatchNorm2d):
             assert (layer.weight == 1).all() and (layer.bias == 0).all()
     weight = model.head.fc.weight
-    if name in ('vgg8', 'MobileNetV2'):
-        expected = 0.01
-    else:
-        expected = (1 / (3 * weight.shape[1])) ** 0.5
+    expected = 0.01 if name in ('vgg8', 'MobileNetV2') else (1 / (3 * weight.shape[1])) ** 0.5
     assert weight.std().item() == pytest.approx(expected, rel=0.05)
 
 
@@ -209,5 +209,5 @@ def test_bad_names_are_refused():
         find_cifar_name('resnet9')
     with pytest.raises(ValueError, match="'xyz' .* there are resnet8"):
         find_cifar_name('xyz')
-    with pytest.raises(ValueError, match='num_classes must be a positive int'):
+    with pytest.raises(ValueError, match='num_classes is 0, expected at least 1'):
         build_cifar_classifier_cfg('resnet8', 0)

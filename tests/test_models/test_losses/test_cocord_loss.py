@@ -8,7 +8,6 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from crd_plugin.registry import MODELS
 from tests.cocord import SIZES
@@ -85,6 +84,14 @@ def test_value_and_gradient_equal_the_formula(t_channels):
         torch.testing.assert_close(a, b)
 
 
+def test_zero_query_passes_a_gradient_of_ordinary_size():
+    loss, feats = build(), features()
+    for parameter in loss.projector[3].parameters():
+        parameter.data.zero_()
+    loss(**feats).backward()
+    assert 0 < loss.projector[3].weight.grad.abs().max() < 1e4
+
+
 def test_every_setting_counts():
     feats = features()
     loss = build()
@@ -106,17 +113,6 @@ def test_every_setting_counts():
     assert shapes == [(3, 5), (5, 3)] + 3 * [(7, 6), (5, 7)]
 
 
-def test_published_settings_are_the_defaults():
-    loss = MODELS.build(dict(type='crd_plugin.CoCoRDLoss'))
-    assert loss.queue.keys.shape == (2048, 2048)
-    assert (loss.hidden_dim, loss.predictor[0].out_features) == (2048, 512)
-    assert (loss.temperature, loss.slow_momentum, loss.teacher_momentum) == (0.1, 0.9, 0.999)
-    assert (loss.contrast_weight, loss.prediction_weight, loss.loss_weight) == (1, 4, 1)
-
-
-# --- what a forward pass changes -------------------------------------------
-
-
 def test_forward_changes_neither_queue_nor_averages():
     loss = build()
     before = copy.deepcopy(loss.state_dict())
@@ -131,21 +127,6 @@ def test_evaluation_stages_nothing():
     values = [loss(**features()) for _ in range(2)]
     assert torch.equal(*values) and loss.queue.pending is None
     assert loss(**features(batch=1)) > 0  # running statistics suffice
-
-
-def test_order_of_the_slow_students_views_shows_in_its_statistics():
-    """The second view goes first, as in the public code."""
-    loss, feats = build(), features()
-    expected = copy.deepcopy(loss.slow_projector)
-    for name in ('slow_feats_2', 'slow_feats'):
-        expected(feats[name])
-    loss(**feats)
-    for name in ('running_mean', 'running_var'):
-        found = getattr(loss.slow_projector[1], name)
-        torch.testing.assert_close(found, getattr(expected[1], name))
-
-
-# --- averages --------------------------------------------------------------
 
 
 def test_averages_follow_what_is_trained():
@@ -167,27 +148,17 @@ def test_averages_follow_what_is_trained():
             assert torch.equal(a, b) and b.requires_grad
 
 
-def test_averages_start_as_copies():
+def test_connector_is_there_only_for_different_widths():
+    assert not any('connector' in key for key in build().state_dict())
     loss = MODELS.build(dict(type='crd_plugin.CoCoRDLoss', s_channels=6, t_channels=9, **SIZES))
+    assert loss.connector.weight.shape == (9, 6)
+    # Averages start as copies.
     for average, source in AVERAGES.items():
         own, other = (getattr(loss, name).state_dict() for name in (average, source))
         assert own and set(own) == set(other)
         for key, value in own.items():
             assert torch.equal(value, other[key])
             assert value.data_ptr() != other[key].data_ptr()
-
-
-# --- widths ----------------------------------------------------------------
-
-
-def test_connector_is_there_only_for_different_widths():
-    assert not any('connector' in key for key in build().state_dict())
-    loss = build(t_channels=9)
-    assert isinstance(loss.connector, nn.Linear)
-    assert loss.connector.weight.shape == (9, 6)
-    # All that the teacher's feature goes through follows the student's.
-    for a, b in zip(loss.teacher_projector.parameters(), loss.projector.parameters()):
-        assert a.shape == b.shape
 
 
 @pytest.mark.parametrize('given', [(None, None), (6, None), (None, 9)])
@@ -200,9 +171,6 @@ def test_widths_are_inferred(given):
     assert not loss.needs_width
     assert (loss.s_channels, loss.t_channels) == (6, 9)
     assert loss.double()(**features(6, 9)) > 0
-
-
-# --- input -----------------------------------------------------------------
 
 
 def test_feature_in_a_tuple_of_one():
@@ -218,18 +186,15 @@ def test_feature_in_a_tuple_of_one():
         ('t_feats', lambda x: x[:, :4], 'set t_channels=4'),
         ('t_feats', lambda x: x[:, :, None, None], 'the pooled feature; record the neck'),
         ('s_feats', lambda x: (x, x), 's_feats is a sequence of 2 tensors'),
+        (None, None, 'set train_dataloader.drop_last'),
     ],
 )
 def test_bad_features(name, change, message):
-    feats = features()
-    feats[name] = change(feats[name])
+    feats = features(batch=5 if name else 1)
+    if name:
+        feats[name] = change(feats[name])
     with pytest.raises(ValueError, match=message):
         build()(**feats)
-
-
-def test_batch_of_one_image():
-    with pytest.raises(ValueError, match='set train_dataloader.drop_last'):
-        build()(**features(batch=1))
 
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
@@ -247,9 +212,6 @@ def test_mixed_precision(dtype):
     half = {key: x.to(dtype) for key, x in feats.items()}
     value, expected = others[1](**half), others[2](**{key: x.float() for key, x in half.items()})
     assert value.dtype == torch.float32 and torch.equal(value, expected)
-
-
-# --- arguments -------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -83,9 +83,13 @@ def test_one_map_per_stage(name, pre_activation):
     assert torch.equal(recorder.get_record_data(data_idx=-1), maps[-1])
 
 
-def test_without_stem_and_fewer_stages():
-    net = net_of('wrn_16_1', StageOutputsRecorder('backbone'), out_indices=(1,))
-    record, output = record_of(net, torch.randn(1, 3, 32, 32))
+def test_without_stem_and_fewer_stages_in_a_distillers_manager():
+    manager = RecorderManager(dict(stages=dict(type='crd_plugin.StageOutputs', source='backbone')))
+    net = net_of('wrn_16_1', out_indices=(1,))
+    manager.initialize(net)
+    with manager, torch.no_grad():
+        output = net(torch.randn(1, 3, 32, 32))
+    record = manager.get_recorder('stages').get_record_data()
     assert len(record) == 1 and len(output) == 2
     assert record[0] is output[0]
 
@@ -105,16 +109,6 @@ def test_each_call_is_a_record():
     assert torch.equal(record[0], stem)
 
 
-def test_in_a_distillers_manager():
-    manager = RecorderManager(dict(stages=dict(type='crd_plugin.StageOutputs', source='backbone')))
-    net = net_of('resnet8', out_indices=(0, 2))
-    manager.initialize(net)
-    with manager, torch.no_grad():
-        net(torch.randn(1, 3, 32, 32))
-    record = manager.get_recorder('stages').get_record_data()
-    assert [x.size(1) for x in record] == [16, 64]
-
-
 def test_a_copied_model():
     check_copies(StageOutputsRecorder('backbone', stem=True))
 
@@ -123,8 +117,6 @@ def test_errors():
     net = net_of('resnet8')
     with pytest.raises(ValueError, match="source='trunk' is not a module"):
         StageOutputsRecorder('trunk').initialize(net)
-    with pytest.raises(ValueError, match='not a module of the NoneType'):
-        StageOutputsRecorder('backbone').initialize(None)
     with pytest.raises(ValueError, match='attribute stem_name'):
         Net(nn.Conv2d(3, 4, 1), StageOutputsRecorder('backbone', stem=True))
     with pytest.raises(TypeError, match='Conv2d returns Tensor'):

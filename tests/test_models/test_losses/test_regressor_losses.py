@@ -1,0 +1,337 @@
+"""ABLoss, FitNetLoss, FTLoss and VIDLoss against the published numbers and plain loops."""
+
+import math
+
+import pytest
+import torch
+from mmrazor.models.losses import ABLoss as RazorABLoss
+from torch import nn
+
+from crd_plugin.models.losses import ABLoss, FitNetLoss, FTLoss, VIDLoss
+from crd_plugin.models.losses.ft_loss import factor_loss
+from tests import golden, method_cases
+
+S_SHAPES, T_SHAPES = [(3, 4, 4), (4, 2, 2)], [(3, 4, 4), (6, 2, 2)]
+HINTS = ['zoo_hint_same', 'zoo_hint_down', 'zoo_hint_up', 'zoo_hint_shrink']
+VIDS = ['zoo_vid', 'zoo_vid_pool_s', 'zoo_vid_pool_t']
+
+
+def maps(shapes, batch=2, **kwargs):
+    """Random maps of some shapes (C, H, W)."""
+    return method_cases.random_maps(*((batch, *shape) for shape in shapes), **kwargs)
+
+
+def published_ab(case):
+    """A loss with the connectors of the golden case."""
+    shapes = [[tuple(case[f'{side}{i}'].shape[1:]) for i in range(3)] for side in 'st']
+    loss = ABLoss(*shapes, margin=float(case['margin']))
+    method_cases.load_parameters(loss.connectors, case, 'connector.connectors')
+    return loss
+
+
+def published_fitnet(case):
+    """A loss with the regressor of a case."""
+    loss = FitNetLoss(*(tuple(case[side].shape[1:]) for side in ('s0', 't0')))
+    method_cases.load_parameters(loss.regressor, case, 'regress')
+    return loss
+
+
+def published_ft(case):
+    """A loss with the networks of the golden case."""
+    loss = FTLoss(8, 16, float(case['k']), int(case['p1']), int(case['p2']))
+    for name in ('paraphraser', 'translator'):
+        method_cases.load_parameters(getattr(loss, name), case, name)
+    return loss
+
+
+@pytest.mark.parametrize('dtype', method_cases.DTYPES)
+def test_published_ab(dtype):
+    case = golden.load('zoo_ab')
+    loss = published_ab(case)
+    method_cases.check(loss, case, dtype, by_layer=False)
+    method_cases.check_parameters(loss.connectors, case, 'connector.connectors')
+
+
+@pytest.mark.parametrize('dtype', method_cases.DTYPES)
+@pytest.mark.parametrize('name', HINTS)
+def test_published_fitnet(name, dtype):
+    case = golden.load(name)
+    loss = published_fitnet(case)
+    method_cases.check(loss, case, dtype, one=True)
+    method_cases.check_parameters(loss.regressor, case, 'regress')
+
+
+@pytest.mark.parametrize('dtype', method_cases.DTYPES)
+def test_published_ft(dtype):
+    case = golden.load('zoo_ft')
+    loss = published_ft(case)
+    method_cases.check(loss, case, dtype, one=True)
+    method_cases.check_parameters(loss.translator, case, 'translator')
+    assert all(p.grad is None for p in loss.paraphraser.parameters())
+
+
+@pytest.mark.parametrize('dtype', method_cases.DTYPES)
+@pytest.mark.parametrize('name', ['zoo_ft_pool', 'zoo_ft_p2'])
+def test_published_factors_without_networks(name, dtype):
+    case = golden.load(name)
+    powers = int(case['p1']), int(case['p2'])
+    method_cases.check(lambda s, t: factor_loss(s, t, *powers), case, dtype, one=True)
+
+
+@pytest.mark.parametrize('dtype', method_cases.DTYPES)
+@pytest.mark.parametrize('name', VIDS)
+def test_published_vid(name, dtype):
+    case = golden.load(name)
+    loss = VIDLoss(case['s0'].size(1), case['t0'].size(1))
+    torch.testing.assert_close(loss.layers[0].log_scale.detach(), case['default_log_scale'])
+    method_cases.load_parameters(loss.layers[0], case, 'vid')
+    method_cases.check(loss, case, dtype, one=True)
+    method_cases.check_parameters(loss.layers[0], case, 'vid')
+
+
+def test_ab_layers_with_and_without_a_connector():
+    case = golden.load('zoo_ab')
+    loss = published_ab(case)
+    assert isinstance(loss.connectors[0], nn.Identity)
+    student, teacher = method_cases.features(case, torch.float32)
+    for i, (connector, s, t) in enumerate(zip(loss.connectors, student, teacher)):
+        connected = connector(s)
+        golden.assert_value(connected, case[f'connected_{i}'])
+        # What mmrazor has lacks the weight of the layer alone.
+        razor = RazorABLoss(margin=1.0)(connected, t)
+        golden.assert_value(razor * case['w'][i].float(), case[f'loss_{i}'])
+
+
+def test_published_factors_and_reconstruction():
+    case = golden.load('zoo_ft')
+    loss = published_ft(case)
+    golden.assert_value(loss.translator(case['s0']), case['factor_s'])
+    golden.assert_value(loss.paraphraser.encoder(case['t0']), case['factor_t'])
+    golden.assert_value(loss.paraphraser(case['t0']), case['reconstruction'])
+    golden.assert_value(loss.reconstruction(case['t0']), case['paraphraser_loss'])
+
+
+@pytest.mark.parametrize('margin', [1.0, 0.3])
+def test_ab_against_a_loop(margin):
+    shapes = [(1, 2, 2), (2, 1, 1)]
+    loss = ABLoss(shapes, shapes, margin=margin).double()
+    student, teacher = maps(shapes, 3), maps(shapes, 3, seed=1)
+    with torch.no_grad():  # the edges, too
+        student[0][0, 0, 0, 0], student[0][0, 0, 0, 1] = margin, -margin
+        teacher[0][0, 0, 0, 1] = 0.0
+
+    def loop(s_feats, t_feats):
+        total = 0.0
+        for i, (s_map, t_map) in enumerate(zip(s_feats, t_feats)):
+            for s, t in zip(s_map.flatten(), t_map.flatten()):
+                if t <= 0 and s > -margin:
+                    total = total + (s + margin) ** 2 * 2.0 ** (i - 1)
+                elif t > 0 and s <= margin:
+                    total = total + (s - margin) ** 2 * 2.0 ** (i - 1)
+        return total / 3 * 3 / 1000
+
+    method_cases.check_against_loop(loss, loop, student, teacher)
+
+
+def test_fitnet_against_a_loop():
+    torch.manual_seed(0)
+    loss = FitNetLoss((2, 2, 2), (4, 2, 2)).double()
+
+    def loop(s, t):
+        weight, bias = loss.regressor.conv.weight, loss.regressor.conv.bias
+        total = 0.0
+        for c in range(4):
+            raw = [
+                sum(weight[c, k, 0, 0] * s[0][b, k, i, j] for k in range(2)) + bias[c]
+                for b in range(3)
+                for i in range(2)
+                for j in range(2)
+            ]
+            mean = sum(raw) / 12
+            var = sum((x - mean) ** 2 for x in raw) / 12
+            for x, y in zip(raw, t[0][:, c].flatten()):
+                x = ((x - mean) / (var + 1e-5).sqrt()).clamp(min=0)
+                total = total + (x - y) ** 2
+        return total / (3 * 4 * 2 * 2)
+
+    pair = method_cases.random_pair([(3, 2, 2, 2)], [(3, 4, 2, 2)])
+    method_cases.check_against_loop(loss, loop, *pair)
+
+
+def ft_pair(dtype=torch.float64):
+    """Maps of a student of three and a teacher of six channels."""
+    return method_cases.random_maps((2, 3, 4, 4), (2, 6, 4, 4), dtype=dtype)
+
+
+@pytest.mark.parametrize('p1, p2', [(2, 1), (1, 2), (3, 1.5)])
+def test_ft_against_a_loop(p1, p2):
+    torch.manual_seed(0)
+    loss = FTLoss(3, 6, p1=p1, p2=p2).double().eval()
+    student, teacher = ft_pair()
+
+    def attention(factor):
+        rows = []
+        for sample in factor:
+            row = [
+                sum(sample[c, i, j].abs() ** p1 for c in range(3)) / 3
+                for i in range(4)
+                for j in range(4)
+            ]
+            norm = sum(x**2 for x in row) ** 0.5
+            rows += [x / norm for x in row]
+        return rows
+
+    def loop(s_feats, t_feats):
+        q_s = attention(loss.translator(s_feats[0]))
+        q_t = attention(loss.paraphraser.encoder(t_feats[0]))
+        return sum((a - b).abs() ** p2 for a, b in zip(q_s, q_t)) / len(q_s)
+
+    method_cases.check_against_loop(loss, loop, [student], [teacher])
+
+
+def vid_maps(dtype=torch.float64):
+    """Two layers; the second student map is higher."""
+    shapes = [(2, 3, 2, 2), (2, 2, 4, 4)], [(2, 2, 2, 2), (2, 3, 2, 2)]
+    return method_cases.random_pair(*shapes, dtype)
+
+
+def build_vid(**kwargs):
+    """A loss for them."""
+    torch.manual_seed(0)
+    return VIDLoss([3, 2], [2, 3], **kwargs)
+
+
+def test_vid_against_a_loop():
+    loss = build_vid(init_variance=0.3, eps=0.01).double()
+
+    def regress(layer, pixel):
+        for i in (0, 2, 4):
+            weight = layer.regressor[i].weight[:, :, 0, 0]
+            pixel = [(row * torch.stack(pixel)).sum() for row in weight]
+            if i < 4:
+                pixel = [x.clamp(min=0) for x in pixel]
+        return pixel
+
+    def loop(student, teacher):
+        total = 0.0
+        for layer, s, t in zip(loss.layers, student, teacher):
+            s = method_cases.halved(s) if s.size(2) == 4 else s
+            terms = []
+            for b in range(2):
+                for i in range(2):
+                    for j in range(2):
+                        mean = regress(layer, list(s[b, :, i, j]))
+                        for c, mu in enumerate(mean):
+                            v = (1 + layer.log_scale[c].exp()).log() + 0.01
+                            terms.append(0.5 * ((mu - t[b, c, i, j]) ** 2 / v + v.log()))
+            total = total + sum(terms) / len(terms)
+        return total
+
+    method_cases.check_against_loop(loss, loop, *vid_maps())
+    assert all(p.grad.abs().max() > 0 for p in loss.parameters())
+
+
+@pytest.mark.parametrize('variance, eps', [(5.0, 1e-5), (0.5, 0.1), (2000.0, 1.0)])
+def test_first_variance_of_vid(variance, eps):
+    student, teacher = vid_maps()
+    loss = build_vid(init_variance=variance, eps=eps).double()
+    for parameter in loss.parameters():
+        if parameter.dim() > 1:
+            parameter.data.zero_()  # The regressors predict zero.
+    expected = sum(0.5 * (t.square().mean() / variance + math.log(variance)) for t in teacher)
+    torch.testing.assert_close(loss(student, teacher), expected, rtol=1e-6, atol=0)
+
+
+def test_reconstruction_trains_the_paraphraser_alone():
+    torch.manual_seed(0)
+    student, teacher = ft_pair()
+    loss = FTLoss(3, 6, loss_weight=200).double()
+    value = loss.reconstruction(teacher)
+    value.backward()
+    assert teacher.grad is None
+    assert all(p.grad is None for p in loss.translator.parameters())
+    for name, parameter in loss.paraphraser.named_parameters():
+        assert parameter.grad.abs().sum() > 0, name
+    # Neither of the weights is the other's.
+    doubled = FTLoss(3, 6, reconstruction_weight=2.0).double()
+    doubled.load_state_dict(loss.state_dict())
+    torch.testing.assert_close(doubled.reconstruction(teacher), 2 * value)
+    torch.testing.assert_close(loss(student, teacher), 200 * doubled(student, teacher))
+
+
+def test_sums_are_in_full_precision():
+    """Without a connector nothing but AB's sum is computed, and it is beyond float16."""
+    torch.manual_seed(0)
+    halves = [[(x * 300).half() for x in maps([(3, 16, 16)], 4, seed=i)] for i in (0, 1)]
+    ab, ft, large = ABLoss(*[[(3, 16, 16)]] * 2), FTLoss(3, 6), ft_pair()[1].float() * 1e4
+    with torch.autocast('cpu', torch.float16):
+        boundary = ab(*halves)
+    with torch.autocast('cpu', torch.bfloat16):
+        reconstruction = ft.reconstruction(large)
+    assert boundary.dtype == reconstruction.dtype == torch.float32
+    torch.testing.assert_close(boundary, ab(*[[x.float() for x in side] for side in halves]))
+    torch.testing.assert_close(reconstruction, ft.reconstruction(large), rtol=0.02, atol=0)
+
+
+def test_sizes_are_inferred():
+    student, teacher = method_cases.random_maps((2, 3, 4, 4), (2, 5, 8, 8))
+    loss = FitNetLoss(t_shape=[5, 8, 8])
+    loss.infer_width(s_feats=student, t_feats=teacher)
+    assert loss.sizes == dict(s_shape=((3, 4, 4),), t_shape=((5, 8, 8),))
+    assert isinstance(loss.regressor.conv, nn.ConvTranspose2d)
+    assert 'regressor.conv.weight' in loss.state_dict()
+    assert list(ABLoss(S_SHAPES, T_SHAPES).state_dict())[0] == 'connectors.1.conv.weight'
+
+    student, teacher = ft_pair()
+    loss = FTLoss(rate=0.4, t_channels=[6])
+    loss.infer_width(s_feats=student, t_feats=teacher)
+    # Two of six channels.
+    assert loss.translator(student.float()).shape == (2, 2, 4, 4)
+    assert loss.paraphraser.encoder(teacher.float()).shape == (2, 2, 4, 4)
+    assert loss.paraphraser(teacher.float()).shape == teacher.shape
+
+    loss = VIDLoss(t_channels=[2, 3])
+    loss.infer_width(*vid_maps())
+    assert [layer.regressor[0].weight.shape[:2] for layer in loss.layers] == [(2, 3), (3, 2)]
+    assert set(loss.state_dict()) == set(build_vid().state_dict())
+
+
+def test_maps_of_another_size():
+    """Images larger than those that the shapes were inferred with."""
+    larger = [[(c, 2 * h, 2 * w) for c, h, w in side] for side in (S_SHAPES, T_SHAPES)]
+    assert ABLoss(S_SHAPES, T_SHAPES).double()(maps(larger[0]), maps(larger[1])) > 0
+    s, t = method_cases.random_maps((2, 3, 6, 6), (2, 5, 3, 3), dtype=torch.float32)
+    assert FitNetLoss((3, 4, 4), (5, 2, 2))(s, t) > 0
+    # A kernel without padding belongs to one difference.
+    with pytest.raises(ValueError, match='6, 6.* and .*1, 1.*input_shape'):
+        FitNetLoss((3, 5, 5), (5, 2, 2))(s, t[..., :1, :1])
+
+
+AB, FITNET = ABLoss(S_SHAPES, T_SHAPES), FitNetLoss(S_SHAPES[1], T_SHAPES[1])
+FT, VID = FTLoss(4, 6), VIDLoss([3, 4], [3, 6])
+STUDENT, TEACHER = maps(S_SHAPES), maps(T_SHAPES)
+UNFIT = [
+    (AB, STUDENT[:1], TEACHER[:1], 'made for.*model.input_shape'),
+    (AB, TEACHER, TEACHER, 'made for.*model.input_shape'),
+    (AB, STUDENT, STUDENT, 'made for.*model.input_shape'),
+    (FITNET, STUDENT, TEACHER, '2 layers, FitNetLoss takes one'),
+    (FITNET, TEACHER[1], TEACHER[1], 'made for.*model.input_shape'),
+    (FITNET, STUDENT[1], STUDENT[1], 'made for.*model.input_shape'),
+    (FT, STUDENT, TEACHER, '2 layers, FTLoss takes one'),
+    (FT, TEACHER[1], TEACHER[1], 's_channels is 4, but .* have 6'),
+    (VID, STUDENT, STUDENT, r't_channels is \(3, 6\), but'),
+    (VID, STUDENT[0], TEACHER[0], r's_channels is \(3, 4\), but .* 3'),
+]
+
+
+@pytest.mark.parametrize('loss, student, teacher, text', UNFIT)
+def test_features_that_do_not_fit(loss, student, teacher, text):
+    with pytest.raises(ValueError, match=text):
+        loss(student, teacher)
+
+
+def test_maps_that_cannot_be_reconstructed():
+    with pytest.raises(ValueError, match='s_channels and t_channels of FTLoss are not known'):
+        FTLoss().reconstruction(TEACHER[1])
+    with pytest.raises(ValueError, match='t_channels is 6, but .* have 4'):
+        FT.reconstruction(STUDENT[1])

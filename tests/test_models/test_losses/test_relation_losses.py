@@ -1,0 +1,206 @@
+"""CCLoss, PKTLoss, RKDLoss and SPLoss against the published numbers and plain loops."""
+
+import pytest
+import torch
+from mmrazor.models.losses import AngleWiseRKD, DistanceWiseRKD
+
+from crd_plugin.models.losses import CCLoss, PKTLoss, RKDLoss, SPLoss
+from tests import golden, method_cases
+
+RKD_CASES = {
+    'zoo_rkd': {},
+    'zoo_rkd_distance_only': dict(distance_weight=1.0, angle_weight=0.0),
+    'zoo_rkd_angle_only': dict(distance_weight=0.0, angle_weight=1.0),
+}
+
+
+def vectors(dtype=torch.float64):
+    """Four samples of widths 3 and 5."""
+    return method_cases.random_pair([(4, 3)], [(4, 5)], dtype)
+
+
+def maps():
+    """Two layers of four samples; sizes need not agree."""
+    return method_cases.random_pair([(4, 3, 3, 3), (4, 2, 1, 1)], [(4, 5, 2, 2), (4, 2, 2, 1)])
+
+
+def build_cc(**kwargs):
+    """A CCLoss for the vectors."""
+    torch.manual_seed(0)
+    return CCLoss(3, 5, **kwargs)
+
+
+@pytest.mark.parametrize('dtype', method_cases.DTYPES)
+def test_published_cc(dtype):
+    case = golden.load('zoo_cc')
+    loss = CCLoss(24, 40, embed_dim=16)
+    for side in ('embed_s', 'embed_t'):
+        method_cases.load_parameters(getattr(loss, side), case, f'{side}.linear')
+    method_cases.check(loss, case, dtype, one=True)
+    for side in ('embed_s', 'embed_t'):
+        method_cases.check_parameters(getattr(loss, side), case, f'{side}.linear')
+    golden.assert_value(loss.embed_s(case['s0'].to(dtype)).float(), case['emb_s'])
+    golden.assert_value(loss.embed_t(case['t0'].to(dtype)).float(), case['emb_t'])
+
+
+@pytest.mark.parametrize('dtype', method_cases.DTYPES)
+def test_published_pkt_and_sp(dtype):
+    method_cases.check(PKTLoss(), golden.load('zoo_pkt'), dtype, one=True)
+    method_cases.check(SPLoss(), golden.load('zoo_sp'), dtype)
+
+
+@pytest.mark.parametrize('dtype', method_cases.DTYPES)
+@pytest.mark.parametrize('name', RKD_CASES)
+def test_published_rkd(name, dtype):
+    case = golden.load(name)
+    loss = RKDLoss(**RKD_CASES[name])
+    assert (loss.distance_weight, loss.angle_weight) == (case['w_d'], case['w_a'])
+    method_cases.check(loss, case, dtype, one=True)
+
+
+def test_cc_against_a_loop():
+    loss = build_cc(embed_dim=3).double()
+
+    def loop(student, teacher):
+        s, t = loss.embed_s(student[0]), loss.embed_t(teacher[0])
+        total = 0.0
+        for i in range(3):
+            for k in range(3):
+                total = total + abs(s[i, k] - t[i, k]) * abs(s[i + 1, k] - t[i + 1, k])
+        return total / 3
+
+    method_cases.check_against_loop(loss, loop, *vectors())
+    assert all(p.grad.abs().max() > 0 for p in loss.parameters())
+
+
+def test_pkt_against_a_loop():
+
+    def neighbours(x):
+        units = [row / ((row**2).sum().sqrt() + 1e-7) for row in x]
+        rows = [[((a * b).sum() + 1) / 2 for b in units] for a in units]
+        return [k / sum(row) for row in rows for k in row]
+
+    def loop(student, teacher):
+        pairs = zip(neighbours(student[0]), neighbours(teacher[0]))
+        return sum(t * ((t + 1e-7) / (s + 1e-7)).log() for s, t in pairs) / 16
+
+    method_cases.check_against_loop(PKTLoss(), loop, *vectors())
+
+
+def test_rkd_against_a_loop():
+
+    def smooth_l1(x, y):
+        gap = abs(x - y)
+        return gap**2 / 2 if gap < 1 else gap - 0.5
+
+    def distances(x):
+        zero = torch.zeros((), dtype=x.dtype)
+        d = [
+            zero if i == j else ((x[i] - x[j]) ** 2).sum().sqrt()
+            for i in range(len(x))
+            for j in range(len(x))
+        ]
+        return [value * len(x) * (len(x) - 1) / sum(d) for value in d]
+
+    def angles(x):
+        values = []
+        for i in range(len(x)):
+            for j in range(len(x)):
+                for k in range(len(x)):
+                    a, b = x[j] - x[i], x[k] - x[i]
+                    norms = 1 if i in (j, k) else a.norm() * b.norm()  # One vector is zero.
+                    values.append((a * b).sum() / norms)
+        return values
+
+    def loop(student, teacher):
+        total = 0.0
+        for weight, relation in ((3.0, distances), (2.0, angles)):
+            pairs = list(zip(relation(student[0]), relation(teacher[0])))
+            total = total + weight * sum(smooth_l1(*pair) for pair in pairs) / len(pairs)
+        return total
+
+    method_cases.check_against_loop(RKDLoss(3.0, 2.0), loop, *vectors())
+
+
+def test_sp_against_a_loop():
+
+    def similarity(x):
+        rows = [[(a * b).sum() for b in x] for a in x]
+        return [g / sum(h**2 for h in row).sqrt() for row in rows for g in row]
+
+    def loop(student, teacher):
+        total = 0.0
+        for s, t in zip(student, teacher):
+            gaps = [(p - q) ** 2 for p, q in zip(similarity(s), similarity(t))]
+            total = total + sum(gaps) / 16
+        return total
+
+    method_cases.check_against_loop(SPLoss(), loop, *maps())
+
+
+def test_one_sample():
+    """Alone, it is its only neighbour and only like itself; CC and RKD compare two."""
+    (s,), (t,) = vectors()
+    assert PKTLoss()(s[:1], t[:1]) == 0
+    assert SPLoss()(*[[x[:1] for x in side] for side in maps()]) == 0
+    for loss in (build_cc(), RKDLoss()):
+        with pytest.raises(ValueError, match='drop_last=True'):
+            loss(s[:1], t[:1])
+
+
+def test_maps_are_flattened():
+    s, t = method_cases.random_maps((4, 3, 2, 2), (4, 5, 1, 1))
+    for loss in (PKTLoss(), RKDLoss(), CCLoss(12, 5).double()):
+        assert torch.equal(loss((s,), t), loss(s.flatten(1), t.flatten(1)))
+
+
+def test_cc_heads():
+    """Their width is published, their inputs are flattened, and the order of the batch counts."""
+    assert build_cc().embed_s.out_features == 128
+    s, t = method_cases.random_maps((2, 5), (2, 6, 2, 2))
+    loss = CCLoss(embed_dim=7)
+    loss.infer_width(s_feats=(s,), t_feats=t)
+    assert loss.embed_s.weight.shape == (7, 5) and loss.embed_t.weight.shape == (7, 24)
+    (s,), (t,) = vectors()
+    loss = build_cc().double()
+    order = torch.tensor([2, 0, 1, 3])
+    assert not torch.isclose(loss(s, t), loss(s[order], t[order]))
+    with pytest.raises(ValueError, match='t_channels is 5, but the .* 3'):
+        loss(s, s)
+
+
+def razor_rkd(w_d=25.0, w_a=50.0):
+    """MMRazor's two parts."""
+    parts = (DistanceWiseRKD(w_d, with_l2_norm=False), AngleWiseRKD(w_a, with_l2_norm=False))
+    return lambda s, t: sum(part(s, t) for part in parts)
+
+
+def test_rkd_is_the_sum_of_mmrazors_parts_in_float32():
+    case = golden.load('zoo_rkd')
+    student, teacher = method_cases.features(case, torch.float32)
+    value, expected = RKDLoss()(student, teacher), razor_rkd()(student[0], teacher[0])
+    torch.testing.assert_close(value, expected)
+    for ours, theirs in zip(*(torch.autograd.grad(v, student) for v in (value, expected))):
+        golden.assert_grad(ours, theirs)
+
+
+def test_rkd_part_of_weight_zero_is_left_out():
+    student, teacher = vectors(torch.float32)
+    # Infinite distances; angles of weight 0 do not bring NaN in.
+    huge = [s * 1e18 for s in student]
+    assert torch.isfinite(RKDLoss(angle_weight=0)(huge, teacher))
+    assert torch.isfinite(RKDLoss(distance_weight=0)(huge, teacher))
+
+
+def test_sample_given_twice_to_rkd_has_a_gradient_like_the_others():
+    """That of MMRazor's is about 1e12 times as large."""
+    (s,), (t,) = vectors(torch.float32)
+    s.data[1] = s.data[0]
+    RKDLoss(distance_weight=0)(s, t).backward()
+    twice, others = s.grad[:2].abs().max(), s.grad[2:].abs().max()
+    assert 0 < twice < 100 * others
+    (gradient,) = torch.autograd.grad(AngleWiseRKD()(s, t), s)
+    assert gradient.abs().max() > 1e6 * others
+    s = torch.zeros(4, 3, requires_grad=True)
+    RKDLoss()(s, t).backward()
+    assert torch.isfinite(s.grad).all()
