@@ -39,14 +39,7 @@ from ._dry_run_inputs import (
     read_training_data,
 )
 from .arguments import load_config
-from .dry_run_report import (
-    BankRow,
-    DryRunReport,
-    LossRow,
-    PartRow,
-    describe_images,
-    read_recorders,
-)
+from .dry_run_report import BankRow, DryRunReport, LossRow, PartRow, read_recorders
 from .explain import check_names, explain, find_type, one_line
 
 _BATCH_SIZE = 4
@@ -147,8 +140,11 @@ def _run(
         loader = cfg.get('train_dataloader') or {}
         batch_size = min(loader.get('batch_size') or _BATCH_SIZE, _BATCH_SIZE)
     batch = _read_batch(model, data, batch_size, report)
-    report.images = f'{describe_images(batch["inputs"])} ({data.origin})'
     several = isinstance(batch['inputs'], (list, tuple))
+    images = batch['inputs'][0] if several else batch['inputs']
+    shape, kind = ' x '.join(map(str, images.shape)), str(images.dtype).removeprefix('torch.')
+    views = f', {len(batch["inputs"])} views' if several else ''
+    report.images = f'{shape} {kind}{views} ({data.origin})'
     if several and hasattr(model, 'distiller') and not hasattr(model, 'num_views'):
         raise ValueError(
             f'train_dataloader.dataset gives {len(batch["inputs"])} views of each image, '

@@ -85,13 +85,6 @@ def read_recorders(model: nn.Module, cfg: Mapping[str, Any], report: DryRunRepor
     report.connectors = list(rows.values())
 
 
-def describe_images(inputs: Any) -> str:
-    """Describe images, or several views of them: ``4 x 3 x 32 x 32 uint8, 3 views``."""
-    views = f', {len(inputs)} views' if isinstance(inputs, (list, tuple)) else ''
-    images = inputs[0] if views else inputs
-    return f'{" x ".join(map(str, images.shape))} {images.dtype}{views}'.replace('torch.', '')
-
-
 def render(report: DryRunReport) -> str:
     """Lay a report out as text.
 

@@ -10,8 +10,10 @@ from crd_plugin.cli.dry_run import run_dry
 from crd_plugin.cli.dry_run_report import render
 from tests import small_runs, staged
 from tests.cocord import run_changes
+from tests.test_cli.test_dry_run import net, only
 
 HOOK = dict(type='crd_plugin.CoCoRDHook')
+HEAD = 'model.architecture.head'
 
 
 @pytest.fixture(autouse=True)
@@ -33,11 +35,6 @@ def staged_config(tmp_path, method='ab', **changes):
 
 def check(cfg):
     return run_dry(Config(copy.deepcopy(cfg)), use_teacher_ckpt=False)
-
-
-def only(report):
-    (line,) = report.problems
-    return line
 
 
 def losses(report):
@@ -110,21 +107,6 @@ def test_mistakes_in_stages(tmp_path, changes, message):
     assert message in only(check(cfg))
 
 
-@pytest.mark.parametrize(
-    'changes, message',
-    [
-        (dict(s_channels=6, t_channels=5), 't_channels is 5, but the recorded features have 12'),
-        (dict(rate=0.001), 'rate is 0.001, of 12 teacher channels'),
-    ],
-)
-def test_loss_that_does_not_fit_the_features(tmp_path, changes, message):
-    """In the first stage, or when it infers its widths: the place is that of the loss."""
-    cfg = staged_config(tmp_path, 'ft')
-    cfg['model']['distiller']['distill_losses']['loss_ft'].update(changes)
-    line = only(check(cfg))
-    assert line.startswith('model.distiller.distill_losses.loss_ft: ') and message in line
-
-
 # --- several views --------------------------------------------------------- #
 
 
@@ -186,17 +168,20 @@ def test_hook_of_the_key_queue(tmp_path, hooks, number):
 
 
 @pytest.mark.parametrize(
-    'changes, message',
+    'loss, changes, message',
     [
-        (dict(temperature=0), 'temperature is 0, expected a positive'),
-        (dict(s_channels=7, t_channels=12), 's_feats has shape (4, 6)'),
+        # In the first stage, or when it infers its widths.
+        ('ft', dict(s_channels=6, t_channels=5), 't_channels is 5, but the recorded features'),
+        ('ft', dict(rate=0.001), 'rate is 0.001, of 12 teacher channels'),
+        ('cocord', dict(temperature=0), 'temperature is 0, expected a positive'),
+        ('cocord', dict(s_channels=7, t_channels=12), 's_feats has shape (4, 6)'),
     ],
 )
-def test_loss_of_views(tmp_path, changes, message):
-    cfg = cocord(tmp_path)
-    cfg['model']['distiller']['distill_losses']['loss_cocord'].update(changes)
+def test_loss_that_does_not_fit_the_features(tmp_path, loss, changes, message):
+    cfg = cocord(tmp_path) if loss == 'cocord' else staged_config(tmp_path, loss)
+    cfg['model']['distiller']['distill_losses'][f'loss_{loss}'].update(changes)
     line = only(check(cfg))
-    assert line.startswith('model.distiller.distill_losses.loss_cocord: ') and message in line
+    assert line.startswith(f'model.distiller.distill_losses.loss_{loss}: ') and message in line
 
 
 def test_record_that_is_not_made(tmp_path):
@@ -211,22 +196,14 @@ def test_record_that_is_not_made(tmp_path):
 # --- no teacher ------------------------------------------------------------ #
 
 
-def net(num_classes=10, in_channels=16):
-    """A ResNet-8 of 4, 4, 8 and 16 channels."""
-    return dict(
-        type='ImageClassifier',
-        backbone=dict(type='crd_plugin.CIFARResNet', depth=8, stem_channels=4, base_channels=4),
-        neck=dict(type='GlobalAveragePooling'),
-        head=dict(type='LinearClsHead', num_classes=num_classes, in_channels=in_channels),
-    )
-
-
-def online(tmp_path, **changes):
-    model = dict(
-        type='crd_plugin.OnlineEnsembleDistill', architecture=net(), branch_from='backbone.layer3'
-    )
+def online(tmp_path, branch_from='backbone.layer3', **changes):
     cfg = config(tmp_path, {})
-    cfg.update(model={**model, **changes}, custom_hooks=[])
+    cfg['model'] = dict(
+        type='crd_plugin.OnlineEnsembleDistill',
+        architecture={**net(4), **changes},
+        branch_from=branch_from,
+    )
+    cfg['custom_hooks'] = []
     return check(cfg)
 
 
@@ -249,12 +226,14 @@ def test_online(tmp_path):
     assert 'gradient: student  other parts' in text and 'accuracy' in text
 
 
-def test_mistakes_of_online(tmp_path):
-    line = only(online(tmp_path, architecture=net(in_channels=17)))
-    assert line.startswith('model.architecture.head.in_channels is 17, but the feature has 16')
-    line = only(online(tmp_path, architecture=net(num_classes=5)))
-    assert 'model.architecture.head.num_classes is 5' in line
-    line = only(online(tmp_path, branch_from='backbone.layer4'))
-    assert "model: branch_from='backbone.layer4' is no" in line
-    line = only(online(tmp_path, architecture={**net(), 'backbone': dict(type='Nothing')}))
-    assert line.startswith("model.architecture.backbone.type: 'Nothing' is not registered")
+@pytest.mark.parametrize(
+    'changes, message',
+    [
+        (dict(head=dict(net(4)['head'], in_channels=17)), f'{HEAD}.in_channels is 17, but'),
+        (dict(head=net(4, num_classes=5)['head']), f'{HEAD}.num_classes is 5'),
+        (dict(branch_from='backbone.layer4'), "model: branch_from='backbone.layer4' is no"),
+        (dict(backbone=dict(type='Nothing')), "model.architecture.backbone.type: 'Nothing' is not"),
+    ],
+)
+def test_mistakes_of_online(tmp_path, changes, message):
+    assert only(online(tmp_path, **changes)).startswith(message)
