@@ -195,7 +195,9 @@ def _pieces(slots: Tensor, banks: Sequence[Tensor], negatives: Negatives) -> Ite
     """Score the anchors of all sets, ``(E, S, b, D)``, against the rows of their sets."""
     num_sets, size, width = slots.shape[1:]
     sets_at_once, limit = _piece_size(slots)
-    rows_at_once = max(1, limit // (sets_at_once * size))
+    rows_at_once = min(negatives.rows_per_set, max(1, limit // (sets_at_once * size)))
+    # All pieces use the same memory: a CPU would take pages from the system for each of them.
+    memory = slots.new_empty(sets_at_once * size * rows_at_once)
     for first in range(0, num_sets, sets_at_once):
         sets = slice(first, first + sets_at_once)
         for start in range(0, negatives.rows_per_set, rows_at_once):
@@ -214,7 +216,8 @@ def _pieces(slots: Tensor, banks: Sequence[Tensor], negatives: Negatives) -> Ite
             for direction, bank in enumerate(banks):
                 rows = bank[columns] if index is None else bank.index_select(0, index)
                 rows = rows.to(slots.dtype).view(sets_at_once, -1, width)
-                score = torch.bmm(slots[direction, sets], rows.mT)
+                score = memory[: sets_at_once * size * rows.size(1)].view(sets_at_once, size, -1)
+                torch.bmm(slots[direction, sets], rows.mT, out=score)
                 if excluded is not None:
                     score.masked_fill_(excluded, -math.inf)
                 yield _Piece((direction, sets), score, rows, counts, left_out)
@@ -241,7 +244,8 @@ def _nce_sums(
     left_out = slots.new_zeros(slots.shape[1:3])
     for at, score, rows, counts, number in _pieces(slots, banks, negatives):
         score -= shift[at[0]]
-        value, slope = F.softplus(score, threshold=_LINEAR), torch.sigmoid(score)
+        value = F.softplus(score, threshold=_LINEAR)
+        slope = score.sigmoid_()
         if counts is not None:
             value, slope = value * counts, slope * counts
         loss[at] += value.sum(-1)
