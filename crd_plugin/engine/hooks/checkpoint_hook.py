@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from mmengine import hooks
+from mmengine.config import Config
 from mmengine.dist import is_main_process
 from mmengine.fileio import LocalBackend, register_backend
 from torch import nn
@@ -32,7 +34,8 @@ class CheckpointHook(hooks.CheckpointHook):
       before rank 0 saves and leaves it afterwards; in between, ``state_dict()`` on rank 0 has to
       hold the state of all ranks.
 
-    Storage other than local files is used as MMEngine does.
+    The config, which MMEngine writes into every checkpoint, is formatted once: it takes up to half a
+    second. Storage other than local files is used as MMEngine does.
 
     Args:
         **kwargs: Arguments of ``mmengine.hooks.CheckpointHook``.
@@ -43,6 +46,7 @@ class CheckpointHook(hooks.CheckpointHook):
     def before_train(self, runner) -> None:
         """Choose the storage, and remove what a killed run left."""
         super().before_train(runner)
+        object.__setattr__(runner.cfg, '__class__', _FormattedOnce)
         if type(self.file_backend) is LocalBackend:
             self.backend_args = dict(backend=_BACKEND)
             self.file_backend = _WholeFiles()
@@ -104,6 +108,15 @@ class CheckpointHook(hooks.CheckpointHook):
         several = getattr(self, 'best_ckpt_path_dict', {})
         if isinstance(self.file_backend, _WholeFiles):
             self.file_backend.remove_outdated(kept={self.last_ckpt, best, *several.values()})
+
+
+class _FormattedOnce(Config):
+    """A config whose text is kept; assigning an attribute of a Config would be a setting."""
+
+    @cached_property
+    def pretty_text(self) -> str:
+        """str: The config as Python code."""
+        return super().pretty_text
 
 
 @register_backend(_BACKEND)

@@ -12,6 +12,7 @@ from unittest import mock
 import mmengine.hooks.checkpoint_hook as upstream
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.logging import MessageHub
 from mmengine.runner import save_checkpoint
@@ -32,6 +33,7 @@ class FakeRunner:
     def __init__(self, work_dir, model=None) -> None:
         self.work_dir = str(work_dir)
         self.model = model or nn.Identity()
+        self.cfg = Config()
         self.epoch, self.iter, self.max_epochs = 0, 0, len(ACCURACIES)
         self.message_hub = MessageHub(f'checkpoint-{next(NUMBER)}')
         self.logger = SimpleNamespace(info=lambda text: None)
@@ -229,3 +231,18 @@ def test_split_state_is_gathered_on_every_rank_and_saved_whole(tmp_path, monkeyp
     assert files(tmp_path) == ([] if rank else [*saved, 'last_checkpoint'])
     for name in [] if rank else saved:
         assert small_runs.load(tmp_path / name)['state_dict']['1.rows'].tolist() == [0, 1, 2, 3]
+
+
+def test_the_config_is_formatted_once(tmp_path, monkeypatch):
+    """It took longer than an epoch of a small run, twice per epoch."""
+    formatted = []
+    original = Config.pretty_text.fget
+    monkeypatch.setattr(
+        Config, 'pretty_text', property(lambda cfg: formatted.append(1) or original(cfg))
+    )
+    runner = small_runs.build(tmp_path, train_cfg__max_epochs=3)
+    before = len(formatted)
+    runner.train()
+    assert len(formatted) - before <= 2  # one by MMEngine for the log
+    saved = small_runs.load(tmp_path / 'epoch_3.pth')['meta']['cfg']
+    assert Config.fromstring(saved, '.py').to_dict() == runner.cfg.to_dict()
