@@ -78,10 +78,15 @@ def test_an_interruption_stops_what_runs_and_starts_nothing_else(runs, tmp_path,
         os.kill(os.getpid(), signal.SIGINT)
 
     thread = threading.Thread(target=interrupt)
-    thread.start()
-    with pytest.raises(SystemExit) as caught:
-        train_all(runs, [('cpu', {})], 'try again')
-    thread.join()
+    # A suite that runs in the background of a shell is told to ignore this signal.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        thread.start()
+        with pytest.raises(SystemExit) as caught:
+            train_all(runs, [('cpu', {})], 'try again')
+        thread.join()
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert caught.value.code == 130
     out, error = capsys.readouterr()
     assert error == 'interrupted; try again.\n'
