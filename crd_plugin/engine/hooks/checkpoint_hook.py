@@ -34,7 +34,7 @@ class CheckpointHook(hooks.CheckpointHook):
       before rank 0 saves and leaves it afterwards; in between, ``state_dict()`` on rank 0 has to
       hold the state of all ranks.
 
-    The config, which MMEngine writes into every checkpoint, is formatted once: it takes up to half a
+    The config, which MMEngine writes into every checkpoint, is formatted once: that may take half a
     second. Storage other than local files is used as MMEngine does.
 
     Args:
