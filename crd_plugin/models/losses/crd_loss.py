@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from typing import Any
 
@@ -282,3 +283,8 @@ class CRDLoss(nn.Module):
             if ids is not None and ids.numel():
                 check_range(name, int(ids.min()), int(ids.max()), num_samples)
         return sample_idx
+
+
+# Tools that check the arguments of a config read the signature, which `__new__` would hide.
+_PARAMETERS = list(inspect.signature(CRDLoss.__init__).parameters.values())[1:]
+CRDLoss.__signature__ = inspect.Signature(_PARAMETERS)  # type: ignore[attr-defined]

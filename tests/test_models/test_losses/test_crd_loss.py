@@ -1,5 +1,6 @@
 """CRDLoss against the published numbers, and its contract."""
 
+import inspect
 import math
 
 import pytest
@@ -401,3 +402,12 @@ def test_any_pair_of_types_in_any_autocast(sharded, autocast, student_dtype, tea
     for found, wanted in zip(*results):
         torch.testing.assert_close(found, wanted, rtol=1e-2, atol=1e-3)
     assert torch.equal(results[0][0], results[1][0])
+
+
+def test_the_signature_shows_the_arguments():
+    """The dry run names the nearest one to a misspelt argument."""
+    assert list(inspect.signature(CRDLoss).parameters)[:3] == [
+        'embed_dim',
+        'num_negatives',
+        'temperature',
+    ]
