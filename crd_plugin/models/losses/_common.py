@@ -89,7 +89,7 @@ class FeatureLoss(nn.Module):
         return torch.stack([self.compare_layer(*pair) for pair in pairs]).sum()
 
     def compare_layer(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """Compute the loss of one layer."""
+        """Compute the loss of one layer. Abstract: needed unless compare is overridden."""
         raise NotImplementedError
 
 
@@ -165,7 +165,7 @@ class SizedLoss(FeatureLoss):
         return pairs
 
     def build(self, s_size: Any, t_size: Any) -> None:
-        """Make the layers."""
+        """Make the layers. Abstract: each loss with layers defines it."""
         raise NotImplementedError
 
     def check(self, pairs: Pairs) -> None:
