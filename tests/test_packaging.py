@@ -176,7 +176,9 @@ def test_pip_overwrites_no_distribution_of_the_same_package():
 
 def make(*argv):
     """Run make in the checkout."""
-    return subprocess.run(['make', *map(str, argv)], cwd=ROOT, capture_output=True, text=True)
+    return subprocess.run(
+        ['make', '--no-print-directory', *map(str, argv)], cwd=ROOT, capture_output=True, text=True
+    )
 
 
 def test_demo_passes_its_variables(tmp_path):
