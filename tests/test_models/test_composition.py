@@ -29,9 +29,8 @@ def scope():
 
 
 def file_of(method):
-    """The method's file for the digits, or the one for all data."""
-    path = BASE / 'distillers' / f'{method}_digits.py'
-    return path if path.is_file() else BASE / 'distillers' / f'{method}.py'
+    """The file of a method's fragment."""
+    return BASE / 'distillers' / f'{method}.py'
 
 
 def composed(methods):

@@ -23,6 +23,17 @@ pair = dict(
             type='LinearClsHead', num_classes=10, in_channels=64, loss=dict(type='CrossEntropyLoss')
         ),
     ),
+    input_shape=(3, 16, 16),
     # Train it with configs/vanilla/vanilla_resnet14_b20-100e_digits.py.
     teacher_ckpt='work_dirs/vanilla_resnet14_b20-100e_digits/epoch_100.pth',
+    published=dict(
+        # 40 keys in the queue, as wide as the teacher's feature.
+        loss_cocord=dict(
+            distiller=dict(
+                distill_losses=dict(
+                    loss_cocord=dict(hidden_dim=64, embed_dim=64, predictor_dim=16, queue_size=40)
+                )
+            )
+        )
+    ),
 )

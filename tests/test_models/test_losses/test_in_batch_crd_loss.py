@@ -141,7 +141,7 @@ def test_loss_weight_counts(weight):
 
 def test_no_bank_in_state_and_constants_in_it():
     loss = build(exclude='instance')
-    assert loss.bank is None and loss.num_negatives is None
+    assert loss.bank is None
     assert list(loss.state_dict()) == ['log_mean']
     assert list(loss.parameters()) == []
     fresh = copy.deepcopy(loss.state_dict())
