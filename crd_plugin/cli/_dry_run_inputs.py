@@ -160,22 +160,21 @@ def check_weights(cfg: dict[str, Any], use_teacher_ckpt: bool, report: DryRunRep
 
 def normalisation_notes(model: Mapping[str, Any]) -> Iterator[str]:
     """Find a teacher that was trained on images of another mean and std than it is given here."""
-    # Known from its own config, the one in its checkpoint, or that of MMPretrain's model zoo.
-    given = _normalisation(model, model.get('architecture'))
+    # With a data preprocessor of its own the teacher is given what it says.
+    if 'teacher' not in model or _normalisation(model['teacher']):
+        return
     checkpoint = model.get('teacher_ckpt') or ''
-    trained_cfg = _config_of_checkpoint(checkpoint) if 'teacher' in model else {}
-    for name, parts in {
-        'model.teacher.data_preprocessor': [model.get('teacher')],
-        f'model.teacher_ckpt={checkpoint}': [trained_cfg.get('model'), trained_cfg],
-    }.items():
-        trained = _normalisation(*parts)
-        same = all(np.allclose(*pair, atol=1) for pair in zip(given, trained))  # grey levels
-        if not same:
-            yield (
-                f'{name}: the teacher was trained on images with mean {trained[0]} and std '
-                f'{trained[1]}, but is given images with mean {given[0]} and std {given[1]}, as '
-                'the student is; set data_preprocessor to that of the teacher, or train it again.'
-            )
+    trained_cfg = _config_of_checkpoint(checkpoint)
+    trained = _normalisation(trained_cfg.get('model'), trained_cfg)
+    given = _normalisation(model)
+    if not all(np.allclose(*pair, atol=1) for pair in zip(given, trained)):  # grey levels
+        mean, std = trained
+        yield (
+            f'model.teacher_ckpt={checkpoint}: the teacher was trained on images with mean {mean} '
+            f'and std {std}, but is given images with mean {given[0]} and std {given[1]}, as the '
+            "student is; set model.teacher.data_preprocessor=dict(type='ClsDataPreprocessor', "
+            f'mean={mean}, std={std}).'
+        )
 
 
 def _normalisation(*parts: Any) -> list[Any]:

@@ -27,7 +27,6 @@ from ..sharded_bank import ShardedBank
 from ._common import count, finite, positive
 from .crd_checks import check_column, check_feats, check_labels, check_range
 
-
 # Negatives per sample, and the size of the training set, of CIFAR-100 in the paper.
 _PUBLISHED = (16384, 50000)
 
