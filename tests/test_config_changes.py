@@ -39,6 +39,18 @@ def changed(before):
     # The size of the digits belongs to the pair; only CKTF had it.
     if 'Digits' in json.dumps(cfg) and losses and 'teacher' in cfg['model']:
         cfg['model']['input_shape'] = [3, 16, 16]
+    # Recorders that find the penultimate feature and the logits of other networks too.
+    distiller = cfg['model'].get('distiller', {})
+    for side in ('student_recorders', 'teacher_recorders'):
+        recorders = distiller.get(side, {})
+        for name, old in dict(feat='neck', logits='head.fc').items():
+            if recorders.get(name, {}).get('source') == old:
+                kind = dict(feat='PenultimateFeature', logits='Logits')[name]
+                recorders[name] = {'type': f'crd_plugin.{kind}'}
+    for mapping in distiller.get('loss_forward_mappings', {}).values():
+        for record in mapping.values():
+            if record['recorder'] == 'feat':
+                record.pop('data_idx', None)
     return cfg
 
 

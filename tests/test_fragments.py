@@ -131,7 +131,7 @@ def test_recorders_with_one_name_must_be_equal():
     cc.distiller.teacher_recorders.feat.source = 'backbone'
     refused(
         r'^loss_crd \+ loss_kd and loss_cc cannot be joined: both have feat in '
-        r"distiller.teacher_recorders, \{.*'source': 'neck'\} and \{.*'source': 'backbone'\}; "
+        r"distiller.teacher_recorders, \{.*Feature'\} and \{.*'source': 'backbone'\}; "
         'give one of them another name',
         PAIR,
         *fragments('crd', 'kd'),

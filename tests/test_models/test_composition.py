@@ -19,7 +19,7 @@ PAIR = parsed(BASE / 'pairs' / 'resnet14_resnet8w4_digits.py').pair
 METHODS = ('fitnet', 'at', 'sp', 'cc', 'vid', 'rkd', 'pkt', 'nst')
 COMBINATIONS = ['fitnet crd', 'at kd', *(f'{method} crd kd' for method in METHODS)]
 # What is hooked in the student for each recorder.
-SOURCES = dict(stages='backbone', feat='neck', logits='head.fc')
+SOURCES = dict(stages='backbone', feat='head.fc', logits='head')
 
 
 @pytest.fixture(autouse=True)

@@ -57,10 +57,9 @@ def teacher_images(teacher: nn.Module, own: nn.Module) -> nn.Module:
         nn.Module: From images to images; ``nn.Identity`` if nothing is to be changed.
 
     Raises:
-        ValueError: If the teacher asks for something else than a normalisation of its own.
+        ValueError: If the teacher asks for another number of channels.
     """
     asked = getattr(teacher, 'data_preprocessor', None)
-    _check_augments(asked, 'teacher')
     theirs, given = _normalisation(asked), _normalisation(own)
     if theirs is None or given is not None and _equal(theirs, given):
         return nn.Identity()
@@ -91,22 +90,18 @@ def check_student_images(student: nn.Module, own: nn.Module) -> None:
     asked = getattr(student, 'data_preprocessor', None)
     if asked is own:  # MMRazor takes the student's where the config gives none
         return
-    _check_augments(asked, 'architecture')
+    # Mixup and the like act in the preprocessor of the distillation only.
+    if getattr(asked, 'batch_augments', None) is not None:
+        raise ValueError(
+            'architecture mixes images (train_cfg.augments or data_preprocessor.batch_augments), '
+            'which has no effect in a distillation; remove it there and set '
+            'data_preprocessor.batch_augments of the config.'
+        )
     theirs, given = _normalisation(asked), _normalisation(own)
     if theirs is not None and (given is None or not _equal(theirs, given)):
         raise ValueError(
             'architecture.data_preprocessor has a mean and a std, which have no effect in a '
             'distillation; set them in data_preprocessor of the config.'
-        )
-
-
-def _check_augments(preprocessor: Any, role: str) -> None:
-    """Refuse Mixup and the like, which act in the preprocessor of the distillation only."""
-    if getattr(preprocessor, 'batch_augments', None) is not None:
-        raise ValueError(
-            f'{role} mixes images (train_cfg.augments or data_preprocessor.batch_augments), which '
-            'has no effect in a distillation; remove it there and set '
-            'data_preprocessor.batch_augments of the config.'
         )
 
 

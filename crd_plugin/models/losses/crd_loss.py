@@ -24,7 +24,7 @@ from crd_plugin.registry import MODELS
 
 from ..memory_bank import MemoryBank
 from ..sharded_bank import ShardedBank
-from ._common import count, finite, positive
+from ._common import count, not_negative, positive
 from .crd_checks import check_column, check_feats, check_labels, check_range
 
 # Negatives per sample, and the size of the training set, of CIFAR-100 in the paper.
@@ -111,7 +111,7 @@ class CRDLoss(nn.Module):
             count('num_negatives', num_negatives, ' (published: 16384)')
         count('embed_dim', embed_dim, ' (published: 128)')
         positive('temperature', temperature, 0.07)
-        finite('loss_weight', loss_weight)
+        not_negative('loss_weight', loss_weight)
         choices = (
             ('objective', objective, ('nce', 'infonce')),
             ('negatives', negatives, ('sampled', 'shared', 'all', 'batch')),

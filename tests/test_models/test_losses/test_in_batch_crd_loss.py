@@ -132,7 +132,7 @@ def test_bound_is_log_k_minus_info_nce():
     assert not loss.mi_bound.requires_grad
 
 
-@pytest.mark.parametrize('weight', [0.8, 0.0, -2.0])
+@pytest.mark.parametrize('weight', [0.8, 0.0])
 def test_loss_weight_counts(weight):
     plain = build(exclude='instance')(*batch())
     value = build(exclude='instance', loss_weight=weight)(*batch())
