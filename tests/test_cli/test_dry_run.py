@@ -761,7 +761,7 @@ class DetachedConnector(EmbeddingConnector):
     """Trains itself, but not what is in front of it."""
 
     def forward(self, feature):
-        return super().forward(feature.detach())
+        return super().forward(feature[0].detach())
 
 
 def test_a_loss_that_does_not_reach_the_student():
