@@ -147,9 +147,8 @@ def size_of_last_batch(cfg: Mapping[str, Any], data: Data) -> int | None:
     world = int(os.environ.get('WORLD_SIZE', 1))
     samples = -(-len(data.dataset) // world)
     if samples < batch_size and loader.get('drop_last'):
-        ranks = f' on each of {world} ranks' if world > 1 else ''
         raise PlacedError(
-            f'train_dataloader: {samples} samples{ranks}, batch_size={batch_size} and '
+            f'train_dataloader: {samples} samples per process, batch_size={batch_size} and '
             f'drop_last=True leave no batch; lower batch_size to at most {samples}, or set '
             'drop_last=False.'
         )
