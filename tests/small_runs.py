@@ -42,15 +42,17 @@ _COUNT = itertools.count()
 class TinyNet(BaseModule):
     """One convolution, batch norm and dropout."""
 
-    def __init__(self, width: int, dropout: float = 0.0) -> None:
+    def __init__(self, width: int, dropout: float = 0.0, activated: bool = True) -> None:
         super().__init__()
+        self.activated = activated
         self.conv = nn.Conv2d(3, width, 3, stride=2, padding=1)
         self.bn = nn.BatchNorm2d(width)
         self.drop = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> tuple:
         """Return one map in a tuple, as backbones do."""
-        return (self.drop(self.bn(self.conv(x)).relu()),)
+        maps = self.bn(self.conv(x))
+        return (self.drop(maps.relu() if self.activated else maps),)
 
 
 class FailHook(Hook):

@@ -47,7 +47,6 @@ def model(method: str, with_crd: bool = True, **changes: Any) -> dict:
     if not with_crd:
         for part in ('recorders', 'losses', 'mappings', 'connectors'):
             distiller.update({key: {} for key in distiller if key.endswith(part)})
-    index = {} if method == 'ab' else dict(data_idx=-1)
     for side in ('student', 'teacher'):
         distiller[f'{side}_recorders']['stages'] = dict(
             type='crd_plugin.StageOutputs', source='backbone'
@@ -55,13 +54,16 @@ def model(method: str, with_crd: bool = True, **changes: Any) -> dict:
     loss = f'loss_{method}'
     distiller['distill_losses'][loss] = dict(type=f'crd_plugin.{LOSSES[method].__name__}')
     distiller['loss_forward_mappings'][loss] = dict(
-        s_feats=dict(recorder='stages', from_student=True, **index),
-        t_feats=dict(recorder='stages', from_student=False, **index),
+        s_feats=dict(recorder='stages', from_student=True, data_idx=-1),
+        t_feats=dict(recorder='stages', from_student=False, data_idx=-1),
     )
     # As MMEngine sorts the keys of a config that it writes.
     distiller['distill_losses'] = dict(sorted(distiller['distill_losses'].items()))
+    networks = small_runs.model()
+    for role in ('architecture', 'teacher'):  # AB compares signs
+        networks[role]['backbone']['activated'] = method != 'ab'
     return {
-        **small_runs.model(),
+        **networks,
         'type': 'crd_plugin.StagedDistill',
         'stages': STAGES[method],
         'distiller': distiller,

@@ -372,14 +372,14 @@ def test_dry_runs_reach_every_pair_and_distiller():
 
 @pytest.mark.parametrize('leaf', dry_leaves(), ids=name_of)
 def test_dry_run(leaf, tmp_path, monkeypatch):
-    """One training step on three images; of ImageNet's, 64x64 instead of 224.
+    """One training step on four images; of ImageNet's, 64x64 instead of 224.
 
     WRN keeps every pixel of them up to its second stage, so they are 32x32 there. Nothing else is
     reduced.
     """
     monkeypatch.chdir(tmp_path)  # where no data are
     name, model = facts(leaf), parsed(leaf).model
-    options = {'train_dataloader.batch_size': 3}
+    options = {'train_dataloader.batch_size': 4}
     if METHODS[name['method']].has_teacher:
         options['model.teacher_ckpt'] = None
     if name['data'] == 'imagenet':
@@ -391,7 +391,7 @@ def test_dry_run(leaf, tmp_path, monkeypatch):
     assert report.problems == []
     assert not any(tmp_path.iterdir())
     if name['data'] == 'imagenet':
-        assert f'3 x 3 x {size} x {size}' in report.images
+        assert f'4 x 3 x {size} x {size}' in report.images
     losses = {row.name: row for row in report.losses if row.summed}
     assert set(losses) == expected_losses(model)
     for row in losses.values():

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 import torch
 from mmengine.optim import OptimWrapper
+from mmengine.registry import HOOKS, PARAM_SCHEDULERS
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
@@ -49,9 +51,17 @@ def try_validation(
         evaluator.dataset_meta = getattr(data.dataset, 'metainfo', None)
         try:
             evaluator.process(model.val_step(batch), batch)
-            evaluator.evaluate(2)
+            results = evaluator.evaluate(2)
         except Exception as error:
             raise PlacedError(f'{name}_evaluator: {one_line(error)}') from error
+        best = ((cfg.get('default_hooks') or {}).get('checkpoint') or {}).get('save_best')
+        wanted = [best] if isinstance(best, str) else best or ()
+        unknown = [key for key in wanted if key not in (*results, 'auto')]
+        if name == 'val' and unknown:
+            raise PlacedError(
+                f'default_hooks.checkpoint.save_best has {unknown[0]!r}, but validation gives '
+                f'{", ".join(results)}.'
+            )
 
 
 def one_step(model: Any, batch: Any, wrapper: OptimWrapper) -> dict[str, Any]:
@@ -118,6 +128,40 @@ def _gradient_norm(loss: Tensor, parameters: list[nn.Parameter]) -> float | str:
     gradients = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
     norms = [gradient.float().norm() for gradient in gradients if gradient is not None]
     return float(torch.stack(norms).norm()) if norms else 'none'
+
+
+def build_hooks(cfg: Mapping[str, Any]) -> None:
+    """Build every hook, as the runner does before training."""
+    hooks = [*(cfg.get('default_hooks') or {}).values(), *(cfg.get('custom_hooks') or ())]
+    for hook in hooks:
+        if hook:
+            with suppress(RuntimeError):  # some ask for the runner's visualizer
+                HOOKS.build({key: value for key, value in hook.items() if key != 'priority'})
+
+
+def build_schedulers(cfg: Mapping[str, Any], wrapper: OptimWrapper, notes: list[str]) -> None:
+    """Build the schedulers of learning rate and momentum; note one that ends too early or late."""
+    given = cfg.get('param_scheduler') or []
+    epochs = (cfg.get('train_cfg') or {}).get('max_epochs')
+    ends = []
+    for number, scheduler in enumerate(given if isinstance(given, (list, tuple)) else [given]):
+        settings = dict(copy.deepcopy(scheduler), optimizer=wrapper)
+        kind = PARAM_SCHEDULERS.get(settings.pop('type'))
+        try:
+            if settings.pop('convert_to_iter_based', False):
+                kind.build_iter_from_epoch(**settings, epoch_length=1)
+            else:
+                kind(**settings)
+        except (AssertionError, TypeError, ValueError) as error:
+            place = f'param_scheduler[{number}]' if given is not scheduler else 'param_scheduler'
+            raise PlacedError(f'{place}: {one_line(error)}') from error
+        if scheduler.get('by_epoch', True) and scheduler.get('end') is not None:
+            ends.append(scheduler['end'])
+    if epochs and ends and max(ends) != epochs:
+        notes.append(
+            f'param_scheduler ends at epoch {max(ends)}, train_cfg.max_epochs is {epochs}; set '
+            'both to the same number for the whole schedule.'
+        )
 
 
 def check_needs(model: Any) -> None:

@@ -36,7 +36,15 @@ from ._dry_run_inputs import (
     size_of_last_batch,
     without_a_trace,
 )
-from ._dry_run_step import check_needs, measure, one_step, try_one_sample, try_validation
+from ._dry_run_step import (
+    build_hooks,
+    build_schedulers,
+    check_needs,
+    measure,
+    one_step,
+    try_one_sample,
+    try_validation,
+)
 from .arguments import load_config, merge_options
 from .dry_run_report import BankRow, DryRunReport, count_parameters, read_recorders
 from .explain import explain
@@ -140,6 +148,7 @@ def _run(
     model = MODELS.build(copy.deepcopy(model_cfg))
     model.init_weights()
     report.parts = count_parameters(model)
+    build_hooks(cfg)
     _check_hooks(model, cfg)
     _check_classes(model, data, report)
     if batch_size is None:
@@ -156,6 +165,14 @@ def _run(
             f'train_dataloader.dataset gives {len(batch["inputs"])} views of each image, '
             f'{model_cfg["type"]} expects one; take MultiViewPipeline out of the pipeline.'
         )
+    if 'contrast_idx' in batch['data_samples'][0] and "source': 'contrast_idx'" not in str(
+        model_cfg
+    ):
+        raise ValueError(
+            'train_dataloader.dataset.num_negatives draws contrast_idx, which no recorder reads; '
+            "leave it out, or record it with dict(type='crd_plugin.SampleField', "
+            "source='contrast_idx')."
+        )
     if 'optim_wrapper' in cfg:
         wrapper = build_optim_wrapper(model, copy.deepcopy(cfg['optim_wrapper']))
     else:
@@ -164,6 +181,7 @@ def _run(
     if last == 1:
         try_one_sample(model, data, wrapper)
     try_validation(model, cfg, stand_ins, report)
+    build_schedulers(cfg, wrapper, report.notes)
 
 
 def _try_steps(

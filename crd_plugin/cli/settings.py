@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import inspect
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from mmengine.config import Config
-from mmengine.optim import OptimWrapper
+from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper
 from mmengine.runner import (
     EpochBasedTrainLoop,
     IterBasedTrainLoop,
@@ -18,6 +20,7 @@ from mmengine.runner import (
     ValLoop,
     set_random_seed,
 )
+from torch.nn.utils import clip_grad_norm_
 from torch.utils.data import DataLoader
 
 from .lookup import arguments_of, find_type, nearest, unknown_type, walk
@@ -45,6 +48,7 @@ _READ_FROM_CONFIG = {
 # Parts without a `type`: what the runner makes of them, and what it reads itself.
 _WITHOUT_TYPE: dict[str, tuple[Any, set[str]]] = {
     'optim_wrapper': (OptimWrapper, set()),
+    'optim_wrapper.clip_grad': (clip_grad_norm_, {'clip_value'}),
     'randomness': (set_random_seed, {'diff_rank_seed'}),
     'test_cfg': (TestLoop, set()),
     'val_cfg': (ValLoop, set()),
@@ -53,9 +57,16 @@ _WITHOUT_TYPE: dict[str, tuple[Any, set[str]]] = {
         for name in ('train', 'val', 'test')
     },
 }
+# Settings of a runner that are plain values.
+_PLAIN = ('experiment_name', 'load_from', 'resume', 'work_dir')
 # The least value of numbers, wherever they stand.
-_LEAST = dict(batch_size=1, max_epochs=1, max_iters=1, num_workers=0, val_interval=1)
+_LEAST = dict(
+    base_batch_size=1, batch_size=1, max_epochs=1, max_iters=1, num_workers=0, val_interval=1
+)
 _NOT_NEGATIVE = ('loss_weight', 'lr', 'momentum', 'weight_decay')
+_POSITIVE = ('tau', 'temperature')
+# What a default constructor of optimizers reads from `paramwise_cfg`.
+_PARAMWISE = re.compile(r"paramwise_cfg(?:\.get\(|\[)\s*'(\w+)'")
 
 
 def merge_options(cfg: Config, options: Mapping[str, Any]) -> None:
@@ -100,6 +111,15 @@ def check_settings(cfg: Mapping[str, Any]) -> Iterator[str]:
     given = {name: cfg[name] for name in cfg if name in known}
     yield from _check_names({name: part for name, part in given.items() if name != 'model'})
     yield from _check_values(given)
+    yield from _check_types({k: v for k, v in given.items() if k in _PLAIN}, '', Runner)
+    for loop in ('val', 'test'):
+        parts = [f'{loop}_{part}' for part in ('cfg', 'dataloader', 'evaluator')]
+        missing = [part for part in parts if cfg.get(part) is None]
+        if len(missing) in (1, 2):
+            yield (
+                f'{", ".join(parts)}: all of them or none is needed, but {" and ".join(missing)} '
+                f'{"is" if len(missing) == 1 else "are"} not given.'
+            )
     model = given.get('model')
     if isinstance(model, Mapping) and isinstance(model.get('distiller'), Mapping):
         yield from _check_mappings(model)
@@ -108,6 +128,12 @@ def check_settings(cfg: Mapping[str, Any]) -> Iterator[str]:
 def _check_names(cfg: Mapping[str, Any]) -> Iterator[str]:
     """Find types that are not registered, and arguments that their classes do not have."""
     # Names in the model are checked where it is built.
+    wrapper = cfg.get('optim_wrapper') or {}
+    if wrapper.get('constructor') in (None, 'DefaultOptimWrapperConstructor'):
+        known = sorted(set(_PARAMWISE.findall(inspect.getsource(DefaultOptimWrapperConstructor))))
+        for key in wrapper.get('paramwise_cfg') or {}:
+            if key not in known:
+                yield f'optim_wrapper.paramwise_cfg.{key}: unknown; {nearest(key, known)}.'
     for path, part in walk(cfg):
         found, taken_out = _WITHOUT_TYPE.get(path, (None, set()))
         kind = part.get('type')
@@ -132,29 +158,42 @@ def _check_names(cfg: Mapping[str, Any]) -> Iterator[str]:
 def _check_values(cfg: Mapping[str, Any]) -> Iterator[str]:
     """Find numbers out of range, and values of another type than a class of ours asks for."""
     for path, part in walk(cfg):
-        for key, value in part.items():
-            place = f'{path}.{key}'.lstrip('.')
-            if key in _LEAST and value is not None and not path.startswith('model.'):
-                least = _LEAST[key]
-                if type(value) is not int or value < least:
-                    yield f'{place} is {value!r}, expected an integer of at least {least}.'
-            if key in _NOT_NEGATIVE and type(value) in (int, float) and not 0 <= value < math.inf:
-                yield f'{place} is {value}, expected a finite number that is not negative.'
         kind = find_type(part.get('type')) if isinstance(part.get('type'), str) else None
-        if getattr(kind, '__module__', '').startswith('crd_plugin.'):
-            yield from _check_types(part, path, kind)
+        ours = getattr(kind, '__module__', '').startswith('crd_plugin.')
+        if ours:
+            yield from _check_types(part, path, kind)  # it checks the ranges when it is built
+        elif path in _WITHOUT_TYPE and kind is None:
+            yield from _check_types(part, path, _WITHOUT_TYPE[path][0])
+        for key, value in part.items():
+            place, number = f'{path}.{key}'.lstrip('.'), type(value) in (int, float)
+            if key in _LEAST and value is not None and not path.startswith('model.'):
+                if type(value) is not int or value < _LEAST[key]:
+                    yield f'{place} is {value!r}, expected an integer of at least {_LEAST[key]}.'
+            elif key == 'interval' and value == 0:
+                yield f'{place} is 0, expected a positive integer, or -1 for never.'
+            elif key in _POSITIVE and number and not ours and not 0 < value < math.inf:
+                yield f'{place} is {value}, expected a finite number above zero.'
+            elif key in _NOT_NEGATIVE and number and not ours and not 0 <= value < math.inf:
+                yield f'{place} is {value}, expected a finite number that is not negative.'
     seed = (cfg.get('randomness') or {}).get('seed')
-    if seed is not None and (type(seed) is not int or not 0 <= seed < 2**32):
-        yield f'randomness.seed is {seed!r}, expected an integer from 0 to {2**32 - 1}, or None.'
+    if type(seed) is int and not 0 <= seed < 2**32:
+        yield f'randomness.seed is {seed}, expected an integer from 0 to {2**32 - 1}, or None.'
 
 
 def _check_types(part: Mapping[str, Any], path: str, kind: Any) -> Iterator[str]:
-    """Compare the arguments of a class with their annotations."""
-    hints = get_type_hints(kind.__init__)
-    written = inspect.signature(kind.__init__).parameters
+    """Compare the arguments of a class and its parents, or of a function, with their types."""
+    classes = inspect.getmro(kind) if inspect.isclass(kind) else ()
+    functions = [vars(base)['__init__'] for base in classes if '__init__' in vars(base)] or [kind]
+    hints: dict[str, Any] = {}
+    for function in functions:
+        with suppress(NameError, TypeError):  # names imported for type checkers alone
+            hints = {**get_type_hints(function), **hints}
     for key, value in part.items():
         if key in hints and not _fits(value, hints[key]):
-            yield f'{path}.{key} is {value!r}, expected {written[key].annotation}.'
+            hint = hints[key]
+            name = hint.__name__ if isinstance(hint, type) else str(hint)
+            name = name.replace('collections.abc.', '').replace('typing.', '')
+            yield f'{f"{path}.{key}".lstrip(".")} is {value!r}, expected {name}.'
 
 
 def _fits(value: Any, hint: Any) -> bool:

@@ -689,6 +689,60 @@ def test_a_step_of_validation():
     assert only(check(edited(unreadable))).startswith('val_dataloader.dataset')
 
 
+def test_best_checkpoints_are_chosen_by_a_metric_that_there_is():
+    changes = with_validation(topk=(1, 5))
+    checkpoint = dict(type='CheckpointHook', save_best='accuracy/top3', rule='greater')
+    line = only(check(edited({**changes, 'default_hooks': dict(checkpoint=checkpoint)})))
+    assert (
+        "save_best has 'accuracy/top3', but validation gives accuracy/top1, accuracy/top5" in line
+    )
+    for known in ('accuracy/top5', ['accuracy/top1', 'accuracy/top5'], 'auto', None):
+        hooks = dict(checkpoint=dict(checkpoint, save_best=known))
+        assert check(edited({**changes, 'default_hooks': hooks})).ok
+
+
+def test_hooks_are_built():
+    hooks = [dict(type='crd_plugin.MemoryBankHook', interval=0)]
+    assert 'interval is 0, expected' in only(check(edited({'custom_hooks': hooks})))
+    hooks = [dict(type='crd_plugin.MemoryBankHook', interval=-2)]
+    assert only(check(edited({'custom_hooks': hooks}))).startswith(
+        'custom_hooks[0]: interval is -2'
+    )
+
+
+@pytest.mark.parametrize(
+    'changes, message',
+    [
+        (dict(foo=1), "param_scheduler: .* unexpected keyword argument 'foo'"),
+        (dict(begin=20), 'param_scheduler: end should be larger than begin'),
+        (dict(by_epoch=False, convert_to_iter_based=True), 'param_scheduler: Only epoch-based'),
+    ],
+)
+def test_schedulers_are_built(changes, message):
+    scheduler = dict(type='CosineAnnealingLR', end=10) | changes
+    with pytest.raises(ValueError, match=message):
+        raise ValueError(only(check(edited({'param_scheduler': scheduler}))))
+
+
+def test_a_schedule_of_another_length_is_noted():
+    scheduler = dict(type='CosineAnnealingLR', by_epoch=True, begin=0, end=10)
+    for epochs, notes in ((10, 0), (3, 1)):
+        changes = {
+            'param_scheduler': [scheduler],
+            'train_cfg': dict(by_epoch=True, max_epochs=epochs),
+        }
+        report = check(edited(changes))
+        assert report.ok
+        assert (
+            sum('ends at epoch 10, train_cfg.max_epochs is 3' in n for n in report.notes) == notes
+        )
+
+
+def test_ids_that_nothing_reads():
+    line = only(check(edited({'train_dataloader.dataset.num_negatives': 3})))
+    assert 'draws contrast_idx, which no recorder reads' in line
+
+
 def loader(**settings):
     changes = {f'train_dataloader.{key}': value for key, value in settings.items()}
     return edited({**changes, 'train_dataloader.sampler': dict(type='DefaultSampler')})

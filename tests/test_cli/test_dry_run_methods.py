@@ -78,7 +78,7 @@ def test_both_stages_are_run(tmp_path, method):
     'changes, message',
     [
         (
-            dict(train_cfg=dict(by_epoch=True, max_epochs=4, _delete_=True)),
+            dict(train_cfg=dict(by_epoch=True, max_epochs=4)),
             "model: The model has the stages ('init', 'main'), but none was begun; train it with "
             "train_cfg=dict(type='crd_plugin.StagedTrainLoop'",
         ),
@@ -96,7 +96,7 @@ def test_both_stages_are_run(tmp_path, method):
             'student_recorders.stages: StageOutputsRecorder.__init__() got an unexpected keyword '
             "argument 'steam'; the nearest is stem.",
         ),
-        (dict(model__stages='init'), "stages is 'init', expected a list"),
+        (dict(model__stages='init'), "stages is 'init', expected Sequence[dict]"),
     ],
 )
 def test_mistakes_in_stages(tmp_path, changes, message):

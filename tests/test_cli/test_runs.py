@@ -72,7 +72,7 @@ def test_the_signature_depends_on_options_but_not_on_the_seed(settings):
 @pytest.mark.parametrize(
     'option, epochs',
     [
-        ('a.b=1', [1, 2, 3, 4, 5, 6, 7]),
+        ('log_level=DEBUG', [1, 2, 3, 4, 5, 6, 7]),
         ('train_cfg.val_interval=3', [3, 6, 7]),
         ('train_cfg.val_begin=5', [5, 6, 7]),
         ('train_cfg.stage_epochs.init=3', [4, 5, 6, 7]),

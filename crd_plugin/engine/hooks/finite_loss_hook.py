@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -15,7 +16,8 @@ class FiniteLossHook(Hook):
     """Stop training at the first loss that is NaN or infinite, before anything is saved.
 
     MMEngine trains on to the last epoch, and its checkpoints then hold NaN weights. The sum of all
-    losses is checked in every iteration; ``RuntimeInfoHook`` has waited for it already, to log it.
+    losses is checked in every iteration, as ``RuntimeInfoHook`` has logged it: a GPU is not waited
+    for once more.
 
     Raises:
         ValueError: In training, with the name of the loss, the iteration and what to try.
@@ -28,9 +30,10 @@ class FiniteLossHook(Hook):
         self, runner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None
     ) -> None:
         """Look at the losses of the iteration."""
-        losses = {name: torch.as_tensor(value) for name, value in (outputs or {}).items()}
-        if 'loss' not in losses or bool(losses['loss'].isfinite().all()):
+        logged = runner.message_hub.log_scalars.get('train/loss')
+        if logged is None or math.isfinite(logged.current()):
             return
+        losses = {name: torch.as_tensor(value) for name, value in (outputs or {}).items()}
         bad = [name for name, value in losses.items() if not value.isfinite().all()]
         names = [name for name in bad if name != 'loss'] or ['loss']
         rates = runner.optim_wrapper.get_lr()

@@ -5,6 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from mmengine.hooks import RuntimeInfoHook
+from mmengine.logging import MessageHub
 from mmengine.optim import OptimWrapper
 
 from crd_plugin.engine.hooks import FiniteLossHook
@@ -13,18 +15,19 @@ from crd_plugin.engine.hooks import FiniteLossHook
 @pytest.fixture
 def runner():
     wrapper = OptimWrapper(torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.05))
-    return SimpleNamespace(epoch=2, optim_wrapper=wrapper)
+    hub = MessageHub('finite_loss')
+    return SimpleNamespace(epoch=2, optim_wrapper=wrapper, message_hub=hub)
 
 
 def look_at(runner, **losses):
     tensors = {name: torch.tensor(value) for name, value in losses.items()}
-    FiniteLossHook().after_train_iter(runner, 6, None, tensors)
+    for hook in (RuntimeInfoHook(), FiniteLossHook()):
+        hook.after_train_iter(runner, 6, None, tensors)
 
 
 def test_finite_losses_and_other_outputs_pass(runner):
     look_at(runner, loss=1e30, loss_ce=1e30, grad_norm=math.inf)
     FiniteLossHook().after_train_iter(runner, 6, None, None)
-    FiniteLossHook().after_train_iter(runner, 6, None, {})
 
 
 @pytest.mark.parametrize('value', [math.nan, math.inf, -math.inf])
