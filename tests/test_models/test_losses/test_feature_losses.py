@@ -19,6 +19,8 @@ LOSSES = {
 SIZED = [name for name, cls in LOSSES.items() if issubclass(cls, SizedLoss)]
 # Losses that compare neighbouring layers, channel by channel.
 NEIGHBOURS = ('FSPLoss', 'KDSVDLoss')
+# Losses that compare logits of the same classes.
+LOGITS = ('LSKDLoss',)
 
 
 def features(name, dtype=torch.float32, scale=1.0):
@@ -26,6 +28,8 @@ def features(name, dtype=torch.float32, scale=1.0):
     shapes = [[(4, 3, 4, 4)], [(4, 5, 4, 4)]]
     if name in NEIGHBOURS:
         shapes = [[(4, 3, 4, 4), (4, 3, 4, 4)]] * 2
+    elif name in LOGITS:
+        shapes = [[(4, 7)]] * 2
     sides = [method_cases.random_maps(*shapes[i], seed=i) for i in (0, 1)]
     return [method_cases.leaves([x * scale for x in side], dtype) for side in sides]
 
