@@ -77,6 +77,7 @@ def test_what_is_joined_is_not_changed():
         ('crd dkd', 'FrozenTeacher', dict(student=1.0, crd=0.8, dkd=1.0)),
         ('lskd', 'FrozenTeacher', dict(student=0.1, lskd=9.0)),
         ('crd lskd', 'FrozenTeacher', dict(student=1.0, crd=0.8, lskd=9.0)),
+        ('rrd kd', 'FrozenTeacher', dict(student=1.0, rrd=1.0, kd=1.0)),
         ('ab crd', 'Staged', dict(student=1.0, ab=1.0, crd=0.8)),
         ('ab crd kd', 'Staged', dict(student=1.0, ab=1.0, crd=0.8, kd=1.0)),
     ],

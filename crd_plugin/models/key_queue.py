@@ -1,4 +1,4 @@
-"""Queue of teacher keys, the negatives of CoCoRD."""
+"""Queue of teacher keys: the negatives of CoCoRD, the rows that RRD compares with."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ class KeyQueue(nn.Module):
             raise ValueError(
                 f'The checkpoint\'s key queue "{prefix[:-1]}" has {keys.size(0)} keys of width '
                 f'{keys.size(1)}, this one {self.keys.size(0)} of width {self.keys.size(1)}; set '
-                'queue_size and embed_dim of CoCoRDLoss to those of that run.'
+                'queue_size and embed_dim of the loss to those of that run.'
             )
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         self.pending = None

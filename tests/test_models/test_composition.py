@@ -22,6 +22,7 @@ COMBINATIONS = [
     'at kd',
     'crd dkd',
     'crd lskd',
+    'rrd kd',
     *(f'{method} crd kd' for method in METHODS),
 ]
 # What is hooked in the student for each recorder.

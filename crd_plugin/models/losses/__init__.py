@@ -16,6 +16,7 @@ from .lskd_loss import LSKDLoss
 from .nst_loss import NSTLoss
 from .pkt_loss import PKTLoss
 from .rkd_loss import RKDLoss
+from .rrd_loss import RRDLoss
 from .sp_loss import SPLoss
 from .vid_loss import VIDLoss
 
@@ -36,6 +37,7 @@ __all__ = [
     'NSTLoss',
     'PKTLoss',
     'RKDLoss',
+    'RRDLoss',
     'SPLoss',
     'VIDLoss',
 ]
