@@ -23,7 +23,10 @@ class LSKDLoss(FeatureLoss):
         z = \frac{x - mean(x)}{std(x)}
 
     Mean and standard deviation are those of a sample's logits. So the student matches the order and
-    the proportions of the teacher's logits, not their size.
+    the proportions of the teacher's logits, not their size. The gradient grows as one over the
+    student's standard deviation: logits that start near zero, as those of a narrow network with
+    MMPretrain's heads, make the first steps too large. ``init_cfg=None`` of the head, torch's
+    initial weights, prevents it.
 
     Source: Sun et al., arXiv:2403.01427, algorithm 1; behaviour matched:
     sunshangquan/logit-standardization-KD ``mdistiller/distillers/KD.py`` @ f6e5aa5, whose standard

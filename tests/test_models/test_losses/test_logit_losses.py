@@ -9,9 +9,10 @@ import torch
 from mmengine.hooks import Hook
 from mmengine.logging import MessageHub
 
+from crd_plugin.cli.dry_run import dry_run_file
 from crd_plugin.models.losses import DKDLoss, LSKDLoss
 from tests import method_cases, small_runs
-from tests.config_files import BASE, parsed
+from tests.config_files import BASE, CONFIGS, parsed
 
 LABELS = torch.tensor([0, 2, 3])
 # alpha, beta, tau: value and gradient of the second sample.
@@ -134,6 +135,16 @@ def test_lskd_ignores_size_and_offset():
     loss = LSKDLoss()
     torch.testing.assert_close(loss(5 * student + 3, teacher / 7), loss(student, teacher))
     assert float(loss(teacher * 2 - 1, teacher)) == pytest.approx(0, abs=1e-12)
+
+
+def test_first_step_of_lskd_on_the_digits_is_not_too_large():
+    """With MMPretrain's initial weights of the head its gradient norm is 220."""
+    leaf = CONFIGS / 'lskd' / 'lskd_resnet14_resnet8w4_b20-100e_digits.py'
+    torch.manual_seed(0)
+    report = dry_run_file(leaf, use_teacher_ckpt=False)
+    assert report.problems == []
+    (row,) = [row for row in report.losses if row.name == 'distill.loss_lskd']
+    assert 0 < row.student < 60
 
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16], ids=str)

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 
 from crd_plugin.models.losses import RRDLoss
 from tests import method_cases, small_runs
+from tests.config_files import BASE, parsed
 
 N = torch.arange(60, dtype=torch.float64)
 # Temperatures: value, gradients of the student's features and of its layer's first row.
@@ -141,6 +142,28 @@ def test_restored_state_goes_on_exactly():
         assert torch.equal(other(student, teacher), loss(student, teacher))
     with pytest.raises(ValueError, match='has 8 keys of width 4, this one 9 .*of the loss to'):
         RRDLoss(3, 5, 4, 9).load_state_dict(loss.state_dict())
+
+
+def test_resumed_run_is_exact(tmp_path):
+    distiller = parsed(BASE / 'distillers' / 'rrd.py').rrd.to_dict()['distiller']
+    distiller['distill_losses']['loss_rrd'].update(queue_size=16, embed_dim=8)
+    changes = dict(
+        model=dict(small_runs.model(), distiller=distiller),
+        train_cfg__max_epochs=3,
+        **small_runs.without_validation(),
+    )
+    whole = small_runs.build(tmp_path / 'whole', **changes)
+    whole.train()
+    resumed = small_runs.build(
+        tmp_path / 'resumed',
+        **changes,
+        load_from=str(tmp_path / 'whole' / 'epoch_1.pth'),
+        resume=True,
+    )
+    resumed.train()
+    found = resumed.model.state_dict()
+    assert int(found['distiller.distill_losses.loss_rrd.queue.pointer']) == 3 * 20 % 16
+    assert all(torch.equal(found[key], value) for key, value in whole.model.state_dict().items())
 
 
 def work(rank, folder):
