@@ -27,8 +27,12 @@ def join(pair: Mapping, *methods: Mapping) -> ConfigDict:
     ``student_loss_weight``. What a method sets under ``alone`` counts only if no other method is
     joined: KD alone is 0.1 cross-entropy + 0.9 KL, beside another method both weights are 1.
 
+    What was published for one pair only stands in the pair, under ``published``: by the name of a
+    loss, settings that are merged into the fragment with that loss.
+
     Args:
-        pair (Mapping): Networks: ``architecture`` (the student), ``teacher``, ``teacher_ckpt``.
+        pair (Mapping): Networks: ``architecture`` (the student), ``teacher``, ``teacher_ckpt``, and
+            optionally ``published`` and other settings of the algorithm.
         *methods (Mapping): Fragments, each with the ``type`` of the algorithm and a
             ``distiller``, and optionally settings of the networks or of the algorithm,
             ``student_loss_weight`` and ``alone``.
@@ -48,7 +52,7 @@ def join(pair: Mapping, *methods: Mapping) -> ConfigDict:
     if not methods:
         raise ValueError('join got a pair but no method; add one: join(_base_.pair, _base_.crd).')
     model, known = copy.deepcopy(ConfigDict(pair)), 'the pair'
-    model.type = _PLAIN_ALGORITHM
+    model.type, published = _PLAIN_ALGORITHM, model.pop('published', {})
     for method in methods:
         if 'type' not in method or 'distiller' not in method:
             raise ValueError(
@@ -56,6 +60,8 @@ def join(pair: Mapping, *methods: Mapping) -> ConfigDict:
                 '`type` and `distiller` as in configs/_base_/distillers/crd.py.'
             )
         fragment = copy.deepcopy(ConfigDict(method))
+        for loss in fragment.distiller.get('distill_losses', ()):
+            fragment.merge(published.get(loss, {}))
         alone = fragment.pop('alone', None)
         if alone and len(methods) == 1:
             fragment.merge(alone)

@@ -24,11 +24,33 @@ def changed(before):
     # the methods, where a user's own list replaced them.
     assert cfg.pop('custom_hooks', []) in ([], *([hook] for hook in HOOKS.values()))
     cfg['default_hooks'].update(HOOKS)
+    # A diverged run stops; it trained on to the last epoch.
+    cfg['default_hooks']['finite_loss'] = {'type': 'crd_plugin.FiniteLossHook'}
     # A run killed while it saves keeps a whole latest checkpoint.
     cfg['default_hooks']['checkpoint']['type'] = 'crd_plugin.CheckpointHook'
     # The weight of the student's own loss is always written; 1.0 is the default of the class.
     if 'architecture' in cfg['model'] and 'distiller' in cfg['model']:
         cfg['model']['architecture']['head']['loss'].setdefault('loss_weight', 1.0)
+    # K follows from the size of the training set, as 32 of 100 did from 16,384 of 50,000.
+    losses = cfg['model'].get('distiller', {}).get('distill_losses', {})
+    for loss in losses.values():
+        if loss.get('num_negatives') == 32:
+            del loss['num_negatives']
+    # The size of the digits belongs to the pair; only CKTF had it.
+    if 'Digits' in json.dumps(cfg) and losses and 'teacher' in cfg['model']:
+        cfg['model']['input_shape'] = [3, 16, 16]
+    # Recorders that find the penultimate feature and the logits of other networks too.
+    distiller = cfg['model'].get('distiller', {})
+    for side in ('student_recorders', 'teacher_recorders'):
+        recorders = distiller.get(side, {})
+        for name, old in dict(feat='neck', logits='head.fc').items():
+            if recorders.get(name, {}).get('source') == old:
+                kind = dict(feat='PenultimateFeature', logits='Logits')[name]
+                recorders[name] = {'type': f'crd_plugin.{kind}'}
+    for mapping in distiller.get('loss_forward_mappings', {}).values():
+        for record in mapping.values():
+            if record['recorder'] == 'feat':
+                record.pop('data_idx', None)
     return cfg
 
 

@@ -177,6 +177,22 @@ def test_leaf_is_what_its_name_says(folder):
             assert tuple(stages) == tuple(range(len(stages))) and len(stages) > 2, leaf.name
 
 
+def test_a_leaf_takes_the_fragments_of_the_recipe():
+    """No data set and no pair has a file of its own; what differs says so in the leaf's name."""
+    for leaf in LEAVES:
+        methods = [method for method in fragments_of(leaf) if METHODS[method].has_teacher]
+        files = {base.stem for base in ancestors(leaf) if base.parent == BASE / 'distillers'}
+        expected = set(methods)
+        if facts(leaf)['method'] == 'crd-batch':
+            expected |= {'crd_batch'}
+        if methods[1:] == [
+            'cktf'
+        ]:  # beside another method than KD, kaiqi123/CKTF has other weights
+            expected |= {'cktf_second'} | files & {'cktf_second_smallest'}
+        if facts(leaf)['method'] != 'online-kd':
+            assert files == expected, leaf.name
+
+
 def _with_first_stage(name):
     """The schedule of a leaf as the name of its settings has it."""
     first = METHODS[name['method']].first

@@ -98,10 +98,23 @@ def test_weights_and_algorithm(methods, algorithm, expected):
 
 
 def test_settings_of_networks_and_algorithm_are_joined():
-    model = join(PAIR, *fragments('ab'), fragment('cktf', 'cktf_digits'))
+    model = join(dict(PAIR, input_shape=(3, 16, 16)), *fragments('ab'))
     assert model.architecture.backbone == model.teacher.backbone == dict(pre_activation=True)
     assert model.stages == fragment('ab').stages
     assert model.input_shape == (3, 16, 16)
+
+
+def test_what_was_published_for_a_pair_counts_with_its_method_alone():
+    published = dict(
+        loss_kd=dict(alone=dict(student_loss_weight=0.5)),
+        loss_crd=dict(distiller=dict(distill_losses=dict(loss_crd=dict(embed_dim=256)))),
+    )
+    pair = dict(PAIR, published=published)
+    assert weights(join(pair, fragment('kd'))) == dict(student=0.5, kd=0.9)
+    both = join(pair, *fragments('crd', 'kd'))
+    assert weights(both) == dict(student=1.0, crd=0.8, kd=1.0)
+    assert both.distiller.distill_losses.loss_crd.embed_dim == 256
+    assert join(pair, fragment('at')) == join(PAIR, fragment('at'))
 
 
 def test_a_method_may_be_given_as_a_plain_dict():
@@ -123,7 +136,7 @@ def test_recorders_with_one_name_must_be_equal():
     cc.distiller.teacher_recorders.feat.source = 'backbone'
     refused(
         r'^loss_crd \+ loss_kd and loss_cc cannot be joined: both have feat in '
-        r"distiller.teacher_recorders, \{.*'source': 'neck'\} and \{.*'source': 'backbone'\}; "
+        r"distiller.teacher_recorders, \{.*Feature'\} and \{.*'source': 'backbone'\}; "
         'give one of them another name',
         PAIR,
         *fragments('crd', 'kd'),

@@ -7,8 +7,6 @@ import os.path as osp
 import sys
 from collections.abc import Sequence
 
-from mmengine.config import DictAction
-
 from crd_plugin.cli import arguments as cli
 
 
@@ -35,7 +33,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--cfg-options',
         nargs='+',
-        action=DictAction,
+        action=cli.SettingAction,
         metavar='KEY=VALUE',
         help='replace settings of the config, for example model.teacher_ckpt=teacher.pth',
     )

@@ -24,6 +24,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument('--no-validate', action='store_true', help='do not evaluate while training')
     parser.add_argument(
+        '--no-check',
+        action='store_true',
+        help='skip the dry run of tools/check_config.py before training',
+    )
+    parser.add_argument(
         '--auto-scale-lr',
         action='store_true',
         help='scale the learning rate with the global batch size',
@@ -109,9 +114,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     cfg = cli.load_config(args.config)
     with cli.explained(cfg):
         remark = merge_args(cfg, args)
+        notes = [] if args.no_check else cli.try_out(cfg)
         runner = cli.build_runner(cfg)
         if remark:
             runner.logger.info(remark)
+        for note in notes:
+            runner.logger.warning(note)
         runner.train()
 
 

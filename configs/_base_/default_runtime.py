@@ -17,6 +17,8 @@ default_hooks = dict(
     ),
     sampler_seed=dict(type='DistSamplerSeedHook'),
     random_state=dict(type='crd_plugin.RandomStateHook'),
+    # Stops at a loss that is NaN.
+    finite_loss=dict(type='crd_plugin.FiniteLossHook'),
     # These two do nothing for a model without a memory bank or a key queue.
     memory_bank=dict(type='crd_plugin.MemoryBankHook'),
     cocord=dict(type='crd_plugin.CoCoRDHook'),

@@ -1,7 +1,7 @@
 _base_ = [
     '../_base_/settings/tiny-imagenet_b64-240e.py',
     '../_base_/pairs/vgg19_vgg8_tiny-imagenet.py',
-    '../_base_/distillers/cktf_tiny-imagenet.py',
+    '../_base_/distillers/cktf.py',
 ]
 from crd_plugin.fragments import join
 

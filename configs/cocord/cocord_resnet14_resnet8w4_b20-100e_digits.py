@@ -1,7 +1,7 @@
 _base_ = [
     '../_base_/settings/digits_b20-100e_3views.py',
     '../_base_/pairs/resnet14_resnet8w4_digits.py',
-    '../_base_/distillers/cocord_digits.py',
+    '../_base_/distillers/cocord.py',
 ]
 from crd_plugin.fragments import join
 

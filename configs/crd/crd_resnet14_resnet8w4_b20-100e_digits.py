@@ -1,7 +1,7 @@
 _base_ = [
     '../_base_/settings/digits_b20-100e.py',
     '../_base_/pairs/resnet14_resnet8w4_digits.py',
-    '../_base_/distillers/crd_digits.py',
+    '../_base_/distillers/crd.py',
 ]
 from crd_plugin.fragments import join
 

@@ -1,7 +1,7 @@
 _base_ = [
     '../_base_/settings/cifar100_b64-240e.py',
     '../_base_/pairs/resnet56_resnet20_cifar100.py',
-    '../_base_/distillers/dkd_beta2.py',
+    '../_base_/distillers/dkd.py',
 ]
 from crd_plugin.fragments import join
 

@@ -1,7 +1,7 @@
 _base_ = [
     '../_base_/settings/imagenet_8xb32-100e.py',
     '../_base_/pairs/resnet34_resnet18_imagenet.py',
-    '../_base_/distillers/kd_imagenet.py',
+    '../_base_/distillers/kd.py',
 ]
 from crd_plugin.fragments import join
 

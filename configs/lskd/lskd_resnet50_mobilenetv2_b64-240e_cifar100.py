@@ -1,7 +1,7 @@
 _base_ = [
     '../_base_/settings/cifar100_b64-240e_lr001.py',
     '../_base_/pairs/resnet50_mobilenetv2_cifar100.py',
-    '../_base_/distillers/lskd_tau3_weight1.py',
+    '../_base_/distillers/lskd.py',
 ]
 from crd_plugin.fragments import join
 

@@ -1,7 +1,7 @@
 _base_ = [
     '../_base_/settings/cifar100_b64-240e.py',
     '../_base_/pairs/vgg13_vgg8_cifar100.py',
-    '../_base_/distillers/lskd_tau3.py',
+    '../_base_/distillers/lskd.py',
 ]
 from crd_plugin.fragments import join
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import logging
+import os
 import os.path as osp
+import random
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,11 +31,10 @@ from crd_plugin.compat import CheckpointError, load_checkpoint_file
 from crd_plugin.engine.hooks.memory_bank_hook import index_dataset
 
 from .dry_run_report import DryRunReport
-from .explain import arguments_of, find_type, one_line, walk
+from .lookup import PlacedError, arguments_of, find_type, one_line, walk
 
 # What widths are inferred with where a config does not say it.
 INPUT_SHAPE = (3, 32, 32)
-_LOADER = 'train_dataloader.dataset'
 _STAND_IN_SAMPLES = 4096
 _LARGE = (512, 512)  # more than pipelines crop or resize to
 
@@ -55,11 +58,12 @@ class _StandIn(BaseDataset):
 
 
 @dataclass
-class TrainingData:
-    """What is known of the training set."""
+class Data:
+    """What is known of a data set."""
 
-    kind: str  # empty if the config has no training set
+    kind: str  # empty if the config has no such set
     dataset: Any  # the set, or one of random images in its place
+    place: str = ''  # of the set in the config
     num_samples: int | None = None  # number of ids; None if its files are missing
     labels: Tensor | None = None  # class of each id, (N,) int64
     origin: str = 'random'  # where the images come from
@@ -82,7 +86,7 @@ class TrainingData:
         for item in items:
             if not {'inputs', 'data_samples'} <= set(item):
                 raise ValueError(
-                    f'{_LOADER}: a sample has {", ".join(map(str, item))}, expected inputs and '
+                    f'{self.place}: a sample has {", ".join(map(str, item))}, expected inputs and '
                     'data_samples; end the pipeline with PackInputs.'
                 )
             if 'contrast_idx' in item['data_samples']:
@@ -90,17 +94,19 @@ class TrainingData:
         return default_collate(items)
 
 
-def read_training_data(cfg: Mapping[str, Any], notes: list[str]) -> TrainingData:
-    """Open the training set without downloading it; random images stand in for missing files."""
-    dataset_cfg = (cfg.get('train_dataloader') or {}).get('dataset')
+def read_data(
+    cfg: Mapping[str, Any], loader: str, notes: list[str], stand_ins: bool = True
+) -> Data:
+    """Open a data set without downloading it; random images stand in for missing files."""
+    dataset_cfg, place = (cfg.get(loader) or {}).get('dataset'), f'{loader}.dataset'
     if dataset_cfg is None:
         wrapped = dict(type='crd_plugin.SampleIndexDataset', dataset={})
-        notes.append(f'The config has no {_LOADER}; only the model is checked.')
-        return TrainingData('', _stand_in(wrapped, cfg))
+        notes.append(f'The config has no {place}; only the model is checked.')
+        return Data('', _stand_in(wrapped, cfg), place)
     for _, part in walk(dataset_cfg):
         if 'download' in arguments_of(find_type(part.get('type'))):
             part['download'] = False
-    data = TrainingData(str(dataset_cfg['type']), None)
+    data = Data(str(dataset_cfg['type']), None, place)
     try:
         data.dataset = DATASETS.build(dataset_cfg)
         numbered = index_dataset(data.dataset) or data.dataset
@@ -116,13 +122,37 @@ def read_training_data(cfg: Mapping[str, Any], notes: list[str]) -> TrainingData
         if not isinstance(error, FileNotFoundError) and not text.startswith(missing):
             if data.dataset is None:
                 raise
-            raise ValueError(f'{_LOADER}: its samples cannot be read: {text}.') from error
-        data.dataset = _stand_in(dataset_cfg, cfg)
-        notes.append(
-            f'{_LOADER}: {data.kind} cannot be read: {text}; put its files there, or set its '
-            'data_root. Random images stand in for it.'
+            raise PlacedError(f'{place}: its samples cannot be read: {text}.') from error
+        text = (
+            f'{place}: {data.kind} cannot be read: {text}; put its files there, or set its '
+            'data_root.'
         )
+        if not stand_ins:
+            raise PlacedError(text) from error
+        data.dataset = _stand_in(dataset_cfg, cfg)
+        notes.append(f'{text} Random images stand in for it.')
     return data
+
+
+def size_of_last_batch(cfg: Mapping[str, Any], data: Data) -> int | None:
+    """Return the size of an epoch's last batch on a rank; None where it is not known.
+
+    Raises:
+        PlacedError: If there is no batch at all.
+    """
+    loader = cfg.get('train_dataloader') or {}
+    sampler, batch_size = (loader.get('sampler') or {}).get('type'), loader.get('batch_size')
+    if data.num_samples is None or batch_size is None or sampler != 'DefaultSampler':
+        return None
+    world = int(os.environ.get('WORLD_SIZE', 1))
+    samples = -(-len(data.dataset) // world)
+    if samples < batch_size and loader.get('drop_last'):
+        raise PlacedError(
+            f'train_dataloader: {samples} samples per process, batch_size={batch_size} and '
+            f'drop_last=True leave no batch; lower batch_size to at most {samples}, or set '
+            'drop_last=False.'
+        )
+    return batch_size if loader.get('drop_last') else samples % batch_size or batch_size
 
 
 def check_weights(cfg: dict[str, Any], use_teacher_ckpt: bool, report: DryRunReport) -> None:
@@ -160,22 +190,25 @@ def check_weights(cfg: dict[str, Any], use_teacher_ckpt: bool, report: DryRunRep
 
 def normalisation_notes(model: Mapping[str, Any]) -> Iterator[str]:
     """Find a teacher that was trained on images of another mean and std than it is given here."""
-    # Known from its own config, the one in its checkpoint, or that of MMPretrain's model zoo.
-    given = _normalisation(model, model.get('architecture'))
+    if 'teacher' not in model:
+        return
+    if model['teacher'].get('train_cfg'):
+        yield 'model.teacher.train_cfg has no effect, because the teacher is not trained.'
+    # With a data preprocessor of its own the teacher is given what it says.
+    if _normalisation(model['teacher']):
+        return
     checkpoint = model.get('teacher_ckpt') or ''
-    trained_cfg = _config_of_checkpoint(checkpoint) if 'teacher' in model else {}
-    for name, parts in {
-        'model.teacher.data_preprocessor': [model.get('teacher')],
-        f'model.teacher_ckpt={checkpoint}': [trained_cfg.get('model'), trained_cfg],
-    }.items():
-        trained = _normalisation(*parts)
-        same = all(np.allclose(*pair, atol=1) for pair in zip(given, trained))  # grey levels
-        if not same:
-            yield (
-                f'{name}: the teacher was trained on images with mean {trained[0]} and std '
-                f'{trained[1]}, but is given images with mean {given[0]} and std {given[1]}, as '
-                'the student is; set data_preprocessor to that of the teacher, or train it again.'
-            )
+    trained_cfg = _config_of_checkpoint(checkpoint)
+    trained = _normalisation(trained_cfg.get('model'), trained_cfg)
+    given = _normalisation(model)
+    if not all(np.allclose(*pair, atol=1) for pair in zip(given, trained)):  # grey levels
+        mean, std = trained
+        yield (
+            f'model.teacher_ckpt={checkpoint}: the teacher was trained on images with mean {mean} '
+            f'and std {std}, but is given images with mean {given[0]} and std {given[1]}, as the '
+            "student is; set model.teacher.data_preprocessor=dict(type='ClsDataPreprocessor', "
+            f'mean={mean}, std={std}).'
+        )
 
 
 def _normalisation(*parts: Any) -> list[Any]:
@@ -227,3 +260,22 @@ def _with_stand_ins(cfg: Mapping[str, Any], shape: tuple[int, ...]) -> dict[str,
     classes = next((info['classes'] for info in infos if info and info.get('classes')), None)
     pipeline = cfg.get('pipeline') or [dict(type='mmpretrain.PackInputs')]
     return dict(type=_StandIn, pipeline=pipeline, classes=classes, shape=shape)
+
+
+@contextmanager
+def without_a_trace() -> Iterator[None]:
+    """Fix seeds, quiet the logs; restore random state, log levels and warnings."""
+    python, numpy = random.getstate(), np.random.get_state()
+    level = logging.root.manager.disable
+    with torch.random.fork_rng(range(torch.cuda.device_count())), warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        try:
+            random.seed(0)
+            np.random.seed(0)
+            torch.manual_seed(0)
+            logging.disable(logging.WARNING)
+            yield
+        finally:
+            logging.disable(level)
+            random.setstate(python)
+            np.random.set_state(numpy)

@@ -7,6 +7,7 @@ at once.
 from __future__ import annotations
 
 import argparse
+import copy
 import difflib
 import logging
 import os
@@ -14,9 +15,9 @@ import os.path as osp
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mmengine.config import Config, ConfigDict, DictAction
 
@@ -37,6 +38,17 @@ _LAUNCHERS = dict(
         'mpirun',
     ),
 )
+
+
+class SettingAction(DictAction):
+    """``mmengine.config.DictAction`` that answers a setting without a value in one line."""
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        """Read ``KEY=VALUE`` ..."""
+        for setting in values:
+            if '=' not in setting:
+                parser.error(f'{option_string} {setting}: expected KEY=VALUE without spaces')
+        super().__call__(parser, namespace, values, option_string)
 
 
 class UsageError(ValueError):
@@ -68,7 +80,7 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--cfg-options',
         nargs='+',
-        action=DictAction,
+        action=SettingAction,
         metavar='KEY=VALUE',
         help='replace settings of the config, for example train_cfg.max_epochs=10; a list is '
         'written key="[a,b]" or key=a,b without spaces',
@@ -114,6 +126,26 @@ def load_config(filename: str) -> Config:
     raise UsageError(f'config {filename} does not exist{hint}.')
 
 
+def merge_options(cfg: Config, options: dict[str, Any] | None) -> None:
+    """Write the settings of ``--cfg-options`` into a config.
+
+    Args:
+        cfg (Config): The config, changed in place.
+        options (dict, optional): Values by dotted name.
+
+    Raises:
+        UsageError: If nothing reads a setting of that name, or it does not fit the config.
+    """
+    if not options:
+        return
+    from . import settings  # knows all of OpenMMLab, which takes seconds to import
+
+    try:
+        settings.merge_options(cfg, options)
+    except ValueError as error:
+        raise UsageError(f'--cfg-options {error}') from error
+
+
 def check_checkpoint(filename: str, argument: str) -> None:
     """Refuse a local checkpoint that does not exist before anything is built.
 
@@ -147,8 +179,7 @@ def merge_common_arguments(cfg: Config, args: argparse.Namespace) -> None:
         cfg.work_dir = args.work_dir
     elif cfg.get('work_dir') is None:
         cfg.work_dir = osp.join('./work_dirs', Path(args.config).stem)
-    if args.cfg_options is not None:
-        cfg.merge_from_dict(args.cfg_options)
+    merge_options(cfg, args.cfg_options)
     for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
         if cfg.get(name) is not None:
             cfg[name] = _dataloader(cfg[name], args)
@@ -215,6 +246,51 @@ def build_runner(cfg: Config) -> Runner:
     return Runner.from_cfg(cfg)
 
 
+def try_out(cfg: Config) -> list[str]:
+    """Run the dry run of ``tools/check_config.py`` before training, on rank 0.
+
+    Args:
+        cfg (Config): The complete config; it is not changed.
+
+    Returns:
+        list[str]: What the user should know although training starts.
+
+    Raises:
+        UsageError: If something is wrong, with the line that the dry run prints.
+    """
+    ranks = ('RANK', 'SLURM_PROCID', 'OMPI_COMM_WORLD_RANK')
+    if cfg.launcher != 'none' and any(os.environ.get(name, '0') != '0' for name in ranks):
+        return []
+    from .dry_run import run_dry
+
+    tried = copy.deepcopy(cfg)
+    if tried.get('model', {}).get('compile'):
+        tried.model.compile = False  # takes minutes, and changes nothing that could be wrong
+    report = run_dry(tried, stand_ins=False)
+    if report.error is not None:
+        _keep_traceback(cfg, report.error)
+    if report.problems:
+        raise UsageError(report.problems[0])
+    return report.notes
+
+
+def _keep_traceback(cfg: Config, error: BaseException) -> None:
+    """Write a traceback to the log, or to ``error.log`` in the work dir before there is one."""
+    from mmengine.logging import MMLogger
+
+    logger = MMLogger.get_current_instance()
+    files = [file for file in logger.handlers if isinstance(file, logging.FileHandler)]
+    trace = (type(error), error, error.__traceback__)
+    record = logger.makeRecord(logger.name, logging.ERROR, __file__, 0, repr(error), (), trace)
+    for file in files:
+        file.handle(record)
+    if not files:  # the runner opens one first of all, but on rank 0 alone
+        with suppress(OSError):
+            os.makedirs(cfg.work_dir, exist_ok=True)
+            with open(osp.join(cfg.work_dir, 'error.log'), 'a', encoding='utf-8') as log:
+                log.writelines(traceback.format_exception(*trace))
+
+
 @contextmanager
 def explained(cfg: Config) -> Iterator[None]:
     """Report an exception as the dry run does, in one line; its traceback goes to the log file.
@@ -230,19 +306,9 @@ def explained(cfg: Config) -> Iterator[None]:
     except UsageError:
         raise
     except Exception as error:
-        from mmengine.logging import MMLogger
-
         from .explain import explain
 
-        logger = MMLogger.get_current_instance()
-        files = [file for file in logger.handlers if isinstance(file, logging.FileHandler)]
-        record = logger.makeRecord(
-            logger.name, logging.ERROR, __file__, 0, repr(error), (), sys.exc_info()
-        )
-        for file in files:
-            file.handle(record)
-        if not files:  # the runner makes it first of all, but on rank 0 alone
-            traceback.print_exc()
+        _keep_traceback(cfg, error)
         raise UsageError(explain(error, cfg.to_dict())) from error
 
 

@@ -8,40 +8,39 @@ data set of one's own needs nothing here.
 from __future__ import annotations
 
 import copy
-import logging
 import os.path as osp
-import random
 import time
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.hooks import SyncBuffersHook
 from mmengine.optim import OptimWrapper, build_optim_wrapper
 from mmengine.registry import MODELS, DefaultScope
-from torch import Tensor, nn
+from torch import nn
 
 from crd_plugin.engine.hooks import CoCoRDHook, MemoryBankHook
-from crd_plugin.engine.hooks.memory_bank_hook import index_dataset
+from crd_plugin.engine.hooks.memory_bank_hook import index_dataset, pool_remark
 from crd_plugin.engine.loops.staged_train_loop import split_epochs
-from crd_plugin.models.key_queue import KeyQueue
-from crd_plugin.models.losses import CoCoRDLoss
+from crd_plugin.models.losses import CoCoRDLoss, CRDLoss
 from crd_plugin.models.memory_bank import MemoryBank
 
 from ._dry_run_inputs import (
     INPUT_SHAPE,
-    TrainingData,
+    Data,
     check_weights,
     normalisation_notes,
-    read_training_data,
+    read_data,
+    size_of_last_batch,
+    without_a_trace,
 )
-from .arguments import load_config
-from .dry_run_report import BankRow, DryRunReport, LossRow, PartRow, read_recorders
-from .explain import check_names, explain, find_type, one_line
+from ._dry_run_step import check_needs, measure, one_step, try_one_sample, try_validation
+from .arguments import load_config, merge_options
+from .dry_run_report import BankRow, DryRunReport, count_parameters, read_recorders
+from .explain import explain
+from .lookup import find_type, one_line
+from .settings import check_settings
 
 _BATCH_SIZE = 4
 # A bank of more rows is not allocated; so many stand in for it.
@@ -63,7 +62,7 @@ def dry_run_file(filename: str, options: dict[str, Any] | None = None, **kwargs)
     """
     try:
         cfg = load_config(filename)
-        cfg.merge_from_dict(options or {})
+        merge_options(cfg, options)
     except Exception as error:  # A value may not fit the one that it replaces.
         return DryRunReport(osp.basename(filename), problems=[one_line(error)])
     report = run_dry(cfg, **kwargs)
@@ -76,11 +75,12 @@ def run_dry(
     batch_size: int | None = None,
     device: str = 'cpu',
     use_teacher_ckpt: bool = True,
+    stand_ins: bool = True,
 ) -> DryRunReport:
-    """Build everything and run one training step without leaving a trace.
+    """Build everything, run one training step and one step of validation, leave no trace.
 
     No file is written, nothing is downloaded, no optimizer step is taken, and the random state is
-    restored. Where the files of the data set are missing, random images take their place.
+    restored. Where the files of a data set are missing, random images take their place.
 
     Args:
         cfg (Config): The config; it is not changed.
@@ -88,6 +88,7 @@ def run_dry(
             most 4.
         device (str): Where to run. Defaults to ``'cpu'``.
         use_teacher_ckpt (bool): Whether to load the teacher's checkpoint. Defaults to True.
+        stand_ins (bool): Whether to go on without the files of a data set. Defaults to True.
 
     Returns:
         DryRunReport: Tables, notes and problems.
@@ -103,11 +104,12 @@ def run_dry(
     report = DryRunReport(osp.basename(cfg.filename or ''))
     plain = cfg.to_dict()
     scope = plain.get('default_scope') or 'mmengine'
-    with _without_a_trace(), DefaultScope.overwrite_default_scope(scope):
+    with without_a_trace(), DefaultScope.overwrite_default_scope(scope):
         try:
-            _run(plain, batch_size, device, use_teacher_ckpt, report)
+            _run(plain, batch_size, device, use_teacher_ckpt, stand_ins, report)
         except Exception as error:  # Any part may fail in its own way.
             report.problems.append(explain(error, plain))
+            report.error = error
     report.seconds = time.perf_counter() - start
     return report
 
@@ -117,24 +119,26 @@ def _run(
     batch_size: int | None,
     device: str,
     use_teacher_ckpt: bool,
+    stand_ins: bool,
     report: DryRunReport,
 ) -> None:
     """Go through a config in the order in which a runner does."""
     model_cfg = cfg.get('model')
     if not isinstance(model_cfg, dict):
         raise ValueError('the config has no `model`; add one, or a _base_ that has it.')
-    report.problems += check_names(cfg)
+    report.problems += check_settings(cfg)
     if report.problems:
         return
     if cfg.get('data_preprocessor') is not None:
         model_cfg.setdefault('data_preprocessor', cfg['data_preprocessor'])
     report.notes += normalisation_notes(model_cfg)
     check_weights(cfg, use_teacher_ckpt, report)
-    data = read_training_data(cfg, report.notes)
+    data = read_data(cfg, 'train_dataloader', report.notes, stand_ins)
+    last = size_of_last_batch(cfg, data)
     report.data = str(data)
     model = MODELS.build(copy.deepcopy(model_cfg))
     model.init_weights()
-    report.parts = _count_parameters(model)
+    report.parts = count_parameters(model)
     _check_hooks(model, cfg)
     _check_classes(model, data, report)
     if batch_size is None:
@@ -156,6 +160,9 @@ def _run(
     else:
         wrapper = OptimWrapper(torch.optim.SGD(model.parameters(), lr=0.1))
     _try_steps(model.to(device), cfg, batch, wrapper, report)
+    if last == 1:
+        try_one_sample(model, data, wrapper)
+    try_validation(model, cfg, stand_ins, report)
 
 
 def _try_steps(
@@ -168,8 +175,8 @@ def _try_steps(
         for stage in _stages_of(model, cfg.get('train_cfg') or {}):
             if stage:
                 model.set_stage(stage)
-            losses = _one_step(model, batch, wrapper)
-            _measure(model, losses, report, f'{stage}: ' if stage else '')
+            losses = one_step(model, batch, wrapper)
+            measure(model, losses, report, f'{stage}: ' if stage else '')
             idle |= {n for n, p in model.named_parameters() if n in trained and p.grad is None}
     except ValueError:
         given, shape = cfg['model'].get('input_shape'), tuple(batch['inputs'][0].shape[-3:])
@@ -181,72 +188,18 @@ def _try_steps(
         raise
     finally:
         read_recorders(model, cfg['model'], report)
-    if idle and not (cfg.get('model_wrapper_cfg') or cfg).get('find_unused_parameters'):
+    if hasattr(model, 'distiller'):
+        check_needs(model)
+    alone = cfg.get('launcher') == 'none'  # known when training starts
+    if (
+        idle
+        and not alone
+        and not (cfg.get('model_wrapper_cfg') or cfg).get('find_unused_parameters')
+    ):
         report.notes.append(
             f'{len(idle)} parameters get no gradient in some step, such as {min(idle)}: a run of '
             'several processes needs find_unused_parameters=True.'
         )
-
-
-def _one_step(model: Any, batch: Any, wrapper: OptimWrapper) -> dict[str, Any]:
-    """Run the forward pass of a training step; no update is left behind."""
-    model.train()
-    with wrapper.optim_context(model):
-        data = model.data_preprocessor(copy.deepcopy(batch), True)
-        losses = model(**data, mode='loss')
-    for module in model.modules():
-        if isinstance(module, (MemoryBank, KeyQueue)):
-            module.discard()
-    return losses
-
-
-def _measure(model: Any, losses: Mapping[str, Any], report: DryRunReport, prefix: str) -> None:
-    """Measure the gradient that each loss sends; refuse losses that cannot train; go backward."""
-    parts = [getattr(model, 'architecture', model), getattr(model, 'teacher', nn.Module())]
-    student, teacher = ([p for p in part.parameters() if p.requires_grad] for part in parts)
-    known = {id(p) for p in student + teacher}
-    others = [p for p in model.parameters() if p.requires_grad and id(p) not in known]
-    rows = []
-    for name, value in losses.items():
-        terms = [value] if isinstance(value, Tensor) else value
-        loss = torch.stack([term.float().mean() for term in terms]).sum()  # as MMEngine does
-        norms = [_gradient_norm(loss, part) for part in (student, others, teacher)]
-        if hasattr(model, 'teacher') and not teacher:
-            norms[2] = 'frozen'
-        rows.append(LossRow(prefix + name, float(loss), 'loss' in name, *norms))
-    report.losses += rows
-    for name, value, summed, *norms in rows:
-        numbers = [norm for norm in norms if isinstance(norm, float)]
-        if not summed and numbers:
-            raise ValueError(
-                f'{name} is not added to the sum of the losses, because MMEngine adds those with '
-                f'`loss` in their name; call it loss_{name.rpartition(".")[2]}.'
-            )
-        if summed and not numbers:
-            raise ValueError(
-                f'{name} sends no gradient anywhere; check from_student in its '
-                'loss_forward_mappings: one argument at least must come from the student.'
-            )
-        if summed and not np.isfinite([value, *numbers]).all():
-            raise ValueError(
-                f'{name} is {value}, its gradient {norms}; lower its weight, or use float32.'
-            )
-        if isinstance(norms[2], float) and not getattr(model, 'teacher_trainable', False):
-            raise ValueError(
-                f'the gradient of {name} reaches the teacher; use crd_plugin.FrozenTeacherDistill, '
-                'or teacher_trainable=False.'
-            )
-    total, _ = model.parse_losses(losses)
-    total.backward()
-
-
-def _gradient_norm(loss: Tensor, parameters: list[nn.Parameter]) -> float | str:
-    """L2 norm of a gradient, or why there is none."""
-    if not parameters or not loss.requires_grad:
-        return 'none' if parameters else '-'
-    gradients = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
-    norms = [gradient.float().norm() for gradient in gradients if gradient is not None]
-    return float(torch.stack(norms).norm()) if norms else 'none'
 
 
 def _stages_of(model: nn.Module, train_cfg: Mapping[str, Any]) -> list[str]:
@@ -263,21 +216,8 @@ def _stages_of(model: nn.Module, train_cfg: Mapping[str, Any]) -> list[str]:
     return stages if stages and (not train_cfg or 'type' in train_cfg) else ['']
 
 
-def _count_parameters(model: nn.Module) -> list[PartRow]:
-    """Numbers of parameters of student, teacher, connectors and so on; of a plain model in all."""
-    parts = dict(model.named_children()) if hasattr(model, 'architecture') else {'model': model}
-    parts.update(parts.pop('distiller', nn.Module()).named_children())
-    rows = []
-    for name, part in parts.items():
-        numbers = [p.numel() for p in part.parameters()]
-        trainable = sum(p.numel() for p in part.parameters() if p.requires_grad)
-        name = {'architecture': 'student', 'distill_losses': 'losses'}.get(name, name)
-        rows.append(PartRow(name.replace('_', ' '), trainable, sum(numbers)))
-    return [row for row in rows if row.total]
-
-
 def _read_batch(
-    model: nn.Module, data: TrainingData, batch_size: int, report: DryRunReport
+    model: nn.Module, data: Data, batch_size: int, report: DryRunReport
 ) -> dict[str, Any]:
     """Size the memory banks as their hook would, smaller where huge; read samples of their rows."""
     banks = {name: bank for name, bank in model.named_modules() if isinstance(bank, MemoryBank)}
@@ -305,6 +245,10 @@ def _read_batch(
         bank.resize(rows, labels)
         mib = None if known is None else bank.num_bytes / rows * known / 2**20
         report.banks.append(BankRow(name, known, bank.embed_dim, mib, rows))
+    for name, loss in model.named_modules():
+        if isinstance(loss, CRDLoss) and loss.bank is not None and rows == known:
+            remark = pool_remark(name, loss)
+            report.notes += [remark] if remark else []
     return batch
 
 
@@ -329,7 +273,7 @@ def _check_hooks(model: nn.Module, cfg: Mapping[str, Any]) -> None:
             )
 
 
-def _check_classes(model: nn.Module, data: TrainingData, report: DryRunReport) -> None:
+def _check_classes(model: nn.Module, data: Data, report: DryRunReport) -> None:
     """Compare the outputs of the heads with the classes of the data set."""
     nets = (getattr(model, 'architecture', model), getattr(model, 'teacher', None))
     student, teacher = (getattr(getattr(net, 'head', None), 'num_classes', None) for net in nets)
@@ -349,22 +293,3 @@ def _check_classes(model: nn.Module, data: TrainingData, report: DryRunReport) -
             f'model.teacher.head.num_classes is {teacher}, that of model.architecture {student}: a '
             'loss that compares their logits cannot work.'
         )
-
-
-@contextmanager
-def _without_a_trace() -> Iterator[None]:
-    """Fix seeds, quiet the logs; restore random state, log levels and warnings."""
-    python, numpy = random.getstate(), np.random.get_state()
-    level = logging.root.manager.disable
-    with torch.random.fork_rng(range(torch.cuda.device_count())), warnings.catch_warnings():
-        warnings.simplefilter('ignore')
-        try:
-            random.seed(0)
-            np.random.seed(0)
-            torch.manual_seed(0)
-            logging.disable(logging.WARNING)
-            yield
-        finally:
-            logging.disable(level)
-            random.setstate(python)
-            np.random.set_state(numpy)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .explain import describe
+from .lookup import describe
 
 # Shapes of what a recorder holds after the step.
 RecorderRow = namedtuple('RecorderRow', 'side name type source output')
@@ -36,6 +36,7 @@ class DryRunReport:
         notes (list[str]): What a user should know although training would start.
         problems (list[str]): One line each: place in the config, cause and fix.
         seconds (float): Duration.
+        error (BaseException, optional): What the last problem was raised as.
     """
 
     config: str = ''
@@ -50,6 +51,7 @@ class DryRunReport:
     notes: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     seconds: float = 0.0
+    error: BaseException | None = None
 
     @property
     def ok(self) -> bool:
@@ -83,6 +85,19 @@ def read_recorders(model: nn.Module, cfg: Mapping[str, Any], report: DryRunRepor
                 output = describe(connector(given))
                 rows[name] = rows[name]._replace(inputs=describe(given), output=output)
     report.connectors = list(rows.values())
+
+
+def count_parameters(model: nn.Module) -> list[PartRow]:
+    """Numbers of parameters of student, teacher, connectors and so on; of a plain model in all."""
+    parts = dict(model.named_children()) if hasattr(model, 'architecture') else {'model': model}
+    parts.update(parts.pop('distiller', nn.Module()).named_children())
+    rows = []
+    for name, part in parts.items():
+        numbers = [p.numel() for p in part.parameters()]
+        trainable = sum(p.numel() for p in part.parameters() if p.requires_grad)
+        name = {'architecture': 'student', 'distill_losses': 'losses'}.get(name, name)
+        rows.append(PartRow(name.replace('_', ' '), trainable, sum(numbers)))
+    return [row for row in rows if row.total]
 
 
 def render(report: DryRunReport) -> str:

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 
 from . import arguments, launch
 from .arguments import UsageError
@@ -32,10 +32,10 @@ _CONFIG_LOCK = threading.Lock()
 def load_config(path: str | Path, options: Sequence[str]) -> Config:
     """Load a config with ``key=value`` of ``--cfg-options``, as ``tools/train.py`` does."""
     parser = argparse.ArgumentParser()
-    parser.add_argument('--options', nargs='*', action=DictAction)
+    parser.add_argument('--options', nargs='*', action=arguments.SettingAction)
     with _CONFIG_LOCK:
         config = arguments.load_config(str(path))
-        config.merge_from_dict(parser.parse_args(['--options', *options]).options)
+        arguments.merge_options(config, parser.parse_args(['--options', *options]).options)
     return config
 
 

@@ -1,11 +1,12 @@
 """What runs around the models: hooks and loops."""
 
-from .hooks import CheckpointHook, CoCoRDHook, MemoryBankHook, RandomStateHook
+from .hooks import CheckpointHook, CoCoRDHook, FiniteLossHook, MemoryBankHook, RandomStateHook
 from .loops import StagedTrainLoop
 
 __all__ = [
     'CheckpointHook',
     'CoCoRDHook',
+    'FiniteLossHook',
     'MemoryBankHook',
     'RandomStateHook',
     'StagedTrainLoop',

@@ -7,11 +7,11 @@ from numbers import Integral, Real
 from typing import Any
 
 
-def finite(name: str, value: float) -> float:
-    """Require a finite number: a TypeError or ValueError names the argument."""
+def not_negative(name: str, value: float) -> float:
+    """Require a finite number that is not negative: a TypeError or ValueError names it."""
     check_number(name, value)
-    if not math.isfinite(value):
-        raise ValueError(f'{name} is {value}, expected a finite number.')
+    if not 0 <= value < math.inf:
+        raise ValueError(f'{name} is {value}, expected a finite number that is not negative.')
     return value
 
 

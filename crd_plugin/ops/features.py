@@ -60,7 +60,7 @@ def pair_maps(s_feats: Features, t_feats: Features) -> list[tuple[Tensor, Tensor
     return pairs
 
 
-def pair_vectors(s_feats: Features, t_feats: Features, min_batch: int = 1) -> tuple[Tensor, Tensor]:
+def pair_vectors(s_feats: Features, t_feats: Features) -> tuple[Tensor, Tensor]:
     """Flatten one feature of student and teacher to one vector per sample.
 
     Teacher vectors are targets: they are detached.
@@ -69,14 +69,13 @@ def pair_vectors(s_feats: Features, t_feats: Features, min_batch: int = 1) -> tu
         s_feats (Tensor | Sequence[Tensor]): Student feature, ``(B, ...)``, or a sequence of one
             such tensor, as necks return.
         t_feats (Tensor | Sequence[Tensor]): Teacher feature, likewise.
-        min_batch (int): Samples per batch that the loss needs. Defaults to 1.
 
     Returns:
         tuple[Tensor, Tensor]: ``(B, D_s)`` and ``(B, D_t)``, float32 (float64 stays).
 
     Raises:
         ValueError: If a sequence does not hold exactly one tensor, a tensor has fewer than two
-            dimensions, or the batches differ or are too small.
+            dimensions, or the batches differ.
         TypeError: If a feature is not a tensor.
     """
     features = []
@@ -93,12 +92,6 @@ def pair_vectors(s_feats: Features, t_feats: Features, min_batch: int = 1) -> tu
             )
         features += layers
     student, teacher = _pair(features[0], features[1])
-    if student.size(0) < min_batch:
-        raise ValueError(
-            f's_feats has {student.size(0)} sample, expected at least {min_batch}: the loss '
-            'compares samples with each other; set drop_last=True in train_dataloader, or another '
-            'batch_size.'
-        )
     return student.flatten(1), teacher.flatten(1)
 
 
@@ -124,7 +117,7 @@ def pair_logits(s_feats: Features, t_feats: Features) -> tuple[Tensor, Tensor]:
     if shapes[0] != shapes[1] or len(shapes[0]) != 2 or shapes[0][1] < 2:
         raise ValueError(
             f's_feats has shape {shapes[0]} and t_feats {shapes[1]}, expected logits (B, C) of '
-            "the same two or more classes; record source='head.fc' of networks with equal "
+            'the same two or more classes; record crd_plugin.Logits of networks with equal '
             'num_classes.'
         )
     return student, teacher

@@ -22,4 +22,3 @@ pair = dict(
     'convnext/convnext-tiny_32xb128_in1k_20221207-998cf3e9.pth',
 )
 model = join(pair, _base_.crd)
-model.distiller.teacher_recorders.feat.source = 'backbone'  # it averages its last map itself

@@ -12,6 +12,7 @@ from mmengine.registry import DATASETS, MODELS, DefaultScope
 
 from crd_plugin.cli.dry_run import dry_run_file, run_dry
 from crd_plugin.cli.dry_run_report import render
+from crd_plugin.models import EmbeddingConnector
 
 
 def net(width, num_classes=10):
@@ -303,9 +304,12 @@ DIST.distill_losses.loss_crd.num_samples = 60
 
 DIST.teacher_recorders.again = dict(type='mmrazor.ModuleOutputs', source='head.fc')
 MAP.loss_kd.preds_S = record('again', False)
-> distill.loss_kd sends no gradient anywhere; check from_student
+> MAP.loss_kd: preds_S and preds_T come from the teacher only, so nothing is distilled;
 
 DIST.distill_losses.loss_kd.loss_weight = float('inf')
+> DIST.distill_losses.loss_kd.loss_weight is inf, expected a finite number that is not negative
+
+DIST.distill_losses.loss_kd.loss_weight = 1e39
 > distill.loss_kd is inf, its gradient
 
 DIST.distill_losses.loss_a = dict(type='mmrazor.L2Loss')
@@ -508,27 +512,27 @@ ZOO = 'https://download.openmmlab.com/mmclassification/v0/resnet/resnet18_8xb32_
 IMAGENET = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375])
 
 
-@pytest.mark.parametrize('source', ['config', 'checkpoint', 'zoo'])
+@pytest.mark.parametrize('source', ['checkpoint', 'zoo'])
 def test_teacher_is_fed_as_it_was_trained(source, teacher):
     """Its mean and std are compared with those of the images it is given."""
     trained, changes = dict(
-        config=(
-            IMAGENET,
-            {'model.teacher.data_preprocessor': dict(type='ClsDataPreprocessor', **IMAGENET)},
-        ),
         checkpoint=(dict(mean=[0.0] * 3, std=[255.0] * 3), {'model.teacher_ckpt': str(teacher)}),
         zoo=(IMAGENET, {'model.teacher_ckpt': ZOO}),
     )[source]
     report = check(edited(changes))
     assert report.ok
     (note,) = (note for note in report.notes if 'was trained on images' in note)
-    assert note.startswith(source == 'config' and 'model.teacher.data_preprocessor: ' or 'model.te')
+    assert note.startswith('model.teacher_ckpt=')
     assert (
         f'mean {trained["mean"]} and std {trained["std"]}, but is given images with mean ' in note
     )
     assert 'mean [78.0, 78.0, 78.0] and std [81.0, 81.0, 81.0]' in note
+    assert 'set model.teacher.data_preprocessor=dict(' in note
     same = {f'data_preprocessor.{key}': value for key, value in trained.items()}
-    assert not any('was trained on' in note for note in check(edited({**changes, **same})).notes)
+    own = {'model.teacher.data_preprocessor': dict(type='ClsDataPreprocessor', **trained)}
+    for cure in (same, own):
+        report = check(edited({**changes, **cure}))
+        assert report.ok and not any('was trained on' in note for note in report.notes)
 
 
 def test_nothing_is_downloaded():
@@ -656,3 +660,145 @@ def test_accepted_arguments():
     if not torch.cuda.is_available():
         with pytest.raises(ValueError, match='sees no GPU'):
             check(vanilla(), device='cuda')
+
+
+def with_validation(**evaluator):
+    """Changes that add a validation on five digits."""
+    dataset = dict(type='crd_plugin.Digits', split='test', indices=5, pipeline=vanilla_pipeline())
+    return {
+        'val_dataloader': dict(batch_size=5, dataset=dataset),
+        'val_evaluator': dict(type='Accuracy', **evaluator),
+        'val_cfg': {},
+    }
+
+
+def vanilla_pipeline():
+    return vanilla()['train_dataloader']['dataset']['dataset']['pipeline']
+
+
+def test_a_step_of_validation():
+    assert check(edited(with_validation(topk=(1, 5)))).ok
+    line = only(check(edited(with_validation(topk=(1, 11)))))
+    assert line.startswith('val_evaluator: Top-11 accuracy is unavailable')
+    # What is tested in another way is tried too.
+    testing = {'test' + key[3:]: value for key, value in with_validation(topk=12).items()}
+    line = only(check(edited({**with_validation(topk=1), **testing})))
+    assert line.startswith('test_evaluator: Top-12 accuracy is unavailable')
+    unreadable = with_validation(topk=1)
+    unreadable['val_dataloader']['dataset']['pipeline'] = [dict(type='Resize', scale='big')]
+    assert only(check(edited(unreadable))).startswith('val_dataloader.dataset')
+
+
+def loader(**settings):
+    changes = {f'train_dataloader.{key}': value for key, value in settings.items()}
+    return edited({**changes, 'train_dataloader.sampler': dict(type='DefaultSampler')})
+
+
+def test_an_epoch_without_a_batch(monkeypatch):
+    """Fifty samples."""
+    line = only(check(loader(batch_size=51, drop_last=True)))
+    assert line.startswith('train_dataloader: 50 samples per process, batch_size=51 and drop_last')
+    assert check(loader(batch_size=51)).ok and check(loader(batch_size=50, drop_last=True)).ok
+    monkeypatch.setenv('WORLD_SIZE', '2')
+    assert '25 samples per process' in only(check(loader(batch_size=26, drop_last=True)))
+
+
+def test_a_last_batch_of_one_sample():
+    sp = dict(
+        loss_sp=dict(
+            s_feats=record('maps', True, data_idx=-1), t_feats=record('maps', False, data_idx=-1)
+        )
+    )
+    stages = dict(type='crd_plugin.StageOutputs', source='backbone')
+    changes = {
+        'DIST.student_recorders.maps': stages,
+        'DIST.teacher_recorders.maps': stages,
+        'DIST.distill_losses.loss_sp': dict(type='crd_plugin.SPLoss'),
+        'MAP.loss_sp': sp['loss_sp'],
+    }
+    line = only(check(edited(changes, loader(batch_size=7))))
+    assert line.startswith('train_dataloader: the last batch of an epoch has one sample, for which')
+    assert 'SPLoss compares samples' in line and 'set drop_last=True' in line
+    for settings in (dict(batch_size=8), dict(batch_size=7, drop_last=True)):
+        assert check(edited(changes, loader(**settings))).ok
+    assert check(loader(batch_size=7)).ok  # CRD and KD take one
+
+
+@pytest.mark.parametrize(
+    'loss, stages, activated, message',
+    [
+        ('ATLoss', (0, 1, 2), True, None),
+        ('ATLoss', (2,), True, 'returns 1 stage, but ATLoss compares several; set model.architec'),
+        ('ABLoss', (0, 1, 2), False, None),
+        ('ABLoss', (0, 1, 2), True, 'have no negative value, but ABLoss compares signs'),
+    ],
+)
+def test_features_that_a_loss_declares_to_need(loss, stages, activated, message):
+    recorder = dict(type='crd_plugin.StageOutputs', source='backbone')
+    changes = {
+        **without('loss_crd'),
+        'DIST.student_recorders.maps': recorder,
+        'DIST.teacher_recorders.maps': recorder,
+        'DIST.distill_losses.loss_maps': dict(type=f'crd_plugin.{loss}'),
+        'MAP.loss_maps': dict(s_feats=record('maps', True), t_feats=record('maps', False)),
+        'model.input_shape': (3, 16, 16),
+    }
+    for role in ('architecture', 'teacher'):
+        backbone = dict(out_indices=stages, pre_activation=not activated)
+        changes.update({f'model.{role}.backbone.{k}': value for k, value in backbone.items()})
+    report = check(edited(changes))
+    if message is None:
+        assert report.ok
+    else:
+        assert only(report).startswith(full('MAP.loss_maps.s_feats: the '))
+        assert message in only(report)
+
+
+@MODELS.register_module(force=True)  # this file is imported by another one too
+class DetachedConnector(EmbeddingConnector):
+    """Trains itself, but not what is in front of it."""
+
+    def forward(self, feature):
+        return super().forward(feature[0].detach())
+
+
+def test_a_loss_that_does_not_reach_the_student():
+    line = only(check(edited({'DIST.connectors.crd_student.type': 'mmengine.DetachedConnector'})))
+    assert 'loss_crd sends no gradient to the student, so it distils nothing' in line
+
+
+def test_tokens_are_no_feature():
+    vit = dict(
+        type='VisionTransformer',
+        img_size=16,
+        patch_size=4,
+        out_type='raw',
+        arch=dict(embed_dims=32, num_layers=1, num_heads=2, feedforward_channels=64),
+    )
+    head = dict(type='VisionTransformerClsHead', num_classes=10, in_channels=32)
+    changes = {
+        **without('loss_kd'),
+        'model.architecture': dict(type='ImageClassifier', backbone=vit, head=head),
+        'model.input_shape': (3, 16, 16),
+        'DIST.student_recorders': dict(
+            feat=dict(type='mmrazor.ModuleOutputs', source='backbone'),
+            ids=dict(type='crd_plugin.SampleField', source='sample_idx'),
+            labels=dict(type='crd_plugin.SampleField', source='gt_label'),
+        ),
+    }
+    assert "of a transformer's tokens take one or their mean" in only(check(edited(changes)))
+
+
+def test_more_negatives_than_there_are():
+    report = check(edited({'DIST.distill_losses.loss_crd.num_negatives': 46}))
+    assert report.ok
+    assert any('num_negatives=46 is more than the 45 possible' in note for note in report.notes)
+    assert not any('num_negatives' in note for note in check(distillation()).notes)
+
+
+def test_training_does_not_go_on_without_the_data(tmp_path):
+    cfg = edited({'DATA': dict(type='CIFAR10', data_root=str(tmp_path), pipeline=[])})
+    assert 'Random images stand in' in check(cfg).notes[-1]
+    line = only(check(cfg, stand_ins=False))
+    assert line.startswith('train_dataloader.dataset: crd_plugin.SampleIndexDataset cannot be read')
+    assert line.endswith('set its data_root.')

@@ -26,7 +26,7 @@ COMBINATIONS = [
     *(f'{method} crd kd' for method in METHODS),
 ]
 # What is hooked in the student for each recorder.
-SOURCES = dict(stages='backbone', feat='neck', logits='head.fc')
+SOURCES = dict(stages='backbone', feat='head.fc', logits='head')
 
 
 @pytest.fixture(autouse=True)
@@ -36,9 +36,8 @@ def scope():
 
 
 def file_of(method):
-    """The method's file for the digits, or the one for all data."""
-    path = BASE / 'distillers' / f'{method}_digits.py'
-    return path if path.is_file() else BASE / 'distillers' / f'{method}.py'
+    """The file of a method's fragment."""
+    return BASE / 'distillers' / f'{method}.py'
 
 
 def composed(methods):

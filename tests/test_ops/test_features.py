@@ -103,12 +103,11 @@ def test_vectors():
         ([(2, 3)] * 2, [(2, 3)], 's_feats is a sequence of 2 tensors'),
         ([(2, 3)], [(3,)], r't_feats has shape \(3,\)'),
         ([(2, 3)], [(3, 3)], 's_feats has 2 samples and t_feats 3'),
-        ([(1, 3)], [(1, 3)], 'has 1 sample, expected at least 2.*drop_last=True'),
     ],
 )
 def test_vectors_that_cannot_be_paired(s, t, text):
     with pytest.raises(ValueError, match=text):
-        pair_vectors(maps(*s), maps(*t), min_batch=2)
+        pair_vectors(maps(*s), maps(*t))
 
 
 def loop_pool(x, height, width):

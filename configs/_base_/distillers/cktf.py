@@ -12,14 +12,14 @@ cktf = dict(
         student_recorders=dict(
             stem_stages=dict(type='crd_plugin.StageOutputs', source='backbone', stem=True),
             blocks=dict(type='crd_plugin.BlockOutputs', source='backbone', blocks='last'),
-            feat=dict(type='mmrazor.ModuleOutputs', source='neck'),
+            feat=dict(type='crd_plugin.PenultimateFeature'),
             ids=dict(type='crd_plugin.SampleField', source='sample_idx'),
             labels=dict(type='crd_plugin.SampleField', source='gt_label'),
         ),
         teacher_recorders=dict(
             stem_stages=dict(type='crd_plugin.StageOutputs', source='backbone', stem=True),
             blocks=dict(type='crd_plugin.BlockOutputs', source='backbone', blocks='last'),
-            feat=dict(type='mmrazor.ModuleOutputs', source='neck'),
+            feat=dict(type='crd_plugin.PenultimateFeature'),
         ),
         distill_losses=dict(
             loss_cktf=dict(
@@ -32,8 +32,8 @@ cktf = dict(
                 t_stem=dict(recorder='stem_stages', from_student=False, data_idx=0),
                 s_blocks=dict(recorder='blocks', from_student=True),
                 t_blocks=dict(recorder='blocks', from_student=False),
-                s_feats=dict(recorder='feat', from_student=True, data_idx=-1),
-                t_feats=dict(recorder='feat', from_student=False, data_idx=-1),
+                s_feats=dict(recorder='feat', from_student=True),
+                t_feats=dict(recorder='feat', from_student=False),
                 sample_idx=dict(recorder='ids', from_student=True),
                 labels=dict(recorder='labels', from_student=True),
             )

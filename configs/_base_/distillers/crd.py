@@ -1,7 +1,7 @@
 """Contrastive representation distillation (Tian et al., arXiv:1910.10699).
 
 The settings are those of HobbitLong/RepDistiller: 0.8 of the objective beside the cross-entropy,
-on the penultimate features (the last of the neck's tuple, whatever stages the backbone returns).
+on the penultimate features.
 """
 
 crd = dict(
@@ -9,11 +9,11 @@ crd = dict(
     distiller=dict(
         type='mmrazor.ConfigurableDistiller',
         student_recorders=dict(
-            feat=dict(type='mmrazor.ModuleOutputs', source='neck'),
+            feat=dict(type='crd_plugin.PenultimateFeature'),
             ids=dict(type='crd_plugin.SampleField', source='sample_idx'),
             labels=dict(type='crd_plugin.SampleField', source='gt_label'),
         ),
-        teacher_recorders=dict(feat=dict(type='mmrazor.ModuleOutputs', source='neck')),
+        teacher_recorders=dict(feat=dict(type='crd_plugin.PenultimateFeature')),
         connectors=dict(
             crd_student=dict(type='crd_plugin.EmbeddingConnector'),
             crd_teacher=dict(type='crd_plugin.EmbeddingConnector'),
@@ -21,12 +21,8 @@ crd = dict(
         distill_losses=dict(loss_crd=dict(type='crd_plugin.CRDLoss', loss_weight=0.8)),
         loss_forward_mappings=dict(
             loss_crd=dict(
-                s_feats=dict(
-                    recorder='feat', from_student=True, data_idx=-1, connector='crd_student'
-                ),
-                t_feats=dict(
-                    recorder='feat', from_student=False, data_idx=-1, connector='crd_teacher'
-                ),
+                s_feats=dict(recorder='feat', from_student=True, connector='crd_student'),
+                t_feats=dict(recorder='feat', from_student=False, connector='crd_teacher'),
                 sample_idx=dict(recorder='ids', from_student=True),
                 labels=dict(recorder='labels', from_student=True),
             )

@@ -9,10 +9,10 @@ dkd = dict(
     distiller=dict(
         type='mmrazor.ConfigurableDistiller',
         student_recorders=dict(
-            logits=dict(type='mmrazor.ModuleOutputs', source='head.fc'),
+            logits=dict(type='crd_plugin.Logits'),
             labels=dict(type='crd_plugin.SampleField', source='gt_label'),
         ),
-        teacher_recorders=dict(logits=dict(type='mmrazor.ModuleOutputs', source='head.fc')),
+        teacher_recorders=dict(logits=dict(type='crd_plugin.Logits')),
         distill_losses=dict(
             loss_dkd=dict(
                 type='crd_plugin.DKDLoss',

@@ -8,8 +8,8 @@ kd = dict(
     type='crd_plugin.FrozenTeacherDistill',
     distiller=dict(
         type='mmrazor.ConfigurableDistiller',
-        student_recorders=dict(logits=dict(type='mmrazor.ModuleOutputs', source='head.fc')),
-        teacher_recorders=dict(logits=dict(type='mmrazor.ModuleOutputs', source='head.fc')),
+        student_recorders=dict(logits=dict(type='crd_plugin.Logits')),
+        teacher_recorders=dict(logits=dict(type='crd_plugin.Logits')),
         distill_losses=dict(loss_kd=dict(type='mmrazor.KLDivergence', tau=4, loss_weight=1.0)),
         loss_forward_mappings=dict(
             loss_kd=dict(

@@ -7,8 +7,8 @@ lskd = dict(
     type='crd_plugin.FrozenTeacherDistill',
     distiller=dict(
         type='mmrazor.ConfigurableDistiller',
-        student_recorders=dict(logits=dict(type='mmrazor.ModuleOutputs', source='head.fc')),
-        teacher_recorders=dict(logits=dict(type='mmrazor.ModuleOutputs', source='head.fc')),
+        student_recorders=dict(logits=dict(type='crd_plugin.Logits')),
+        teacher_recorders=dict(logits=dict(type='crd_plugin.Logits')),
         distill_losses=dict(loss_lskd=dict(type='crd_plugin.LSKDLoss', tau=2, loss_weight=9.0)),
         loss_forward_mappings=dict(
             loss_lskd=dict(

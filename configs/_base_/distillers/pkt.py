@@ -8,13 +8,13 @@ pkt = dict(
     type='crd_plugin.FrozenTeacherDistill',
     distiller=dict(
         type='mmrazor.ConfigurableDistiller',
-        student_recorders=dict(feat=dict(type='mmrazor.ModuleOutputs', source='neck')),
-        teacher_recorders=dict(feat=dict(type='mmrazor.ModuleOutputs', source='neck')),
+        student_recorders=dict(feat=dict(type='crd_plugin.PenultimateFeature')),
+        teacher_recorders=dict(feat=dict(type='crd_plugin.PenultimateFeature')),
         distill_losses=dict(loss_pkt=dict(type='crd_plugin.PKTLoss', loss_weight=30000)),
         loss_forward_mappings=dict(
             loss_pkt=dict(
-                s_feats=dict(recorder='feat', from_student=True, data_idx=-1),
-                t_feats=dict(recorder='feat', from_student=False, data_idx=-1),
+                s_feats=dict(recorder='feat', from_student=True),
+                t_feats=dict(recorder='feat', from_student=False),
             )
         ),
     ),

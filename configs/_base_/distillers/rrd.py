@@ -9,13 +9,13 @@ rrd = dict(
     type='crd_plugin.FrozenTeacherDistill',
     distiller=dict(
         type='mmrazor.ConfigurableDistiller',
-        student_recorders=dict(feat=dict(type='mmrazor.ModuleOutputs', source='neck')),
-        teacher_recorders=dict(feat=dict(type='mmrazor.ModuleOutputs', source='neck')),
+        student_recorders=dict(feat=dict(type='crd_plugin.PenultimateFeature')),
+        teacher_recorders=dict(feat=dict(type='crd_plugin.PenultimateFeature')),
         distill_losses=dict(loss_rrd=dict(type='crd_plugin.RRDLoss', loss_weight=1.0)),
         loss_forward_mappings=dict(
             loss_rrd=dict(
-                s_feats=dict(recorder='feat', from_student=True, data_idx=-1),
-                t_feats=dict(recorder='feat', from_student=False, data_idx=-1),
+                s_feats=dict(recorder='feat', from_student=True),
+                t_feats=dict(recorder='feat', from_student=False),
             )
         ),
     ),

@@ -25,4 +25,6 @@ pair = dict(
     ),
     teacher_ckpt='https://download.openmmlab.com/mmclassification/v0/resnet/'
     'resnet34_8xb32_in1k_20210831-f257d4e6.pth',
+    # 0.5 cross-entropy + 0.9 KL, as in HobbitLong/RepDistiller#10.
+    published=dict(loss_kd=dict(alone=dict(student_loss_weight=0.5))),
 )

@@ -13,6 +13,10 @@ pair = dict(
     teacher=build_cifar_classifier_cfg('ResNet50', 200, out_indices=(0, 1, 2, 3)),
     # Train it with configs/vanilla/vanilla_resnet50_b64-240e_tiny-imagenet.py.
     teacher_ckpt='work_dirs/vanilla_resnet50_b64-240e_tiny-imagenet/epoch_240.pth',
+    # Source: kaiqi123/CKTF @ b2bba29; 0.1 is that of CIFAR-100.
+    published=dict(
+        loss_cktf=dict(distiller=dict(distill_losses=dict(loss_cktf=dict(temperature=0.07))))
+    ),
 )
 # Its last stage has basic blocks, a quarter of the width of ResNet-50.
 pair['architecture']['head']['in_channels'] = 512

@@ -2,7 +2,8 @@
 
 from .checkpoint_hook import CheckpointHook
 from .cocord_hook import CoCoRDHook
+from .finite_loss_hook import FiniteLossHook
 from .memory_bank_hook import MemoryBankHook
 from .random_state_hook import RandomStateHook
 
-__all__ = ['CheckpointHook', 'CoCoRDHook', 'MemoryBankHook', 'RandomStateHook']
+__all__ = ['CheckpointHook', 'CoCoRDHook', 'FiniteLossHook', 'MemoryBankHook', 'RandomStateHook']

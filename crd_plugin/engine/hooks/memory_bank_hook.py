@@ -86,8 +86,9 @@ class MemoryBankHook(Hook):
             self._size(runner, name, bank, dataset.num_samples, number)
         self._sized = list(self._banks.values())
         for name, loss in self._losses.items():
-            if loss.bank is not None:
-                self._check_pool(runner, name, loss)
+            remark = pool_remark(name, loss) if loss.bank is not None else None
+            if remark:
+                runner.logger.info(remark)
 
     def before_train(self, runner: Any) -> None:
         """Compare the banks of all ranks, loaded or fresh."""
@@ -200,17 +201,6 @@ class MemoryBankHook(Hook):
             f'{bank.num_bytes / 2**20:.1f} MiB{shards}.'
         )
 
-    @staticmethod
-    def _check_pool(runner: Any, name: str, loss: CRDLoss) -> None:
-        """Make the keys; say where K is more than the rows that some sample has."""
-        pool = loss.bank.keys(loss.exclude).smallest_pool
-        if loss.negatives == 'sampled' and pool < loss.num_negatives:
-            runner.logger.info(
-                f'{name}: num_negatives={loss.num_negatives} is more than the {pool} possible '
-                'negatives that some sample has; all of them are scored and weighted to count '
-                'as that many.'
-            )
-
     def _check_samples(self, samples: Sequence[Any], num_samples: int) -> None:
         """Ids must be there, in range, and those of the bank's data set."""
         ids = [getattr(sample, 'sample_idx', None) for sample in samples]
@@ -251,6 +241,25 @@ class MemoryBankHook(Hook):
             return
         for name, bank in self._banks.items():
             check_ranks_agree(self, name, checksum(bank))
+
+
+def pool_remark(name: str, loss: CRDLoss) -> str | None:
+    """Say that K is more than the rows that some sample has; make the keys of the bank.
+
+    Args:
+        name (str): Name of the loss.
+        loss (CRDLoss): The loss, with a bank that has its size and labels.
+
+    Returns:
+        str: A sentence; None where there are enough rows.
+    """
+    pool = loss.bank.keys(loss.exclude).smallest_pool
+    if loss.negatives != 'sampled' or pool >= loss.num_negatives:
+        return None
+    return (
+        f'{name}: num_negatives={loss.num_negatives} is more than the {pool} possible negatives '
+        'that some sample has; all of them are scored and weighted to count as that many.'
+    )
 
 
 def index_dataset(dataset: Any) -> Any:

@@ -18,6 +18,7 @@ from crd_plugin.registry import MODELS
 from ..recorders import SampleFieldRecorder
 from . import speed
 from .checkpoints import check_is_distillation, load_strictly
+from .teacher_images import check_student_images, teacher_images
 
 Samples = list[BaseDataElement] | None
 
@@ -33,6 +34,8 @@ class FrozenTeacherDistill(SingleTeacherDistill):
       weights behind a warning.
     * The teacher's loss is not computed: it runs in ``mode='tensor'``, head included, and so does
       the student with ``calculate_student_loss=False``, which then needs no labels.
+    * A teacher with a ``data_preprocessor`` of its own is given images with that mean, std and
+      order of channels, whatever the student's are. The original ignores it.
     * The student may start from given weights.
     * Widths that connectors and losses leave out are taken from one forward pass when the model
       is built, before optimizer and DDP see the parameters.
@@ -55,7 +58,8 @@ class FrozenTeacherDistill(SingleTeacherDistill):
 
     Raises:
         ValueError: If ``teacher_trainable`` is True, a checkpoint or ``input_shape`` does not
-            fit, or ``torch.compile`` refuses ``compile``.
+            fit, the student has a data preprocessor of its own, or ``torch.compile`` refuses
+            ``compile``.
         TypeError: If ``channels_last`` or ``compile`` is of another type.
         FileNotFoundError: If a checkpoint does not exist.
     """
@@ -79,6 +83,8 @@ class FrozenTeacherDistill(SingleTeacherDistill):
         if not isinstance(channels_last, bool):
             raise TypeError(f'channels_last is {channels_last!r}, expected True or False.')
         super().__init__(distiller=distiller, teacher=teacher, **kwargs)
+        check_student_images(self.student, self.data_preprocessor)
+        self.teacher_images = teacher_images(self.teacher, self.data_preprocessor)
         if teacher_ckpt:
             load_strictly(self.teacher, teacher_ckpt, 'teacher')
         if student_ckpt:
@@ -120,7 +126,7 @@ class FrozenTeacherDistill(SingleTeacherDistill):
         distiller = self.distiller
         distiller.set_deliveries_override(False)
         with distiller.teacher_recorders, distiller.deliveries, torch.no_grad():
-            self.teacher(batch_inputs, data_samples, mode='tensor')
+            self.teacher(self.teacher_images(batch_inputs), data_samples, mode='tensor')
 
     def run_student(
         self, batch_inputs: Any, data_samples: Samples = None, with_loss: bool = True

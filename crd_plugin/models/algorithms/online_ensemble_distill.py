@@ -17,7 +17,7 @@ from mmrazor.models.algorithms import BaseAlgorithm
 from mmrazor.registry import MODELS as RAZOR_MODELS
 from torch import Tensor, nn
 
-from crd_plugin.models._numbers import check_number, finite, positive
+from crd_plugin.models._numbers import check_number, not_negative, positive
 from crd_plugin.ops.features import full_precision
 from crd_plugin.registry import MODELS
 
@@ -122,8 +122,7 @@ class OnlineEnsembleDistill(BaseAlgorithm):
             branch_weight=branch_weight, ensemble_weight=ensemble_weight, kl_weight=kl_weight
         )
         for name, weight in weights.items():
-            if finite(name, weight) < 0:
-                raise ValueError(f'{name} is {weight}, expected a number that is not negative.')
+            not_negative(name, weight)
         super().__init__(copy.deepcopy(architecture), data_preprocessor, init_cfg)
         if not callable(getattr(getattr(self.architecture, 'head', None), 'loss_module', None)):
             raise ValueError(

@@ -126,8 +126,10 @@ def _flatten(feature: Tensor | Sequence[Tensor]) -> Tensor:
                 'EmbeddingConnector takes one; choose it with data_idx in loss_forward_mappings.'
             )
         feature = feature[0]
-    if feature.dim() < 2:
+    if feature.dim() not in (2, 4):
         raise ValueError(
-            f'The feature has shape {tuple(feature.shape)}, expected (B, channels) or (B, C, H, W).'
+            f'The feature has shape {tuple(feature.shape)}, expected (B, channels) or '
+            "(B, C, H, W); of a transformer's tokens take one or their mean, as "
+            'crd_plugin.PenultimateFeature does.'
         )
     return feature.flatten(1)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from crd_plugin.models._numbers import count, finite, positive
+from crd_plugin.models._numbers import count, not_negative, positive
 from crd_plugin.ops import no_autocast, pair_maps
 from crd_plugin.ops.features import Features
 
@@ -22,7 +22,7 @@ __all__ = [
     'Widths',
     'check_given',
     'count',
-    'finite',
+    'not_negative',
     'not_inferred',
     'positive',
     'shapes',
@@ -49,19 +49,30 @@ class FeatureLoss(nn.Module):
     """Base of losses that compare features of the student with the teacher's, in full precision.
 
     A subclass defines :meth:`compare_layer`, or :meth:`compare` if layers depend on each other; it
-    overrides :meth:`pair` if it takes vectors.
+    overrides :meth:`pair` if it takes vectors. What it needs of a batch it declares below.
 
     Args:
         loss_weight (float): Factor of the loss. Defaults to 1.0.
 
+    Attributes:
+        min_samples (int): Samples that it needs to compare them with each other.
+        takes_stages (bool): Whether it is meant for several stages of a backbone: the dry run
+            refuses one that returns a single stage.
+        before_activation (bool): Whether it compares signs before the activation: the dry run
+            refuses maps without a negative value.
+
     Raises:
-        ValueError: If ``loss_weight`` is not finite.
+        ValueError: If ``loss_weight`` is negative or not finite.
         TypeError: If ``loss_weight`` is not a number.
     """
 
+    min_samples = 1
+    takes_stages = False
+    before_activation = False
+
     def __init__(self, loss_weight: float = 1.0) -> None:
         super().__init__()
-        self.loss_weight = finite('loss_weight', loss_weight)
+        self.loss_weight = not_negative('loss_weight', loss_weight)
 
     def forward(self, s_feats: Features, t_feats: Features) -> Tensor:
         """Compute the loss of one batch; the shapes are those of the class's docstring.
@@ -76,9 +87,21 @@ class FeatureLoss(nn.Module):
         Raises:
             ValueError: If layers or shapes cannot be paired, or do not fit the loss.
         """
-        pairs = self.pair(s_feats, t_feats)
+        pairs = self.checked_pairs(s_feats, t_feats)
         with no_autocast(pairs[0][0]):
             return self.loss_weight * self.compare(pairs)
+
+    def checked_pairs(self, s_feats: Features, t_feats: Features) -> Pairs:
+        """Pair the features of a batch, and check that there are enough samples."""
+        pairs, name = self.pair(s_feats, t_feats), type(self).__name__
+        samples = len(pairs[0][0])
+        if samples < self.min_samples:
+            raise ValueError(
+                f's_feats has {samples} sample, expected at least {self.min_samples}: {name} '
+                'compares samples with each other; set train_dataloader.drop_last=True, or another '
+                'batch_size.'
+            )
+        return pairs
 
     def pair(self, s_feats: Features, t_feats: Features) -> Pairs:
         """Return student's and teacher's features of each layer, float32, the latter detached."""
@@ -149,7 +172,7 @@ class SizedLoss(FeatureLoss):
 
     def forward(self, s_feats: Features, t_feats: Features) -> Tensor:
         """As for :class:`FeatureLoss`, with autocast left to the layers."""
-        pairs = self.pair(s_feats, t_feats)
+        pairs = self.checked_pairs(s_feats, t_feats)
         self.check(pairs)
         return self.loss_weight * self.compare(pairs)
 

@@ -60,6 +60,9 @@ class ABLoss(SizedLoss):
         TypeError: If ``margin`` or ``loss_weight`` is not a number.
     """
 
+    takes_stages = True
+    before_activation = True
+
     measure = staticmethod(shapes_of)
 
     def __init__(

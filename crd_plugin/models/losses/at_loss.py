@@ -40,6 +40,8 @@ class ATLoss(FeatureLoss):
         TypeError: If an argument is not a number.
     """
 
+    takes_stages = True
+
     def __init__(self, power: float = 2, loss_weight: float = 1.0) -> None:
         super().__init__(loss_weight)
         self.power = positive('power', power, 2)

@@ -41,6 +41,8 @@ class CCLoss(SizedLoss):
         TypeError: If ``loss_weight`` is not a number.
     """
 
+    min_samples = 2
+
     def __init__(
         self,
         s_channels: int | None = None,
@@ -57,7 +59,7 @@ class CCLoss(SizedLoss):
 
     def pair(self, s_feats: Features, t_feats: Features) -> Pairs:
         """Return the flattened features."""
-        return [pair_vectors(s_feats, t_feats, min_batch=2)]
+        return [pair_vectors(s_feats, t_feats)]
 
     def compare_layer(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Compute the loss, without its factor."""

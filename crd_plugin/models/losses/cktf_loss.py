@@ -13,7 +13,7 @@ from crd_plugin.ops.pairing import METHODS, POOLS, Blocks, pair_blocks, pool_fla
 from crd_plugin.registry import MODELS
 
 from ..connectors import EmbeddingConnector
-from ._common import count, finite, not_inferred
+from ._common import count, not_inferred, not_negative
 from .crd_loss import CRDLoss
 
 _STEM, _PENULTIMATE = 'stem', 'penultimate'
@@ -93,9 +93,9 @@ class CKTFLoss(nn.Module):
                 raise ValueError(f'{name} is {value!r}, expected one of {allowed}.')
         if num_groups is not None:
             count('num_groups', num_groups, ', or None for all groups')
-        self.beta = finite('beta', beta)
-        self.theta = finite('theta', theta)
-        self.loss_weight = finite('loss_weight', loss_weight)
+        self.beta = not_negative('beta', beta)
+        self.theta = not_negative('theta', theta)
+        self.loss_weight = not_negative('loss_weight', loss_weight)
         if beta == 0 == theta:
             raise ValueError(
                 'beta and theta are both 0, so no level is left; give one a weight '

@@ -13,8 +13,9 @@ from crd_plugin.ops import move_averages, prediction_distance, queue_logits
 from crd_plugin.ops.features import full_precision, unit_vectors
 from crd_plugin.registry import MODELS
 
+from .._numbers import check_number
 from ..key_queue import KeyQueue
-from ._common import count, finite, positive
+from ._common import count, not_negative, positive
 
 # A neck returns a tuple of one tensor.
 Feature = Tensor | tuple[Tensor, ...] | list[Tensor]
@@ -106,9 +107,9 @@ class CoCoRDLoss(nn.Module):
         self.temperature = positive('temperature', temperature, 0.1)
         self.slow_momentum = _momentum('slow_momentum', slow_momentum, 0.9)
         self.teacher_momentum = _momentum('teacher_momentum', teacher_momentum, 0.999)
-        self.contrast_weight = finite('contrast_weight', contrast_weight)
-        self.prediction_weight = finite('prediction_weight', prediction_weight)
-        self.loss_weight = finite('loss_weight', loss_weight)
+        self.contrast_weight = not_negative('contrast_weight', contrast_weight)
+        self.prediction_weight = not_negative('prediction_weight', prediction_weight)
+        self.loss_weight = not_negative('loss_weight', loss_weight)
         self.predictor = _mlp(embed_dim, count('predictor_dim', predictor_dim), embed_dim)
         self.queue = KeyQueue(embed_dim, queue_size)
         self.terms: CoCoRDTerms | None = None
@@ -236,7 +237,8 @@ class CoCoRDLoss(nn.Module):
 
 def _momentum(name: str, value: float, published: float) -> float:
     """Return the weight of the old value of an average, or raise."""
-    if not 0 <= finite(name, value) < 1:
+    check_number(name, value)
+    if not 0 <= value < 1:
         raise ValueError(
             f'{name} is {value}, expected 0 <= {name} < 1: it is the weight of the old value, and '
             f'1 would never move (published: {published}).'

@@ -24,8 +24,11 @@ from crd_plugin.registry import MODELS
 
 from ..memory_bank import MemoryBank
 from ..sharded_bank import ShardedBank
-from ._common import count, finite, positive
+from ._common import count, not_negative, positive
 from .crd_checks import check_column, check_feats, check_labels, check_range
+
+# Negatives per sample, and the size of the training set, of CIFAR-100 in the paper.
+_PUBLISHED = (16384, 50000)
 
 
 @MODELS.register_module()
@@ -50,7 +53,8 @@ class CRDLoss(nn.Module):
 
     Args:
         embed_dim (int): Width D of the embeddings. Defaults to 128.
-        num_negatives (int, optional): K. Defaults to None: 16384, as published.
+        num_negatives (int, optional): K. Defaults to None: 16384, as published for the 50,000
+            images of CIFAR-100, or the same share of a smaller training set.
         temperature (float): tau. Defaults to 0.07.
         momentum (float, optional): Weight of the OLD row of the bank. Defaults to None: 0.5, as
             published.
@@ -79,7 +83,6 @@ class CRDLoss(nn.Module):
     """
 
     bank: MemoryBank
-    num_negatives: int
 
     def __new__(cls, *args: Any, **kwargs: Any) -> CRDLoss:
         """Choose the class without a bank for the config word 'batch'."""
@@ -108,7 +111,7 @@ class CRDLoss(nn.Module):
             count('num_negatives', num_negatives, ' (published: 16384)')
         count('embed_dim', embed_dim, ' (published: 128)')
         positive('temperature', temperature, 0.07)
-        finite('loss_weight', loss_weight)
+        not_negative('loss_weight', loss_weight)
         choices = (
             ('objective', objective, ('nce', 'infonce')),
             ('negatives', negatives, ('sampled', 'shared', 'all', 'batch')),
@@ -124,14 +127,26 @@ class CRDLoss(nn.Module):
         self.negatives = negatives
         self.exclude = exclude
         self.loss_weight = loss_weight
+        self._num_negatives = num_negatives
         if negatives != 'batch':
-            self.num_negatives = 16384 if num_negatives is None else num_negatives
             momentum = 0.5 if momentum is None else momentum
             dtype = getattr(torch, bank_dtype or 'float32')
             bank = ShardedBank if sharded else MemoryBank
             self.bank = bank(embed_dim, momentum, num_samples, dtype)
         # K and the losses of the positives, from which mi_bound is computed.
         self._critic: tuple[int, Tensor] | None = None
+
+    @property
+    def num_negatives(self) -> int:
+        """int: K; without one in the config it follows from the size of the bank."""
+        if self._num_negatives is not None:
+            return self._num_negatives
+        most, of = _PUBLISHED
+        return min(most, max(1, self.bank.num_samples * most // of))
+
+    @num_negatives.setter
+    def num_negatives(self, value: int | None) -> None:
+        self._num_negatives = value
 
     @property
     def mi_bound(self) -> Tensor | None:

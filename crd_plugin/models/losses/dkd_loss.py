@@ -11,7 +11,7 @@ from crd_plugin.ops import no_autocast, pair_logits
 from crd_plugin.ops.features import Features
 from crd_plugin.registry import MODELS
 
-from ._common import count, finite, positive
+from ._common import count, not_negative, positive
 from .crd_checks import check_column
 
 
@@ -60,11 +60,11 @@ class DKDLoss(nn.Module):
         loss_weight: float = 1.0,
     ) -> None:
         super().__init__()
-        self.alpha = finite('alpha', alpha)
-        self.beta = finite('beta', beta)
+        self.alpha = not_negative('alpha', alpha)
+        self.beta = not_negative('beta', beta)
         self.tau = positive('tau', tau, 4)
         self.warmup_epochs = count('warmup_epochs', warmup_epochs, ' (published: 20)')
-        self.loss_weight = finite('loss_weight', loss_weight)
+        self.loss_weight = not_negative('loss_weight', loss_weight)
         self._warned = False
 
     def forward(self, s_feats: Features, t_feats: Features, labels: Tensor) -> Tensor:

@@ -56,6 +56,8 @@ class FSPLoss(SizedLoss):
         TypeError: If ``loss_weight`` is not a number.
     """
 
+    takes_stages = True
+
     measure = staticmethod(shapes_of)
 
     def __init__(

@@ -15,7 +15,7 @@ from crd_plugin.registry import MODELS
 from ._common import (
     SizedLoss,
     check_given,
-    finite,
+    not_negative,
     positive,
     widths,
 )
@@ -76,7 +76,7 @@ class FTLoss(SizedLoss):
         self.rate = positive('rate', rate, 0.5)
         self.p1 = positive('p1', p1, 2)
         self.p2 = positive('p2', p2, 1)
-        self.reconstruction_weight = finite('reconstruction_weight', reconstruction_weight)
+        self.reconstruction_weight = not_negative('reconstruction_weight', reconstruction_weight)
         self.set_sizes(
             s_channels=widths('s_channels', s_channels, single=True),
             t_channels=widths('t_channels', t_channels, single=True),

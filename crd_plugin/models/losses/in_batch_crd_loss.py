@@ -77,7 +77,6 @@ class InBatchCRDLoss(CRDLoss):
             loss_weight=loss_weight,
         )
         self.bank = None  # type: ignore[assignment]
-        self.num_negatives = None  # type: ignore[assignment]
         self.register_buffer('log_mean', torch.full((2,), math.nan).double())
         # Host copy of "the constants are set", so that a step reads nothing back.
         self._has_z = False

@@ -46,6 +46,8 @@ class KDSVDLoss(FeatureLoss):
         TypeError: If ``loss_weight`` is not a number.
     """
 
+    takes_stages = True
+
     def __init__(self, num_vectors: int = 1, loss_weight: float = 1.0) -> None:
         super().__init__(loss_weight)
         self.num_vectors = count('num_vectors', num_vectors, ' (published: 1)')

@@ -35,6 +35,8 @@ class NSTLoss(FeatureLoss):
         Maps ``(B, C, H, W)`` of each layer; the higher map is pooled to the size of the lower one.
     """
 
+    takes_stages = True
+
     def compare_layer(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Compute the squared discrepancy of one layer, averaged over the batch."""
         student, teacher = match_heights(student, teacher)

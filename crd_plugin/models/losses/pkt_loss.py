@@ -38,6 +38,8 @@ class PKTLoss(FeatureLoss):
         One vector per sample, ``(B, D_s)`` and ``(B, D_t)``; maps are flattened.
     """
 
+    min_samples = 2
+
     def pair(self, s_feats: Features, t_feats: Features) -> Pairs:
         """Return the flattened features."""
         return [pair_vectors(s_feats, t_feats)]

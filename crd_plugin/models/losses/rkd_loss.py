@@ -10,7 +10,7 @@ from crd_plugin.ops import pair_vectors, unit_vectors
 from crd_plugin.ops.features import Features
 from crd_plugin.registry import MODELS
 
-from ._common import FeatureLoss, Pairs, finite
+from ._common import FeatureLoss, Pairs, not_negative
 
 
 @MODELS.register_module()
@@ -41,16 +41,18 @@ class RKDLoss(FeatureLoss):
         is always 0); maps are flattened.
 
     Raises:
-        ValueError: If a weight is not finite, or both parts have weight 0.
+        ValueError: If a weight is negative or not finite, or both parts have weight 0.
         TypeError: If a weight is not a number.
     """
+
+    min_samples = 2
 
     def __init__(
         self, distance_weight: float = 25.0, angle_weight: float = 50.0, loss_weight: float = 1.0
     ) -> None:
         super().__init__(loss_weight)
-        self.distance_weight = finite('distance_weight', distance_weight)
-        self.angle_weight = finite('angle_weight', angle_weight)
+        self.distance_weight = not_negative('distance_weight', distance_weight)
+        self.angle_weight = not_negative('angle_weight', angle_weight)
         if distance_weight == angle_weight == 0:
             raise ValueError(
                 'distance_weight and angle_weight are both 0, so nothing is left of the loss; '
@@ -59,7 +61,7 @@ class RKDLoss(FeatureLoss):
 
     def pair(self, s_feats: Features, t_feats: Features) -> Pairs:
         """Return the flattened features."""
-        return [pair_vectors(s_feats, t_feats, min_batch=2)]
+        return [pair_vectors(s_feats, t_feats)]
 
     def compare_layer(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Compute the loss, without its factor; a part of weight 0 is left out."""

@@ -18,8 +18,7 @@ class SPLoss(FeatureLoss):
         L = \sum_l \frac{1}{B^2} \lVert \hat G_s^l - \hat G_t^l \rVert_F^2,
         \quad G = F F^\top
 
-    with F the flattened maps of the batch and each row of G divided by its norm. The loss of a
-    batch of one sample is zero.
+    with F the flattened maps of the batch and each row of G divided by its norm.
 
     Source: Tung and Mori, arXiv:1907.09682, section 3; numbers of HobbitLong/RepDistiller
     ``distiller_zoo/SP.py``, except that the gradient of a sample whose map is zero is not 1e12
@@ -31,6 +30,8 @@ class SPLoss(FeatureLoss):
     Shape:
         Maps ``(B, C, H, W)`` of each layer; channels, heights and widths may differ.
     """
+
+    min_samples = 2
 
     def compare_layer(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Compute the loss of one layer."""

@@ -53,6 +53,8 @@ class VIDLoss(SizedLoss):
         TypeError: If an argument is not a number where one is expected.
     """
 
+    takes_stages = True
+
     def __init__(
         self,
         s_channels: Widths | None = None,

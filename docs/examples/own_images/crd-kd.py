@@ -7,4 +7,3 @@ _base_ = [
 from crd_plugin.fragments import join
 
 model = join(_base_.pair, _base_.crd, _base_.kd)
-model.distiller.distill_losses.loss_crd.num_negatives = 80  # a third of the training images

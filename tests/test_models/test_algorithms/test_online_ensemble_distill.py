@@ -411,7 +411,7 @@ def test_keys_of_checkpoints():
         (dict(num_branches=True), 'num_branches is True'),
         (dict(tau=0), 'tau is 0, expected a positive number'),
         (dict(tau=float('inf')), 'tau is inf'),
-        (dict(branch_weight=-1), 'branch_weight is -1, expected a number that is not negative'),
+        (dict(branch_weight=-1), 'branch_weight is -1, expected a finite number that is not'),
         (dict(ensemble_weight=float('nan')), 'ensemble_weight is nan'),
         (dict(kl_weight=float('inf')), 'kl_weight is inf'),
         (dict(ramp_up=80), r'ramp_up is 80, expected a fraction of the training in \[0, 1\]'),

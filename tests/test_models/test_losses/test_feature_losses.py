@@ -50,13 +50,12 @@ def test_losses_are_found():
 @pytest.mark.parametrize('name', LOSSES)
 def test_loss_weight_is_a_factor(name):
     student, teacher = features(name, torch.float64)
-    one, more, none, negative = (
+    one, more, none = (
         build(name, torch.float64, loss_weight=weight)(student, teacher).detach()
-        for weight in (1.0, 2.5, 0.0, -1.0)
+        for weight in (1.0, 2.5, 0.0)
     )
     assert one != 0 and none == 0
     torch.testing.assert_close(more, 2.5 * one)
-    torch.testing.assert_close(negative, -one)
 
 
 @pytest.mark.parametrize('name', LOSSES)

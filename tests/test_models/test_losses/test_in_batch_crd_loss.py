@@ -132,7 +132,7 @@ def test_bound_is_log_k_minus_info_nce():
     assert not loss.mi_bound.requires_grad
 
 
-@pytest.mark.parametrize('weight', [0.8, 0.0, -2.0])
+@pytest.mark.parametrize('weight', [0.8, 0.0])
 def test_loss_weight_counts(weight):
     plain = build(exclude='instance')(*batch())
     value = build(exclude='instance', loss_weight=weight)(*batch())
@@ -141,7 +141,7 @@ def test_loss_weight_counts(weight):
 
 def test_no_bank_in_state_and_constants_in_it():
     loss = build(exclude='instance')
-    assert loss.bank is None and loss.num_negatives is None
+    assert loss.bank is None
     assert list(loss.state_dict()) == ['log_mean']
     assert list(loss.parameters()) == []
     fresh = copy.deepcopy(loss.state_dict())

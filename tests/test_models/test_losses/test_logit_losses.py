@@ -190,9 +190,6 @@ class ShareHook(Hook):
 def run(tmp_path, epochs, **changes):
     """Train with DKD alone, warmed up for four epochs; return the shares and the weights."""
     dkd = parsed(BASE / 'distillers' / 'dkd.py').dkd.to_dict()['distiller']
-    dkd['student_recorders']['logits'] = dkd['teacher_recorders']['logits'] = dict(
-        type='mmrazor.ModuleOutputs', source='head.fc'
-    )
     dkd['distill_losses']['loss_dkd']['warmup_epochs'] = 4
     hook = ShareHook()
     model = dict(small_runs.model(), distiller=dkd)

@@ -1,0 +1,223 @@
+"""Check the settings of a config that nothing has been built from: names, types, ranges."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from mmengine.config import Config
+from mmengine.optim import OptimWrapper
+from mmengine.runner import (
+    EpochBasedTrainLoop,
+    IterBasedTrainLoop,
+    Runner,
+    TestLoop,
+    ValLoop,
+    set_random_seed,
+)
+from torch.utils.data import DataLoader
+
+from .lookup import arguments_of, find_type, nearest, unknown_type, walk
+
+# What the runner takes out of a dict before it builds what `type` names.
+_TAKEN_OUT = {
+    'type',
+    '_scope_',
+    'priority',
+    'constructor',
+    'paramwise_cfg',
+    'convert_to_iter_based',
+}
+# Settings that a runner or a tool reads from the config beside the arguments of `Runner`.
+_READ_FROM_CONFIG = {
+    'compile',
+    'custom_imports',
+    'find_unused_parameters',
+    'model_wrapper_cfg',
+    'runner_type',
+    'sync_bn',
+    'tta_model',
+    'tta_pipeline',
+}
+# Parts without a `type`: what the runner makes of them, and what it reads itself.
+_WITHOUT_TYPE: dict[str, tuple[Any, set[str]]] = {
+    'optim_wrapper': (OptimWrapper, set()),
+    'randomness': (set_random_seed, {'diff_rank_seed'}),
+    'test_cfg': (TestLoop, set()),
+    'val_cfg': (ValLoop, set()),
+    **{
+        f'{name}_dataloader': (DataLoader, {'num_batch_per_epoch'})
+        for name in ('train', 'val', 'test')
+    },
+}
+# The least value of numbers, wherever they stand.
+_LEAST = dict(batch_size=1, max_epochs=1, max_iters=1, num_workers=0, val_interval=1)
+_NOT_NEGATIVE = ('loss_weight', 'lr', 'momentum', 'weight_decay')
+
+
+def merge_options(cfg: Config, options: Mapping[str, Any]) -> None:
+    """Write settings of the command line into a config.
+
+    Args:
+        cfg (Config): The config, changed in place.
+        options (dict): Values by dotted name.
+
+    Raises:
+        ValueError: If nothing reads a setting of that name, or it does not fit the config.
+    """
+    known = {*arguments_of(Runner), *_READ_FROM_CONFIG}
+    for name in options:
+        if name.partition('.')[0] in known:
+            continue
+        places = [f'{path}.{key}'.lstrip('.') for path, part in walk(dict(cfg)) for key in part]
+        read = [place for place in places if place.partition('.')[0] in known]
+        raise ValueError(f'{name}: nothing reads a setting of this name; {nearest(name, read)}.')
+    try:
+        cfg.merge_from_dict(dict(options))
+    except (TypeError, KeyError, IndexError, AssertionError) as error:
+        raise ValueError(f'{", ".join(options)} cannot be set: {error}') from error
+
+
+def check_settings(cfg: Mapping[str, Any]) -> Iterator[str]:
+    """Find settings that nothing reads, and values that cannot be meant.
+
+    Args:
+        cfg (dict): The whole config.
+
+    Yields:
+        str: One line per mistake: where it is, what stands there, what is expected.
+    """
+    # Other names are variables of the config's file, unless they look like a setting's.
+    known = [name for name in arguments_of(Runner) if name != 'cfg']
+    for name in cfg:
+        if name not in (*known, *_READ_FROM_CONFIG):
+            close = nearest(name, known, cutoff=0.85)
+            if close.startswith('the nearest'):
+                yield f'{name}: the config has no such setting; {close}.'
+    given = {name: cfg[name] for name in cfg if name in known}
+    yield from _check_names({name: part for name, part in given.items() if name != 'model'})
+    yield from _check_values(given)
+    model = given.get('model')
+    if isinstance(model, Mapping) and isinstance(model.get('distiller'), Mapping):
+        yield from _check_mappings(model)
+
+
+def _check_names(cfg: Mapping[str, Any]) -> Iterator[str]:
+    """Find types that are not registered, and arguments that their classes do not have."""
+    # Names in the model are checked where it is built.
+    for path, part in walk(cfg):
+        found, taken_out = _WITHOUT_TYPE.get(path, (None, set()))
+        kind = part.get('type')
+        if path == 'train_cfg' and kind is None:
+            found = EpochBasedTrainLoop if part.get('by_epoch') else IterBasedTrainLoop
+            taken_out = {'by_epoch'}
+        elif isinstance(kind, str):
+            found = find_type(kind)
+            if found is None:
+                yield unknown_type(kind, path)
+        if found is None:
+            continue
+        parameters = inspect.signature(found).parameters
+        if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+            continue  # what is handed on shows when it is built
+        for key in part:
+            if key not in (*parameters, *_TAKEN_OUT, *taken_out):
+                name = kind or found.__name__
+                yield f'{path}.{key}: {name} has no such argument; {nearest(key, parameters)}.'
+
+
+def _check_values(cfg: Mapping[str, Any]) -> Iterator[str]:
+    """Find numbers out of range, and values of another type than a class of ours asks for."""
+    for path, part in walk(cfg):
+        for key, value in part.items():
+            place = f'{path}.{key}'.lstrip('.')
+            if key in _LEAST and value is not None and not path.startswith('model.'):
+                least = _LEAST[key]
+                if type(value) is not int or value < least:
+                    yield f'{place} is {value!r}, expected an integer of at least {least}.'
+            if key in _NOT_NEGATIVE and type(value) in (int, float) and not 0 <= value < math.inf:
+                yield f'{place} is {value}, expected a finite number that is not negative.'
+        kind = find_type(part.get('type')) if isinstance(part.get('type'), str) else None
+        if getattr(kind, '__module__', '').startswith('crd_plugin.'):
+            yield from _check_types(part, path, kind)
+    seed = (cfg.get('randomness') or {}).get('seed')
+    if seed is not None and (type(seed) is not int or not 0 <= seed < 2**32):
+        yield f'randomness.seed is {seed!r}, expected an integer from 0 to {2**32 - 1}, or None.'
+
+
+def _check_types(part: Mapping[str, Any], path: str, kind: Any) -> Iterator[str]:
+    """Compare the arguments of a class with their annotations."""
+    hints = get_type_hints(kind.__init__)
+    written = inspect.signature(kind.__init__).parameters
+    for key, value in part.items():
+        if key in hints and not _fits(value, hints[key]):
+            yield f'{path}.{key} is {value!r}, expected {written[key].annotation}.'
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Tell whether a value of a config may be meant for a type; in doubt it may."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        return any(_fits(value, one) for one in inner)
+    if origin is Literal:
+        return value in inner
+    kind = origin or hint
+    if kind in (int, float):
+        return type(value) is int or (kind is float and type(value) is float)
+    if kind in (bool, str):
+        return isinstance(value, kind)
+    if kind is type(None):
+        return value is None
+    if kind in (list, tuple, Sequence, Iterable):
+        sequence = isinstance(value, (list, tuple))
+        return sequence and all(_fits(one, inner[0]) for one in value if inner)
+    return True
+
+
+def _check_mappings(model: Mapping[str, Any]) -> Iterator[str]:
+    """Find mistakes in ``loss_forward_mappings`` of a MMRazor distiller."""
+    cfg, path = model['distiller'], 'model.distiller.loss_forward_mappings'
+    losses, mappings = cfg.get('distill_losses') or {}, cfg.get('loss_forward_mappings') or {}
+    for name in losses:
+        if name not in mappings:
+            yield f'{path} has no {name}, so this loss is never computed; add its arguments.'
+    for name, mapping in mappings.items():
+        if name not in losses:
+            yield f'{path}.{name}: distill_losses has no such loss; {nearest(name, losses)}.'
+            continue
+        if not isinstance(mapping, Mapping):
+            continue  # MMRazor refuses it
+        loss = find_type(losses[name].get('type'))
+        if loss is not None:
+            try:
+                inspect.signature(loss.forward).bind(None, **mapping)
+            except TypeError as error:
+                known = arguments_of(loss.forward)[1:]
+                yield f'{path}.{name}: {error}; {loss.__name__} takes {", ".join(known)}.'
+        features: dict[str, bool] = {}
+        for key, record in mapping.items():
+            place = f'{path}.{name}.{key}'
+            if not isinstance(record, Mapping) or 'from_student' not in record:
+                yield f'{place} is {record}, expected dict(recorder=..., from_student=...).'
+                continue
+            sides = ('student', 'teacher') if record['from_student'] else ('teacher', 'student')
+            own, other = (cfg.get(f'{side}_recorders') or {} for side in sides)
+            connectors = cfg.get('connectors') or {}
+            recorder, connector = record.get('recorder'), record.get('connector')
+            if recorder not in own:
+                fix = f'the {sides[1]} has one' if recorder in other else nearest(recorder, own)
+                yield f"{place}.recorder: {sides[0]}_recorders has no '{recorder}'; {fix}."
+            elif not str(own[recorder].get('type')).endswith('SampleField'):
+                features[key] = record['from_student']
+            if connector is not None and connector not in connectors:
+                fix = nearest(connector, connectors)
+                yield f"{place}.connector: connectors has no '{connector}'; {fix}."
+        if 'teacher' in model and len(features) > 1 and len(set(features.values())) == 1:
+            side = 'student' if set(features.values()) == {True} else 'teacher'
+            yield (
+                f'{path}.{name}: {" and ".join(features)} come from the {side} only, so nothing is '
+                'distilled; check from_student of each.'
+            )
