@@ -2,19 +2,19 @@
 
 Importing the package makes the installed versions of MMEngine, MMPretrain and MMRazor work together
 (see :mod:`crd_plugin.compat`) and declares the registries of the scope ``crd_plugin``. Models, data
-sets and hooks are imported when a config or ``from crd_plugin import CRDLoss`` first asks for one.
+sets and hooks are imported when a config or ``from crd_plugin import CRDLoss`` first asks for one,
+losses, connectors and the bank without MMPretrain and MMRazor.
 """
 
-from __future__ import annotations
-
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from . import compat
 
 compat.apply_patches()
 
 from . import registry  # noqa: E402  needs the patches
+from ._lazy import lazy_names  # noqa: E402
+from .models import MODULES as _MODULES  # noqa: E402
 from .version import __version__  # noqa: E402
 
 if TYPE_CHECKING:
@@ -24,22 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ['__version__', 'compat', 'registry']
 
-# Packages whose public classes can be imported from here.
-_PACKAGES = ('models', 'datasets', 'engine')
-
-
-def __getattr__(name: str) -> Any:
-    """Import a public class when it is first asked for."""
-    if name[0].isupper():  # the names of modules are in lower case
-        for package in _PACKAGES:
-            module = import_module(f'{__name__}.{package}')
-            if name in module.__all__:
-                return getattr(module, name)
-    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
-
-
-def __dir__() -> list[str]:
-    """List the public classes too."""
-    packages = [import_module(f'{__name__}.{package}') for package in _PACKAGES]
-    classes = {name for module in packages for name in module.__all__ if name[0].isupper()}
-    return sorted({*globals(), *classes})
+# Modules whose public classes can be imported from here.
+__getattr__, __dir__ = lazy_names(
+    __name__, (*_MODULES, f'{__name__}.datasets', f'{__name__}.engine')
+)

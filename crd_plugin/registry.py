@@ -8,6 +8,8 @@ elsewhere (MMRazor registers a ``CRDLoss`` too) and is found from any default sc
 from mmengine import registry as mmengine
 from mmengine.registry import Registry
 
+from .models import MODULES
+
 __all__ = [
     'DATASETS',
     'FUNCTIONS',
@@ -19,20 +21,18 @@ __all__ = [
 ]
 
 
-def _child(parent: Registry, package: str) -> Registry:
+def _child(parent: Registry, *locations: str) -> Registry:
     """Create the registry of this scope below one of MMEngine's."""
-    return Registry(
-        parent.name, parent=parent, scope='crd_plugin', locations=[f'crd_plugin.{package}']
-    )
+    return Registry(parent.name, parent=parent, scope='crd_plugin', locations=list(locations))
 
 
 # Algorithms, losses, connectors, backbones.
-MODELS = _child(mmengine.MODELS, 'models')
+MODELS = _child(mmengine.MODELS, *MODULES)
 # Recorders: MMRazor looks them up among the task utilities.
-TASK_UTILS = _child(mmengine.TASK_UTILS, 'models')
-DATASETS = _child(mmengine.DATASETS, 'datasets')
-TRANSFORMS = _child(mmengine.TRANSFORMS, 'datasets')
+TASK_UTILS = _child(mmengine.TASK_UTILS, 'crd_plugin.models.recorders')
+DATASETS = _child(mmengine.DATASETS, 'crd_plugin.datasets')
+TRANSFORMS = _child(mmengine.TRANSFORMS, 'crd_plugin.datasets')
 # Functions that join the samples of a batch.
-FUNCTIONS = _child(mmengine.FUNCTIONS, 'datasets')
-HOOKS = _child(mmengine.HOOKS, 'engine')
-LOOPS = _child(mmengine.LOOPS, 'engine')
+FUNCTIONS = _child(mmengine.FUNCTIONS, 'crd_plugin.datasets')
+HOOKS = _child(mmengine.HOOKS, 'crd_plugin.engine')
+LOOPS = _child(mmengine.LOOPS, 'crd_plugin.engine')

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import crd_plugin  # noqa: F401
-from crd_plugin.engine.hooks.memory_bank_hook import gather_updates
+from crd_plugin.models.bank_update import gather_updates
 from crd_plugin.models.collectives import gather_batches, gather_sizes, own_part
 from crd_plugin.models.losses import CRDLoss
 
@@ -181,7 +181,9 @@ def contrast_with_bank(loss: CRDLoss, batches: list[dict[str, Tensor]], given: b
             *feats, batch['sample_idx'], contrast_idx=batch['contrast_idx'] if given else None
         )
         value.backward()
-        loss.bank.commit(gather_updates([loss.bank.pending], None)[0])
+        # Between the ranks embeddings travel as float32: the single process rounds them too.
+        alone = not dist.is_initialized()
+        loss.bank.commit(gather_updates([loss.bank.pending])[0] if alone else None)
         seen.append(
             dict(
                 loss=value.detach(),

@@ -18,9 +18,8 @@ from torch.utils.data import DataLoader, Dataset
 
 import crd_plugin  # noqa: F401
 from crd_plugin.engine import MemoryBankHook
-from crd_plugin.engine.hooks.memory_bank_hook import gather_updates
+from crd_plugin.models.bank_update import PendingUpdate, gather_updates
 from crd_plugin.models.losses import CRDLoss
-from crd_plugin.models.memory_bank import PendingUpdate
 
 from . import small_runs
 

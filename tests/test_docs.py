@@ -1,14 +1,17 @@
 """The documents: what they name exists, what they show loads, runs and prints that."""
 
 import ast
+import os
 import re
 import runpy
+import socket
 import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
 
 import pytest
+import torch
 
 import crd_plugin
 from crd_plugin.cli.dry_run import dry_run_file
@@ -175,13 +178,49 @@ def test_example_of_own_images(tmp_path, monkeypatch):
 
 
 def test_example_of_a_plain_loop(tmp_path):
+    """It needs torch, MMEngine and the digits alone, and prints what the page says."""
     path = DOCS / 'examples' / 'plain_loop.py'
     page = (DOCS / 'training.md').read_text()
     assert f'```python\n{path.read_text()}```' in page
-    result = subprocess.run(
-        [sys.executable, path], cwd=tmp_path, check=True, capture_output=True, text=True
+    code = (
+        f'import runpy, sys; runpy.run_path({str(path)!r})\n'
+        "print({'mmpretrain', 'mmrazor', 'mmcv', 'cv2'} & {*sys.modules})"
     )
-    assert f'```\n{result.stdout}```' in page
+    result = subprocess.run(
+        [sys.executable, '-c', code], cwd=tmp_path, check=True, capture_output=True, text=True
+    )
+    *printed, imported = result.stdout.splitlines(keepends=True)
+    assert imported == 'set()\n'
+    (shown,) = re.findall(r'```\n(teacher .*?)```', page, re.DOTALL)
+    words = [re.split(r'([\d.]+)', line)[::2] for line in printed]
+    assert words == [re.split(r'([\d.]+)', line)[::2] for line in shown.splitlines(keepends=True)]
+    numbers = [
+        [float(x) for x in re.findall(r'[\d.]+', text)] for text in (''.join(printed), shown)
+    ]
+    assert numbers[0] == pytest.approx(numbers[1], abs=5)
+
+
+def run_plain_loop(rank, folder):
+    """One rank of the plain loop; saves the state of its loss and of its networks."""
+    address = dict(MASTER_ADDR='127.0.0.1', MASTER_PORT=(Path(folder) / 'port').read_text())
+    os.environ.update(address, RANK=str(rank), WORLD_SIZE='2')
+    found = runpy.run_path(str(DOCS / 'examples' / 'plain_loop.py'))
+    state = {**found['crd'].state_dict(), **found['model'].state_dict()}
+    torch.save(state, f'{folder}/rank_{rank}.pth')
+
+
+@pytest.mark.slow
+def test_example_of_a_plain_loop_in_two_processes(tmp_path):
+    """Banks and networks of both ranks are equal bit for bit."""
+    with socket.socket() as server:
+        server.bind(('127.0.0.1', 0))
+        (tmp_path / 'port').write_text(str(server.getsockname()[1]))
+    first, second = small_runs.run_ranks(run_plain_loop, tmp_path)
+    assert {'bank.student', 'bank.log_z_student', 'embed_t.linear.weight'} <= set(first)
+    for key, value in first.items():
+        # Batch statistics are each rank's own.
+        if 'running' not in key:
+            assert torch.equal(value, second[key]), key
 
 
 def test_own_method(tmp_path, monkeypatch):

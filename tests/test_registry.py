@@ -91,7 +91,33 @@ def test_every_registered_class_is_importable_from_the_package():
     assert crd_plugin.MemoryBank.__module__ == 'crd_plugin.models.memory_bank'
 
 
+def test_star_imports_what_is_public():
+    names = {}
+    exec('from crd_plugin.models import *', names)
+    assert (
+        {'ATLoss', 'CRDLoss', 'FrozenTeacherDistill', 'MemoryBank', 'StageOutputsRecorder'}
+        <= {*names}
+        <= {*dir(crd_plugin.models), '__builtins__'}
+    )
+
+
 @pytest.mark.parametrize('name', ['crd_loss', 'NoSuchLoss', '__wrapped__'])
 def test_unknown_name_is_refused(name):
     with pytest.raises(AttributeError, match=f"'crd_plugin' has no attribute '{name}'"):
         getattr(crd_plugin, name)
+
+
+def test_losses_and_bank_need_torch_and_mmengine_alone():
+    code = (
+        'import sys; from crd_plugin import CRDLoss, EmbeddingConnector, KeyQueue, MemoryBank;'
+        "print({'mmpretrain', 'mmrazor', 'mmcv', 'cv2'} & {*sys.modules})"
+    )
+    root = str(Path(__file__).resolve().parent.parent)
+    result = subprocess.run(
+        [sys.executable, '-c', code],
+        env=dict(os.environ, PYTHONPATH=root),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert result.stdout == 'set()\n'

@@ -23,8 +23,7 @@ from torch import nn
 from crd_plugin.engine.hooks import CoCoRDHook, MemoryBankHook
 from crd_plugin.engine.hooks.memory_bank_hook import index_dataset, pool_remark
 from crd_plugin.engine.loops.staged_train_loop import split_epochs
-from crd_plugin.models.key_queue import KeyQueue
-from crd_plugin.models.losses import CRDLoss
+from crd_plugin.models.losses import CoCoRDLoss, CRDLoss
 from crd_plugin.models.memory_bank import MemoryBank
 
 from ._dry_run_inputs import (
@@ -54,8 +53,8 @@ from .settings import check_settings
 _BATCH_SIZE = 4
 # A bank of more rows is not allocated; so many stand in for it.
 _MOST_ROWS, _STAND_IN_ROWS = 65536, 4096
-# State that a forward pass leaves an update for, and the hook that writes the update.
-_WRITERS = {MemoryBank: MemoryBankHook, KeyQueue: CoCoRDHook}
+# What leaves an update in a forward pass, and the hook that writes the update.
+_WRITERS = {MemoryBank: MemoryBankHook, CoCoRDLoss: CoCoRDHook}
 
 
 def dry_run_file(filename: str, options: dict[str, Any] | None = None, **kwargs) -> DryRunReport:

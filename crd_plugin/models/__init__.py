@@ -1,20 +1,37 @@
-"""Models: algorithms, backbones, connectors, losses, recorders, the memory bank."""
+"""Models: algorithms, backbones, connectors, losses, recorders, the memory bank.
 
-from . import algorithms, backbones, connectors, data_preprocessors, losses, recorders
-from .algorithms import *  # noqa: F403
-from .backbones import *  # noqa: F403
-from .connectors import *  # noqa: F403
-from .data_preprocessors import *  # noqa: F403
-from .key_queue import KeyQueue
-from .losses import *  # noqa: F403
-from .memory_bank import MemoryBank
-from .recorders import *  # noqa: F403
-from .sharded_bank import ShardedBank
+A class is imported when it is first asked for. Losses, connectors, bank and queue come first: they
+need torch and MMEngine alone, so that a loop of one's own imports neither MMPretrain nor MMRazor.
+"""
 
-__all__ = ['KeyQueue', 'MemoryBank', 'ShardedBank']
-__all__ += algorithms.__all__
-__all__ += backbones.__all__
-__all__ += connectors.__all__
-__all__ += data_preprocessors.__all__
-__all__ += losses.__all__
-__all__ += recorders.__all__
+from typing import TYPE_CHECKING
+
+from crd_plugin._lazy import lazy_names
+
+if TYPE_CHECKING:
+    from .algorithms import *  # noqa: F403
+    from .backbones import *  # noqa: F403
+    from .connectors import *  # noqa: F403
+    from .data_preprocessors import *  # noqa: F403
+    from .key_queue import KeyQueue  # noqa: F401
+    from .losses import *  # noqa: F403
+    from .memory_bank import MemoryBank  # noqa: F401
+    from .recorders import *  # noqa: F403
+    from .sharded_bank import ShardedBank  # noqa: F401
+
+MODULES = tuple(
+    f'{__name__}.{module}'
+    for module in (
+        'losses',
+        'connectors',
+        'memory_bank',
+        'sharded_bank',
+        'key_queue',
+        'recorders',
+        'data_preprocessors',
+        'backbones',
+        'algorithms',
+    )
+)
+
+__getattr__, __dir__ = lazy_names(__name__, MODULES)

@@ -53,6 +53,8 @@ def gather_rows(rows: Tensor, sizes: Sequence[int]) -> Tensor:
     Returns:
         Tensor: ``(sum of sizes, ...)``.
     """
+    if len(sizes) == 1:
+        return rows
     missing = max(sizes) - len(rows)
     if missing:
         rows = torch.cat([rows, rows.new_zeros(missing, *rows.shape[1:])])

@@ -1,4 +1,4 @@
-"""Queue of teacher keys, the negatives of CoCoRD."""
+"""Queue of teacher keys: the negatives of CoCoRD, the rows that RRD compares with."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ from crd_plugin.ops import enqueue
 from crd_plugin.registry import MODELS
 
 from ._numbers import count
+from .collectives import gather_rows, gather_sizes
+
+__all__ = ['KeyQueue']
 
 
 @MODELS.register_module()
@@ -84,19 +87,21 @@ class KeyQueue(nn.Module):
 
         Args:
             keys (Tensor, optional): Keys of all ranks, in rank order, ``(B, D)``. Defaults to
-                None: the staged ones.
+                None: the staged ones, gathered over the ranks if there are several; all of them
+                must call it.
             is_new (Tensor, optional): ``(B,)`` bool, False for padding, which is skipped.
                 Defaults to None: all keys are written.
 
         Raises:
             RuntimeError: If there is nothing to commit.
         """
-        keys = self.pending if keys is None else keys
         if keys is None:
-            raise RuntimeError(
-                'The key queue has no pending keys; run a training forward pass of CoCoRDLoss '
-                'before commit().'
-            )
+            if self.pending is None:
+                raise RuntimeError(
+                    'The key queue has no pending keys; run a training forward pass of CoCoRDLoss '
+                    'before commit().'
+                )
+            keys = gather_rows(self.pending, gather_sizes(len(self.pending), self.pending.device))
         self.pending = None
         enqueue(self.keys, self.pointer, keys, is_new)
 
@@ -109,7 +114,7 @@ class KeyQueue(nn.Module):
             raise ValueError(
                 f'The checkpoint\'s key queue "{prefix[:-1]}" has {keys.size(0)} keys of width '
                 f'{keys.size(1)}, this one {self.keys.size(0)} of width {self.keys.size(1)}; set '
-                'queue_size and embed_dim of CoCoRDLoss to those of that run.'
+                'queue_size and embed_dim of the loss to those of that run.'
             )
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         self.pending = None

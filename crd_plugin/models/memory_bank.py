@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
+from mmengine.dist import get_world_size
 from torch import Tensor, nn
 
 from crd_plugin.ops import (
@@ -23,25 +24,11 @@ from crd_plugin.registry import MODELS
 
 from ._numbers import check_number, count
 from .bank_state import SIDES, check_labels, check_state
+from .bank_update import PendingUpdate, gather_updates
+
+__all__ = ['MemoryBank']
 
 _DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-
-
-class PendingUpdate(NamedTuple):
-    """What one forward pass leaves for the bank.
-
-    Attributes:
-        sample_idx (Tensor): Row of each sample, ``(B,)`` int64.
-        student (Tensor): Student embeddings, ``(B, D)``.
-        teacher (Tensor): Teacher embeddings, ``(B, D)``.
-        log_z (Tensor, optional): Logarithm of the two partition constants, ``(2,)`` float64, on the
-            first step only.
-    """
-
-    sample_idx: Tensor
-    student: Tensor
-    teacher: Tensor
-    log_z: Tensor | None = None
 
 
 @MODELS.register_module()
@@ -310,17 +297,21 @@ class MemoryBank(nn.Module):
 
         Args:
             update (PendingUpdate, optional): Update of all ranks, in rank order. Defaults to None:
-                the staged one.
+                the staged one, gathered over the ranks if there are several; all of them must
+                call it.
 
         Raises:
             RuntimeError: If there is nothing to commit.
         """
-        update = self._pending if update is None else update
         if update is None:
-            raise RuntimeError(
-                'The memory bank has no staged update; run a training forward pass of CRDLoss '
-                'before commit().'
-            )
+            if self._pending is None:
+                raise RuntimeError(
+                    'The memory bank has no staged update; run a training forward pass of CRDLoss '
+                    'before commit().'
+                )
+            update = self._pending
+            if get_world_size() > 1:
+                (update,) = gather_updates([update])
         self._pending = None
         index, embeddings = update.sample_idx, torch.stack([update.student, update.teacher])
         source, owned = last_occurrence(index), None

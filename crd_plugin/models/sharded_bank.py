@@ -17,6 +17,8 @@ from .bank_state import SIDES, check_state
 from .collectives import gather_rows, gather_sizes, own_part
 from .memory_bank import MemoryBank
 
+__all__ = ['ShardedBank']
+
 # Rows that are sent to rank 0 at a time.
 _ROWS_AT_ONCE = 1 << 16
 

@@ -95,6 +95,34 @@ def pair_vectors(s_feats: Features, t_feats: Features) -> tuple[Tensor, Tensor]:
     return student.flatten(1), teacher.flatten(1)
 
 
+def pair_logits(s_feats: Features, t_feats: Features) -> tuple[Tensor, Tensor]:
+    """Pair the logits of student and teacher.
+
+    Teacher logits are targets: they are detached.
+
+    Args:
+        s_feats (Tensor | Sequence[Tensor]): Student logits, ``(B, C)``, or a sequence of one such
+            tensor.
+        t_feats (Tensor | Sequence[Tensor]): Teacher logits, likewise.
+
+    Returns:
+        tuple[Tensor, Tensor]: ``(B, C)`` each, float32 (float64 stays).
+
+    Raises:
+        ValueError: If they are not logits of one batch and the same two or more classes.
+        TypeError: If a feature is not a tensor.
+    """
+    student, teacher = pair_vectors(s_feats, t_feats)
+    shapes = [tuple(_layers('', feats)[0].shape) for feats in (s_feats, t_feats)]
+    if shapes[0] != shapes[1] or len(shapes[0]) != 2 or shapes[0][1] < 2:
+        raise ValueError(
+            f's_feats has shape {shapes[0]} and t_feats {shapes[1]}, expected logits (B, C) of '
+            'the same two or more classes; record crd_plugin.Logits of networks with equal '
+            'num_classes.'
+        )
+    return student, teacher
+
+
 def match_heights(s_map: Tensor, t_map: Tensor) -> tuple[Tensor, Tensor]:
     """Reduce the higher of two maps to the size of the lower one by average pooling.
 

@@ -164,7 +164,7 @@ def test_views_for_a_model_that_wants_none(tmp_path):
 def test_hook_of_the_key_queue(tmp_path, hooks, number):
     cfg = cocord(tmp_path)
     cfg['custom_hooks'] = hooks
-    assert f'have CoCoRDHook {number} times, but the KeyQueue' in only(check(cfg))
+    assert f'have CoCoRDHook {number} times, but the CoCoRDLoss' in only(check(cfg))
 
 
 @pytest.mark.parametrize(

@@ -40,12 +40,16 @@ def state_of(queue: KeyQueue) -> dict[str, Tensor]:
     return {key: value.clone() for key, value in queue.state_dict().items()}
 
 
-def take_steps(rank: int, batch_size: int | None) -> list[dict]:
-    """Gather and commit as the hook does."""
+def take_steps(rank: int, batch_size: int | None, own_loop: bool = False) -> list[dict]:
+    """Gather and commit as the hook does, or as a loop of one's own."""
     queue, seen = fresh_queue(), []
     for step in make_steps():
         with mock.patch.object(dist, 'all_gather', wraps=dist.all_gather) as gather:
-            queue.commit(*gather_keys(step[rank], batch_size))
+            if own_loop:
+                queue.stage(step[rank])
+                queue.commit()
+            else:
+                queue.commit(*gather_keys(step[rank], batch_size))
         seen.append(dict(state_of(queue), collectives=gather.call_count))
     return seen
 
@@ -113,6 +117,7 @@ def work(rank: int, folder: str) -> None:
     result = dict(
         known=take_steps(rank, BATCH_SIZE),
         unknown=take_steps(rank, None),
+        own_loop=take_steps(rank, None, own_loop=True),
         wrapped=train_wrapped(Path(folder), rank),
     )
     torch.save(result, Path(folder) / f'rank_{rank}.pth')
@@ -125,7 +130,7 @@ def ranks(tmp_path_factory):
     return small_runs.run_ranks(work, tmp_path_factory.mktemp('ranks'))
 
 
-@pytest.mark.parametrize('batch_size', ['known', 'unknown'])
+@pytest.mark.parametrize('batch_size', ['known', 'unknown', 'own_loop'])
 def test_keys_of_all_ranks_enter_in_rank_order(ranks, batch_size):
     """Batches of unequal sizes, more keys than the queue is long."""
     rows, pointer = fresh_queue().keys, 0

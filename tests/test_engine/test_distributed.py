@@ -9,9 +9,8 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 
-from crd_plugin.engine.hooks.memory_bank_hook import gather_updates
 from crd_plugin.models import MemoryBank
-from crd_plugin.models.memory_bank import PendingUpdate
+from crd_plugin.models.bank_update import PendingUpdate, gather_updates
 from tests import dist_worker, small_runs
 from tests.dist_worker import WIDTHS
 

@@ -17,7 +17,14 @@ from tests.config_files import BASE, parsed
 
 PAIR = parsed(BASE / 'pairs' / 'resnet14_resnet8w4_digits.py').pair
 METHODS = ('fitnet', 'at', 'sp', 'cc', 'vid', 'rkd', 'pkt', 'nst')
-COMBINATIONS = ['fitnet crd', 'at kd', *(f'{method} crd kd' for method in METHODS)]
+COMBINATIONS = [
+    'fitnet crd',
+    'at kd',
+    'crd dkd',
+    'crd lskd',
+    'rrd kd',
+    *(f'{method} crd kd' for method in METHODS),
+]
 # What is hooked in the student for each recorder.
 SOURCES = dict(stages='backbone', feat='head.fc', logits='head')
 
@@ -110,6 +117,7 @@ def test_sum_of_the_losses_alone(methods):
         ('sp crd kd', {'stages', 'feat', 'logits', 'ids', 'labels'}),
         ('rkd crd kd', {'feat', 'logits', 'ids', 'labels'}),
         ('at kd', {'stages', 'logits'}),
+        ('crd dkd', {'feat', 'logits', 'ids', 'labels'}),
     ],
 )
 def test_recorders_are_shared(methods, recorders):

@@ -12,6 +12,7 @@ from crd_plugin.ops import (
     full_precision,
     match_heights,
     no_autocast,
+    pair_logits,
     pair_maps,
     pair_vectors,
     prediction_distance,
@@ -23,6 +24,14 @@ def maps(*shapes, dtype=torch.float32):
     """Seeded maps with gradient."""
     generator = torch.Generator().manual_seed(0)
     return [torch.randn(shape, generator=generator).to(dtype).requires_grad_() for shape in shapes]
+
+
+def test_logits_are_paired():
+    s, t = maps((3, 4), (3, 4))
+    student, teacher = pair_logits(s, (t.half(),))
+    assert student is s and teacher.dtype == torch.float32 and not teacher.requires_grad
+    with pytest.raises(ValueError, match=r's_feats has shape \(3, 4\) and t_feats \(3, 2\), exp'):
+        pair_logits(s, t[:, :2])
 
 
 def test_full_precision():

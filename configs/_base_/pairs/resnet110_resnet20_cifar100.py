@@ -10,4 +10,12 @@ pair = dict(
     # Train it with configs/vanilla/vanilla_resnet110_b64-240e_cifar100.py, or convert
     # the published one: tools/model_converters/repdistiller_to_crd.py.
     teacher_ckpt='work_dirs/vanilla_resnet110_b64-240e_cifar100/epoch_240.pth',
+    # DKD's beta is that of the other thin ResNets.
+    # LSKD: sunshangquan/logit-standardization-KD @ f6e5aa5.
+    published=dict(
+        loss_dkd=dict(distiller=dict(distill_losses=dict(loss_dkd=dict(beta=2)))),
+        loss_lskd=dict(
+            distiller=dict(distill_losses=dict(loss_lskd=dict(tau=4, loss_weight=12.0)))
+        ),
+    ),
 )

@@ -10,4 +10,8 @@ pair = dict(
     # Train it with configs/vanilla/vanilla_resnet50_b64-240e_cifar100.py, or convert
     # the published one: tools/model_converters/repdistiller_to_crd.py.
     teacher_ckpt='work_dirs/vanilla_resnet50_b64-240e_cifar100/epoch_240.pth',
+    # LSKD: sunshangquan/logit-standardization-KD @ f6e5aa5.
+    published=dict(
+        loss_lskd=dict(distiller=dict(distill_losses=dict(loss_lskd=dict(tau=3, loss_weight=1.0)))),
+    ),
 )

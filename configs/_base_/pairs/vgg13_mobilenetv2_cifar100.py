@@ -10,4 +10,10 @@ pair = dict(
     # Train it with configs/vanilla/vanilla_vgg13_b64-240e_cifar100.py, or convert
     # the published one: tools/model_converters/repdistiller_to_crd.py.
     teacher_ckpt='work_dirs/vanilla_vgg13_b64-240e_cifar100/epoch_240.pth',
+    # DKD: megvii-research/mdistiller @ a08d46f.
+    # LSKD: sunshangquan/logit-standardization-KD @ f6e5aa5.
+    published=dict(
+        loss_dkd=dict(distiller=dict(distill_losses=dict(loss_dkd=dict(beta=6)))),
+        loss_lskd=dict(distiller=dict(distill_losses=dict(loss_lskd=dict(tau=3)))),
+    ),
 )

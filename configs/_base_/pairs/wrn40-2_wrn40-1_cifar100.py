@@ -10,4 +10,8 @@ pair = dict(
     # Train it with configs/vanilla/vanilla_wrn40-2_b64-240e_cifar100.py, or convert
     # the published one: tools/model_converters/repdistiller_to_crd.py.
     teacher_ckpt='work_dirs/vanilla_wrn40-2_b64-240e_cifar100/epoch_240.pth',
+    # DKD: megvii-research/mdistiller @ a08d46f.
+    published=dict(
+        loss_dkd=dict(distiller=dict(distill_losses=dict(loss_dkd=dict(beta=6)))),
+    ),
 )

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from mmengine.dist import all_gather, broadcast, get_world_size
+from mmengine.dist import broadcast, get_world_size
 from mmengine.hooks import CheckpointHook, EMAHook, Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import BaseLoop
@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from crd_plugin.models._numbers import count
 from crd_plugin.models.bank_state import SIDES
-from crd_plugin.models.collectives import pack, unpack
+from crd_plugin.models.bank_update import gather_updates
 from crd_plugin.models.losses import CRDLoss
 from crd_plugin.models.losses.crd_checks import check_embeddings, check_labels, check_range
-from crd_plugin.models.memory_bank import MemoryBank, PendingUpdate
+from crd_plugin.models.memory_bank import MemoryBank
 from crd_plugin.models.sharded_bank import ShardedBank
 from crd_plugin.registry import HOOKS
 
@@ -276,45 +276,6 @@ def index_dataset(dataset: Any) -> Any:
     while dataset is not None and not hasattr(dataset, 'num_samples'):
         dataset = getattr(dataset, 'dataset', None)
     return dataset
-
-
-def gather_updates(updates: Sequence[PendingUpdate], batch_size: int | None) -> list[PendingUpdate]:
-    """Gather staged updates of all ranks, in rank order, in one collective.
-
-    A batch that is shorter than ``batch_size`` is filled by repeating its last entry, which does
-    not change what is written.
-
-    Args:
-        updates (Sequence[PendingUpdate]): This rank's updates, one per bank.
-        batch_size (int, optional): Most samples that any rank has in a step. Defaults to None: the
-            ranks exchange their sizes first.
-
-    Returns:
-        list[PendingUpdate]: Updates of all ranks.
-
-    Raises:
-        RuntimeError: If a batch is larger than ``batch_size``.
-    """
-    sample_idx = updates[0].sample_idx
-    size = sample_idx.numel()
-    if batch_size is None:
-        sizes = all_gather(sample_idx.new_tensor([size]))
-        batch_size = int(torch.cat(sizes).max())
-    if size > batch_size:
-        raise RuntimeError(
-            f"A batch has {size} samples, the data loader's batch_size is {batch_size}; give "
-            'each sample of a batch one embedding.'
-        )
-    embeddings = [e.float() for update in updates for e in (update.student, update.teacher)]
-    packed = pack(sample_idx, embeddings)
-    packed = torch.cat([packed, packed[-1:].expand(batch_size - size, -1)])
-    widths = [embedding.size(1) for embedding in embeddings]
-    sample_idx, embeddings = unpack(torch.cat(all_gather(packed)), widths)
-    pairs = zip(embeddings[::2], embeddings[1::2], strict=True)
-    return [
-        PendingUpdate(sample_idx, student, teacher, update.log_z)
-        for update, (student, teacher) in zip(updates, pairs, strict=True)
-    ]
 
 
 def checksum(bank: MemoryBank) -> Tensor:

@@ -6,14 +6,17 @@ from .cc_loss import CCLoss
 from .cktf_loss import CKTFLoss
 from .cocord_loss import CoCoRDLoss
 from .crd_loss import CRDLoss
+from .dkd_loss import DKDLoss
 from .fitnet_loss import FitNetLoss
 from .fsp_loss import FSPLoss
 from .ft_loss import FTLoss
 from .in_batch_crd_loss import InBatchCRDLoss
 from .kdsvd_loss import KDSVDLoss
+from .lskd_loss import LSKDLoss
 from .nst_loss import NSTLoss
 from .pkt_loss import PKTLoss
 from .rkd_loss import RKDLoss
+from .rrd_loss import RRDLoss
 from .sp_loss import SPLoss
 from .vid_loss import VIDLoss
 
@@ -24,14 +27,17 @@ __all__ = [
     'CKTFLoss',
     'CRDLoss',
     'CoCoRDLoss',
+    'DKDLoss',
     'FSPLoss',
     'FTLoss',
     'FitNetLoss',
     'InBatchCRDLoss',
     'KDSVDLoss',
+    'LSKDLoss',
     'NSTLoss',
     'PKTLoss',
     'RKDLoss',
+    'RRDLoss',
     'SPLoss',
     'VIDLoss',
 ]

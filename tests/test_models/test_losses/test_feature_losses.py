@@ -19,6 +19,8 @@ LOSSES = {
 SIZED = [name for name, cls in LOSSES.items() if issubclass(cls, SizedLoss)]
 # Losses that compare neighbouring layers, channel by channel.
 NEIGHBOURS = ('FSPLoss', 'KDSVDLoss')
+# Losses that compare logits of the same classes.
+LOGITS = ('LSKDLoss',)
 
 
 def features(name, dtype=torch.float32, scale=1.0):
@@ -26,6 +28,8 @@ def features(name, dtype=torch.float32, scale=1.0):
     shapes = [[(4, 3, 4, 4)], [(4, 5, 4, 4)]]
     if name in NEIGHBOURS:
         shapes = [[(4, 3, 4, 4), (4, 3, 4, 4)]] * 2
+    elif name in LOGITS:
+        shapes = [[(4, 7)]] * 2
     sides = [method_cases.random_maps(*shapes[i], seed=i) for i in (0, 1)]
     return [method_cases.leaves([x * scale for x in side], dtype) for side in sides]
 
@@ -73,7 +77,7 @@ def test_half_precision_features(name, dtype):
     # FSP's products of products would leave no room for a gradient in float16.
     halves = features(name, dtype, scale=50 if name == 'FSPLoss' else 300)
     singles = [method_cases.leaves(side, torch.float32) for side in halves]
-    loss = build(name)
+    loss = build(name).eval()  # A queue stays as it is.
     expected = loss(*singles)
     gradients = torch.autograd.grad(expected, singles[0])
     assert torch.isfinite(expected)
@@ -132,7 +136,8 @@ def test_layers_are_built_for_the_features(name):
     assert not loss.needs_width
     loss(student, teacher).backward()
     # The paraphraser has a loss of its own.
-    trained = [p for key, p in loss.named_parameters() if not key.startswith('paraphraser')]
+    named = loss.named_parameters()
+    trained = [p for key, p in named if p.requires_grad and not key.startswith('paraphraser')]
     assert all(p.grad is not None for p in trained) and bool(trained) == (name != 'FSPLoss')
 
     given = LOSSES[name](**arguments_of(loss))
