@@ -28,6 +28,7 @@ train_dataloader = dict(
     pin_memory=True,
     dataset=dict(
         type='crd_plugin.SampleIndexDataset',
+        complete=True,
         dataset=dict(
             type='CIFAR100',
             data_root='data/cifar100',
