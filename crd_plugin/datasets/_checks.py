@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import os.path as osp
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+_PIXELS = 'OPENCV_IO_MAX_IMAGE_PIXELS'  # Set by crd_plugin.cli; else OpenCV takes 2**30.
 # Images of each split of a published data set, by the name of its class.
 _IMAGES = dict(
     CIFAR10=dict(train=50_000, test=10_000),
@@ -24,7 +26,9 @@ _IMAGES = dict(
 def sample_name(owner: Any, index: int) -> str:
     """Name a sample for a message: its file, if it has one, its index and its data set."""
     name = f'sample {index} of {type(owner).__name__}'
-    info = owner.get_data_info(index) if hasattr(owner, 'get_data_info') else {}
+    info: dict = {}
+    with suppress(Exception):  # It may be what failed, or not be there.
+        info = owner.get_data_info(index)
     return f'{info["img_path"]} ({name})' if 'img_path' in info else name
 
 
@@ -37,6 +41,8 @@ def named_sample(owner: Any, index: int) -> Iterator[None]:
         raise
     except Exception as error:  # Decoders and transforms raise what they like.
         text = ' '.join(str(error).split()) or type(error).__name__
+        if 'CV_IO_MAX_IMAGE_PIXELS' in text:
+            text = f'it has more pixels than OpenCV takes, {os.environ.get(_PIXELS, 1 << 30)}'
         raise ValueError(
             f'{sample_name(owner, index)} cannot be read: {text.rstrip(".")}; replace the file, '
             'take it out of the data set, or correct the pipeline.'

@@ -72,6 +72,24 @@ def test_opencv_has_the_limit_of_pillow_in_the_tools():
     assert int(os.environ['OPENCV_IO_MAX_IMAGE_PIXELS']) == 2 * Image.MAX_IMAGE_PIXELS
 
 
+def test_what_opencv_says_is_translated(monkeypatch):
+    def decode(info):
+        raise cv2.error('(-215:Assertion failed) pixels <= CV_IO_MAX_IMAGE_PIXELS in function ...')
+
+    monkeypatch.setenv('OPENCV_IO_MAX_IMAGE_PIXELS', '7000')
+    with pytest.raises(ValueError, match='it has more pixels than OpenCV takes, 7000; replace'):
+        SampleIndexDataset(numbers(pipeline=[decode]))[0]
+
+
+def test_an_annotation_that_cannot_be_read_is_named_too():
+    class Broken(Numbers):
+        def get_data_info(self, idx):
+            raise OSError('disk gone')
+
+    with pytest.raises(ValueError, match='sample 2 of Broken cannot be read: disk gone'):
+        SampleIndexDataset(Broken())[2]
+
+
 def test_a_missing_file_is_named_as_such(tmp_path):
     dataset = SampleIndexDataset(folder(tmp_path))
     (tmp_path / 'a/0.png').unlink()

@@ -123,6 +123,11 @@ class InBatchCRDLoss(CRDLoss):
             )
         if key is not None:
             check_column(name, key, len(s_feats))
+            if self.exclude == 'class' and key.is_cpu and bool((key < 0).any()):
+                raise ValueError(
+                    f"labels has {int(key.min())}, but exclude='class' needs classes from 0 on; "
+                    "use exclude='instance' for samples without one."
+                )
         dtype = torch.promote_types(s_feats.dtype, t_feats.dtype)
         student, teacher = (full_precision(feats.to(dtype)) for feats in (s_feats, t_feats))
         with no_autocast(student):

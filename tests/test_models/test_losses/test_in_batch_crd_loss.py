@@ -284,6 +284,7 @@ BAD_INPUT = {
         r'labels is torch.float32 of shape \(6, 3\), expected '
         r'int64 of shape \(6,\)',
     ),
+    'no class': (dict(labels=LABELS - 1), "labels has -1, but exclude='class' needs classes from"),
     'fewer labels': (dict(labels=LABELS[:2]), r'labels is torch.int64 of sh'),
     'contrast ids': (
         dict(labels=LABELS, contrast_idx=torch.zeros(B, 2)),
