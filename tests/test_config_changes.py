@@ -36,6 +36,9 @@ def changed(before):
     for loss in losses.values():
         if loss.get('num_negatives') == 32:
             del loss['num_negatives']
+    # A part of a published data set is refused; of the digits nothing can be missing.
+    if 'Digits' not in json.dumps(cfg):
+        cfg['train_dataloader']['dataset']['complete'] = True
     # The size of the digits belongs to the pair; only CKTF had it.
     if 'Digits' in json.dumps(cfg) and losses and 'teacher' in cfg['model']:
         cfg['model']['input_shape'] = [3, 16, 16]

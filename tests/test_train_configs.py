@@ -59,6 +59,7 @@ def options(batch, epochs, *more):
         '--cfg-options',
         f'train_dataloader.batch_size={batch}',
         f'train_cfg.max_epochs={epochs}',
+        'train_dataloader.dataset.complete=False',
         'default_hooks.logger.interval=1',
         'log_processor.window_size=1',
         *loaders,

@@ -115,7 +115,11 @@ def test_dry_run_of_the_first_stage(name, tmp_path, monkeypatch):
         fake_data.write_stl10('data/stl10_binary', 2, 2, 6)
     report = dry_run_file(
         str(CONFIGS / 'transfer' / f'{name}.py'),
-        {'model.teacher_ckpt': None, 'train_dataloader.batch_size': 2},
+        {
+            'model.teacher_ckpt': None,
+            'train_dataloader.batch_size': 2,
+            'train_dataloader.dataset.complete': False,
+        },
     )
     assert report.problems == []
     (loss,) = (row for row in report.losses if row.summed)
@@ -130,6 +134,7 @@ def options(*more):
         'train_dataloader.num_workers=0',
         'train_dataloader.persistent_workers=False',
         'train_cfg.max_epochs=1',
+        'train_dataloader.dataset.complete=False',
         *more,
     ]
 

@@ -110,6 +110,8 @@ def read_data(
     try:
         data.dataset = DATASETS.build(dataset_cfg)
         numbered = index_dataset(data.dataset) or data.dataset
+        if hasattr(numbered, 'full_init'):
+            numbered.full_init()  # As the data loader does; it checks the set.
         data.num_samples = getattr(numbered, 'num_samples', len(numbered))
         with suppress(AttributeError, KeyError, TypeError, ValueError):  # not one per sample
             labels = torch.as_tensor(np.asarray(numbered.get_gt_labels(), np.int64))
@@ -117,7 +119,7 @@ def read_data(
         data.dataset[0]
         data.origin = 'training samples'
     except Exception as error:  # Whatever a data set or a transform may raise.
-        text = one_line(error, 200).rstrip('.')
+        text = one_line(error).rstrip('.')
         missing = ('Cannot find', 'Download failed')  # MMPretrain's
         if not isinstance(error, FileNotFoundError) and not text.startswith(missing):
             if data.dataset is None:

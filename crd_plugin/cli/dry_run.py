@@ -21,7 +21,11 @@ from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
 from crd_plugin.engine.hooks import CoCoRDHook, MemoryBankHook
-from crd_plugin.engine.hooks.memory_bank_hook import index_dataset, pool_remark
+from crd_plugin.engine.hooks.memory_bank_hook import (
+    check_negatives,
+    index_dataset,
+    pool_remark,
+)
 from crd_plugin.engine.loops.staged_train_loop import split_epochs
 from crd_plugin.models.losses import CoCoRDLoss, CRDLoss
 from crd_plugin.models.memory_bank import MemoryBank
@@ -252,6 +256,7 @@ def _read_batch(
                 f'num_samples of {name} is {bank.num_samples}, the training set has {known} '
                 'samples; set it to that or leave it out.'
             )
+    check_negatives(model, data.labels)
     rows = known if known and known <= _MOST_ROWS else _STAND_IN_ROWS
     batch = data.read_batch(batch_size, rows)
     labels = data.labels
@@ -301,6 +306,12 @@ def _check_classes(model: nn.Module, data: Data, report: DryRunReport) -> None:
     place = 'model.architecture' if nets[0] is not model else 'model'
     # A student whose own loss is not computed may have any number.
     asked = getattr(model, 'calculate_student_loss', True)
+    if classes and data.labels is not None and int(data.labels.max()) >= classes:
+        raise ValueError(
+            f'train_dataloader.dataset has the label {int(data.labels.max())}, but its metainfo '
+            f'names {classes} classes; name all of them. `classes` takes no subset of the samples: '
+            'for that, write an annotation file with labels from 0.'
+        )
     if asked and None not in (student, classes) and student != classes:
         raise ValueError(
             f'{place}.head.num_classes is {student}, the data set has {classes} classes; set it '

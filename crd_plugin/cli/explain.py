@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from types import FrameType
 from typing import Any
 
+from mmengine.model import BaseDataPreprocessor
 from torch import Tensor, nn
 
 from crd_plugin.compat import CheckpointError
@@ -62,7 +63,9 @@ def explain(error: BaseException, cfg: Mapping[str, Any]) -> str:
     if isinstance(error, KeyError) and unknown:
         asked = kind if unknown[1] in (kind, f'{kind}{SUFFIX}') else unknown[1]
         return unknown_type(str(asked), place, unknown[2])
-    hint = _recorder_hint(calls, text) or _width_hint(calls, cfg)
+    hint = _recorder_hint(calls, text) or _channel_hint(calls)
+    if not hint and not isinstance(error.__cause__ or error, AttributeError):
+        hint = _width_hint(calls, cfg)
     if hint:
         return hint
     argument = _UNKNOWN_ARGUMENT.search(text)
@@ -142,6 +145,25 @@ def _recorder_hint(calls: list[_Call], text: str) -> str:
                 f'{place}: nothing is recorded, because the {side} does not call '
                 f"'{recorder.source}'; record a module that its forward pass goes through."
             )
+    return ''
+
+
+def _channel_hint(calls: list[_Call]) -> str:
+    """Line about images that are not of the three channels that the data preprocessor has."""
+    for frame, _, place in calls:
+        owner, data = (frame.f_locals.get(name) for name in ('self', 'data'))
+        if not isinstance(owner, BaseDataPreprocessor) or not isinstance(data, Mapping):
+            continue
+        mean = getattr(owner, 'mean', None)
+        for image, sample in zip(data['inputs'], data['data_samples'], strict=False):
+            found = image.size(-3)
+            if isinstance(mean, Tensor) and mean.numel() == 3 and found not in (1, 3):
+                path = getattr(sample, 'img_path', 'an image')
+                return (
+                    f'{place}: {path} has {found} channels, mean and std have 3; load the images '
+                    "with dict(type='LoadImageFromFile', color_type='color'), or give mean and std "
+                    f'{found} numbers.'
+                )
     return ''
 
 

@@ -72,6 +72,8 @@ def one_line(message: Any, most: int = 500) -> str:
     if isinstance(message, KeyError) and message.args:
         message = message.args[0]  # str() would quote it
     text = ' '.join(str(message).split()) or type(message).__name__
+    if text.startswith('Caught ') and ' in DataLoader worker ' in text:
+        text = str(message).rstrip().rpartition('\n')[2].partition(': ')[2]  # behind its traceback
     return text if len(text) <= most else text[: most - 4] + ' ...'
 
 

@@ -18,6 +18,7 @@ from torch.utils.data import get_worker_info
 
 from crd_plugin.registry import DATASETS, FUNCTIONS
 
+from ._checks import named_sample, not_empty
 from .resident_pipeline import ResidentPipeline
 from .sample_index import SampleIndexDataset
 
@@ -49,25 +50,31 @@ class ResidentDataset(SampleIndexDataset):
             repeat is kept once.
         device (str, optional): Where to keep it, such as ``'cuda:1'``. Defaults to None: where
             MMEngine puts the model of this rank.
+        complete (bool): As for ``SampleIndexDataset``. Defaults to False.
 
     Raises:
         ValueError: If a transform is not supported, joined data sets crop or flip differently,
-            images differ in size, only some have a label, or ``contrast_idx`` is asked for.
+            images differ in size, only some have a label, ``contrast_idx`` is asked for, or as for
+            ``SampleIndexDataset``.
         TypeError: If a data set is not derived from MMEngine's ``BaseDataset``.
         RuntimeError: If a worker of a data loader reads it.
     """
 
-    def __init__(self, dataset: Any, device: str | torch.device | None = None) -> None:
+    def __init__(
+        self, dataset: Any, device: str | torch.device | None = None, complete: bool = False
+    ) -> None:
         if isinstance(dataset, Mapping):
-            dataset = DATASETS.build(dataset)
+            with not_empty(dataset.get('type')):
+                dataset = DATASETS.build(dataset)
         if isinstance(dataset, SampleIndexDataset):
+            complete = complete or dataset.complete
             if dataset.num_negatives is not None:
                 raise ValueError(
                     f'num_negatives is {dataset.num_negatives}, but ResidentDataset gives no '
                     'contrast_idx; leave it out, CRDLoss then draws on the device.'
                 )
             dataset = dataset.dataset
-        super().__init__(dataset)
+        super().__init__(dataset, complete=complete)
         self.device = device if device is None else torch.device(device)
         self._pipelines = _parse_pipelines(self._sources.owners)
         self._seed: int | None = None
@@ -123,8 +130,9 @@ class ResidentDataset(SampleIndexDataset):
         places, rows = np.unique(np.stack([owner_of, index_of], 1), axis=0, return_inverse=True)
         labels, metainfo = [], []
         for row, (number, index) in enumerate(places):
-            pipeline, info = self._pipelines[number], owners[number].get_data_info(int(index))
-            image, label, meta = pipeline.read(info)
+            pipeline, owner, index = self._pipelines[number], owners[number], int(index)
+            with named_sample(owner, index):
+                image, label, meta = pipeline.read(owner.get_data_info(index))
             if row == 0:
                 images = torch.empty((len(places), *image.shape), dtype=torch.uint8)
             if image.shape != images.shape[1:]:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from mmengine.dataset import BaseDataset, ClassBalancedDataset, ConcatDataset, RepeatDataset
+from mmengine.logging import MMLogger
 from mmengine.structures import BaseDataElement
 from mmpretrain.datasets import KFoldDataset
 from torch.utils.data import ConcatDataset as TorchConcatDataset
@@ -16,6 +17,14 @@ from torch.utils.data import Subset
 
 from crd_plugin.registry import DATASETS
 
+from ._checks import (
+    check_complete,
+    check_image,
+    named_sample,
+    no_samples,
+    not_empty,
+    sample_name,
+)
 from .contrast_ids import ContrastIds
 
 _MAX_REFETCH = 1000
@@ -35,11 +44,12 @@ class SampleIndexDataset:
     copies share a row, put this wrapper inside:
     ``RepeatDataset(dataset=dict(type='crd_plugin.SampleIndexDataset', ...))``.
 
-    If the pipeline returns None (a broken image, say), MMEngine silently reads another random
-    sample, whose embedding would be written to the wrong row. Here that sample keeps its own
-    position: it is drawn by the same NumPy call, but read directly from the data set that holds it.
-    Data sets with a ``__getitem__`` of their own are indexed as usual; an item whose id shows that
-    it is another sample is replaced as well.
+    An image that cannot be read is an error that names its file. Only if the pipeline returns None
+    (``LoadImageFromFile(ignore_empty=True)``, say) another random sample is read in its place, as
+    MMEngine does, which is warned of once. There its embedding would be written to the wrong row;
+    here that sample keeps its own position: it is drawn by the same NumPy call, but read directly
+    from the data set that holds it. Data sets with a ``__getitem__`` of their own are indexed as
+    usual; an item whose id shows that it is another sample is replaced as well.
 
     Args:
         dataset (Dataset or dict): The data set to wrap, or its config.
@@ -50,13 +60,17 @@ class SampleIndexDataset:
             outside (0, 1) keep all. Defaults to 1.0.
         mode (str): Positive in ``contrast_idx``. 'exact': the sample itself; 'relax': any sample
             of its class. Defaults to 'exact'.
+        complete (bool): Refuse CIFAR-10, CIFAR-100, ImageNet, STL-10 or Tiny-ImageNet with another
+            number of images than published, unless ``indices`` shortens it. Defaults to False; the
+            configs of these data sets set it.
 
     Shape:
         sample_idx: int, [0, N). contrast_idx: ``(1 + K,)`` int64, the positive first.
 
     Raises:
-        ValueError: If an argument is out of range, the data set is empty or contains a
-            ``SampleIndexDataset``, or ``num_negatives`` is given for a set without classes.
+        ValueError: If an argument is out of range, the data set is empty, incomplete or contains a
+            ``SampleIndexDataset``, ``num_negatives`` is given for a set without classes, or a
+            sample cannot be read or stand in a batch with the others.
         TypeError: If an item has no ``data_samples``.
     """
 
@@ -66,10 +80,16 @@ class SampleIndexDataset:
         num_negatives: int | None = None,
         percent: float = 1.0,
         mode: str = 'exact',
+        complete: bool = False,
     ) -> None:
         if isinstance(dataset, Mapping):
-            dataset = DATASETS.build(dataset)
+            with not_empty(dataset.get('type')):
+                dataset = DATASETS.build(dataset)
         self.dataset = dataset
+        self.complete = complete
+        # Of images read so far by this process, and whether another one was read in place of one.
+        self._channels: int | None = None
+        self._warned = False
         self.num_negatives = num_negatives
         self.percent = percent
         self.mode = mode
@@ -95,23 +115,25 @@ class SampleIndexDataset:
 
     @property
     def pipeline(self) -> Any:
-        """Compose: Pipeline of the wrapped data set, which tools may replace."""
-        return self.dataset.pipeline
+        """Compose: Pipeline of the wrapped data set, or of the first of several; tools replace it.
+
+        Raises:
+            AttributeError: If it has none.
+        """
+        return self._sources.owners[0].pipeline
 
     @pipeline.setter
     def pipeline(self, pipeline: Any) -> None:
-        self.dataset.pipeline = pipeline
+        for owner in self._sources.owners:
+            owner.pipeline = pipeline
 
     def full_init(self) -> None:
-        """Load the annotations of a lazily initialised data set."""
-        if hasattr(self.dataset, 'full_init'):
-            self.dataset.full_init()
+        """Load the annotations of a lazily initialised data set, and check them."""
+        owners = self._sources.owners
         if len(self) == 0:
-            raise ValueError(
-                f'The wrapped {type(self.dataset).__name__} has no samples; check its ann_file, '
-                'data_root, filter_cfg and indices.'
-            )
-        self._locate(0)
+            raise no_samples(type(self.dataset).__name__)
+        for owner in owners if self.complete else ():
+            check_complete(owner)
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -133,9 +155,12 @@ class SampleIndexDataset:
         redraws = getattr(self._locate(position)[0], 'max_refetch', _MAX_REFETCH)
         for _ in range(redraws + 1):
             owner, index = self._locate(position)
-            item = _read_sample(owner, index)
+            with named_sample(owner, index):
+                item = _read_sample(owner, index)
             if item is not None:
+                self._channels = check_image(item, self._channels, owner, index)
                 return self._write_ids(item, position)
+            self._warn_of_redraw(owner, index)
             position = np.random.randint(0, len(self))
         raise RuntimeError(
             f'No valid sample in {redraws} redraws from {type(owner).__name__}: its pipeline '
@@ -202,6 +227,16 @@ class SampleIndexDataset:
         owners, owner_of, index_of = self._sources
         return owners[owner_of[position]], int(index_of[position])
 
+    def _warn_of_redraw(self, owner: Any, index: int) -> None:
+        """Say once per process that a sample is replaced by another one."""
+        if not self._warned:
+            MMLogger.get_current_instance().warning(
+                f'{sample_name(owner, index)} is replaced by a random other sample, because its '
+                'pipeline returned None; so will others be, without a further word. If its image '
+                'is broken, replace it or take it out of the data set.'
+            )
+            self._warned = True
+
     def _write_ids(self, item: Any, position: int) -> Any:
         samples = _samples_of(item)
         if not all(isinstance(sample, (BaseDataElement, dict)) for sample in samples):
@@ -240,7 +275,8 @@ class Sources(NamedTuple):
 def _find_sources(dataset: Any) -> Sources:
     """Look behind wrappers, to any depth; those that are not known count as owners."""
     if hasattr(dataset, 'full_init'):
-        dataset.full_init()
+        with not_empty(type(dataset).__name__):
+            dataset.full_init()
     if _indexes_like(dataset, ConcatDataset, TorchConcatDataset):
         owners: list[Any] = []
         numbers, indices = [], []
@@ -308,7 +344,7 @@ def _labels_of(owner: Any) -> np.ndarray:
         ) from error
     except ValueError as error:  # NumPy refuses lists of unequal length.
         raise ValueError(
-            f'{name} is multi-label, expected one class per sample ({error}); {advice}'
+            f'{name} is multi-label, expected one class per sample; {advice}'
         ) from error
     if array.shape[1:] == (1,):
         array = array[:, 0]

@@ -9,9 +9,11 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.registry import DATASETS, MODELS, DefaultScope
+from PIL import Image
 
 from crd_plugin.cli.dry_run import dry_run_file, run_dry
 from crd_plugin.cli.dry_run_report import render
+from crd_plugin.cli.lookup import one_line
 from crd_plugin.models import EmbeddingConnector
 
 
@@ -474,7 +476,57 @@ def test_data_set_of_one_class():
     line = only(check(cfg))
     assert line.startswith('model.distiller.distill_losses.loss_crd: ')
     assert '1 class over 5 rows' in line and "exclude='instance'" in line
+    in_batch = dict(type='crd_plugin.CRDLoss', negatives='batch')
+    assert 'loss_crd: all 5 training samples are of class 0, ' in only(
+        check(edited({'DIST.distill_losses.loss_crd': in_batch}, copy.deepcopy(cfg)))
+    )
     assert check(edited({'DIST.distill_losses.loss_crd.exclude': 'instance'}, cfg)).ok
+
+
+def test_classes_that_are_fewer_than_labels():
+    """MMPretrain keeps all samples, whatever classes are named."""
+    changes = {'DATA.metainfo': dict(classes=list('0123')), 'model.head.num_classes': 4}
+    assert only(check(edited(changes, vanilla()))).startswith(
+        'train_dataloader.dataset has the label 9, but its metainfo names 4 classes; name all'
+    )
+
+
+@pytest.mark.parametrize('channels, fits', [(1, True), (2, False), (4, False)])
+def test_channels_of_the_images(tmp_path, channels, fits):
+    shape = (16, 16, channels) if channels > 1 else (16, 16)
+    image = Image.fromarray(np.zeros(shape, np.uint8), {1: 'L', 2: 'LA', 4: 'RGBA'}[channels])
+    for name in 'ab':
+        (tmp_path / name).mkdir()
+        image.save(tmp_path / name / '0.png')
+    load = dict(type='LoadImageFromFile', color_type='unchanged', imdecode_backend='pillow')
+    dataset = dict(
+        type='CustomDataset',
+        data_root=str(tmp_path),
+        data_prefix='',
+        pipeline=[load, dict(type='PackInputs')],
+    )
+    changes = {'train_dataloader.dataset': dataset, 'model.head.num_classes': 2}
+    report = check(edited(changes, vanilla()))
+    assert report.ok == fits
+    if not fits:
+        line = only(report)
+        assert line.startswith(f'model.data_preprocessor: {tmp_path}/')
+        assert f'0.png has {channels} channels, mean and std have 3' in line
+        assert "color_type='color'" in line
+
+
+def test_error_of_a_worker_is_its_last_line():
+    class Fails:
+        def __getitem__(self, index):
+            raise ValueError('images/a.png (sample 3): cannot be read; replace it.')
+
+        def __len__(self):
+            return 2
+
+    with pytest.raises(ValueError) as caught:
+        next(iter(torch.utils.data.DataLoader(Fails(), num_workers=1)))
+    assert len(str(caught.value)) > 500
+    assert one_line(caught.value) == 'images/a.png (sample 3): cannot be read; replace it.'
 
 
 @pytest.fixture(scope='module')

@@ -144,6 +144,26 @@ def test_pipeline_and_metainfo_are_those_of_the_wrapped_set():
     assert seen == LABELS[:3]
 
 
+def test_pipeline_of_several_data_sets():
+    parts = dict(type='ConcatDataset', datasets=[numbers(), numbers(start=50)])
+    dataset = SampleIndexDataset(dict(type='RepeatDataset', dataset=parts, times=2))
+    seen = []
+    dataset.pipeline = Compose(
+        [
+            lambda info: seen.append(int(info['img'][0, 0, 0])) or info,
+            *dataset.pipeline.transforms,
+        ]
+    )
+    assert _read(dataset, [1, 7, 13]) == [(1, 1), (7, 51), (13, 1)]
+    assert seen == [1, 51, 1]
+
+
+def test_a_data_set_without_pipeline():
+    dataset = SampleIndexDataset(WithTargets('abc'))
+    assert not hasattr(dataset, 'pipeline')
+    assert len(dataset) == 3 and dataset.metainfo == {}
+
+
 # --- redraws ---------------------------------------------------------------
 
 

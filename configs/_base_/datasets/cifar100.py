@@ -28,6 +28,7 @@ train_dataloader = dict(
     pin_memory=True,
     dataset=dict(
         type='crd_plugin.SampleIndexDataset',
+        complete=True,  # False: a part of the images on purpose
         dataset=dict(
             type='CIFAR100',
             data_root='data/cifar100',

@@ -40,6 +40,7 @@ train_dataloader = dict(
     pin_memory=True,
     dataset=dict(
         type='crd_plugin.SampleIndexDataset',
+        complete=True,  # False: a part of the images on purpose
         dataset=dict(
             type='ImageNet', data_root='data/imagenet', split='train', pipeline=train_pipeline
         ),

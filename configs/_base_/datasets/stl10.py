@@ -31,6 +31,7 @@ train_dataloader = dict(
     pin_memory=True,
     dataset=dict(
         type='crd_plugin.SampleIndexDataset',
+        complete=True,  # False: a part of the images on purpose
         dataset=dict(
             type='crd_plugin.STL10',
             data_root='data/stl10_binary',

@@ -30,6 +30,7 @@ train_dataloader = dict(
     pin_memory=True,
     dataset=dict(
         type='crd_plugin.SampleIndexDataset',
+        complete=True,  # False: a part of the images on purpose
         dataset=dict(
             type='crd_plugin.TinyImageNet200',
             data_root='data/tiny-imagenet-200',

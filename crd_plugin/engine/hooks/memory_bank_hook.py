@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from crd_plugin.models._numbers import count
 from crd_plugin.models.bank_state import SIDES
 from crd_plugin.models.bank_update import gather_updates
-from crd_plugin.models.losses import CRDLoss
+from crd_plugin.models.losses import CRDLoss, InBatchCRDLoss
 from crd_plugin.models.losses.crd_checks import check_embeddings, check_labels, check_range
 from crd_plugin.models.memory_bank import MemoryBank
 from crd_plugin.models.sharded_bank import ShardedBank
@@ -36,14 +37,16 @@ class MemoryBankHook(Hook):
     code of CRD does this (HobbitLong/RepDistiller#3: accuracy drops on 8 GPUs). Of a sharded bank
     each rank writes the rows that it keeps.
 
-    A model without a bank is left alone, so the hook can be a default hook.
+    Of a model without a bank it only looks whether an in-batch loss has negatives, so the hook can
+    be a default hook.
 
     Args:
-        interval (int): Iterations between two looks at numbers (mutual information bound, norms),
-            which wait for a GPU. Defaults to 50.
+        interval (int): Iterations between two looks at numbers (mutual information bound, norms,
+            negatives in the batch), which wait for a GPU. Defaults to 50.
 
     Raises:
-        ValueError: Before training, if the training set has no ids or labels that a loss needs, a
+        ValueError: Before training, if the training set has no ids or labels that a loss needs, or
+            a single class where a loss needs two, a
             given ``num_samples`` differs from its length, this hook is there twice, a
             ``SyncBuffersHook`` would average bank rows, or an ``EMAHook`` or MMEngine's own
             ``CheckpointHook`` meets a sharded bank.
@@ -68,6 +71,11 @@ class MemoryBankHook(Hook):
         self._banks = _named(model, MemoryBank)
         self._losses = _named(model, CRDLoss)
         training = isinstance(runner._train_loop, BaseLoop)
+        if training and any(isinstance(loss, InBatchCRDLoss) for loss in self._losses.values()):
+            numbered, labels = index_dataset(runner.train_loop.dataloader.dataset), None
+            with suppress(AttributeError, ValueError):  # no ids, or not one class per sample
+                labels = torch.from_numpy(numbered.get_gt_labels())
+            check_negatives(model, labels)
         for bank in self._banks.values():
             bank.keep_rows = training
         if not training or not self._banks or self._sized == list(self._banks.values()):
@@ -111,10 +119,10 @@ class MemoryBankHook(Hook):
     ) -> None:
         """Commit what the forward pass left, in rank order."""
         staged = [bank for bank in self._banks.values() if bank.pending is not None]
-        if not staged:
-            return
         if batch_idx == 0 or self.every_n_inner_iters(batch_idx, self.interval):
             self._log(runner, staged)
+        if not staged:
+            return
         updates = [bank.pending for bank in staged if bank.pending is not None]
         if get_world_size() > 1:
             updates = gather_updates(updates, runner.train_loop.dataloader.batch_size)
@@ -222,13 +230,15 @@ class MemoryBankHook(Hook):
             check_labels(torch.stack(single).view(-1), self._labels[index], index)
 
     def _log(self, runner: Any, staged: Sequence[MemoryBank]) -> None:
-        """Log the mutual information bound and look at the norms."""
+        """Look at norms and negatives; with a bank, log the mutual information bound."""
         for bank in staged:
             for name, side in (('s_feats', 'student'), ('t_feats', 'teacher')):
                 embedding = getattr(bank.pending, side)
                 check_embeddings(name, side, embedding.float().norm(dim=1))
         for name, loss in self._losses.items():
-            if loss.mi_bound is not None:
+            if isinstance(loss, InBatchCRDLoss):
+                loss.warn_if_alone()
+            if staged and loss.mi_bound is not None:
                 # One loss is the rule; several are told apart by their name.
                 tag = 'mi_bound'
                 if len(self._losses) > 1:
@@ -276,6 +286,30 @@ def index_dataset(dataset: Any) -> Any:
     while dataset is not None and not hasattr(dataset, 'num_samples'):
         dataset = getattr(dataset, 'dataset', None)
     return dataset
+
+
+def check_negatives(model: nn.Module, labels: Tensor | None) -> None:
+    """Raise a ValueError if no batch of the training set can have a negative.
+
+    A bank refuses this itself.
+
+    Args:
+        model (nn.Module): The whole model.
+        labels (Tensor, optional): Class of each sample of the training set, ``(N,)`` int64; None if
+            it is not known.
+
+    Raises:
+        ValueError: If an in-batch loss has ``exclude='class'`` and all samples are of one class.
+    """
+    if labels is None or labels.numel() == 0 or bool((labels != labels[0]).any()):
+        return
+    for name, loss in _named(model, InBatchCRDLoss).items():
+        if loss.exclude == 'class':
+            raise ValueError(
+                f'{name}: all {labels.numel()} training samples are of class {int(labels[0])}, so '
+                "with exclude='class' no batch has a negative; use exclude='instance', or train on "
+                'several classes.'
+            )
 
 
 def checksum(bank: MemoryBank) -> Tensor:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -140,13 +141,17 @@ class FrozenTeacherDistill(SingleTeacherDistill):
 
         Returns:
             dict[str, Tensor]: The student's own losses; empty without ``with_loss``.
+
+        Raises:
+            ValueError: If these need labels and the samples have none.
         """
         distiller = self.distiller
         distiller.set_deliveries_override(True)
         trains = self.student_trainable and torch.is_grad_enabled()
         mode = 'loss' if with_loss else 'tensor'
         with distiller.student_recorders, distiller.deliveries, torch.set_grad_enabled(trains):
-            result = self.student(batch_inputs, data_samples, mode=mode)
+            with _labels_wanted():
+                result = self.student(batch_inputs, data_samples, mode=mode)
         return result if with_loss else {}
 
     @property
@@ -258,6 +263,20 @@ class FrozenTeacherDistill(SingleTeacherDistill):
                 'another data_idx or record_idx; tools/check_config.py shows what each recorder '
                 'holds.'
             ) from error
+
+
+@contextmanager
+def _labels_wanted() -> Iterator[None]:
+    """Say what to do if a loss of the student looks for a label that no sample has."""
+    try:
+        yield
+    except AttributeError as error:
+        if error.name != 'gt_label':
+            raise
+        raise ValueError(
+            "The data samples have no gt_label, which the student's own loss needs; set "
+            'model.calculate_student_loss=False to train on the distillation alone.'
+        ) from error
 
 
 def _needs_width(module: nn.Module) -> bool:

@@ -67,13 +67,14 @@ class DKDLoss(nn.Module):
         self.loss_weight = not_negative('loss_weight', loss_weight)
         self._warned = False
 
-    def forward(self, s_feats: Features, t_feats: Features, labels: Tensor) -> Tensor:
+    def forward(self, s_feats: Features, t_feats: Features, labels: Tensor | None) -> Tensor:
         """Compute the loss of one batch.
 
         Args:
             s_feats (Tensor): Student's logits, ``(B, C)``.
             t_feats (Tensor): Teacher's logits, ``(B, C)``; no gradient reaches them.
-            labels (Tensor): Class of each sample, ``(B,)`` int64.
+            labels (Tensor): Class of each sample, ``(B,)`` int64; None, as a recorder gives where
+                samples have no single label, is refused.
 
         Returns:
             Tensor: Scalar float32 (float64 for float64), already multiplied by ``loss_weight``.
@@ -83,6 +84,11 @@ class DKDLoss(nn.Module):
         """
         student, teacher = pair_logits(s_feats, t_feats)
         num_classes = student.size(1)
+        if labels is None:
+            raise ValueError(
+                'labels is None, but DKDLoss needs one class per sample; record gt_label with '
+                'crd_plugin.SampleField, and use data with one label per sample.'
+            )
         check_column('labels', labels, len(student))
         # Looking at numbers would wait for a GPU.
         if labels.device.type == 'cpu' and ((labels < 0) | (labels >= num_classes)).any():

@@ -80,6 +80,8 @@ class InBatchCRDLoss(CRDLoss):
         self.register_buffer('log_mean', torch.full((2,), math.nan).double())
         # Host copy of "the constants are set", so that a step reads nothing back.
         self._has_z = False
+        # Whether no sample of the last batch had a negative, on its device.
+        self._alone: Tensor | None = None
         self._warned = False
 
     def forward(  # type: ignore[override]
@@ -115,12 +117,17 @@ class InBatchCRDLoss(CRDLoss):
         name, key = ('labels', labels) if self.exclude == 'class' else ('sample_idx', sample_idx)
         if key is None and self.exclude == 'class':
             raise ValueError(
-                "labels is None, but exclude='class' with negatives='batch' needs the class of "
-                "each sample; record it with crd_plugin.SampleField, or use exclude='instance' "
-                'for data without labels.'
+                "labels is None, but exclude='class' with negatives='batch' needs one class per "
+                "sample; record gt_label with crd_plugin.SampleField, or use exclude='instance' "
+                'for data without labels or with several per sample.'
             )
         if key is not None:
             check_column(name, key, len(s_feats))
+            if self.exclude == 'class' and key.is_cpu and bool((key < 0).any()):
+                raise ValueError(
+                    f"labels has {int(key.min())}, but exclude='class' needs classes from 0 on; "
+                    "use exclude='instance' for samples without one."
+                )
         dtype = torch.promote_types(s_feats.dtype, t_feats.dtype)
         student, teacher = (full_precision(feats.to(dtype)) for feats in (s_feats, t_feats))
         with no_autocast(student):
@@ -153,7 +160,11 @@ class InBatchCRDLoss(CRDLoss):
         # Samples of the anchor's own key are left out; what remains is weighted to count as K = B -
         # 1 negatives.
         weight = (key[:, None] != keys).to(student.dtype)
-        weight = weight * ((total - 1) / weight.sum(1, keepdim=True).clamp_min_(1))
+        remaining = weight.sum(1, keepdim=True)
+        weight = weight * ((total - 1) / remaining.clamp_min(1))
+        self._alone = ~remaining.any()
+        if self._alone.is_cpu:
+            self.warn_if_alone()
         scores = [
             student @ teachers.t() / self.temperature,
             teacher @ students.t() / self.temperature,
@@ -182,15 +193,31 @@ class InBatchCRDLoss(CRDLoss):
             self._has_z = True
         return log_mean
 
+    def warn_if_alone(self) -> None:
+        """Warn once if no sample of the last batch had a negative, which waits for a GPU.
+
+        A forward pass on a CPU calls it; elsewhere ``MemoryBankHook`` does now and then.
+        """
+        if not self._warned and self._alone is not None and bool(self._alone):
+            of_one = 'of one class' if self.exclude == 'class' else 'copies of one sample'
+            self._warn(
+                f'all samples of a global batch are {of_one}, so none has a negative and nothing '
+                'is learned from it; shuffle the training set, enlarge batch_size, or use '
+                "exclude='instance' with distinct samples."
+            )
+
+    def _warn(self, text: str) -> None:
+        """Warn once that there is nothing to contrast with."""
+        if not self._warned:
+            MMLogger.get_current_instance().warning(f"negatives='batch': {text}")
+            self._warned = True
+
     def _no_negative(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Loss of a global batch of one sample: h = 1, so it is zero."""
-        if not self._warned:
-            MMLogger.get_current_instance().warning(
-                "negatives='batch': a global batch of 1 sample has no negative and adds nothing "
-                'to the loss; give batch_size at least 2, and drop_last=True if it is the last '
-                'batch of an epoch.'
-            )
-            self._warned = True
+        self._warn(
+            'a global batch of 1 sample has no negative and adds nothing to the loss; give '
+            'batch_size at least 2, and drop_last=True if it is the last batch of an epoch.'
+        )
         self._critic = 1, torch.zeros(2, 1, device=student.device)
         return 0 * (student.sum() + teacher.sum())
 

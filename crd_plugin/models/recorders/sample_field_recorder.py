@@ -21,11 +21,13 @@ class SampleFieldRecorder(ModuleOutputsRecorder):
     without the suffix: ``dict(type='crd_plugin.SampleField', source='sample_idx')``.
 
     Args:
-        source (str): ``'sample_idx'`` gives ``(B,)`` int64, ``'gt_label'`` ``(B,)`` int64,
-            ``'contrast_idx'`` ``(B, 1 + K)`` int64; any other numeric field is stacked.
+        source (str): ``'sample_idx'`` gives ``(B,)`` int64, ``'contrast_idx'`` ``(B, 1 + K)``
+            int64; any other numeric field is stacked. ``'gt_label'`` gives ``(B,)`` int64, or None
+            if a sample of the batch has no label or several: a loss that needs them says so, the
+            others train.
 
     Raises:
-        ValueError: In training, if a sample has no such field.
+        ValueError: In training, if a sample has no such field, labels excepted.
     """
 
     def prepare_from_model(self, model: Any = None) -> None:
@@ -42,14 +44,16 @@ class SampleFieldRecorder(ModuleOutputsRecorder):
             self.data_buffer.append(stack_field(samples, self.source, first_view.device))
 
 
-def stack_field(samples: Sequence[Any], field: str, device: torch.device) -> Tensor:
+def stack_field(samples: Sequence[Any], field: str, device: torch.device) -> Tensor | None:
     """Stack a field of data samples: ``(B,)`` for scalars and one-element tensors."""
     values: list[Any] = [getattr(sample, field, None) for sample in samples]
+    if field == 'gt_label' and not all(map(_is_single, values)):
+        return None
     if any(value is None for value in values):
         hint = (
             'wrap the training data set in crd_plugin.SampleIndexDataset'
             if field in ('sample_idx', 'contrast_idx')
-            else 'check that the data set has labels and that the pipeline ends with PackInputs'
+            else f'give PackInputs algorithm_keys=({field!r},) at the end of the pipeline'
         )
         raise ValueError(
             f'The data samples have no field "{field}", which the distiller records; {hint}.'
@@ -62,3 +66,8 @@ def stack_field(samples: Sequence[Any], field: str, device: torch.device) -> Ten
         # From pinned memory the copy does not wait for the GPU.
         stacked = stacked.pin_memory()
     return stacked.to(device, non_blocking=True)
+
+
+def _is_single(label: Any) -> bool:
+    """Return whether a label is there, and is one number."""
+    return label.numel() == 1 if isinstance(label, Tensor) else isinstance(label, (int, float))

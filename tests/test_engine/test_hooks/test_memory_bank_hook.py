@@ -436,6 +436,67 @@ def test_one_class_only(tmp_path):
     assert _bank(runner).has_z
 
 
+IN_BATCH = {f'{LOSS}negatives': 'batch', f'{LOSS}num_negatives': None}
+
+
+def test_one_class_only_without_a_bank(tmp_path):
+    with pytest.raises(
+        ValueError, match="loss_crd: all 20 training samples are of class 3, .*'instance'"
+    ):
+        _quiet(tmp_path, **THREES, **IN_BATCH).train()
+    _quiet(tmp_path, **THREES, **IN_BATCH, **{f'{LOSS}exclude': 'instance'}).train()
+
+
+def test_an_in_batch_loss_on_a_device_is_looked_at(tmp_path):
+    """A forward pass there does not look itself; the hook does, at its interval."""
+    looks = []
+
+    def watch(runner):
+        loss = runner.model.distiller.distill_losses['loss_crd']
+        loss.warn_if_alone = lambda: looks.append(runner.iter)
+
+    changes = {'custom_hooks': [{**HOOK, 'interval': 2}], **IN_BATCH}
+    runner = _quiet(tmp_path, Watch('before_train', watch), **changes)
+    runner.train()
+    by_the_loss_itself = list(range(small_runs.STEPS))
+    assert sorted(looks) == sorted([*by_the_loss_itself, 0, 1, 3])
+
+
+@DATASETS.register_module()
+class SeveralDigits(Digits):
+    """Digits with one or two labels each."""
+
+    def load_data_list(self) -> list[dict]:
+        infos = super().load_data_list()
+        return [
+            dict(info, gt_label=[info['gt_label'], 0][: 1 + i % 2]) for i, info in enumerate(infos)
+        ]
+
+
+@DATASETS.register_module()
+class BareDigits(Digits):
+    """Digits without labels."""
+
+    def load_data_list(self) -> list[dict]:
+        return [dict(img=info['img']) for info in super().load_data_list()]
+
+
+@pytest.mark.parametrize('kind', ['SeveralDigits', 'BareDigits'])
+@pytest.mark.parametrize('in_batch', [False, True], ids=['bank', 'batch'])
+def test_without_one_label_per_sample(kind, in_batch, tmp_path):
+    """The recorder of labels and its mapping stay in the config."""
+    data = {
+        f'{INNER}type': kind,
+        'model__calculate_student_loss': False,
+        **(IN_BATCH if in_batch else {}),
+    }
+    with pytest.raises(ValueError, match="exclude='class'.*exclude='instance'"):
+        _quiet(tmp_path, **data).train()
+    runner = _quiet(tmp_path, **data, **{f'{LOSS}exclude': 'instance'})
+    runner.train()
+    assert small_runs.scalars(tmp_path)[-1]['distill.loss_crd'] > 0
+
+
 def _batch(*samples):
     """A batch of (id, label) as the loader gives it."""
     data_samples = []

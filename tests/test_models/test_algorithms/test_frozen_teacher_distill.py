@@ -306,6 +306,13 @@ def test_samples_without_labels():
     assert model.student.backbone.conv.weight.grad.abs().sum() > 0
 
 
+def test_a_loss_of_the_student_needs_labels():
+    images, samples = small_runs.batch()
+    bare = [DataSample(metainfo=sample.metainfo) for sample in samples]
+    with pytest.raises(ValueError, match='have no gt_label, .*calculate_student_loss=False'):
+        _build().train().loss(images, bare)
+
+
 def test_student_that_is_not_trained():
     model = _build(student_trainable=False).train()
     losses = _losses(model)

@@ -13,6 +13,7 @@ from crd_plugin.models import CRDLoss
 from crd_plugin.models.losses import in_batch_crd_loss
 from crd_plugin.models.losses.in_batch_crd_loss import InBatchCRDLoss
 from crd_plugin.ops import critic_loss, draw_negatives, log_partition, nce, row_keys
+from tests.meta_device import replace_autocast
 
 B, D = 6, 5
 LABELS = torch.tensor([0, 1, 0, 2, 1, 2])
@@ -180,14 +181,49 @@ def test_only_training_fixes_the_constants():
     assert not info._has_z
 
 
-@pytest.mark.parametrize('objective', ['nce', 'infonce'])
-def test_a_batch_of_one_adds_nothing_and_says_so(objective, monkeypatch):
+@pytest.fixture
+def said(monkeypatch):
+    """What the loss warns of."""
     said = []
     monkeypatch.setattr(
         in_batch_crd_loss.MMLogger,
         'get_current_instance',
         lambda: type('Log', (), dict(warning=lambda _, m: said.append(m)))(),
     )
+    return said
+
+
+@pytest.mark.parametrize(
+    'exclude, key, text',
+    [
+        ('class', 'labels', 'all samples of a global batch are of one class, so none has a neg'),
+        ('instance', 'sample_idx', 'are copies of one sample, so none has a negative'),
+    ],
+)
+def test_a_batch_without_negatives_is_told_once(exclude, key, text, said):
+    loss = build(objective='infonce', exclude=exclude)
+    alike = {key: torch.full((B,), 3)}
+    loss(*batch(), **{key: LABELS})
+    assert said == []
+    for _ in range(2):
+        assert loss(*batch(), **alike).abs() < 1e-12
+    assert len(said) == 1 and text in said[0] and "exclude='instance'" in said[0]
+
+
+def test_a_device_is_not_waited_for(said, monkeypatch):
+    """There a hook looks now and then."""
+    replace_autocast(monkeypatch)
+    loss = build(objective='infonce').to('meta')
+    feats = [torch.empty(B, D, device='meta') for _ in range(2)]
+    loss(*feats, labels=torch.empty(B, dtype=torch.int64, device='meta'))
+    assert loss._alone.is_meta and said == []
+    loss._alone = torch.tensor(True)
+    loss.warn_if_alone()
+    assert len(said) == 1
+
+
+@pytest.mark.parametrize('objective', ['nce', 'infonce'])
+def test_a_batch_of_one_adds_nothing_and_says_so(objective, said):
     loss = build(objective=objective, exclude='instance')
     for _ in range(2):
         s, t = batch(1)
@@ -239,12 +275,16 @@ def test_arguments_of_a_bank_are_refused(given):
 
 
 BAD_INPUT = {
-    'no labels': (dict(), "labels is None, but exclude='class'.*'instance'"),
+    'no labels': (
+        dict(),
+        "labels is None, but exclude='class'.*'instance' for data without labels or with several",
+    ),
     'soft labels': (
         dict(labels=torch.rand(B, 3)),
         r'labels is torch.float32 of shape \(6, 3\), expected '
         r'int64 of shape \(6,\)',
     ),
+    'no class': (dict(labels=LABELS - 1), "labels has -1, but exclude='class' needs classes from"),
     'fewer labels': (dict(labels=LABELS[:2]), r'labels is torch.int64 of sh'),
     'contrast ids': (
         dict(labels=LABELS, contrast_idx=torch.zeros(B, 2)),

@@ -89,13 +89,26 @@ def test_each_entry_starts_empty_and_nothing_is_kept_outside():
     [
         ('sample_idx', 'wrap the training data set in crd_plugin.SampleIndexDataset'),
         ('contrast_idx', 'crd_plugin.SampleIndexDataset'),
-        ('gt_label', 'check that the data set has labels'),
+        ('gt_score', "give PackInputs algorithm_keys=.'gt_score',"),
     ],
 )
 def test_missing_field(field, advice):
     samples = [*_samples(1), DataSample()]
     with pytest.raises(ValueError, match=f'have no field "{field}".*{advice}'):
         stack_field(samples, field, torch.device('cpu'))
+
+
+@pytest.mark.parametrize(
+    'labels', [[None, None], [1, None], [[0, 1], [2]], [[0, 1], [2, 0]]], ids=str
+)
+def test_labels_that_are_not_one_per_sample(labels):
+    """Losses that need no labels train; what needs them is given None."""
+    samples = [
+        DataSample() if label is None else DataSample().set_gt_label(label) for label in labels
+    ]
+    recorder = _recorded('gt_label', lambda net: net(torch.zeros(2, 1), samples, 'loss'))
+    assert recorder.data_buffer == [None]
+    assert recorder.get_record_data() is None
 
 
 def test_large_ids_keep_their_bits():

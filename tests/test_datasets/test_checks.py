@@ -1,0 +1,243 @@
+"""Checks of data sets and samples: what is refused, and that the file is named."""
+
+import os
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import crd_plugin.cli  # noqa: F401  sets a variable
+from crd_plugin.datasets import SampleIndexDataset, _checks, sample_index
+from crd_plugin.datasets._checks import check_image
+from crd_plugin.registry import DATASETS
+from tests.config_files import BASE, parsed
+from tests.test_datasets.toy_dataset import PACK, Numbers, numbers
+
+LOAD = dict(type='LoadImageFromFile')
+
+
+def folder(root, **files):
+    """Write six images of two classes, ``name=shape`` of others; return a config."""
+    rng = np.random.default_rng(0)
+    for label in 'ab':
+        (root / label).mkdir()
+        for name, shape in {'0': (4, 4, 3), '1': (4, 4, 3), '2': (4, 4, 3), **files}.items():
+            image = rng.integers(0, 255, shape).astype(np.uint8)
+            cv2.imwrite(str(root / label / f'{name}.png'), image)
+    return dict(type='CustomDataset', data_root=str(root), data_prefix='', pipeline=[LOAD, PACK])
+
+
+def kinds(dataset):
+    """The data set wrapped for a loader with workers, and to be kept on the device."""
+    yield SampleIndexDataset(dataset).__getitem__
+    resident = DATASETS.build(
+        dict(type='crd_plugin.ResidentDataset', dataset=dataset, device='cpu')
+    )
+    yield lambda index: resident.__getitems__([index])
+
+
+@pytest.mark.parametrize('backend', ['cv2', 'pillow'])
+def test_a_broken_image_is_named(tmp_path, backend):
+    cfg = folder(tmp_path)
+    path = tmp_path / 'b/1.png'
+    path.write_bytes(path.read_bytes()[:60])
+    cfg['pipeline'] = [dict(LOAD, imdecode_backend=backend), PACK]
+    for read in kinds(cfg):
+        with pytest.raises(ValueError, match=f'^{path} .sample 4 of CustomDataset. cannot be read'):
+            read(4)
+
+
+def test_a_broken_image_is_named_in_views_and_for_evaluation(tmp_path):
+    cfg = folder(tmp_path)
+    (tmp_path / 'b/1.png').write_bytes(b'')
+    views = dict(type='crd_plugin.MultiViewPipeline', transforms=cfg['pipeline'], num_views=2)
+    for changes in (dict(pipeline=[views]), dict(test_mode=True)):
+        dataset = SampleIndexDataset({**cfg, **changes})
+        assert 'inputs' in dataset[3]
+        with pytest.raises(ValueError, match='b/1.png .* cannot be read'):
+            dataset[4]
+
+
+def test_an_image_that_is_too_large_is_named(tmp_path, monkeypatch):
+    cfg = folder(tmp_path)
+    cfg['pipeline'] = [dict(LOAD, imdecode_backend='pillow'), PACK]
+    monkeypatch.setattr('PIL.Image.MAX_IMAGE_PIXELS', 7)  # an error from twice as many on
+    with pytest.raises(ValueError, match='a/0.png .*exceeds limit of 14 pixels'):
+        SampleIndexDataset(cfg)[0]
+
+
+def test_opencv_has_the_limit_of_pillow_in_the_tools():
+    assert int(os.environ['OPENCV_IO_MAX_IMAGE_PIXELS']) == 2 * Image.MAX_IMAGE_PIXELS
+
+
+def test_what_opencv_says_is_translated(monkeypatch):
+    def decode(info):
+        raise cv2.error('(-215:Assertion failed) pixels <= CV_IO_MAX_IMAGE_PIXELS in function ...')
+
+    monkeypatch.setenv('OPENCV_IO_MAX_IMAGE_PIXELS', '7000')
+    with pytest.raises(ValueError, match='it has more pixels than OpenCV takes, 7000; replace'):
+        SampleIndexDataset(numbers(pipeline=[decode]))[0]
+
+
+def test_an_annotation_that_cannot_be_read_is_named_too():
+    class Broken(Numbers):
+        def get_data_info(self, idx):
+            raise OSError('disk gone')
+
+    with pytest.raises(ValueError, match='sample 2 of Broken cannot be read: disk gone'):
+        SampleIndexDataset(Broken())[2]
+
+
+def test_a_missing_file_is_named_as_such(tmp_path):
+    dataset = SampleIndexDataset(folder(tmp_path))
+    (tmp_path / 'a/0.png').unlink()
+    with pytest.raises(FileNotFoundError, match='a/0.png'):
+        dataset[0]
+
+
+def test_a_sample_without_a_file_is_named_by_its_index():
+    def fail(info):
+        raise KeyError('nothing')
+
+    with pytest.raises(ValueError, match="sample 3 of Numbers cannot be read: 'nothing'; "):
+        SampleIndexDataset(numbers(pipeline=[fail]))[3]
+
+
+def drop_odd(info):
+    """Return None for some images, as a transform may."""
+    return None if info['img'][0, 0, 0] % 2 else info
+
+
+def test_a_replaced_sample_is_told_once(monkeypatch):
+    said = []
+    dataset = SampleIndexDataset(numbers(pipeline=[drop_odd, PACK]))
+    logger = type('Log', (), dict(warning=lambda _, message: said.append(message)))()
+    monkeypatch.setattr(sample_index.MMLogger, 'get_current_instance', lambda: logger)
+    for index in (0, 3, 1, 3):
+        dataset[index]
+    assert len(said) == 1
+    assert said[0].startswith('sample 3 of Numbers is replaced by a random other sample')
+
+
+# --- channels and types ----------------------------------------------------
+
+
+@pytest.mark.parametrize('shape', [(4, 4, 4), (4, 4)], ids=['RGBA', 'gray'])
+def test_another_number_of_channels_is_named(tmp_path, shape):
+    cfg = folder(tmp_path, other=shape)
+    cfg['pipeline'] = [dict(LOAD, color_type='unchanged'), PACK]
+    dataset = SampleIndexDataset(cfg)
+    assert len(dataset) == 8 and 'inputs' in dataset[0]
+    found = 4 if len(shape) == 3 else 1
+    with pytest.raises(
+        ValueError,
+        match=f"a/other.png .* has {found} channels, .*before it 3; .*color_type='color'",
+    ):
+        dataset[3]
+
+
+def test_sixteen_bits_are_named(tmp_path):
+    cfg = folder(tmp_path)
+    cv2.imwrite(str(tmp_path / 'b/2.png'), np.full((4, 4, 3), 40_000, np.uint16))
+    cfg['pipeline'] = [dict(LOAD, color_type='unchanged'), PACK]
+    with pytest.raises(
+        ValueError, match="b/2.png .*type uint16, expected uint8.*color_type='color'"
+    ):
+        SampleIndexDataset(cfg)[5]
+
+
+def test_what_may_stand_in_a_batch():
+    owner = Numbers()
+    for image in (torch.zeros(4, 2, 2, dtype=torch.uint8), torch.zeros(4, 2, 2)):
+        assert check_image(dict(inputs=image), None, owner, 0) == 4
+        assert check_image(dict(inputs=[image, image]), 4, owner, 0) == 4
+    assert check_image(dict(inputs=torch.zeros(7)), 3, owner, 0) == 3  # features, say
+    assert check_image(dict(), None, owner, 0) is None
+
+
+# --- whole data sets -------------------------------------------------------
+
+
+@pytest.fixture
+def published(monkeypatch):
+    """As if the toy data set were a published one of six images, two per class."""
+    monkeypatch.setitem(_checks._IMAGES, 'Numbers', dict(train=6))
+
+
+def _full_init(complete=True, split='train', **kwargs):
+    dataset = DATASETS.build(numbers(**kwargs))
+    dataset.split = split
+    SampleIndexDataset(dataset, complete=complete).full_init()
+
+
+def test_a_part_of_a_published_data_set_is_refused(published):
+    _full_init()
+    with pytest.raises(
+        ValueError,
+        match=r"The train set of Numbers in .* has 5 images \(class 'c' has 1 of 2\), expected 6; "
+        'unpack or download it again.*complete=False',
+    ):
+        _full_init(labels=[0, 0, 1, 1, 2])
+    with pytest.raises(
+        ValueError, match=r"6 images \(class 'b' has 1 of 2, and 1 more classes lack some\)"
+    ):
+        _full_init(labels=[0, 0, 0, 0, 1, 2])
+    with pytest.raises(ValueError, match='has 5 images, expected 6'):
+        _full_init(labels=[0] * 5, key='other')
+
+
+def test_a_part_on_purpose_is_not_refused(published):
+    few = [0, 0, 1, 1, 2]
+    _full_init(labels=few, complete=False)
+    _full_init(labels=few, split='mine')
+    _full_init(indices=3)
+    SampleIndexDataset(folder_of_others(), complete=True).full_init()
+
+
+def folder_of_others():
+    """A data set that is not a published one."""
+
+    class Others(Numbers):
+        pass
+
+    dataset = Others(labels=[0])
+    dataset.split = 'train'
+    return dataset
+
+
+def test_parts_are_found_behind_wrappers_and_on_the_device(published):
+    dataset = DATASETS.build(numbers(labels=[0]))
+    dataset.split = 'train'
+    repeated = dict(type='RepeatDataset', dataset=dataset, times=6)
+    for kind in ('SampleIndexDataset', 'ResidentDataset'):
+        with pytest.raises(ValueError, match='The train set of Numbers .*has 1 images'):
+            DATASETS.build(
+                dict(type=f'crd_plugin.{kind}', dataset=repeated, complete=True)
+            ).full_init()
+
+
+@pytest.mark.parametrize(
+    'name, text',
+    [
+        ('cifar10', 'train set of CIFAR10 in data/cifar10 has 50 images .* expected 50,000'),
+        ('cifar100', 'train set of CIFAR100 in data/cifar100 has 200 images .* expected 50,000'),
+        ('imagenet', 'train set of ImageNet in data/imagenet has 16 images, expected 1,281,167'),
+        ('stl10', 'train set of STL10 in data/stl10_binary has 40 images .* expected 5,000'),
+        ('stl10_unlabeled', 'unlabeled set of STL10 in .* has 60 images, expected 100,000'),
+        ('tiny_imagenet', 'train set of TinyImageNet200 in .* has 40 images .* expected 100,000'),
+    ],
+)
+def test_the_configs_ask_for_whole_data_sets(data_files, name, text):
+    loader = parsed(BASE / 'datasets' / f'{name}.py').train_dataloader
+    with pytest.raises(ValueError, match=text):
+        DATASETS.build(loader.dataset).full_init()
+
+
+@pytest.mark.parametrize('kind', ['SampleIndexDataset', 'ResidentDataset'])
+@pytest.mark.parametrize('lazy', [False, True])
+def test_an_empty_data_set(kind, lazy):
+    cfg = numbers(indices=[], serialize_data=True, lazy_init=lazy)
+    with pytest.raises(ValueError, match='Numbers has no samples; check its ann_file, .* indices'):
+        DATASETS.build(dict(type=f'crd_plugin.{kind}', dataset=cfg)).full_init()
