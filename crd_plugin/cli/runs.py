@@ -76,14 +76,20 @@ class Settings:
         return self.config.get('val_cfg') is not None and epoch >= begin and due
 
     def teacher(self) -> tuple[str, str]:
-        """Return SHA-256 or URL of the teacher's checkpoint, and its path if it is missing."""
-        path = (self.config.get('model') or {}).get('teacher_ckpt') or ''
-        if not path or '://' in path:
-            return path, ''
-        path = os.path.expanduser(path)
-        if not os.path.isfile(path):
-            return '', path
-        return sha256(path, os.stat(path).st_mtime_ns), ''
+        """Return SHA-256 or URL of the teacher's checkpoint, and its path if it is missing.
+
+        Of several teachers: all of them, and the first that is missing.
+        """
+        given = (self.config.get('model') or {}).get('teacher_ckpt') or ''
+        found = []
+        for path in [given] if isinstance(given, str) else given:
+            if path and '://' not in path:
+                path = os.path.expanduser(path)
+                if not os.path.isfile(path):
+                    return '', path
+                path = sha256(path, os.stat(path).st_mtime_ns)
+            found.append(path or '')
+        return ' '.join(found), ''
 
 
 @functools.cache
