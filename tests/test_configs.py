@@ -12,8 +12,9 @@ import pytest
 from mmengine.fileio import load
 from mmengine.registry import DefaultScope
 
+from crd_plugin.cli.arguments import without_files
 from crd_plugin.cli.dry_run import dry_run_file
-from crd_plugin.fragments import join
+from crd_plugin.fragments import join, seeds
 from tests.config_files import (
     BASE,
     BASES,
@@ -157,7 +158,8 @@ def test_leaf_is_what_its_name_says(folder):
             trained = student
             assert name['nets'] == f'{teacher}_{student}', leaf.name
             # Nothing in a leaf differs from the recipe.
-            assert cfg.model == join(cfg.pair, *(cfg[method] for method in methods)), leaf.name
+            pair = seeds(cfg.pair, int(name['members'])) if name['members'] else cfg.pair
+            assert cfg.model == join(pair, *(cfg[method] for method in methods)), leaf.name
             losses = {f'loss_{method}' for method in methods}
             assert set(cfg.model.distiller.distill_losses) == losses, leaf.name
 
@@ -185,6 +187,8 @@ def test_a_leaf_takes_the_fragments_of_the_recipe():
         expected = set(methods)
         if facts(leaf)['method'] == 'crd-batch':
             expected |= {'crd_batch'}
+        if facts(leaf)['members']:
+            expected |= {f'{method}_ensemble' for method in methods}
         if methods[1:] == [
             'cktf'
         ]:  # beside another method than KD, kaiqi123/CKTF has other weights
@@ -235,6 +239,11 @@ def test_teacher_checkpoint_can_be_had(folder):
         if not METHODS[name['method']].has_teacher:
             continue
         checkpoint = cfg.model.teacher_ckpt
+        if name['members']:
+            folders, checkpoint = [Path(path).parent for path in checkpoint], cfg.pair.teacher_ckpt
+            # As tools/run_table.py names them.
+            whole = Path(checkpoint).parent
+            assert folders == [whole / f'seed_{i}' for i in range(int(name['members']))]
         teacher = name['nets'].split('_')[0]
         if '://' in checkpoint:
             data = dict(imagenet='in1k').get(name['data'], name['data'])
@@ -248,7 +257,7 @@ def test_teacher_checkpoint_can_be_had(folder):
         assert vanilla.data_preprocessor == cfg.data_preprocessor, leaf.name
         # The schedule of the row, so that one recipe makes the whole row; only
         # the published batch of NST on Tiny-ImageNet is another.
-        same = dict(name, method='vanilla', nets=teacher)
+        same = dict(name, method='vanilla', members=None, nets=teacher)
         if name['schedule'].startswith('b32'):
             same.update(batch='64', schedule=name['schedule'].replace('32', '64'))
         assert facts(Path(f'{run}.py')) == same, leaf.name
@@ -381,7 +390,7 @@ def test_dry_run(leaf, tmp_path, monkeypatch):
     name, model = facts(leaf), parsed(leaf).model
     options = {'train_dataloader.batch_size': 4}
     if METHODS[name['method']].has_teacher:
-        options['model.teacher_ckpt'] = None
+        options['model.teacher_ckpt'] = without_files(model.teacher_ckpt)
     if name['data'] == 'imagenet':
         size = 32 if 'wrn' in name['nets'] else 64
         pipeline = 'train_dataloader.dataset.dataset.pipeline'
