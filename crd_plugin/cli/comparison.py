@@ -213,7 +213,9 @@ def _row(
 
 
 def _short_hash(teacher: str) -> str:
-    """Eight digits of a hash, or those that end the name at a URL."""
+    """Eight digits of a hash, or those that end the name at a URL; of an ensemble all of them."""
+    if ' ' in teacher:
+        return ' '.join(map(_short_hash, teacher.split()))
     if '://' not in teacher:
         return teacher[:8]
     match = re.search(r'-([0-9a-f]{8})\w*\.pth', teacher)
