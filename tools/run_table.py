@@ -20,6 +20,7 @@ from pathlib import Path
 from crd_plugin.cli import arguments as cli
 from crd_plugin.cli import launch
 from crd_plugin.cli.runs import DONE, Run, Settings
+from crd_plugin.cli.sweeps import name_run, read_sweep
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -43,7 +44,16 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add('--dry-run', action='store_true', help=what)
     what = 'replace settings of every config'
     add('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help=what)
+    what = (
+        'train every config with each value; several keys make a grid.\n'
+        'Runs go to DIR/<config>,<key>=<value>/seed_<seed>'
+    )
+    add('--sweep', nargs='+', default=[], metavar='KEY=V1,V2', help=what)
     args = parser.parse_args(argv)
+    try:
+        args.sweep = read_sweep(args.sweep)
+    except ValueError as error:
+        parser.error(f'--sweep {error}')
     args.seeds = list(dict.fromkeys(args.seeds))
     if min(args.seeds) < 0:
         parser.error(f'--seeds {min(args.seeds)}: a seed is at least 0')
@@ -87,11 +97,15 @@ def find_configs(words: Sequence[str]) -> list[Path]:
 
 def plan(args: argparse.Namespace) -> list[Run]:
     """List all runs in the order of training, one seed after the other."""
-    cells = [Settings(path, args.cfg_options) for path in find_configs(args.configs)]
+    cells = [
+        (name_run(path.stem, values), Settings(path, args.cfg_options, values))
+        for path in find_configs(args.configs)
+        for values in args.sweep
+    ]
     return [
-        Run(cell.path.stem, cell, seed, args.work_dir / cell.path.stem / f'seed_{seed}')
+        Run(name, cell, seed, args.work_dir / name / f'seed_{seed}')
         for seed in args.seeds
-        for cell in cells
+        for name, cell in cells
     ]
 
 

@@ -11,6 +11,7 @@ import pandas as pd
 
 from .results import format_mean, read_run, render_cells, summarise
 from .runs import RECORD, read_record
+from .sweeps import name_run
 
 _KEYS = ('config', 'seed', 'options', 'epochs', 'signature', 'teacher', 'finished', 'seconds')
 _TOP1 = re.compile(r'top.?1\b', re.IGNORECASE)
@@ -129,7 +130,9 @@ def _read_table_run(path: Path) -> dict[str, Any]:
     epoch = result['epochs'][-1]
     # Killed after the last validation, a run is finished although its record does not say so.
     finished = epoch > 0 and bool(run['finished'] or epoch >= run['epochs'])
-    where = dict(name=Path(run['config']).stem, run_dir=path.parent.as_posix())
+    sweep = run.get('sweep') or {}
+    name = name_run(Path(run['config']).stem, sweep)
+    where = dict(name=name, sweep=sweep, run_dir=path.parent.as_posix())
     return {**run, **where, **result, 'epochs': run['epochs'], 'epoch': epoch, 'finished': finished}
 
 
@@ -147,8 +150,8 @@ def compare(runs: pd.DataFrame, figures: Sequence[dict[str, Any]]) -> list[dict[
         list[dict]: Rows in the order of the figures, others after them: ``config``, ``published``,
         ``source``, ``last``, ``best`` (dicts of ``mean`` and ``std``), ``best_epoch``,
         ``difference`` (last epoch minus published), ``difference_best``, ``seeds`` (finished),
-        ``missing_seeds``, ``teacher`` (first eight digits of the hash), ``options``, ``notes`` and
-        ``runs``. What is not there is None.
+        ``missing_seeds``, ``teacher`` (first eight digits of the hash), ``num_teachers``,
+        ``sweep`` (values by key), ``options``, ``notes`` and ``runs``. What is not there is None.
     """
     known = {figure['config']: figure for figure in figures}
     trained = dict.fromkeys(runs['name'])
@@ -206,6 +209,8 @@ def _row(
         seeds=finished['seed'].tolist(),
         missing_seeds=sorted(set(seeds) - set(finished['seed'])),
         teacher=' '.join(teachers) or None,
+        num_teachers=max((len(teacher.split()) for teacher in teachers), default=0),
+        sweep=runs['sweep'].iloc[0] if len(runs) else {},
         options=list(options),
         notes=notes,
         runs=runs[columns].to_dict('records'),

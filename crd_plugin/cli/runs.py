@@ -45,6 +45,7 @@ class Settings:
     Args:
         path (Path): Config file.
         options (Sequence[str]): ``key=value`` for ``--cfg-options``.
+        sweep (Mapping, optional): Values by key that one of a grid of runs has. Defaults to None.
 
     Attributes:
         config (Config): The config with the options, without a seed.
@@ -55,9 +56,12 @@ class Settings:
         UsageError: If the config does not say how long it trains.
     """
 
-    def __init__(self, path: Path, options: Sequence[str]) -> None:
-        self.path, self.options = path, list(options)
-        self.config = load_config(path, options)
+    def __init__(
+        self, path: Path, options: Sequence[str], sweep: Mapping[str, str] | None = None
+    ) -> None:
+        self.path, self.sweep = path, dict(sweep or {})
+        self.options = [*options, *(f'{key}={value}' for key, value in self.sweep.items())]
+        self.config = load_config(path, self.options)
         self.epochs = int((self.config.get('train_cfg') or {}).get('max_epochs') or 0)
         if not self.epochs:
             raise UsageError(
@@ -266,6 +270,7 @@ class Run:
             config=self.settings.path.as_posix(),
             seed=self.seed,
             options=self.settings.options,
+            sweep=self.settings.sweep,
             epochs=self.settings.epochs,
             signature=self.settings.signature,
             teacher=self.teacher,

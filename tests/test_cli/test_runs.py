@@ -231,6 +231,7 @@ def test_what_was_trained_is_recorded(run):
         config=STUDENT.as_posix(),
         seed=3,
         options=[],
+        sweep={},
         epochs=100,
         signature=run.settings.signature,
         teacher='',
