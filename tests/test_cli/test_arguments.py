@@ -567,3 +567,8 @@ def test_cublas_is_deterministic_on_demand(monkeypatch, given, found):
     monkeypatch.setenv(name, ':16:8')
     cli.build_runner(Config(given))
     assert os.environ[name] == ':16:8'
+
+
+def test_weights_that_come_later_keep_the_number_of_teachers():
+    assert cli.without_files('teacher.pth') is None and cli.without_files(None) is None
+    assert cli.without_files(['a.pth', 'b.pth']) == [None, None]

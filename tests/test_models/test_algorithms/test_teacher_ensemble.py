@@ -115,6 +115,15 @@ def test_each_member_is_given_its_own_images():
         torch.testing.assert_close(given, (images - mean) / 2, rtol=1e-4, atol=1e-3)
 
 
+def test_options_of_speed_reach_every_member(monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch.nn.Module, 'compile', lambda self, **kwargs: compiled.append(self))
+    model = build(channels_last=True, compile=True)
+    assert [member.backbone for member in model.teacher.members] == compiled[:2]
+    for member in model.teacher.members:
+        assert member.backbone.conv.weight.is_contiguous(memory_format=torch.channels_last)
+
+
 def test_one_member_equals_one_teacher(files):
     """CRD of an ensemble of one is CRD, connectors, bank and all."""
     single = small_runs.model(num_samples=20, exclude='instance', negatives='all')
