@@ -225,8 +225,8 @@ def _check_launcher(args: argparse.Namespace) -> None:
 def build_runner(cfg: Config) -> Runner:
     """Build the runner that the config asks for.
 
-    From then on, MMEngine loads checkpoints with :func:`crd_plugin.compat.load_checkpoint`. With
-    ``randomness.deterministic``, cuBLAS is told so, unless the environment says how.
+    From then on, MMEngine loads checkpoints with :func:`crd_plugin.compat.load_checkpoint`, and
+    strictly. With ``randomness.deterministic``, cuBLAS is told so, unless the environment says how.
 
     Args:
         cfg (Config): The complete config.
@@ -241,9 +241,9 @@ def build_runner(cfg: Config) -> Runner:
     if cfg.get('randomness', {}).get('deterministic', False):
         # cuBLAS is refused without it, and reads it when it is first used.
         os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
-    if 'runner_type' in cfg:
-        return RUNNERS.build(cfg)
-    return Runner.from_cfg(cfg)
+    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    runner.register_hook(dict(type='crd_plugin.StrictLoadingHook'))
+    return runner
 
 
 def try_out(cfg: Config) -> list[str]:

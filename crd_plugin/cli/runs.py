@@ -239,8 +239,10 @@ class Run:
                 'start it again.'
             )
         if self.missing:
+            from crd_plugin.models.algorithms.checkpoints import how_to_train
+
             raise UsageError(
-                f'the teacher {self.missing} does not exist; train it first or give '
+                f'the teacher {self.missing} does not exist; {how_to_train(self.missing)} with '
                 '--cfg-options model.teacher_ckpt=FILE.'
             )
         if self.state == CHANGED:

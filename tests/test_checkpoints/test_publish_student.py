@@ -239,9 +239,9 @@ def test_config_must_fit(run, checkpoint):
 @pytest.mark.parametrize(
     'content, message',
     [
-        ([1, 2], 'holds list, expected a `state_dict`'),
-        (dict(a=1), 'holds a dict of a, expected'),
-        (dict(state_dict={}), 'holds a dict of state_dict, expected'),
+        ([1, 2], 'holds no weights but a list; expected names'),
+        (dict(a=1), 'holds no weights but a dict of a; expected'),
+        (dict(state_dict={}), 'holds no weights but a dict of state_dict; expected'),
         ({'distiller.w': torch.ones(1)}, 'has a distiller but no student'),
     ],
 )

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import mmpretrain
@@ -561,7 +562,8 @@ def test_cublas_is_deterministic_on_demand(monkeypatch, given, found):
     name = 'CUBLAS_WORKSPACE_CONFIG'
     monkeypatch.setenv(name, '')  # What is set is taken back.
     monkeypatch.delenv(name)
-    monkeypatch.setattr('mmengine.runner.Runner.from_cfg', lambda cfg: None)
+    runner = SimpleNamespace(register_hook=lambda hook: None)
+    monkeypatch.setattr('mmengine.runner.Runner.from_cfg', lambda cfg: runner)
     cli.build_runner(Config(given))
     assert os.environ.get(name) == found
     monkeypatch.setenv(name, ':16:8')

@@ -92,6 +92,8 @@ class MemoryBankHook(Hook):
 
     def before_train(self, runner: Any) -> None:
         """Compare the banks of all ranks, loaded or fresh."""
+        for bank in self._banks.values():
+            bank.keep_rows = True
         self._check_ranks()
 
     def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
@@ -137,11 +139,21 @@ class MemoryBankHook(Hook):
                 )
 
     def after_load_checkpoint(self, runner: Any, checkpoint: dict) -> None:
-        """Refuse to resume from a checkpoint without the banks."""
-        resuming = isinstance(runner._train_loop, BaseLoop) and runner._resume
+        """Refuse to resume without the banks; leave them fresh if only weights are wanted."""
+        if not isinstance(runner._train_loop, BaseLoop):
+            return
         weights = checkpoint.get('state_dict', {})
-        for name in self._banks if resuming else ():
-            if not all(any(f'{name}.{side}' in key for key in weights) for side in SIDES):
+        for name, bank in self._banks.items():
+            if not runner._resume:
+                if not _is_of_same_samples(bank, weights, f'{name}.'):
+                    bank.keep_rows = False  # until the weights are loaded
+                    # EMAHook has a copy of the bank, which loads what is here.
+                    weights.update(bank.state_dict(prefix=f'{name}.'))
+                    runner.logger.info(
+                        f'load_from: the memory bank {name} starts with fresh rows, because the '
+                        'checkpoint has none of this training set.'
+                    )
+            elif not all(any(f'{name}.{side}' in key for key in weights) for side in SIDES):
                 raise ValueError(
                     f'The checkpoint has no whole memory bank "{name}", so training cannot be '
                     'resumed from it exactly; start from its weights with load_from instead of '
@@ -332,6 +344,15 @@ def checksum(bank: MemoryBank) -> Tensor:
         nothing = bank.log_z.new_zeros(1)
         rows = (nothing, nothing)
     return torch.stack([bit_sum(part) for part in (*rows, bank.log_z)])
+
+
+def _is_of_same_samples(bank: MemoryBank, weights: dict[str, Tensor], prefix: str) -> bool:
+    """Tell whether a checkpoint has rows of the training set that a bank was sized for."""
+    rows = [weights.get(prefix + side) for side in SIDES]
+    if any(row is None or row.shape != (bank.num_samples, bank.embed_dim) for row in rows):
+        return False
+    given, own = weights.get(f'{prefix}labels', bank.labels), bank.labels
+    return not (given.numel() and own.numel()) or torch.equal(given.to(own.device), own)
 
 
 def _named(model: nn.Module, kind: type) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from crd_plugin.registry import MODELS
 
 from ..recorders import SampleFieldRecorder
 from . import speed
-from .checkpoints import check_is_distillation, load_strictly
+from .checkpoints import check_is_distillation, load_pretrained
 from .teacher_images import check_student_images, teacher_images
 
 Samples = list[BaseDataElement] | None
@@ -86,9 +86,9 @@ class FrozenTeacherDistill(SingleTeacherDistill):
         check_student_images(self.student, self.data_preprocessor)
         self.teacher_images = teacher_images(self.teacher, self.data_preprocessor)
         if teacher_ckpt:
-            load_strictly(self.teacher, teacher_ckpt, 'teacher')
+            load_pretrained(self.teacher, teacher_ckpt, 'teacher')
         if student_ckpt:
-            load_strictly(self.student, student_ckpt, 'student')
+            load_pretrained(self.student, student_ckpt, 'student')
         self.teacher.eval()
         self._infer_widths(input_shape)
         self.channels_last = channels_last
