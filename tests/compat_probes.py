@@ -184,6 +184,20 @@ def turn_off_inplace_layers():
     assert not net.layer[1].inplace, 'the ReLU works in place'
 
 
+def find_default_weight_decay():
+    """Decay the learning rate per layer with an optimizer as it is by default."""
+    import torch
+    from mmpretrain.engine.optimizers import LearningRateDecayOptimWrapperConstructor
+
+    net = torch.nn.Linear(2, 1)
+    net.get_layer_depth = lambda name: (0, 2)
+    constructor = LearningRateDecayOptimWrapperConstructor(
+        dict(optimizer=dict(type='AdamW', lr=1.0)), dict(layer_decay_rate=0.5)
+    )
+    groups = constructor(net).optimizer.param_groups
+    assert [(group['lr'], group['weight_decay']) for group in groups] == [(0.5, 0.01)] * 2
+
+
 def find_soft_cross_entropy():
     """Compute mmrazor.KDSoftCELoss."""
     import torch
@@ -362,6 +376,7 @@ BROKEN = (
     load_log_history,
     replace_quantization_tables,
     turn_off_inplace_layers,
+    find_default_weight_decay,
     find_soft_cross_entropy,
 )
 SOUND = (

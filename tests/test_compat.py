@@ -39,6 +39,7 @@ BROKEN = dict(
     load_log_history='Weights only load failed',
     replace_quantization_tables='torch>=1.13',
     turn_off_inplace_layers='the ReLU works in place',
+    find_default_weight_decay='weight_decay',
     find_soft_cross_entropy='PlaceHolder',
 )
 # What works without the package and must not change.

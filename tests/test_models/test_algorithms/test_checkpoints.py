@@ -94,7 +94,8 @@ def test_names_are_completed_only_if_all_fit(weights):
         (
             lambda w: {'architecture.x': w['head.fc.bias'], 'distiller.y': w['head.fc.bias']},
             'unexpected architecture.x, distiller.y; other shapes none. It is the checkpoint of a '
-            'distillation: take the student out with tools/model_converters/publish_student.py first, or use the ',
+            'distillation: take the student out with tools/model_converters/publish_student.py '
+            'first, or use the ',
         ),
         (
             lambda w: {k: v[:7] if 'head' in k else v for k, v in w.items()},

@@ -314,20 +314,3 @@ def test_student_that_is_not_trained():
     assert all(p.grad is None for p in model.student.parameters())
     weight = model.distiller.connectors['s'].linear.weight
     assert weight.grad.abs().sum() > 0
-
-
-def test_prediction_and_features_are_the_students():
-    """As MMPretrain's tools ask for them: get_flops, vis_tsne, ..."""
-    model = _build().eval()
-    inputs, samples = small_runs.batch()
-    own = model.student(inputs, copy.deepcopy(samples), mode='predict')
-    for found in (model(inputs, samples, mode='predict'), model.predict(inputs)):
-        for first, second in zip(own, found, strict=True):
-            assert torch.equal(first.pred_score, second.pred_score)
-    assert model.backbone is model.student.backbone
-    for place in ({}, dict(stage='backbone')):
-        (expected,), (found,) = (
-            net.extract_feat(inputs, **place) for net in (model.student, model)
-        )
-        assert torch.equal(found, expected)
-    assert found.shape == (6, 6, 4, 4)
