@@ -174,7 +174,8 @@ def _load_url(url: str, map_location: Any = None, progress: bool = True, **_: An
     name = Path(urlparse(url).path).name
     folder, digest = Path(torch.hub.get_dir(), 'checkpoints'), sha256(url.encode()).hexdigest()[:12]
     path = folder / f'{digest}-{name}'
-    if not path.is_file():
+    is_new = not path.is_file()
+    if is_new:
         folder.mkdir(parents=True, exist_ok=True)
         expected = re.search(r'-([a-f0-9]{8,})\.', name)  # as the names of published files end
         try:
@@ -184,7 +185,13 @@ def _load_url(url: str, map_location: Any = None, progress: bool = True, **_: An
                 f'checkpoint {url} cannot be downloaded ({error}); download it by hand and give '
                 'its path.'
             ) from error
-    return load_checkpoint_file(path, map_location)
+    try:
+        return load_checkpoint_file(path, map_location)
+    except CheckpointError as error:
+        # A connection that was lost ends a download without a word: it is not kept.
+        if is_new:
+            path.unlink(missing_ok=True)
+        raise CheckpointError(f'{url}: {error}') from error
 
 
 def use_load_checkpoint_file() -> None:
