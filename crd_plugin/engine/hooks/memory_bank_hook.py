@@ -139,26 +139,30 @@ class MemoryBankHook(Hook):
                 )
 
     def after_load_checkpoint(self, runner: Any, checkpoint: dict) -> None:
-        """Refuse to resume without the banks; leave them fresh if only weights are wanted."""
+        """Refuse to resume without the banks; load_from leaves them fresh."""
         if not isinstance(runner._train_loop, BaseLoop):
             return
         weights = checkpoint.get('state_dict', {})
-        for name, bank in self._banks.items():
-            if not runner._resume:
-                if not _is_of_same_samples(bank, weights, f'{name}.'):
-                    bank.keep_rows = False  # until the weights are loaded
-                    # EMAHook has a copy of the bank, which loads what is here.
-                    weights.update(bank.state_dict(prefix=f'{name}.'))
-                    runner.logger.info(
-                        f'load_from: the memory bank {name} starts with fresh rows, because the '
-                        'checkpoint has none of this training set.'
-                    )
-            elif not all(any(f'{name}.{side}' in key for key in weights) for side in SIDES):
+        if not runner._resume:
+            self._keep_fresh(runner, weights)
+            return
+        for name in self._banks:
+            if not all(any(f'{name}.{side}' in key for key in weights) for side in SIDES):
                 raise ValueError(
                     f'The checkpoint has no whole memory bank "{name}", so training cannot be '
                     'resumed from it exactly; start from its weights with load_from instead of '
                     '--resume.'
                 )
+
+    def _keep_fresh(self, runner: Any, weights: dict[str, Tensor]) -> None:
+        """Put the fresh rows in place of those of a checkpoint of which only weights are wanted."""
+        for name, bank in self._banks.items():
+            bank.keep_rows = False  # until training begins
+            # For EMAHook, whose copy of the bank loads what is here.
+            weights.update(bank.state_dict(prefix=f'{name}.'))
+            runner.logger.info(
+                f'load_from takes weights only: the rows of the memory bank {name} are fresh.'
+            )
 
     def _check_runner(self, runner: Any) -> None:
         """Refuse what would damage a bank."""
@@ -344,15 +348,6 @@ def checksum(bank: MemoryBank) -> Tensor:
         nothing = bank.log_z.new_zeros(1)
         rows = (nothing, nothing)
     return torch.stack([bit_sum(part) for part in (*rows, bank.log_z)])
-
-
-def _is_of_same_samples(bank: MemoryBank, weights: dict[str, Tensor], prefix: str) -> bool:
-    """Tell whether a checkpoint has rows of the training set that a bank was sized for."""
-    rows = [weights.get(prefix + side) for side in SIDES]
-    if any(row is None or row.shape != (bank.num_samples, bank.embed_dim) for row in rows):
-        return False
-    given, own = weights.get(f'{prefix}labels', bank.labels), bank.labels
-    return not (given.numel() and own.numel()) or torch.equal(given.to(own.device), own)
 
 
 def _named(model: nn.Module, kind: type) -> dict[str, Any]:

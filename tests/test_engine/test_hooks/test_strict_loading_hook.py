@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from mmengine.hooks import Hook
 
 from crd_plugin.engine.hooks import StrictLoadingHook
 from tests import small_runs
@@ -98,25 +99,36 @@ def test_plain_load_from_with_another_head(tmp_path, run):
         build(tmp_path, tmp_path / 'plain.pth', **changes).train()
 
 
-@pytest.mark.parametrize('change', ['other data', 'no bank'])
+@pytest.mark.parametrize('change', ['same data', 'other data', 'no bank'])
 @pytest.mark.parametrize('hooks', [[], [dict(type='EMAHook')]])
 def test_load_from_leaves_the_bank_fresh(tmp_path, run, change, hooks, caplog):
-    data = {CLASSES: 3} if change == 'other data' else {}
+    rows = {}
+
+    class Look(Hook):
+        """Keeps the rows that training begins with."""
+
+        priority = 'LOWEST'
+
+        def before_train(self, runner):
+            bank = runner.model.distiller.distill_losses['loss_crd'].bank
+            rows[runner.work_dir] = bank.student.clone()
+            assert bank.keep_rows and not bank.has_z
+
+    changes = dict(
+        custom_hooks=[dict(type='crd_plugin.MemoryBankHook', interval=1), *hooks],
+        **({CLASSES: 3} if change == 'other data' else {}),
+        **small_runs.without_validation(),
+    )
     path = run
     if change == 'no bank':
         path = resaved(run, tmp_path / 'a.pth', lambda k: k if '.bank.' not in k else '')
-    hooks = [dict(type='crd_plugin.MemoryBankHook', interval=1), *hooks]
-    changes = dict(custom_hooks=hooks, **data, **small_runs.without_validation())
-    runner = build(tmp_path, path, **changes)
+    small_runs.build(tmp_path / 'fresh', Look(), **changes).train()
+    runner = build(tmp_path / 'loaded', path, **changes)
+    runner.register_hook(Look())
     runner.logger.addHandler(caplog.handler)
     runner.train()
-    bank = runner.model.distiller.distill_losses['loss_crd'].bank
-    assert bank.num_samples == (30 if data else 20) and bank.has_z and bank.keep_rows
-    assert 'starts with fresh rows, because the checkpoint has none of this' in caplog.text
-    # The rows of a run of its own are taken.
-    caplog.clear()
-    build(tmp_path, tmp_path / 'epoch_1.pth', **changes).train()
-    assert 'fresh rows' not in caplog.text
+    assert torch.equal(*rows.values())
+    assert f'the rows of the memory bank {BANK[:-1]} are fresh' in caplog.text
 
 
 def test_resuming_needs_a_training_state(tmp_path, run):
