@@ -48,6 +48,7 @@ SOUND = (
     'written_files_keep_mode_and_links',
     'logged_numbers_stay',
     'allowed_globals_are_kept',
+    'files_of_others_load',
 )
 
 
