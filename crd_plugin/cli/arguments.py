@@ -241,7 +241,10 @@ def build_runner(cfg: Config) -> Runner:
     from mmengine.registry import RUNNERS
     from mmengine.runner import Runner
 
+    from crd_plugin.models.algorithms.pretrained_init import use_pretrained_init
+
     use_load_checkpoint_file()
+    use_pretrained_init()
     _log_to_file(cfg)
     if cfg.get('randomness', {}).get('deterministic', False):
         # cuBLAS is refused without it, and reads it when it is first used.
