@@ -415,6 +415,14 @@ def test_checkpoint_runs_no_code(tmp_path, monkeypatch, function, args):
     assert not os.path.exists('harmed')
 
 
+@pytest.mark.parametrize('content', [[1], None, torch.ones(1)])
+def test_file_that_is_not_a_dict(tmp_path, content):
+    torch.save(content, tmp_path / 'a.pth')
+    kind = type(content).__name__
+    with pytest.raises(compat.CheckpointError, match=f'a.pth holds a {kind}, expected a dict with'):
+        compat.load_checkpoint_file(tmp_path / 'a.pth')
+
+
 def test_unsafe_loading_cannot_be_forced(tmp_path, monkeypatch):
     monkeypatch.setenv('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', '1')
     torch.save(Evil(eval, '1'), tmp_path / 'a.pth')

@@ -176,7 +176,7 @@ REFUSED = dict(
         'resnet8, ',
     ),
     no_classifier=(altered('fc'), 'resnet8', 'has no classifier: none of fc, '),
-    a_list=([1], None, 'holds no weights but a list; expected names'),
+    a_list=([1], None, 'holds a list, expected a dict with weights'),
     of_mmengine=(
         dict(state_dict={}, meta={}),
         None,

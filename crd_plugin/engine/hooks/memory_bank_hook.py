@@ -142,7 +142,7 @@ class MemoryBankHook(Hook):
         """Refuse to resume without the banks; load_from leaves them fresh."""
         if not isinstance(runner._train_loop, BaseLoop):
             return
-        weights = checkpoint.get('state_dict', {})
+        weights = checkpoint.get('state_dict') or {}
         if not runner._resume:
             self._keep_fresh(runner, weights)
             return

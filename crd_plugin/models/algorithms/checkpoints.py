@@ -62,13 +62,13 @@ def load_pretrained(model: BaseModule, checkpoint: str, role: str) -> None:
     model._is_init = True
 
 
-def find_weights(loaded: Any, source: str) -> dict[str, Tensor]:
+def find_weights(loaded: dict[str, Any], source: str) -> dict[str, Tensor]:
     """Find the weights in what a checkpoint file holds.
 
     They may be the content itself, its ``state_dict``, or the only dict of tensors in it.
 
     Args:
-        loaded (Any): Content of the file.
+        loaded (dict): Content of the file.
         source (str): Name of the file, for messages.
 
     Returns:
@@ -79,19 +79,17 @@ def find_weights(loaded: Any, source: str) -> dict[str, Tensor]:
     """
     if _are_weights(loaded):
         return loaded
-    found = {}
-    if isinstance(loaded, dict):
-        found = {key: value for key, value in loaded.items() if _are_weights(value)}
-        content = f'a dict of {shorten(loaded)}'
-    else:
-        content = f'a {type(loaded).__name__}' if loaded is not None else 'None'
-    if 'state_dict' in found:
-        return found['state_dict']
+    keys = ['state_dict'] if 'state_dict' in loaded else list(loaded)
+    found = {key: loaded[key] for key in keys if _are_weights(loaded[key])}
     if len(found) == 1:
         ((key, weights),) = found.items()
-        MMLogger.get_current_instance().info(f'{source}: the weights are those under {key!r}.')
+        if key != 'state_dict':
+            logger = MMLogger.get_current_instance()
+            logger.info(f'{source}: the weights are those under {key!r}.')
         return weights
-    which = f'several sets of weights: {shorten(found)}' if found else f'no weights but {content}'
+    which = f'several sets of weights: {shorten(found)}'
+    if not found:
+        which = f'no weights but a dict of {shorten(loaded)}'
     raise ValueError(
         f'{source} holds {which}; expected names with their tensors, as model.state_dict() gives '
         'them: save them with torch.save(dict(state_dict=...), FILE).'

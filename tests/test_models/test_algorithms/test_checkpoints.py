@@ -64,9 +64,10 @@ def test_the_right_weights_are_found(tmp_path, weights, wrapping, log):
 @pytest.mark.parametrize(
     'content, message',
     [
-        ([1, 2], 'a.pth holds no weights but a list; expected names with their tensors, as'),
-        (None, 'holds no weights but None'),
-        (dict(state_dict=None), 'holds no weights but a dict of state_dict; '),
+        (
+            dict(state_dict=None, ema={'w': torch.ones(1)}),
+            'a.pth holds no weights but a dict of state_dict, ema; expected names with their ',
+        ),
         ({}, 'holds no weights but a dict of none; '),
         (dict(a=1), 'holds no weights but a dict of a; '),
         (
