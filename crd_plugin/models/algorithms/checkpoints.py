@@ -49,6 +49,8 @@ def load_pretrained(model: BaseModule, checkpoint: str, role: str) -> None:
     try:
         loaded = load_checkpoint(checkpoint)
     except FileNotFoundError as error:
+        if Path(checkpoint).expanduser().exists():
+            raise  # a folder
         raise FileNotFoundError(f'{source} does not exist; {how_to_train(checkpoint)}.') from error
     part = 'teacher' if role == 'teacher' else 'architecture'
     load_strictly(

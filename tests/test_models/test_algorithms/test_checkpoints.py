@@ -130,3 +130,5 @@ def test_missing_file_says_how_to_make_it(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(FileNotFoundError, match=f'teacher_ckpt={made} does not exist; make it'):
         load_pretrained(MODELS.build(small_runs.net(6)), made, 'teacher')
+    with pytest.raises(FileNotFoundError, match=f'{tmp_path} is a folder'):
+        load_pretrained(MODELS.build(small_runs.net(6)), str(tmp_path), 'teacher')
