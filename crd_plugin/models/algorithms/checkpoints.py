@@ -171,8 +171,8 @@ def load_strictly(
             classes = [sizes.split(',')[0] for sizes in shapes[0][1:]]
             advice = f'The number of classes differs, {" instead of ".join(classes)}. {advice}'
         raise ValueError(
-            f'{source} does not fit {target}: missing {shorten(missing, 2)}; unexpected '
-            f'{shorten(unexpected, 2)}; other shapes {shorten(others, 2)}. {advice}'
+            f'{source} does not fit {target}: missing {shorten(missing, 1)}; unexpected '
+            f'{shorten(unexpected, 1)}; other shapes {shorten(others, 1)}. {advice}'
         ) from error
 
 

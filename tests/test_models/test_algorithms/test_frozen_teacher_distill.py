@@ -169,7 +169,7 @@ def test_checkpoint_that_does_not_fit(tmp_path, role, width):
 def test_other_checkpoints_are_refused(tmp_path):
     path = tmp_path / 'other.pth'
     torch.save({f'layer{i}': torch.ones(1) for i in range(8)}, path)
-    with pytest.raises(ValueError, match='layer1 and 6 more'):
+    with pytest.raises(ValueError, match='layer0 and 7 more'):
         _build(teacher_ckpt=str(path))
     with pytest.raises(
         ValueError,
