@@ -7,6 +7,7 @@ from typing import Any
 from mmengine.hooks import Hook
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import BaseLoop
+from torch import Tensor, nn
 
 from crd_plugin.models.algorithms.checkpoints import (
     PUBLISH,
@@ -39,31 +40,49 @@ class StrictLoadingHook(Hook):
         model = runner.model
         while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
             model = model.module
-        training = isinstance(runner._train_loop, BaseLoop)
-        source = f'checkpoint {runner._load_from or ""}'.strip()
-        advice = 'Give the config that it was trained with.'
-        if training and runner._resume:
-            source = source.replace('checkpoint', '--resume', 1)
-            meta = checkpoint.get('meta')
-            if not isinstance(meta, dict) or not {'epoch', 'iter'} <= set(meta):
-                raise ValueError(
-                    f'{source} has weights but no state of a training (meta.epoch and meta.iter); '
-                    'to start from its weights, set load_from instead of --resume.'
-                )
-        elif training:
-            source = source.replace('checkpoint', 'load_from', 1)
-            advice = (
-                f'Give the config that it was trained with; or {PUBLISH} and give it as '
-                'model.student_ckpt.'
-                if hasattr(model, 'architecture')
-                else 'Give the config that it was trained with; or leave load_from out and take '
-                "its backbone alone: model.backbone.init_cfg=dict(type='Pretrained', "
-                "checkpoint=FILE, prefix='backbone')."
-            )
-        weights = fit_weights(find_weights(checkpoint, source), model, source)
-        own = set(model.state_dict())
-        for name in list(weights):
-            if name.startswith(_SETTINGS) and name not in own:
-                del weights[name]
-        load_strictly(model, weights, source, 'the model of the config', advice)
-        checkpoint['state_dict'] = weights
+        role = 'checkpoint'
+        if isinstance(runner._train_loop, BaseLoop):
+            role = '--resume' if runner._resume else 'load_from'
+        checkpoint['state_dict'] = load_run(model, checkpoint, role, runner._load_from or '')
+
+
+def load_run(model: nn.Module, checkpoint: dict, role: str, filename: str) -> dict[str, Tensor]:
+    """Load the weights of a run, which must fit exactly.
+
+    Args:
+        model (nn.Module): The whole model, without wrappers.
+        checkpoint (dict): Content of the file.
+        role (str): ``'--resume'``, ``'load_from'``, or ``'checkpoint'`` for one that is tested.
+        filename (str): Name of the file, for messages.
+
+    Returns:
+        dict[str, Tensor]: The weights, under the names of the model.
+
+    Raises:
+        ValueError: If weights are missing, unexpected or of other shapes, or a checkpoint without
+            training state is to be resumed.
+    """
+    source, advice = f'{role} {filename}'.strip(), 'Give the config that it was trained with.'
+    meta = checkpoint.get('meta')
+    if role == '--resume' and not (isinstance(meta, dict) and {'epoch', 'iter'} <= set(meta)):
+        raise ValueError(
+            f'{source} has weights but no state of a training (meta.epoch and meta.iter); to start '
+            'from its weights, set load_from instead of --resume.'
+        )
+    if role == 'load_from' and hasattr(model, 'architecture'):
+        advice = (
+            f'Give the config that it was trained with; or {PUBLISH} and give it as '
+            'model.student_ckpt.'
+        )
+    elif role == 'load_from':
+        advice = (
+            'Give the config that it was trained with; or leave load_from out and take its '
+            "backbone alone: model.backbone.init_cfg=dict(type='Pretrained', checkpoint=FILE, "
+            "prefix='backbone')."
+        )
+    weights, own = fit_weights(find_weights(checkpoint, source), model, source), model.state_dict()
+    settings = {name for name in weights if name.startswith(_SETTINGS) and name not in own}
+    if settings:
+        weights = {name: value for name, value in weights.items() if name not in settings}
+    load_strictly(model, weights, source, 'the model of the config', advice)
+    return weights
