@@ -22,6 +22,7 @@ import torch
 from mmengine.config import Config
 from mmengine.dataset import default_collate
 from mmengine.fileio import load
+from mmengine.logging import MMLogger
 from mmengine.registry import DATASETS
 from mmpretrain.datasets import BaseDataset
 from torch import Tensor
@@ -276,5 +277,7 @@ def without_a_trace() -> Iterator[None]:
             yield
         finally:
             logging.disable(level)
+            for logger in MMLogger._instance_dict.values():
+                logger._cache.clear()  # logging does so for the loggers that it has made
             random.setstate(python)
             np.random.set_state(numpy)

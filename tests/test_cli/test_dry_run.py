@@ -2,12 +2,14 @@
 
 import copy
 import hashlib
+import logging
 import random
 
 import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.logging import MMLogger
 from mmengine.registry import DATASETS, MODELS, DefaultScope
 
 from crd_plugin.cli.dry_run import dry_run_file, run_dry
@@ -209,6 +211,7 @@ def test_leaves_no_trace(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
     torch.manual_seed(4)
     assert run_dry(cfg).losses == first.losses
+    assert MMLogger.get_current_instance().isEnabledFor(logging.INFO)
 
 
 # Blocks of changes, a setting to a value or to ... to remove it, and what the one line must say.
