@@ -62,27 +62,40 @@ def load_run(model: nn.Module, checkpoint: dict, role: str, filename: str) -> di
         ValueError: If weights are missing, unexpected or of other shapes, or a checkpoint without
             training state is to be resumed.
     """
-    source, advice = f'{role} {filename}'.strip(), 'Give the config that it was trained with.'
+    source = f'{role} {filename}'.strip()
     meta = checkpoint.get('meta')
     if role == '--resume' and not (isinstance(meta, dict) and {'epoch', 'iter'} <= set(meta)):
         raise ValueError(
             f'{source} has weights but no state of a training (meta.epoch and meta.iter); to start '
             'from its weights, set load_from instead of --resume.'
         )
-    if role == 'load_from' and hasattr(model, 'architecture'):
-        advice = (
-            f'Give the config that it was trained with; or {PUBLISH} and give it as '
-            'model.student_ckpt.'
-        )
-    elif role == 'load_from':
-        advice = (
-            'Give the config that it was trained with; or leave load_from out and take its '
-            "backbone alone: model.backbone.init_cfg=dict(type='Pretrained', checkpoint=FILE, "
-            "prefix='backbone')."
-        )
     weights, own = fit_weights(find_weights(checkpoint, source), model, source), model.state_dict()
     settings = {name for name in weights if name.startswith(_SETTINGS) and name not in own}
     if settings:
         weights = {name: value for name, value in weights.items() if name not in settings}
+    advice = _advice(role, weights, own)
     load_strictly(model, weights, source, 'the model of the config', advice)
     return weights
+
+
+def _advice(role: str, weights: dict[str, Tensor], own: dict[str, Tensor]) -> str:
+    """Say what to do with weights that do not fit as a whole, by what of them does."""
+    advice = 'Give the config that it was trained with'
+    student = 'architecture.' if any(name.startswith('architecture.') for name in own) else ''
+    if role == 'load_from' and student and _fits(student, weights, own):
+        advice += f'; or {PUBLISH} and give it as model.student_ckpt'
+    elif role == 'load_from' and _fits(f'{student}backbone.', weights, own):
+        advice += (
+            '; or leave load_from out and take the backbone alone: '
+            f"model.{student}backbone.init_cfg=dict(type='Pretrained', checkpoint=FILE, "
+            f"prefix='{student}backbone')"
+        )
+    return f'{advice}.'
+
+
+def _fits(prefix: str, weights: dict[str, Tensor], own: dict[str, Tensor]) -> bool:
+    """Tell whether the weights of a part are there, in the right shapes."""
+    names = [name for name in own if name.startswith(prefix)]
+    return bool(names) and all(
+        name in weights and weights[name].shape == own[name].shape for name in names
+    )

@@ -52,16 +52,29 @@ def test_testing(tmp_path, run, case):
         build(tmp_path, run, **changes).test()
 
 
-@pytest.mark.parametrize(
-    'resume, message',
-    [
-        (False, '^load_from .*Give the config.*; or take the student out .*model.student_ckpt'),
-        (True, '^--resume .*Give the config that it was trained with.$'),
-    ],
+CLASSES_12 = dict(model__architecture__head__num_classes=12, model__teacher__head__num_classes=12)
+GIVE = 'Give the config that it was trained with'
+TRAINED = dict(
+    width=(WIDE, f'^load_from .* {GIVE}.$'),
+    teacher=(
+        dict(model__teacher=small_runs.net(13)),
+        f'{GIVE}; or take the student out with tools/.* and give it as model.student_ckpt.$',
+    ),
+    classes=(
+        CLASSES_12,
+        rf'The number of classes differs, 10 instead of 12\. {GIVE}; or leave load_from out and '
+        r"take the backbone alone: model.architecture.backbone.init_cfg=dict\(type='Pretrained', "
+        r"checkpoint=FILE, prefix='architecture.backbone'\).$",
+    ),
+    resumed=(dict(WIDE, resume=True), f'^--resume .* {GIVE}.$'),
 )
-def test_training(tmp_path, run, resume, message):
+
+
+@pytest.mark.parametrize('case', TRAINED)
+def test_training(tmp_path, run, case):
+    changes, message = TRAINED[case]
     with pytest.raises(ValueError, match=message):
-        build(tmp_path, run, resume=resume, **small_runs.without_validation(), **WIDE).train()
+        build(tmp_path, run, **small_runs.without_validation(), **changes).train()
 
 
 def test_what_fits_is_tested(tmp_path, run):
