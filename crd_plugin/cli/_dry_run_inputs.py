@@ -22,6 +22,7 @@ import torch
 from mmengine.config import Config
 from mmengine.dataset import default_collate
 from mmengine.fileio import load
+from mmengine.logging import MMLogger
 from mmengine.registry import DATASETS
 from mmpretrain.datasets import BaseDataset
 from torch import Tensor
@@ -29,6 +30,7 @@ from torch import Tensor
 from crd_plugin.checkpoints.publish import parse_config_text
 from crd_plugin.compat import CheckpointError, load_checkpoint_file
 from crd_plugin.engine.hooks.memory_bank_hook import index_dataset
+from crd_plugin.models.algorithms.checkpoints import how_to_train
 
 from .dry_run_report import DryRunReport
 from .lookup import PlacedError, arguments_of, find_type, one_line, walk
@@ -182,9 +184,7 @@ def check_weights(cfg: dict[str, Any], use_teacher_ckpt: bool, report: DryRunRep
             part[key] = None
         elif path and not osp.isfile(osp.expanduser(path)):
             hint = ' (--no-teacher-ckpt goes on without it)' if key == 'teacher_ckpt' else ''
-            raise FileNotFoundError(
-                f'{name}={path} does not exist; give the path of a trained checkpoint{hint}.'
-            )
+            raise FileNotFoundError(f'{name}={path} does not exist; {how_to_train(path)}{hint}.')
         elif path and key == 'teacher_ckpt':
             digest = hashlib.sha256(Path(path).expanduser().read_bytes()).hexdigest()
             report.teacher = f'{osp.basename(path)}, sha256 {digest[:8]}'
@@ -279,5 +279,7 @@ def without_a_trace() -> Iterator[None]:
             yield
         finally:
             logging.disable(level)
+            for logger in MMLogger._instance_dict.values():
+                logger._cache.clear()  # logging does so for the loggers that it has made
             random.setstate(python)
             np.random.set_state(numpy)

@@ -9,10 +9,12 @@ from typing import Any
 
 import pandas as pd
 
+from .reading import MOST_YAML, check_kinds, parse_yaml, read_text
 from .results import format_mean, read_run, render_cells, summarise
 from .runs import RECORD, read_record
 
 _KEYS = ('config', 'seed', 'options', 'epochs', 'signature', 'teacher', 'finished', 'seconds')
+_MODEL: dict[str, tuple[type, ...]] = dict(Name=(str,), Config=(str,), Metadata=(dict, type(None)))
 _TOP1 = re.compile(r'top.?1\b', re.IGNORECASE)
 _NUMBER = re.compile(r'\d+(\.\d+)?')
 _LEGEND = (
@@ -35,21 +37,22 @@ def read_metafile(path: str | Path) -> list[dict[str, Any]]:
         percent or None; ``source`` of the figure; ``data``, the data set; ``metafile``.
 
     Raises:
-        ValueError: If it is not YAML with a list of ``Models``.
+        ValueError: If it is not YAML with a list of ``Models``, or has values of other types.
     """
-    import yaml
-
-    try:
-        content = yaml.safe_load(Path(path).read_text(encoding='utf-8'))
-    except yaml.YAMLError as error:
-        raise ValueError(f'{path} is not YAML: {error}') from error
+    content = parse_yaml(read_text(path, MOST_YAML), str(path))
     models = content.get('Models') if isinstance(content, dict) else None
     if not isinstance(models, list):
         raise ValueError(
             f'{path} has no list of `Models`; give a metafile.yml in the style of OpenMMLab.'
         )
     figures = []
-    for model in models:
+    for number, model in enumerate(models, 1):
+        place = f'{path}: model {number} of `Models`'
+        check_kinds(model, place, _MODEL)
+        if not (model.get('Config') or model.get('Name')):
+            raise ValueError(
+                f'{place} has neither Config nor Name; name the config of its figures.'
+            )
         published = model.get('Published') or {}
         source = published.get('Source') if isinstance(published, dict) else ''
         top1 = _top1(published)

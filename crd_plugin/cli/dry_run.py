@@ -20,13 +20,16 @@ from mmengine.optim import OptimWrapper, build_optim_wrapper
 from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
+from crd_plugin.compat import load_checkpoint_file
 from crd_plugin.engine.hooks import CoCoRDHook, MemoryBankHook
 from crd_plugin.engine.hooks.memory_bank_hook import (
     check_negatives,
     index_dataset,
     pool_remark,
 )
+from crd_plugin.engine.hooks.strict_loading_hook import load_run
 from crd_plugin.engine.loops.staged_train_loop import split_epochs
+from crd_plugin.models.algorithms.pretrained_init import use_pretrained_init
 from crd_plugin.models.losses import CoCoRDLoss, CRDLoss
 from crd_plugin.models.memory_bank import MemoryBank
 
@@ -148,8 +151,11 @@ def _run(
     data = read_data(cfg, 'train_dataloader', report.notes, stand_ins)
     last = size_of_last_batch(cfg, data)
     report.data = str(data)
+    use_pretrained_init()
     model = MODELS.build(copy.deepcopy(model_cfg))
     model.init_weights()
+    if cfg.get('load_from'):
+        _load_run(model, cfg)
     report.parts = count_parameters(model)
     build_hooks(cfg)
     _check_hooks(model, cfg)
@@ -185,6 +191,17 @@ def _run(
         try_one_sample(model, data, wrapper)
     try_validation(model, cfg, stand_ins, report)
     build_schedulers(cfg, wrapper, report.notes)
+
+
+def _load_run(model: Any, cfg: dict[str, Any]) -> None:
+    """Load the weights that the runner is to load."""
+    banks = [module for module in model.modules() if isinstance(module, MemoryBank)]
+    for bank in banks:
+        bank.keep_rows = False  # they are checked when the data are known
+    role = '--resume' if cfg.get('resume') else 'load_from'
+    load_run(model, load_checkpoint_file(cfg['load_from']), role, cfg['load_from'])
+    for bank in banks:
+        bank.keep_rows = True
 
 
 def _try_steps(

@@ -19,9 +19,20 @@ from mmengine.config import Config
 
 from . import arguments, launch
 from .arguments import UsageError
+from .reading import parse_json, read_text
 from .results import read_run
 
 RECORD = 'run.json'
+_KINDS: dict[str, tuple[type, ...]] = dict(
+    config=(str,),
+    seed=(int,),
+    options=(list,),
+    epochs=(int,),
+    signature=(str,),
+    teacher=(str,),
+    finished=(bool,),
+    seconds=(float, int, type(None)),
+)
 # What is to be done with a run.
 DONE, RESUMED, NEW = 'done', 'resumes', 'new'
 CHANGED, IN_USE = 'settings changed', 'in use'
@@ -239,8 +250,10 @@ class Run:
                 'start it again.'
             )
         if self.missing:
+            from crd_plugin.models.algorithms.checkpoints import how_to_train
+
             raise UsageError(
-                f'the teacher {self.missing} does not exist; train it first or give '
+                f'the teacher {self.missing} does not exist; {how_to_train(self.missing)} with '
                 '--cfg-options model.teacher_ckpt=FILE.'
             )
         if self.state == CHANGED:
@@ -272,9 +285,9 @@ class Run:
 def read_record(path: Path, keys: Iterable[str]) -> dict[str, Any]:
     """Read what was trained in a folder; a UsageError says that keys are missing."""
     try:
-        record = json.loads(path.read_text(encoding='utf-8'))
+        record = parse_json(read_text(path), path.name, _KINDS)
         missing = set(keys) - set(record)
-    except (ValueError, TypeError) as error:
+    except ValueError as error:
         raise UsageError(f'{path} is damaged ({error}); move its folder away.') from error
     if missing:
         raise UsageError(

@@ -1,5 +1,6 @@
 """tools/train.py, test.py and check_config.py, the shell scripts and messages."""
 
+import argparse
 import importlib.util
 import json
 import os
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import mmpretrain
@@ -561,9 +563,38 @@ def test_cublas_is_deterministic_on_demand(monkeypatch, given, found):
     name = 'CUBLAS_WORKSPACE_CONFIG'
     monkeypatch.setenv(name, '')  # What is set is taken back.
     monkeypatch.delenv(name)
-    monkeypatch.setattr('mmengine.runner.Runner.from_cfg', lambda cfg: None)
+    runner = SimpleNamespace(register_hook=lambda hook: None)
+    monkeypatch.setattr('mmengine.runner.Runner.from_cfg', lambda cfg: runner)
     cli.build_runner(Config(given))
     assert os.environ.get(name) == found
     monkeypatch.setenv(name, ':16:8')
     cli.build_runner(Config(given))
     assert os.environ[name] == ':16:8'
+
+
+@pytest.mark.parametrize(
+    'given, types',
+    [
+        ('[TensorboardVisBackend]', ['LocalVisBackend', 'TensorboardVisBackend']),
+        ('TensorboardVisBackend', ['LocalVisBackend', 'TensorboardVisBackend']),
+        ('WandbVisBackend,LocalVisBackend', ['WandbVisBackend', 'LocalVisBackend']),
+        ('[]', ['LocalVisBackend']),
+        ('None', ['LocalVisBackend']),
+    ],
+)
+def test_numbers_are_always_written_to_a_file(monkeypatch, given, types):
+    runner = SimpleNamespace(register_hook=lambda hook: None)
+    monkeypatch.setattr('mmengine.runner.Runner.from_cfg', lambda cfg: runner)
+    cfg = Config(dict(visualizer=dict(type='Visualizer', vis_backends=[dict(type='Other')])))
+    parser = argparse.ArgumentParser()
+    cli.add_common_arguments(parser)
+    args = parser.parse_args(['--cfg-options', f'visualizer.vis_backends={given}'])
+    cfg.merge_from_dict(args.cfg_options)
+    cli.build_runner(cfg)
+    assert [backend['type'] for backend in cfg.visualizer.vis_backends] == types
+
+
+@pytest.mark.parametrize('wrong', ['[dict(type=TensorboardVisBackend)]', "[{'kind':'a'}]"])
+def test_backends_that_the_command_line_cannot_give(folder, capsys, wrong):
+    assert call('train', 'plain.py', '--cfg-options', f'visualizer.vis_backends={wrong}') == 1
+    assert 'error: visualizer.vis_backends has ' in capsys.readouterr().err

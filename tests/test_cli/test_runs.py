@@ -144,7 +144,7 @@ def test_changed_settings_seed_and_teacher(run, tmp_path):
     assert crd.describe() == 'done'
     assert _state(crd) == ('new', None)
     assert crd.describe() == f'new, teacher {teacher} is missing'
-    with pytest.raises(UsageError, match='teacher.pth does not exist; train it first'):
+    with pytest.raises(UsageError, match='teacher.pth does not exist; give the path of a trained'):
         _train(crd)
 
 

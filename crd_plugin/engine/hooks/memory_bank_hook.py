@@ -100,6 +100,8 @@ class MemoryBankHook(Hook):
 
     def before_train(self, runner: Any) -> None:
         """Compare the banks of all ranks, loaded or fresh."""
+        for bank in self._banks.values():
+            bank.keep_rows = True
         self._check_ranks()
 
     def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
@@ -145,16 +147,30 @@ class MemoryBankHook(Hook):
                 )
 
     def after_load_checkpoint(self, runner: Any, checkpoint: dict) -> None:
-        """Refuse to resume from a checkpoint without the banks."""
-        resuming = isinstance(runner._train_loop, BaseLoop) and runner._resume
-        weights = checkpoint.get('state_dict', {})
-        for name in self._banks if resuming else ():
+        """Refuse to resume without the banks; load_from leaves them fresh."""
+        if not isinstance(runner._train_loop, BaseLoop):
+            return
+        weights = checkpoint.get('state_dict') or {}
+        if not runner._resume:
+            self._keep_fresh(runner, weights)
+            return
+        for name in self._banks:
             if not all(any(f'{name}.{side}' in key for key in weights) for side in SIDES):
                 raise ValueError(
                     f'The checkpoint has no whole memory bank "{name}", so training cannot be '
                     'resumed from it exactly; start from its weights with load_from instead of '
                     '--resume.'
                 )
+
+    def _keep_fresh(self, runner: Any, weights: dict[str, Tensor]) -> None:
+        """Put the fresh rows in place of those of a checkpoint of which only weights are wanted."""
+        for name, bank in self._banks.items():
+            bank.keep_rows = False  # until training begins
+            # For EMAHook, whose copy of the bank loads what is here.
+            weights.update(bank.state_dict(prefix=f'{name}.'))
+            runner.logger.info(
+                f'load_from takes weights only: the rows of the memory bank {name} are fresh.'
+            )
 
     def _check_runner(self, runner: Any) -> None:
         """Refuse what would damage a bank."""

@@ -18,14 +18,15 @@ from crd_plugin.registry import MODELS
 
 from ..recorders import SampleFieldRecorder
 from . import speed
-from .checkpoints import check_is_distillation, load_strictly
+from .checkpoints import check_is_distillation, load_pretrained
+from .student_interface import StudentInterface
 from .teacher_images import check_student_images, teacher_images
 
 Samples = list[BaseDataElement] | None
 
 
 @MODELS.register_module()
-class FrozenTeacherDistill(SingleTeacherDistill):
+class FrozenTeacherDistill(StudentInterface, SingleTeacherDistill):
     """Distil from a frozen teacher: ``mmrazor.SingleTeacherDistill``, made strict.
 
     * The whole teacher is in eval mode. The original freezes only batch norm
@@ -87,9 +88,9 @@ class FrozenTeacherDistill(SingleTeacherDistill):
         check_student_images(self.student, self.data_preprocessor)
         self.teacher_images = teacher_images(self.teacher, self.data_preprocessor)
         if teacher_ckpt:
-            load_strictly(self.teacher, teacher_ckpt, 'teacher')
+            load_pretrained(self.teacher, teacher_ckpt, 'teacher')
         if student_ckpt:
-            load_strictly(self.student, student_ckpt, 'student')
+            load_pretrained(self.student, student_ckpt, 'student')
         self.teacher.eval()
         self._infer_widths(input_shape)
         self.channels_last = channels_last
@@ -153,19 +154,6 @@ class FrozenTeacherDistill(SingleTeacherDistill):
             with _labels_wanted():
                 result = self.student(batch_inputs, data_samples, mode=mode)
         return result if with_loss else {}
-
-    @property
-    def backbone(self) -> nn.Module:
-        """nn.Module: The student's backbone, for tools of MMPretrain."""
-        return self.student.backbone
-
-    def extract_feat(self, inputs: Tensor, **kwargs) -> Any:
-        """Extract the student's features, for tools of MMPretrain."""
-        return self.student.extract_feat(inputs, **kwargs)
-
-    def predict(self, inputs: Tensor, *args, **kwargs) -> list[BaseDataElement]:
-        """Predict by the student, for tools of MMPretrain."""
-        return self.student.predict(inputs, *args, **kwargs)
 
     def train(self, mode: bool = True) -> FrozenTeacherDistill:
         """Set the mode of all modules but the teacher's, which stay in eval mode."""
