@@ -274,7 +274,7 @@ FILES = dict(
         ('train plain.py --resume no.pth', '--resume no.pth does not exist'),
         (
             'train plain.py --work-dir w --resume',
-            'names gone/epoch_7.pth, which does not exist; give another checkpoint',
+            'w has no whole checkpoint (epoch_7.pth is damaged); give one with --resume FILE',
         ),
         ('train plain.py --auto-scale-lr', 'auto_scale_lr = dict(base_batch_size='),
         ('train apex.py --amp', 'the config has ApexOptimWrapper'),
@@ -291,7 +291,8 @@ def test_mistake_in_files_or_flags(folder, capsys, command, message):
     if 'un' in command:
         Path('nope.pth').touch()
     Path('w').mkdir()
-    Path('w/last_checkpoint').write_text('gone/epoch_7.pth')
+    Path('w/last_checkpoint').write_text('gone/epoch_8.pth')
+    Path('w/epoch_7.pth').write_text('torn')
     assert message in error_of(capsys, run(command))
     assert not Path('work_dirs').exists()
 
