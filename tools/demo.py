@@ -210,7 +210,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Train the teacher, then the students, then report."""
     argv = sys.argv[1:] if argv is None else argv
     args = parse_args(argv)
-    launch.require('filelock', 'rich')
+    launch.require('rich')
     teacher, students = plan(args)
     launch.require('pandas', 'matplotlib', 'sklearn')
     train([teacher], args.resume)

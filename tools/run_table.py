@@ -146,7 +146,7 @@ def warn_of_batch_sizes(cells: Iterable[Settings]) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """List or train all runs; exit with status 1 if one failed, 130 if interrupted."""
     args = parse_args(argv)
-    launch.require('filelock', 'rich')
+    launch.require('rich')
     runs = plan(args)
     if args.dry_run:
         width = max(len(run.title) for run in runs)

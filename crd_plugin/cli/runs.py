@@ -21,6 +21,7 @@ from . import arguments, launch
 from .arguments import UsageError
 from .reading import parse_json, read_text
 from .results import read_run
+from .resuming import POINTER, checkpoints
 
 RECORD = 'run.json'
 _KINDS: dict[str, tuple[type, ...]] = dict(
@@ -166,14 +167,10 @@ class Run:
             return CHANGED
         if record['finished']:
             return DONE
-        epoch = epoch_of(self.checkpoint)
-        if epoch and self.settings.validates(epoch) and not self._validated(epoch):
-            # Killed between a checkpoint and its validation, which resuming from that checkpoint
-            # would leave out. Only for the last epoch is it worth starting over.
-            earlier = self.latest_checkpoint(before=epoch)
-            if earlier or epoch >= self.settings.epochs:
-                self.checkpoint = earlier
-        elif epoch >= self.settings.epochs:
+        epochs = self.settings.epochs
+        # A last validation that is missing is made up when the run is resumed.
+        validated = not self.settings.validates(epochs) or self._validated(epochs)
+        if validated and epoch_of(self.checkpoint) >= epochs:
             return DONE
         return RESUMED if self.checkpoint else NEW
 
@@ -184,18 +181,9 @@ class Run:
         except (FileNotFoundError, ValueError):
             return False
 
-    def latest_checkpoint(self, before: int | None = None) -> Path | None:
-        """Find the checkpoint to resume from, as ``--resume auto`` does, or one before an epoch."""
-        pointer = self.run_dir / 'last_checkpoint'
-        if before is None and pointer.is_file():
-            checkpoint = self.run_dir / Path(pointer.read_text().strip()).name
-            if checkpoint.is_file():
-                return checkpoint
-        # Killed while the pointer was written, or the file that it names is gone.
-        kept = list(self.run_dir.glob('epoch_*.pth'))
-        if before is not None:
-            kept = [path for path in kept if epoch_of(path) < before]
-        return max(kept, key=epoch_of, default=None)
+    def latest_checkpoint(self) -> Path | None:
+        """Find the checkpoint that ``--resume auto`` tries first."""
+        return next(iter(checkpoints(self.run_dir, self.run_dir / POINTER)), None)
 
     @property
     def reached(self) -> int:
@@ -205,7 +193,9 @@ class Run:
     def describe(self) -> str:
         """Describe the state, for example 'resumes at epoch 3 of 240'."""
         text = self.state
-        if self.reached:
+        if self.reached >= self.settings.epochs:
+            text = f'resumes with the validation of epoch {self.reached}'
+        elif self.reached:
             text = f'resumes at epoch {self.reached + 1} of {self.settings.epochs}'
         elif self.state == RESUMED and self.checkpoint:
             text = f'resumes from {self.checkpoint.name}'
@@ -215,12 +205,12 @@ class Run:
             text += f', teacher {self.missing} is missing'
         return text
 
-    def command(self, resume: Path | None = None) -> list[str]:
-        """Compose the command line of the training, resumed from a checkpoint if one is given."""
+    def command(self, resume: bool = False) -> list[str]:
+        """Compose the command line of the training, new or resumed."""
         command = [sys.executable, str(launch.locate('tools/train.py')), str(self.settings.path)]
         command += ['--work-dir', str(self.run_dir)]
         if resume:
-            command += ['--resume', str(resume)]
+            command += ['--resume', 'auto']
         return [*command, '--cfg-options', *self.options]
 
     def train(
@@ -258,7 +248,7 @@ class Run:
             )
         if self.state == CHANGED:
             launch.make_room(self.run_dir, keep=self.checkpoint is not None)
-        resume = self.checkpoint if self.state == RESUMED else None
+        resume = self.state == RESUMED
         self.run_dir.mkdir(parents=True, exist_ok=True)
         with launch.hold(self.run_dir) as lock:
             self._write_record(finished=False)
