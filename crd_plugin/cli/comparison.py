@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from .launch import LOG
 from .reading import MOST_YAML, check_kinds, parse_yaml, read_text
 from .results import format_mean, read_run, render_cells, summarise
 from .runs import RECORD, read_record
@@ -132,8 +133,21 @@ def _read_table_run(path: Path) -> dict[str, Any]:
     epoch = result['epochs'][-1]
     # Killed after the last validation, a run is finished although its record does not say so.
     finished = epoch > 0 and bool(run['finished'] or epoch >= run['epochs'])
-    where = dict(name=Path(run['config']).stem, run_dir=path.parent.as_posix())
-    return {**run, **where, **result, 'epochs': run['epochs'], 'epoch': epoch, 'finished': finished}
+    more = dict(
+        name=Path(run['config']).stem,
+        run_dir=path.parent.as_posix(),
+        epochs=run['epochs'],
+        epoch=epoch,
+        finished=finished,
+        failed='' if finished else _failure(path.with_name(LOG)),
+    )
+    return {**run, **result, **more}
+
+
+def _failure(log: Path) -> str:
+    """The line that a training ended with, if that is an error."""
+    lines = log.read_text(errors='replace').splitlines() if log.is_file() else []
+    return lines[-1] if lines and lines[-1].startswith('error: ') else ''
 
 
 def compare(runs: pd.DataFrame, figures: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -188,7 +202,8 @@ def _row(
     teachers = dict.fromkeys(map(_short_hash, runs['teacher']))
     options = dict.fromkeys(map(' '.join, runs['options']))
     notes = [
-        f'seed {run["seed"]} is at epoch {run["epoch"]} of {run["epochs"]}'
+        f'seed {run["seed"]} {"failed" if run["failed"] else "is"} at epoch {run["epoch"]} of '
+        f'{run["epochs"]}{run["failed"] and ": " + run["failed"]}'
         for run in runs[~runs['finished']].to_dict('records')
     ]
     if finished['signature'].nunique() > 1:

@@ -188,3 +188,11 @@ def test_runs_that_cannot_be_read(tmp_path):
     (write_run(tmp_path / 'lacking', 'crd_b', 0) / 'run.json').write_text('{"seed": 1}')
     with pytest.raises(ValueError, match='run.json lacks config, epochs, finished'):
         read_table_runs([tmp_path / 'lacking'])
+
+
+def test_a_run_that_failed_says_so(tmp_path, metafile):
+    write_run(tmp_path, 'crd_a', 0, (90.0, 90.0), finished=False)
+    (run_dir,) = tmp_path.rglob('seed_0')
+    (run_dir / 'train.log').write_text('Epoch(train) [3]\nerror: loss_crd is NaN\n')
+    (note,) = _rows(tmp_path, metafile)['crd_a']['notes']
+    assert note == 'seed 0 failed at epoch 2 of 3: error: loss_crd is NaN'
