@@ -216,7 +216,7 @@ def report(runs: Sequence[Run], args: argparse.Namespace, argv: Sequence[str]) -
     summary = summarise(frame)
     text = render_summary(summary)
     students = frame[frame['name'] != runs[0].name]  # all but the teacher
-    references = {'- student alone': name_alone(table), '- KD': 'KD'}
+    references = {'last - student alone': name_alone(table), 'last - KD': 'KD'}
     differences = {
         column: statistics.paired_differences(students, name)
         for column, name in references.items()
