@@ -132,7 +132,8 @@ def _read_table_run(path: Path) -> dict[str, Any]:
     epoch = result['epochs'][-1]
     # Killed after the last validation, a run is finished although its record does not say so.
     finished = epoch > 0 and bool(run['finished'] or epoch >= run['epochs'])
-    where = dict(name=Path(run['config']).stem, run_dir=path.parent.as_posix())
+    # The folder of a config is named after it, that of a probe after what it probes.
+    where = dict(name=path.resolve().parents[1].name, run_dir=path.parent.as_posix())
     return {**run, **where, **result, 'epochs': run['epochs'], 'epoch': epoch, 'finished': finished}
 
 
