@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +56,8 @@ def parse_json(text: str, place: str, kinds: Mapping[str, tuple[type, ...]]) -> 
         ValueError: If it is not JSON, not an object, or a value is of another type.
     """
     try:
-        content = json.loads(text)
+        with _bounded_nesting():
+            content = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ValueError(f'{place} is not JSON: {error}') from error
     return check_kinds(content, place, kinds)
@@ -86,7 +89,8 @@ def parse_yaml(text: str, place: str) -> Any:
             return super().compose_node(parent, index)
 
     try:
-        return yaml.load(text, Loader)
+        with _bounded_nesting():
+            return yaml.load(text, Loader)
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise ValueError(f'{place} is not YAML: {" ".join(str(error).split())}') from error
 
@@ -121,6 +125,17 @@ def check_kinds(
             names = ' or '.join(_NAMES.get(kind, kind.__name__) for kind in allowed)
             raise ValueError(f'{place}: {key} is {_shorten(value)}, expected {names}.')
     return content
+
+
+@contextmanager
+def _bounded_nesting() -> Iterator[None]:
+    """Set the usual limit of recursion: with that of some packages, Python itself crashes."""
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(min(limit, 1000))
+    try:
+        yield
+    finally:
+        sys.setrecursionlimit(limit)
 
 
 def _shorten(value: Any) -> str:

@@ -115,10 +115,9 @@ def _folder(cfg: Config) -> Path:
 def _fault(path: Path) -> str:
     """Why a run cannot go on from a checkpoint; empty if it can."""
     try:
-        checkpoint = load_checkpoint_file(path)
+        missing = sorted(_PARTS - set(load_checkpoint_file(path)))
     except (CheckpointError, OSError):
         return 'is damaged'
-    missing = sorted(_PARTS - set(checkpoint)) if isinstance(checkpoint, dict) else ['meta']
     return f'has no {missing[0]}' if missing else ''
 
 

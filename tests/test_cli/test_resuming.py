@@ -77,10 +77,10 @@ def test_damaged_checkpoints_are_passed_over(work_dir):
     (work_dir / 'epoch_10.pth').write_bytes(b'torn')
     name, remark = resumed(work_dir)
     assert name == 'epoch_9.pth' and remark.endswith(', because epoch_10.pth is damaged')
-    torch.save([1], work_dir / 'epoch_9.pth')
+    torch.save(dict(state_dict={}), work_dir / 'epoch_9.pth')
     with pytest.raises(
         UsageError,
-        match=r'no whole checkpoint \(epoch_10.pth is damaged, epoch_9.pth has no meta\); give one',
+        match=r'no whole checkpoint \(epoch_10.pth is damaged, epoch_9.pth has no message_hub\)',
     ):
         resumed(work_dir)
 

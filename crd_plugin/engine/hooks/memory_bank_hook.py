@@ -149,7 +149,7 @@ class MemoryBankHook(Hook):
                 )
 
     def after_load_checkpoint(self, runner: Any, checkpoint: dict) -> None:
-        """Refuse to resume without the banks or with other settings; load_from leaves them fresh."""
+        """Resume with whole banks and their settings only; load_from leaves them fresh."""
         if not isinstance(runner._train_loop, BaseLoop):
             return
         weights = checkpoint.get('state_dict') or {}
