@@ -19,6 +19,7 @@ from pathlib import Path
 
 from crd_plugin.cli import arguments as cli
 from crd_plugin.cli import launch
+from crd_plugin.cli.probing import plan_probes, render_probes
 from crd_plugin.cli.runs import DONE, Run, Settings
 
 
@@ -41,9 +42,17 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add('--work-dir', type=Path, default=Path('work_dirs'), metavar='DIR', help=what)
     what = 'only list the runs and what would be done with each'
     add('--dry-run', action='store_true', help=what)
+    what = (
+        'train a linear classifier on each of these checkpoints, with configs such as\n'
+        'configs/transfer/probe_*.py, in DIR/<config>/<name>/seed_<seed> after the\n'
+        "checkpoint's run and seed; then print the table beside the published figures"
+    )
+    add('--probe', nargs='+', default=[], metavar='CHECKPOINT', help=what)
     what = 'replace settings of every config'
     add('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help=what)
     args = parser.parse_args(argv)
+    if args.probe and args.seeds != [0]:
+        parser.error('--seeds: a probe has the seed of its checkpoint; leave it out with --probe')
     args.seeds = list(dict.fromkeys(args.seeds))
     if min(args.seeds) < 0:
         parser.error(f'--seeds {min(args.seeds)}: a seed is at least 0')
@@ -87,6 +96,9 @@ def find_configs(words: Sequence[str]) -> list[Path]:
 
 def plan(args: argparse.Namespace) -> list[Run]:
     """List all runs in the order of training, one seed after the other."""
+    if args.probe:
+        configs = find_configs(args.configs)
+        return plan_probes(configs, args.probe, args.cfg_options, args.work_dir)
     cells = [Settings(path, args.cfg_options) for path in find_configs(args.configs)]
     return [
         Run(cell.path.stem, cell, seed, args.work_dir / cell.path.stem / f'seed_{seed}')
@@ -146,7 +158,7 @@ def warn_of_batch_sizes(cells: Iterable[Settings]) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """List or train all runs; exit with status 1 if one failed, 130 if interrupted."""
     args = parse_args(argv)
-    launch.require('rich')
+    launch.require('rich', *(['pandas'] if args.probe else []))
     runs = plan(args)
     if args.dry_run:
         width = max(len(run.title) for run in runs)
@@ -157,11 +169,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     sys.stdout.flush()
     warn_of_batch_sizes(dict.fromkeys(run.settings for run in runs))
     unfinished = [run for run in runs if run.state != DONE]
-    if args.dry_run or not unfinished:
+    if args.dry_run:
         return
-    from crd_plugin.cli.pool import train_all
+    if unfinished:
+        from crd_plugin.cli.pool import train_all
 
-    train_all(unfinished, find_devices(args.gpus, args.jobs))
+        train_all(unfinished, find_devices(args.gpus, args.jobs))
+    if args.probe:
+        sys.stdout.write(render_probes(runs, args.cfg_options))
 
 
 if __name__ == '__main__':

@@ -109,17 +109,22 @@ def student_config(cfg: dict[str, Any]) -> dict[str, Any]:
         cfg (dict): Config of a distillation or of plain training.
 
     Returns:
-        dict: Without teacher, distiller, training and initial weights.
+        dict: Without teacher, distiller, training and initial weights; without test data if the
+        student sees a view of them.
     """
     plain = {key: copy.deepcopy(cfg[key]) for key in _CONFIG if cfg.get(key) is not None}
     model = plain.get('model')
     if isinstance(model, dict) and 'architecture' in model:
         student = model['architecture']
-        # The distiller's own comes first, then the runner's default.
-        preprocessor = model.get('data_preprocessor') or plain.get('data_preprocessor')
+        # Its own counts if it has a mean; else the distiller's, then the runner's default.
+        own = student.get('data_preprocessor') or {}
+        shared = model.get('data_preprocessor') or plain.get('data_preprocessor')
+        preprocessor = own if own.get('mean') else shared
         if preprocessor:
             student.pop('data_preprocessor', None)
             plain['data_preprocessor'] = preprocessor
+        if model.get('student_view'):  # these images are not yet those that the student sees
+            plain = {key: plain[key] for key in plain if not key.startswith('test_')}
         plain['model'] = student
     _drop_initial_weights(plain.get('model'))
     return plain

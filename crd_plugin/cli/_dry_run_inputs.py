@@ -162,6 +162,8 @@ def size_of_last_batch(cfg: Mapping[str, Any], data: Data) -> int | None:
 def check_weights(cfg: dict[str, Any], use_teacher_ckpt: bool, report: DryRunReport) -> None:
     """Look for the files of given weights; take out those that would be downloaded."""
     model = cfg['model']
+    if not use_teacher_ckpt and model.pop('backbone_ckpt', None):
+        report.notes.append('model.backbone_ckpt is passed over as asked for.')
     if 'teacher' in model:
         report.teacher = 'random weights'
         if not use_teacher_ckpt and model.pop('teacher_ckpt', None):
@@ -173,7 +175,7 @@ def check_weights(cfg: dict[str, Any], use_teacher_ckpt: bool, report: DryRunRep
             )
     files = [(cfg, 'load_from', cfg.get('load_from'), 'load_from')]
     for place, part in walk(model, 'model'):
-        for key in ('teacher_ckpt', 'student_ckpt'):
+        for key in ('teacher_ckpt', 'student_ckpt', 'backbone_ckpt'):
             files.append((part, key, part.get(key), f'{place}.{key}'))
         init = part.get('init_cfg')
         if isinstance(init, dict):
@@ -183,7 +185,8 @@ def check_weights(cfg: dict[str, Any], use_teacher_ckpt: bool, report: DryRunRep
             report.notes.append(f'{name}={path} is not fetched here; random weights stand in.')
             part[key] = None
         elif path and not osp.isfile(osp.expanduser(path)):
-            hint = ' (--no-teacher-ckpt goes on without it)' if key == 'teacher_ckpt' else ''
+            passable = key in ('teacher_ckpt', 'backbone_ckpt')
+            hint = ' (--no-teacher-ckpt goes on without it)' if passable else ''
             raise FileNotFoundError(f'{name}={path} does not exist; {how_to_train(path)}{hint}.')
         elif path and key == 'teacher_ckpt':
             digest = hashlib.sha256(Path(path).expanduser().read_bytes()).hexdigest()

@@ -135,7 +135,8 @@ def _read_table_run(path: Path) -> dict[str, Any]:
     # Killed after the last validation, a run is finished although its record does not say so.
     finished = epoch > 0 and bool(run['finished'] or epoch >= run['epochs'])
     more = dict(
-        name=Path(run['config']).stem,
+        # The folder of a config is named after it, that of a probe after what it probes.
+        name=path.resolve().parents[1].name,
         run_dir=path.parent.as_posix(),
         epochs=run['epochs'],
         epoch=epoch,

@@ -52,7 +52,7 @@ from ._dry_run_step import (
     try_validation,
 )
 from .arguments import load_config, merge_options
-from .dry_run_report import BankRow, DryRunReport, count_parameters, read_recorders
+from .dry_run_report import BankRow, DryRunReport, count_parameters, read_recorders, watch_inputs
 from .explain import explain
 from .lookup import find_type, one_line
 from .settings import check_settings
@@ -214,7 +214,8 @@ def _try_steps(
         for stage in _stages_of(model, cfg.get('train_cfg') or {}):
             if stage:
                 model.set_stage(stage)
-            losses = one_step(model, batch, wrapper)
+            with watch_inputs(model, report):
+                losses = one_step(model, batch, wrapper)
             measure(model, losses, report, f'{stage}: ' if stage else '')
             idle |= {n for n, p in model.named_parameters() if n in trained and p.grad is None}
     except ValueError:

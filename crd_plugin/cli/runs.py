@@ -88,8 +88,12 @@ class Settings:
         return self.config.get('val_cfg') is not None and epoch >= begin and due
 
     def teacher(self) -> tuple[str, str]:
-        """Return SHA-256 or URL of the teacher's checkpoint, and its path if it is missing."""
-        path = (self.config.get('model') or {}).get('teacher_ckpt') or ''
+        """Return SHA-256 or URL of the teacher's checkpoint, and its path if it is missing.
+
+        A probe has the network that it probes in the teacher's place.
+        """
+        model = self.config.get('model') or {}
+        path = model.get('teacher_ckpt') or model.get('backbone_ckpt') or ''
         if not path or '://' in path:
             return path, ''
         path = os.path.expanduser(path)

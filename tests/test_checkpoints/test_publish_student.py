@@ -318,6 +318,22 @@ def test_student_config():
     )
 
 
+def test_config_of_a_student_with_a_view_or_a_mean_of_its_own():
+    own = dict(type='Inner', mean=[1.0])
+    distilled = dict(
+        test_cfg={},
+        test_dataloader=dict(dataset='stacked'),
+        model=dict(
+            data_preprocessor=dict(type='Own'),
+            student_view=dict(type='crd_plugin.ChannelView', channels=[3]),
+            architecture=dict(type='Net', data_preprocessor=own),
+        ),
+    )
+    assert student_config(distilled) == dict(data_preprocessor=own, model=dict(type='Net'))
+    del distilled['model']['student_view']
+    assert set(student_config(distilled)) >= {'test_cfg', 'test_dataloader'}
+
+
 def test_command_line(checkpoint, tmp_path, capsys):
     tool = 'model_converters/publish_student'
     out = tmp_path / 'student.pth'

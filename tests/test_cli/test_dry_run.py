@@ -257,8 +257,9 @@ model.architecture.head.in_channels = 65
 > model.architecture.head.in_channels is 65, but the feature has 16 channels, shape (2, 16);
 > set in_channels=16.
 
-model.architecture.backbone.in_channels = 4
-> model.architecture.backbone.in_channels is 4, but the feature has 3 channels
+model.architecture.backbone.in_channels = 2
+> model.architecture.backbone.in_channels is 2, but the feature has 3 channels, shape
+> (2, 3, 32, 32); set in_channels=3, or let the student see 2 channels by model.student_view.
 
 MAP.loss_crd.s_feats.data_idx = 2
 DIST.connectors.crd_student.in_channels = 16
