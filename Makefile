@@ -1,12 +1,13 @@
 # make demo     a distillation on real digits, from nothing to a table
+# make fashion  ten methods on Fashion-MNIST, resumed where it was interrupted
 # make test     the whole test suite
 # make lint     format, style, spelling and types
 # make install  the package with its tested requirements
 # make clean    remove what these made
 #
 # Variables: PYTHON (interpreter that makes the environment), VENV (its
-# folder), PIP_ARGS (more arguments of pip install), SEEDS, METHODS and
-# WORK_DIR (demo), PYTEST_ARGS (test).
+# folder), PIP_ARGS (more arguments of pip install), SEEDS, METHODS, JOBS and
+# WORK_DIR (demo, fashion), PYTEST_ARGS (test).
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -14,6 +15,8 @@ PIP_ARGS ?=
 PYTEST_ARGS ?=
 SEEDS ?=
 METHODS ?=
+JOBS ?=
+TABLE :=
 WORK_DIR ?=
 
 BIN := $(VENV)/bin
@@ -21,13 +24,16 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS)
 STAMPS := $(VENV)/.stamps
 HINT := echo 'To use the tools, activate the environment first: source $(VENV)/bin/activate'
 
-.PHONY: demo test lint install clean
+.PHONY: demo fashion test lint install clean
 .DELETE_ON_ERROR:
 
-demo: $(STAMPS)/package $(STAMPS)/demo
-	$(BIN)/python tools/demo.py \
+fashion: TABLE := --data fashion-mnist --resume
+
+demo fashion: $(STAMPS)/package $(STAMPS)/demo
+	$(BIN)/python tools/demo.py $(TABLE) \
 	    $(if $(SEEDS),--seeds $(SEEDS)) \
 	    $(if $(METHODS),--methods "$(METHODS)") \
+	    $(if $(JOBS),--jobs $(JOBS)) \
 	    $(if $(WORK_DIR),--work-dir "$(WORK_DIR)")
 	@$(HINT)
 

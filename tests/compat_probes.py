@@ -184,6 +184,20 @@ def turn_off_inplace_layers():
     assert not net.layer[1].inplace, 'the ReLU works in place'
 
 
+def find_default_weight_decay():
+    """Decay the learning rate per layer with an optimizer as it is by default."""
+    import torch
+    from mmpretrain.engine.optimizers import LearningRateDecayOptimWrapperConstructor
+
+    net = torch.nn.Linear(2, 1)
+    net.get_layer_depth = lambda name: (0, 2)
+    constructor = LearningRateDecayOptimWrapperConstructor(
+        dict(optimizer=dict(type='AdamW', lr=1.0)), dict(layer_decay_rate=0.5)
+    )
+    groups = constructor(net).optimizer.param_groups
+    assert [(group['lr'], group['weight_decay']) for group in groups] == [(0.5, 0.01)] * 2
+
+
 def find_soft_cross_entropy():
     """Compute mmrazor.KDSoftCELoss."""
     import torch
@@ -291,13 +305,54 @@ def build_project(**settings):
 
 
 def project_runs():
-    """Validate without training, train, test: the numbers."""
+    """Validate without training, train, test, load, resume: numbers, logs and files."""
+    import torch
+
+    allowed = sorted(map(str, torch.serialization.get_safe_globals()))
     before = build_project().val()
     hook = dict(checkpoint=dict(type='CheckpointHook', save_best='accuracy', max_keep_ckpts=1))
     runner = build_project(max_epochs=2, default_hooks=hook)
     runner.train()
-    files = sorted(path.name for path in Path(runner.work_dir).glob('*.pth'))
-    return [before, runner.model.layer.weight.tolist(), runner.test(), files]
+    file = f'{runner.work_dir}/epoch_2.pth'
+    # Without it, MMEngine alone cannot load what it has written.
+    with mock.patch.dict(os.environ, TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD='1'):
+        tested = build_project(load_from=file).test()
+        resumed = build_project(max_epochs=3, load_from=file, resume=True)
+        resumed.train()
+    losses = resumed.message_hub.get_scalar('train/loss').data[0].tolist()
+    logged = {
+        name: [float(value) for value in buffer.data[0]]
+        for name, buffer in runner.message_hub.log_scalars.items()
+        if 'time' not in name
+    }
+    # Names of runs are times.
+    folder = Path(runner.work_dir)
+    files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob('*'))
+    files = [file.replace(runner.timestamp, 'TIME') for file in files]
+    assert sorted(map(str, torch.serialization.get_safe_globals())) == allowed
+    assert {'train/loss', 'train/lr', 'val/accuracy'} <= set(logged), set(logged)
+    hooks = sorted(type(hook).__name__ for hook in runner.hooks)
+    weights = runner.model.layer.weight.tolist()
+    return [before, weights, runner.test(), tested, losses, logged, files, hooks]
+
+
+def files_of_others_load():
+    """Load what is more than tensors with torch alone."""
+    import numpy as np
+    import torch
+
+    folder = Path(os.environ['PROBE_DIR'])
+    array = np.array([(1, 2.5)], dtype=[('a', 'i4'), ('b', 'f8')])
+    torch.save(dict(array=array), folder / 'array.pth')
+    torch.jit.script(torch.nn.Linear(1, 1)).save(folder / 'script.pth')
+    found = [str(torch.load(folder / 'array.pth', weights_only=False))]
+    found.append(type(torch.jit.load(folder / 'script.pth')).__name__)
+    for name in ('array.pth', 'script.pth'):
+        try:
+            torch.load(folder / name)
+        except Exception as error:
+            found.append(type(error).__name__)
+    return found
 
 
 def written_files_keep_mode_and_links():
@@ -362,6 +417,7 @@ BROKEN = (
     load_log_history,
     replace_quantization_tables,
     turn_off_inplace_layers,
+    find_default_weight_decay,
     find_soft_cross_entropy,
 )
 SOUND = (
@@ -369,6 +425,7 @@ SOUND = (
     written_files_keep_mode_and_links,
     logged_numbers_stay,
     allowed_globals_are_kept,
+    files_of_others_load,
 )
 ONE_RANK = dict(rank=0, world_size=1)
 KEPT = []  # until the process ends

@@ -4,6 +4,7 @@ Each writer fills a folder and returns what it wrote. Pictures are noise over a 
 so a network can learn from them. ``root`` is the ``data_root`` of a config.
 """
 
+import gzip
 import pickle
 from pathlib import Path
 
@@ -66,6 +67,26 @@ def write_cifar100(root, num_train=200, num_test=100):
         )
     _pickle(folder / 'meta', fine_label_names=list(CIFAR100.METAINFO['classes']))
     return written
+
+
+def write_fashion_mnist(root, num_train=50, num_test=20):
+    """Write Fashion-MNIST, packed; return (grey images, labels) of each split."""
+    root, written = Path(root), {}
+    root.mkdir(parents=True, exist_ok=True)
+    for seed, (split, count) in enumerate(dict(train=num_train, t10k=num_test).items()):
+        labels = np.random.RandomState(seed).permutation(np.arange(count) % 10)
+        images = pictures(labels, 28, 28, seed)[..., 0]
+        for kind, array in (('images-idx3', images), ('labels-idx1', labels.astype(np.uint8))):
+            write_idx(root / f'{split}-{kind}-ubyte.gz', array)
+        written[split] = images, labels
+    return written
+
+
+def write_idx(path, array):
+    """Write bytes in the IDX format of MNIST, packed if the name says so."""
+    header = np.array([0x800 + array.ndim, *array.shape], '>i4').tobytes()
+    with (gzip.open if path.suffix == '.gz' else open)(path, 'wb') as file:
+        file.write(header + np.ascontiguousarray(array).tobytes())
 
 
 def write_stl10(root, num_train=40, num_test=20, num_unlabeled=60):
@@ -182,6 +203,7 @@ def _jpeg(path, label, height, width, serial):
 WRITERS = {
     'data/cifar10': write_cifar10,
     'data/cifar100': write_cifar100,
+    'data/fashion-mnist': write_fashion_mnist,
     'data/imagenet': write_imagenet,
     'data/stl10_binary': write_stl10,
     'data/tiny-imagenet-200': write_tiny_imagenet,

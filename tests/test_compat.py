@@ -39,6 +39,7 @@ BROKEN = dict(
     load_log_history='Weights only load failed',
     replace_quantization_tables='torch>=1.13',
     turn_off_inplace_layers='the ReLU works in place',
+    find_default_weight_decay='weight_decay',
     find_soft_cross_entropy='PlaceHolder',
 )
 # What works without the package and must not change.
@@ -47,6 +48,7 @@ SOUND = (
     'written_files_keep_mode_and_links',
     'logged_numbers_stay',
     'allowed_globals_are_kept',
+    'files_of_others_load',
 )
 
 
@@ -411,6 +413,14 @@ def test_checkpoint_runs_no_code(tmp_path, monkeypatch, function, args):
     with pytest.raises(compat.CheckpointError, match='a.pth holds'):
         compat.load_checkpoint_file('a.pth')
     assert not os.path.exists('harmed')
+
+
+@pytest.mark.parametrize('content', [[1], None, torch.ones(1)])
+def test_file_that_is_not_a_dict(tmp_path, content):
+    torch.save(content, tmp_path / 'a.pth')
+    kind = type(content).__name__
+    with pytest.raises(compat.CheckpointError, match=f'a.pth holds a {kind}, expected a dict with'):
+        compat.load_checkpoint_file(tmp_path / 'a.pth')
 
 
 def test_unsafe_loading_cannot_be_forced(tmp_path, monkeypatch):

@@ -188,7 +188,10 @@ def test_demo_passes_its_variables(tmp_path):
     command = ' '.join(result.stdout.replace('\\\n', ' ').split())
     assert 'tools/demo.py --seeds 5 --methods "kd crd" --work-dir "my runs"' in command
     result = make('--dry-run', 'demo', f'VENV={tmp_path}/v')
-    assert '--seeds' not in result.stdout
+    assert '--seeds' not in result.stdout and '--data' not in result.stdout
+    result = make('--dry-run', 'fashion', 'JOBS=2', f'VENV={tmp_path}/v')
+    command = ' '.join(result.stdout.replace('\\\n', ' ').split())
+    assert 'tools/demo.py --data fashion-mnist --resume --jobs 2' in command
 
 
 def test_make_says_how_to_activate_the_environment(tmp_path):

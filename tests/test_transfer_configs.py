@@ -1,6 +1,8 @@
-"""From Tiny-ImageNet to STL-10: configs, and both stages on few images."""
+"""Transfer: configs, both stages from Tiny-ImageNet to STL-10 and linear probes on few images."""
 
+import copy
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,11 +10,13 @@ from mmengine.registry import DefaultScope
 
 from crd_plugin.cli.dry_run import dry_run_file
 from crd_plugin.fragments import join
+from crd_plugin.registry import MODELS
 from tests import fake_data, small_runs
-from tests.config_files import CONFIGS, TRANSFER, key_of, parsed
+from tests.config_files import CONFIGS, LEAVES, TRANSFER, key_of, parsed
 from tests.test_cli.test_arguments import call
 
 TUNED = [leaf for leaf in TRANSFER if '-tuned_' in leaf.name]
+PROBES = [leaf for leaf in TRANSFER if leaf.name.startswith('probe_')]
 DISTILLED = [leaf for leaf in TRANSFER if leaf.stem.endswith('-unlabeled')]
 LOSSES = dict(
     kd=dict(type='mmrazor.KLDivergence', tau=4, loss_weight=1.0),
@@ -41,7 +45,8 @@ def stem_of(path):
 def test_the_leaves():
     names = {leaf.stem for leaf in TRANSFER}
     pairs = ('vgg19_vgg19', 'vgg19_vgg8', 'resnet18_resnet18')
-    assert names == {'vanilla_resnet18_b64-240e_tiny-imagenet'} | {
+    probes = {leaf.stem for leaf in PROBES}
+    assert names - probes == {'vanilla_resnet18_b64-240e_tiny-imagenet'} | {
         name
         for pair in pairs
         for method in LOSSES
@@ -190,3 +195,70 @@ def test_both_stages(tmp_path, monkeypatch):
     assert moved == {'running_mean', 'running_var', 'num_batches_tracked'}
     assert tuned['head.fc.weight'].shape == (10, 512)
     assert 'accuracy/top1' in small_runs.scalars(work_dir)[-1]
+
+
+# --- linear probes --------------------------------------------------------- #
+
+
+@pytest.mark.parametrize('leaf', PROBES, ids=stem_of)
+def test_probe(leaf):
+    """The network is that of the checkpoint's config; the images are as in its training."""
+    cfg = parsed(leaf)
+    run = cfg.model.backbone_ckpt.removeprefix('work_dirs/').removeprefix('digits-0-4/')
+    (trained,) = (parsed(path) for path in LEAVES if path.stem == run.split('/')[0])
+    network = trained.model.get('architecture', trained.model)
+    assert cfg.model.type == 'crd_plugin.LinearProbe'
+    assert key_of(cfg.model.backbone) == key_of(network.backbone)
+    for key in ('mean', 'std'):
+        assert cfg.data_preprocessor[key] == trained.data_preprocessor[key]
+    assert cfg.model.head.num_classes == cfg.data_preprocessor.num_classes
+    _, net, schedule, data = leaf.stem.split('_')
+    assert schedule == f'b{cfg.train_dataloader.batch_size}-{cfg.train_cfg.max_epochs}e'
+    if data == 'digits-5-9':
+        for dataset in (cfg.train_dataloader.dataset.dataset, cfg.test_dataloader.dataset):
+            assert dataset.digits == [5, 6, 7, 8, 9]
+    else:
+        assert cfg.optim_wrapper.optimizer.lr == 0.05
+        assert cfg.param_scheduler.milestones == [30, 60, 90]
+
+
+@pytest.fixture
+def wrn(tmp_path, monkeypatch):
+    """The student of the CIFAR-100 pair as the checkpoint of a distillation, and small data."""
+    monkeypatch.chdir(tmp_path)
+    cfg = parsed(CONFIGS / 'crd' / 'crd_wrn40-2_wrn16-2_b64-240e_cifar100.py')
+    network = MODELS.build(dict(copy.deepcopy(cfg.model.architecture)))
+    state = {f'architecture.{key}': value for key, value in network.state_dict().items()}
+    state['teacher.backbone.conv1.weight'] = torch.zeros(1)
+    path = tmp_path / 'work_dirs' / 'crd_wrn40-2_wrn16-2_b64-240e_cifar100' / 'epoch_240.pth'
+    path.parent.mkdir(parents=True)
+    torch.save(dict(state_dict=state), path)
+    fake_data.write_stl10('data/stl10_binary', num_train=8, num_test=4, num_unlabeled=1)
+    fake_data.write_tiny_imagenet('data/tiny-imagenet-200', num_train=1, num_val=1)
+    return path
+
+
+@pytest.mark.parametrize('data', ['stl10', 'tiny-imagenet'])
+def test_training_of_a_probe(wrn, data):
+    leaf = CONFIGS / 'transfer' / f'probe_wrn16-2_b64-120e_{data}.py'
+    workers = ('val_dataloader.num_workers=0', 'val_dataloader.persistent_workers=False')
+    # The small Tiny-ImageNet has ten classes.
+    assert call('train', leaf, *options(*workers, 'model.head.num_classes=10')) == 0
+    work_dir = Path('work_dirs') / leaf.stem
+    assert 'accuracy/top1' in small_runs.scalars(work_dir)[-1]
+    found, before = (small_runs.load(p)['state_dict'] for p in (work_dir / 'epoch_1.pth', wrn))
+    for key, value in found.items():
+        assert ('head.' in key) != torch.equal(value, before[f'architecture.{key}'])
+    # A checkpoint of a probe holds all of it.
+    wrn.unlink()
+    test = ('test_dataloader.num_workers=0', 'test_dataloader.persistent_workers=False')
+    more = ('--cfg-options', *test, 'model.head.num_classes=10')
+    assert call('test', leaf, work_dir / 'epoch_1.pth', *more) == 0
+
+
+def test_probe_of_a_checkpoint_of_another_architecture(wrn, capsys):
+    leaf = CONFIGS / 'transfer' / 'probe_wrn40-2_b64-120e_stl10.py'
+    assert call('train', leaf, *options(f'model.backbone_ckpt={wrn}')) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f'error: model: backbone_ckpt={wrn} does not fit the network that is')
+    assert line.endswith('whose model.backbone is that of the checkpoint (type, depth, widths).')

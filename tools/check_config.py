@@ -28,7 +28,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--no-teacher-ckpt',
         action='store_true',
-        help='go on with a random teacher if its checkpoint does not exist yet',
+        help='go on with a random teacher (or probed network) if its checkpoint does not exist yet',
     )
     parser.add_argument(
         '--cfg-options',

@@ -1,8 +1,8 @@
-"""Distil on real digits: ``python tools/demo.py``.
+"""Distil on real images: ``python tools/demo.py``, or ``--data fashion-mnist``.
 
 Trains a teacher, then the same small student alone and with each method, each
-through tools/train.py and a config under configs/. Then prints one table and
-writes results.md, results.json and curves.png into the work dir.
+through tools/train.py and a config under configs/. Then prints the table and
+writes results.md, results.json and figures into the work dir.
 
 One teacher, trained with the first seed, serves all seeds, as in the papers:
 the deviation is the student's alone. A finished run is not repeated; a run
@@ -22,7 +22,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 REPO = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPO))
@@ -32,9 +32,40 @@ from crd_plugin.cli import launch  # noqa: E402
 from crd_plugin.cli.runs import DONE, RESUMED, Run, Settings, read_record  # noqa: E402
 
 CONFIGS = REPO / 'configs'
-TEACHER, STUDENT = 'resnet14', 'resnet8w4'
-SETTING = 'b20-100e_digits'
-METHODS = 'kd crd crd-kd'
+
+
+class Table(NamedTuple):
+    """Networks, ends of the names of the configs, and words about the data."""
+
+    teacher: str
+    teacher_setting: str
+    student: str
+    setting: str
+    methods: str  # by default
+    title: str
+    tested_on: str
+
+
+TABLES = {
+    'digits': Table(
+        teacher='resnet14',
+        teacher_setting='b20-100e_digits',
+        student='resnet8w4',
+        setting='b20-100e_digits',
+        methods='kd crd crd-kd',
+        title='scikit-learn digits',
+        tested_on='1,000 test digits',
+    ),
+    'fashion-mnist': Table(
+        teacher='resnet20',
+        teacher_setting='b64-12e_fashion-mnist',
+        student='resnet8',
+        setting='b64-40e_fashion-mnist',
+        methods='kd fitnet at crd crd-kd cktf cocord crd-batch crd-infonce',
+        title='Fashion-MNIST, 500 images per class',
+        tested_on='10,000 test images',
+    ),
+}
 # What the table calls a method; the others in capitals, a hyphen as a plus.
 TITLES = {
     'fitnet': 'FitNet',
@@ -42,6 +73,7 @@ TITLES = {
     'cocord': 'CoCoRD',
     'cocord-kd': 'CoCoRD+KD',
     'crd-batch': 'CRD in-batch',
+    'crd-infonce': 'InfoNCE',
 }
 RECORD = 'demo_run.json'
 
@@ -52,20 +84,28 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     add = parser.add_argument
+    add('--data', choices=TABLES, default='digits', help='images to train on. Default: digits')
     what = 'one number N: seeds 0 to N-1; several ("0 3 7" or "0,3,7"): these. Default: 1'
     add('--seeds', default=['1'], nargs='+', help=what)
-    what = f'methods beside the student alone. Default: "{METHODS}"'
-    add('--methods', default=[METHODS], nargs='*', help=what)
-    what = 'folder for runs and results. Default: work_dirs/demo'
-    add('--work-dir', type=Path, default=Path('work_dirs/demo'), help=what)
+    defaults = '\n'.join(f'  {data}: {table.methods}' for data, table in TABLES.items())
+    what = f'methods beside the student alone. Default:\n{defaults}'
+    add('--methods', nargs='*', help=what)
+    what = 'folder for runs and results. Default: work_dirs/demo or work_dirs/fashion-mnist'
+    add('--work-dir', type=Path, help=what)
+    what = 'train N students at a time, with an equal share of the cores. Default: 1'
+    add('--jobs', type=int, default=1, metavar='N', help=what)
     what = 'resume interrupted runs from their latest checkpoint instead of starting over'
     add('--resume', action='store_true', help=what)
     what = 'override config values in every run'
     add('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help=what)
     args = parser.parse_args(argv)
+    if args.jobs < 1:
+        raise cli.UsageError(f'--jobs {args.jobs}: at least 1 training is needed.')
     args.seeds = _parse_seeds(args.seeds)
-    args.methods = list(dict.fromkeys(re.findall(r'[^\s,]+', ' '.join(args.methods))))
-    args.work_dir = args.work_dir.absolute()
+    words = [TABLES[args.data].methods] if args.methods is None else args.methods
+    args.methods = list(dict.fromkeys(re.findall(r'[^\s,]+', ' '.join(words))))
+    folder = args.work_dir or Path('work_dirs', 'demo' if args.data == 'digits' else args.data)
+    args.work_dir = folder.absolute()
     return args
 
 
@@ -81,17 +121,19 @@ def _parse_seeds(words: Sequence[str]) -> list[int]:
     return list(range(seeds[0])) if words == numbers[:1] else list(dict.fromkeys(seeds))
 
 
-def find_config(method: str) -> Path:
-    """Find the config of a method for the demo's pair, or for its student alone."""
-    name = re.compile(rf'([^_]+)_(?:{TEACHER}_)?{STUDENT}_{SETTING}\.py')
+def find_config(table: Table, method: str) -> Path:
+    """Find the config of a method for the table's pair, or for its student alone."""
+    name = re.compile(rf'([^_]+)_(?:{table.teacher}_)?{table.student}_{table.setting}\.py')
     matches = [
-        (name.fullmatch(path.name), path) for path in sorted(CONFIGS.glob(f'*/*_{SETTING}.py'))
+        (name.fullmatch(path.name), path)
+        for path in sorted(CONFIGS.glob(f'*/*_{table.setting}.py'))
     ]
     configs = {match[1]: path for match, path in matches if match}
     configs.pop('vanilla', None)  # trained in any case
     if method not in configs:
         raise cli.UsageError(
-            f'--methods {method}: there is no configs/*/{method}_{TEACHER}_{STUDENT}_{SETTING}.py; '
+            f'--methods {method}: there is no '
+            f'configs/*/{method}_{table.teacher}_{table.student}_{table.setting}.py; '
             f'available: {" ".join(configs) or "none"}.'
         )
     return configs[method]
@@ -107,24 +149,28 @@ def plan(args: argparse.Namespace) -> tuple[Run, list[Run]]:
     def run(name: str, config: Path, seed: int, folder: str, *options: str) -> Run:
         return Run(name, read(config, *options), seed, args.work_dir / folder, RECORD)
 
-    configs = {method: find_config(method) for method in args.methods}
-    alone = {
-        network: CONFIGS / 'vanilla' / f'vanilla_{network}_{SETTING}.py'
-        for network in (TEACHER, STUDENT)
-    }
-    teacher = run(f'teacher ({TEACHER})', alone[TEACHER], args.seeds[0], 'teacher')
+    table = TABLES[args.data]
+    configs = {method: find_config(table, method) for method in args.methods}
+    alone = CONFIGS / 'vanilla'
+    config = alone / f'vanilla_{table.teacher}_{table.teacher_setting}.py'
+    teacher = run(f'teacher ({table.teacher})', config, args.seeds[0], 'teacher')
     weights = teacher.run_dir / f'epoch_{teacher.settings.epochs}.pth'
     students = []
     for seed in args.seeds:
-        name = f'student alone ({STUDENT})'
-        students.append(run(name, alone[STUDENT], seed, f'vanilla_seed{seed}'))
+        config = alone / f'vanilla_{table.student}_{table.setting}.py'
+        students.append(run(name_alone(table), config, seed, f'vanilla_seed{seed}'))
         for method, config in configs.items():
             name = TITLES.get(method, method.upper().replace('-', '+'))
             # A method without a teacher is named after the student alone.
-            has_teacher = TEACHER in config.stem.split('_')
+            has_teacher = table.teacher in config.stem.split('_')
             options = [f'model.teacher_ckpt={weights}'] if has_teacher else []
             students.append(run(name, config, seed, f'{method}_seed{seed}', *options))
     return teacher, students
+
+
+def name_alone(table: Table) -> str:
+    """Name the row of the student that is trained without a method."""
+    return f'student alone ({table.student})'
 
 
 def describe_machine() -> dict[str, Any]:
@@ -146,18 +192,21 @@ def describe_machine() -> dict[str, Any]:
     )
 
 
-def report(runs: Sequence[Run], work_dir: Path, argv: Sequence[str]) -> str:
-    """Write results.md, results.json and curves.png of finished runs; return the table."""
+def report(runs: Sequence[Run], args: argparse.Namespace, argv: Sequence[str]) -> str:
+    """Write results.md, results.json and figures of finished runs; return the tables."""
     import pandas as pd
 
+    from crd_plugin.cli import statistics
     from crd_plugin.cli.results import plot_curves, read_run, render_summary, summarise
 
+    table, work_dir = TABLES[args.data], args.work_dir
     results = [
         dict(
             config=str(run.settings.path.relative_to(REPO)),
             options=run.options,
             name=run.name,
             seed=run.seed,
+            teacher=run.teacher,
             seconds=read_record(run.record, ['seconds'])['seconds'],
             **read_run(run.run_dir),
         )
@@ -165,31 +214,44 @@ def report(runs: Sequence[Run], work_dir: Path, argv: Sequence[str]) -> str:
     ]
     frame = pd.DataFrame(results)
     summary = summarise(frame)
-    table = render_summary(summary)
+    text = render_summary(summary)
+    students = frame[frame['name'] != runs[0].name]  # all but the teacher
+    references = {'last - student alone': name_alone(table), 'last - KD': 'KD'}
+    differences = {
+        column: statistics.paired_differences(students, name)
+        for column, name in references.items()
+        if name in set(students['name'])
+    }
+    if len(args.seeds) > 1 and args.methods:
+        text += f'\n\n{statistics.render_differences(summary.index, differences)}'
     machine = describe_machine()
     command = shlex.join(['python', 'tools/demo.py', *argv])
     rows = summary.reset_index().to_dict('records')
-    content = dict(command=command, machine=machine, summary=rows, runs=results)
+    content = dict(
+        command=command, machine=machine, summary=rows, differences=differences, runs=results
+    )
     launch.write_whole(work_dir / 'results.json', json.dumps(content, indent=1))
     lines = [
-        table,
+        text,
         '',
-        'Accuracies in percent on the 1,000 test digits, best epoch by top-1 on these same digits; '
-        'mean ± sample standard deviation over seeds, one teacher for all. Seconds are of the '
-        'whole process, start included.',
+        f'Accuracies in percent on the {table.tested_on}, best epoch by top-1 on these same '
+        'images; mean ± sample standard deviation over seeds, one teacher for all. Seconds are of '
+        f'the whole process, start included. {statistics.LEGEND}',
         '',
         f'Command: `{command}`',
         '',
         *(f'- {key}: {value}' for key, value in machine.items()),
+        *(f'- teacher: SHA-256 {sha}' for sha in dict.fromkeys(frame['teacher']) if sha),
     ]
     launch.write_whole(work_dir / 'results.md', '\n'.join(lines) + '\n')
-    title = f'scikit-learn digits, {TEACHER} to {STUDENT}'
+    title = f'{table.title}, {table.teacher} to {table.student}'
     plot_curves(frame, work_dir / 'curves.png', title)
-    return table
+    statistics.plot_accuracies(frame, work_dir / 'accuracies.png', title)
+    return text
 
 
-def train(runs: Sequence[Run], resume: bool) -> None:
-    """Train what is not finished."""
+def train(runs: Sequence[Run], resume: bool, jobs: int = 1) -> None:
+    """Train what is not finished, several at a time."""
     from crd_plugin.cli.pool import train_all
 
     for run in runs:
@@ -203,21 +265,24 @@ def train(runs: Sequence[Run], resume: bool) -> None:
         sys.stdout.flush()
     if missing:
         hint = 'the same command keeps finished runs, with --resume it resumes the others'
-        train_all(missing, [('demo', {})], hint)
+        env = {}
+        if jobs > 1 and 'OMP_NUM_THREADS' not in os.environ:
+            env['OMP_NUM_THREADS'] = str(max(1, (os.cpu_count() or 1) // jobs))
+        train_all(missing, [('demo', env)] * jobs, hint)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Train the teacher, then the students, then report."""
     argv = sys.argv[1:] if argv is None else argv
     args = parse_args(argv)
-    launch.require('filelock', 'rich')
+    launch.require('rich')
     teacher, students = plan(args)
     launch.require('pandas', 'matplotlib', 'sklearn')
     train([teacher], args.resume)
-    train(students, args.resume)
-    table = report([teacher, *students], args.work_dir, argv)
-    written = f'{args.work_dir}/results.md, results.json, curves.png'
-    sys.stdout.write(f'\n{table}\n\nwritten: {written}\n')
+    train(students, args.resume, args.jobs)
+    text = report([teacher, *students], args, argv)
+    written = f'{args.work_dir}/results.md, results.json, curves.png, accuracies.png'
+    sys.stdout.write(f'\n{text}\n\nwritten: {written}\n')
 
 
 if __name__ == '__main__':

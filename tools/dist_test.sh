@@ -1,22 +1,8 @@
 #!/usr/bin/env bash
 # Evaluate in several processes, one per GPU, or on the CPU without a GPU.
-set -euo pipefail
-
-if (($# < 3)); then
-    echo "usage: [NNODES=1 NODE_RANK=0 MASTER_ADDR=127.0.0.1 PORT=29500]" \
-        "$0 CONFIG CHECKPOINT GPUS [flags of test.py]" >&2
-    exit 2
-fi
-config=$1
-checkpoint=$2
-gpus=$3
-tools=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-export PYTHONPATH="$tools/..${PYTHONPATH:+:$PYTHONPATH}"
-
-exec "${PYTHON:-python}" -m torch.distributed.run \
-    --nnodes="${NNODES:-1}" \
-    --node_rank="${NODE_RANK:-0}" \
-    --master_addr="${MASTER_ADDR:-127.0.0.1}" \
-    --master_port="${PORT:-29500}" \
-    --nproc_per_node="$gpus" \
-    "$tools/test.py" "$config" "$checkpoint" --launcher pytorch "${@:4}"
+source "$(dirname "${BASH_SOURCE[0]}")/_launch.sh"
+usage 3 'NNODES=1 NODE_RANK=0 MASTER_ADDR=127.0.0.1 PORT=29500' \
+    'CONFIG CHECKPOINT GPUS [flags of test.py]' "$@"
+check_file CONFIG "$1"
+check_file CHECKPOINT "$2"
+dist "$3" "$tools/test.py" "$1" "$2" --launcher pytorch "${@:4}"

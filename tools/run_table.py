@@ -19,6 +19,7 @@ from pathlib import Path
 
 from crd_plugin.cli import arguments as cli
 from crd_plugin.cli import launch
+from crd_plugin.cli.probing import plan_probes, render_probes
 from crd_plugin.cli.runs import DONE, Run, Settings
 from crd_plugin.cli.sweeps import name_run, read_sweep
 
@@ -42,6 +43,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add('--work-dir', type=Path, default=Path('work_dirs'), metavar='DIR', help=what)
     what = 'only list the runs and what would be done with each'
     add('--dry-run', action='store_true', help=what)
+    what = (
+        'train a linear classifier on each of these checkpoints, with configs such as\n'
+        'configs/transfer/probe_*.py, in DIR/<config>/<name>/seed_<seed> after the\n'
+        "checkpoint's run and seed; then print the table beside the published figures"
+    )
+    add('--probe', nargs='+', default=[], metavar='CHECKPOINT', help=what)
     what = 'replace settings of every config'
     add('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help=what)
     what = (
@@ -54,6 +61,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         args.sweep = read_sweep(args.sweep)
     except ValueError as error:
         parser.error(f'--sweep {error}')
+    if args.probe and args.sweep != [{}]:
+        parser.error('--sweep: vary a setting of the training, not of a probe; leave one out')
+    if args.probe and args.seeds != [0]:
+        parser.error('--seeds: a probe has the seed of its checkpoint; leave it out with --probe')
     args.seeds = list(dict.fromkeys(args.seeds))
     if min(args.seeds) < 0:
         parser.error(f'--seeds {min(args.seeds)}: a seed is at least 0')
@@ -97,6 +108,9 @@ def find_configs(words: Sequence[str]) -> list[Path]:
 
 def plan(args: argparse.Namespace) -> list[Run]:
     """List all runs in the order of training, one seed after the other."""
+    if args.probe:
+        configs = find_configs(args.configs)
+        return plan_probes(configs, args.probe, args.cfg_options, args.work_dir)
     cells = [
         (name_run(path.stem, values), Settings(path, args.cfg_options, values))
         for path in find_configs(args.configs)
@@ -160,7 +174,7 @@ def warn_of_batch_sizes(cells: Iterable[Settings]) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """List or train all runs; exit with status 1 if one failed, 130 if interrupted."""
     args = parse_args(argv)
-    launch.require('filelock', 'rich')
+    launch.require('rich', *(['pandas'] if args.probe else []))
     runs = plan(args)
     if args.dry_run:
         width = max(len(run.title) for run in runs)
@@ -171,11 +185,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     sys.stdout.flush()
     warn_of_batch_sizes(dict.fromkeys(run.settings for run in runs))
     unfinished = [run for run in runs if run.state != DONE]
-    if args.dry_run or not unfinished:
+    if args.dry_run:
         return
-    from crd_plugin.cli.pool import train_all
+    if unfinished:
+        from crd_plugin.cli.pool import train_all
 
-    train_all(unfinished, find_devices(args.gpus, args.jobs))
+        train_all(unfinished, find_devices(args.gpus, args.jobs))
+    if args.probe:
+        sys.stdout.write(render_probes(runs, args.cfg_options))
 
 
 if __name__ == '__main__':

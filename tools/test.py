@@ -84,7 +84,7 @@ def merge_args(cfg, args: argparse.Namespace) -> None:
     cfg.load_from = args.checkpoint
     cfg.resume = False
     # It holds all weights; files that the run started from may not exist any more.
-    for name in ('teacher_ckpt', 'student_ckpt'):
+    for name in ('teacher_ckpt', 'student_ckpt', 'backbone_ckpt'):
         if cfg.model.get(name) is not None:
             cfg.model[name] = cli.without_files(cfg.model[name])
     if args.amp:

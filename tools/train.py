@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import os.path as osp
 import sys
 from collections.abc import Sequence
 
 from crd_plugin.cli import arguments as cli
+from crd_plugin.cli import launch
+from crd_plugin.cli.resuming import guarded, resume
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -42,15 +43,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def merge_args(cfg, args: argparse.Namespace) -> str | None:
+def merge_args(cfg, args: argparse.Namespace) -> None:
     """Write the arguments into the config.
 
     Args:
         cfg (Config): The config, changed in place.
         args (argparse.Namespace): The parsed arguments.
-
-    Returns:
-        str, optional: A remark for the log.
 
     Raises:
         UsageError: If an argument does not fit the config.
@@ -67,7 +65,6 @@ def merge_args(cfg, args: argparse.Namespace) -> str | None:
             )
         cfg.auto_scale_lr.enable = True
     cli.merge_common_arguments(cfg, args)
-    return _resume(cfg, args.resume)
 
 
 def _use_amp(cfg) -> None:
@@ -83,45 +80,26 @@ def _use_amp(cfg) -> None:
     wrapper.setdefault('loss_scale', 'dynamic')
 
 
-def _resume(cfg, resume: str | None) -> str | None:
-    """Find the checkpoint to resume from."""
-    if resume is None:
-        return None
-    if resume != 'auto':
-        cli.check_checkpoint(resume, '--resume')
-        cfg.resume, cfg.load_from = True, resume
-        return f'resume from {resume}'
-    pointer = osp.join(cfg.work_dir, 'last_checkpoint')
-    if not osp.isfile(pointer):
-        return f'--resume auto: no checkpoint in {cfg.work_dir} yet, start from the beginning'
-    with open(pointer, encoding='utf-8') as file:
-        named = file.read().strip()
-    # The work dir may have been moved since.
-    beside = osp.join(cfg.work_dir, osp.basename(named))
-    checkpoint = beside if osp.isfile(beside) else named
-    if not osp.isfile(checkpoint):
-        raise cli.UsageError(
-            f'{pointer} names {named}, which does not exist; give another checkpoint of the work '
-            f'dir with --resume, or remove {pointer} to start from the beginning.'
-        )
-    cfg.resume, cfg.load_from = True, checkpoint
-    return f'--resume auto: go on from {checkpoint}'
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Train the model of a config."""
     args = parse_args(argv)
     cfg = cli.load_config(args.config)
     with cli.explained(cfg):
-        remark = merge_args(cfg, args)
+        merge_args(cfg, args)
+        remark = resume(cfg, args.resume)
         notes = [] if args.no_check else cli.try_out(cfg)
-        runner = cli.build_runner(cfg)
-        if remark:
-            runner.logger.info(remark)
-        for note in notes:
-            runner.logger.warning(note)
-        runner.train()
+        with guarded(cfg):
+            runner = cli.build_runner(cfg)
+            if remark:
+                runner.logger.info(remark)
+            for note in notes:
+                runner.logger.warning(note)
+            runner.train()
 
 
 if __name__ == '__main__':
-    sys.exit(cli.run(main))
+    launch.interrupt_on_signals()
+    try:
+        sys.exit(cli.run(main))
+    except KeyboardInterrupt:  # before anything was trained
+        launch.leave('interrupted.\n')

@@ -5,21 +5,11 @@ from __future__ import annotations
 import io
 import os
 from collections import OrderedDict
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-
-
-def state_dict_of(loaded: Any, weights: Any, filename: Any, expected: str) -> dict[str, Tensor]:
-    """Return the weights of a checkpoint, or say what the file holds instead."""
-    tensors = isinstance(weights, dict) and all(isinstance(v, Tensor) for v in weights.values())
-    if tensors and weights:
-        return weights
-    found = f'a dict of {shorten(loaded)}' if isinstance(loaded, dict) else type(loaded).__name__
-    raise ValueError(f'checkpoint {filename} holds {found}, expected {expected}')
 
 
 def serialize(weights: dict[str, Tensor], meta: dict[str, Any]) -> bytes:
@@ -55,10 +45,3 @@ def write_once(content: bytes, target: Path) -> Path:
     finally:
         part.unlink(missing_ok=True)
     return target
-
-
-def shorten(names: Iterable[Any], most: int = 5) -> str:
-    """List the first few names and how many more there are."""
-    known = list(map(str, names))
-    more = f' and {len(known) - most} more' if len(known) > most else ''
-    return (', '.join(known[:most]) or 'none') + more

@@ -15,9 +15,10 @@ from mmengine.logging import MMLogger
 from torch import Tensor
 
 from crd_plugin.compat import CheckpointError, load_checkpoint_file
+from crd_plugin.models.algorithms.checkpoints import find_weights, shorten
 from crd_plugin.models.backbones import CIFAR_ZOO, build_cifar_classifier_cfg, find_cifar_name
 
-from ._files import serialize, shorten, state_dict_of, write_once
+from ._files import serialize, write_once
 
 # What the original calls its last layer: ResNet and WRN; ResNet-50 and the ShuffleNets; VGG and
 # (with an index behind it) MobileNetV2.
@@ -57,13 +58,7 @@ def convert_repdistiller(
     """
     source = Path(checkpoint)
     loaded = _load(source)
-    weights = state_dict_of(
-        loaded,
-        loaded.get('model') if isinstance(loaded, dict) else None,
-        source,
-        "a dict whose 'model' is a state_dict; give a file that RepDistiller has saved, such as "
-        'resnet32x4_vanilla/ckpt_epoch_240.pth.',
-    )
+    weights = find_weights(loaded, f'checkpoint {source}')
     if all(key.startswith('module.') for key in weights):  # DataParallel
         weights = {key.removeprefix('module.'): value for key, value in weights.items()}
     name = _architecture(source, arch, weights)

@@ -16,8 +16,9 @@ from mmengine.registry import DefaultScope
 from torch import Tensor
 
 from crd_plugin.compat import load_checkpoint_file
+from crd_plugin.models.algorithms.checkpoints import find_weights, load_strictly
 
-from ._files import serialize, state_dict_of, write_once
+from ._files import serialize, write_once
 
 _STUDENT = 'architecture.'
 _PREPROCESSOR = 'data_preprocessor.'
@@ -108,17 +109,22 @@ def student_config(cfg: dict[str, Any]) -> dict[str, Any]:
         cfg (dict): Config of a distillation or of plain training.
 
     Returns:
-        dict: Without teacher, distiller, training and initial weights.
+        dict: Without teacher, distiller, training and initial weights; without test data if the
+        student sees a view of them.
     """
     plain = {key: copy.deepcopy(cfg[key]) for key in _CONFIG if cfg.get(key) is not None}
     model = plain.get('model')
     if isinstance(model, dict) and 'architecture' in model:
         student = model['architecture']
-        # The distiller's own comes first, then the runner's default.
-        preprocessor = model.get('data_preprocessor') or plain.get('data_preprocessor')
+        # Its own counts if it has a mean; else the distiller's, then the runner's default.
+        own = student.get('data_preprocessor') or {}
+        shared = model.get('data_preprocessor') or plain.get('data_preprocessor')
+        preprocessor = own if own.get('mean') else shared
         if preprocessor:
             student.pop('data_preprocessor', None)
             plain['data_preprocessor'] = preprocessor
+        if model.get('student_view'):  # these images are not yet those that the student sees
+            plain = {key: plain[key] for key in plain if not key.startswith('test_')}
         plain['model'] = student
     _drop_initial_weights(plain.get('model'))
     return plain
@@ -183,14 +189,7 @@ def _drop_initial_weights(cfg: Any) -> None:
 
 def _weights(loaded: Any, filename: Any, use_ema: bool, logger: MMLogger) -> dict[str, Tensor]:
     """Model weights of a checkpoint, averaged or not."""
-    weights = loaded.get('state_dict', loaded) if isinstance(loaded, dict) else None
-    weights = state_dict_of(
-        loaded,
-        weights,
-        filename,
-        'a `state_dict` of tensors; give a file that the runner has saved, such as epoch_60.pth '
-        'of a work dir.',
-    )
+    weights = find_weights(loaded, f'checkpoint {filename}')
     if 'ema_state_dict' not in loaded or weights is loaded:
         return weights
     if use_ema:
@@ -266,11 +265,10 @@ def _check_fit(weights: dict[str, Tensor], plain: dict[str, Any], filename: Any)
         cfg.setdefault('data_preprocessor', plain['data_preprocessor'])
     with DefaultScope.overwrite_default_scope(plain.get('default_scope', 'mmpretrain')):
         model = MODELS.build(cfg)
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        message = ' '.join(str(error).split())[:400]
-        raise ValueError(
-            f'the student in checkpoint {filename} does not fit config: {message}; give the config '
-            'of the student that was trained.'
-        ) from error
+    load_strictly(
+        model,
+        weights,
+        f'the student in checkpoint {filename}',
+        'config',
+        'Give the config of the student that was trained.',
+    )

@@ -22,6 +22,7 @@ import torch
 from mmengine.config import Config
 from mmengine.dataset import default_collate
 from mmengine.fileio import load
+from mmengine.logging import MMLogger
 from mmengine.registry import DATASETS
 from mmpretrain.datasets import BaseDataset
 from torch import Tensor
@@ -29,6 +30,7 @@ from torch import Tensor
 from crd_plugin.checkpoints.publish import parse_config_text
 from crd_plugin.compat import CheckpointError, load_checkpoint_file
 from crd_plugin.engine.hooks.memory_bank_hook import index_dataset
+from crd_plugin.models.algorithms.checkpoints import how_to_train
 
 from .arguments import without_files
 from .dry_run_report import DryRunReport
@@ -161,6 +163,8 @@ def size_of_last_batch(cfg: Mapping[str, Any], data: Data) -> int | None:
 def check_weights(cfg: dict[str, Any], use_teacher_ckpt: bool, report: DryRunReport) -> None:
     """Look for the files of given weights; take out those that would be downloaded."""
     model = cfg['model']
+    if not use_teacher_ckpt and model.pop('backbone_ckpt', None):
+        report.notes.append('model.backbone_ckpt is passed over as asked for.')
     if 'teacher' in model:
         given = model.get('teacher_ckpt')
         if not use_teacher_ckpt and given:
@@ -173,7 +177,7 @@ def check_weights(cfg: dict[str, Any], use_teacher_ckpt: bool, report: DryRunRep
             )
     files: list[tuple[Any, Any, Any, str]] = [(cfg, 'load_from', cfg.get('load_from'), 'load_from')]
     for place, part in walk(model, 'model'):
-        for key in ('teacher_ckpt', 'student_ckpt'):
+        for key in ('teacher_ckpt', 'student_ckpt', 'backbone_ckpt'):
             path = part.get(key)
             if isinstance(path, (list, tuple)):
                 part[key] = list(path)
@@ -190,10 +194,9 @@ def check_weights(cfg: dict[str, Any], use_teacher_ckpt: bool, report: DryRunRep
             report.notes.append(f'{name}={path} is not fetched here; random weights stand in.')
             part[key] = None
         elif path and not osp.isfile(osp.expanduser(path)):
-            hint = ' (--no-teacher-ckpt goes on without it)' if of_teacher else ''
-            raise FileNotFoundError(
-                f'{name}={path} does not exist; give the path of a trained checkpoint{hint}.'
-            )
+            passable = of_teacher or key == 'backbone_ckpt'
+            hint = ' (--no-teacher-ckpt goes on without it)' if passable else ''
+            raise FileNotFoundError(f'{name}={path} does not exist; {how_to_train(path)}{hint}.')
         elif path and of_teacher:
             digest = hashlib.sha256(Path(path).expanduser().read_bytes()).hexdigest()
             teachers.append(f'{osp.basename(path)}, sha256 {digest[:8]}')
@@ -301,5 +304,7 @@ def without_a_trace() -> Iterator[None]:
             yield
         finally:
             logging.disable(level)
+            for logger in MMLogger._instance_dict.values():
+                logger._cache.clear()  # logging does so for the loggers that it has made
             random.setstate(python)
             np.random.set_state(numpy)

@@ -12,6 +12,7 @@ import difflib
 import logging
 import os
 import os.path as osp
+import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -230,25 +231,56 @@ def _check_launcher(args: argparse.Namespace) -> None:
 def build_runner(cfg: Config) -> Runner:
     """Build the runner that the config asks for.
 
-    From then on, MMEngine loads checkpoints with :func:`crd_plugin.compat.load_checkpoint`. With
-    ``randomness.deterministic``, cuBLAS is told so, unless the environment says how.
+    From then on, MMEngine loads checkpoints with :func:`crd_plugin.compat.load_checkpoint`, and
+    strictly. With ``randomness.deterministic``, cuBLAS is told so, unless the environment says how.
 
     Args:
         cfg (Config): The complete config.
 
     Returns:
         Runner: MMEngine's runner, or the one named by ``runner_type``.
+
+    Raises:
+        UsageError: If ``visualizer.vis_backends`` is not a list of backends.
     """
     from mmengine.registry import RUNNERS
     from mmengine.runner import Runner
 
+    from crd_plugin.models.algorithms.pretrained_init import use_pretrained_init
+
     use_load_checkpoint_file()
+    use_pretrained_init()
+    _log_to_file(cfg)
     if cfg.get('randomness', {}).get('deterministic', False):
         # cuBLAS is refused without it, and reads it when it is first used.
         os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
-    if 'runner_type' in cfg:
-        return RUNNERS.build(cfg)
-    return Runner.from_cfg(cfg)
+    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    runner.register_hook(dict(type='crd_plugin.StrictLoadingHook'))
+    return runner
+
+
+def _log_to_file(cfg: Config) -> None:
+    """Keep the file that tables are made of, whatever other backends show the numbers."""
+    visualizer = cfg.get('visualizer')
+    if not isinstance(visualizer, dict):
+        return  # MMEngine's own writes the file
+    given = visualizer.get('vis_backends') or []
+    backends = []
+    for backend in given if isinstance(given, (list, tuple)) else [given]:
+        if isinstance(backend, str) and re.fullmatch(r'[\w.]+', backend):
+            backend = dict(type=backend)  # as the command line can give it
+        if isinstance(backend, str) or (isinstance(backend, dict) and 'type' not in backend):
+            raise UsageError(
+                f'visualizer.vis_backends has {backend!r}, expected dicts with a type in the '
+                'config, or names on the command line: --cfg-options '
+                'visualizer.vis_backends=[TensorboardVisBackend].'
+            )
+        backends.append(backend)
+    kinds = [b['type'] if isinstance(b, dict) else type(b) for b in backends]
+    names = {getattr(kind, '__name__', str(kind)).rpartition('.')[2] for kind in kinds}
+    if 'LocalVisBackend' not in names:
+        backends.insert(0, dict(type='LocalVisBackend'))
+    visualizer['vis_backends'] = backends
 
 
 def try_out(cfg: Config) -> list[str]:

@@ -9,11 +9,14 @@ from typing import Any
 
 import pandas as pd
 
+from .launch import LOG
+from .reading import MOST_YAML, check_kinds, parse_yaml, read_text
 from .results import format_mean, read_run, render_cells, summarise
 from .runs import RECORD, read_record
-from .sweeps import name_run
+from .statistics import LEGEND, paired_differences, render_differences
 
 _KEYS = ('config', 'seed', 'options', 'epochs', 'signature', 'teacher', 'finished', 'seconds')
+_MODEL: dict[str, tuple[type, ...]] = dict(Name=(str,), Config=(str,), Metadata=(dict, type(None)))
 _TOP1 = re.compile(r'top.?1\b', re.IGNORECASE)
 _NUMBER = re.compile(r'\d+(\.\d+)?')
 _LEGEND = (
@@ -36,21 +39,22 @@ def read_metafile(path: str | Path) -> list[dict[str, Any]]:
         percent or None; ``source`` of the figure; ``data``, the data set; ``metafile``.
 
     Raises:
-        ValueError: If it is not YAML with a list of ``Models``.
+        ValueError: If it is not YAML with a list of ``Models``, or has values of other types.
     """
-    import yaml
-
-    try:
-        content = yaml.safe_load(Path(path).read_text(encoding='utf-8'))
-    except yaml.YAMLError as error:
-        raise ValueError(f'{path} is not YAML: {error}') from error
+    content = parse_yaml(read_text(path, MOST_YAML), str(path))
     models = content.get('Models') if isinstance(content, dict) else None
     if not isinstance(models, list):
         raise ValueError(
             f'{path} has no list of `Models`; give a metafile.yml in the style of OpenMMLab.'
         )
     figures = []
-    for model in models:
+    for number, model in enumerate(models, 1):
+        place = f'{path}: model {number} of `Models`'
+        check_kinds(model, place, _MODEL)
+        if not (model.get('Config') or model.get('Name')):
+            raise ValueError(
+                f'{place} has neither Config nor Name; name the config of its figures.'
+            )
         published = model.get('Published') or {}
         source = published.get('Source') if isinstance(published, dict) else ''
         top1 = _top1(published)
@@ -130,10 +134,23 @@ def _read_table_run(path: Path) -> dict[str, Any]:
     epoch = result['epochs'][-1]
     # Killed after the last validation, a run is finished although its record does not say so.
     finished = epoch > 0 and bool(run['finished'] or epoch >= run['epochs'])
-    sweep = run.get('sweep') or {}
-    name = name_run(Path(run['config']).stem, sweep)
-    where = dict(name=name, sweep=sweep, run_dir=path.parent.as_posix())
-    return {**run, **where, **result, 'epochs': run['epochs'], 'epoch': epoch, 'finished': finished}
+    more = dict(
+        # The folder of a config is named after it, that of a probe after what it probes.
+        name=path.resolve().parents[1].name,
+        sweep=run.get('sweep') or {},
+        run_dir=path.parent.as_posix(),
+        epochs=run['epochs'],
+        epoch=epoch,
+        finished=finished,
+        failed='' if finished else _failure(path.with_name(LOG)),
+    )
+    return {**run, **result, **more}
+
+
+def _failure(log: Path) -> str:
+    """The line that a training ended with, if that is an error."""
+    lines = log.read_text(errors='replace').splitlines() if log.is_file() else []
+    return lines[-1] if lines and lines[-1].startswith('error: ') else ''
 
 
 def compare(runs: pd.DataFrame, figures: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -149,7 +166,9 @@ def compare(runs: pd.DataFrame, figures: Sequence[dict[str, Any]]) -> list[dict[
     Returns:
         list[dict]: Rows in the order of the figures, others after them: ``config``, ``published``,
         ``source``, ``last``, ``best`` (dicts of ``mean`` and ``std``), ``best_epoch``,
-        ``difference`` (last epoch minus published), ``difference_best``, ``seeds`` (finished),
+        ``difference`` (last epoch minus published), ``difference_best``, ``to_alone`` and ``to_kd``
+        (minus the student alone and minus KD, as from
+        :func:`~crd_plugin.cli.statistics.paired_differences`), ``seeds`` (finished),
         ``missing_seeds``, ``teacher`` (first eight digits of the hash), ``num_teachers``,
         ``sweep`` (values by key), ``options``, ``notes`` and ``runs``. What is not there is None.
     """
@@ -165,7 +184,14 @@ def compare(runs: pd.DataFrame, figures: Sequence[dict[str, Any]]) -> list[dict[
     summary = summarise(runs[runs['finished']]).to_dict('index')
     seeds = sorted(runs['seed'].unique().tolist())
     return [
-        _row(name, runs[runs['name'] == name], summary.get(name, {}), known.get(name, {}), seeds)
+        _row(
+            name,
+            runs[runs['name'] == name],
+            summary.get(name, {}),
+            known.get(name, {}),
+            seeds,
+            runs[runs['finished']],
+        )
         for name in dict.fromkeys([*names, *trained])
     ]
 
@@ -176,6 +202,7 @@ def _row(
     numbers: dict[Any, Any],
     figure: dict[str, Any],
     seeds: Sequence[int],
+    trained: pd.DataFrame,
 ) -> dict[str, Any]:
     """One row of :func:`compare`."""
     finished = runs[runs['finished']]
@@ -188,7 +215,8 @@ def _row(
     teachers = dict.fromkeys(map(_short_hash, runs['teacher']))
     options = dict.fromkeys(map(' '.join, runs['options']))
     notes = [
-        f'seed {run["seed"]} is at epoch {run["epoch"]} of {run["epochs"]}'
+        f'seed {run["seed"]} {"failed" if run["failed"] else "is"} at epoch {run["epoch"]} of '
+        f'{run["epochs"]}{run["failed"] and ": " + run["failed"]}'
         for run in runs[~runs['finished']].to_dict('records')
     ]
     if finished['signature'].nunique() > 1:
@@ -196,6 +224,7 @@ def _row(
     if len(teachers) > 1:
         notes.append('the seeds were trained with different teachers')
     notes += [f'trained with {text}' for text in options if text]
+    to_alone, to_kd = (_difference(name, other, trained) for other in _references(name))
     columns = ['seed', 'run_dir', 'finished', 'epochs', 'teacher', 'signature', 'last', 'best']
     return dict(
         config=name,
@@ -206,6 +235,8 @@ def _row(
         best_epoch=numbers.get('best_epoch'),
         difference=difference,
         difference_best=difference_best,
+        to_alone=to_alone,
+        to_kd=to_kd,
         seeds=finished['seed'].tolist(),
         missing_seeds=sorted(set(seeds) - set(finished['seed'])),
         teacher=' '.join(teachers) or None,
@@ -215,6 +246,21 @@ def _row(
         notes=notes,
         runs=runs[columns].to_dict('records'),
     )
+
+
+def _references(name: str) -> tuple[str, str]:
+    """Names of the student alone and of KD by the scheme method_teacher_student_schedule_data."""
+    _, *rest = name.split('_')
+    return '_'.join(['vanilla', *rest[1:]]), '_'.join(['kd', *rest])
+
+
+def _difference(name: str, reference: str, trained: pd.DataFrame) -> dict[str, Any] | None:
+    """Difference to another config of the table; None if it has no finished seed of it."""
+    names = set(trained['name'])
+    if name == reference or not {name, reference} <= names:
+        return None
+    both = trained[trained['name'].isin([name, reference])]
+    return paired_differences(both, reference).get(name)
 
 
 def _short_hash(teacher: str) -> str:
@@ -247,6 +293,13 @@ def render_markdown(rows: Sequence[dict[str, Any]]) -> str:
             ]
         )
     lines = [render_cells(cells), '', _LEGEND]
+    differences = {
+        title: {row['config']: row[key] for row in rows if row[key]}
+        for title, key in (('last - student alone', 'to_alone'), ('last - KD', 'to_kd'))
+    }
+    if any(differences.values()):
+        names = [row['config'] for row in rows]
+        lines += ['', render_differences(names, differences), '', LEGEND]
     notes = [f'- {row["config"]}: {note}' for row in rows for note in row['notes']]
     return '\n'.join(lines + ([''] + notes if notes else [])) + '\n'
 
@@ -260,6 +313,7 @@ def render_csv(rows: Sequence[dict[str, Any]]) -> str:
         frame[column] = [separator.join(map(str, values)) for values in frame[column]]
     numbers = ['last_mean', 'last_std', 'best_mean', 'best_std', 'best_epoch', 'difference']
     columns = ['config', 'published', 'source', *numbers]
-    frame = frame.reindex(columns=[*columns, 'seeds', 'missing_seeds', 'teacher', 'notes'])
-    frame[numbers] = frame[numbers].astype(float).round(4)
+    to = [f'to_{other}_{key}' for other in ('alone', 'kd') for key in ('mean', 'low', 'high')]
+    frame = frame.reindex(columns=[*columns, 'seeds', 'missing_seeds', 'teacher', 'notes', *to])
+    frame[numbers + to] = frame[numbers + to].astype(float).round(4)
     return frame.to_csv(index=False, lineterminator='\n')

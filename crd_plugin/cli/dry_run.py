@@ -20,13 +20,16 @@ from mmengine.optim import OptimWrapper, build_optim_wrapper
 from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
+from crd_plugin.compat import load_checkpoint_file
 from crd_plugin.engine.hooks import CoCoRDHook, MemoryBankHook
 from crd_plugin.engine.hooks.memory_bank_hook import (
     check_negatives,
     index_dataset,
     pool_remark,
 )
+from crd_plugin.engine.hooks.strict_loading_hook import load_run
 from crd_plugin.engine.loops.staged_train_loop import split_epochs
+from crd_plugin.models.algorithms.pretrained_init import use_pretrained_init
 from crd_plugin.models.losses import CoCoRDLoss, CRDLoss
 from crd_plugin.models.memory_bank import MemoryBank
 from crd_plugin.models.recorders._members import members_of
@@ -50,7 +53,7 @@ from ._dry_run_step import (
     try_validation,
 )
 from .arguments import load_config, merge_options
-from .dry_run_report import BankRow, DryRunReport, count_parameters, read_recorders
+from .dry_run_report import BankRow, DryRunReport, count_parameters, read_recorders, watch_inputs
 from .explain import explain
 from .lookup import find_type, one_line
 from .settings import check_settings
@@ -149,8 +152,11 @@ def _run(
     data = read_data(cfg, 'train_dataloader', report.notes, stand_ins)
     last = size_of_last_batch(cfg, data)
     report.data = str(data)
+    use_pretrained_init()
     model = MODELS.build(copy.deepcopy(model_cfg))
     model.init_weights()
+    if cfg.get('load_from'):
+        _load_run(model, cfg)
     report.parts = count_parameters(model)
     build_hooks(cfg)
     _check_hooks(model, cfg)
@@ -188,6 +194,17 @@ def _run(
     build_schedulers(cfg, wrapper, report.notes)
 
 
+def _load_run(model: Any, cfg: dict[str, Any]) -> None:
+    """Load the weights that the runner is to load."""
+    banks = [module for module in model.modules() if isinstance(module, MemoryBank)]
+    for bank in banks:
+        bank.keep_rows = False  # they are checked when the data are known
+    role = '--resume' if cfg.get('resume') else 'load_from'
+    load_run(model, load_checkpoint_file(cfg['load_from']), role, cfg['load_from'])
+    for bank in banks:
+        bank.keep_rows = True
+
+
 def _try_steps(
     model: Any, cfg: dict[str, Any], batch: Any, wrapper: OptimWrapper, report: DryRunReport
 ) -> None:
@@ -198,7 +215,8 @@ def _try_steps(
         for stage in _stages_of(model, cfg.get('train_cfg') or {}):
             if stage:
                 model.set_stage(stage)
-            losses = one_step(model, batch, wrapper)
+            with watch_inputs(model, report):
+                losses = one_step(model, batch, wrapper)
             measure(model, losses, report, f'{stage}: ' if stage else '')
             idle |= {n for n, p in model.named_parameters() if n in trained and p.grad is None}
     except ValueError:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import namedtuple
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +13,8 @@ from torch import nn
 
 from .lookup import describe
 
+# What a network is given, behind its view: range and mean over the batch.
+InputRow = namedtuple('InputRow', 'network images min max mean')
 # Shapes of what a recorder holds after the step.
 RecorderRow = namedtuple('RecorderRow', 'side name type source output')
 # Shapes before and after a connector, and its number of parameters.
@@ -32,7 +34,7 @@ class DryRunReport:
 
     Attributes:
         config, data, images, teacher (str): Head of the report.
-        recorders, connectors, losses, banks, parts (list): Rows of the tables.
+        inputs, recorders, connectors, losses, banks, parts (list): Rows of the tables.
         notes (list[str]): What a user should know although training would start.
         problems (list[str]): One line each: place in the config, cause and fix.
         seconds (float): Duration.
@@ -43,6 +45,7 @@ class DryRunReport:
     data: str = ''
     images: str = ''
     teacher: str = ''
+    inputs: list[InputRow] = field(default_factory=list)
     recorders: list[RecorderRow] = field(default_factory=list)
     connectors: list[ConnectorRow] = field(default_factory=list)
     losses: list[LossRow] = field(default_factory=list)
@@ -57,6 +60,31 @@ class DryRunReport:
     def ok(self) -> bool:
         """bool: Whether no problem was found."""
         return not self.problems
+
+
+@contextmanager
+def watch_inputs(model: nn.Module, report: DryRunReport) -> Iterator[None]:
+    """Write what teacher and student are given first into a report."""
+    rows: dict[str, InputRow] = {}
+
+    def watch(name: str) -> Callable:
+        def keep(network: nn.Module, given: tuple) -> None:
+            if name not in rows and given and isinstance(given[0], torch.Tensor):
+                images = given[0].detach().float()
+                numbers = (float(x) for x in (images.min(), images.max(), images.mean()))
+                rows[name] = InputRow(name, describe(given[0]), *numbers)
+
+        return keep
+
+    networks = dict(student=getattr(model, 'architecture', None))
+    networks['teacher'] = getattr(model, 'teacher', None)
+    handles = [net.register_forward_pre_hook(watch(name)) for name, net in networks.items() if net]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        report.inputs = [rows[name] for name in networks if name in rows]
 
 
 @torch.no_grad()
@@ -118,6 +146,7 @@ def render(report: DryRunReport) -> str:
     ]
     blocks = [
         '\n'.join(f'{name.capitalize():<9}{text}' for name, text in head.items() if text),
+        _table('Inputs', InputRow._fields, report.inputs),
         _table('Recorders', RecorderRow._fields, report.recorders),
         _table('Connectors', ConnectorRow._fields, report.connectors),
         _table(

@@ -183,6 +183,11 @@ def _width_hint(calls: list[_Call], cfg: Mapping[str, Any]) -> str:
     key = min(keys, key=lambda key: 'in' not in key)  # rather than the width of the output
     shape = tuple(feature.shape)
     fix = f'the feature has {width} channels, shape {shape}; set {key}={width}'
+    role = {'model.architecture.backbone': 'student', 'model.teacher.backbone': 'teacher'}.get(
+        place
+    )
+    if role and key == 'in_channels':  # of the images
+        fix += f', or let the {role} see {expected} channels by model.{role}_view'
     return f'{place}.{key} is {expected}, but {fix}.' if width != expected else ''
 
 

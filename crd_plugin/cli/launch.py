@@ -6,6 +6,7 @@ Only light modules are imported at the top, so that a mistyped argument is answe
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import importlib
 import os
 import re
@@ -13,16 +14,22 @@ import shlex
 import shutil
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from .arguments import UsageError
 
 PACKAGE = Path(__file__).resolve().parents[1]
 LOG = 'train.log'
 LOCK = '.lock'
+# Environment variable with the descriptor of the lock that a training inherits.
+_HELD = 'CRD_PLUGIN_LOCK'
+# Signals that end this process.
+_RECEIVED: list[int] = []
 # MMEngine's lines: Epoch(train)  [3][5/5]  lr: ...  Epoch(val) [3][4/4] ...
 EPOCH_LINE = re.compile(r'(Epoch\((train|val)\)\s+\[(\d+)\].*)')
 # Receives the number of an epoch, whether it was validated, and MMEngine's line.
@@ -101,6 +108,8 @@ class Trainings:
 def _start(command: Sequence[str], env: Mapping[str, str], lock: int | None) -> subprocess.Popen:
     """Start a subprocess that imports the package of this checkout."""
     env = {**os.environ, 'PYTHONUNBUFFERED': '1', **env}
+    if lock is not None:
+        env[_HELD] = str(lock)
     # Threads that spin while they wait slow small networks down when the machine is busy.
     env.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
     path = [str(PACKAGE.parent), env.get('PYTHONPATH')]
@@ -147,12 +156,16 @@ def _signal(process: subprocess.Popen, number: int) -> None:
 def interrupt_on_signals() -> None:
     """Let ``kill`` and a closed terminal end a tool as Ctrl-C does.
 
-    The trainings have sessions of their own, so the terminal does not reach them.
+    The trainings have sessions of their own, so the terminal does not reach them. Some code turns
+    the KeyboardInterrupt into another exception; :func:`received` tells.
     """
 
-    def interrupt(*_: object) -> None:
-        for number in numbers:  # once is enough; stopping must not be interrupted
-            signal.signal(number, signal.SIG_IGN)
+    def interrupt(number: int, _: object) -> None:
+        for other in numbers:  # once is enough; stopping must not be interrupted
+            signal.signal(other, signal.SIG_IGN)
+        if hasattr(signal, 'SIGCHLD'):  # torch's handler tells of data workers that end too
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        _RECEIVED.append(number)
         raise KeyboardInterrupt
 
     numbers = [signal.SIGINT, signal.SIGTERM]
@@ -163,9 +176,47 @@ def interrupt_on_signals() -> None:
         signal.signal(number, interrupt)
 
 
+def received(error: BaseException) -> bool:
+    """Tell whether an exception is the end of an interrupted process."""
+    return isinstance(error, KeyboardInterrupt) or bool(_RECEIVED)
+
+
+def leave(message: str = '') -> NoReturn:
+    """End this process with a message and the status of one that a signal has ended.
+
+    Args:
+        message (str): Line for stderr. Defaults to nothing.
+
+    Raises:
+        SystemExit: With status 128 + number of the signal.
+    """
+    number = (_RECEIVED or [signal.SIGINT])[0]
+    sys.stderr.write(message)
+    sys.stderr.flush()
+    torch = sys.modules.get('torch')
+    if torch and torch.distributed.is_available() and torch.distributed.is_initialized():
+        os._exit(128 + number)  # the other ranks, which are waited for otherwise, end as well
+    raise SystemExit(128 + number)
+
+
+def is_watched() -> bool:
+    """Tell whether :class:`Trainings` has started this process, for a run that it holds."""
+    return _HELD in os.environ
+
+
+def end_with_parent() -> None:
+    """Have this process killed as soon as the one that started it is gone.
+
+    A rank that waits for others in a collective does not see signals, so it is SIGKILL. Only Linux
+    can do so; elsewhere, and in the moment before this call, an orphan trains on.
+    """
+    if sys.platform == 'linux':
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
 @contextlib.contextmanager
 def hold(run_dir: Path) -> Iterator[int]:
-    """Lock the folder of a run.
+    """Lock the folder of a run; a training that has inherited the lock takes it over.
 
     Yields:
         int: Descriptor of the locked file. A subprocess that inherits it keeps the lock, even if
@@ -177,13 +228,23 @@ def hold(run_dir: Path) -> Iterator[int]:
     from filelock import lock_descriptor
 
     with open(run_dir / LOCK, 'a') as file:
+        locked = _is_inherited(file.fileno())
         with contextlib.suppress(OSError):  # a file system without locks
-            if not lock_descriptor(file.fileno(), blocking=False):
+            locked = locked or lock_descriptor(file.fileno(), blocking=False)
+            if not locked:
                 raise UsageError(
                     f'{run_dir} is in use: another process trains there; wait for it or end it '
-                    'first.'
+                    'first, or train in another --work-dir.'
                 )
         yield file.fileno()
+
+
+def _is_inherited(lock: int) -> bool:
+    """Tell whether this process has inherited a lock on a file."""
+    try:
+        return os.path.sameopenfile(int(os.environ[_HELD]), lock)
+    except (KeyError, ValueError, OSError):
+        return False
 
 
 def make_room(run_dir: Path, keep: bool) -> None:

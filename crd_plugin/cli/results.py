@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from .reading import parse_json, read_text
 
 if TYPE_CHECKING:
     import pandas as pd
 
 TOP1, TOP5 = 'accuracy/top1', 'accuracy/top5'
+_NUMBERS: dict[str, tuple[type, ...]] = {TOP1: (float, int), TOP5: (float, int), 'step': (int,)}
 # Columns of a summary, and which number of which epoch they average.
 METRICS = dict(
     top1_last=('last', 'top1'),
@@ -48,7 +50,7 @@ def read_run(run_dir: str | Path) -> dict[str, Any]:
     found: dict[int, dict[str, float]] = {}
     for log in logs:
         for entry in _read_log(log):
-            if TOP1 in entry and TOP5 in entry:
+            if {TOP1, TOP5, 'step'} <= entry.keys():
                 epoch = int(entry['step'])
                 found[epoch] = dict(epoch=epoch, top1=entry[TOP1], top5=entry[TOP5])
     if not found:
@@ -68,15 +70,13 @@ def read_run(run_dir: str | Path) -> dict[str, Any]:
 def _read_log(log: Path) -> list[dict[str, Any]]:
     """Read a log; leave out a last line that was cut off when the run was killed."""
     entries = []
-    lines = log.read_text().splitlines()
+    lines = read_text(log).splitlines()
     for number, line in enumerate(lines, 1):
         try:
-            entries.append(json.loads(line))
-        except json.JSONDecodeError as error:
+            entries.append(parse_json(line, f'{log}, line {number}', _NUMBERS))
+        except ValueError as error:
             if number < len(lines):
-                raise ValueError(
-                    f'{log}, line {number} is not JSON: {error}. Repeat the run.'
-                ) from error
+                raise ValueError(f'{error} Repeat the run.') from error
     return entries
 
 

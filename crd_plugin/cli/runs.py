@@ -19,9 +19,21 @@ from mmengine.config import Config
 
 from . import arguments, launch
 from .arguments import UsageError
+from .reading import parse_json, read_text
 from .results import read_run
+from .resuming import POINTER, checkpoints
 
 RECORD = 'run.json'
+_KINDS: dict[str, tuple[type, ...]] = dict(
+    config=(str,),
+    seed=(int,),
+    options=(list,),
+    epochs=(int,),
+    signature=(str,),
+    teacher=(str,),
+    finished=(bool,),
+    seconds=(float, int, type(None)),
+)
 # What is to be done with a run.
 DONE, RESUMED, NEW = 'done', 'resumes', 'new'
 CHANGED, IN_USE = 'settings changed', 'in use'
@@ -82,9 +94,11 @@ class Settings:
     def teacher(self) -> tuple[str, str]:
         """Return SHA-256 or URL of the teacher's checkpoint, and its path if it is missing.
 
-        Of several teachers: all of them, and the first that is missing.
+        Of several teachers: all of them, and the first that is missing. A probe has the network
+        that it probes in the teacher's place.
         """
-        given = (self.config.get('model') or {}).get('teacher_ckpt') or ''
+        model = self.config.get('model') or {}
+        given = model.get('teacher_ckpt') or model.get('backbone_ckpt') or ''
         found = []
         for path in [given] if isinstance(given, str) else given:
             if path and '://' not in path:
@@ -165,14 +179,10 @@ class Run:
             return CHANGED
         if record['finished']:
             return DONE
-        epoch = epoch_of(self.checkpoint)
-        if epoch and self.settings.validates(epoch) and not self._validated(epoch):
-            # Killed between a checkpoint and its validation, which resuming from that checkpoint
-            # would leave out. Only for the last epoch is it worth starting over.
-            earlier = self.latest_checkpoint(before=epoch)
-            if earlier or epoch >= self.settings.epochs:
-                self.checkpoint = earlier
-        elif epoch >= self.settings.epochs:
+        epochs = self.settings.epochs
+        # A last validation that is missing is made up when the run is resumed.
+        validated = not self.settings.validates(epochs) or self._validated(epochs)
+        if validated and epoch_of(self.checkpoint) >= epochs:
             return DONE
         return RESUMED if self.checkpoint else NEW
 
@@ -183,18 +193,9 @@ class Run:
         except (FileNotFoundError, ValueError):
             return False
 
-    def latest_checkpoint(self, before: int | None = None) -> Path | None:
-        """Find the checkpoint to resume from, as ``--resume auto`` does, or one before an epoch."""
-        pointer = self.run_dir / 'last_checkpoint'
-        if before is None and pointer.is_file():
-            checkpoint = self.run_dir / Path(pointer.read_text().strip()).name
-            if checkpoint.is_file():
-                return checkpoint
-        # Killed while the pointer was written, or the file that it names is gone.
-        kept = list(self.run_dir.glob('epoch_*.pth'))
-        if before is not None:
-            kept = [path for path in kept if epoch_of(path) < before]
-        return max(kept, key=epoch_of, default=None)
+    def latest_checkpoint(self) -> Path | None:
+        """Find the checkpoint that ``--resume auto`` tries first."""
+        return next(iter(checkpoints(self.run_dir, self.run_dir / POINTER)), None)
 
     @property
     def reached(self) -> int:
@@ -204,7 +205,9 @@ class Run:
     def describe(self) -> str:
         """Describe the state, for example 'resumes at epoch 3 of 240'."""
         text = self.state
-        if self.reached:
+        if self.reached >= self.settings.epochs:
+            text = f'resumes with the validation of epoch {self.reached}'
+        elif self.reached:
             text = f'resumes at epoch {self.reached + 1} of {self.settings.epochs}'
         elif self.state == RESUMED and self.checkpoint:
             text = f'resumes from {self.checkpoint.name}'
@@ -214,12 +217,12 @@ class Run:
             text += f', teacher {self.missing} is missing'
         return text
 
-    def command(self, resume: Path | None = None) -> list[str]:
-        """Compose the command line of the training, resumed from a checkpoint if one is given."""
+    def command(self, resume: bool = False) -> list[str]:
+        """Compose the command line of the training, new or resumed."""
         command = [sys.executable, str(launch.locate('tools/train.py')), str(self.settings.path)]
         command += ['--work-dir', str(self.run_dir)]
         if resume:
-            command += ['--resume', str(resume)]
+            command += ['--resume', 'auto']
         return [*command, '--cfg-options', *self.options]
 
     def train(
@@ -249,13 +252,15 @@ class Run:
                 'start it again.'
             )
         if self.missing:
+            from crd_plugin.models.algorithms.checkpoints import how_to_train
+
             raise UsageError(
-                f'the teacher {self.missing} does not exist; train it first or give '
+                f'the teacher {self.missing} does not exist; {how_to_train(self.missing)} with '
                 '--cfg-options model.teacher_ckpt=FILE.'
             )
         if self.state == CHANGED:
             launch.make_room(self.run_dir, keep=self.checkpoint is not None)
-        resume = self.checkpoint if self.state == RESUMED else None
+        resume = self.state == RESUMED
         self.run_dir.mkdir(parents=True, exist_ok=True)
         with launch.hold(self.run_dir) as lock:
             self._write_record(finished=False)
@@ -283,9 +288,9 @@ class Run:
 def read_record(path: Path, keys: Iterable[str]) -> dict[str, Any]:
     """Read what was trained in a folder; a UsageError says that keys are missing."""
     try:
-        record = json.loads(path.read_text(encoding='utf-8'))
+        record = parse_json(read_text(path), path.name, _KINDS)
         missing = set(keys) - set(record)
-    except (ValueError, TypeError) as error:
+    except ValueError as error:
         raise UsageError(f'{path} is damaged ({error}); move its folder away.') from error
     if missing:
         raise UsageError(

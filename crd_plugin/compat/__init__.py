@@ -33,6 +33,7 @@ from .packages import (
 )
 from .training import (
     autocast_float16_on_cpu,
+    find_default_weight_decay,
     init_dist_on_cpu,
     scale_gradients_on_cpu,
     start_data_loading_late,
@@ -60,6 +61,9 @@ PATCHES: dict[str, tuple[Callable[[Any], None], ...]] = {
     'mmengine.runner.checkpoint': (load_log_history,),
     'mmengine.runner.loops': (start_data_loading_late,),
     'mmengine.utils.package_utils': (find_installed_packages,),
+    'mmpretrain.engine.optimizers.layer_decay_optim_wrapper_constructor': (
+        find_default_weight_decay,
+    ),
     'mmrazor': (replace_quantization_tables,),
     'mmrazor.models.algorithms.base': (turn_off_inplace_layers,),
     'mmrazor.models.losses.kd_soft_ce_loss': (find_soft_cross_entropy,),

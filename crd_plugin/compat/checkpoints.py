@@ -36,8 +36,8 @@ def load_checkpoint_file(filename: str | os.PathLike, map_location: Any = 'cpu')
 
     Raises:
         FileNotFoundError: If there is no such file.
-        CheckpointError: If the file is truncated, is not a checkpoint, or holds objects of other
-            classes.
+        CheckpointError: If the file is truncated, is not a checkpoint, holds objects of other
+            classes, or is not a dict.
     """
     import torch
 
@@ -50,7 +50,7 @@ def load_checkpoint_file(filename: str | os.PathLike, map_location: Any = 'cpu')
         )
     try:
         with _log_history_allowed():
-            return torch.load(path, map_location=map_location, weights_only=True)
+            loaded = torch.load(path, map_location=map_location, weights_only=True)
     except Exception as error:
         # A damaged file makes torch fail in any way. EINVAL is how its reader says that an index
         # points past the end; other errors of the system are not the file's fault.
@@ -58,6 +58,13 @@ def load_checkpoint_file(filename: str | os.PathLike, map_location: Any = 'cpu')
         if isinstance(error, MemoryError) or number not in (None, errno.EINVAL):
             raise
         raise CheckpointError(f'checkpoint {filename} {_explain(path, error)}') from error
+    if not isinstance(loaded, dict):
+        raise CheckpointError(
+            f'checkpoint {filename} holds a {type(loaded).__name__}, expected a dict with weights, '
+            'as model.state_dict() gives them: save it again with '
+            'torch.save(dict(state_dict=...), FILE).'
+        )
+    return loaded
 
 
 def _explain(path: Path, error: Exception) -> str:
@@ -174,7 +181,8 @@ def _load_url(url: str, map_location: Any = None, progress: bool = True, **_: An
     name = Path(urlparse(url).path).name
     folder, digest = Path(torch.hub.get_dir(), 'checkpoints'), sha256(url.encode()).hexdigest()[:12]
     path = folder / f'{digest}-{name}'
-    if not path.is_file():
+    is_new = not path.is_file()
+    if is_new:
         folder.mkdir(parents=True, exist_ok=True)
         expected = re.search(r'-([a-f0-9]{8,})\.', name)  # as the names of published files end
         try:
@@ -184,7 +192,13 @@ def _load_url(url: str, map_location: Any = None, progress: bool = True, **_: An
                 f'checkpoint {url} cannot be downloaded ({error}); download it by hand and give '
                 'its path.'
             ) from error
-    return load_checkpoint_file(path, map_location)
+    try:
+        return load_checkpoint_file(path, map_location)
+    except CheckpointError as error:
+        # A connection that was lost ends a download without a word: it is not kept.
+        if is_new:
+            path.unlink(missing_ok=True)
+        raise CheckpointError(f'{url}: {error}') from error
 
 
 def use_load_checkpoint_file() -> None:

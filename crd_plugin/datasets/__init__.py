@@ -1,6 +1,7 @@
 """Data set wrappers, and data sets that mmpretrain lacks."""
 
 from .digits import Digits
+from .fashion_mnist import FashionMNIST
 from .multi_view_pipeline import MultiViewPipeline
 from .resident import ResidentDataset, whole_batch
 from .sample_index import SampleIndexDataset
@@ -9,6 +10,7 @@ from .tiny_imagenet import TinyImageNet200
 
 __all__ = [
     'Digits',
+    'FashionMNIST',
     'MultiViewPipeline',
     'ResidentDataset',
     'STL10',

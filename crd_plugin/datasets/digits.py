@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from mmpretrain.datasets import BaseDataset
 
@@ -33,12 +35,13 @@ class Digits(BaseDataset):
         split (str): 'train' or 'test'. Defaults to 'train'.
         num_train_per_class (int, optional): Training images kept of each class, 1 to 74. None keeps
             all 797. Only for ``split='train'``. Defaults to None.
+        digits (Sequence[int]): Digits kept, each labelled by itself. Defaults to all ten.
         metainfo (dict, optional): Extra meta information. Defaults to None.
         **kwargs: Other arguments of :class:`mmpretrain.datasets.BaseDataset`, ``pipeline``,
             ``indices`` and ``test_mode`` among them.
 
     Raises:
-        ValueError: If ``split`` or ``num_train_per_class`` is out of range.
+        ValueError: If ``split``, ``num_train_per_class`` or ``digits`` is out of range.
         ImportError: If scikit-learn is not installed.
     """
 
@@ -48,6 +51,7 @@ class Digits(BaseDataset):
         self,
         split: str = 'train',
         num_train_per_class: int | None = None,
+        digits: Sequence[int] = range(10),
         metainfo: dict | None = None,
         **kwargs,
     ) -> None:
@@ -63,7 +67,10 @@ class Digits(BaseDataset):
                 f'num_train_per_class must be an int from 1 to {_MOST_TRAIN_PER_CLASS}, or None '
                 f'for all images, but got {num_train_per_class!r}.'
             )
+        if not isinstance(digits, Sequence) or not digits or not set(digits) <= {*range(10)}:
+            raise ValueError(f'digits must be some of 0 to 9, such as [0, 1], but got {digits!r}.')
         self.split = split
+        self.digits = frozenset(digits)
         self.num_train_per_class = num_train_per_class
         super().__init__(ann_file='', metainfo=metainfo, **kwargs)
 
@@ -81,6 +88,8 @@ class Digits(BaseDataset):
         chosen: list[int] = []
         for label in range(10):
             order = generator.permutation(np.flatnonzero(bundle.target == label))
+            if label not in self.digits:
+                continue
             train = order[_NUM_TEST_PER_CLASS:][: self.num_train_per_class]
             chosen += [*(order[:_NUM_TEST_PER_CLASS] if self.split == 'test' else train)]
         images = np.rint(bundle.images * (255 / 16)).astype(np.uint8)[..., None].repeat(3, 3)

@@ -1,6 +1,13 @@
 """What runs around the models: hooks and loops."""
 
-from .hooks import CheckpointHook, CoCoRDHook, FiniteLossHook, MemoryBankHook, RandomStateHook
+from .hooks import (
+    CheckpointHook,
+    CoCoRDHook,
+    FiniteLossHook,
+    MemoryBankHook,
+    RandomStateHook,
+    StrictLoadingHook,
+)
 from .loops import StagedTrainLoop
 
 __all__ = [
@@ -10,4 +17,5 @@ __all__ = [
     'MemoryBankHook',
     'RandomStateHook',
     'StagedTrainLoop',
+    'StrictLoadingHook',
 ]

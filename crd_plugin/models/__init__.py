@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .memory_bank import MemoryBank  # noqa: F401
     from .recorders import *  # noqa: F403
     from .sharded_bank import ShardedBank  # noqa: F401
+    from .views import *  # noqa: F403
 
 MODULES = tuple(
     f'{__name__}.{module}'
@@ -29,6 +30,7 @@ MODULES = tuple(
         'key_queue',
         'recorders',
         'data_preprocessors',
+        'views',
         'backbones',
         'algorithms',
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -35,10 +37,19 @@ def check_state(
         ValueError: If the rows or labels cannot be those of this bank.
     """
     name = f'The checkpoint\'s memory bank "{prefix[:-1]}"'
+    damaged = 'the run had diverged or the file is damaged; resume from an earlier checkpoint.'
     for side in SIDES:
-        rows = state_dict.get(prefix + side)
-        if rows is None:
+        if prefix + side not in state_dict:
             continue
+        rows = state_dict[prefix + side]
+        if not isinstance(rows, Tensor) or rows.dim() != 2 or not rows.is_floating_point():
+            kind = type(rows).__name__
+            if isinstance(rows, Tensor):
+                kind = f'{str(rows.dtype).removeprefix("torch.")} of shape {tuple(rows.shape)}'
+            raise ValueError(
+                f'{name} has {side} rows that are {kind}, expected floating point of shape (N, D): '
+                f'{damaged}'
+            )
         num_rows = num_rows or len(rows)
         if rows.shape != (num_rows, embed_dim):
             raise ValueError(
@@ -46,12 +57,23 @@ def check_state(
                 f'width {embed_dim}; resume with the training set and embed_dim of that '
                 'run, or start again without --resume.'
             )
-        longest = rows.float().norm(dim=1).amax() if len(rows) else torch.zeros(())
-        if not bool(longest <= _LONGEST_ROW):
+        norms = rows.float().norm(dim=1) if len(rows) else torch.ones(1)
+        for norm in (float(norms.amin()), float(norms.amax())):
+            if not 0 < norm <= _LONGEST_ROW:  # nor NaN
+                raise ValueError(
+                    f'{name} has {side} rows with an L2 norm of {norm:.4g}, expected about 1: '
+                    f'{damaged}'
+                )
+    constants = [
+        state_dict[key] for side in SIDES if (key := f'{prefix}log_z_{side}') in state_dict
+    ]
+    if len(constants) == 2:
+        values = [float(constant) for constant in constants]
+        unset = all(map(math.isnan, values))
+        if not unset and not all(map(math.isfinite, values)):
             raise ValueError(
-                f'{name} has {side} rows with an L2 norm of {float(longest):.4g}, expected about '
-                '1: the run had diverged or the file is damaged; resume from an earlier '
-                'checkpoint.'
+                f'{name} has log_z_student {values[0]:.4g} and log_z_teacher {values[1]:.4g}, '
+                f'expected finite constants: {damaged}'
             )
     labels = state_dict.get(prefix + 'labels')
     if labels is not None and labels.numel() and own_labels.numel():

@@ -14,6 +14,7 @@ from .features import (
     prediction_distance,
     unit_vectors,
 )
+from .lab import rgb_to_lab
 from .moving_average import move_averages
 from .negatives import (
     Negatives,
@@ -58,6 +59,7 @@ __all__ = [
     'pool_flat',
     'prediction_distance',
     'queue_logits',
+    'rgb_to_lab',
     'right_singular_vectors',
     'row_keys',
     'unit_over_batch',

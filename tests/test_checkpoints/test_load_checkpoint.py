@@ -86,3 +86,14 @@ def test_a_hash_in_the_name_is_compared(url, tmp_path):
 def test_no_network(url):
     with pytest.raises(CheckpointError, match='nothing.pth cannot be downloaded .*404'):
         load_checkpoint(f'{url}/nothing.pth')
+
+
+def test_a_download_that_was_cut_off_is_not_kept(url, tmp_path):
+    path = save(tmp_path, 'net.pth', dict(w=torch.ones(1000)))
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-100])
+    with pytest.raises(CheckpointError, match=f'{url}/net.pth: .* is truncated'):
+        load_checkpoint(f'{url}/net.pth')
+    assert not [found for found in (tmp_path / 'hub').rglob('*') if found.is_file()]
+    path.write_bytes(whole)
+    assert load_checkpoint(f'{url}/net.pth')['w'].sum() == 1000

@@ -239,15 +239,15 @@ def test_config_must_fit(run, checkpoint):
 @pytest.mark.parametrize(
     'content, message',
     [
-        ([1, 2], 'holds list, expected a `state_dict`'),
-        (dict(a=1), 'holds a dict of a, expected'),
-        (dict(state_dict={}), 'holds a dict of state_dict, expected'),
+        ([1, 2], 'holds a list, expected a dict with weights'),
+        (dict(a=1), 'holds no weights but a dict of a; expected'),
+        (dict(state_dict={}), 'holds no weights but a dict of state_dict; expected'),
         ({'distiller.w': torch.ones(1)}, 'has a distiller but no student'),
     ],
 )
 def test_foreign_file(tmp_path, content, message):
     torch.save(content, tmp_path / 'foreign.pth')
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, CheckpointError), match=message):
         publish_student(tmp_path / 'foreign.pth', tmp_path)
     assert len(list(tmp_path.iterdir())) == 1
 
@@ -316,6 +316,22 @@ def test_student_config():
         data_preprocessor=dict(type='Own'),
         model=dict(type='Net', backbone=dict(init_cfg=dict(type='Kaiming'))),
     )
+
+
+def test_config_of_a_student_with_a_view_or_a_mean_of_its_own():
+    own = dict(type='Inner', mean=[1.0])
+    distilled = dict(
+        test_cfg={},
+        test_dataloader=dict(dataset='stacked'),
+        model=dict(
+            data_preprocessor=dict(type='Own'),
+            student_view=dict(type='crd_plugin.ChannelView', channels=[3]),
+            architecture=dict(type='Net', data_preprocessor=own),
+        ),
+    )
+    assert student_config(distilled) == dict(data_preprocessor=own, model=dict(type='Net'))
+    del distilled['model']['student_view']
+    assert set(student_config(distilled)) >= {'test_cfg', 'test_dataloader'}
 
 
 def test_command_line(checkpoint, tmp_path, capsys):

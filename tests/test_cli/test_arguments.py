@@ -1,5 +1,6 @@
 """tools/train.py, test.py and check_config.py, the shell scripts and messages."""
 
+import argparse
 import importlib.util
 import json
 import os
@@ -7,10 +8,12 @@ import pickle
 import re
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import mmpretrain
@@ -273,7 +276,7 @@ FILES = dict(
         ('train plain.py --resume no.pth', '--resume no.pth does not exist'),
         (
             'train plain.py --work-dir w --resume',
-            'names gone/epoch_7.pth, which does not exist; give another checkpoint',
+            'w has no whole checkpoint (epoch_7.pth is damaged); give one with --resume FILE',
         ),
         ('train plain.py --auto-scale-lr', 'auto_scale_lr = dict(base_batch_size='),
         ('train apex.py --amp', 'the config has ApexOptimWrapper'),
@@ -290,7 +293,8 @@ def test_mistake_in_files_or_flags(folder, capsys, command, message):
     if 'un' in command:
         Path('nope.pth').touch()
     Path('w').mkdir()
-    Path('w/last_checkpoint').write_text('gone/epoch_7.pth')
+    Path('w/last_checkpoint').write_text('gone/epoch_8.pth')
+    Path('w/epoch_7.pth').write_text('torn')
     assert message in error_of(capsys, run(command))
     assert not Path('work_dirs').exists()
 
@@ -512,6 +516,8 @@ def test_two_processes_train_and_test_on_cpu(folder):
     ],
 )
 def test_slurm_scripts_keep_arguments_whole(tmp_path, name, argv):
+    for file in ('a config.py', 'c.pth'):
+        (tmp_path / file).touch()
     srun = tmp_path / 'srun'
     srun.write_text('#!/bin/sh\nfor word; do echo "$word"; done\n')
     srun.chmod(0o755)
@@ -546,6 +552,44 @@ def test_shell_scripts_say_how_to_use_them(tmp_path, name):
     assert result.stderr.startswith('usage: ') and 'CONFIG' in result.stderr
 
 
+DIST, SLURM = 'dist_train.sh config.py', 'slurm_train.sh part job'
+
+
+@pytest.mark.parametrize(
+    'command, variables, message',
+    [
+        ('dist_train.sh gone.py 2', {}, 'CONFIG gone.py does not exist'),
+        ('dist_test.sh config.py gone.pth 2', {}, 'CHECKPOINT gone.pth does not exist'),
+        (f'{DIST} two', {}, "GPUS is 'two', expected a number of at least 1"),
+        (f'{DIST} 0', {}, "GPUS is '0', expected"),
+        (f'{DIST} 2 --amp', dict(PORT='high'), "PORT is 'high', expected"),
+        (f'{DIST} 2', dict(PORT='65536'), 'PORT is 65536, expected a number below 65536'),
+        (f'{DIST} 2', dict(PORT='TAKEN'), 'is in use, perhaps by another run; choose one: PORT='),
+        (f'{DIST} 3', dict(PYTHON='TWO_GPUS'), 'GPUS is 3, but this machine has 2; start at most'),
+        (f'{SLURM} gone.py work', {}, 'CONFIG gone.py does not exist'),
+        (f'{SLURM} config.py work', dict(GPUS='-1'), "GPUS is '-1', expected"),
+        (f'{SLURM} config.py work', dict(CPUS_PER_TASK='x'), "CPUS_PER_TASK is 'x', expected"),
+    ],
+)
+def test_shell_scripts_check_their_arguments(tmp_path, command, variables, message):
+    """Before anything is started."""
+    (tmp_path / 'config.py').touch()
+    python = tmp_path / 'python'  # stands in for a Python on a machine with two GPUs
+    python.write_text('#!/bin/sh\necho 2\n')
+    python.chmod(0o755)
+    name, *argv = command.split()
+    with socket.socket() as taken:
+        taken.bind(('127.0.0.1', 0))
+        taken.listen()
+        real = dict(TAKEN=str(taken.getsockname()[1]), TWO_GPUS=str(python))
+        variables = {key: real.get(value, value) for key, value in variables.items()}
+        variables = dict(PYTHON=str(python), PORT=variables.pop('PORT', '29735')) | variables
+        result = shell(name, *argv, cwd=tmp_path, **variables)
+    assert result.returncode == 2 and result.stdout == ''
+    (line,) = result.stderr.splitlines()
+    assert line.startswith('error: ') and message in line
+
+
 # --- the runner ------------------------------------------------------------ #
 
 
@@ -561,12 +605,41 @@ def test_cublas_is_deterministic_on_demand(monkeypatch, given, found):
     name = 'CUBLAS_WORKSPACE_CONFIG'
     monkeypatch.setenv(name, '')  # What is set is taken back.
     monkeypatch.delenv(name)
-    monkeypatch.setattr('mmengine.runner.Runner.from_cfg', lambda cfg: None)
+    runner = SimpleNamespace(register_hook=lambda hook: None)
+    monkeypatch.setattr('mmengine.runner.Runner.from_cfg', lambda cfg: runner)
     cli.build_runner(Config(given))
     assert os.environ.get(name) == found
     monkeypatch.setenv(name, ':16:8')
     cli.build_runner(Config(given))
     assert os.environ[name] == ':16:8'
+
+
+@pytest.mark.parametrize(
+    'given, types',
+    [
+        ('[TensorboardVisBackend]', ['LocalVisBackend', 'TensorboardVisBackend']),
+        ('TensorboardVisBackend', ['LocalVisBackend', 'TensorboardVisBackend']),
+        ('WandbVisBackend,LocalVisBackend', ['WandbVisBackend', 'LocalVisBackend']),
+        ('[]', ['LocalVisBackend']),
+        ('None', ['LocalVisBackend']),
+    ],
+)
+def test_numbers_are_always_written_to_a_file(monkeypatch, given, types):
+    runner = SimpleNamespace(register_hook=lambda hook: None)
+    monkeypatch.setattr('mmengine.runner.Runner.from_cfg', lambda cfg: runner)
+    cfg = Config(dict(visualizer=dict(type='Visualizer', vis_backends=[dict(type='Other')])))
+    parser = argparse.ArgumentParser()
+    cli.add_common_arguments(parser)
+    args = parser.parse_args(['--cfg-options', f'visualizer.vis_backends={given}'])
+    cfg.merge_from_dict(args.cfg_options)
+    cli.build_runner(cfg)
+    assert [backend['type'] for backend in cfg.visualizer.vis_backends] == types
+
+
+@pytest.mark.parametrize('wrong', ['[dict(type=TensorboardVisBackend)]', "[{'kind':'a'}]"])
+def test_backends_that_the_command_line_cannot_give(folder, capsys, wrong):
+    assert call('train', 'plain.py', '--cfg-options', f'visualizer.vis_backends={wrong}') == 1
+    assert 'error: visualizer.vis_backends has ' in capsys.readouterr().err
 
 
 def test_weights_that_come_later_keep_the_number_of_teachers():

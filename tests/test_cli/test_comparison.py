@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 
 import pytest
 
@@ -129,14 +130,41 @@ def test_formats(table):
     assert json.loads(json.dumps(rows)) == rows
 
 
+def test_differences_to_kd_and_to_the_student_alone(tmp_path, metafile):
+    """By the names of the configs; seeds that only one of them has do not count."""
+    for seed, top1 in enumerate([(70.0, 76.0, 75.0), (78.0, 76.0, 78.0)]):
+        write_run(tmp_path, 'crd_t_s_b1_d', seed, top1)
+        write_run(tmp_path, 'kd_t_s_b1_d', seed, (0.0, 0.0, 75.5 + seed))
+    write_run(tmp_path, 'kd_t_s_b1_d', 2, (0.0, 0.0, 3.0))
+    write_run(tmp_path, 'vanilla_s_b1_d', 1, (0.0, 0.0, 70.0))
+    rows = _rows(tmp_path, metafile)
+    crd = rows['crd_t_s_b1_d']
+    # -0.5 and 1.5; t of one degree of freedom is 12.7062, the deviation sqrt(2).
+    assert crd['to_kd'] == dict(
+        mean=0.5,
+        low=pytest.approx(0.5 - 12.7062, abs=1e-4),
+        high=pytest.approx(0.5 + 12.7062, abs=1e-4),
+        seeds=[0, 1],
+        clear=False,
+    )
+    assert crd['to_alone'] == dict(mean=8.0, low=None, high=None, seeds=[1], clear=False)
+    assert rows['kd_t_s_b1_d']['to_kd'] is None and rows['kd_t_s_b1_d']['to_alone']['mean'] == 6.5
+    assert rows['vanilla_s_b1_d']['to_alone'] is rows['vanilla_s_b1_d']['to_kd'] is None
+    text = render_markdown(list(rows.values()))
+    assert re.search(r'crd_t_s_b1_d +\| +\+8.00 \| \+0.50 \[-12.21, \+13.21\] \|', text)
+    assert 'vanilla_s_b1_d' not in text.split('- student alone')[1].split('Differences')[0]
+    (line,) = [line for line in render_csv([crd]).splitlines() if line.startswith('crd')]
+    assert line.endswith(',8.0,,,0.5,-12.2062,13.2062')
+
+
 def test_nothing_is_finished_yet(tmp_path, metafile):
     write_run(tmp_path, 'crd_a', 0, (90.0, 90.0), finished=False)
     rows = _rows(tmp_path, metafile)
     assert list(rows) == ['crd_a', 'crd_b']
     assert rows['crd_a']['last'] is None and rows['crd_a']['missing_seeds'] == [0]
     assert render_csv(list(rows.values())).splitlines()[1:] == [
-        'crd_a,75.48,"CRD paper, table 1",,,,,,,,0,abcdef01,seed 0 is at epoch 2 of 3',
-        'crd_b,70.5,Results,,,,,,,,0,,',
+        'crd_a,75.48,"CRD paper, table 1",,,,,,,,0,abcdef01,seed 0 is at epoch 2 of 3,,,,,,',
+        'crd_b,70.5,Results,,,,,,,,0,,,,,,,,',
     ]
 
 
@@ -190,3 +218,11 @@ def test_runs_that_cannot_be_read(tmp_path):
     (write_run(tmp_path / 'lacking', 'crd_b', 0) / 'run.json').write_text('{"seed": 1}')
     with pytest.raises(ValueError, match='run.json lacks config, epochs, finished'):
         read_table_runs([tmp_path / 'lacking'])
+
+
+def test_a_run_that_failed_says_so(tmp_path, metafile):
+    write_run(tmp_path, 'crd_a', 0, (90.0, 90.0), finished=False)
+    (run_dir,) = tmp_path.rglob('seed_0')
+    (run_dir / 'train.log').write_text('Epoch(train) [3]\nerror: loss_crd is NaN\n')
+    (note,) = _rows(tmp_path, metafile)['crd_a']['notes']
+    assert note == 'seed 0 failed at epoch 2 of 3: error: loss_crd is NaN'

@@ -2,12 +2,14 @@
 
 import copy
 import hashlib
+import logging
 import random
 
 import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.logging import MMLogger
 from mmengine.registry import DATASETS, MODELS, DefaultScope
 from PIL import Image
 
@@ -211,6 +213,7 @@ def test_leaves_no_trace(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
     torch.manual_seed(4)
     assert run_dry(cfg).losses == first.losses
+    assert MMLogger.get_current_instance().isEnabledFor(logging.INFO)
 
 
 # Blocks of changes, a setting to a value or to ... to remove it, and what the one line must say.
@@ -254,8 +257,9 @@ model.architecture.head.in_channels = 65
 > model.architecture.head.in_channels is 65, but the feature has 16 channels, shape (2, 16);
 > set in_channels=16.
 
-model.architecture.backbone.in_channels = 4
-> model.architecture.backbone.in_channels is 4, but the feature has 3 channels
+model.architecture.backbone.in_channels = 2
+> model.architecture.backbone.in_channels is 2, but the feature has 3 channels, shape
+> (2, 3, 32, 32); set in_channels=3, or let the student see 2 channels by model.student_view.
 
 MAP.loss_crd.s_feats.data_idx = 2
 DIST.connectors.crd_student.in_channels = 16
@@ -550,6 +554,27 @@ def test_teacher_checkpoint(teacher, tmp_path):
     cut = tmp_path / 'cut.pth'
     cut.write_bytes(teacher.read_bytes()[:1000])
     assert 'truncated' in only(check(edited({'model.teacher_ckpt': str(cut)})))
+
+
+def test_weights_to_start_from_are_loaded_strictly(tmp_path):
+    """With the words of training; rows of a memory bank are not asked for."""
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        model = MODELS.build(distillation()['model'])
+        wide = MODELS.build(net(8))
+    torch.save(dict(state_dict=model.state_dict()), tmp_path / 'run.pth')
+    torch.save(dict(state_dict=wide.state_dict()), tmp_path / 'wide.pth')
+    cfg = distillation() | dict(load_from=str(tmp_path / 'run.pth'))
+    assert check(cfg).ok
+    cfg['model']['architecture'] = net(6)
+    assert 'run.pth does not fit the model of the config: missing ' in only(check(cfg))
+    cfg = vanilla() | dict(load_from=str(tmp_path / 'run.pth'))
+    assert 'publish_student.py first, or use the config of that' in only(check(cfg))
+    assert '--resume' in only(check(vanilla() | dict(cfg, resume=True)))
+    cfg = vanilla()
+    cfg['model']['backbone']['init_cfg'] = dict(
+        type='Pretrained', checkpoint=str(tmp_path / 'wide.pth'), prefix='backbone'
+    )
+    assert 'wide.pth does not fit this CIFARResNet' in only(check(cfg))
 
 
 def test_missing_teacher_checkpoint_can_be_passed_over():

@@ -127,6 +127,25 @@ def test_a_folder_is_locked_as_long_as_anything_trains_there(tmp_path):
         pass
 
 
+def test_a_training_takes_over_the_lock_that_it_inherits(tmp_path):
+    code = (
+        'import sys\n'
+        'from pathlib import Path\n'
+        'from crd_plugin.cli import launch\n'
+        'assert launch.is_watched()\n'
+        'with launch.hold(Path(sys.argv[1])): pass\n'
+        'try:\n'
+        '    with launch.hold(Path(sys.argv[2])): raise SystemExit("held")\n'
+        'except launch.UsageError: pass'
+    )
+    other = tmp_path / 'other'
+    other.mkdir()
+    with launch.hold(tmp_path) as lock, launch.hold(other):
+        command = [*_python(code), str(tmp_path), str(other)]
+        launch.Trainings().watch(command, tmp_path / launch.LOG, _ignore, {}, lock)
+    assert not launch.is_watched()
+
+
 def test_unfinished_runs_make_room_and_finished_ones_are_kept(tmp_path):
     for content in ('first', 'second', 'unfinished'):
         run_dir = tmp_path / 'kd_seed0'

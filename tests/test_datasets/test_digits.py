@@ -49,6 +49,16 @@ def test_small_training_sets_lie_inside_larger_ones():
     assert not _keys(middle) & _keys(Digits('test'))
 
 
+def test_some_digits_are_those_of_the_whole_set():
+    some = Digits('train', num_train_per_class=5, digits=[2, 7])
+    assert np.bincount(some.get_gt_labels()).tolist() == [0, 0, 5, 0, 0, 0, 0, 5]
+    assert _keys(some) < _keys(Digits('train', num_train_per_class=5))
+    assert some.metainfo['classes'] == tuple('0123456789')
+    for digits in ([], [3, 10], 5):
+        with pytest.raises(ValueError, match='^digits must be some of 0 to 9, such as .* but got'):
+            Digits(digits=digits)
+
+
 def test_build_by_config_with_a_pipeline():
     dataset = DATASETS.build(
         dict(

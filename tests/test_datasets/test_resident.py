@@ -22,7 +22,15 @@ from tests.test_datasets.toy_dataset import PACK, Numbers, OwnIndexing
 
 RESIDENT = dict(num_workers=0, collate_fn=dict(type='crd_plugin.whole_batch'))
 CROP = dict(type='RandomCrop', crop_size=2, padding=1)
-SETS = ['cifar10', 'cifar100', 'digits', 'stl10', 'stl10_unlabeled', 'tiny_imagenet']
+SETS = [
+    'cifar10',
+    'cifar100',
+    'digits',
+    'fashion_mnist',
+    'stl10',
+    'stl10_unlabeled',
+    'tiny_imagenet',
+]
 
 
 @pytest.fixture(autouse=True)

@@ -15,6 +15,7 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmpretrain.registry import MODELS
 
+from crd_plugin.engine.hooks import StrictLoadingHook
 from tests import small_runs
 
 FORMER = Path(__file__).parents[1] / 'data' / 'former'
@@ -37,6 +38,7 @@ def test_state_of_every_method_loads_strictly(leaf):
 def test_a_former_run_is_resumed(tmp_path):
     runner = small_runs.build(
         tmp_path,
+        StrictLoadingHook(),
         **small_runs.without_validation(),
         train_cfg__max_epochs=2,
         resume=True,

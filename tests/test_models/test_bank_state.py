@@ -244,3 +244,30 @@ def test_bit_sum_adds_all_bits(monkeypatch, dtype):
     assert torch.equal(whole, expected)
     rows[7, 1] += 1
     assert not torch.equal(bit_sum(rows), whole)
+
+
+@pytest.mark.parametrize(
+    'part, change, message',
+    [
+        ('student', lambda rows: None, 'student rows that are NoneType, expected floating point'),
+        ('teacher', lambda rows: rows.long(), r'teacher rows that are int64 of shape \(10, 4\)'),
+        ('student', lambda rows: rows[:, 0], r'student rows that are float32 of shape \(10,\)'),
+        ('student', lambda rows: rows * 100, 'student rows with an L2 norm of .*, expected about'),
+        ('teacher', lambda rows: rows.clone().fill_diagonal_(math.nan), 'an L2 norm of nan'),
+        ('student', lambda rows: rows * (torch.arange(N) < 5)[:, None], 'an L2 norm of 0,'),
+        (
+            'log_z_teacher',
+            lambda z: z * math.nan,
+            'log_z_student 0 and log_z_teacher nan, expected',
+        ),
+        ('log_z_student', lambda z: z - math.inf, 'log_z_student -inf and log_z_teacher 0'),
+    ],
+)
+def test_damaged_state_is_refused(part, change, message):
+    """Half a bank, rows of another kind, what is not finite."""
+    bank = sized(MemoryBank)
+    state = bank.state_dict()
+    state['log_z_student'] = state['log_z_teacher'] = torch.zeros(()).double()
+    bank.load_state_dict(state)
+    with pytest.raises(ValueError, match=f'{message}.*resume from an earlier checkpoint'):
+        bank.load_state_dict({**state, part: change(state[part])})

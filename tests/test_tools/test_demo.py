@@ -91,7 +91,7 @@ def test_methods_are_split_and_planned(demo, tmp_path):
 
 
 def test_a_method_without_a_teacher(demo, tmp_path):
-    config = demo.find_config('online-kd')
+    config = demo.find_config(demo.TABLES['digits'], 'online-kd')
     assert config.name == 'online-kd_resnet8w4_b20-100e_digits.py'
     args = demo.parse_args(['--methods', 'online-kd kd', '--work-dir', str(tmp_path)])
     _, (_, online, kd) = demo.plan(args)
@@ -108,6 +108,7 @@ def test_a_method_without_a_teacher(demo, tmp_path):
     'words, message',
     [
         (['--seeds', 'x'], '--seeds x: expected a count'),
+        (['--jobs', '0'], '--jobs 0: at least 1 training'),
         (['--seeds', '0'], '--seeds 0: expected a count of at least 1'),
         (['--methods', 'magic'], r'--methods magic: .* available: .*crd'),
         (['--methods', 'vanilla'], '--methods vanilla: there is no configs'),
@@ -176,3 +177,59 @@ def test_interrupted_runs_start_over_unless_told_to_resume(fake, tmp_path):
         (folder / 'epoch_100.pth').rename(folder / 'epoch_7.pth')
         assert fake('--methods', 'kd', *words) == [trained]
         assert (folder / 'epoch_7.pth').exists() == bool(words)
+
+
+def test_fashion_mnist_is_planned_with_a_teacher_of_its_own_schedule(demo, tmp_path):
+    args = demo.parse_args(['--data', 'fashion-mnist', '--work-dir', str(tmp_path)])
+    teacher, students = demo.plan(args)
+    assert teacher.settings.path.name == 'vanilla_resnet20_b64-12e_fashion-mnist.py'
+    assert [run.name for run in students] == [
+        'student alone (resnet8)',
+        *('KD', 'FitNet', 'AT', 'CRD', 'CRD+KD', 'CKTF', 'CoCoRD', 'CRD in-batch', 'InfoNCE'),
+    ]
+    assert {run.missing for run in students} == {'', str(tmp_path / 'teacher' / 'epoch_12.pth')}
+    data = [run.settings.config.train_dataloader.dataset.dataset for run in (teacher, students[0])]
+    assert [one.num_train_per_class for one in data] == [None, 500]
+    assert demo.parse_args(['--data', 'fashion-mnist']).work_dir.name == 'fashion-mnist'
+    assert demo.parse_args(['--methods']).methods == []  # the student alone
+
+
+def test_jobs_share_the_cores(demo, monkeypatch, tmp_path):
+    devices = []
+    monkeypatch.setattr('crd_plugin.cli.pool.train_all', lambda *args: devices.append(args[1]))
+    monkeypatch.setattr(demo, 'report', lambda *args: '')
+    monkeypatch.setattr('os.cpu_count', lambda: 8)
+    monkeypatch.delenv('OMP_NUM_THREADS', raising=False)
+    for words, expected in (
+        ([], [('demo', {})]),
+        (['--jobs', '3'], [('demo', dict(OMP_NUM_THREADS='2'))] * 3),
+    ):
+        assert cli.run(demo.main, ['--work-dir', str(tmp_path), *words]) == 0
+        # The teacher comes alone and has all cores.
+        assert devices == [[('demo', {})], expected]
+        devices.clear()
+
+
+def test_report_of_several_seeds(demo, tmp_path):
+    """Tables, file of results and figures, of runs that are written here."""
+    words = ['--methods', 'kd', '--seeds', '2', '--work-dir', str(tmp_path)]
+    args = demo.parse_args(words)
+    teacher, students = demo.plan(args)
+    for run, top1 in zip((teacher, *students), (94.0, 80.0, 90.0, 82.0, 92.5), strict=True):
+        log = run.run_dir / 'a' / 'vis_data' / 'scalars.json'
+        log.parent.mkdir(parents=True)
+        log.write_text(json.dumps({'accuracy/top1': top1, 'accuracy/top5': 99.0, 'step': 1}))
+        run.teacher = 'ab12' if run.name == 'KD' else ''
+        run._write_record(finished=True, seconds=1.0)
+    text = demo.report([teacher, *students], args, words)
+    assert '| student alone (resnet8w4) |     2 | 81.00 ± 1.41 |' in text
+    half = 12.7062 * 0.25  # of 10.0 and 10.5
+    expected = f'+10.25 [+{10.25 - half:.2f}, +{10.25 + half:.2f}] *'
+    assert re.search(rf'KD +\| +{re.escape(expected)} \| +- \|', text)
+    written = (tmp_path / 'results.md').read_text()
+    assert text in written and 'paired by seed' in written and '- teacher: SHA-256 ab12' in written
+    content = json.loads((tmp_path / 'results.json').read_text())
+    assert content['differences']['last - student alone']['KD']['mean'] == 10.25
+    assert [run['teacher'] for run in content['runs']] == ['', '', 'ab12', '', 'ab12']
+    for name in ('curves.png', 'accuracies.png'):
+        assert (tmp_path / name).read_bytes()[:4] == b'\x89PNG'

@@ -152,7 +152,7 @@ def test_interrupted_and_resumed_runs(call, configs, tmp_path):
     out, _ = call(*args)
     assert out.startswith('2 runs: 1 resumes, 1 done\n')
     log = ' '.join((crd / launch.LOG).read_text().split())  # MMEngine pads numbers
-    assert log.count('$ ') == 2 and 'resume from' in log
+    assert log.count('$ ') == 2 and '--resume auto: go on from' in log
     assert log.count('Epoch(train) [1]') == 5  # the first epoch, once
     assert (crd / 'epoch_2.pth').is_file()
     record = json.loads((crd / RECORD).read_text())

@@ -5,5 +5,13 @@ from .cocord_hook import CoCoRDHook
 from .finite_loss_hook import FiniteLossHook
 from .memory_bank_hook import MemoryBankHook
 from .random_state_hook import RandomStateHook
+from .strict_loading_hook import StrictLoadingHook
 
-__all__ = ['CheckpointHook', 'CoCoRDHook', 'FiniteLossHook', 'MemoryBankHook', 'RandomStateHook']
+__all__ = [
+    'CheckpointHook',
+    'CoCoRDHook',
+    'FiniteLossHook',
+    'MemoryBankHook',
+    'RandomStateHook',
+    'StrictLoadingHook',
+]

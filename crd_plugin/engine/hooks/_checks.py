@@ -3,7 +3,8 @@
 import torch
 from mmengine.dist import all_gather, get_rank
 from mmengine.hooks import Hook, SyncBuffersHook
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 # Rows whose bits are added up at once.
 _ROWS_AT_ONCE = 1 << 16
@@ -66,6 +67,43 @@ def check_ranks_agree(hook: Hook, name: str, checksum: Tensor) -> None:
                 f'{type(hook).__name__} changes its buffers, such as a hook '
                 'that averages or overwrites them.'
             )
+
+
+def check_kinds(model: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Refuse integers in place of weights, which loading would cast.
+
+    Args:
+        model (nn.Module): The model that is resumed.
+        weights (dict[str, Tensor]): Its state in the checkpoint.
+
+    Raises:
+        ValueError: If one is floating point and the other is not.
+    """
+    for name, own in model.state_dict().items():
+        saved = weights.get(name, own)
+        if isinstance(saved, Tensor) and saved.is_floating_point() != own.is_floating_point():
+            raise ValueError(
+                f'{name} is {saved.dtype} in the checkpoint, expected {own.dtype}: the file is '
+                'damaged; resume from an earlier checkpoint.'
+            )
+
+
+def check_equal_batches(loader: DataLoader) -> None:
+    """Refuse ranks that would wait for each other for ever; every rank must call it.
+
+    Args:
+        loader (DataLoader): The training data of this rank.
+
+    Raises:
+        ValueError: If the ranks have unequal numbers of batches.
+    """
+    numbers = [int(number) for number in all_gather(torch.tensor([len(loader)]))]
+    if len(set(numbers)) > 1:
+        raise ValueError(
+            f'The {len(numbers)} ranks have {", ".join(map(str, numbers))} batches per epoch, and '
+            'those with more would wait for the others for ever; set '
+            'train_dataloader.sampler.round_up=True, or use a sampler that gives each rank as many.'
+        )
 
 
 def bit_sum(tensor: Tensor) -> Tensor:

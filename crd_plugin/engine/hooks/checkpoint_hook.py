@@ -13,9 +13,14 @@ from mmengine import hooks
 from mmengine.config import Config
 from mmengine.dist import is_main_process
 from mmengine.fileio import LocalBackend, register_backend
+from mmengine.model import is_model_wrapper
+from mmengine.runner import BaseLoop
 from torch import nn
 
 from crd_plugin.registry import HOOKS
+
+from ._checks import check_kinds
+from ._resumed_settings import batches, counts_epochs, follow_config
 
 # MMEngine looks the storage of a checkpoint up by name.
 _BACKEND = 'crd_plugin.whole_files'
@@ -33,6 +38,10 @@ class CheckpointHook(hooks.CheckpointHook):
       ``gather_rows_for_checkpoint()`` that returns a context manager. Every rank enters it
       before rank 0 saves and leaves it afterwards; in between, ``state_dict()`` on rank 0 has to
       hold the state of all ranks.
+    * A validation that the run did not live to see is made up when it is resumed, so the last and
+      the best result are those of an uninterrupted run.
+    * Settings of the optimizer, its schedules and the batches that were changed for resuming are
+      followed and logged, where MMEngine silently takes those of the checkpoint.
 
     The config, which MMEngine writes into every checkpoint, is formatted once: that may take half a
     second. Storage other than local files is used as MMEngine does.
@@ -42,9 +51,22 @@ class CheckpointHook(hooks.CheckpointHook):
     """
 
     file_backend: Any
+    _resumed = False
+
+    def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
+        """Let a run that is resumed follow its config."""
+        self._resumed = runner._resume and isinstance(runner._train_loop, BaseLoop)
+        if self._resumed:
+            model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+            check_kinds(model, checkpoint.get('state_dict') or {})
+            follow_config(runner, checkpoint)
+
+    def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
+        """Save how the data is cut into batches."""
+        checkpoint['batches'] = batches(runner)
 
     def before_train(self, runner) -> None:
-        """Choose the storage, and remove what a killed run left."""
+        """Choose the storage, remove what a killed run left, and make up its last validation."""
         super().before_train(runner)
         object.__setattr__(runner.cfg, '__class__', _FormattedOnce)
         if type(self.file_backend) is LocalBackend:
@@ -54,6 +76,41 @@ class CheckpointHook(hooks.CheckpointHook):
                 suffix = Path(self.filename_tmpl).suffix
                 for partial in Path(self.out_dir).glob(f'*{suffix}.part'):
                     partial.unlink()
+                Path(runner.work_dir, 'last_checkpoint.part').unlink(missing_ok=True)
+        if self._resumed:
+            self._resumed = False
+            self._go_on(runner)
+
+    def after_val_epoch(self, runner, metrics: dict) -> None:
+        """Note that the epoch is validated; save the checkpoint if it is the best."""
+        if hasattr(self, 'file_backend'):
+            runner.message_hub.update_info('last_validated', [runner.epoch, runner.iter])
+        super().after_val_epoch(runner, metrics)
+
+    def _go_on(self, runner) -> None:
+        """Be where the resumed run was when it had validated its last epoch."""
+        loop, unit = runner.train_loop, 'epoch' if counts_epochs(runner) else 'iter'
+        step, end = getattr(loop, unit), getattr(loop, f'max_{unit}s')
+        # A copied or moved work dir has its own best checkpoint.
+        best = getattr(self, 'best_ckpt_path', None)
+        if best:
+            self.best_ckpt_path = self._path(Path(best).name)
+        several = getattr(self, 'best_ckpt_path_dict', {})
+        several.update({k: self._path(Path(path).name) for k, path in several.items() if path})
+        if self.file_backend.isfile(self._path(step)):
+            self.last_ckpt = self._path(step)
+        validated = runner.message_hub.runtime_info.get('last_validated')
+        if runner.val_loop is not None and validated != [runner.epoch, runner.iter]:
+            loop._decide_current_val_interval()
+            due = step % loop.val_interval == 0 or step == end
+            if due and step >= max(loop.val_begin, 1):
+                runner.logger.info(f'Making up the validation of {unit} {step}.')
+                runner.val_loop.run()
+        if step >= end:
+            runner.logger.info(
+                f'The run is finished: {unit} {step} of {end} is done; raise train_cfg.max_{unit}s '
+                'to train on.'
+            )
 
     def _save_checkpoint(self, runner) -> None:
         """Save as planned; runs on every rank."""
@@ -98,9 +155,10 @@ class CheckpointHook(hooks.CheckpointHook):
             _write(os.path.join(runner.work_dir, 'last_checkpoint'), self.last_ckpt.encode())
         self._remove_outdated()
 
-    def _path(self, step: int) -> str:
-        """Return the path of the checkpoint of a step."""
-        return self.file_backend.join_path(self.out_dir, self.filename_tmpl.format(step))
+    def _path(self, step: int | str) -> str:
+        """Return the path of the checkpoint of a step, or of a named one."""
+        name = step if isinstance(step, str) else self.filename_tmpl.format(step)
+        return self.file_backend.join_path(self.out_dir, name)
 
     def _remove_outdated(self) -> None:
         """Remove outdated checkpoints, unless one was written again under the same name."""
@@ -151,6 +209,9 @@ def _write(path: str | Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())  # A rename may survive a power cut that the content does not.
         os.replace(partial, path)
+    except OSError as error:
+        error.filename = str(path)  # a full disk is reported without
+        raise
     finally:
         partial.unlink(missing_ok=True)
 

@@ -105,7 +105,8 @@ class CoCoRDHook(Hook):
             if not any(part in key for key in weights):
                 raise ValueError(
                     f'The checkpoint has no {part} of CoCoRD, so training cannot be resumed from '
-                    'it exactly; start from its weights with load_from instead of --resume.'
+                    'it exactly; publish its student (tools/model_converters/publish_student.py) '
+                    'and start from it with model.student_ckpt.'
                 )
 
     def _log(self, runner, keys: Tensor, terms: CoCoRDTerms) -> None:

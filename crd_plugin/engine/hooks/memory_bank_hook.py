@@ -100,6 +100,8 @@ class MemoryBankHook(Hook):
 
     def before_train(self, runner: Any) -> None:
         """Compare the banks of all ranks, loaded or fresh."""
+        for bank in self._banks.values():
+            bank.keep_rows = True
         self._check_ranks()
 
     def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
@@ -134,7 +136,9 @@ class MemoryBankHook(Hook):
         self._check_ranks()
 
     def before_save_checkpoint(self, runner: Any, checkpoint: dict) -> None:
-        """Refuse to save one rank's part of a sharded bank."""
+        """Save the settings of the banks; refuse to save one rank's part of a sharded bank."""
+        if self._banks:
+            checkpoint['memory_bank'] = self._settings()
         for name, bank in self._banks.items():
             if f'{name}.student' not in checkpoint['state_dict']:
                 raise RuntimeError(
@@ -145,16 +149,50 @@ class MemoryBankHook(Hook):
                 )
 
     def after_load_checkpoint(self, runner: Any, checkpoint: dict) -> None:
-        """Refuse to resume from a checkpoint without the banks."""
-        resuming = isinstance(runner._train_loop, BaseLoop) and runner._resume
-        weights = checkpoint.get('state_dict', {})
-        for name in self._banks if resuming else ():
-            if not all(any(f'{name}.{side}' in key for key in weights) for side in SIDES):
-                raise ValueError(
-                    f'The checkpoint has no whole memory bank "{name}", so training cannot be '
-                    'resumed from it exactly; start from its weights with load_from instead of '
-                    '--resume.'
-                )
+        """Resume with whole banks and their settings only; load_from leaves them fresh."""
+        if not isinstance(runner._train_loop, BaseLoop):
+            return
+        weights = checkpoint.get('state_dict') or {}
+        if not runner._resume:
+            self._keep_fresh(runner, weights)
+            return
+        for name in self._banks:
+            for part in (*SIDES, *(f'log_z_{side}' for side in SIDES)):
+                if not any(f'{name}.{part}' in key for key in weights):
+                    raise ValueError(
+                        f'The checkpoint has no whole memory bank "{name}", so training cannot be '
+                        'resumed from it exactly; start from its weights with load_from instead of '
+                        '--resume.'
+                    )
+        saved = checkpoint.get('memory_bank', {})
+        for name, settings in self._settings().items():
+            for key, value in settings.items():
+                before = saved.get(name, {}).get(key, value)
+                if before != value:
+                    raise ValueError(
+                        f'model.{name}.{key} is {value!r}, but the memory bank and its constants Z '
+                        f'are of a training with {before!r}; resume with that, or start from the '
+                        'weights of the checkpoint with load_from.'
+                    )
+
+    def _settings(self) -> dict[str, dict[str, Any]]:
+        """Settings that rows and constants of the banks depend on, by loss."""
+        names = ('temperature', 'num_negatives', 'objective')
+        return {
+            name: dict({key: getattr(loss, key) for key in names}, momentum=loss.bank.momentum)
+            for name, loss in self._losses.items()
+            if loss.bank is not None
+        }
+
+    def _keep_fresh(self, runner: Any, weights: dict[str, Tensor]) -> None:
+        """Put the fresh rows in place of those of a checkpoint of which only weights are wanted."""
+        for name, bank in self._banks.items():
+            bank.keep_rows = False  # until training begins
+            # For EMAHook, whose copy of the bank loads what is here.
+            weights.update(bank.state_dict(prefix=f'{name}.'))
+            runner.logger.info(
+                f'load_from takes weights only: the rows of the memory bank {name} are fresh.'
+            )
 
     def _check_runner(self, runner: Any) -> None:
         """Refuse what would damage a bank."""

@@ -11,9 +11,12 @@ import numpy as np
 import torch
 from mmengine.dist import get_rank
 from mmengine.hooks import Hook
+from mmengine.runner import EpochBasedTrainLoop
 from torch.utils.data import DataLoader
 
 from crd_plugin.registry import HOOKS
+
+from ._checks import check_equal_batches
 
 
 @HOOKS.register_module()
@@ -33,6 +36,9 @@ class RandomStateHook(Hook):
 
     The seeds of the run and of the sampler are saved in the checkpoint, because MMEngine draws a
     new one for the sampler if the config gives none.
+
+    Raises:
+        ValueError: Before training, if the ranks have unequal numbers of batches.
     """
 
     priority = 'VERY_HIGH'
@@ -44,6 +50,8 @@ class RandomStateHook(Hook):
     def before_train(self, runner) -> None:
         """Set the seeds of the sampler and of reading, in new and resumed runs."""
         loader = runner.train_loop.dataloader
+        if isinstance(runner.train_loop, EpochBasedTrainLoop):
+            check_equal_batches(loader)
         sampler = _sampler(loader)
         if self._sampler_seed is not None and hasattr(sampler, 'seed'):
             sampler.seed = self._sampler_seed

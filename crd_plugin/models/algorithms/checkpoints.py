@@ -1,46 +1,179 @@
-"""Strict loading of teachers and students."""
+"""Strict loading of weights, the same for every role."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Collection, Iterable
+from pathlib import Path
+from typing import Any
 
+from mmengine.logging import MMLogger
 from mmengine.model import BaseModule
+from torch import Tensor, nn
 
 from crd_plugin.compat import load_checkpoint
 
-__all__ = ['check_is_distillation', 'load_strictly']
+__all__ = [
+    'PUBLISH',
+    'check_is_distillation',
+    'find_weights',
+    'fit_weights',
+    'how_to_train',
+    'load_pretrained',
+    'load_strictly',
+    'shorten',
+]
+
+PUBLISH = 'take the student out with tools/model_converters/publish_student.py'
+_PACKAGE = Path(__file__).resolve().parents[2]
+_SHAPES = re.compile(
+    r'size mismatch for (\S+): copying a param with shape torch\.Size\(\[(.*?)\]\) from '
+    r'checkpoint, the shape in current model is torch\.Size\(\[(.*?)\]\)'
+)
 
 
-def load_strictly(model: BaseModule, checkpoint: str, role: str) -> None:
-    """Load weights that must fit exactly, and keep ``init_weights`` from replacing them."""
-    loaded = load_checkpoint(checkpoint)
-    weights = loaded.get('state_dict', loaded)
-    own = model.state_dict()
-    missing = [key for key in own if key not in weights]
-    unexpected = [key for key in weights if key not in own]
-    shapes = [
-        f'{key} {tuple(weights[key].shape)} instead of {tuple(own[key].shape)}'
-        for key in own
-        if key in weights and weights[key].shape != own[key].shape
-    ]
-    if missing or unexpected or shapes:
-        if any(key.startswith('architecture.') for key in unexpected):
-            advice = (
-                'It is the checkpoint of a distillation: take the student out with '
-                'tools/model_converters/publish_student.py first.'
-            )
-        else:
-            part = 'teacher' if role == 'teacher' else 'architecture'
-            advice = (
-                f'Give the config of the network that it was saved from as model.{part} '
-                '(depth, widths, number of classes).'
-            )
-        raise ValueError(
-            f'{role}_ckpt={checkpoint} does not fit the {role}: missing {_shorten(missing)}; '
-            f'unexpected {_shorten(unexpected)}; other shapes {_shorten(shapes)}. {advice}'
-        )
-    model.load_state_dict(weights)
+def load_pretrained(model: BaseModule, checkpoint: str, role: str) -> None:
+    """Load a file that must fit exactly, and keep ``init_weights`` from replacing the weights.
+
+    Args:
+        model (BaseModule): The network.
+        checkpoint (str): Path or URL.
+        role (str): ``'teacher'`` or ``'student'``.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        CheckpointError: If it cannot be downloaded or loaded.
+        ValueError: If it holds no weights, or others.
+    """
+    source = f'{role}_ckpt={checkpoint}'
+    try:
+        loaded = load_checkpoint(checkpoint)
+    except FileNotFoundError as error:
+        if Path(checkpoint).expanduser().exists():
+            raise  # a folder
+        raise FileNotFoundError(f'{source} does not exist; {how_to_train(checkpoint)}.') from error
+    part = 'teacher' if role == 'teacher' else 'architecture'
+    load_strictly(
+        model,
+        fit_weights(find_weights(loaded, source), model, source),
+        source,
+        f'the {role}',
+        f'Give the config of the network that it was saved from as model.{part} (depth, widths, '
+        'number of classes).',
+    )
     model._is_init = True
+
+
+def find_weights(loaded: dict[str, Any], source: str) -> dict[str, Tensor]:
+    """Find the weights in what a checkpoint file holds.
+
+    They may be the content itself, its ``state_dict``, or the only dict of tensors in it.
+
+    Args:
+        loaded (dict): Content of the file.
+        source (str): Name of the file, for messages.
+
+    Returns:
+        dict[str, Tensor]: Tensors by name.
+
+    Raises:
+        ValueError: If there are none, or several.
+    """
+    if _are_weights(loaded):
+        return loaded
+    keys = ['state_dict'] if 'state_dict' in loaded else list(loaded)
+    found = {key: loaded[key] for key in keys if _are_weights(loaded[key])}
+    if len(found) == 1:
+        ((key, weights),) = found.items()
+        if key != 'state_dict':
+            logger = MMLogger.get_current_instance()
+            logger.info(f'{source}: the weights are those under {key!r}.')
+        return weights
+    which = f'several sets of weights: {shorten(found)}'
+    if not found:
+        which = f'no weights but a dict of {shorten(loaded)}'
+    raise ValueError(
+        f'{source} holds {which}; expected names with their tensors, as model.state_dict() gives '
+        'them: save them with torch.save(dict(state_dict=...), FILE).'
+    )
+
+
+def fit_weights(weights: dict[str, Tensor], model: nn.Module, source: str) -> dict[str, Tensor]:
+    """Give weights the names of a model where only wrappers around it differ.
+
+    Left out are ``_orig_mod.`` of ``torch.compile`` and first parts that all names share but no
+    module of the model has, such as ``module.`` of ``DataParallel``. Names that lack their first
+    part, such as ``backbone.``, are completed if that gives exactly the names of the model.
+
+    Args:
+        weights (dict[str, Tensor]): Tensors by name.
+        model (nn.Module): What they are to be loaded into.
+        source (str): Name of the file, for the log.
+
+    Returns:
+        dict[str, Tensor]: The same tensors; the same dict if no name changes.
+    """
+    own = set(model.state_dict())
+    parts = {name.partition('.')[0] for name in own}
+    names = {name: name.replace('_orig_mod.', '') for name in weights}
+    while len(first := {name.partition('.')[0] for name in names.values()}) == 1 and all(
+        '.' in name for name in names.values()
+    ):
+        if first <= parts:
+            break
+        names = {name: short.partition('.')[2] for name, short in names.items()}
+    completed = {name: _complete(short, own, parts) for name, short in names.items()}
+    if set(completed.values()) == own:
+        names = completed
+    changed = [name for name in names if name != names[name]]
+    if not changed:
+        return weights
+    MMLogger.get_current_instance().info(
+        f'{source}: {len(changed)} of {len(names)} weights are renamed, such as {changed[0]} to '
+        f'{names[changed[0]]}.'
+    )
+    return {names[name]: value for name, value in weights.items()}
+
+
+def load_strictly(
+    model: nn.Module, weights: dict[str, Tensor], source: str, target: str, advice: str
+) -> None:
+    """Load weights that must fit exactly.
+
+    Args:
+        model (nn.Module): The model.
+        weights (dict[str, Tensor]): Tensors by name.
+        source (str): Name of the file, for the message.
+        target (str): Name of what it has to fit.
+        advice (str): What to do in general, a sentence. Where the file is that of a distillation,
+            or the number of classes differs, the message says so instead.
+
+    Raises:
+        ValueError: If a name is missing or unexpected, or a shape differs.
+        RuntimeError: If torch cannot load the weights for another reason.
+    """
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        text = str(error)
+        missing, unexpected = (_listed(kind, text) for kind in ('Missing', 'Unexpected'))
+        shapes = _SHAPES.findall(text)
+        if not (missing or unexpected or shapes):
+            raise
+        others = [f'{name} {_tuple(a)} instead of {_tuple(b)}' for name, a, b in shapes]
+        distilled = any(name.startswith('architecture.') for name in unexpected)
+        if distilled and not hasattr(model, 'architecture'):
+            advice = (
+                f'It is the checkpoint of a distillation: {PUBLISH} first, or use the config of '
+                'that distillation.'
+            )
+        elif shapes and not (missing or unexpected) and all(map(_is_of_classes, shapes)):
+            classes = [sizes.split(',')[0] for sizes in shapes[0][1:]]
+            advice = f'The number of classes differs, {" instead of ".join(classes)}. {advice}'
+        raise ValueError(
+            f'{source} does not fit {target}: missing {shorten(missing, 1)}; unexpected '
+            f'{shorten(unexpected, 1)}; other shapes {shorten(others, 1)}. {advice}'
+        ) from error
 
 
 def check_is_distillation(keys: Iterable[str], prefix: str, advice: str) -> None:
@@ -52,9 +185,57 @@ def check_is_distillation(keys: Iterable[str], prefix: str, advice: str) -> None
         )
 
 
-def _shorten(keys: Sequence[str], most: int = 5) -> str:
-    """Join the first few keys and say how many more there are."""
-    if not keys:
-        return 'none'
-    more = f' and {len(keys) - most} more' if len(keys) > most else ''
-    return ', '.join(keys[:most]) + more
+def how_to_train(checkpoint: str) -> str:
+    """Say how to make a file that is missing: by the config that its folder is named after.
+
+    Args:
+        checkpoint (str): Path, such as ``work_dirs/NAME/epoch_100.pth``.
+
+    Returns:
+        str: A clause for a message.
+    """
+    name = Path(checkpoint).parent.name
+    for folder in (_PACKAGE.parent / 'configs', _PACKAGE / '.mim' / 'configs'):
+        for config in folder.glob(f'*/{name}.py') if name else ():
+            at = config.relative_to(Path.cwd()) if config.is_relative_to(Path.cwd()) else config
+            return f'make it with `python tools/train.py {at}`, or give the path of another one'
+    return 'give the path of a trained checkpoint'
+
+
+def shorten(names: Collection[Any], most: int = 5) -> str:
+    """List the first few names and how many more there are."""
+    more = f' and {len(names) - most} more' if len(names) > most else ''
+    return (', '.join(list(map(str, names))[:most]) or 'none') + more
+
+
+def _are_weights(value: Any) -> bool:
+    """Tell whether a value is a state dict with something in it."""
+    return (
+        isinstance(value, dict)
+        and bool(value)
+        and all(isinstance(key, str) and isinstance(v, Tensor) for key, v in value.items())
+    )
+
+
+def _complete(name: str, own: Collection[str], parts: Iterable[str]) -> str:
+    """Put a first part in front of a name if exactly one makes it a name of the model."""
+    found = [f'{part}.{name}' for part in parts if f'{part}.{name}' in own]
+    return found[0] if name not in own and len(found) == 1 else name
+
+
+def _listed(kind: str, text: str) -> list[str]:
+    """Names that torch lists as missing or unexpected."""
+    line = re.search(rf'{kind} key\(s\) in state_dict: (.*)', text)
+    return re.findall('"([^"]+)"', line[1]) if line else []
+
+
+def _tuple(sizes: str) -> str:
+    """Write the sizes of a tensor as Python does."""
+    return f'({sizes}{"," if sizes and "," not in sizes else ""})'
+
+
+def _is_of_classes(shape: tuple[str, str, str]) -> bool:
+    """Tell whether a weight of a head differs in its number of classes alone."""
+    name, given, own = shape
+    first, second = given.split(','), own.split(',')
+    return 'head' in name.split('.') and first[0] != second[0] and first[1:] == second[1:]

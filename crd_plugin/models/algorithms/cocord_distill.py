@@ -96,7 +96,7 @@ class CoCoRDDistill(FrozenTeacherDistill):
         self, batch_inputs: Any, data_samples: Samples = None, with_loss: bool = True
     ) -> dict[str, Tensor]:
         """Run both students on the first two views, record, and return the student's losses."""
-        view, view_2, _ = self._views(batch_inputs)
+        view, view_2 = map(self.student_view, self._views(batch_inputs)[:2])
         distiller = self.distiller
         distiller.set_deliveries_override(True)
         trains = self.student_trainable and torch.is_grad_enabled()

@@ -18,15 +18,16 @@ from crd_plugin.registry import MODELS
 from ..recorders import SampleFieldRecorder
 from ..recorders._members import members_of
 from . import speed
-from .checkpoints import check_is_distillation, load_strictly
+from .checkpoints import check_is_distillation, load_pretrained
+from .network_images import check_mixing, network_images
+from .student_interface import StudentInterface
 from .teacher_ensemble import Member, TeacherEnsemble
-from .teacher_images import check_student_images, teacher_images
 
 Samples = list[BaseDataElement] | None
 
 
 @MODELS.register_module()
-class FrozenTeacherDistill(SingleTeacherDistill):
+class FrozenTeacherDistill(StudentInterface, SingleTeacherDistill):
     """Distil from a frozen teacher: ``mmrazor.SingleTeacherDistill``, made strict.
 
     * The whole teacher is in eval mode. The original freezes only batch norm
@@ -36,8 +37,9 @@ class FrozenTeacherDistill(SingleTeacherDistill):
       weights behind a warning.
     * The teacher's loss is not computed: it runs in ``mode='tensor'``, head included, and so does
       the student with ``calculate_student_loss=False``, which then needs no labels.
-    * A teacher with a ``data_preprocessor`` of its own is given images with that mean, std and
-      order of channels, whatever the student's are. The original ignores it.
+    * A network with a ``data_preprocessor`` of its own is given images with that mean, std and
+      order of channels, whatever the other's are. The original ignores it.
+    * Teacher and student may see different views of an image: other channels, colours or sizes.
     * The student may start from given weights.
     * Widths that connectors and losses leave out are taken from one forward pass when the model
       is built, before optimizer and DDP see the parameters.
@@ -52,8 +54,13 @@ class FrozenTeacherDistill(SingleTeacherDistill):
             ``init_cfg`` counts; random weights cause a warning.
         student_ckpt (str, optional): Path or URL of weights that the student starts from, loaded
             strictly. Defaults to None.
+        teacher_view (dict | nn.Module, optional): What the teacher is given of the images, such as
+            ``dict(type='crd_plugin.ChannelView', channels=[0, 1, 2])``, see
+            ``docs/two_inputs.md``. Defaults to None: all of it.
+        student_view (dict | nn.Module, optional): What the student is given, in tests and
+            predictions too. Defaults to None: all of it.
         input_shape (Sequence[int]): Channels, height and width of the image that widths are
-            inferred with. Defaults to (3, 32, 32).
+            inferred with, before any view. Defaults to (3, 32, 32).
         channels_last (bool): Lay images and weights out with channels last, see
             ``docs/performance.md``. Defaults to False.
         compile (bool | dict): Compile the backbones of both networks by ``torch.compile``; a
@@ -63,8 +70,7 @@ class FrozenTeacherDistill(SingleTeacherDistill):
 
     Raises:
         ValueError: If ``teacher_trainable`` is True, a checkpoint or ``input_shape`` does not
-            fit, the student has a data preprocessor of its own, or ``torch.compile`` refuses
-            ``compile``.
+            fit, the student mixes images, or ``torch.compile`` refuses ``compile``.
         TypeError: If ``channels_last`` or ``compile`` is of another type.
         FileNotFoundError: If a checkpoint does not exist.
     """
@@ -75,6 +81,8 @@ class FrozenTeacherDistill(SingleTeacherDistill):
         teacher: Member | Sequence[Member],
         teacher_ckpt: str | Sequence[str | None] | None = None,
         student_ckpt: str | None = None,
+        teacher_view: nn.Module | dict | None = None,
+        student_view: nn.Module | dict | None = None,
         input_shape: Sequence[int] = (3, 32, 32),
         channels_last: bool = False,
         compile: bool | Mapping[str, Any] = False,
@@ -91,15 +99,18 @@ class FrozenTeacherDistill(SingleTeacherDistill):
         if isinstance(teacher, Sequence) or not one:
             teacher, teacher_ckpt = TeacherEnsemble(teacher, teacher_ckpt), None
         super().__init__(distiller=distiller, teacher=teacher, **kwargs)
-        check_student_images(self.student, self.data_preprocessor)
-        self.teacher_images = teacher_images(self.teacher, self.data_preprocessor)
+        check_mixing(self.student, self.data_preprocessor)
+        own = self.data_preprocessor
         if isinstance(self.teacher, TeacherEnsemble):
-            self.teacher.adapt_images(self.data_preprocessor)
+            self.teacher.adapt_images(own, teacher_view)
             self.teacher.check_records(self.distiller)
+            teacher_view = None
+        self.teacher_view = network_images(self.teacher, own, teacher_view, 'teacher')
+        self.student_view = network_images(self.student, own, student_view, 'student')
         if isinstance(teacher_ckpt, str) and teacher_ckpt:
-            load_strictly(self.teacher, teacher_ckpt, 'teacher')
+            load_pretrained(self.teacher, teacher_ckpt, 'teacher')
         if student_ckpt:
-            load_strictly(self.student, student_ckpt, 'student')
+            load_pretrained(self.student, student_ckpt, 'student')
         self.teacher.eval()
         self._infer_widths(input_shape)
         self.channels_last = channels_last
@@ -138,7 +149,7 @@ class FrozenTeacherDistill(SingleTeacherDistill):
         distiller = self.distiller
         distiller.set_deliveries_override(False)
         with distiller.teacher_recorders, distiller.deliveries, torch.no_grad():
-            self.teacher(self.teacher_images(batch_inputs), data_samples, mode='tensor')
+            self.teacher(self.teacher_view(batch_inputs), data_samples, mode='tensor')
 
     def run_student(
         self, batch_inputs: Any, data_samples: Samples = None, with_loss: bool = True
@@ -162,21 +173,24 @@ class FrozenTeacherDistill(SingleTeacherDistill):
         mode = 'loss' if with_loss else 'tensor'
         with distiller.student_recorders, distiller.deliveries, torch.set_grad_enabled(trains):
             with _labels_wanted():
-                result = self.student(batch_inputs, data_samples, mode=mode)
+                result = self.student(self.student_view(batch_inputs), data_samples, mode=mode)
         return result if with_loss else {}
 
-    @property
-    def backbone(self) -> nn.Module:
-        """nn.Module: The student's backbone, for tools of MMPretrain."""
-        return self.student.backbone
-
     def extract_feat(self, inputs: Tensor, **kwargs) -> Any:
-        """Extract the student's features, for tools of MMPretrain."""
-        return self.student.extract_feat(inputs, **kwargs)
+        """Extract the student's features of its view."""
+        return super().extract_feat(self.student_view(inputs), **kwargs)
 
     def predict(self, inputs: Tensor, *args, **kwargs) -> list[BaseDataElement]:
-        """Predict by the student, for tools of MMPretrain."""
-        return self.student.predict(inputs, *args, **kwargs)
+        """Predict by the student from its view."""
+        return super().predict(self.student_view(inputs), *args, **kwargs)
+
+    def _forward(self, inputs: Tensor, data_samples: Samples = None) -> Any:
+        """Run the student on its view, for ``mode='tensor'``."""
+        return super()._forward(self.student_view(inputs), data_samples)
+
+    def _predict(self, inputs: Tensor, data_samples: Samples = None) -> Any:
+        """Predict by the student from its view, for ``mode='predict'``."""
+        return super()._predict(self.student_view(inputs), data_samples)
 
     def train(self, mode: bool = True) -> FrozenTeacherDistill:
         """Set the mode of all modules but the teacher's, which stay in eval mode."""
@@ -221,9 +235,10 @@ class FrozenTeacherDistill(SingleTeacherDistill):
         # Two images: batch norm of one value per channel would not run.
         images = torch.zeros(2, *input_shape)
         for role in ('teacher', 'student'):
+            seen = getattr(self, f'{role}_view')(images)
             try:
                 with getattr(distiller, f'{role}_recorders'):
-                    getattr(self, role)(images, None, mode='tensor')
+                    getattr(self, role)(seen, None, mode='tensor')
             except (RuntimeError, ValueError, IndexError, AssertionError) as error:
                 raise ValueError(
                     f'input_shape={tuple(input_shape)} does not go through the {role}: {error}; '

@@ -23,12 +23,13 @@ from crd_plugin.registry import MODELS
 
 from .branching import check_branch, find_trunk, make_branch, run_and_watch
 from .checkpoints import check_is_distillation
+from .student_interface import StudentInterface
 
 Samples = list[BaseDataElement] | None
 
 
 @MODELS.register_module()
-class OnlineEnsembleDistill(BaseAlgorithm):
+class OnlineEnsembleDistill(StudentInterface, BaseAlgorithm):
     """Distil an on-the-fly native ensemble: the online KD of the CRD paper's tables.
 
     The network's last stages exist m times behind a shared trunk: once in ``architecture``, which
@@ -179,6 +180,12 @@ class OnlineEnsembleDistill(BaseAlgorithm):
                 right = one.detach().argmax(dim=1) == target
                 losses[f'{name}.accuracy'] = 100 * right.float().mean()
         return losses
+
+    def predict(
+        self, inputs: Tensor, data_samples: Samples = None, **kwargs
+    ) -> list[BaseDataElement]:
+        """Predict by what is evaluated."""
+        return self._predict(inputs, data_samples)
 
     def _forward(self, inputs: Tensor, data_samples: Samples = None) -> Tensor:
         """Return the logits of what is evaluated, ``(B, classes)``."""

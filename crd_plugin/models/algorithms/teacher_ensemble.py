@@ -12,8 +12,8 @@ from mmrazor.registry import MODELS as RAZOR_MODELS
 from torch import nn
 
 from ..recorders._members import MemberRecorder
-from .checkpoints import load_strictly
-from .teacher_images import teacher_images
+from .checkpoints import load_pretrained
+from .network_images import network_images
 
 Member: TypeAlias = BaseModel | Mapping[str, Any]
 
@@ -61,18 +61,20 @@ class TeacherEnsemble(BaseModel):
         for number, (member, checkpoint) in enumerate(zip(self.members, checkpoints or ())):
             if checkpoint:
                 try:
-                    load_strictly(member, checkpoint, 'teacher')
+                    load_pretrained(member, checkpoint, 'teacher')
                 except ValueError as error:
                     raise ValueError(f'Member {number} of the ensemble: {error}') from error
         self.images = nn.ModuleList(nn.Identity() for _ in self.members)
 
-    def adapt_images(self, own: nn.Module) -> None:
+    def adapt_images(self, own: nn.Module, view: nn.Module | dict | None = None) -> None:
         """Give each member images as it was trained on.
 
         Args:
             own (nn.Module): Data preprocessor of the distillation.
+            view (nn.Module | dict, optional): What all of them are given of an image. Defaults to
+                None: all of it.
         """
-        self.images = nn.ModuleList(teacher_images(member, own) for member in self.members)
+        self.images = nn.ModuleList(network_images(member, own, view) for member in self.members)
 
     def check_records(self, distiller: Any) -> None:
         """Refuse a loss that would silently be given the first member alone.

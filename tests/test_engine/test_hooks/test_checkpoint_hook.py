@@ -3,6 +3,7 @@
 import itertools
 import os
 import re
+import shutil
 import signal
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.fileio import LocalBackend, register_backend
+from mmengine.hooks import Hook
 from mmengine.logging import MessageHub
 from mmengine.runner import save_checkpoint
 from torch import nn
@@ -246,3 +248,147 @@ def test_the_config_is_formatted_once(tmp_path, monkeypatch):
     assert len(formatted) - before <= 2  # one by MMEngine for the log
     saved = small_runs.load(tmp_path / 'epoch_3.pth')['meta']['cfg']
     assert Config.fromstring(saved, '.py').to_dict() == runner.cfg.to_dict()
+
+
+# --- resuming -------------------------------------------------------------- #
+
+BEST = dict(
+    default_hooks__checkpoint__save_best='accuracy/top1',
+    default_hooks__checkpoint__max_keep_ckpts=1,
+)
+
+
+class DieInValidation(Hook):
+    """Ends the run after a number of epochs, before their validation has ended."""
+
+    def __init__(self, epoch) -> None:
+        self.epoch = epoch
+
+    def after_val_iter(self, runner, *args, **kwargs) -> None:
+        """Raise an error that no caller expects."""
+        if runner.epoch == self.epoch:
+            raise ArithmeticError
+
+
+def validations(work_dir):
+    lines = [line for line in small_runs.scalars(work_dir) if 'accuracy/top1' in line]
+    return {line['step']: line['accuracy/top1'] for line in lines}
+
+
+def checkpoints(work_dir):
+    """Weights and notes of each checkpoint, without the folder in paths."""
+    found = {}
+    for path in Path(work_dir).glob('*.pth'):
+        saved = small_runs.load(path)
+        notes = {
+            key: Path(value).name if key in ('best_ckpt', 'last_ckpt') else value
+            for key, value in saved['message_hub']['runtime_info'].items()
+            if key not in ('cfg', 'experiment_name', 'epoch', 'iter')  # of the last step
+        }
+        history = saved['message_hub']['log_scalars'].get('val/accuracy/top1')
+        notes['validations'] = history and history.data[0].tolist()
+        found[path.name] = (saved['state_dict'], notes)
+    return found
+
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory):
+    """Work dir of three epochs without interruption, and the epoch of the best validation."""
+    folder = tmp_path_factory.mktemp('whole')
+    small_runs.build(folder, train_cfg__max_epochs=3, **BEST).train()
+    found = validations(folder)
+    return folder, max(found, key=found.get)
+
+
+@pytest.mark.parametrize('after', [1, 2, 3])
+def test_a_lost_validation_is_made_up(tmp_path, whole, after):
+    """It was left out, and with it the best checkpoint where it was the best."""
+    reference, _ = whole
+    changes = dict(BEST, train_cfg__max_epochs=3)
+    with pytest.raises(ArithmeticError):
+        small_runs.build(tmp_path, DieInValidation(after), **changes).train()
+    assert after not in validations(tmp_path)
+    small_runs.build(tmp_path, resume=True, **changes).train()
+    assert validations(tmp_path) == validations(reference)
+    found, expected = checkpoints(tmp_path), checkpoints(reference)
+    assert found.keys() == expected.keys()
+    for name, (weights, notes) in expected.items():
+        assert found[name][1] == notes
+        for key, value in weights.items():
+            assert torch.equal(found[name][0][key], value), (name, key)
+
+
+def test_a_lost_validation_is_made_up_in_a_loop_of_iterations(tmp_path):
+    changes = dict(
+        train_cfg=dict(_delete_=True, type='IterBasedTrainLoop', max_iters=8, val_interval=4),
+        train_dataloader__sampler=dict(_delete_=True, type='InfiniteSampler', shuffle=True),
+        default_hooks__checkpoint=dict(by_epoch=False, interval=2),
+        default_hooks__logger__log_metric_by_epoch=False,
+        log_processor__by_epoch=False,
+    )
+
+    class Die(Hook):
+        def before_val(self, runner) -> None:
+            if runner.iter == 4:
+                raise ArithmeticError
+
+    with pytest.raises(ArithmeticError):
+        small_runs.build(tmp_path, Die(), **changes).train()
+    assert validations(tmp_path) == {}
+    small_runs.build(tmp_path, resume=True, **changes).train()
+    assert list(validations(tmp_path)) == [4, 8]
+    # Where none was due, none is made up.
+    runner = small_runs.build(
+        tmp_path, resume=True, load_from=str(tmp_path / 'iter_6.pth'), **changes
+    )
+    runner.train()
+    assert list(validations(tmp_path)) == [4, 8]
+
+
+def test_integers_in_place_of_weights_are_refused(tmp_path, whole):
+    saved = small_runs.load(whole[0] / 'epoch_3.pth')
+    name = 'architecture.backbone.conv.weight'
+    saved['state_dict'][name] = saved['state_dict'][name].long()
+    torch.save(saved, tmp_path / 'damaged.pth')
+    load_from = str(tmp_path / 'damaged.pth')
+    with pytest.raises(ValueError, match=f'{name} is torch.int64 in the checkpoint, expected'):
+        small_runs.build(tmp_path, resume=True, load_from=load_from).train()
+
+
+def test_a_finished_run_says_so_and_is_left_as_it_is(tmp_path, whole, caplog):
+    folder = tmp_path / 'copy'
+    shutil.copytree(whole[0], folder)
+    before = {path.name: path.read_bytes() for path in folder.glob('*.pth')}
+    runner = small_runs.build(folder, resume=True, train_cfg__max_epochs=3, **BEST)
+    runner.logger.addHandler(caplog.handler)
+    runner.train()
+    assert 'The run is finished: epoch 3 of 3 is done; raise train_cfg.max_epochs' in caplog.text
+    assert {path.name: path.read_bytes() for path in folder.glob('*.pth')} == before
+
+
+def test_a_copied_work_dir_leaves_the_best_checkpoint_of_the_other_alone(tmp_path, whole):
+    """It was removed as soon as the copy had a better one."""
+    folder, (best,) = tmp_path / 'copy', whole[0].glob('best_*.pth')
+    shutil.copytree(whole[0], folder)
+    changes = dict(BEST, default_hooks__checkpoint__rule='less', train_cfg__max_epochs=12)
+    small_runs.build(folder, resume=True, load_from=str(folder / 'epoch_3.pth'), **changes).train()
+    assert best.exists() and not (folder / best.name).exists()
+    assert len(list(folder.glob('best_*.pth'))) == 1
+
+
+def test_a_file_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+    """The system does not say which one."""
+
+    def fail(descriptor):
+        raise OSError(28, 'No space left on device')
+
+    monkeypatch.setattr(checkpoint_hook.os, 'fsync', fail)
+    with pytest.raises(OSError, match="No space left on device: '.*epoch_1.pth'"):
+        train(FakeRunner(tmp_path), build())
+
+
+def test_a_part_of_the_pointer_is_removed(tmp_path):
+    (tmp_path / 'last_checkpoint.part').touch()
+    (tmp_path / 'epoch_1.pth.part').touch()
+    build().before_train(FakeRunner(tmp_path))
+    assert files(tmp_path) == []

@@ -590,7 +590,7 @@ def _without_bank(checkpoint, path, part='.bank.'):
     return str(path)
 
 
-@pytest.mark.parametrize('part', ['.bank.', '.bank.teacher'])
+@pytest.mark.parametrize('part', ['.bank.', '.bank.teacher', '.bank.log_z_student'])
 def test_resume_needs_the_bank(tmp_path, checkpoint, part):
     path = _without_bank(checkpoint, tmp_path / 'no_bank.pth', part)
     runner = _quiet(tmp_path, load_from=path, resume=True)
@@ -599,6 +599,23 @@ def test_resume_needs_the_bank(tmp_path, checkpoint, part):
         match='has no whole memory bank ".*loss_crd.bank".*with load_from instead of --resume',
     ):
         runner.train()
+
+
+@pytest.mark.parametrize(
+    'name, value, before',
+    [('temperature', 0.1, 0.07), ('num_negatives', 4, 8), ('momentum', 0.9, 0.5)],
+)
+def test_resuming_with_settings_that_belong_to_z(tmp_path, checkpoint, name, value, before):
+    """They were taken silently, while rows and constants stayed those of the others."""
+    changed = {f'{LOSS}{name}': value}
+    runner = _quiet(tmp_path, load_from=str(checkpoint), resume=True, **changed)
+    with pytest.raises(
+        ValueError,
+        match=f'model.distiller.distill_losses.loss_crd.{name} is {value}, but the memory bank and '
+        f'its constants Z are of a training with {before}; resume with that',
+    ):
+        runner.train()
+    _quiet(tmp_path, load_from=str(checkpoint), **changed).train()
 
 
 def test_load_from_does_not_need_the_bank(tmp_path, checkpoint):

@@ -9,6 +9,7 @@ from mmengine.dataset import DefaultSampler, pseudo_collate
 from mmengine.hooks import Hook
 from torch.utils.data import DataLoader, Dataset, Subset
 
+from crd_plugin.engine.hooks import _checks
 from crd_plugin.engine.hooks.random_state_hook import seed_everything, seeded_reading
 from tests import small_runs
 
@@ -246,3 +247,14 @@ def test_loop_by_iterations_augments_every_pass_differently(tmp_path):
     images = [images for _, images in spy.batches]
     for i, batch in enumerate(images):
         assert not any(torch.equal(batch, other) for other in images[:i])
+
+
+def test_ranks_with_unequal_numbers_of_batches(tmp_path, monkeypatch):
+    """They waited for each other for ever."""
+    lengths = torch.tensor([4]), torch.tensor([3])
+    monkeypatch.setattr(_checks, 'all_gather', lambda own: lengths if own == 4 else None)
+    message = 'The 2 ranks have 4, 3 batches per epoch.*set train_dataloader.sampler.round_up=True'
+    with pytest.raises(ValueError, match=message):
+        small_runs.build(tmp_path, **small_runs.without_validation()).train()
+    monkeypatch.setattr(_checks, 'all_gather', lambda own: [own, own])
+    small_runs.build(tmp_path, **small_runs.without_validation()).train()

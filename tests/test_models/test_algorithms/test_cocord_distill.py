@@ -365,3 +365,18 @@ def test_distillers_and_networks_that_do_not_fit():
     ):
         with pytest.raises(ValueError, match=text):
             _build(**changes)
+
+
+def test_a_view_of_the_student_is_the_slow_students_too():
+    cfg = model_config()
+    cfg['student_view'] = dict(type='crd_plugin.ResizeView', size=4)
+    model = MODELS.build(cfg)
+    seen = []
+    for name in ('student', 'slow_student', 'teacher'):
+        backbone = getattr(model, name).backbone
+        backbone.register_forward_pre_hook(
+            lambda module, args, name=name: seen.append((name, args[0].size(-1)))
+        )
+    images, samples = small_runs.batch()
+    model([images] * 3, samples, mode='loss')
+    assert sorted(seen) == [*[('slow_student', 4)] * 2, *[('student', 4)] * 2, ('teacher', 8)]

@@ -169,7 +169,7 @@ def test_checkpoint_that_does_not_fit(tmp_path, role, width):
 def test_other_checkpoints_are_refused(tmp_path):
     path = tmp_path / 'other.pth'
     torch.save({f'layer{i}': torch.ones(1) for i in range(8)}, path)
-    with pytest.raises(ValueError, match='layer4 and 3 more'):
+    with pytest.raises(ValueError, match='layer0 and 7 more'):
         _build(teacher_ckpt=str(path))
     with pytest.raises(
         ValueError,
@@ -321,20 +321,3 @@ def test_student_that_is_not_trained():
     assert all(p.grad is None for p in model.student.parameters())
     weight = model.distiller.connectors['s'].linear.weight
     assert weight.grad.abs().sum() > 0
-
-
-def test_prediction_and_features_are_the_students():
-    """As MMPretrain's tools ask for them: get_flops, vis_tsne, ..."""
-    model = _build().eval()
-    inputs, samples = small_runs.batch()
-    own = model.student(inputs, copy.deepcopy(samples), mode='predict')
-    for found in (model(inputs, samples, mode='predict'), model.predict(inputs)):
-        for first, second in zip(own, found, strict=True):
-            assert torch.equal(first.pred_score, second.pred_score)
-    assert model.backbone is model.student.backbone
-    for place in ({}, dict(stage='backbone')):
-        (expected,), (found,) = (
-            net.extract_feat(inputs, **place) for net in (model.student, model)
-        )
-        assert torch.equal(found, expected)
-    assert found.shape == (6, 6, 4, 4)

@@ -115,6 +115,18 @@ def test_each_member_is_given_its_own_images():
         torch.testing.assert_close(given, (images - mean) / 2, rtol=1e-4, atol=1e-3)
 
 
+def test_every_member_is_given_the_view_of_the_teacher():
+    view = dict(type='crd_plugin.ChannelView', channels=[2, 1, 0])
+    teachers = [{**small_runs.net(width), 'data_preprocessor': None} for width in (12, 9)]
+    model = build(teacher=teachers, teacher_view=view)
+    seen = []
+    for member in model.teacher.members:
+        member.backbone.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    images = torch.randn(2, 3, 8, 8)
+    model.run_teacher(images)
+    assert len(seen) == 2 and all(torch.equal(given, images.flip(1)) for given in seen)
+
+
 def test_options_of_speed_reach_every_member(monkeypatch):
     compiled = []
     monkeypatch.setattr(torch.nn.Module, 'compile', lambda self, **kwargs: compiled.append(self))

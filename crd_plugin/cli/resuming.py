@@ -1,0 +1,163 @@
+"""Where a training goes on after an interruption, and how it is interrupted without harm.
+
+Only light modules are imported at the top, so that a mistyped argument is answered at once.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import re
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from mmengine.config import Config
+
+from crd_plugin.compat import CheckpointError, load_checkpoint_file
+
+from . import launch
+from .arguments import UsageError, check_checkpoint
+
+POINTER = 'last_checkpoint'
+# The disk, or the user's share of it, is full; Windows has no shares.
+_FULL = {errno.ENOSPC, getattr(errno, 'EDQUOT', errno.ENOSPC)}
+# Without these, nothing is resumed.
+_PARTS = {'meta', 'state_dict', 'message_hub', 'optimizer'}
+_NUMBERED = re.compile(r'(\d+)\.(?:pth|pt|ckpt)$')
+# What says which of the processes this is, by launcher.
+_RANK = dict(pytorch='RANK', slurm='SLURM_PROCID', mpi='OMPI_COMM_WORLD_RANK')
+
+
+def checkpoints(folder: Path, pointer: Path) -> list[Path]:
+    """List the checkpoints that a run may go on from, the one to try first at the front.
+
+    Args:
+        folder (Path): Folder of the checkpoints.
+        pointer (Path): File that names the latest one.
+
+    Returns:
+        list[Path]: The one that is named, if it is there, then the others from new to old.
+    """
+    numbers = {
+        path: int(match[1])
+        for path in folder.glob('*')
+        # A best checkpoint lacks the optimizer.
+        if (match := _NUMBERED.search(path.name)) and not path.name.startswith('best_')
+    }
+    found = sorted(numbers, key=lambda path: numbers[path], reverse=True)
+    named = folder / _named(pointer)
+    return [named, *(path for path in found if path != named)] if named.is_file() else found
+
+
+def _named(pointer: Path) -> str:
+    """Name of the file that a pointer names, without its folder: the work dir may be moved."""
+    try:
+        name = Path(pointer.read_text(encoding='utf-8').strip()).name
+    except (OSError, ValueError):  # missing, or not a text
+        return ''
+    return name if name.isprintable() else ''
+
+
+def resume(cfg: Config, wanted: str | None) -> str:
+    """Let a config go on from a checkpoint.
+
+    Args:
+        cfg (Config): The config, with its work dir; changed in place.
+        wanted (str, optional): ``--resume``: a checkpoint, or 'auto' for the latest whole one of
+            the work dir. Defaults to None: as the config says.
+
+    Returns:
+        str: A remark for the log; empty if the training starts from the beginning.
+
+    Raises:
+        UsageError: If there is no such checkpoint, or none of those of the work dir is whole.
+    """
+    if wanted is None and cfg.get('resume') and not cfg.get('load_from'):
+        wanted = 'auto'
+    if wanted is None:
+        return ''
+    if wanted != 'auto':
+        check_checkpoint(wanted, '--resume')
+        cfg.resume, cfg.load_from = True, wanted
+        return f'resume from {wanted}'
+    folder, pointer = _folder(cfg), Path(cfg.work_dir, POINTER)
+    faults = []
+    for path in checkpoints(folder, pointer):
+        fault = _fault(path)
+        if not fault:
+            break
+        faults.append(f'{path.name} {fault}')
+    else:
+        if faults:
+            raise UsageError(
+                f'--resume auto: {folder} has no whole checkpoint ({", ".join(faults)}); give one '
+                'with --resume FILE, or train in another --work-dir.'
+            )
+        cfg.resume = False
+        return f'--resume auto: no checkpoint in {folder} yet, start from the beginning'
+    if not faults and path.name != _named(pointer):
+        faults.append(f'{POINTER} does not name one that is there')
+    cfg.resume, cfg.load_from = True, str(path)
+    return f'--resume auto: go on from {path}' + (f', because {", ".join(faults)}' * bool(faults))
+
+
+def _folder(cfg: Config) -> Path:
+    """Where the checkpoints of a run are: its work dir, or as the checkpoint hook is told."""
+    work_dir = Path(cfg.work_dir)
+    elsewhere = ((cfg.get('default_hooks') or {}).get('checkpoint') or {}).get('out_dir')
+    if not elsewhere or Path(elsewhere) == work_dir:
+        return work_dir
+    return Path(elsewhere, work_dir.absolute().name)
+
+
+def _fault(path: Path) -> str:
+    """Why a run cannot go on from a checkpoint; empty if it can."""
+    try:
+        missing = sorted(_PARTS - set(load_checkpoint_file(path)))
+    except (CheckpointError, OSError):
+        return 'is damaged'
+    return f'has no {missing[0]}' if missing else ''
+
+
+@contextmanager
+def guarded(cfg: Config) -> Iterator[None]:
+    """Train in a work dir that nobody else uses; end in one line if that is interrupted.
+
+    The first process holds the lock of the work dir. Those of torchrun, and a training of
+    ``tools/run_table.py``, end when what started them is gone.
+
+    Args:
+        cfg (Config): The config, with its work dir and launcher.
+
+    Raises:
+        UsageError: If another process trains there, or the disk is full.
+        SystemExit: With status 128 + N if the training ends by signal N.
+    """
+    first = int(os.environ.get(_RANK.get(cfg.launcher, ''), 0)) == 0
+    work_dir = Path(cfg.work_dir)
+    if cfg.launcher == 'pytorch' or launch.is_watched():  # Slurm and MPI end their tasks
+        launch.end_with_parent()
+    try:
+        with ExitStack() as stack:
+            # On a full disk, a traceback per line that the log file cannot take helps nobody.
+            stack.callback(setattr, logging, 'raiseExceptions', logging.raiseExceptions)
+            logging.raiseExceptions = False
+            if first:
+                work_dir.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(launch.hold(work_dir))
+            yield
+    except BaseException as error:
+        if launch.received(error):
+            kept = checkpoints(_folder(cfg), work_dir / POINTER)
+            hint = f'{work_dir} has no checkpoint yet, start again'
+            if kept:
+                hint = f'the same command with --resume goes on from {kept[0]}'
+            launch.leave(f'interrupted; {hint}.\n' if first else '')
+        if not isinstance(error, OSError) or error.errno not in _FULL:
+            raise
+        raise UsageError(
+            f'{error.filename or work_dir} cannot be written: {error.strerror}; free some space, '
+            'then go on with the same command and --resume. The earlier checkpoints are whole.'
+        ) from error

@@ -1,0 +1,101 @@
+"""Weights of a run that must fit exactly."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mmengine.hooks import Hook
+from mmengine.model import BaseTTAModel, is_model_wrapper
+from mmengine.runner import BaseLoop
+from torch import Tensor, nn
+
+from crd_plugin.models.algorithms.checkpoints import (
+    PUBLISH,
+    find_weights,
+    fit_weights,
+    load_strictly,
+)
+from crd_plugin.registry import HOOKS
+
+# Buffers of other packages and older versions that repeat the settings of a config.
+_SETTINGS = 'data_preprocessor.'
+
+
+@HOOKS.register_module()
+class StrictLoadingHook(Hook):
+    """Refuse a checkpoint that does not fit the model, of which MMEngine only warns.
+
+    For ``load_from``, resuming and testing. ``tools/train.py`` and ``tools/test.py`` add it.
+
+    Raises:
+        ValueError: If weights are missing, unexpected or of other shapes, or a checkpoint without
+            training state is to be resumed.
+    """
+
+    # The last one: EMAHook and MemoryBankHook change what is loaded.
+    priority = 'LOWEST'
+
+    def after_load_checkpoint(self, runner: Any, checkpoint: dict) -> None:
+        """Load the weights strictly; what MMEngine then does makes no difference."""
+        model = runner.model
+        while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
+            model = model.module
+        role = 'checkpoint'
+        if isinstance(runner._train_loop, BaseLoop):
+            role = '--resume' if runner._resume else 'load_from'
+        checkpoint['state_dict'] = load_run(model, checkpoint, role, runner._load_from or '')
+
+
+def load_run(model: nn.Module, checkpoint: dict, role: str, filename: str) -> dict[str, Tensor]:
+    """Load the weights of a run, which must fit exactly.
+
+    Args:
+        model (nn.Module): The whole model, without wrappers.
+        checkpoint (dict): Content of the file.
+        role (str): ``'--resume'``, ``'load_from'``, or ``'checkpoint'`` for one that is tested.
+        filename (str): Name of the file, for messages.
+
+    Returns:
+        dict[str, Tensor]: The weights, under the names of the model.
+
+    Raises:
+        ValueError: If weights are missing, unexpected or of other shapes, or a checkpoint without
+            training state is to be resumed.
+    """
+    source = f'{role} {filename}'.strip()
+    meta = checkpoint.get('meta')
+    if role == '--resume' and not (isinstance(meta, dict) and {'epoch', 'iter'} <= set(meta)):
+        raise ValueError(
+            f'{source} has weights but no state of a training (meta.epoch and meta.iter); to start '
+            'from its weights, set load_from instead of --resume.'
+        )
+    weights, own = fit_weights(find_weights(checkpoint, source), model, source), model.state_dict()
+    settings = {name for name in weights if name.startswith(_SETTINGS) and name not in own}
+    if settings:
+        weights = {name: value for name, value in weights.items() if name not in settings}
+    advice = _advice(role, weights, own)
+    load_strictly(model, weights, source, 'the model of the config', advice)
+    return weights
+
+
+def _advice(role: str, weights: dict[str, Tensor], own: dict[str, Tensor]) -> str:
+    """Say what to do with weights that do not fit as a whole, by what of them does."""
+    advice = 'Give the config that it was trained with'
+    student = 'architecture.' if any(name.startswith('architecture.') for name in own) else ''
+    if role == 'load_from' and student and _fits(student, weights, own):
+        advice += f'; or {PUBLISH} and give it as model.student_ckpt'
+    elif role == 'load_from' and _fits(f'{student}backbone.', weights, own):
+        advice += (
+            '; or leave load_from out and take the backbone alone: '
+            f"model.{student}backbone.init_cfg=dict(type='Pretrained', checkpoint=FILE, "
+            f"prefix='{student}backbone')"
+        )
+    return f'{advice}.'
+
+
+def _fits(prefix: str, weights: dict[str, Tensor], own: dict[str, Tensor]) -> bool:
+    """Tell whether the weights of a part are there, in the right shapes."""
+    names = [name for name in own if name.startswith(prefix)]
+    return bool(names) and all(
+        name in weights and weights[name].shape == own[name].shape for name in names
+    )

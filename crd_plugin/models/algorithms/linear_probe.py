@@ -1,0 +1,106 @@
+"""A linear classifier on the features of a frozen network."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from mmengine.logging import MMLogger
+from mmpretrain.models.classifiers import ImageClassifier
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from crd_plugin.compat import load_checkpoint
+from crd_plugin.registry import MODELS
+
+from .checkpoints import find_weights, fit_weights, load_strictly
+
+_STUDENT = 'architecture.'
+
+
+@MODELS.register_module()
+class LinearProbe(ImageClassifier):
+    """Train the head alone, on the features of a network that does not change.
+
+    Backbone and neck have no gradient and are in eval mode.
+
+    Source: the transfer of representations in the CRD paper, arXiv:1910.10699, table 4.
+
+    Args:
+        backbone_ckpt (str, optional): Path or URL of the network's checkpoint after any training:
+            a distillation, whose student is taken, or of the network alone. Its head is left out,
+            all else must fit. Defaults to None: random weights, with a warning.
+        norm_eval (bool): Whether batch norm keeps its statistics; without, they follow the new
+            images. Defaults to True.
+        **kwargs: Arguments of ``mmpretrain.ImageClassifier``: ``backbone``, ``neck``, ``head`` ...
+
+    Raises:
+        FileNotFoundError: If the checkpoint does not exist.
+        CheckpointError: If it cannot be downloaded or loaded.
+        ValueError: If it is that of another network, or there is no head.
+    """
+
+    def __init__(self, backbone_ckpt: str | None = None, norm_eval: bool = True, **kwargs) -> None:
+        super().__init__(**kwargs)
+        if self.head is None:
+            raise ValueError('head is None, but it is all that a LinearProbe trains; give one.')
+        self.backbone_ckpt, self.norm_eval = backbone_ckpt, norm_eval
+        for part in self.frozen.values():
+            part.requires_grad_(False)
+        if backbone_ckpt:
+            self._load(backbone_ckpt)
+
+    @property
+    def frozen(self) -> dict[str, nn.Module]:
+        """dict[str, nn.Module]: What does not train, by name."""
+        return {name: part for name, part in self.named_children() if name in ('backbone', 'neck')}
+
+    def extract_feat(self, inputs: Tensor, stage: str = 'neck') -> Any:
+        """Extract features as ``ImageClassifier`` does, without gradient."""
+        with torch.no_grad():
+            return super().extract_feat(inputs, stage)
+
+    def train(self, mode: bool = True) -> LinearProbe:
+        """Set the mode of the head; all else is in eval mode, batch norm as ``norm_eval`` says."""
+        super().train(mode)
+        for part in self.frozen.values():
+            part.eval()
+            for module in part.modules():
+                if isinstance(module, _BatchNorm):
+                    module.train(mode and not self.norm_eval)
+        return self
+
+    def init_weights(self) -> None:
+        """Initialise the weights, and warn of a network that has only random ones."""
+        if not self.backbone_ckpt and self.backbone.init_cfg is None:
+            MMLogger.get_current_instance().warning(
+                'backbone_ckpt is not given: a network of random weights is probed unless a '
+                'checkpoint brings others. Set model.backbone_ckpt to a trained checkpoint.'
+            )
+        super().init_weights()
+
+    def _load(self, checkpoint: str) -> None:
+        """Load all but the head, and keep ``init_weights`` from replacing it."""
+        source = f'backbone_ckpt={checkpoint}'
+        weights = find_weights(load_checkpoint(checkpoint), source)
+        student = {
+            name.removeprefix(_STUDENT): value
+            for name, value in weights.items()
+            if name.startswith(_STUDENT)
+        }
+        weights = {
+            name: value
+            for name, value in (student or weights).items()
+            if not name.startswith('head.')
+        }
+        frozen = nn.ModuleDict(self.frozen)
+        load_strictly(
+            frozen,
+            fit_weights(weights, frozen, source),
+            source,
+            'the network that is probed',
+            'Give the config of a probe whose model.backbone is that of the checkpoint (type, '
+            'depth, widths).',
+        )
+        for part in self.frozen.values():
+            part._is_init = True  # type: ignore[assignment]

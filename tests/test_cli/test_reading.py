@@ -1,0 +1,92 @@
+"""Files of unknown origin: one line each, in bounded time."""
+
+import json
+
+import pytest
+
+from crd_plugin.cli.comparison import read_metafile, read_table_runs
+from crd_plugin.cli.reading import read_text
+from crd_plugin.cli.results import read_run
+from tests.tables import write_run
+
+BOMB = 'a: &a [1, 2]\n' + '\n'.join(
+    f'{b}: &{b} [{", ".join([f"*{a}"] * 9)}]' for a, b in zip('abcdefghijkl', 'bcdefghijklm')
+)
+MODELS = 'Models:\n  - {}\n'
+
+
+@pytest.mark.parametrize(
+    'text, message',
+    [
+        (f'Models: []\n{BOMB}', r'is not YAML: line 3 has an alias \(\*\): write the value out'),
+        ('[' * 50000, 'is not YAML'),
+        ('Models: !!python/object/apply:os.system [true]', 'is not YAML: could not determine'),
+        ('Models: [1]', '`Models` is 1, expected names and values'),
+        (MODELS.format('Name: 3'), 'model 1 of `Models`: Name is 3, expected str'),
+        (MODELS.format('Metadata: [a]'), 'Metadata is list, expected dict or null'),
+        (MODELS.format('Paper: a'), 'has neither Config nor Name'),
+        (b'\xff\xfe', 'is not a text: invalid start byte at byte 0'),
+        ('#' * (1 << 20) + '\n', 'has 1048577 bytes, expected at most 1048576'),
+    ],
+)
+def test_metafile(tmp_path, text, message):
+    path = tmp_path / 'metafile.yml'
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ValueError, match=message) as caught:
+        read_metafile(path)
+    assert str(path) in str(caught.value) and '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    'line, message',
+    [
+        ('[1]', 'line 1 is list, expected names and values'),
+        (
+            '{"accuracy/top1": "70", "accuracy/top5": 9.0, "step": 1}',
+            "top1 is '70', expected float",
+        ),
+        ('{"accuracy/top1": NaN, "accuracy/top5": 9.0, "step": 1}', 'top1 is nan, expected'),
+        ('{"accuracy/top1": 7.0, "accuracy/top5": 9.0, "step": 1.5}', 'step is 1.5, expected int'),
+        ('[' * 100000, 'line 1 is not JSON'),
+        ('{"step": ' + '9' * 5000 + '}', 'line 1 is not JSON: Exceeds the limit'),
+    ],
+)
+def test_log(tmp_path, line, message):
+    path = tmp_path / 'a' / 'vis_data' / 'scalars.json'
+    path.parent.mkdir(parents=True)
+    path.write_text(f'{line}\n{{}}\n')
+    with pytest.raises(ValueError, match=message):
+        read_run(tmp_path)
+
+
+@pytest.mark.parametrize(
+    'changes, message',
+    [
+        (dict(epochs='3'), "epochs is '3', expected int"),
+        (dict(finished=1), 'finished is 1, expected bool'),
+        (dict(options='a=1'), "options is 'a=1', expected list of texts"),
+        (dict(seconds='1'), "seconds is '1', expected float or int or null"),
+        (dict(config=['a']), 'config is list, expected str'),
+        (dict(options=[1]), 'options is list, expected list of texts'),
+        (dict(epochs=True), 'epochs is True, expected int'),
+    ],
+)
+def test_record(tmp_path, changes, message):
+    write_run(tmp_path, 'crd_a', 0, (1.0, 2.0, 3.0), **changes)
+    with pytest.raises(ValueError, match=f'run.json is damaged .*{message}.* move its folder'):
+        read_table_runs([tmp_path])
+
+
+def test_record_that_is_not_json(tmp_path):
+    record = write_run(tmp_path, 'crd_a', 0, (1.0,)) / 'run.json'
+    record.write_text('[' * 100000)
+    with pytest.raises(ValueError, match='run.json is damaged'):
+        read_table_runs([tmp_path])
+    record.write_text(json.dumps([1]))
+    with pytest.raises(ValueError, match='is list, expected names'):
+        read_table_runs([tmp_path])
+
+
+def test_a_folder_is_not_read(tmp_path):
+    with pytest.raises(ValueError, match='is not a file'):
+        read_text(tmp_path)

@@ -1,0 +1,151 @@
+"""load_from, --resume and testing take weights that fit, and refuse the rest."""
+
+import pytest
+import torch
+from mmengine.hooks import Hook
+
+from crd_plugin.engine.hooks import StrictLoadingHook
+from tests import small_runs
+
+BANK = 'distiller.distill_losses.loss_crd.bank.'
+CLASSES = 'train_dataloader__dataset__dataset__num_train_per_class'
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+    """Checkpoint of a distillation."""
+    folder = tmp_path_factory.mktemp('run')
+    small_runs.build(folder, **small_runs.without_validation()).train()
+    return folder / 'epoch_1.pth'
+
+
+def build(folder, path, **changes):
+    """Runner with the hook."""
+    return small_runs.build(folder, StrictLoadingHook(), load_from=str(path), **changes)
+
+
+def resaved(run, path, change=lambda name: name, **content):
+    """Save a checkpoint with other names and content."""
+    saved = small_runs.load(run)
+    saved['state_dict'] = {change(k): v for k, v in saved['state_dict'].items() if change(k)}
+    torch.save({**saved, **content}, path)
+    return path
+
+
+PLAIN = dict(model=dict(_delete_=True, **small_runs.net(6)))
+WIDE = dict(model__architecture__backbone__width=7, model__architecture__head__in_channels=7)
+TESTED = dict(
+    plain=(
+        PLAIN,
+        '^checkpoint .*epoch_1.pth does not fit the model of the config: .*publish_student.py '
+        'first, or use the config of that distillation',
+    ),
+    width=(WIDE, 'other shapes architecture.*Give the config that it was trained with'),
+    teacher=(dict(model__teacher=small_runs.net(13)), r'instead of \(8, 13\) and \d+ more'),
+)
+
+
+@pytest.mark.parametrize('case', TESTED)
+def test_testing(tmp_path, run, case):
+    changes, message = TESTED[case]
+    with pytest.raises(ValueError, match=message):
+        build(tmp_path, run, **changes).test()
+
+
+CLASSES_12 = dict(model__architecture__head__num_classes=12, model__teacher__head__num_classes=12)
+GIVE = 'Give the config that it was trained with'
+TRAINED = dict(
+    width=(WIDE, f'^load_from .* {GIVE}.$'),
+    teacher=(
+        dict(model__teacher=small_runs.net(13)),
+        f'{GIVE}; or take the student out with tools/.* and give it as model.student_ckpt.$',
+    ),
+    classes=(
+        CLASSES_12,
+        rf'The number of classes differs, 10 instead of 12\. {GIVE}; or leave load_from out and '
+        r"take the backbone alone: model.architecture.backbone.init_cfg=dict\(type='Pretrained', "
+        r"checkpoint=FILE, prefix='architecture.backbone'\).$",
+    ),
+    resumed=(dict(WIDE, resume=True), f'^--resume .* {GIVE}.$'),
+)
+
+
+@pytest.mark.parametrize('case', TRAINED)
+def test_training(tmp_path, run, case):
+    changes, message = TRAINED[case]
+    with pytest.raises(ValueError, match=message):
+        build(tmp_path, run, **small_runs.without_validation(), **changes).train()
+
+
+def test_what_fits_is_tested(tmp_path, run):
+    expected = build(tmp_path, run).test()
+    old = resaved(run, tmp_path / 'old.pth', 'module.{}'.format)
+    assert build(tmp_path, old).test() == expected
+    weights = small_runs.load(run)['state_dict']
+    weights['data_preprocessor.mean'] = torch.ones(3)
+    torch.save(weights, tmp_path / 'bare.pth')
+    assert build(tmp_path, tmp_path / 'bare.pth').test() == expected
+    # The hook unwraps the model of test-time augmentation.
+    tta = dict(type='mmpretrain.AverageClsScoreTTA', module=small_runs.model())
+    runner = build(tmp_path, run, model=dict(_delete_=True, **tta))
+    runner.load_or_resume()
+    assert torch.equal(
+        runner.model.module.student.head.fc.weight, weights['architecture.head.fc.weight']
+    )
+
+
+def test_plain_load_from_with_another_head(tmp_path, run):
+    weights = small_runs.load(run)['state_dict']
+    student = {
+        k.removeprefix('architecture.'): v for k, v in weights.items() if k.startswith('arch')
+    }
+    torch.save(dict(state_dict=student), tmp_path / 'plain.pth')
+    changes = {**PLAIN, 'custom_hooks': [], **small_runs.without_validation()}
+    build(tmp_path, tmp_path / 'plain.pth', **changes).train()
+    changes['model'] = dict(_delete_=True, **small_runs.net(6))
+    changes['model']['head']['num_classes'] = 12
+    with pytest.raises(
+        ValueError,
+        match=r'The number of classes differs, 10 instead of 12\. .*model.backbone.init_cfg=dict\('
+        r"type='Pretrained', checkpoint=FILE, prefix='backbone'\)",
+    ):
+        build(tmp_path, tmp_path / 'plain.pth', **changes).train()
+
+
+@pytest.mark.parametrize('change', ['same data', 'other data', 'no bank'])
+@pytest.mark.parametrize('hooks', [[], [dict(type='EMAHook')]])
+def test_load_from_leaves_the_bank_fresh(tmp_path, run, change, hooks, caplog):
+    rows = {}
+
+    class Look(Hook):
+        """Keeps the rows that training begins with."""
+
+        priority = 'LOWEST'
+
+        def before_train(self, runner):
+            bank = runner.model.distiller.distill_losses['loss_crd'].bank
+            rows[runner.work_dir] = bank.student.clone()
+            assert bank.keep_rows and not bank.has_z
+
+    changes = dict(
+        custom_hooks=[dict(type='crd_plugin.MemoryBankHook', interval=1), *hooks],
+        **({CLASSES: 3} if change == 'other data' else {}),
+        **small_runs.without_validation(),
+    )
+    path = run
+    if change == 'no bank':
+        path = resaved(run, tmp_path / 'a.pth', lambda k: k if '.bank.' not in k else '')
+    small_runs.build(tmp_path / 'fresh', Look(), **changes).train()
+    runner = build(tmp_path / 'loaded', path, **changes)
+    runner.register_hook(Look())
+    runner.logger.addHandler(caplog.handler)
+    runner.train()
+    assert torch.equal(*rows.values())
+    assert f'the rows of the memory bank {BANK[:-1]} are fresh' in caplog.text
+
+
+def test_resuming_needs_a_training_state(tmp_path, run):
+    path = resaved(run, tmp_path / 'a.pth', meta=dict(), message_hub=None)
+    runner = build(tmp_path, path, resume=True, **small_runs.without_validation())
+    with pytest.raises(ValueError, match='no state of a training .* set load_from instead'):
+        runner.train()

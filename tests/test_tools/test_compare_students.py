@@ -1,0 +1,141 @@
+"""tools/analysis_tools/compare_students.py: numbers, figures and errors, with random networks."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+from mmengine.registry import DefaultScope
+from PIL import Image
+
+from crd_plugin.cli import arguments as cli
+from crd_plugin.cli import features
+from crd_plugin.registry import DATASETS, MODELS
+from tests import tables
+from tests.config_files import CONFIGS, parsed
+
+KD = CONFIGS / 'kd' / f'kd_{tables.PAIR}.py'
+
+
+@pytest.fixture(scope='module')
+def tool():
+    return tables.load_tool('analysis_tools/compare_students.py')
+
+
+@pytest.fixture(autouse=True)
+def on_cpu(monkeypatch):
+    monkeypatch.setattr(features, 'get_device', lambda: 'cpu')
+
+
+@pytest.fixture(scope='module')
+def files(tmp_path_factory):
+    """Checkpoints of a teacher and of students as they are saved: distilled, alone, published."""
+    root, model = tmp_path_factory.mktemp('files'), parsed(KD).model
+    torch.manual_seed(0)
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        teacher = MODELS.build(model.teacher).state_dict()
+        students = [MODELS.build(model.architecture).state_dict() for _ in range(4)]
+    teacher_keys = {f'teacher.{key}': value for key, value in teacher.items()}
+    distilled = [
+        {f'architecture.{key}': value for key, value in weights.items()} | teacher_keys
+        for weights in students[:2]
+    ]
+    weights = {
+        'teacher': dict(state_dict=teacher),
+        'kd_seed0': dict(state_dict=distilled[0]),
+        'kd_seed1': dict(state_dict=distilled[1]),
+        'vanilla_seed0': dict(state_dict=students[2]),
+        'crd/seed_1': students[3],
+        'wide_seed0': dict(state_dict=teacher),
+    }
+    for name, content in weights.items():
+        (root / name).mkdir(parents=True)
+        torch.save(content, root / name / 'epoch_1.pth')
+    return {name: str(root / name / 'epoch_1.pth') for name in weights}
+
+
+@pytest.mark.slow
+def test_numbers_table_and_figures(tool, files, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(tool, 'EMBEDDED', 40)
+    options = ['--cfg-options', f'model.teacher_ckpt={files["teacher"]}']
+    students = [files[name] for name in ('vanilla_seed0', 'kd_seed0', 'kd_seed1', 'crd/seed_1')]
+    assert cli.run(tool.main, [str(KD), *students, '--out', str(tmp_path), *options]) == 0
+    out, progress = capsys.readouterr()
+    assert progress.count('seed') >= 5
+    rows = json.loads((tmp_path / 'results.json').read_text())
+    names = [('teacher', 0), ('vanilla', 0), ('kd', 0), ('kd', 1), ('crd', 1)]
+    assert [(row['name'], row['seed']) for row in rows] == names
+    first, second = rows[:2]
+    assert first['correlation_difference'] == 0
+    expected = np.abs(np.array(first['correlation']) - second['correlation']).mean()
+    assert second['correlation_difference'] == pytest.approx(expected) and expected > 0
+    for row in rows:
+        # Guessing is 10 %; a classifier on random features of digits is much better.
+        assert row['top1'] < 25 < row['probe'] and row['probe_digits'] > 25
+    probes = np.array([row['probe'] for row in rows[2:4]])
+    mean, std = probes.mean(), probes.std(ddof=1)
+    assert re.search(rf'\| kd +\| +2 \|.*\| +{mean:.2f} ± {std:.2f} \|', out)
+    assert 'linear probe - vanilla' in out and 'paired by seed' in out
+    for name in ('correlation.png', 'embedding.png'):
+        with Image.open(tmp_path / name) as image:
+            assert image.width > 3 * image.height  # four panels in a row
+
+
+def test_a_network_runs_as_its_config_says(files):
+    """Images of the training set without augmentation; the logits are those of the model."""
+    cfg = parsed(KD)
+    train, val = features.own_data(cfg)
+    assert train['type'] == 'crd_plugin.Digits' and train['pipeline'] == val['pipeline']
+    assert train['num_train_per_class'] == 10
+    network = features.load_network(cfg, files['kd_seed0'])
+    outputs = features.run_network(network, dict(val, indices=7))
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        dataset = DATASETS.build(dict(val, indices=7))
+    batch = [dataset[index] for index in range(7)]
+    data = network.data_preprocessor(
+        dict(
+            inputs=[item['inputs'] for item in batch],
+            data_samples=[item['data_samples'] for item in batch],
+        )
+    )
+    found = network(**data, mode='predict')
+    assert outputs.labels.tolist() == [int(sample.gt_label) for sample in found]
+    scores = torch.from_numpy(outputs.logits).softmax(1)
+    torch.testing.assert_close(scores, torch.stack([sample.pred_score for sample in found]))
+    assert outputs.features.shape == (7, 16)
+    # The teacher inside the checkpoint of a distillation is the teacher.
+    for name in ('teacher', 'kd_seed1'):
+        teacher = features.load_network(cfg, files[name], 'teacher')
+        assert teacher.backbone.depth == 14
+
+
+def test_measures_of_known_outputs():
+    labels = np.arange(40) % 2
+    logits = np.stack([labels == 0, labels == 1], 1).astype(float)
+    outputs = features.Outputs(logits, logits, labels)
+    assert outputs.top1 == 100 and features.linear_probe(outputs, outputs) == 100
+    assert features.class_correlation(outputs) == pytest.approx(np.array([[1, -1], [-1, 1]]))
+    assert features.Outputs(logits, logits, 1 - labels).top1 == 0
+
+
+@pytest.mark.parametrize(
+    'words, message',
+    [
+        (['kd_seed0', 'wide_seed0'], 'epoch_1.pth does not fit the architecture of the config'),
+        (['kd_seed0', 'kd_seed0'], 'two CHECKPOINTs are kd with seed 0'),
+        (['missing'], 'CHECKPOINT missing does not exist'),
+    ],
+)
+def test_wrong_arguments_end_with_one_line(tool, files, tmp_path, capsys, words, message):
+    students = [files.get(word, word) for word in words]
+    options = ['--out', str(tmp_path), '--cfg-options', f'model.teacher_ckpt={files["teacher"]}']
+    assert cli.run(tool.main, [str(KD), *students, *options]) == 1
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if 'error' in line]
+    assert message in line
+
+
+def test_a_config_without_a_teacher_is_refused(tool, files, tmp_path, capsys):
+    words = [str(tables.STUDENT), files['kd_seed0'], '--out', str(tmp_path)]
+    assert cli.run(tool.main, words) == 1
+    assert 'has no model.teacher_ckpt; give the config of a distillation' in capsys.readouterr().err
