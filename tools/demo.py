@@ -216,7 +216,7 @@ def report(runs: Sequence[Run], args: argparse.Namespace, argv: Sequence[str]) -
     summary = summarise(frame)
     text = render_summary(summary)
     students = frame[frame['name'] != runs[0].name]  # all but the teacher
-    references = {'- student alone': name_alone(table), '- KD': 'KD'}
+    references = {'last - student alone': name_alone(table), 'last - KD': 'KD'}
     differences = {
         column: statistics.paired_differences(students, name)
         for column, name in references.items()
@@ -250,13 +250,13 @@ def report(runs: Sequence[Run], args: argparse.Namespace, argv: Sequence[str]) -
     return text
 
 
-def train(runs: Sequence[Run], args: argparse.Namespace) -> None:
-    """Train what is not finished."""
+def train(runs: Sequence[Run], resume: bool, jobs: int = 1) -> None:
+    """Train what is not finished, several at a time."""
     from crd_plugin.cli.pool import train_all
 
     for run in runs:
         run.examine()  # the teacher may have been trained since
-        if run.state == RESUMED and not args.resume:
+        if run.state == RESUMED and not resume:
             launch.make_room(run.run_dir, keep=False)
             run.examine()
     missing = [run for run in runs if run.state != DONE]
@@ -266,9 +266,9 @@ def train(runs: Sequence[Run], args: argparse.Namespace) -> None:
     if missing:
         hint = 'the same command keeps finished runs, with --resume it resumes the others'
         env = {}
-        if args.jobs > 1 and 'OMP_NUM_THREADS' not in os.environ:
-            env['OMP_NUM_THREADS'] = str(max(1, (os.cpu_count() or 1) // args.jobs))
-        train_all(missing, [('demo', env)] * args.jobs, hint)
+        if jobs > 1 and 'OMP_NUM_THREADS' not in os.environ:
+            env['OMP_NUM_THREADS'] = str(max(1, (os.cpu_count() or 1) // jobs))
+        train_all(missing, [('demo', env)] * jobs, hint)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -278,8 +278,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     launch.require('rich')
     teacher, students = plan(args)
     launch.require('pandas', 'matplotlib', 'sklearn')
-    train([teacher], args)
-    train(students, args)
+    train([teacher], args.resume)
+    train(students, args.resume, args.jobs)
     text = report([teacher, *students], args, argv)
     written = f'{args.work_dir}/results.md, results.json, curves.png, accuracies.png'
     sys.stdout.write(f'\n{text}\n\nwritten: {written}\n')

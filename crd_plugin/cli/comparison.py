@@ -290,7 +290,7 @@ def render_markdown(rows: Sequence[dict[str, Any]]) -> str:
     lines = [render_cells(cells), '', _LEGEND]
     differences = {
         title: {row['config']: row[key] for row in rows if row[key]}
-        for title, key in (('- student alone', 'to_alone'), ('- KD', 'to_kd'))
+        for title, key in (('last - student alone', 'to_alone'), ('last - KD', 'to_kd'))
     }
     if any(differences.values()):
         names = [row['config'] for row in rows]

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 _CONFIDENCE = 0.95
 LEGEND = (
-    'Differences of the last top-1, mean over the seeds that both have, and in brackets its 95 % '
-    'confidence interval (t, paired by seed); * marks an interval without zero.'
+    'Differences are means over the seeds that both have; in brackets is the 95 % confidence '
+    'interval (t, paired by seed), and * marks one without zero.'
 )
 
 

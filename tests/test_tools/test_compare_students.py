@@ -79,7 +79,7 @@ def test_numbers_table_and_figures(tool, files, tmp_path, monkeypatch, capsys):
     assert 'linear probe - vanilla' in out and 'paired by seed' in out
     for name in ('correlation.png', 'embedding.png'):
         with Image.open(tmp_path / name) as image:
-            assert image.width > 3 * image.height  # four panels
+            assert image.width > 3 * image.height  # four panels in a row
 
 
 def test_a_network_runs_as_its_config_says(files):

@@ -141,8 +141,12 @@ def plot(rows: Sequence[dict[str, Any]], classes: Sequence[str], out: Path) -> N
 
     shown = list({row['name']: row for row in reversed(rows)}.values())[::-1]
     top = max(row['difference'].max() for row in shown) or 1.0
-    figures = [Figure(figsize=(3.2 * len(shown), 3.4), layout='constrained') for _ in range(2)]
-    panels = [figure.subplots(1, len(shown), squeeze=False)[0] for figure in figures]
+    lines, columns = -(-len(shown) // 5), min(5, len(shown))
+    size = (3.2 * columns + 1.5, 3.4 * lines)
+    figures = [Figure(figsize=size, layout='constrained') for _ in range(2)]
+    panels = [list(figure.subplots(lines, columns, squeeze=False).flat) for figure in figures]
+    for panel in (*panels[0][len(shown) :], *panels[1][len(shown) :]):
+        panel.set_axis_off()
     for row, left, right in zip(shown, *panels):
         image = left.imshow(row['difference'], vmin=0, vmax=top, cmap='viridis')
         left.set_title(f'{row["name"]}: {row["correlation_difference"]:.3f}', fontsize=9)
@@ -152,8 +156,8 @@ def plot(rows: Sequence[dict[str, Any]], classes: Sequence[str], out: Path) -> N
         right.scatter(*places.T, c=labels, cmap='tab10', vmin=0, vmax=9, s=3, linewidths=0)
         right.set(xticks=[], yticks=[])
         right.set_title(row['name'], fontsize=9)
-    what = 'difference to the teacher of the correlation between logits'
-    figures[0].colorbar(image, ax=panels[0], label=what, shrink=0.8)
+    figures[0].suptitle('Correlation between logits: difference to the teacher')
+    figures[0].colorbar(image, ax=panels[0])
     if len(classes) <= 10:  # more than tab10 has colours
         for label, name in enumerate(classes):
             panels[1][-1].scatter([], [], color=colormaps['tab10'](label / 9), s=12, label=name)
