@@ -72,6 +72,36 @@ def join(pair: Mapping, *methods: Mapping) -> ConfigDict:
     return model
 
 
+def seeds(pair: Mapping, number: int) -> ConfigDict:
+    """Replace the teacher of a pair by an ensemble of its trainings with the seeds 0, 1, ...
+
+    ``tools/run_table.py --seeds 0 1 ...`` puts the checkpoints where they are then looked for. In a
+    leaf: ``model = join(seeds(_base_.pair, 4), _base_.crd)``. For other members set
+    ``model.teacher_ckpt``, and ``model.teacher`` if they differ, to lists.
+
+    Args:
+        pair (Mapping): Networks, with a ``teacher_ckpt`` in the folder of the teacher's config.
+        number (int): Number of members M.
+
+    Returns:
+        ConfigDict: The pair with a list as ``teacher_ckpt``.
+
+    Raises:
+        ValueError: If the pair's teacher is not trained by a config of ours, or there is no member.
+    """
+    path = pair.get('teacher_ckpt')
+    if not isinstance(path, str) or '://' in path or '/' not in path:
+        raise ValueError(
+            f"The pair's teacher_ckpt is {path!r}, expected work_dirs/CONFIG/epoch_N.pth, beside "
+            'which the seeds are; give the files of the members as a list, '
+            'join(dict(_base_.pair, teacher_ckpt=[...]), ...).'
+        )
+    if not isinstance(number, int) or number < 1:
+        raise ValueError(f'seeds got {number!r} members, expected a positive integer.')
+    folder, _, file = path.rpartition('/')
+    return ConfigDict(pair, teacher_ckpt=[f'{folder}/seed_{i}/{file}' for i in range(number)])
+
+
 def keep_on_device(cfg: Config | ConfigDict) -> None:
     """Hold the data sets of a config on the training device, and make whole batches there.
 

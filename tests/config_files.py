@@ -28,7 +28,7 @@ LEAVES = sorted(
 FOLDERS = sorted({path.parent.name for path in LEAVES})
 
 NAME = re.compile(
-    r'(?P<method>[a-z-]+)_(?P<nets>[\w.-]+)_(?P<schedule>'
+    r'(?P<method>[a-z-]+)_(?:(?P<members>\d+)x)?(?P<nets>[\w.-]+)_(?P<schedule>'
     r'(?:(?P<gpus>\d+)xb|b)(?P<batch>\d+)-(?P<epochs>\d+)e)_'
     r'(?P<data>[a-z0-9-]+)'
 )
@@ -48,7 +48,7 @@ def parsed(path: Path) -> Config:
 def facts(leaf: Path) -> dict:
     """What the name of a leaf says."""
     match = NAME.fullmatch(leaf.stem)
-    assert match, f'{leaf.name} is not {{method}}_{{nets}}_{{schedule}}_{{data}}.py'
+    assert match, f'{leaf.name} is not {{method}}_[{{members}}x]{{nets}}_{{schedule}}_{{data}}.py'
     return match.groupdict()
 
 

@@ -70,6 +70,10 @@ def test_readme_metafile_and_files_agree(folder):
         assert re.sub(r'\W', '', data['Training Data']).lower() == re.sub(r'\W', '', name['data'])
         for key in ('Network', 'Teacher', 'Student'):
             assert data.get(key) == row.get(key)
+        assert [str(data.get('Teachers', '')), row.get('Teachers')] in (
+            ['', None],
+            [name['members']] * 2,
+        )
         nets = [data[key] for key in ('Network', 'Teacher', 'Student') if key in data]
         assert re.sub('-', '', '_'.join(nets)).lower() == re.sub('-', '', name['nets'])
         assert row.get('Method') == titles[name['method']]
@@ -131,6 +135,10 @@ def test_model_index_imports_every_metafile():
         ('lskd/lskd_resnet50_mobilenetv2_b64-240e_cifar100', 69.02),
         ('nst/nst_resnet50_resnet10_b32-240e_tiny-imagenet', 47.83),
         ('crd/crd_wrn40-2_shufflenetv1_b64-240e_cifar100', 76.05),
+        ('ablation/crd-infonce-instance_vgg13_vgg8_b64-240e_cifar100', 73.24),
+        ('ablation/crd-nce-class_resnet32x4_resnet8x4_b64-240e_cifar100', 75.51),
+        ('ensemble/crd-ensemble_8xwrn40-2_wrn16-2_b64-240e_cifar100', 100 - 23.7),
+        ('ensemble/crd-ensemble_8xresnet110_resnet20_b64-240e_cifar100', 100 - 28.3),
         ('crd/crd-kd_resnet34_resnet18_8xb32-100e_imagenet', 71.38),
         ('crd/crd_resnet34_resnet18_8xb32-100e_imagenet', 71.17),
         ('crd/crd-kd_resnet50_resnet18_8xb16-200e_cifar10', 94.62),

@@ -12,8 +12,9 @@ import pytest
 from mmengine.fileio import load
 from mmengine.registry import DefaultScope
 
+from crd_plugin.cli.arguments import without_files
 from crd_plugin.cli.dry_run import dry_run_file
-from crd_plugin.fragments import join
+from crd_plugin.fragments import join, seeds
 from tests.config_files import (
     BASE,
     BASES,
@@ -162,7 +163,8 @@ def test_leaf_is_what_its_name_says(folder):
             trained = student
             assert name['nets'] == f'{teacher}_{student}', leaf.name
             # Nothing in a leaf differs from the recipe.
-            assert cfg.model == join(cfg.pair, *(cfg[method] for method in methods)), leaf.name
+            pair = seeds(cfg.pair, int(name['members'])) if name['members'] else cfg.pair
+            assert cfg.model == join(pair, *(cfg[method] for method in methods)), leaf.name
             losses = {f'loss_{method}' for method in methods}
             assert set(cfg.model.distiller.distill_losses) == losses, leaf.name
 
@@ -188,8 +190,8 @@ def test_a_leaf_takes_the_fragments_of_the_recipe():
         methods = [method for method in fragments_of(leaf) if METHODS[method].has_teacher]
         files = {base.stem for base in ancestors(leaf) if base.parent == BASE / 'distillers'}
         expected = set(methods)
-        if facts(leaf)['method'] in ('crd-batch', 'crd-infonce'):
-            expected |= {facts(leaf)['method'].replace('-', '_')}
+        variant = facts(leaf)['method'].replace('-', '_')  # crd_batch, kd_ensemble ...
+        expected |= {variant} & {base.stem for base in BASE.glob('distillers/*.py')}
         if methods[1:] == [
             'cktf'
         ]:  # beside another method than KD, kaiqi123/CKTF has other weights
@@ -240,6 +242,11 @@ def test_teacher_checkpoint_can_be_had(folder):
         if not METHODS[name['method']].has_teacher:
             continue
         checkpoint = cfg.model.teacher_ckpt
+        if name['members']:
+            folders, checkpoint = [Path(path).parent for path in checkpoint], cfg.pair.teacher_ckpt
+            # As tools/run_table.py names them.
+            whole = Path(checkpoint).parent
+            assert folders == [whole / f'seed_{i}' for i in range(int(name['members']))]
         teacher = name['nets'].split('_')[0]
         if '://' in checkpoint:
             data = dict(imagenet='in1k').get(name['data'], name['data'])
@@ -254,7 +261,7 @@ def test_teacher_checkpoint_can_be_had(folder):
         # The schedule of the row, so that one recipe makes the whole row; only
         # the published batch of NST on Tiny-ImageNet is another, and the teacher
         # of Fashion-MNIST has twelve times the images of its students.
-        same = dict(name, method='vanilla', nets=teacher)
+        same = dict(name, method='vanilla', members=None, nets=teacher)
         if name['data'] == 'fashion-mnist':
             same.update(epochs='12', schedule='b64-12e')
         if name['schedule'].startswith('b32'):
@@ -389,7 +396,7 @@ def test_dry_run(leaf, tmp_path, monkeypatch):
     name, model = facts(leaf), parsed(leaf).model
     options = {'train_dataloader.batch_size': 4}
     if METHODS[name['method']].has_teacher:
-        options['model.teacher_ckpt'] = None
+        options['model.teacher_ckpt'] = without_files(model.teacher_ckpt)
     if name['data'] == 'imagenet':
         size = 32 if 'wrn' in name['nets'] else 64
         pipeline = 'train_dataloader.dataset.dataset.pipeline'

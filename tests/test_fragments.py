@@ -5,7 +5,7 @@ import copy
 import pytest
 from mmengine.config import Config, ConfigDict
 
-from crd_plugin.fragments import join, keep_on_device
+from crd_plugin.fragments import join, keep_on_device, seeds
 from tests.config_files import BASE, parsed
 
 PAIR = ConfigDict(
@@ -258,3 +258,17 @@ def test_keep_on_device_without_validation():
     keep_on_device(cfg)
     assert cfg.train_dataloader.dataset.type == 'crd_plugin.ResidentDataset'
     assert cfg.val_dataloader is None and cfg.test_dataloader is None
+
+
+def test_seeds_make_an_ensemble():
+    pair = ConfigDict(PAIR, teacher_ckpt='work_dirs/teacher/epoch_9.pth')
+    model = join(seeds(pair, 2), fragment('crd', 'crd_ensemble'))
+    assert model.teacher_ckpt == [f'work_dirs/teacher/seed_{i}/epoch_9.pth' for i in range(2)]
+    assert model.teacher == PAIR.teacher and pair.teacher_ckpt == 'work_dirs/teacher/epoch_9.pth'
+    assert list(model.distiller.distill_losses) == ['loss_crd']
+    for path in ('https://example.invalid/teacher.pth', 'teacher.pth', None):
+        with pytest.raises(ValueError, match=f'teacher_ckpt is {path!r}, expected work_dirs/CONF'):
+            seeds(ConfigDict(PAIR, teacher_ckpt=path), 2)
+    for number in (0, 1.5):
+        with pytest.raises(ValueError, match=f'seeds got {number} members'):
+            seeds(pair, number)

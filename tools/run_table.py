@@ -21,6 +21,7 @@ from crd_plugin.cli import arguments as cli
 from crd_plugin.cli import launch
 from crd_plugin.cli.probing import plan_probes, render_probes
 from crd_plugin.cli.runs import DONE, Run, Settings
+from crd_plugin.cli.sweeps import name_run, read_sweep
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -50,7 +51,18 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add('--probe', nargs='+', default=[], metavar='CHECKPOINT', help=what)
     what = 'replace settings of every config'
     add('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help=what)
+    what = (
+        'train every config with each value; several keys make a grid.\n'
+        'Runs go to DIR/<config>,<key>=<value>/seed_<seed>'
+    )
+    add('--sweep', nargs='+', default=[], metavar='KEY=V1,V2', help=what)
     args = parser.parse_args(argv)
+    try:
+        args.sweep = read_sweep(args.sweep)
+    except ValueError as error:
+        parser.error(f'--sweep {error}')
+    if args.probe and args.sweep != [{}]:
+        parser.error('--sweep: vary a setting of the training, not of a probe; leave one out')
     if args.probe and args.seeds != [0]:
         parser.error('--seeds: a probe has the seed of its checkpoint; leave it out with --probe')
     args.seeds = list(dict.fromkeys(args.seeds))
@@ -99,11 +111,15 @@ def plan(args: argparse.Namespace) -> list[Run]:
     if args.probe:
         configs = find_configs(args.configs)
         return plan_probes(configs, args.probe, args.cfg_options, args.work_dir)
-    cells = [Settings(path, args.cfg_options) for path in find_configs(args.configs)]
+    cells = [
+        (name_run(path.stem, values), Settings(path, args.cfg_options, values))
+        for path in find_configs(args.configs)
+        for values in args.sweep
+    ]
     return [
-        Run(cell.path.stem, cell, seed, args.work_dir / cell.path.stem / f'seed_{seed}')
+        Run(name, cell, seed, args.work_dir / name / f'seed_{seed}')
         for seed in args.seeds
-        for cell in cells
+        for name, cell in cells
     ]
 
 

@@ -86,7 +86,7 @@ def merge_args(cfg, args: argparse.Namespace) -> None:
     # It holds all weights; files that the run started from may not exist any more.
     for name in ('teacher_ckpt', 'student_ckpt', 'backbone_ckpt'):
         if cfg.model.get(name) is not None:
-            cfg.model[name] = None
+            cfg.model[name] = cli.without_files(cfg.model[name])
     if args.amp:
         cfg.test_cfg.fp16 = True
     if args.show or args.show_dir is not None:

@@ -32,6 +32,7 @@ from crd_plugin.compat import CheckpointError, load_checkpoint_file
 from crd_plugin.engine.hooks.memory_bank_hook import index_dataset
 from crd_plugin.models.algorithms.checkpoints import how_to_train
 
+from .arguments import without_files
 from .dry_run_report import DryRunReport
 from .lookup import PlacedError, arguments_of, find_type, one_line, walk
 
@@ -165,55 +166,76 @@ def check_weights(cfg: dict[str, Any], use_teacher_ckpt: bool, report: DryRunRep
     if not use_teacher_ckpt and model.pop('backbone_ckpt', None):
         report.notes.append('model.backbone_ckpt is passed over as asked for.')
     if 'teacher' in model:
-        report.teacher = 'random weights'
-        if not use_teacher_ckpt and model.pop('teacher_ckpt', None):
+        given = model.get('teacher_ckpt')
+        if not use_teacher_ckpt and given:
+            model['teacher_ckpt'] = without_files(given)
             report.notes.append('model.teacher_ckpt is passed over as asked for.')
-        elif not (model.get('teacher_ckpt') or model['teacher'].get('init_cfg')):
+        elif not (given or all(net.get('init_cfg') for net in _listed(model['teacher']))):
             report.notes.append(
                 'model.teacher_ckpt is not given: the teacher has random weights; set it before '
                 'training.'
             )
-    files = [(cfg, 'load_from', cfg.get('load_from'), 'load_from')]
+    files: list[tuple[Any, Any, Any, str]] = [(cfg, 'load_from', cfg.get('load_from'), 'load_from')]
     for place, part in walk(model, 'model'):
         for key in ('teacher_ckpt', 'student_ckpt', 'backbone_ckpt'):
-            files.append((part, key, part.get(key), f'{place}.{key}'))
+            path = part.get(key)
+            if isinstance(path, (list, tuple)):
+                part[key] = list(path)
+                files += [(part[key], i, one, f'{place}.{key}[{i}]') for i, one in enumerate(path)]
+            else:
+                files.append((part, key, path, f'{place}.{key}'))
         init = part.get('init_cfg')
         if isinstance(init, dict):
             files.append((part, 'init_cfg', init.get('checkpoint'), f'{place}.init_cfg.checkpoint'))
+    teachers = []
     for part, key, path, name in files:
+        of_teacher = 'teacher_ckpt' in name
         if path and '://' in path:
             report.notes.append(f'{name}={path} is not fetched here; random weights stand in.')
             part[key] = None
         elif path and not osp.isfile(osp.expanduser(path)):
-            passable = key in ('teacher_ckpt', 'backbone_ckpt')
+            passable = of_teacher or key == 'backbone_ckpt'
             hint = ' (--no-teacher-ckpt goes on without it)' if passable else ''
             raise FileNotFoundError(f'{name}={path} does not exist; {how_to_train(path)}{hint}.')
-        elif path and key == 'teacher_ckpt':
+        elif path and of_teacher:
             digest = hashlib.sha256(Path(path).expanduser().read_bytes()).hexdigest()
-            report.teacher = f'{osp.basename(path)}, sha256 {digest[:8]}'
+            teachers.append(f'{osp.basename(path)}, sha256 {digest[:8]}')
+    if 'teacher' in model:
+        report.teacher = '; '.join(teachers) or 'random weights'
 
 
 def normalisation_notes(model: Mapping[str, Any]) -> Iterator[str]:
     """Find a teacher that was trained on images of another mean and std than it is given here."""
     if 'teacher' not in model:
         return
-    if model['teacher'].get('train_cfg'):
+    networks, checkpoints = (_listed(model.get(key)) for key in ('teacher', 'teacher_ckpt'))
+    if any(network.get('train_cfg') for network in networks):
         yield 'model.teacher.train_cfg has no effect, because the teacher is not trained.'
-    # With a data preprocessor of its own the teacher is given what it says.
-    if _normalisation(model['teacher']):
-        return
-    checkpoint = model.get('teacher_ckpt') or ''
-    trained_cfg = _config_of_checkpoint(checkpoint)
-    trained = _normalisation(trained_cfg.get('model'), trained_cfg)
-    given = _normalisation(model)
-    if not all(np.allclose(*pair, atol=1) for pair in zip(given, trained)):  # grey levels
-        mean, std = trained
-        yield (
-            f'model.teacher_ckpt={checkpoint}: the teacher was trained on images with mean {mean} '
-            f'and std {std}, but is given images with mean {given[0]} and std {given[1]}, as the '
-            "student is; set model.teacher.data_preprocessor=dict(type='ClsDataPreprocessor', "
-            f'mean={mean}, std={std}).'
-        )
+    places = ['model.teacher']
+    if isinstance(model['teacher'], (list, tuple)):
+        places = [f'model.teacher[{i}]' for i in range(len(networks))]
+    elif len(checkpoints) > 1:  # one config for all members
+        networks, places = networks * len(checkpoints), places * len(checkpoints)
+    for network, checkpoint, place in zip(networks, checkpoints, places):
+        # With a data preprocessor of its own a teacher is given what it says.
+        if not checkpoint or _normalisation(network):
+            continue
+        trained_cfg = _config_of_checkpoint(checkpoint)
+        trained = _normalisation(trained_cfg.get('model'), trained_cfg)
+        given = _normalisation(model)
+        if not all(np.allclose(*pair, atol=1) for pair in zip(given, trained)):  # grey levels
+            mean, std = trained
+            yield (
+                f'model.teacher_ckpt={checkpoint}: the teacher was trained on images with mean '
+                f'{mean} and std {std}, but is given images with mean {given[0]} and std '
+                f"{given[1]}, as the student is; set {place}.data_preprocessor=dict(type='Cls"
+                f"DataPreprocessor', mean={mean}, std={std})."
+            )
+
+
+def _listed(given: Any) -> list[Any]:
+    """Return the settings of several teachers, or those of one, as a list."""
+    return list(given) if isinstance(given, (list, tuple)) else [given]
 
 
 def _normalisation(*parts: Any) -> list[Any]:

@@ -161,6 +161,11 @@ def check_checkpoint(filename: str, argument: str) -> None:
         raise UsageError(f'{argument} {filename} does not exist; give the path of a .pth file.')
 
 
+def without_files(checkpoints: Any) -> Any:
+    """Return what stands for weights that come later: None, or one None per teacher of several."""
+    return [None] * len(checkpoints) if isinstance(checkpoints, (list, tuple)) else None
+
+
 def merge_common_arguments(cfg: Config, args: argparse.Namespace) -> None:
     """Write the shared flags into the config.
 

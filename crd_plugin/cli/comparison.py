@@ -137,6 +137,7 @@ def _read_table_run(path: Path) -> dict[str, Any]:
     more = dict(
         # The folder of a config is named after it, that of a probe after what it probes.
         name=path.resolve().parents[1].name,
+        sweep=run.get('sweep') or {},
         run_dir=path.parent.as_posix(),
         epochs=run['epochs'],
         epoch=epoch,
@@ -168,8 +169,8 @@ def compare(runs: pd.DataFrame, figures: Sequence[dict[str, Any]]) -> list[dict[
         ``difference`` (last epoch minus published), ``difference_best``, ``to_alone`` and ``to_kd``
         (minus the student alone and minus KD, as from
         :func:`~crd_plugin.cli.statistics.paired_differences`), ``seeds`` (finished),
-        ``missing_seeds``, ``teacher`` (first eight digits of the hash), ``options``, ``notes`` and
-        ``runs``. What is not there is None.
+        ``missing_seeds``, ``teacher`` (first eight digits of the hash), ``num_teachers``,
+        ``sweep`` (values by key), ``options``, ``notes`` and ``runs``. What is not there is None.
     """
     known = {figure['config']: figure for figure in figures}
     trained = dict.fromkeys(runs['name'])
@@ -239,6 +240,8 @@ def _row(
         seeds=finished['seed'].tolist(),
         missing_seeds=sorted(set(seeds) - set(finished['seed'])),
         teacher=' '.join(teachers) or None,
+        num_teachers=max((len(teacher.split()) for teacher in teachers), default=0),
+        sweep=runs['sweep'].iloc[0] if len(runs) else {},
         options=list(options),
         notes=notes,
         runs=runs[columns].to_dict('records'),
@@ -261,7 +264,9 @@ def _difference(name: str, reference: str, trained: pd.DataFrame) -> dict[str, A
 
 
 def _short_hash(teacher: str) -> str:
-    """Eight digits of a hash, or those that end the name at a URL."""
+    """Eight digits of a hash, or those that end the name at a URL; of an ensemble all of them."""
+    if ' ' in teacher:
+        return ' '.join(map(_short_hash, teacher.split()))
     if '://' not in teacher:
         return teacher[:8]
     match = re.search(r'-([0-9a-f]{8})\w*\.pth', teacher)

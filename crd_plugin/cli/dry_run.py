@@ -32,6 +32,7 @@ from crd_plugin.engine.loops.staged_train_loop import split_epochs
 from crd_plugin.models.algorithms.pretrained_init import use_pretrained_init
 from crd_plugin.models.losses import CoCoRDLoss, CRDLoss
 from crd_plugin.models.memory_bank import MemoryBank
+from crd_plugin.models.recorders._members import members_of
 
 from ._dry_run_inputs import (
     INPUT_SHAPE,
@@ -316,8 +317,8 @@ def _check_hooks(model: nn.Module, cfg: Mapping[str, Any]) -> None:
 
 def _check_classes(model: nn.Module, data: Data, report: DryRunReport) -> None:
     """Compare the outputs of the heads with the classes of the data set."""
-    nets = (getattr(model, 'architecture', model), getattr(model, 'teacher', None))
-    student, teacher = (getattr(getattr(net, 'head', None), 'num_classes', None) for net in nets)
+    nets = (getattr(model, 'architecture', model), *members_of(getattr(model, 'teacher', None)))
+    student, *teachers = (getattr(getattr(net, 'head', None), 'num_classes', None) for net in nets)
     classes = data.num_classes
     if classes is None and data.labels is not None and student is not None:
         classes = max(student, int(data.labels.max()) + 1)
@@ -335,8 +336,9 @@ def _check_classes(model: nn.Module, data: Data, report: DryRunReport) -> None:
             f'{place}.head.num_classes is {student}, the data set has {classes} classes; set it '
             f'to {classes}.'
         )
-    if None not in (student, teacher) and student != teacher:
-        report.notes.append(
-            f'model.teacher.head.num_classes is {teacher}, that of model.architecture {student}: a '
-            'loss that compares their logits cannot work.'
-        )
+    for teacher in dict.fromkeys(teachers):
+        if None not in (student, teacher) and student != teacher:
+            report.notes.append(
+                f'model.teacher.head.num_classes is {teacher}, that of model.architecture '
+                f'{student}: a loss that compares their logits cannot work.'
+            )

@@ -57,6 +57,7 @@ class Settings:
     Args:
         path (Path): Config file.
         options (Sequence[str]): ``key=value`` for ``--cfg-options``.
+        sweep (Mapping, optional): Values by key that one of a grid of runs has. Defaults to None.
 
     Attributes:
         config (Config): The config with the options, without a seed.
@@ -67,9 +68,12 @@ class Settings:
         UsageError: If the config does not say how long it trains.
     """
 
-    def __init__(self, path: Path, options: Sequence[str]) -> None:
-        self.path, self.options = path, list(options)
-        self.config = load_config(path, options)
+    def __init__(
+        self, path: Path, options: Sequence[str], sweep: Mapping[str, str] | None = None
+    ) -> None:
+        self.path, self.sweep = path, dict(sweep or {})
+        self.options = [*options, *(f'{key}={value}' for key, value in self.sweep.items())]
+        self.config = load_config(path, self.options)
         self.epochs = int((self.config.get('train_cfg') or {}).get('max_epochs') or 0)
         if not self.epochs:
             raise UsageError(
@@ -90,16 +94,20 @@ class Settings:
     def teacher(self) -> tuple[str, str]:
         """Return SHA-256 or URL of the teacher's checkpoint, and its path if it is missing.
 
-        A probe has the network that it probes in the teacher's place.
+        Of several teachers: all of them, and the first that is missing. A probe has the network
+        that it probes in the teacher's place.
         """
         model = self.config.get('model') or {}
-        path = model.get('teacher_ckpt') or model.get('backbone_ckpt') or ''
-        if not path or '://' in path:
-            return path, ''
-        path = os.path.expanduser(path)
-        if not os.path.isfile(path):
-            return '', path
-        return sha256(path, os.stat(path).st_mtime_ns), ''
+        given = model.get('teacher_ckpt') or model.get('backbone_ckpt') or ''
+        found = []
+        for path in [given] if isinstance(given, str) else given:
+            if path and '://' not in path:
+                path = os.path.expanduser(path)
+                if not os.path.isfile(path):
+                    return '', path
+                path = sha256(path, os.stat(path).st_mtime_ns)
+            found.append(path or '')
+        return ' '.join(found), ''
 
 
 @functools.cache
@@ -267,6 +275,7 @@ class Run:
             config=self.settings.path.as_posix(),
             seed=self.seed,
             options=self.settings.options,
+            sweep=self.settings.sweep,
             epochs=self.settings.epochs,
             signature=self.settings.signature,
             teacher=self.teacher,

@@ -640,3 +640,8 @@ def test_numbers_are_always_written_to_a_file(monkeypatch, given, types):
 def test_backends_that_the_command_line_cannot_give(folder, capsys, wrong):
     assert call('train', 'plain.py', '--cfg-options', f'visualizer.vis_backends={wrong}') == 1
     assert 'error: visualizer.vis_backends has ' in capsys.readouterr().err
+
+
+def test_weights_that_come_later_keep_the_number_of_teachers():
+    assert cli.without_files('teacher.pth') is None and cli.without_files(None) is None
+    assert cli.without_files(['a.pth', 'b.pth']) == [None, None]

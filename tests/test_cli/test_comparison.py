@@ -187,6 +187,7 @@ def test_what_makes_seeds_differ_is_noted(tmp_path, metafile):
     write_run(tmp_path, 'crd_a', 1, (1.0,), teacher='9999999999')
     url = 'https://example.com/resnet50_b16x8_20210528-f54bfad9.pth'
     write_run(tmp_path, 'crd_b', 0, (1.0,), teacher=url)
+    write_run(tmp_path, 'ensemble', 0, (1.0,), teacher=f'9999999999 {url}')
     rows = _rows(tmp_path, metafile)
     assert rows['crd_a']['notes'] == [
         'the seeds were trained with different settings',
@@ -195,6 +196,7 @@ def test_what_makes_seeds_differ_is_noted(tmp_path, metafile):
     ]
     assert rows['crd_a']['teacher'] == 'abcdef01 99999999'
     assert rows['crd_b']['teacher'] == 'f54bfad9'
+    assert rows['ensemble']['teacher'] == '99999999 f54bfad9'
 
 
 def test_runs_that_cannot_be_read(tmp_path):

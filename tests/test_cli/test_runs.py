@@ -141,6 +141,22 @@ def test_changed_settings_seed_and_teacher(run, tmp_path):
         _train(crd)
 
 
+def test_every_teacher_of_an_ensemble_counts(tmp_path):
+    teachers = [tmp_path / f'seed_{i}.pth' for i in range(2)]
+    for teacher in teachers:
+        teacher.write_bytes(b'weights')
+    option = f'model.teacher_ckpt=[{",".join(map(str, teachers))}]'
+    run = Run('crd', Settings(CRD, [option]), 1, tmp_path / 'crd')
+    _record(run, finished=True)
+    assert _state(run) == ('done', None)
+    teachers[1].write_bytes(b'other weights')
+    assert _state(run) == ('settings changed', None)
+    teachers[1].unlink()
+    _record(run)
+    assert _state(run) == ('new', None)
+    assert run.describe() == f'new, teacher {teachers[1]} is missing'
+
+
 def test_a_foreign_folder_is_left_alone(run):
     run.run_dir.mkdir()
     (run.run_dir / 'thesis.tex').write_text('precious')
@@ -206,6 +222,7 @@ def test_what_was_trained_is_recorded(run):
         config=STUDENT.as_posix(),
         seed=3,
         options=[],
+        sweep={},
         epochs=100,
         signature=run.settings.signature,
         teacher='',

@@ -70,7 +70,7 @@ def test_sound_configs():
             'tau is 0, expected a finite number above',
         ),
         ('model__calculate_student_loss', 'no', "calculate_student_loss is 'no', expected bool"),
-        ('model__teacher_ckpt', 5, 'model.teacher_ckpt is 5, expected str | None.'),
+        ('model__teacher_ckpt', 5, 'model.teacher_ckpt is 5, expected str | Sequence[str'),
         ('model__input_shape', 'big', "model.input_shape is 'big', expected Sequence[int]."),
         ('model__channels_last', 'yes', "model.channels_last is 'yes', expected bool."),
     ],

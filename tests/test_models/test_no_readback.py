@@ -20,6 +20,7 @@ from mmengine.hooks import RuntimeInfoHook
 from mmengine.registry import RUNNERS, DefaultScope
 from mmengine.runner import Runner
 
+from crd_plugin.cli.arguments import without_files
 from crd_plugin.models.key_queue import KeyQueue
 from crd_plugin.models.memory_bank import MemoryBank
 from crd_plugin.registry import MODELS
@@ -174,7 +175,7 @@ def config(method, tmp_path, **options):
         if net:
             net.backbone.depth = depth
     if 'teacher' in model:
-        model.update(teacher_ckpt=None, input_shape=(3, 16, 16))
+        model.update(teacher_ckpt=without_files(model.teacher_ckpt), input_shape=(3, 16, 16))
     model.update(options)
     cfg.default_hooks.checkpoint = None
     # As torch does on a GPU, where it is asked for nothing.

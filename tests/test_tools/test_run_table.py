@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -192,6 +193,36 @@ def test_interrupted_and_resumed_runs(call, configs, tmp_path):
     assert row['best']['mean'] == max(top1)
     digest = hashlib.sha256((tmp_path / 'teacher.pth').read_bytes()).hexdigest()
     assert record['teacher'] == digest and row['teacher'] == digest[:8]
+
+
+def test_sweep(call, configs, tmp_path, monkeypatch):
+    """Every value is trained, recorded, kept by the same command, and a row of the table."""
+    monkeypatch.chdir(tmp_path)
+    # Not a whole training: what is recorded and read counts here.
+    monkeypatch.setattr(
+        launch.Trainings, 'watch', lambda self, command, *args: commands.append(command)
+    )
+    commands = []
+    key = 'train_dataloader.batch_size'
+    args = [configs[1], '--sweep', f'{key}=10,20', 'optim_wrapper.optimizer.lr=0.1', '--jobs', 1]
+    names = [f'student,batch_size={value},lr=0.1' for value in (10, 20)]
+    assert _states(call, *args) == {f'{name}, seed 0': 'new' for name in names}
+    call(*args)
+    for name, command, value in zip(names, commands, (10, 20), strict=True):
+        assert f'{key}={value}' in command and 'optim_wrapper.optimizer.lr=0.1' in command
+        record = json.loads((tmp_path / 'work_dirs' / name / 'seed_0' / RECORD).read_text())
+        assert record['sweep'] == {key: str(value), 'optim_wrapper.optimizer.lr': '0.1'}
+        log = tmp_path / 'work_dirs' / name / 'seed_0' / 'x' / 'vis_data' / 'scalars.json'
+        log.parent.mkdir(parents=True)
+        log.write_text(json.dumps({'accuracy/top1': 2.0 * value, 'accuracy/top5': 99, 'step': 2}))
+    assert _states(call, *args) == {f'{name}, seed 0': 'done' for name in names}
+
+    make_table = tables.load_tool('analysis_tools/make_table.py').main
+    table, _ = call('work_dirs', '--plot', 'plots/lr.png', main=make_table)
+    for name, top1 in zip(names, ('20.00', '40.00')):
+        assert re.search(rf'\| {re.escape(name)} .* {top1} ', table)
+    assert (tmp_path / 'plots' / 'lr.png').read_bytes()[:4] == b'\x89PNG'
+    assert '--sweep a: expected KEY=V1' in call(*args[:1], '--sweep', 'a', status=2)[1]
 
 
 # --- places to train at ---------------------------------------------------- #

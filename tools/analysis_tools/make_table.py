@@ -30,6 +30,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         'folder of that name in configs/'
     )
     add('--published', nargs='+', type=Path, default=[], metavar='METAFILE', help=what)
+    what = (
+        'also draw top-1 against the values of run_table.py --sweep, or against the number of '
+        'teachers, into this image'
+    )
+    add('--plot', type=Path, metavar='FILE', help=what)
     args = parser.parse_args(argv)
     for path in args.work_dirs:
         if not Path(path).is_dir():
@@ -58,8 +63,8 @@ def find_metafiles(configs: Sequence[str]) -> list[Path]:
 def main(argv: Sequence[str] | None = None) -> None:
     """Make the table; a UsageError says that there are no runs, or that a file is damaged."""
     args = parse_args(argv)
-    launch.require('pandas')
-    from crd_plugin.cli import comparison
+    launch.require('pandas', *(['matplotlib'] if args.plot else []))
+    from crd_plugin.cli import comparison, sweeps
 
     try:
         runs = comparison.read_table_runs(args.work_dirs)
@@ -68,6 +73,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     except ValueError as error:
         raise cli.UsageError(str(error)) from error
     rows = comparison.compare(runs, figures)
+    if args.plot:
+        args.plot.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            sweeps.plot_sweep(rows, args.plot)
+        except ValueError as error:
+            raise cli.UsageError(str(error)) from error
     if args.format == 'markdown':
         text = comparison.render_markdown(rows)
     elif args.format == 'csv':

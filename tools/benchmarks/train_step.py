@@ -95,10 +95,11 @@ def load_config(path: str, options: Sequence[str], args: argparse.Namespace, fol
     # What tools/train.py fills in.
     given = dict(launcher='none', local_rank=0, cfg_options=None, no_pin_memory=False)
     cli.merge_common_arguments(cfg, argparse.Namespace(work_dir=folder, **given))
-    checkpoint = cfg.model.get('teacher_ckpt')
-    if checkpoint and '://' not in checkpoint and not Path(checkpoint).is_file():
+    checkpoints = cfg.model.get('teacher_ckpt')
+    paths = [checkpoints] if isinstance(checkpoints, str) else checkpoints or []
+    if any('://' not in path and not Path(path).is_file() for path in paths):
         # Random weights take the same time.
-        cfg.model.teacher_ckpt = None
+        cfg.model.teacher_ckpt = cli.without_files(checkpoints)
     if args.synthetic:
         from stand_in import replace_dataset
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from mmengine.logging import MMLogger
-from mmengine.model import BaseModel
 from mmengine.structures import BaseDataElement
 from mmrazor.models.algorithms import SingleTeacherDistill
 from mmrazor.models.utils import add_prefix
@@ -17,10 +16,12 @@ from torch import Tensor, nn
 from crd_plugin.registry import MODELS
 
 from ..recorders import SampleFieldRecorder
+from ..recorders._members import members_of
 from . import speed
 from .checkpoints import check_is_distillation, load_pretrained
 from .network_images import check_mixing, network_images
 from .student_interface import StudentInterface
+from .teacher_ensemble import Member, TeacherEnsemble
 
 Samples = list[BaseDataElement] | None
 
@@ -42,12 +43,15 @@ class FrozenTeacherDistill(StudentInterface, SingleTeacherDistill):
     * The student may start from given weights.
     * Widths that connectors and losses leave out are taken from one forward pass when the model
       is built, before optimizer and DDP see the parameters.
+    * Several teachers are an ensemble, see :class:`TeacherEnsemble` and ``docs/ensembles.md``.
 
     Args:
         distiller (dict): Config of a distiller.
-        teacher (dict | BaseModel): Config of the teacher, or the model.
-        teacher_ckpt (str, optional): Path or URL of its checkpoint. Defaults to None: the
-            teacher's own ``init_cfg`` counts; random weights cause a warning.
+        teacher (dict | BaseModel | Sequence): Config of the teacher, or the model; a list for an
+            ensemble.
+        teacher_ckpt (str | Sequence[str], optional): Path or URL of its checkpoint. A list makes
+            an ensemble, one member per checkpoint. Defaults to None: the teacher's own
+            ``init_cfg`` counts; random weights cause a warning.
         student_ckpt (str, optional): Path or URL of weights that the student starts from, loaded
             strictly. Defaults to None.
         teacher_view (dict | nn.Module, optional): What the teacher is given of the images, such as
@@ -74,8 +78,8 @@ class FrozenTeacherDistill(StudentInterface, SingleTeacherDistill):
     def __init__(
         self,
         distiller: dict,
-        teacher: BaseModel | dict,
-        teacher_ckpt: str | None = None,
+        teacher: Member | Sequence[Member],
+        teacher_ckpt: str | Sequence[str | None] | None = None,
         student_ckpt: str | None = None,
         teacher_view: nn.Module | dict | None = None,
         student_view: nn.Module | dict | None = None,
@@ -91,12 +95,19 @@ class FrozenTeacherDistill(StudentInterface, SingleTeacherDistill):
             )
         if not isinstance(channels_last, bool):
             raise TypeError(f'channels_last is {channels_last!r}, expected True or False.')
+        one = teacher_ckpt is None or isinstance(teacher_ckpt, str)
+        if isinstance(teacher, Sequence) or not one:
+            teacher, teacher_ckpt = TeacherEnsemble(teacher, teacher_ckpt), None
         super().__init__(distiller=distiller, teacher=teacher, **kwargs)
         check_mixing(self.student, self.data_preprocessor)
         own = self.data_preprocessor
+        if isinstance(self.teacher, TeacherEnsemble):
+            self.teacher.adapt_images(own, teacher_view)
+            self.teacher.check_records(self.distiller)
+            teacher_view = None
         self.teacher_view = network_images(self.teacher, own, teacher_view, 'teacher')
         self.student_view = network_images(self.student, own, student_view, 'student')
-        if teacher_ckpt:
+        if isinstance(teacher_ckpt, str) and teacher_ckpt:
             load_pretrained(self.teacher, teacher_ckpt, 'teacher')
         if student_ckpt:
             load_pretrained(self.student, student_ckpt, 'student')
@@ -104,7 +115,8 @@ class FrozenTeacherDistill(StudentInterface, SingleTeacherDistill):
         self._infer_widths(input_shape)
         self.channels_last = channels_last
         self.compile_options = compile
-        self._speed_up(self.teacher, 'teacher')
+        for network in members_of(self.teacher):
+            self._speed_up(network, 'teacher')
         self._speed_up(self.student, 'student')
 
     def forward(self, inputs: Tensor, data_samples: Samples = None, mode: str = 'tensor') -> Any:
@@ -188,7 +200,7 @@ class FrozenTeacherDistill(StudentInterface, SingleTeacherDistill):
 
     def init_weights(self) -> None:
         """Initialise the weights, and warn of a teacher that has only random ones."""
-        if not self.teacher.is_init and self.teacher.init_cfg is None:
+        if any(not one.is_init and one.init_cfg is None for one in members_of(self.teacher)):
             MMLogger.get_current_instance().warning(
                 'teacher_ckpt is not given: the teacher has random weights unless a checkpoint '
                 'brings others. Set model.teacher_ckpt to a trained checkpoint.'

@@ -7,6 +7,8 @@ from .cktf_loss import CKTFLoss
 from .cocord_loss import CoCoRDLoss
 from .crd_loss import CRDLoss
 from .dkd_loss import DKDLoss
+from .ensemble_crd_loss import EnsembleCRDLoss
+from .ensemble_kd_loss import EnsembleKDLoss
 from .fitnet_loss import FitNetLoss
 from .fsp_loss import FSPLoss
 from .ft_loss import FTLoss
@@ -28,6 +30,8 @@ __all__ = [
     'CRDLoss',
     'CoCoRDLoss',
     'DKDLoss',
+    'EnsembleCRDLoss',
+    'EnsembleKDLoss',
     'FSPLoss',
     'FTLoss',
     'FitNetLoss',

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
-from mmrazor.models.task_modules import ModuleOutputsRecorder
 from torch import Tensor, nn
 
 from crd_plugin.registry import TASK_UTILS
 
 from ._classifier import find_module, find_scores
+from ._members import MemberRecorder, members_of
 
 
 @TASK_UTILS.register_module()
-class LogitsRecorder(ModuleOutputsRecorder):
+class LogitsRecorder(MemberRecorder):
     """Record the logits ``(B, classes)`` of any classifier of MMPretrain, timm or Hugging Face.
 
     They are what the ``head`` returns, or the wrapped network where a classifier has no head. In a
-    distiller: ``dict(type='crd_plugin.Logits')``.
+    distiller: ``dict(type='crd_plugin.Logits')``. Of an ensemble of teachers it holds one record
+    per member: in a mapping ``record_idx=1`` is the second one, ``record_idx='all'`` a list.
 
     Args:
         source (str, optional): Name of the module that returns the logits, for other networks.
@@ -34,8 +35,11 @@ class LogitsRecorder(ModuleOutputsRecorder):
 
     def prepare_from_model(self, model: Any = None) -> None:
         """Register a hook on the module that returns the logits."""
-        found = find_scores(model) if self._given is None else find_module(model, self._given)
-        found.register_forward_hook(self.forward_hook)
+        if self._given is not None:
+            find_module(model, self._given).register_forward_hook(self.forward_hook)
+            return
+        for network in members_of(model):
+            find_scores(network).register_forward_hook(self.forward_hook)
 
     def forward_hook(self, module: nn.Module, inputs: tuple, outputs: Any) -> None:
         """Record the logits of one call."""

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 from typing import Any
 
-from mmrazor.models.task_modules import ModuleOutputsRecorder
 from torch import nn
 
 from crd_plugin.registry import TASK_UTILS
 
 from ._classifier import find_classification_layer, find_module
+from ._members import MemberRecorder, members_of
 
 
 @TASK_UTILS.register_module()
-class PenultimateFeatureRecorder(ModuleOutputsRecorder):
+class PenultimateFeatureRecorder(MemberRecorder):
     """Record the penultimate feature ``(B, C)`` of any classifier of MMPretrain, timm or others.
 
     It is the input of the classification layer, the last layer with as many outputs as there are
     classes: a pooled map, a class token, or what hidden layers of the head make of it. In a
     distiller: ``dict(type='crd_plugin.PenultimateFeature')``. Of a network without a head, such as
-    a self-supervised teacher, it is what the neck or else the backbone returns last.
+    a self-supervised teacher, it is what the neck or else the backbone returns last. Of an ensemble
+    of teachers it holds one record per member, as ``crd_plugin.Logits`` does.
 
     Args:
         source (str, optional): Name of the module whose last output is the feature, for other
@@ -37,11 +38,13 @@ class PenultimateFeatureRecorder(ModuleOutputsRecorder):
         """Register a hook on the module that reads or returns the feature."""
         if self._given is not None:
             find_module(model, self._given).register_forward_hook(self._record_output)
-        elif getattr(model, 'head', None) is None and hasattr(model, 'backbone'):
-            last = getattr(model, 'neck', None) or model.backbone
-            last.register_forward_hook(self._record_output)
-        else:
-            find_classification_layer(model).register_forward_hook(self.forward_hook)
+            return
+        for network in members_of(model):
+            if getattr(network, 'head', None) is None and hasattr(network, 'backbone'):
+                last = getattr(network, 'neck', None) or network.backbone
+                last.register_forward_hook(self._record_output)
+            else:
+                find_classification_layer(network).register_forward_hook(self.forward_hook)
 
     def forward_hook(self, module: nn.Module, inputs: tuple, outputs: Any) -> None:
         """Record the input of one call, flattened."""

@@ -1,0 +1,8 @@
+_base_ = [
+    '../_base_/settings/digits_b20-100e.py',
+    '../_base_/pairs/resnet14_resnet8w4_digits.py',
+    '../_base_/distillers/crd_ensemble.py',
+]
+from crd_plugin.fragments import join, seeds
+
+model = join(seeds(_base_.pair, 1), _base_.crd)

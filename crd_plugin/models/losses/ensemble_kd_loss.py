@@ -1,0 +1,84 @@
+"""Knowledge distillation from several teachers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from crd_plugin.ops import no_autocast, pair_logits
+from crd_plugin.registry import MODELS
+
+from ._common import not_negative, positive
+
+
+@MODELS.register_module()
+class EnsembleKDLoss(nn.Module):
+    r"""Knowledge distillation from the mean of the teachers' softened probabilities.
+
+    .. math::
+        L = \tau^2 \, KL\Big( \frac{1}{M} \sum_m \mathrm{softmax}(t_m / \tau)
+            \,\Big\|\, \mathrm{softmax}(s / \tau) \Big)
+
+    averaged over the batch. With one teacher it is ``mmrazor.KLDivergence``.
+
+    Source: Hinton et al., arXiv:1503.02531, section 1, whose arithmetic mean of probabilities this
+    is; the CRD paper does not say which mean its figure 4 takes.
+
+    Args:
+        tau (float): Temperature. Defaults to 4.0.
+        loss_weight (float): Factor of the loss. Defaults to 1.0.
+
+    Shape:
+        s_feats: logits, ``(B, C)`` float. t_feats: one ``(B, C)`` float per teacher.
+
+    Raises:
+        ValueError: If an argument is out of range.
+        TypeError: If a number is expected and not given.
+    """
+
+    def __init__(self, tau: float = 4.0, loss_weight: float = 1.0) -> None:
+        super().__init__()
+        self.tau = positive('tau', tau, 4)
+        self.loss_weight = not_negative('loss_weight', loss_weight)
+        # Logits are looked at before training, when widths of other losses are inferred.
+        self.needs_width = True
+
+    def infer_width(self, s_feats: Tensor, t_feats: Tensor | Sequence[Tensor]) -> None:
+        """Check that all networks tell the same classes apart; arguments as for :meth:`forward`."""
+        teachers = [t_feats] if isinstance(t_feats, Tensor) else t_feats
+        classes = [logits.size(1) for logits in teachers]
+        if set(classes) != {s_feats.size(1)}:
+            raise ValueError(
+                f'EnsembleKDLoss was given logits of {classes} classes by the teachers and '
+                f'{s_feats.size(1)} by the student; all must tell the same classes apart: leave '
+                'the others out of teacher and teacher_ckpt, or use EnsembleCRDLoss, which reads '
+                'features.'
+            )
+        self.needs_width = False
+
+    def forward(self, s_feats: Tensor, t_feats: Tensor | Sequence[Tensor]) -> Tensor:
+        """Compute the loss of one batch.
+
+        Args:
+            s_feats (Tensor): Student's logits, ``(B, C)``.
+            t_feats (Sequence[Tensor]): Each teacher's logits, ``(B, C)``; no gradient reaches them.
+                In a mapping ``record_idx='all'``.
+
+        Returns:
+            Tensor: Scalar float32 (float64 for float64), already multiplied by ``loss_weight``.
+
+        Raises:
+            ValueError: If shapes are not as described.
+        """
+        teachers = [t_feats] if isinstance(t_feats, Tensor) else t_feats
+        pairs = [pair_logits(s_feats, logits) for logits in teachers]
+        with no_autocast(s_feats):
+            student = (pairs[0][0] / self.tau).log_softmax(1)
+            each = torch.stack([(teacher / self.tau).log_softmax(1) for _, teacher in pairs])
+            mean = each.logsumexp(0) - math.log(len(pairs))
+            value = F.kl_div(student, mean, reduction='batchmean', log_target=True)
+        return self.loss_weight * self.tau**2 * value

@@ -1,0 +1,101 @@
+"""Grids of settings: combinations, names, the plot, errors."""
+
+import matplotlib.figure
+import pytest
+
+from crd_plugin.cli.comparison import compare, read_table_runs
+from crd_plugin.cli.sweeps import name_run, plot_sweep, read_sweep
+from tests.tables import write_run
+
+T, K = 'model.loss.temperature', 'model.loss.num_negatives'
+
+
+def test_combinations_and_names():
+    assert read_sweep([]) == [{}] and name_run('crd', {}) == 'crd'
+    grid = read_sweep([f'{T}=0.1,0.2', f'{K}=16'])
+    assert grid == [{T: '0.1', K: '16'}, {T: '0.2', K: '16'}]
+    assert name_run('crd', grid[1]) == 'crd,temperature=0.2,num_negatives=16'
+    # Two keys that end alike are written out; brackets hold a list together.
+    assert name_run('crd', {'a.x': '1', 'b.x': '2'}) == 'crd,a.x=1,b.x=2'
+    assert read_sweep(['a=[1,2],(3,4),5']) == [{'a': '[1,2]'}, {'a': '(3,4)'}, {'a': '5'}]
+    assert name_run('crd', {'ckpt': 'a/b.pth'}) == 'crd,ckpt=a_b.pth'
+
+
+@pytest.mark.parametrize(
+    'words, message',
+    [
+        (['a'], 'a: expected KEY=V1,V2'),
+        (['a=1,,2'], 'a=1,,2: expected KEY=V1,V2'),
+        (['=1'], '=1: expected KEY=V1,V2'),
+        (['a=1', 'a=2'], 'a is there twice'),
+        (['a=1,1'], 'a=1,1 has a value twice'),
+        (['randomness.seed=1,2'], 'give --seeds instead'),
+    ],
+)
+def test_bad_words(words, message):
+    with pytest.raises(ValueError, match=message):
+        read_sweep(words)
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The axes of each figure that is saved."""
+    axes = []
+    monkeypatch.setattr(
+        matplotlib.figure.Figure, 'savefig', lambda self, path, **kwargs: axes.append(self.axes[0])
+    )
+    return axes
+
+
+def lines(axes):
+    """Points and half lengths of the bars, by the label of the line."""
+    handles, labels = axes.get_legend_handles_labels()
+    found = {}
+    for handle, label in zip(handles, labels, strict=True):
+        line, _, (bars,) = handle
+        heights = [(high - low) / 2 for (_, low), (_, high) in bars.get_segments()]
+        found[label] = (line.get_xydata().tolist(), heights)
+    return found
+
+
+def sweep(folder, values, top1, seed=0):
+    name = name_run('crd', values)
+    write_run(folder, name, seed, (top1,), config='crd.py', sweep=values)
+
+
+def test_accuracy_against_the_value(tmp_path, drawn):
+    for value, seeds in {'1024': (60.0, 64.0), '16': (50.0,)}.items():
+        for seed, top1 in enumerate(seeds):
+            sweep(tmp_path, {K: value, T: '0.1'}, top1, seed)
+            sweep(tmp_path, {K: value, T: '0.2'}, top1 + 1, seed)
+    plot_sweep(compare(read_table_runs([tmp_path]), []), 'plot.png')
+    (axes,) = drawn
+    points, bars = lines(axes)['crd,temperature=0.1']
+    assert points == [[16.0, 50.0], [1024.0, 62.0]]
+    assert bars == pytest.approx([0.0, 2 * 2**0.5])
+    assert lines(axes)['crd,temperature=0.2'][0] == [[16.0, 51.0], [1024.0, 63.0]]
+    assert axes.get_xlabel() == K and axes.get_xscale() == 'log'
+
+
+def test_words_and_numbers_of_teachers(tmp_path, drawn):
+    for value in ('class', 'instance'):
+        sweep(tmp_path / 'words', {'exclude': value}, 50.0)
+    for number in (1, 2):
+        name = f'crd-ensemble_{number}xa_b'
+        write_run(tmp_path / 'teachers', name, 0, (50.0 + number,), teacher=' '.join('ab'[:number]))
+    for folder in ('words', 'teachers'):
+        plot_sweep(compare(read_table_runs([tmp_path / folder]), []), 'plot.png')
+    words, teachers = drawn
+    assert [tick.get_text() for tick in words.get_xticklabels()] == ['class', 'instance']
+    assert lines(teachers)['crd-ensemble_a_b'][0] == [[1.0, 51.0], [2.0, 52.0]]
+    assert teachers.get_xlabel() == 'teachers' and teachers.get_xscale() == 'linear'
+
+
+def test_no_or_several_settings(tmp_path):
+    write_run(tmp_path / 'none', 'crd', 0, finished=False)
+    with pytest.raises(ValueError, match='were swept over nothing, expected one setting'):
+        plot_sweep(compare(read_table_runs([tmp_path / 'none']), []), 'plot.png')
+    sweep(tmp_path / 'two', {T: '0.1'}, 50.0)
+    sweep(tmp_path / 'two', {K: '16'}, 50.0)
+    with pytest.raises(ValueError, match=f"swept over .'{K}', '{T}'., expected one setting"):
+        plot_sweep(compare(read_table_runs([tmp_path / 'two']), []), 'plot.png')

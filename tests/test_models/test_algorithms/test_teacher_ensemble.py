@@ -1,0 +1,294 @@
+"""Ensembles of teachers: members, checkpoints, records, images, training runs."""
+
+import copy
+
+import pytest
+import torch
+from mmengine.config import Config
+
+from crd_plugin.checkpoints.publish import publish_student
+from crd_plugin.cli.dry_run import run_dry
+from crd_plugin.registry import MODELS
+from tests import small_runs
+
+
+def ensemble(teacher=None, kd=False, **changes):
+    """CRD, or KD, from teachers of the widths 12 and 9, or from given ones."""
+    cfg = small_runs.model()
+    cfg['teacher'] = [small_runs.net(12), small_runs.net(9)] if teacher is None else teacher
+    distiller = cfg['distiller']
+    del distiller['connectors']
+    kind, source = ('Logits', 'logits') if kd else ('PenultimateFeature', 'feat')
+    for side in ('student', 'teacher'):
+        recorders = distiller[f'{side}_recorders']
+        del recorders['feat']
+        recorders[source] = dict(type=f'crd_plugin.{kind}')
+    mapping = dict(
+        s_feats=dict(recorder=source, from_student=True),
+        t_feats=dict(recorder=source, from_student=False, record_idx='all'),
+    )
+    if kd:
+        distiller['distill_losses'] = dict(loss_kd=dict(type='crd_plugin.EnsembleKDLoss'))
+        distiller['loss_forward_mappings'] = dict(loss_kd=mapping)
+    else:
+        loss = dict(type='crd_plugin.EnsembleCRDLoss', embed_dim=8, num_negatives=8)
+        distiller['distill_losses'] = dict(loss_crd=loss)
+        distiller['loss_forward_mappings']['loss_crd'].update(mapping)
+    cfg.update(changes)
+    return cfg
+
+
+def build(**changes):
+    cfg = ensemble(**changes)
+    for loss in cfg['distiller']['distill_losses'].values():
+        if 'CRD' in loss['type']:
+            loss.update(num_samples=20, exclude='instance')
+    return MODELS.build(copy.deepcopy(cfg))
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Checkpoints of networks of the widths 12, 12 and 9."""
+    paths = []
+    for seed, width in enumerate((12, 12, 9)):
+        torch.manual_seed(seed)
+        paths.append(str(tmp_path / f'seed_{seed}.pth'))
+        torch.save(dict(state_dict=MODELS.build(small_runs.net(width)).state_dict()), paths[-1])
+    return paths
+
+
+def test_members_of_one_config(files):
+    """As many as checkpoints, each with its own weights, which initialising keeps."""
+    model = build(teacher=small_runs.net(12), teacher_ckpt=files[:2])
+    model.init_weights()
+    assert len(model.teacher.members) == 2
+    for member, file in zip(model.teacher.members, files):
+        for name, value in torch.load(file)['state_dict'].items():
+            assert torch.equal(member.state_dict()[name], value), name
+    model.train()
+    assert not any(module.training for module in model.teacher.modules())
+    assert not any(parameter.requires_grad for parameter in model.teacher.parameters())
+
+
+def test_members_of_different_architectures(files):
+    model = build(teacher_ckpt=[files[0], files[2]]).train()
+    batch = small_runs.batch()
+    losses = model(*batch, mode='loss')
+    assert set(losses) == {'student.loss', 'distill.loss_crd'}
+    sum(losses.values()).backward()
+    for name, parameter in model.named_parameters():
+        assert (parameter.grad is None) == name.startswith('teacher.'), name
+    records = model.distiller.get_record('feat', from_student=False, record_idx='all')
+    for number, (record, member) in enumerate(zip(records, model.teacher.members, strict=True)):
+        (alone,) = member.extract_feat(batch[0])
+        assert torch.equal(record, alone) and not record.requires_grad
+        same = model.distiller.get_record('feat', from_student=False, record_idx=number)
+        assert same is record
+
+
+def test_a_member_is_addressed_by_its_index():
+    cfg = small_runs.model(num_samples=20, exclude='instance')
+    cfg['teacher'] = [small_runs.net(9), small_runs.net(12)]
+    cfg['distiller']['teacher_recorders']['feat']['source'] = 'members.1.neck'
+    model = MODELS.build(cfg).train()
+    inputs, samples = small_runs.batch()
+    model(inputs, samples, mode='loss')
+    (record,) = model.distiller.get_record('feat', from_student=False)
+    assert torch.equal(record, model.teacher.members[1].extract_feat(inputs)[0])
+
+
+def test_each_member_is_given_its_own_images():
+    means = ([10.0] * 3, [90.0] * 3)
+    teachers = [copy.deepcopy(small_runs.net(12)) for _ in means]
+    for teacher, mean in zip(teachers, means):
+        teacher['data_preprocessor'].update(mean=mean, std=[2.0] * 3)
+    own = dict(type='mmpretrain.ClsDataPreprocessor', mean=[78.0] * 3, std=[81.4] * 3)
+    architecture = small_runs.net(6)
+    del architecture['data_preprocessor']
+    model = build(teacher=teachers, data_preprocessor=own, architecture=architecture)
+    seen = []
+    for member in model.teacher.members:
+        member.backbone.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    images = torch.rand(2, 3, 8, 8) * 255
+    model.run_teacher((images - 78) / 81.4)
+    for given, (mean, *_) in zip(seen, means, strict=True):
+        torch.testing.assert_close(given, (images - mean) / 2, rtol=1e-4, atol=1e-3)
+
+
+def test_every_member_is_given_the_view_of_the_teacher():
+    view = dict(type='crd_plugin.ChannelView', channels=[2, 1, 0])
+    teachers = [{**small_runs.net(width), 'data_preprocessor': None} for width in (12, 9)]
+    model = build(teacher=teachers, teacher_view=view)
+    seen = []
+    for member in model.teacher.members:
+        member.backbone.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    images = torch.randn(2, 3, 8, 8)
+    model.run_teacher(images)
+    assert len(seen) == 2 and all(torch.equal(given, images.flip(1)) for given in seen)
+
+
+def test_options_of_speed_reach_every_member(monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch.nn.Module, 'compile', lambda self, **kwargs: compiled.append(self))
+    model = build(channels_last=True, compile=True)
+    assert [member.backbone for member in model.teacher.members] == compiled[:2]
+    for member in model.teacher.members:
+        assert member.backbone.conv.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_one_member_equals_one_teacher(files):
+    """CRD of an ensemble of one is CRD, connectors, bank and all."""
+    single = small_runs.model(num_samples=20, exclude='instance', negatives='all')
+    single = MODELS.build({**single, 'teacher_ckpt': files[0]}).eval()
+    cfg = ensemble(teacher=small_runs.net(12), teacher_ckpt=files[:1])
+    loss = cfg['distiller']['distill_losses']['loss_crd']
+    loss.update(num_samples=20, exclude='instance', negatives='all')
+    one = MODELS.build(cfg).eval()
+    one.student.load_state_dict(single.student.state_dict())
+    loss, other = one.distiller.distill_losses['loss_crd'], single.distiller
+    loss.student_connectors[0].load_state_dict(other.connectors['s'].state_dict())
+    loss.teacher_connectors[0].load_state_dict(other.connectors['t'].state_dict())
+    loss.losses[0].load_state_dict(other.distill_losses['loss_crd'].state_dict())
+    batch = small_runs.batch()
+    ours, theirs = (model(*batch, mode='loss') for model in (one, single))
+    for name, value in theirs.items():
+        torch.testing.assert_close(ours[name], value)
+
+
+@pytest.mark.parametrize(
+    'changes, message',
+    [
+        (dict(teacher=[]), 'teacher is an empty list, so the ensemble has no member'),
+        (dict(teacher={}, teacher_ckpt=[]), 'teacher_ckpt is an empty list, so the ensemble has'),
+        (dict(teacher_ckpt=[0]), r'teacher has 2 members, teacher_ckpt 1 checkpoints'),
+        (dict(teacher_ckpt=[0, None]), r'teacher_ckpt\[1\] is None, so member 1 .* no checkpoint'),
+        (dict(teacher_ckpt=['', 2]), r"teacher_ckpt\[0\] is '', so member 0 .* has no checkpoint"),
+        (dict(teacher_ckpt=[0, 0]), r'teacher_ckpt\[0\] and teacher_ckpt\[1\] are the same file'),
+        (dict(teacher_ckpt=[0, 1]), 'Member 1 of the ensemble: teacher_ckpt=.*seed_1.pth does not'),
+    ],
+)
+def test_bad_members(changes, message, files):
+    if 'teacher_ckpt' in changes:
+        checkpoints = [files[i] if isinstance(i, int) else i for i in changes['teacher_ckpt']]
+        changes = dict(changes, teacher_ckpt=checkpoints)
+    with pytest.raises(ValueError, match=message):
+        build(**changes)
+
+
+def test_other_paths_to_one_file_are_seen(files, tmp_path):
+    (tmp_path / 'link.pth').symlink_to(files[0])
+    with pytest.raises(ValueError, match='are the same file'):
+        build(teacher=small_runs.net(12), teacher_ckpt=[files[0], str(tmp_path / 'link.pth')])
+    with pytest.raises(FileNotFoundError, match='gone.pth does not exist'):
+        build(teacher=small_runs.net(12), teacher_ckpt=[files[0], 'gone.pth'])
+
+
+def test_numbers_of_classes():
+    """CRD reads features and does not mind; KD is refused when the model is built."""
+    other = small_runs.net(12)
+    other['head']['num_classes'] = 7
+    build(teacher=[small_runs.net(12), other])
+    build(teacher=[small_runs.net(12)] * 2, kd=True)
+    with pytest.raises(ValueError, match=r'logits of \[10, 7\] classes by the teachers and 10 by'):
+        build(teacher=[small_runs.net(12), other], kd=True)
+
+
+def test_a_loss_for_one_teacher_has_to_name_it():
+    cfg = ensemble(kd=True)
+    mapping = cfg['distiller']['loss_forward_mappings']['loss_kd']
+    del mapping['t_feats']['record_idx']
+    with pytest.raises(ValueError, match=r'loss_kd.t_feats does not say which of the 2 teachers'):
+        MODELS.build(copy.deepcopy(cfg))
+    mapping['t_feats']['record_idx'] = 1
+    MODELS.build(cfg)
+
+
+def test_random_members_cause_a_warning(monkeypatch, files):
+    warnings = []
+    monkeypatch.setattr(
+        'mmengine.logging.MMLogger.warning', lambda self, text: warnings.append(text)
+    )
+    build(teacher=small_runs.net(12), teacher_ckpt=files[:2]).init_weights()
+    assert not warnings
+    build().init_weights()
+    assert 'the teacher has random weights' in warnings[0]
+
+
+# --- runs ------------------------------------------------------------------ #
+
+
+def test_resumed_run_and_published_student(tmp_path, files):
+    """Four epochs, or two and two more; the student alone is what mmpretrain loads."""
+    changes = dict(
+        model=dict(_delete_=True, **ensemble(teacher=small_runs.net(12), teacher_ckpt=files[:2])),
+        randomness=dict(seed=3),
+    )
+    # Resuming takes the teachers out of the checkpoint.
+    small_runs.build(tmp_path / 'whole', **changes, train_cfg__max_epochs=2).train()
+    small_runs.build(tmp_path / 'cut', **changes).train()
+    runner = small_runs.build(tmp_path / 'cut', **changes, train_cfg__max_epochs=2, resume=True)
+    runner.train()
+    whole, cut = (small_runs.load(tmp_path / name / 'epoch_2.pth') for name in ('whole', 'cut'))
+    assert whole['state_dict'].keys() == cut['state_dict'].keys()
+    for name, value in whole['state_dict'].items():
+        assert torch.equal(value, cut['state_dict'][name]), name
+    bounds = {f'train/mi_bound_{i}' for i in range(2)}
+    assert bounds <= set(runner.message_hub.log_scalars)
+
+    published = publish_student(tmp_path / 'cut' / 'epoch_2.pth', tmp_path / 'student.pth')
+    weights = small_runs.load(published)['state_dict']
+    plain = MODELS.build(small_runs.net(6))
+    plain.load_state_dict(weights)
+    assert not any(key.startswith('members') for key in weights)
+
+
+def _train_on_two_ranks(rank, folder):
+    """Train an epoch on two ranks and save the banks."""
+    import os
+
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE='2')
+    os.environ.update(MASTER_ADDR='127.0.0.1', MASTER_PORT=os.environ['ENSEMBLE_PORT'])
+    torch.set_num_threads(1)
+    runner = small_runs.build(
+        f'{folder}/run', model=dict(_delete_=True, **ensemble()), launcher='pytorch'
+    )
+    runner.train()
+    losses = runner.model.module.distiller.distill_losses['loss_crd'].losses
+    torch.save([loss.bank.state_dict() for loss in losses], f'{folder}/rank_{rank}.pth')
+
+
+@pytest.mark.slow
+def test_two_ranks_hold_the_same_banks(tmp_path, monkeypatch):
+    import socket
+
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        monkeypatch.setenv('ENSEMBLE_PORT', str(free.getsockname()[1]))
+    first, second = small_runs.run_ranks(_train_on_two_ranks, tmp_path)
+    assert len(first) == 2
+    for one, other in zip(first, second, strict=True):
+        assert all(torch.equal(value, other[name]) for name, value in one.items())
+    assert not torch.equal(first[0]['student'], first[1]['student'])
+
+
+def test_dry_run(tmp_path, files):
+    """It shows every member, and what is wrong with its checkpoint."""
+
+    def check(**changes):
+        model = dict(_delete_=True, **ensemble(teacher=small_runs.net(12), **changes))
+        return small_runs.config(tmp_path, model=model)
+
+    report = run_dry(check(teacher_ckpt=files[:2]))
+    assert report.problems == []
+    assert report.teacher.count('sha256') == 2 and 'seed_1.pth' in report.teacher
+    assert len(report.banks) == 2 and report.recorders[-1].output == '(4, 12), 2 times'
+    assert [row.total for row in report.parts if row.part == 'teacher'] == [2 * 490]
+    gone = check(teacher_ckpt=[files[0], 'gone.pth'])
+    (problem,) = run_dry(gone).problems
+    assert problem.startswith('model.teacher_ckpt[1]=gone.pth does not exist')
+    report = run_dry(gone, use_teacher_ckpt=False)
+    assert report.problems == [] and len(report.banks) == 2
+    (problem,) = run_dry(check(teacher_ckpt=[files[0], files[0]])).problems
+    assert 'are the same file' in problem
+    url = check(teacher_ckpt=[files[0], 'https://example.invalid/teacher.pth'])
+    assert isinstance(url, Config) and 'is not fetched here' in '\n'.join(run_dry(url).notes)
