@@ -71,13 +71,19 @@ def render_probes(runs: Sequence[Run], options: Sequence[str]) -> str:
 
     Returns:
         str: Markdown.
+
+    Raises:
+        UsageError: If there is no run yet, or a file of one is damaged.
     """
     from .comparison import compare, read_table_runs, render_markdown
 
     tables = []
     for config in dict.fromkeys(run.settings.path for run in runs):
         folders = [run.run_dir for run in runs if run.settings.path == config]
-        found = read_table_runs(folders)
+        try:
+            found = read_table_runs(folders)
+        except ValueError as error:
+            raise UsageError(str(error)) from error
         # That the seeds of a row probe different networks is no remark worth making.
         found = found.assign(teacher='', signature='', options=[list(options)] * len(found))
         rows = compare(found, _published(config.stem))

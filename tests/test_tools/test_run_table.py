@@ -100,6 +100,25 @@ def _states(call, *args):
     return {title: state.strip() for title, state in (line.split('  ', 1) for line in lines)}
 
 
+@pytest.mark.slow
+def test_probes_of_checkpoints(call, tmp_path):
+    """A student alone is probed, then the same command only prints the table."""
+    model = Config.fromfile(tables.STUDENT).model
+    checkpoint = tmp_path / 'own' / 'seed_3' / 'epoch_9.pth'
+    checkpoint.parent.mkdir(parents=True)
+    torch.save(dict(state_dict=MODELS.build(model).state_dict()), checkpoint)
+    leaf = tables.CONFIGS / 'transfer' / 'probe_resnet8w4_b20-100e_digits-5-9.py'
+    options = ['--cfg-options', 'train_cfg.max_epochs=2', 'val_dataloader.dataset.indices=100']
+    args = [leaf, '--probe', checkpoint, '--work-dir', tmp_path / 'probes', '--jobs', 1, *options]
+    first, second = call(*args)[0], call(*args)[0]
+    assert first.startswith('1 runs: 1 new') and second.startswith('1 runs: 1 done')
+    assert _is_done(tmp_path / 'probes' / leaf.stem / 'own' / 'seed_3')
+    (row,) = (line for line in second.splitlines() if line.startswith('| own '))
+    assert row in first
+    assert f'- own: trained with {" ".join(options[1:])}' in second
+    assert call(*args, '--seeds', 1, status=2)[1].endswith('leave it out with --probe\n')
+
+
 def _is_done(run_dir):
     record = run_dir / RECORD
     return record.is_file() and json.loads(record.read_text())['finished']
