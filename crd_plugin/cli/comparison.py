@@ -249,9 +249,9 @@ def _row(
 
 
 def _references(name: str) -> tuple[str, str]:
-    """Names of the student alone and of KD by the scheme method_teacher_student_schedule_data."""
+    """Names of the student alone and of KD, named method[_teacher]_student_schedule_data."""
     _, *rest = name.split('_')
-    return '_'.join(['vanilla', *rest[1:]]), '_'.join(['kd', *rest])
+    return '_'.join(['vanilla', *rest[-3:]]), '_'.join(['kd', *rest])
 
 
 def _difference(name: str, reference: str, trained: pd.DataFrame) -> dict[str, Any] | None:

@@ -137,6 +137,7 @@ def test_differences_to_kd_and_to_the_student_alone(tmp_path, metafile):
         write_run(tmp_path, 'kd_t_s_b1_d', seed, (0.0, 0.0, 75.5 + seed))
     write_run(tmp_path, 'kd_t_s_b1_d', 2, (0.0, 0.0, 3.0))
     write_run(tmp_path, 'vanilla_s_b1_d', 1, (0.0, 0.0, 70.0))
+    write_run(tmp_path, 'own-kd_s_b1_d', 1, (0.0, 0.0, 69.0))  # without a teacher
     rows = _rows(tmp_path, metafile)
     crd = rows['crd_t_s_b1_d']
     # -0.5 and 1.5; t of one degree of freedom is 12.7062, the deviation sqrt(2).
@@ -149,6 +150,9 @@ def test_differences_to_kd_and_to_the_student_alone(tmp_path, metafile):
     )
     assert crd['to_alone'] == dict(mean=8.0, low=None, high=None, seeds=[1], clear=False)
     assert rows['kd_t_s_b1_d']['to_kd'] is None and rows['kd_t_s_b1_d']['to_alone']['mean'] == 6.5
+    assert (
+        rows['own-kd_s_b1_d']['to_alone']['mean'] == -1 and rows['own-kd_s_b1_d']['to_kd'] is None
+    )
     assert rows['vanilla_s_b1_d']['to_alone'] is rows['vanilla_s_b1_d']['to_kd'] is None
     text = render_markdown(list(rows.values()))
     assert re.search(r'crd_t_s_b1_d +\| +\+8.00 \| \+0.50 \[-12.21, \+13.21\] \|', text)
