@@ -2,12 +2,13 @@
 # make fashion  ten methods on Fashion-MNIST, resumed where it was interrupted
 # make test     the whole test suite
 # make lint     format, style, spelling and types
+# make gpu-report  tests, times and memory on a GPU, in at most 8 minutes
 # make install  the package with its tested requirements
 # make clean    remove what these made
 #
 # Variables: PYTHON (interpreter that makes the environment), VENV (its
 # folder), PIP_ARGS (more arguments of pip install), SEEDS, METHODS, JOBS and
-# WORK_DIR (demo, fashion), PYTEST_ARGS (test).
+# WORK_DIR (demo, fashion; WORK_DIR also gpu-report), PYTEST_ARGS (test).
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -24,7 +25,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS)
 STAMPS := $(VENV)/.stamps
 HINT := echo 'To use the tools, activate the environment first: source $(VENV)/bin/activate'
 
-.PHONY: demo fashion test lint install clean
+.PHONY: demo fashion test lint gpu-report install clean
 .DELETE_ON_ERROR:
 
 fashion: TABLE := --data fashion-mnist --resume
@@ -46,6 +47,9 @@ lint: $(STAMPS)/package $(STAMPS)/demo $(STAMPS)/lint
 	$(BIN)/ruff check
 	$(BIN)/codespell
 	$(BIN)/mypy
+
+gpu-report: $(STAMPS)/package $(STAMPS)/tests
+	$(BIN)/python tools/benchmarks/gpu_report.py $(if $(WORK_DIR),--out "$(WORK_DIR)")
 
 install: $(STAMPS)/package
 	@$(HINT)

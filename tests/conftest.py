@@ -13,8 +13,16 @@ os.environ.setdefault('MPLBACKEND', 'Agg')
 import crd_plugin  # isort: skip  # noqa: F401
 import mmengine.dataset.base_dataset
 import mmengine.runner.runner
+import pytest
+import torch
 
 # Each data set that is built collects garbage, which takes most of a second with so many modules.
 mmengine.dataset.base_dataset.gc = SimpleNamespace(collect=lambda: 0)
 # Each runner logs the environment, which starts compilers to ask for their versions.
 mmengine.runner.runner.collect_env = functools.cache(mmengine.runner.runner.collect_env)
+
+
+def pytest_runtest_setup(item):
+    """Skip tests marked ``cuda`` where there is no GPU."""
+    if item.get_closest_marker('cuda') and not torch.cuda.is_available():
+        pytest.skip('needs CUDA')

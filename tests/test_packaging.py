@@ -192,6 +192,8 @@ def test_demo_passes_its_variables(tmp_path):
     result = make('--dry-run', 'fashion', 'JOBS=2', f'VENV={tmp_path}/v')
     command = ' '.join(result.stdout.replace('\\\n', ' ').split())
     assert 'tools/demo.py --data fashion-mnist --resume --jobs 2' in command
+    result = make('--dry-run', 'gpu-report', 'WORK_DIR=my report', f'VENV={tmp_path}/v')
+    assert 'tools/benchmarks/gpu_report.py --out "my report"' in result.stdout
 
 
 def test_make_says_how_to_activate_the_environment(tmp_path):

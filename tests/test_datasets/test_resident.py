@@ -207,7 +207,7 @@ def test_device_is_logged():
         ResidentDataset(numbers(), device='gpu7')
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs CUDA')
+@pytest.mark.cuda
 def test_batches_are_the_same_on_a_gpu(monkeypatch):
     monkeypatch.setattr('crd_plugin.datasets.resident.get_device', lambda: 'cuda')
     pipelines = (

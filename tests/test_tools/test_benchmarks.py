@@ -4,6 +4,7 @@ import importlib
 import itertools
 import json
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -35,6 +36,11 @@ def step():
 @pytest.fixture
 def pipeline():
     return importlib.import_module('data_pipeline')
+
+
+@pytest.fixture
+def report():
+    return importlib.import_module('gpu_report')
 
 
 @pytest.fixture
@@ -80,6 +86,9 @@ def run(monkeypatch, tmp_path, capsys):
         (f'train_step {KD} --device cpu --check-sync', '--check-sync looks for waits on a'),
         (f'train_step {KD} --synthetic', 'has no stand-in for the Digits of '),
         ('train_step configs/kd/kd_resnet14_digits.py', 'does not exist; the nearest are'),
+        ('gpu_report --minutes 0', '--minutes is 0, expected a number above 0'),
+        ('gpu_report --device cpu --out setup.py/report', '--out is setup.py/report, a file or'),
+        ('gpu_report', 'no GPU is available; --device cpu tries the report itself'),
     ],
 )
 def test_wrong_arguments(monkeypatch, capsys, words, message):
@@ -218,6 +227,7 @@ def test_steps_of_the_digits(run):
         parts = case['parts']
         # One round: nothing but the end of the last step is missing.
         assert 0 < sum(parts.values()) <= case['seconds']
+        assert case['peak_mib'] > 0
         for part in set(parts) - {'commit'}:
             assert parts[part] > 0, part
         assert (parts['commit'] > 0) == case['name'].startswith('crd')
@@ -236,7 +246,7 @@ def test_summary(step):
     cases = []
     for name, size, turns in (('a', 10, first), ('b', 5, other)):
         cfg = ConfigDict(train_dataloader=dict(batch_size=size))
-        cases.append(SimpleNamespace(name=name, cfg=cfg, turns=turns))
+        cases.append(SimpleNamespace(name=name, cfg=cfg, turns=turns, peak_mib=3.0))
     one, two = step.summary(cases)
     assert one['ratio'] == 1 and one['seconds'] == pytest.approx(1.5)
     assert one['fastest'] == 1 and one['slowest'] == 2
@@ -302,9 +312,9 @@ def test_waits_are_looked_for_at_the_end(step):
         def __getattr__(self, name):
             return lambda *args: order.append(name)
 
-    args = SimpleNamespace(check_sync=True, rounds=2, warmup=1, iters=1)
+    args = SimpleNamespace(check_sync=True, rounds=2, warmup=1, iters=1, device='cpu')
     step.measure([Case(), Case()], args)
-    assert order == 2 * ['warm_up'] + 4 * ['turn'] + 2 * ['check_sync']
+    assert order == 2 * ['warm_up'] + 4 * ['turn'] + 2 * ['steps'] + 2 * ['check_sync']
 
 
 def test_images_are_counted_not_views(case):
@@ -316,6 +326,101 @@ def test_images_are_counted_not_views(case):
     case.runner = SimpleNamespace(call_hook=ignore, model=SimpleNamespace(train=ignore))
     case.batches = case._endless()
     assert case.steps(1) == 2
+
+
+# --- the report of a GPU --------------------------------------------------- #
+
+
+def python(report, name, code, limit=60, **kwargs):
+    """A step that runs some code."""
+    return report.Step(name, limit, [sys.executable, '-c', code], **kwargs)
+
+
+def test_a_step_that_fails_does_not_stop_the_report(report, tmp_path, capsys):
+    started = 'import subprocess, sys; worker = subprocess.Popen(["sleep", "60"]); '
+    wait = 'print(worker.pid, flush=True); worker.wait()'
+    steps = [
+        python(report, 'bad', 'print(1); raise KeyError("a|b")'),
+        python(report, 'slow', started + wait, limit=3),
+        python(
+            report,
+            'good',
+            'open("x.json", "w").write("[1]"); print(2); print(3)',
+            output='x.json',
+            lines=1,
+        ),
+        python(report, 'broken', 'open("y.json", "w").write("[1")', output='y.json'),
+    ]
+    report.run_all(steps, 60, 'a machine', tmp_path, tmp_path)
+    result = json.loads((tmp_path / 'report.json').read_text())
+    assert result['machine'] == 'a machine'
+    bad, slow, good, broken = result['steps']
+    assert (bad['status'], bad['last_line']) == ('exit status 1', "KeyError: 'a|b'")
+    assert slow['status'] == 'stopped after 3 s' and 3 <= slow['seconds'] < 30
+    # Its worker is gone with it, or waits to be collected.
+    state = Path(f'/proc/{slow["last_line"]}/stat')
+    assert not state.exists() or state.read_text().split()[2] == 'Z'
+    assert (good['status'], good['result'], good['output']) == ('done', [1], ['3'])
+    assert (broken['status'], broken['result']) == ('done', None)
+    text = (tmp_path / 'report.md').read_text()
+    assert r'| bad | exit status 1 |' in text and r"`KeyError: 'a\|b'` |" in text
+    assert '## good\n\n```\n3\n```\n' in text
+    assert 'bad: exit status 1' in capsys.readouterr().out
+
+
+def test_a_relative_python_path_holds_in_every_step(report, monkeypatch, tmp_path):
+    (tmp_path / 'site').mkdir()
+    (tmp_path / 'site' / 'found_there.py').write_text('')
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('PYTHONPATH', 'site')
+    (tmp_path / 'scratch').mkdir()
+    row = report.run_step(python(report, 'x', 'import found_there'), 60, tmp_path / 'scratch')
+    assert row['status'] == 'done', row['last_line']
+
+
+def test_time_is_shared_by_all_steps(report, tmp_path):
+    steps = [python(report, name, 'import time; time.sleep(60)') for name in ('first', 'second')]
+    report.run_all(steps, report.LEAST + 0.5, 'a machine', tmp_path, tmp_path)
+    first, second = json.loads((tmp_path / 'report.json').read_text())['steps']
+    assert first['status'].startswith('stopped after') and first['seconds'] < 30
+    assert (second['status'], second['seconds']) == ('no time left', 0)
+
+
+def test_steps_of_a_gpu(report, step, tmp_path, monkeypatch):
+    """What needs a GPU to run, looked at without one: every config and option is right."""
+    steps = {step.name: step for step in report.make_steps('cuda', tmp_path)}
+    assert sum(step.limit for step in steps.values()) > 8 * 60  # more than is ever used
+    assert list(steps)[:2] == ['tests', 'crd_loss-cifar']
+    files = steps['tests'].command
+    assert any(file.endswith('test_crd_loss.py') for file in files)
+    for name in ('train_step-crd-graph', 'train_step-kd-bf16'):
+        script, *words = steps[name].command[1:]
+        monkeypatch.setattr(sys, 'argv', [script, *words])
+        monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+        args = step.parse_args()
+        monkeypatch.undo()
+        assert args.check_sync and args.device == 'cuda' and args.out.endswith(f'{name}.json')
+        cfg = step.load_config(args.configs[0], args.vary[0], args, str(tmp_path))
+        assert cfg.train_dataloader.dataset.type == 'crd_plugin.ResidentDataset'
+        assert cfg.train_dataloader.dataset.dataset.type == 'StandIn'
+        assert cfg.model.channels_last and cfg.optim_wrapper.dtype == 'bfloat16'
+        assert cfg.train_cfg.max_epochs == 1 and cfg.model.teacher_ckpt is None
+    assert 'resnet32x4' in (tmp_path / 'kd.py').read_text()
+
+
+@pytest.mark.slow
+def test_report_at_small_sizes(report, monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, 'argv', f'gpu_report --device cpu --out {tmp_path}/new'.split())
+    report.main()
+    result = json.loads((tmp_path / 'new' / 'report.json').read_text())
+    steps = {step['name']: step for step in result['steps']}
+    assert [step['name'] for step in steps.values() if step['status'] != 'done'] == []
+    assert 'skipped' in steps['tests']['last_line']
+    assert steps['crd_loss-imagenet']['result'][0]['name'] == 'mmrazor'
+    assert steps['train_step-kd-bf16']['result']['cases'][1]['peak_mib'] > 0
+    assert 'accuracy/top1' in steps['epoch-crd']['result'][-1]
+    assert steps['data_pipeline']['result']['cases'][-1]['name'] == 'resident'
+    assert 'torch' in result['machine'] and 'CUDA' in result['machine']
 
 
 # --- random images --------------------------------------------------------- #

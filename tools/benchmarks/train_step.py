@@ -8,7 +8,8 @@ round. Fetching is part of a step. A turn begins with steps that are not
 counted, as many as the loader holds ready.
 
 On a GPU the parts are measured with events of its stream: a part is charged
-with the time that the GPU works for it or waits for the host.
+with the time that the GPU works for it or waits for the host. Peak memory is
+that of one step beyond what is held between steps.
 """
 
 from __future__ import annotations
@@ -169,6 +170,7 @@ class Case:
         self.clock = Clock(args.device, args.clock)
         # Per round: seconds, images, seconds of parts.
         self.turns: list[tuple[float, int, dict[str, float]]] = []
+        self.peak_mib = 0.0
         self.wait: str | None = None
 
     def build(self) -> None:
@@ -271,6 +273,8 @@ def measure(cases: Sequence[Case], args: argparse.Namespace) -> None:
         case.warm_up()
     for number in timing.turns(range(len(cases)), args.rounds):
         cases[number].turn(args.warmup, args.iters)
+    for case in cases:
+        case.peak_mib = timing.peak_mib(functools.partial(case.steps, 1), args.device)
     if args.check_sync:
         # At the end: a wait breaks its step off, after which bank, scaler and gradients are not
         # those of a step that was done.
@@ -291,7 +295,7 @@ def summary(cases: Sequence[Case]) -> list[dict[str, Any]]:
         }
         ratio = statistics.median(a / b for a, b in zip(times, first, strict=True))
         row = timing.summarise(case.name, size, times)
-        rows.append(dict(row, batch_size=size, ratio=ratio, parts=parts))
+        rows.append(dict(row, batch_size=size, ratio=ratio, peak_mib=case.peak_mib, parts=parts))
     return rows
 
 
@@ -318,6 +322,7 @@ def main() -> None:
         'fastest': '{fastest_ms:.2f}',
         'slowest': '{slowest_ms:.2f}',
         'ratio': '{ratio:.3f}',
+        'peak MiB': '{peak_mib:.1f}',
     }
     timing.write_table(head, rows, columns)
     parts = [dict(name=row['name'], **row['parts']) for row in rows]

@@ -1,5 +1,6 @@
 """CRDLoss against the published numbers, and its contract."""
 
+import copy
 import inspect
 import math
 
@@ -222,6 +223,27 @@ def test_compiled_model_gives_the_same(loss):
         compiled = torch.compile(loss, backend='eager')(s, t, ids)
         torch.testing.assert_close(compiled, expected)
         loss.bank.commit()
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize('mode', ['sampled', 'all'])
+def test_the_same_on_a_gpu(loss, mode):
+    """Loss, gradients and rows of two steps, with the same negatives."""
+    loss.negatives = mode
+    losses = dict(cpu=loss, cuda=copy.deepcopy(loss).cuda())
+    for ids in ([4, 9, 11], [11, 30, 2]):
+        *feats, idx = batch(ids)
+        drawn = torch.cat([idx[:, None], torch.randint(40, (3, 8))], 1)
+        steps = []
+        for device, loss in losses.items():
+            s, t = (feat.detach().to(device).requires_grad_() for feat in feats)
+            given = drawn.to(device) if mode == 'sampled' else None
+            value = loss(s, t, idx.to(device), contrast_idx=given)
+            value.backward()
+            loss.bank.commit()
+            steps.append([value.detach(), s.grad, t.grad, loss.bank.student, loss.bank.teacher])
+        for expected, found in zip(*steps, strict=True):
+            torch.testing.assert_close(found.cpu(), expected)
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,7 @@ def test_arguments_by_name_and_lists_of_views():
     assert recorder.get_record_data().tolist() == [0, 10, 20]
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs CUDA')
+@pytest.mark.cuda
 def test_record_is_on_the_device_of_the_images():
     images = torch.zeros(3, 1, device='cuda')
     for source in ('sample_idx', 'gt_label'):
