@@ -1,6 +1,7 @@
 """Ensembles of teachers: members, checkpoints, records, images, training runs."""
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
@@ -247,7 +248,7 @@ def _train_on_two_ranks(rank, folder):
     import os
 
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE='2')
-    os.environ.update(MASTER_ADDR='127.0.0.1', MASTER_PORT=os.environ['ENSEMBLE_PORT'])
+    os.environ.update(MASTER_ADDR='127.0.0.1', MASTER_PORT=(Path(folder) / 'port').read_text())
     torch.set_num_threads(1)
     runner = small_runs.build(
         f'{folder}/run', model=dict(_delete_=True, **ensemble()), launcher='pytorch'
@@ -258,12 +259,12 @@ def _train_on_two_ranks(rank, folder):
 
 
 @pytest.mark.slow
-def test_two_ranks_hold_the_same_banks(tmp_path, monkeypatch):
+def test_two_ranks_hold_the_same_banks(tmp_path):
     import socket
 
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
-        monkeypatch.setenv('ENSEMBLE_PORT', str(free.getsockname()[1]))
+        (tmp_path / 'port').write_text(str(free.getsockname()[1]))
     first, second = small_runs.run_ranks(_train_on_two_ranks, tmp_path)
     assert len(first) == 2
     for one, other in zip(first, second, strict=True):

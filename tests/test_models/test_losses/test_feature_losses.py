@@ -14,6 +14,7 @@ LOSSES = {
     name: cls
     for name, cls in MODELS.module_dict.items()
     if cls.__module__.startswith(losses.__name__)
+    and not name.startswith('Ensemble')  # features of several teachers
     and list(inspect.signature(cls.forward).parameters) == ['self', 's_feats', 't_feats']
 }
 SIZED = [name for name, cls in LOSSES.items() if issubclass(cls, SizedLoss)]
