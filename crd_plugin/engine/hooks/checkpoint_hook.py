@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -14,7 +15,7 @@ from mmengine.config import Config
 from mmengine.dist import is_main_process
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.model import is_model_wrapper
-from mmengine.runner import BaseLoop
+from mmengine.runner import BaseLoop, Runner
 from torch import nn
 
 from crd_plugin.registry import HOOKS
@@ -48,10 +49,19 @@ class CheckpointHook(hooks.CheckpointHook):
 
     Args:
         **kwargs: Arguments of ``mmengine.hooks.CheckpointHook``.
+
+    Raises:
+        TypeError: If it has no such argument.
     """
 
     file_backend: Any
     _resumed = False
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # MMEngine hands the rest to the runner at the first save, which is an epoch late.
+        for name in set(self.args) - set(inspect.signature(Runner.save_checkpoint).parameters):
+            raise TypeError(f'CheckpointHook got an unexpected keyword argument {name!r}')
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         """Let a run that is resumed follow its config."""
