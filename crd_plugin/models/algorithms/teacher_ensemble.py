@@ -80,7 +80,7 @@ class TeacherEnsemble(BaseModel):
         """Refuse a loss that would silently be given the first member alone.
 
         Args:
-            distiller (ConfigurableDistiller): With recorders and mappings.
+            distiller (ConfigurableDistiller): The distiller whose mappings are checked.
 
         Raises:
             ValueError: If a record of several members does not say which.
