@@ -336,6 +336,14 @@ def _check_classes(model: nn.Module, data: Data, report: DryRunReport) -> None:
             f'{place}.head.num_classes is {student}, the data set has {classes} classes; set it '
             f'to {classes}.'
         )
+    preprocessor = model.data_preprocessor
+    one_hot = getattr(preprocessor, 'num_classes', None)
+    # Mixup and multi-label data make vectors of so many numbers of the labels.
+    if getattr(preprocessor, 'to_onehot', False) and classes and one_hot not in (None, classes):
+        raise ValueError(
+            f'data_preprocessor.num_classes is {one_hot}, the data set has {classes} classes; set '
+            f'it to {classes}.'
+        )
     for teacher in dict.fromkeys(teachers):
         if None not in (student, teacher) and student != teacher:
             report.notes.append(

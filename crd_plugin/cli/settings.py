@@ -79,7 +79,8 @@ def merge_options(cfg: Config, options: Mapping[str, Any]) -> None:
     Raises:
         ValueError: If nothing reads a setting of that name, or it does not fit the config.
     """
-    known = {*arguments_of(Runner), *_READ_FROM_CONFIG}
+    # Imports are done while the file is loaded.
+    known = {*arguments_of(Runner), *_READ_FROM_CONFIG} - {'custom_imports'}
     for name in options:
         if name.partition('.')[0] in known:
             continue
@@ -112,6 +113,9 @@ def check_settings(cfg: Mapping[str, Any]) -> Iterator[str]:
     yield from _check_names({name: part for name, part in given.items() if name != 'model'})
     yield from _check_values(given)
     yield from _check_types({k: v for k, v in given.items() if k in _PLAIN}, '', Runner)
+    unused = cfg.get('find_unused_parameters', False)
+    if not isinstance(unused, bool):
+        yield f'find_unused_parameters is {unused!r}, expected bool.'
     for loop in ('val', 'test'):
         parts = [f'{loop}_{part}' for part in ('cfg', 'dataloader', 'evaluator')]
         missing = [part for part in parts if cfg.get(part) is None]

@@ -815,6 +815,14 @@ def test_a_schedule_of_another_length_is_noted():
         )
 
 
+def test_classes_of_the_data_preprocessor():
+    mixup = dict(augments=dict(type='Mixup', alpha=0.8))
+    changes = {'data_preprocessor.batch_augments': mixup}
+    assert check(edited({**changes, 'data_preprocessor.num_classes': 10})).ok
+    line = only(check(edited({**changes, 'data_preprocessor.num_classes': 5})))
+    assert 'data_preprocessor.num_classes is 5, the data set has 10 classes; set it to 10.' in line
+
+
 def test_ids_that_nothing_reads():
     line = only(check(edited({'train_dataloader.dataset.num_negatives': 3})))
     assert 'draws contrast_idx, which no recorder reads' in line

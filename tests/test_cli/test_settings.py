@@ -57,6 +57,7 @@ def test_sound_configs():
         ('optim_wrapper__optimizer__lr', float('nan'), 'lr is nan, expected a finite number that'),
         ('randomness__seed', -1, 'randomness.seed is -1, expected an integer from 0 to 4294967295'),
         ('randomness__seed', 'x', "randomness.seed is 'x', expected Optional[int]"),
+        ('find_unused_parameters', 'maybe', "find_unused_parameters is 'maybe', expected bool."),
         ('resume', 'maybe', "resume is 'maybe', expected bool."),
         ('work_dir', 5, 'work_dir is 5, expected str.'),
         ('val_cfg', None, 'val_evaluator: all of them or none is needed, but val_cfg is not given'),
@@ -118,6 +119,7 @@ def test_types(value, hint, fits):
         ('tain_cfg.max_epochs', 'train_cfg.max_epochs'),
         ('max_epoch', 'train_cfg.max_epochs'),
         ('load_form', 'load_from'),
+        ('custom_imports.imports', ''),
         ('pipeline', 'train_dataloader.dataset.pipeline'),
     ],
 )

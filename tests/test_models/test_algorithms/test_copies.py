@@ -1,7 +1,7 @@
 """A copied or pickled model computes as the original, and records into itself."""
 
 import copy
-import io
+import pickle
 
 import pytest
 import torch
@@ -39,10 +39,8 @@ def test_copies(method):
             bank.resize(20, torch.arange(20) % 10)
     if hasattr(model, 'stages'):
         model.set_stage('init')
-    file, images = io.BytesIO(), torch.randn(4, 3, 16, 16)
-    torch.save(model, file)
-    file.seek(0)
-    copies = [copy.deepcopy(model), torch.load(file, weights_only=False)]
+    images = torch.randn(4, 3, 16, 16)
+    copies = [copy.deepcopy(model), pickle.loads(pickle.dumps(model))]
     expected = losses(model, images)
     for other in copies:
         found = losses(other, images)
