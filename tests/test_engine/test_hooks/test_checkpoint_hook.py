@@ -396,5 +396,5 @@ def test_a_part_of_the_pointer_is_removed(tmp_path):
 
 def test_an_unknown_argument_is_refused_before_training():
     checkpoint_hook.CheckpointHook(interval=1, save_optimizer=False, published_keys=['meta'])
-    with pytest.raises(TypeError, match="unexpected keyword argument 'intervall'"):
-        checkpoint_hook.CheckpointHook(intervall=1)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'intervals'"):
+        checkpoint_hook.CheckpointHook(intervals=1)
