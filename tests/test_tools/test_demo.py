@@ -194,6 +194,17 @@ def test_fashion_mnist_is_planned_with_a_teacher_of_its_own_schedule(demo, tmp_p
     assert demo.parse_args(['--methods']).methods == []  # the student alone
 
 
+def test_every_method_is_there_for_fashion_mnist(demo, tmp_path):
+    words = 'sp rkd pkt cc vid ab ft fsp nst kdsvd dkd lskd rrd online-kd'
+    args = ['--data', 'fashion-mnist', '--methods', words, '--work-dir', str(tmp_path)]
+    _, (_, *students) = demo.plan(demo.parse_args(args))
+    assert [run.run_dir.name for run in students] == [f'{word}_seed0' for word in words.split()]
+    epochs = {run.name: run.settings.epochs for run in students}
+    assert {name for name, number in epochs.items() if number == 70} == {'AB', 'FT', 'FSP'}
+    assert set(epochs.values()) == {40, 70}
+    assert [run.name for run in students if not run.missing] == ['Online KD']  # needs no teacher
+
+
 def test_jobs_share_the_cores(demo, monkeypatch, tmp_path):
     devices = []
     monkeypatch.setattr('crd_plugin.cli.pool.train_all', lambda *args: devices.append(args[1]))
