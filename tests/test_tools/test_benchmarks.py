@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from mmengine.config import ConfigDict
 
 from crd_plugin.models import CRDLoss
-from tests import tables
+from tests import fake_data, tables
 
 KD = str(tables.CONFIGS / 'kd' / f'kd_{tables.PAIR}.py')
 
@@ -421,6 +421,34 @@ def test_report_at_small_sizes(report, monkeypatch, tmp_path):
     assert 'accuracy/top1' in steps['epoch-crd']['result'][-1]
     assert steps['data_pipeline']['result']['cases'][-1]['name'] == 'resident'
     assert 'torch' in result['machine'] and 'CUDA' in result['machine']
+
+
+# --- against the published objective ---------------------------------------- #
+
+
+def test_against_repdistiller(monkeypatch, tmp_path, run):
+    """Losses of the same ids are those of the original, here MMRazor's copy in a checkout."""
+    fake_data.write_fashion_mnist(tmp_path / 'data' / 'fashion-mnist')
+    (tmp_path / 'clone' / 'crd').mkdir(parents=True)
+    text = 'from against_repdistiller import MMRazorCRD as CRDLoss\n'
+    (tmp_path / 'clone' / 'crd' / 'criterion.py').write_text(text)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch.Tensor, 'cuda', torch.Tensor.cuda)  # restored
+    words = 'clone --epochs 2 --per-class 4 --batch-size 16 --every 2'
+    cases, out = run('against_repdistiller', words, 'json')
+    original, same, drawn = (case['losses'] for case in cases)
+    assert len(original) == 2 * 3  # 40 images
+    assert same == pytest.approx(original, rel=1e-4)
+    assert drawn != pytest.approx(original, rel=1e-4)
+    assert min(original) > 0 and '\n   6  ' in out and 'random weights' in out
+    for case in cases:
+        assert 0 < case['objective_wall'] < case['step_wall'] and case['step_processor'] > 0
+
+
+def test_without_a_checkout_nothing_is_compared(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(sys, 'argv', ['against_repdistiller', str(tmp_path)])
+    importlib.import_module('against_repdistiller').main()
+    assert f'Skipped: {tmp_path} is no checkout of RepDistiller' in capsys.readouterr().out
 
 
 # --- random images --------------------------------------------------------- #
