@@ -19,7 +19,8 @@ from .negatives import Negatives
 
 __all__ = ['scored_pass']
 
-_ROWS_PER_BLOCK = 64
+# Numbers in a block of rows, which has to fit on the chip: 64 rows of width 128.
+_BLOCK = 1 << 13
 _MOST_PARTS = 256
 
 
@@ -41,8 +42,10 @@ def scored_pass(
     slots = slots.contiguous()
     directions, sets, anchors, width = slots.shape
     length = negatives.rows_per_set
-    per_part = max(4 * _ROWS_PER_BLOCK, triton.cdiv(length, _MOST_PARTS))
-    per_part = triton.cdiv(per_part, _ROWS_PER_BLOCK) * _ROWS_PER_BLOCK
+    block_width = max(16, triton.next_power_of_2(width))
+    block_rows = max(16, min(64, _BLOCK // block_width))
+    per_part = max(4 * block_rows, triton.cdiv(length, _MOST_PARTS))
+    per_part = triton.cdiv(per_part, block_rows) * block_rows
     parts = triton.cdiv(length, per_part)
     loss = slots.new_empty(directions, parts, sets, anchors)
     left_out = torch.empty_like(loss)
@@ -54,10 +57,10 @@ def scored_pass(
     if negatives.row_key is not None and negatives.anchor_key is not None:
         row_key = negatives.row_key.contiguous()
         own_key = negatives.anchor_key[negatives.anchors]
-    block = min(32, max(16, triton.next_power_of_2(anchors)))
+    block_anchors = min(32, max(16, triton.next_power_of_2(anchors)))
     with torch.cuda.device_of(slots):
         for direction, bank in enumerate(banks):
-            _score[(triton.cdiv(anchors, block), sets, parts)](
+            _score[(triton.cdiv(anchors, block_anchors), sets, parts)](
                 slots[direction],
                 bank,
                 ids,
@@ -73,9 +76,9 @@ def scored_pass(
                 per_part,
                 HAS_IDS=negatives.rows is not None,
                 HAS_KEYS=keyed,
-                BLOCK_ANCHORS=block,
-                BLOCK_ROWS=_ROWS_PER_BLOCK,
-                BLOCK_WIDTH=max(16, triton.next_power_of_2(width)),
+                BLOCK_ANCHORS=block_anchors,
+                BLOCK_ROWS=block_rows,
+                BLOCK_WIDTH=block_width,
             )
     return loss.sum(1), grad.sum(1), left_out[0].sum(0)
 

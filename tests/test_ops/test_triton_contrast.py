@@ -41,12 +41,12 @@ def unit(*shape):
 
 
 # Anchors, rows, negatives, width: several sets; several parts; several blocks of anchors, and a
-# width that is no power of two; a set of rows per anchor, without keys.
+# width that is no power of two; a set of rows per anchor, without keys, and a wide embedding.
 SIZES = {
     'sampled': (16, 120, 40, 16),
     'all': (6, 300, 200, 16),
     'shared': (40, 90, 50, 24),
-    'given': (3, 40, 8, 8),
+    'given': (3, 40, 40, 300),
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 from mmengine.dist import get_world_size
@@ -122,4 +123,13 @@ def check_fast_paths(kernel: str, cuda_graph: bool, device: torch.device) -> Non
         raise ValueError(
             f'cuda_graph=True works in one process, this run has {get_world_size()}: a graph would '
             'write rows before those of the other ranks are known; leave it out.'
+        )
+
+
+def check_own_draw(name: str, cuda_graph: bool = False, **others: Any) -> None:
+    """Raise a ValueError for a graph, which draws, among losses that share negatives."""
+    if cuda_graph:
+        raise ValueError(
+            f'cuda_graph=True draws the negatives of one CRDLoss, but those of {name} share '
+            'theirs; leave it out.'
         )

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from crd_plugin.models import CRDLoss
+from crd_plugin.models import CKTFLoss, CRDLoss, EnsembleCRDLoss
 from crd_plugin.models.losses import captured_step, crd_loss
 from crd_plugin.models.losses.captured_step import CapturedStep, with_gradient
 
@@ -197,10 +197,18 @@ def test_without_a_gpu_or_with_several_ranks_it_is_refused(monkeypatch):
         check('torch', True, device)
 
 
+@pytest.mark.parametrize('kind', [CKTFLoss, EnsembleCRDLoss])
+def test_losses_that_share_negatives_refuse_it(kind):
+    with pytest.raises(ValueError, match=f'those of {kind.__name__} share theirs; leave it out'):
+        kind(D, cuda_graph=True)
+
+
 @pytest.mark.cuda
+@pytest.mark.parametrize('kernel', ['torch', 'triton'])
 @pytest.mark.parametrize('negatives', ['sampled', 'shared', 'all'])
-def test_the_same_on_a_gpu(negatives):
-    losses = [make_loss(negatives=negatives, cuda_graph=graph).cuda() for graph in (False, True)]
+def test_the_same_on_a_gpu(negatives, kernel):
+    arguments = dict(negatives=negatives, kernel=kernel)
+    losses = [make_loss(cuda_graph=graph, **arguments).cuda() for graph in (False, True)]
     plain, captured = (train(loss, 'cuda') for loss in losses)
     torch.testing.assert_close(captured, plain)
     assert len(losses[1]._captured._graphs) == 1
