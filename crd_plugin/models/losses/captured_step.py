@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ['CapturedStep', 'with_gradient']
+__all__ = ['CapturedStep', 'KnownGradient']
 
 _Function = Callable[..., tuple[Tensor, ...]]
 
@@ -75,30 +75,21 @@ class _Graph:
         return tuple(output.clone() for output in self._outputs)
 
 
-class _KnownGradient(torch.autograd.Function):
-    """A value whose gradient is known."""
+class KnownGradient(torch.autograd.Function):
+    """Make a value that was computed elsewhere differentiable: ``apply(tensor, value, gradient)``.
+
+    ``value`` is a scalar that depends on ``tensor``, ``gradient`` its gradient, in the same shape.
+    """
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
+        """Return the value."""
         ctx.save_for_backward(gradient)
         return value.clone()
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_value: Tensor) -> tuple[Tensor, None, None]:
+        """Scale the gradient."""
         (gradient,) = ctx.saved_tensors
         return gradient * grad_value, None, None
-
-
-def with_gradient(tensor: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
-    """Return a value that was computed from a tensor elsewhere, differentiable by it.
-
-    Args:
-        tensor (Tensor): What the value depends on, any shape.
-        value (Tensor): Scalar.
-        gradient (Tensor): Gradient of the value by the tensor, in its shape.
-
-    Returns:
-        Tensor: The value.
-    """
-    return _KnownGradient.apply(tensor, value, gradient)

@@ -26,7 +26,7 @@ from ..bank_update import PendingUpdate
 from ..memory_bank import MemoryBank
 from ..sharded_bank import ShardedBank
 from ._common import count, not_negative, positive
-from .captured_step import CapturedStep, with_gradient
+from .captured_step import CapturedStep, KnownGradient
 from .crd_checks import check_column, check_fast_paths, check_feats, check_labels, check_range
 
 # Negatives per sample, and the size of the training set, of CIFAR-100 in the paper.
@@ -255,7 +255,7 @@ class CRDLoss(nn.Module):
         inputs = anchors.detach(), sample_idx
         loss, gradient, positive_loss = self._captured(self._whole_step, settings, *inputs)
         self._critic = self.num_negatives, positive_loss
-        return with_gradient(anchors, loss, gradient)
+        return KnownGradient.apply(anchors, loss, gradient)
 
     def _whole_step(self, anchors: Tensor, sample_idx: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Draw, contrast and write the rows, without reading anything back.
