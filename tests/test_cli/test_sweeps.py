@@ -87,8 +87,10 @@ def test_words_and_numbers_of_teachers(tmp_path, drawn):
         plot_sweep(compare(read_table_runs([tmp_path / folder]), read_published()), 'plot.png')
     words, teachers = drawn
     assert [tick.get_text() for tick in words.get_xticklabels()] == ['class', 'instance']
-    assert lines(teachers)['crd-ensemble_a_b'][0] == [[1.0, 51.0], [2.0, 52.0]]
+    assert lines(teachers)['crd-ensemble_a_b'][0] == [[1.0, 49.0], [2.0, 48.0]]
     assert teachers.get_xlabel() == 'teachers' and teachers.get_xscale() == 'linear'
+    labels = [axes.get_ylabel() for axes in drawn]
+    assert labels == ['top-1 accuracy (%)', 'top-1 error (%)']
 
 
 def test_no_or_several_settings(tmp_path):

@@ -28,8 +28,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     what = 'the published figures; default: configs/published.csv'
     add('--published', type=Path, metavar='CSV', help=what)
     what = (
-        'also draw top-1 against the values of run_table.py --sweep, or against the number of '
-        'teachers, into this image'
+        'also draw top-1 against the values of run_table.py --sweep, or the error, 100 minus '
+        'top-1, against the number of teachers, into this image'
     )
     add('--plot', type=Path, metavar='FILE', help=what)
     args = parser.parse_args(argv)
