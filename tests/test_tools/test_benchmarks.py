@@ -405,10 +405,10 @@ def test_steps_of_a_gpu(report, step, tmp_path, monkeypatch):
     assert steps['crd_loss-cifar-fast'].command.count('--vary') == 3
     for name in ('train_step-crd-graph', 'train_step-kd-bf16', 'train_step-crd-fast'):
         script, *words = steps[name].command[1:]
-        monkeypatch.setattr(sys, 'argv', [script, *words])
-        monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
-        args = step.parse_args()
-        monkeypatch.undo()
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, 'argv', [script, *words])
+            patch.setattr(torch.cuda, 'is_available', lambda: True)
+            args = step.parse_args()
         assert args.check_sync and args.device == 'cuda' and args.out.endswith(f'{name}.json')
         cfg = step.load_config(args.configs[0], args.vary[0], args, str(tmp_path))
         assert cfg.train_dataloader.dataset.type == 'crd_plugin.ResidentDataset'
