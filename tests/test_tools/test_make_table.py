@@ -43,6 +43,9 @@ def test_formats_files_and_published_figures(tool, tmp_path, monkeypatch, capsys
     (row,) = csv.DictReader(call('work_dirs/own', '--format', 'csv').splitlines())
     assert row['seeds'] == '0 1' and row['published'] == '50.0'
     assert ' 12.50 |' in call('work_dirs/own/seed_0', '--published', 'other.yml')
+    page = call('work_dirs', '--format', 'html')
+    assert '<h1>Runs in work_dirs</h1>' in page and '<td>54.00 ± 2.83</td>' in page
+    assert page.count('<img ') == 2 and 'no checkpoint in work_dirs/own/seed_0' in page
 
 
 def test_published_figures_of_the_package_are_found(tool, tmp_path, monkeypatch):
