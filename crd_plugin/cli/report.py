@@ -54,7 +54,7 @@ th, td {{ padding: .3rem .8rem; border-bottom: 1px solid #8886; }}
 th, td {{ text-align: right; white-space: nowrap; }}
 th {{ border-bottom-width: 2px; }}
 th:first-child, td:first-child {{ text-align: left; }}
-tbody tr:hover {{ background: #8882; }}
+tr:hover {{ background: #8882; }}
 code {{ overflow-wrap: anywhere; }}
 img {{ max-width: 100%; background: white; border-radius: .4rem; }}
 </style>
@@ -136,20 +136,14 @@ def render_html(text: str) -> str:
     """
     blocks = []
     for block in re.split(r'\n\s*\n', text.strip()):
-        lines = re.sub(r'`([^`]*)`', r'<code>\1</code>', html.escape(block, quote=False)).split(
-            '\n'
-        )
+        block = html.escape(block, quote=False)
+        lines = re.sub(r'`([^`]*)`', r'<code>\1</code>', block).split('\n')
         if lines[0].startswith('|'):
-            rows = [[cell.strip() for cell in line.strip('| ').split(' | ')] for line in lines]
-            head, body = (
-                ''.join(
-                    f'<tr>{"".join(f"<{tag}>{cell}</{tag}>" for cell in row)}</tr>\n'
-                    for row in chosen
-                )
-                for tag, chosen in (('th', rows[:1]), ('td', rows[2:]))
-            )
-            table = f'<table>\n<thead>\n{head}</thead>\n<tbody>\n{body}</tbody>\n</table>'
-            blocks.append(f'<div class="scroll">{table}</div>')
+            head, _, *rows = (line.strip('| ').split(' | ') for line in lines)
+            cells = [[f'<th>{cell.strip()}</th>' for cell in head]]
+            cells += [[f'<td>{cell.strip()}</td>' for cell in row] for row in rows]
+            table = '\n'.join(f'<tr>{"".join(row)}</tr>' for row in cells)
+            blocks.append(f'<div class="scroll"><table>\n{table}\n</table></div>')
         elif lines[0].startswith('- '):
             items = '\n'.join(f'<li>{line.removeprefix("- ")}</li>' for line in lines)
             blocks.append(f'<ul>\n{items}\n</ul>')
@@ -236,24 +230,21 @@ def _draw_networks(
 ) -> None:
     """Run a teacher, its students and those of the same network that have none; draw them."""
     cfg = next(student.config for student in students if student.teacher == teacher)
-    data = features.own_data(cfg)[1]
-    networks = {'teacher': features.load_network(cfg, teacher, 'teacher')}
-    for student in students:
-        try:
-            if student.teacher == teacher:
-                network = features.load_network(student.config, str(student.checkpoint))
-            elif not student.teacher and student.checkpoint.parent != Path(teacher).parent:
-                network = features.load_network(cfg, str(student.checkpoint))
-            else:
-                continue
-        except UsageError:
-            notes.append(f'- {student.name}, beside {teacher}: not the network of its students.')
-            continue
-        networks[student.name] = network
-    outputs = {}
-    for name, network in networks.items():
+    data, outputs = features.own_data(cfg)[1], {}
+
+    def run(name: str, cfg: Config, checkpoint: str, role: str = 'architecture') -> None:
+        network = features.load_network(cfg, checkpoint, role)
         sys.stderr.write(f'running {name} on the validation images\n')
         outputs[name] = features.run_network(network, data)
+
+    run('teacher', cfg, teacher, 'teacher')
+    for name, own, checkpoint, its_teacher in students:
+        if its_teacher not in ('', teacher) or checkpoint.parent == Path(teacher).parent:
+            continue
+        try:
+            run(name, own if its_teacher else cfg, str(checkpoint))
+        except UsageError:
+            notes.append(f'- {name}, beside {teacher}: not the network of its students.')
     with DefaultScope.overwrite_default_scope('mmpretrain'):
         classes = DATASETS.build(data).metainfo['classes']
     features.plot_embedding(outputs, embedding, classes, _EMBEDDED)

@@ -103,14 +103,12 @@ class LiveViewHook(Hook):
         for handle in self._handles:
             handle.remove()
         self._handles = []
-        scalars, step = (
-            {f'live/{key}': value for key, value in self._scalars.items()},
-            runner.iter + 1,
-        )
-        if is_main_process() and scalars:
-            runner.visualizer.add_scalars(scalars, step=step)
+        if is_main_process() and self._scalars:
+            step = runner.iter + 1
             for key, value in self._scalars.items():
                 self._history.setdefault(key, []).append((step, value))
+            scalars = {f'live/{key}': value for key, value in self._scalars.items()}
+            runner.visualizer.add_scalars(scalars, step=step)
             runner.visualizer.add_image('live', draw(self._history, self._cosines), step)
         self._scalars, self._cosines = {}, {}
 
@@ -232,7 +230,8 @@ def draw(
                 label = f'{kind}, {anchors} anchors'
                 heights = histogram(pairs[number])
                 axes.stairs(heights, _EDGES, color=colour, linestyle=style, label=label)
-        axes.set(xlabel='cosine', title=f'{name}: share of pairs')
+        top = 1.6 * axes.get_ylim()[1]  # room for the legend
+        axes.set(xlabel='cosine', title=f'{name}: share of pairs', ylim=(0, top))
         axes.legend(fontsize=8, loc='upper left')
     if shares:
         axes = curves(grid[-1, :], "share of the gradient of the student's backbone", shares)

@@ -184,6 +184,15 @@ def test_rows_of_other_ranks_are_left_out(monkeypatch):
     assert sorted(negatives.tolist()) == pytest.approx(sorted(expected))
 
 
+def test_without_labels_other_rows_are_negatives():
+    loss = CRDLoss(4, num_negatives=3, bank_dtype='float16')
+    loss.bank.resize(5)
+    x, ids, rows = torch.eye(4)[:2], (0, 3), loss.bank.teacher
+    (_, negatives), _ = live_view_hook.bank_cosines(loss, x, x, torch.tensor(ids))
+    expected = [float(rows[j, i]) for i in range(2) for j in range(5) if j != ids[i]]
+    assert sorted(negatives.tolist()) == pytest.approx(sorted(expected))
+
+
 def test_histogram():
     values = torch.tensor([-1.0, 0.01, 0.02, 1.0000001])
     heights = live_view_hook.histogram(values)
