@@ -1,4 +1,4 @@
-# make demo     a distillation on real digits, from nothing to a table
+# make demo     a distillation on real digits, from nothing to a table and a report
 # make fashion  ten methods on Fashion-MNIST, resumed where it was interrupted
 # make test     the whole test suite
 # make lint     format, style, spelling and types

@@ -47,6 +47,8 @@ def test_end_to_end_and_restart(demo, tmp_path, monkeypatch, capsys):
         assert f'{run["last"]["top1"]:.2f}' in out
     assert '| CRD ' in (work_dir / 'results.md').read_text()
     assert (work_dir / 'curves.png').read_bytes()[:4] == b'\x89PNG'
+    page = (work_dir / 'report.html').read_text()
+    assert page.count('data:image/png;base64,iVBOR') == 4 and 'Not shown' not in page
 
     # Finished runs are kept: nothing is trained, the numbers are the same.
     assert cli.run(demo.main, args) == 0
@@ -242,5 +244,8 @@ def test_report_of_several_seeds(demo, tmp_path):
     content = json.loads((tmp_path / 'results.json').read_text())
     assert content['differences']['last - student alone']['KD']['mean'] == 10.25
     assert [run['teacher'] for run in content['runs']] == ['', '', 'ab12', '', 'ab12']
+    page = (tmp_path / 'report.html').read_text()
+    assert '<td>+10.25 [' in page and page.count('data:image/png;base64,iVBOR') == 2
+    assert 'KD, t-SNE and correlation: no checkpoint in' in page
     for name in ('curves.png', 'accuracies.png'):
         assert (tmp_path / name).read_bytes()[:4] == b'\x89PNG'

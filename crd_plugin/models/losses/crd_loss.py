@@ -181,6 +181,11 @@ class CRDLoss(nn.Module):
         num_negatives, positive_loss = self._critic
         return math.log(num_negatives) - positive_loss.mean()
 
+    @property
+    def log_k(self) -> float | None:
+        """float: log K of the last batch, which ``mi_bound`` cannot exceed; None before one."""
+        return None if self._critic is None else math.log(self._critic[0])
+
     def forward(
         self,
         s_feats: Tensor,
