@@ -2,6 +2,7 @@
 
 from .cifar_zoo import CIFAR_ZOO, build_cifar_classifier_cfg, find_cifar_name
 from .mobilenet_v2_cifar import CIFARMobileNetV2
+from .plain_network import LogitsHead, plain_network
 from .resnet import CIFARFourStageResNet, CIFARResNet, ImageNetResNet
 from .shufflenet_cifar import CIFARShuffleNetV1, CIFARShuffleNetV2
 from .vgg_cifar import CIFARVGG
@@ -17,6 +18,8 @@ __all__ = [
     'CIFARWideResNet',
     'CIFAR_ZOO',
     'ImageNetResNet',
+    'LogitsHead',
     'build_cifar_classifier_cfg',
     'find_cifar_name',
+    'plain_network',
 ]
