@@ -6,6 +6,7 @@ from .cc_loss import CCLoss
 from .cktf_loss import CKTFLoss
 from .cocord_loss import CoCoRDLoss
 from .crd_loss import CRDLoss
+from .dense_crd_loss import DenseCRDLoss
 from .dkd_loss import DKDLoss
 from .ensemble_crd_loss import EnsembleCRDLoss
 from .ensemble_kd_loss import EnsembleKDLoss
@@ -30,6 +31,7 @@ __all__ = [
     'CRDLoss',
     'CoCoRDLoss',
     'DKDLoss',
+    'DenseCRDLoss',
     'EnsembleCRDLoss',
     'EnsembleKDLoss',
     'FSPLoss',
