@@ -15,6 +15,7 @@ __all__ = [
     'FUNCTIONS',
     'HOOKS',
     'LOOPS',
+    'METRICS',
     'MODELS',
     'TASK_UTILS',
     'TRANSFORMS',
@@ -36,3 +37,4 @@ TRANSFORMS = _child(mmengine.TRANSFORMS, 'crd_plugin.datasets')
 FUNCTIONS = _child(mmengine.FUNCTIONS, 'crd_plugin.datasets')
 HOOKS = _child(mmengine.HOOKS, 'crd_plugin.engine')
 LOOPS = _child(mmengine.LOOPS, 'crd_plugin.engine')
+METRICS = _child(mmengine.METRICS, 'crd_plugin.engine')

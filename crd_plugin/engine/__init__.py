@@ -1,4 +1,4 @@
-"""What runs around the models: hooks and loops."""
+"""What runs around the models: hooks, loops and metrics."""
 
 from .hooks import (
     CheckpointHook,
@@ -10,6 +10,7 @@ from .hooks import (
     StrictLoadingHook,
 )
 from .loops import StagedTrainLoop
+from .metrics import SegmentationMetric
 
 __all__ = [
     'CheckpointHook',
@@ -18,6 +19,7 @@ __all__ = [
     'LiveViewHook',
     'MemoryBankHook',
     'RandomStateHook',
+    'SegmentationMetric',
     'StagedTrainLoop',
     'StrictLoadingHook',
 ]

@@ -1,4 +1,4 @@
-"""Models: algorithms, backbones, connectors, losses, recorders, the memory bank.
+"""Models: algorithms, backbones, heads, connectors, losses, recorders, the memory bank.
 
 A class is imported when it is first asked for. Losses, connectors, bank and queue come first: they
 need torch and MMEngine alone, so that a loop of one's own imports neither MMPretrain nor MMRazor.
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .backbones import *  # noqa: F403
     from .connectors import *  # noqa: F403
     from .data_preprocessors import *  # noqa: F403
+    from .heads import *  # noqa: F403
     from .key_queue import KeyQueue  # noqa: F401
     from .losses import *  # noqa: F403
     from .memory_bank import MemoryBank  # noqa: F401
@@ -32,6 +33,7 @@ MODULES = tuple(
         'data_preprocessors',
         'views',
         'backbones',
+        'heads',
         'algorithms',
     )
 )

@@ -2,6 +2,7 @@
 
 from .cifar_zoo import CIFAR_ZOO, build_cifar_classifier_cfg, find_cifar_name
 from .mobilenet_v2_cifar import CIFARMobileNetV2
+from .plain_conv_net import PlainConvNet
 from .plain_network import LogitsHead, plain_network
 from .resnet import CIFARFourStageResNet, CIFARResNet, ImageNetResNet
 from .shufflenet_cifar import CIFARShuffleNetV1, CIFARShuffleNetV2
@@ -19,6 +20,7 @@ __all__ = [
     'CIFAR_ZOO',
     'ImageNetResNet',
     'LogitsHead',
+    'PlainConvNet',
     'build_cifar_classifier_cfg',
     'find_cifar_name',
     'plain_network',

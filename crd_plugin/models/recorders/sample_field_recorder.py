@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from mmrazor.models.task_modules import ModuleOutputsRecorder
 from torch import Tensor, nn
@@ -55,9 +56,9 @@ def stack_field(samples: Sequence[Any], field: str, device: torch.device) -> Ten
             if field in ('sample_idx', 'contrast_idx')
             else f'give PackInputs algorithm_keys=({field!r},) at the end of the pipeline'
         )
-        raise ValueError(
-            f'The data samples have no field "{field}", which the distiller records; {hint}.'
-        )
+        raise ValueError(f'The data samples have no field "{field}", which is asked for; {hint}.')
+    if isinstance(values[0], np.ndarray):  # such as label maps
+        values = [torch.from_numpy(np.ascontiguousarray(value)) for value in values]
     is_tensor = isinstance(values[0], Tensor)
     stacked = torch.stack(values) if is_tensor else torch.as_tensor(values)
     if is_tensor and stacked.shape[1:] == (1,):

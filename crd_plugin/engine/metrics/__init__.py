@@ -1,0 +1,5 @@
+"""Metrics."""
+
+from .segmentation_metric import SegmentationMetric
+
+__all__ = ['SegmentationMetric']

@@ -1,0 +1,5 @@
+"""Heads that mmpretrain lacks."""
+
+from .segmentation_head import SegmentationHead
+
+__all__ = ['SegmentationHead']
