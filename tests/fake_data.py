@@ -9,9 +9,11 @@ import pickle
 from pathlib import Path
 
 import crd_plugin  # isort: skip  # noqa: F401  repairs the imports below
+import h5py
 import numpy as np
 from mmpretrain.datasets import CIFAR10, CIFAR100
 from PIL import Image
+from scipy.io import savemat
 
 # Ten classes of Tiny-ImageNet, in the order of its wnids.txt.
 WNIDS = tuple(
@@ -138,6 +140,41 @@ def write_tiny_imagenet(root, num_train=4, num_val=2):
     words = {**dict(zip(WNIDS, WORDS)), 'n00001740': 'entity'}
     (root / 'words.txt').write_text(''.join(f'{wnid}\t{words[wnid]}\n' for wnid in sorted(words)))
     return written
+
+
+def write_nyu_depth(root, num_train=3, num_test=2, height=48, width=64):
+    """Write NYU-Depth V2 with its split and mappings, images of train and test in turn.
+
+    Returns (images, depths, labels) by split, as in MATLAB: ``(height, width, ...)`` last but
+    numbers of images first. Labels are those of the file, 0 to 894.
+    """
+    root, number = Path(root), num_train + num_test
+    root.mkdir(parents=True, exist_ok=True)
+    generator = np.random.RandomState(0)
+    images = generator.randint(0, 256, (number, height, width, 3), np.uint8)
+    depths = generator.uniform(0.7, 10, (number, height, width)).astype(np.float32)
+    labels = generator.randint(0, 895, (number, height, width)).astype(np.uint16)
+    with h5py.File(root / 'nyu_depth_v2_labeled.mat', 'w', userblock_size=512) as file:
+        for name, array in dict(images=images, depths=depths, labels=labels).items():
+            # HDF5 has MATLAB's axes in reverse, the number of the image first.
+            reverse = (0, *reversed(range(1, array.ndim)))
+            file.create_dataset(name, data=array.transpose(reverse), compression='gzip')
+    with open(root / 'nyu_depth_v2_labeled.mat', 'r+b') as file:
+        file.write(b'MATLAB 7.3 MAT-file'.ljust(124) + b'\x00\x02IM')
+    order = generator.permutation(number)
+    rows = dict(train=np.sort(order[:num_train]), test=np.sort(order[num_train:]))
+    savemat(root / 'splits.mat', {f'{split}Ndxs': rows[split][:, None] + 1 for split in rows})
+    cells = [
+        np.array([f'{kind} {i}' for i in range(1, n + 1)], object)[None]
+        for kind, n in (('raw', 894), ('of 40', 40), ('of 13', 13))
+    ]
+    savemat(
+        root / 'classMapping40.mat',
+        dict(mapClass=np.arange(894)[None] % 40 + 1, allClassName=cells[0], className=cells[1]),
+    )
+    struct = dict(labels13=np.arange(40)[None] % 13 + 1, class13=cells[2])
+    savemat(root / 'class13Mapping.mat', dict(classMapping13=struct))
+    return {split: (images[row], depths[row], labels[row]) for split, row in rows.items()}
 
 
 def write_imagenet(root, num_train=4, num_val=2):

@@ -50,13 +50,15 @@ class _StandIn(BaseDataset):
         super().__init__('', pipeline=pipeline, classes=classes, serialize_data=False)
 
     def load_data_list(self) -> list[dict]:
-        """Give all samples one image, as an array and as a file."""
+        """Give all samples one image, as an array and as a file, and one label map."""
         channels, height, width = self._shape
         image = np.random.randint(0, 256, (height, width, channels), np.uint8)
         self._file = tempfile.NamedTemporaryFile(suffix='.png')
         cv2.imwrite(self._file.name, image)
-        sample = dict(img=image, img_path=self._file.name)
         number = len(self.metainfo.get('classes', 'ab'))
+        labels = np.random.randint(0, number, (height, width), np.uint8)
+        sample = dict(img=image, img_shape=(height, width), img_path=self._file.name)
+        sample['gt_seg_map'] = labels
         return [dict(sample, gt_label=i % number) for i in range(_STAND_IN_SAMPLES)]
 
 

@@ -3,6 +3,7 @@
 from .digits import Digits
 from .fashion_mnist import FashionMNIST
 from .multi_view_pipeline import MultiViewPipeline
+from .nyu_depth_v2 import NYUDepthV2
 from .resident import ResidentDataset, whole_batch
 from .sample_index import SampleIndexDataset
 from .stl10 import STL10
@@ -12,6 +13,7 @@ __all__ = [
     'Digits',
     'FashionMNIST',
     'MultiViewPipeline',
+    'NYUDepthV2',
     'ResidentDataset',
     'STL10',
     'SampleIndexDataset',

@@ -18,6 +18,7 @@ _IMAGES = dict(
     CIFAR10=dict(train=50_000, test=10_000),
     CIFAR100=dict(train=50_000, test=10_000),
     ImageNet=dict(train=1_281_167, val=50_000),
+    NYUDepthV2=dict(train=795, test=654),
     STL10={'train': 5_000, 'test': 8_000, 'unlabeled': 100_000, 'train+unlabeled': 105_000},
     TinyImageNet200=dict(train=100_000, val=10_000),
 )

@@ -60,9 +60,9 @@ class SampleIndexDataset:
             outside (0, 1) keep all. Defaults to 1.0.
         mode (str): Positive in ``contrast_idx``. 'exact': the sample itself; 'relax': any sample
             of its class. Defaults to 'exact'.
-        complete (bool): Refuse CIFAR-10, CIFAR-100, ImageNet, STL-10 or Tiny-ImageNet with another
-            number of images than published, unless ``indices`` shortens it. Defaults to False; the
-            configs of these data sets set it.
+        complete (bool): Refuse CIFAR-10, CIFAR-100, ImageNet, NYU-Depth, STL-10 or Tiny-ImageNet
+            with another number of images than published, unless ``indices`` shortens it. Defaults
+            to False; the configs of these data sets set it.
 
     Shape:
         sample_idx: int, [0, N). contrast_idx: ``(1 + K,)`` int64, the positive first.
