@@ -19,11 +19,15 @@ from tests import small_runs
 CONFIGS = small_runs.REPO / 'configs'
 BASE = CONFIGS / '_base_'
 BASES = sorted(BASE.rglob('*.py'))
-PAIRS = sorted(BASE.glob('pairs/*.py'))
-# Transfer learning trains in two steps: tests/test_transfer_configs.py.
+PAIRS = sorted(path for path in BASE.glob('pairs/*.py') if not path.stem.endswith('-depth'))
+# Transfer learning trains in two steps: tests/test_transfer_configs.py; so does distillation of
+# depth: tests/test_train_depth.py.
 TRANSFER = sorted(CONFIGS.glob('transfer/*.py'))
+DEPTH = sorted(CONFIGS.glob('depth/*.py'))
 LEAVES = sorted(
-    path for path in CONFIGS.glob('*/*.py') if path.parent.name not in ('_base_', 'transfer')
+    path
+    for path in CONFIGS.glob('*/*.py')
+    if path.parent.name not in ('_base_', 'transfer', 'depth')
 )
 FOLDERS = sorted({path.parent.name for path in LEAVES})
 

@@ -1,0 +1,8 @@
+_base_ = [
+    '../_base_/settings/digits-depth_b64-40e.py',
+    '../_base_/pairs/resnet14_conv5_digits-depth.py',
+    '../_base_/distillers/crd_local_batch.py',
+]
+from crd_plugin.fragments import join
+
+model = join(_base_.pair, _base_.crd)

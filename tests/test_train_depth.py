@@ -1,0 +1,255 @@
+"""ImageNet to NYU-Depth: configs, dry runs, and both stages on small data in the true format."""
+
+import re
+
+import h5py
+import pytest
+import torch
+import torchvision
+from mmengine.fileio import load
+from mmengine.registry import DefaultScope
+
+from crd_plugin.cli.dry_run import dry_run_file
+from crd_plugin.fragments import join
+from crd_plugin.models.algorithms.checkpoints import load_pretrained
+from crd_plugin.registry import MODELS
+from tests import fake_data, small_runs
+from tests.config_files import CONFIGS, DEPTH, key_of, parsed
+from tests.test_cli.test_arguments import call
+
+FRAGMENTS = {
+    'crd': ['crd'],
+    'crd-batch': ['crd'],
+    'kd': ['kd'],
+    'kd-at': ['kd', 'at'],
+    'fitnet': ['fitnet'],
+}
+STAGES = dict(nyu=('b16-200e', 'b16-200e'), digits=('b64-40e', 'b20-100e'))
+DISTILLED = [leaf for leaf in DEPTH if not re.search('tuned|vanilla', leaf.name)]
+TUNED = [leaf for leaf in DEPTH if 'tuned' in leaf.name]
+ROOT = 'data/nyu-depth-v2'
+
+
+@pytest.fixture(autouse=True)
+def scope():
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        yield
+
+
+def stem_of(path):
+    return path.stem
+
+
+def config(name):
+    return CONFIGS / 'depth' / f'{name}.py'
+
+
+def test_the_leaves_and_their_table():
+    names = {'vanilla_conv5_b16-200e_nyu-depth', 'vanilla_conv5_b20-100e_digits-depth'}
+    for data, (first, second) in STAGES.items():
+        teacher = dict(nyu='resnet18', digits='resnet14')[data]
+        for method in FRAGMENTS:
+            names |= {
+                f'{method}_{teacher}_conv5_{first}_{data}-depth',
+                f'{method}-tuned_{teacher}_conv5_{second}_{data}-depth',
+            }
+    names |= {f'{method}_resnet50_conv5_b16-200e_nyu-depth' for method in FRAGMENTS}
+    assert {leaf.stem for leaf in DEPTH} == names
+    text = (CONFIGS / 'depth' / 'README.md').read_text()
+    meta = load(str(CONFIGS / 'depth' / 'metafile.yml'))
+    assert all(f'({name}.py)' in text for name in names)
+    for path in re.findall(r'(?:configs|tools|docs)/[\w./-]+\.(?:py|md)', text):
+        assert (small_runs.REPO / path).is_file(), path
+    # Published figures stand in both.
+    for model in meta['Models']:
+        (row,) = (line for line in text.splitlines() if f'({model["Name"]}.py)' in line)
+        accuracy, iou = (model['Published'][key] for key in ('Pixel Accuracy', 'mIoU'))
+        assert f'| {accuracy} | {iou} |' in row
+        assert (small_runs.REPO / model['Config']).is_file()
+
+
+@pytest.mark.parametrize('leaf', DISTILLED, ids=stem_of)
+def test_first_stage(leaf):
+    cfg, (method, *_) = parsed(leaf), leaf.stem.split('_')
+    assert cfg.model == join(cfg.pair, *(cfg[name] for name in FRAGMENTS[method]))
+    assert cfg.model.calculate_student_loss is False and cfg.val_dataloader is None
+    assert 'gt_' not in str(cfg.model.distiller)
+    loss = cfg.model.distiller.distill_losses.get('loss_crd')
+    if loss:
+        assert loss.type == 'crd_plugin.DenseCRDLoss'
+        assert (loss.temperature, loss.exclude, loss.loss_weight) == (0.1, 'instance', 1.0)
+        assert loss.get('negatives', 'bank') == ('batch' if method == 'crd-batch' else 'bank')
+    dataset = cfg.train_dataloader.dataset.dataset
+    assert (dataset.inputs, dataset.split) == (['rgb', 'depth'], 'train')
+    assert cfg.model.architecture.head.num_classes == cfg.model.teacher.head.num_classes
+
+
+@pytest.mark.parametrize('leaf', TUNED, ids=stem_of)
+def test_second_stage(leaf):
+    cfg = parsed(leaf)
+    backbone = dict(cfg.model.backbone)
+    init = backbone.pop('init_cfg')
+    run, file = re.fullmatch(r'work_dirs/([\w-]+)/(\w+)\.pth', init.checkpoint).groups()
+    first = parsed(config(run))
+    assert run.startswith(f'{leaf.stem.split("-tuned")[0]}_')
+    assert file == f'epoch_{first.train_cfg.max_epochs}'
+    assert (init.type, init.prefix) == ('Pretrained', 'architecture.backbone.')
+    assert key_of(backbone) == key_of(first.model.architecture.backbone)
+    # The student sees what it saw in the first stage.
+    for key in ('mean', 'std'):
+        student = first.model.architecture.data_preprocessor
+        assert cfg.data_preprocessor[key] == student[key]
+    for loader in (cfg.train_dataloader.dataset, cfg.val_dataloader, cfg.test_dataloader):
+        assert loader.dataset.inputs == ['depth']
+    classes = cfg.model.head.num_classes
+    assert cfg.val_evaluator.num_classes == cfg.test_evaluator.num_classes == classes
+    alone = parsed(config(re.sub(r'.*_conv5', 'vanilla_conv5', leaf.stem)))
+    assert key_of(alone.model.backbone) == key_of(backbone) and alone.model.head == cfg.model.head
+
+
+@pytest.fixture
+def data(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    fake_data.write_nyu_depth(ROOT, num_train=4)
+    return tmp_path / ROOT
+
+
+def options(*more, size=(64, 48)):
+    scale = f'scale={",".join(map(str, size))}'
+    loaders = [
+        f'{loader}_dataloader.{setting}'
+        for loader in ('train', 'val', 'test')
+        for setting in ('num_workers=0', 'persistent_workers=False')
+    ]
+    return [
+        '--cfg-options',
+        'train_dataloader.batch_size=2',
+        'train_dataloader.dataset.complete=False',
+        f'train_dataloader.dataset.dataset.pipeline.0.{scale}',
+        'train_cfg.max_epochs=1',
+        'param_scheduler.milestones=[1]',
+        *loaders,
+        *more,
+    ]
+
+
+def first_options(*more):
+    without = [option for option in options(*more) if not re.match('(val|test)_', option)]
+    return [*without, 'model.teacher_ckpt=None', 'model.input_shape=4,48,64']
+
+
+@pytest.mark.parametrize('method', FRAGMENTS)
+def test_both_stages(data, tmp_path, method):
+    """The distilled weights of the backbone, and none of the head, go into the second stage."""
+    leaf = config(f'{method}_resnet18_conv5_b16-200e_nyu-depth')
+    assert call('train', leaf, *first_options()) == 0
+    first = tmp_path / 'work_dirs' / leaf.stem
+    logged = small_runs.scalars(first)[-1]
+    assert {name for name in logged if 'loss_' in name} == {
+        f'distill.loss_{name}' for name in FRAGMENTS[method]
+    }
+    state = small_runs.load(first / 'epoch_1.pth')['state_dict']
+    (first / 'epoch_1.pth').rename(first / 'epoch_200.pth')
+    if method not in ('crd', 'kd-at'):
+        return
+    leaf = config(f'{method}-tuned_resnet18_conv5_b16-200e_nyu-depth')
+    size = [f'{loader}_dataloader.dataset.pipeline.0.scale=64,48' for loader in ('val', 'test')]
+    rate = ['optim_wrapper.optimizer.lr=0.0', 'train_cfg.val_interval=1']
+    assert call('train', leaf, *options(*size, *rate)) == 0
+    second = tmp_path / 'work_dirs' / leaf.stem
+    values = small_runs.scalars(second)[-1]
+    assert {'segmentation/pixel_accuracy', 'segmentation/mean_iou'} <= set(values)
+    assert list(second.glob('best_segmentation_mean_iou_epoch_1.pth'))
+    tuned = small_runs.load(second / 'epoch_1.pth')['state_dict']
+    weights = [name for name in tuned if re.search(r'backbone.*(weight|bias)$', name)]
+    assert len(weights) == 15
+    for name in weights:
+        assert torch.equal(tuned[name], state[f'architecture.{name}'])
+    assert call('test', leaf, second / 'epoch_1.pth', *options(size[1])) == 0
+
+
+@pytest.mark.parametrize(
+    'name',
+    [
+        'crd_resnet18_conv5_b16-200e_nyu-depth',
+        'fitnet_resnet50_conv5_b16-200e_nyu-depth',
+        'kd-at_resnet50_conv5_b16-200e_nyu-depth',
+        'vanilla_conv5_b16-200e_nyu-depth',
+        'crd-batch_resnet14_conv5_b64-40e_digits-depth',
+        'vanilla_conv5_b20-100e_digits-depth',
+    ],
+)
+def test_dry_run_without_the_files(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    changes = {'train_dataloader.batch_size': 2}
+    if not name.startswith('vanilla'):
+        changes['model.teacher_ckpt'] = None
+    if name.endswith('nyu-depth'):
+        changes['train_dataloader.dataset.dataset.pipeline.0.scale'] = (96, 64)
+    report = dry_run_file(str(config(name)), changes)
+    assert report.problems == [] and not any(tmp_path.iterdir())
+    for row in report.losses:
+        assert row.student > 0, row.name
+
+
+def test_each_network_sees_its_modality(data):
+    report = dry_run_file(
+        str(config('kd_resnet18_conv5_b16-200e_nyu-depth')),
+        {'model.teacher_ckpt': None, 'train_dataloader.dataset.complete': False},
+    )
+    assert report.problems == []
+    assert report.images == '4 x 4 x 240 x 320 float32 (training samples)'
+    seen = {row.network: row for row in report.inputs}
+    assert seen['student'].images == '(4, 1, 240, 320)'
+    assert seen['teacher'].images == '(4, 3, 240, 320)'
+    # The written depths are from 0.7 to 10 metres.
+    assert (0.7 - 2.8) / 1.4 - 1e-4 <= seen['student'].min < -1
+    assert 4 < seen['student'].max <= (10 - 2.8) / 1.4 + 1e-4
+    assert seen['teacher'].max == pytest.approx(2.64, abs=0.05)
+
+
+def truncate(root):
+    path = root / 'nyu_depth_v2_labeled.mat'
+    path.write_bytes(path.read_bytes()[:-500])
+
+
+def spoil_label(root):
+    with h5py.File(root / 'nyu_depth_v2_labeled.mat', 'r+') as file:
+        file['labels'][:, 1, 1] = 900
+
+
+@pytest.mark.parametrize(
+    'damage, more, message',
+    [
+        (truncate, (), r'nyu_depth_v2_labeled\.mat is truncated or another file: .*get '),
+        (spoil_label, (), r'image \d has the label 900, but classMapping40\.mat maps classes from'),
+        (
+            lambda root: None,
+            ('model.head.num_classes=40',),
+            'model.head.num_classes is 40, the data set has 13 classes; set it to 13',
+        ),
+        (
+            lambda root: None,
+            ('val_evaluator.num_classes=5',),
+            'val_evaluator: gt_seg_map has values from 0 to 12, expected 0 to 4; set num_classes',
+        ),
+    ],
+)
+def test_bad_data_is_told_before_training(data, tmp_path, capsys, damage, more, message):
+    damage(data)
+    leaf = config('vanilla_conv5_b16-200e_nyu-depth')
+    assert call('train', leaf, *options(*more)) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.search(message, line), line
+    assert not list(tmp_path.rglob('epoch_*.pth'))
+
+
+@pytest.mark.parametrize('depth', [18, 50])
+def test_torchvision_weights_fit_the_teacher(tmp_path, depth):
+    theirs = getattr(torchvision.models, f'resnet{depth}')()
+    torch.save(theirs.state_dict(), tmp_path / 'theirs.pth')
+    cfg = parsed(config(f'kd_resnet{depth}_conv5_b16-200e_nyu-depth'))
+    teacher = MODELS.build(cfg.model.teacher)
+    load_pretrained(teacher, str(tmp_path / 'theirs.pth'), 'teacher')
+    images = torch.randn(1, 3, 64, 64)
+    torch.testing.assert_close(teacher.eval()(images, mode='tensor'), theirs.eval()(images))
