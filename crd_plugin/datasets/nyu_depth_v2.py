@@ -93,18 +93,19 @@ class NYUDepthV2(BaseDataset):
         """List ``row``, the place of each sample in the file, and check their labels."""
         file, names = self._open(), ('images', 'depths', 'labels')
         shapes = {name: file[name].shape for name in names if name in file}
-        number, _, *size = shapes.get('images', (0, 0))
-        if not shapes.get('depths') == shapes.get('labels') == (number, *size):
+        images, sizes = shapes.get('images', ()), {shapes.get('depths'), shapes.get('labels')}
+        if len(images) != 4 or sizes != {(images[0], *images[2:])}:
             raise ValueError(
                 f'{self._path(_DATA)} has {shapes}, expected images (N, 3, W, H), depths and '
                 f'labels (N, W, H); {_get(_DATA)}.'
             )
-        rows = self._read_split(number)
+        rows = self._read_split(images[0])
         for row in rows:
-            largest = int(file['labels'][row].max(initial=0))
-            if largest >= len(self._classes):
+            labels = file['labels'][row]
+            wrong = labels[(labels < 0) | (labels >= len(self._classes))]
+            if len(wrong):
                 raise ValueError(
-                    f'{self._path(_DATA)}: image {row + 1} has the label {largest}, but '
+                    f'{self._path(_DATA)}: image {row + 1} has the label {wrong[0]}, but '
                     f'{self.mappings[0]} maps classes from 1 to {len(self._classes) - 1}; get '
                     'the mapping that belongs to the file, or that file again.'
                 )
@@ -114,13 +115,13 @@ class NYUDepthV2(BaseDataset):
         """As for ``BaseDataset``; image and label map are read from disk."""
         info = super().get_data_info(idx)
         row = info.pop('row')
-        file = self._open()
         # From (channel,) column, row.
-        parts = dict(
-            rgb=lambda: file['images'][row].transpose(2, 1, 0),
-            depth=lambda: file['depths'][row].T[..., None],
-        )
-        stacked = [parts[name]() for name in self.inputs]
+        file, stacked = self._open(), []
+        for name in self.inputs:
+            if name == 'rgb':
+                stacked.append(file['images'][row].transpose(2, 1, 0))
+            else:
+                stacked.append(file['depths'][row].T[..., None])
         labels = file['labels'][row].T
         info['img'] = np.concatenate(stacked, axis=-1, dtype=np.float32)
         info['gt_seg_map'] = np.ascontiguousarray(self._classes[labels])

@@ -77,7 +77,9 @@ class DenseCRDLoss(nn.Module):
         """
         student, teacher = _locations('s_feats', s_feats), _locations('t_feats', t_feats)
         total = max(student.size(1), teacher.size(1))
-        if not {student.size(1), teacher.size(1)} <= {1, total} or len(student) != len(teacher):
+        grids = {tuple(x.shape[2:]) for x in (s_feats, t_feats) if x.dim() == 4} - {(1, 1)}
+        fits = {student.size(1), teacher.size(1)} <= {1, total} and len(grids) < 2
+        if not fits or len(student) != len(teacher):
             raise ValueError(
                 f's_feats has shape {tuple(s_feats.shape)} and t_feats {tuple(t_feats.shape)}, '
                 'expected one batch and as many locations on both sides, or one global side; '

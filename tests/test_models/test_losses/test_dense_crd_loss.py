@@ -140,6 +140,7 @@ def test_a_bank_has_one_row_per_image():
     'args, kwargs, message',
     [
         ((unit(B, D, 2, 2), unit(B, D, 2, 4), IDS), {}, 'as many locations on both sides'),
+        ((unit(B, D, 2, 4), unit(B, D, 4, 2), IDS), {}, 'as many locations on both sides'),
         ((unit(B, D, 2, 2), unit(2, D), IDS), {}, 'expected one batch and as many'),
         ((torch.ones(4), unit(B, D), IDS), {}, r's_feats has shape \(4,\), expected embeddings'),
         ((unit(B, D, 2, 2), unit(B, D)), {}, "sample_idx is None, .*exclude='instance' need"),
