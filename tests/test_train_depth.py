@@ -9,6 +9,7 @@ import torchvision
 from mmengine.fileio import load
 from mmengine.registry import DefaultScope
 
+from crd_plugin.cli.comparison import read_published
 from crd_plugin.cli.dry_run import dry_run_file
 from crd_plugin.fragments import join
 from crd_plugin.models.algorithms.checkpoints import load_pretrained
@@ -64,6 +65,21 @@ def test_the_leaves_and_their_table():
     assert {model['Config'] for model in meta['Models']} < {
         f'configs/depth/{name}.py' for name in names
     }
+
+
+def test_figures_of_the_paper():
+    """Each belongs to the second stage behind the first stage of its method."""
+    figures = read_published()
+    rows = figures[figures['config'].str.startswith('depth/')]
+    assert len(rows) == 10 and set(rows['table']) == {'5'}
+    for row in rows.itertuples():
+        method = row.method.lower().replace('+', '-')
+        leaf = CONFIGS / row.config
+        if method == 'random init':
+            assert 'init_cfg' not in parsed(leaf).model.backbone
+            continue
+        first = parsed(leaf).model.backbone.init_cfg.checkpoint.split('/')[1]
+        assert first == f'{method}_resnet18_conv5_b16-200e_nyu-depth'
 
 
 @pytest.mark.parametrize('leaf', DISTILLED, ids=stem_of)
