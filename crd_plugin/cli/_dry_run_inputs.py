@@ -56,7 +56,7 @@ class _StandIn(BaseDataset):
         self._file = tempfile.NamedTemporaryFile(suffix='.png')
         cv2.imwrite(self._file.name, image)
         number = len(self.metainfo.get('classes', 'ab'))
-        labels = np.random.randint(0, number, (height, width), np.uint8)
+        labels = np.random.randint(0, min(number, 255), (height, width), np.uint8)
         sample = dict(img=image, img_shape=(height, width), img_path=self._file.name)
         sample['gt_seg_map'] = labels
         return [dict(sample, gt_label=i % number) for i in range(_STAND_IN_SAMPLES)]
