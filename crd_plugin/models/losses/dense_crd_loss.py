@@ -108,10 +108,8 @@ class DenseCRDLoss(nn.Module):
         if labels is not None and of_pixels:
             known = take(labels) != self.ignore_index
             if not bool(known.any()):
-                raise ValueError(
-                    f'labels has {self.ignore_index} at every location that was drawn, so there is '
-                    'nothing to contrast; take images without labels out, or raise num_locations.'
-                )
+                # Nothing to contrast in this batch. The next draw may find labels.
+                return s_feats.sum() * 0
             columns = [None if x is None else x[known] for x in columns]
         return self.crd(*columns)
 

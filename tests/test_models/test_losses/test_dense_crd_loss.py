@@ -82,8 +82,7 @@ def test_pixels_of_both_sides_with_a_label_map():
     )
     large = small.repeat_interleave(3, 1).repeat_interleave(3, 2).to(torch.uint8)
     assert_same(build(exclude='class')(s, t, labels=large), expected, s, t)
-    with pytest.raises(ValueError, match='labels has 255 at every location'):
-        build(exclude='class')(s, t, labels=torch.full_like(large, 255))
+    assert build(exclude='class')(s, t, labels=torch.full_like(large, 255)) == 0
 
 
 def test_drawn_locations_are_a_part_and_change():
