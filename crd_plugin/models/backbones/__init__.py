@@ -1,6 +1,7 @@
 """Backbones of the distillation literature that mmpretrain lacks."""
 
 from .cifar_zoo import CIFAR_ZOO, build_cifar_classifier_cfg, find_cifar_name
+from .half_alexnet import HalfAlexNet
 from .mobilenet_v2_cifar import CIFARMobileNetV2
 from .resnet import CIFARFourStageResNet, CIFARResNet, ImageNetResNet
 from .shufflenet_cifar import CIFARShuffleNetV1, CIFARShuffleNetV2
@@ -16,6 +17,7 @@ __all__ = [
     'CIFARVGG',
     'CIFARWideResNet',
     'CIFAR_ZOO',
+    'HalfAlexNet',
     'ImageNetResNet',
     'build_cifar_classifier_cfg',
     'find_cifar_name',
