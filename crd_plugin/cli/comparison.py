@@ -17,6 +17,8 @@ from .statistics import LEGEND, paired_differences, render_differences
 
 _KEYS = ('config', 'seed', 'options', 'epochs', 'signature', 'teacher', 'finished', 'seconds')
 _MODEL: dict[str, tuple[type, ...]] = dict(Name=(str,), Config=(str,), Metadata=(dict, type(None)))
+# Between the config of a probe and what it probes, in the name of its runs.
+OF = ' of '
 _TOP1 = re.compile(r'top.?1\b', re.IGNORECASE)
 _NUMBER = re.compile(r'\d+(\.\d+)?')
 _LEGEND = (
@@ -94,8 +96,9 @@ def read_table_runs(work_dirs: Sequence[str | Path]) -> pd.DataFrame:
 
     Returns:
         DataFrame: One row per run, sorted by seed: the record of what was trained; ``name`` of the
-        config; ``run_dir``; ``last`` and ``best`` as from :func:`read_run`, or None; ``epoch``, the
-        last that was validated, or 0; ``finished``, whether it counts.
+        config, of a probe ``<config> of <network>``; ``run_dir``; ``last`` and ``best`` as from
+        :func:`read_run`, or None; ``epoch``, the last that was validated, or 0; ``finished``,
+        whether it counts.
 
     Raises:
         ValueError: If there is none, a file is damaged, or two are of one config and seed.
@@ -134,9 +137,16 @@ def _read_table_run(path: Path) -> dict[str, Any]:
     epoch = result['epochs'][-1]
     # Killed after the last validation, a run is finished although its record does not say so.
     finished = epoch > 0 and bool(run['finished'] or epoch >= run['epochs'])
+    _, folder, above, *_ = path.resolve().parents
+    # The folder of a config is named after it, that of a probe after what it probes.
+    name = folder.name
+    if above.name == Path(run['config']).stem != name:
+        name = f'{above.name}{OF}{name}'
+        # That the seeds of a row probe different networks is no remark worth making.
+        options = [text for text in run['options'] if not text.startswith('model.backbone_ckpt=')]
+        run.update(teacher='', signature='', options=options)
     more = dict(
-        # The folder of a config is named after it, that of a probe after what it probes.
-        name=path.resolve().parents[1].name,
+        name=name,
         sweep=run.get('sweep') or {},
         run_dir=path.parent.as_posix(),
         epochs=run['epochs'],

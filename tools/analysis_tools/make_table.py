@@ -31,8 +31,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     add('--published', nargs='+', type=Path, default=[], metavar='METAFILE', help=what)
     what = (
-        'also draw top-1 against the values of run_table.py --sweep, or against the number of '
-        'teachers, into this image'
+        'also draw top-1 into this image: against the values of run_table.py --sweep, or against '
+        'the number of teachers; of run_table.py --probe as bars'
     )
     add('--plot', type=Path, metavar='FILE', help=what)
     args = parser.parse_args(argv)
@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Make the table; a UsageError says that there are no runs, or that a file is damaged."""
     args = parse_args(argv)
     launch.require('pandas', *(['matplotlib'] if args.plot else []))
-    from crd_plugin.cli import comparison, sweeps
+    from crd_plugin.cli import comparison, probing, sweeps
 
     try:
         runs = comparison.read_table_runs(args.work_dirs)
@@ -76,7 +76,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.plot:
         args.plot.parent.mkdir(parents=True, exist_ok=True)
         try:
-            sweeps.plot_sweep(rows, args.plot)
+            probes = any(comparison.OF in row['config'] for row in rows)
+            (probing.plot_probes if probes else sweeps.plot_sweep)(rows, args.plot)
         except ValueError as error:
             raise cli.UsageError(str(error)) from error
     if args.format == 'markdown':
