@@ -19,12 +19,13 @@ from tests import small_runs
 CONFIGS = small_runs.REPO / 'configs'
 BASE = CONFIGS / '_base_'
 BASES = sorted(BASE.rglob('*.py'))
-PAIRS = sorted(BASE.glob('pairs/*.py'))
+# Networks of luminance and chrominance: tests/test_cross_modal_configs.py.
+CROSS_PAIRS = sorted(BASE.glob('pairs/*-ab_*.py'))
+PAIRS = sorted({*BASE.glob('pairs/*.py')} - {*CROSS_PAIRS})
 # Transfer learning trains in two steps: tests/test_transfer_configs.py.
 TRANSFER = sorted(CONFIGS.glob('transfer/*.py'))
-LEAVES = sorted(
-    path for path in CONFIGS.glob('*/*.py') if path.parent.name not in ('_base_', 'transfer')
-)
+CROSS_MODAL = sorted(CONFIGS.glob('cross-modal/*.py'))
+LEAVES = sorted({*CONFIGS.glob('*/*.py')} - {*BASES, *TRANSFER, *CROSS_MODAL})
 FOLDERS = sorted({path.parent.name for path in LEAVES})
 
 NAME = re.compile(

@@ -19,6 +19,7 @@ from tests.config_files import (
     BASE,
     BASES,
     CONFIGS,
+    CROSS_MODAL,
     FOLDERS,
     LEAVES,
     METHODS,
@@ -113,14 +114,14 @@ def scope():
 
 
 def test_there_are_no_other_files():
-    assert set(CONFIGS.rglob('*.py')) == {*BASES, *LEAVES, *TRANSFER}
+    assert set(CONFIGS.rglob('*.py')) == {*BASES, *LEAVES, *TRANSFER, *CROSS_MODAL}
     assert {'kd', 'crd', 'vanilla'} <= set(FOLDERS)
 
 
 def test_bases_parse_and_are_used():
     for path in BASES:
         assert len(parsed(path)) > 0
-    used = frozenset().union(*(ancestors(leaf) for leaf in (*LEAVES, *TRANSFER)))
+    used = frozenset().union(*(ancestors(leaf) for leaf in (*LEAVES, *TRANSFER, *CROSS_MODAL)))
     assert set(BASES) <= used
 
 
@@ -134,7 +135,7 @@ def test_a_distiller_file_defines_one_fragment():
         assert types and all('.' in kind for kind in types), path.name
 
 
-@pytest.mark.parametrize('folder', [*FOLDERS, 'transfer'])
+@pytest.mark.parametrize('folder', [*FOLDERS, 'transfer', 'cross-modal'])
 def test_leaf_is_short(folder):
     for leaf in (CONFIGS / folder).glob('*.py'):
         lines = leaf.read_text().splitlines()
@@ -378,7 +379,7 @@ def dry_leaves():
 
 def test_dry_runs_reach_every_pair_and_distiller():
     chosen = dry_leaves()
-    reached = frozenset().union(*(ancestors(leaf) for leaf in (*chosen, *TRANSFER)))
+    reached = frozenset().union(*(ancestors(leaf) for leaf in (*chosen, *TRANSFER, *CROSS_MODAL)))
     assert {path for path in BASES if path.parent.name == 'distillers'} <= reached
     distilled = [leaf for leaf in LEAVES if METHODS[facts(leaf)['method']].has_teacher]
     assert {pair_of(leaf) for leaf in distilled} <= {pair_of(leaf) for leaf in chosen}

@@ -176,8 +176,9 @@ def test_settings_of_the_loaders(name):
 
 @pytest.mark.parametrize('folder, tested', [('datasets', FACTS), ('schedules', SCHEDULES)])
 def test_every_base_is_tested(folder, tested):
-    # Those of the digits are run by the tests of the demo, Fashion-MNIST by those of its class.
-    elsewhere = ('digits', 'fashion')
+    # Those of the digits are run by the tests of the demo, Fashion-MNIST by those of its class,
+    # photos by those of the cross-modal configs.
+    elsewhere = ('digits', 'fashion', 'photos')
     assert set(tested) == {
         path.stem for path in (BASE / folder).glob('*.py') if not path.stem.startswith(elsewhere)
     }
