@@ -255,7 +255,7 @@ def test_luminance_is_that_of_the_files(files):
 def test_the_student_alone_predicts_the_same():
     """Its config is that of a network of MMPretrain for RGB images."""
     cfg = copy.deepcopy(parsed(leaf('kd', pair('resnet8'), 'photos-unlabeled')))
-    cfg.model.teacher_ckpt = None
+    cfg.model.teacher_ckpt, cfg.data_preprocessor.to_rgb = None, True
     model = MODELS.build(dict(cfg.model, data_preprocessor=cfg.data_preprocessor))
     plain = student_config(cfg.to_dict())
     alone = MODELS.build(dict(plain['model'], data_preprocessor=plain['data_preprocessor']))

@@ -143,7 +143,7 @@ def plot_probes(rows: Sequence[Mapping[str, Any]], path: str | Path) -> None:
         axes.bar(0, 0, color=f'C{number % 10}', label=method)
     axes.set_xticks(ticks, [name.replace('_', '\n', 1) for name in groups])
     axes.set(ylabel='top-1 accuracy (%), last epoch')
-    axes.legend()
+    figure.legend(loc='outside right upper')
     figure.savefig(path, dpi=150)
 
 

@@ -152,7 +152,7 @@ def test_bars_of_all_probes(monkeypatch):
     plot_probes(rows, 'plot.png')
     bars = [bar.get_height() for bar in axes[0].patches if bar.get_height()]
     assert sorted(bars) == [20.0, 52.0, 60.0]
-    assert [text.get_text() for text in axes[0].get_legend().get_texts()] == ['crd', 'random']
+    assert [text.get_text() for text in axes[0].figure.legends[0].get_texts()] == ['crd', 'random']
     labels = [text.get_text() for text in axes[0].get_xticklabels()]
     assert labels == ['finetune\na', 'probe\na']
     (line,) = (
