@@ -39,7 +39,7 @@ demo fashion: $(STAMPS)/package $(STAMPS)/demo
 	@$(HINT)
 
 test: $(STAMPS)/package $(STAMPS)/tests
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile $(PYTEST_ARGS)
 
 # mypy reads the types of what the package imports.
 lint: $(STAMPS)/package $(STAMPS)/demo $(STAMPS)/lint

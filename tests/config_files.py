@@ -58,6 +58,21 @@ def leaves_of(folder: str) -> list[Path]:
     return [leaf for leaf in LEAVES if leaf.parent.name == folder]
 
 
+def rows_of(folder: str) -> list[dict[str, str]]:
+    """All rows of the tables in a folder's README."""
+    rows: list[dict[str, str]] = []
+    header: list[str] = []
+    for line in (CONFIGS / folder / 'README.md').read_text().splitlines():
+        cells = [cell.strip() for cell in line.strip('|').split('|')]
+        if not line.startswith('|'):
+            header = []
+        elif not header:
+            header = cells
+        elif not set(line) <= set('|-'):
+            rows.append(dict(zip(header, cells, strict=True)))
+    return rows
+
+
 @functools.cache
 def bases_of(path: Path) -> tuple[Path, ...]:
     """Files that a config names in ``_base_``, resolved."""

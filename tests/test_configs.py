@@ -93,15 +93,6 @@ OTHERS = {
     ('resnet34', 'imagenet'): 21797672,
     ('resnet50', 'imagenet'): 25557032,
 }
-# Teacher to student on Tiny-ImageNet, as kaiqi123/CKTF's README prints it.
-COMPRESSION = {
-    'vgg19_vgg8': 5.01,
-    'vgg16_vgg11': 1.59,
-    'resnet34_resnet10': 4.28,
-    'resnet50_resnet10': 4.78,
-    'vgg19_vgg19': 1.0,
-    'resnet18_resnet18': 1.0,
-}
 
 
 @pytest.fixture(autouse=True)
@@ -333,12 +324,9 @@ def test_counting_by_hand():
 )
 def test_number_of_parameters(path):
     teacher, student, data = path.stem.split('_')[:3]
-    pair, numbers = parsed(path).pair, []
+    pair = parsed(path).pair
     for role, net in dict(teacher=teacher, architecture=student).items():
-        numbers.append(build(plain(pair[role])))
-        assert numbers[-1] == expected_parameters(net, data), role
-    if data == 'tiny-imagenet':
-        assert round(numbers[0] / numbers[1], 2) == COMPRESSION[f'{teacher}_{student}']
+        assert build(plain(pair[role])) == expected_parameters(net, data), role
 
 
 # --- dry runs -------------------------------------------------------------- #

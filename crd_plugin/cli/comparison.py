@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from .launch import LOG
-from .reading import MOST_YAML, check_kinds, parse_yaml, read_text
+from .launch import LOG, locate
+from .reading import read_text
 from .results import format_mean, read_run, render_cells, summarise
 from .runs import RECORD, read_record
 from .statistics import LEGEND, paired_differences, render_differences
 
 _KEYS = ('config', 'seed', 'options', 'epochs', 'signature', 'teacher', 'finished', 'seconds')
-_MODEL: dict[str, tuple[type, ...]] = dict(Name=(str,), Config=(str,), Metadata=(dict, type(None)))
 # Between the config of a probe and what it probes, in the name of its runs.
 OF = ' of '
-_TOP1 = re.compile(r'top.?1\b', re.IGNORECASE)
-_NUMBER = re.compile(r'\d+(\.\d+)?')
+_COLUMNS = ('source', 'table', 'dataset', 'metric', 'value', 'config', 'checkpoint')
 _LEGEND = (
     'Top-1 in percent on the validation set, mean ± sample standard deviation over seeds; the best '
     'epoch is chosen on the same set. Difference: last epoch minus published. Teacher: start of '
@@ -28,62 +27,48 @@ _LEGEND = (
 )
 
 
-def read_metafile(path: str | Path) -> list[dict[str, Any]]:
-    """Read the figures of an OpenMMLab ``metafile.yml``.
-
-    A figure under ``Published`` counts; without one, that under ``Results``/``Metrics``.
+def read_published(path: str | Path | None = None) -> pd.DataFrame:
+    """Read published figures.
 
     Args:
-        path (str | Path): The file.
+        path (str | Path, optional): CSV with a figure per row: ``source``, ``table``, ``dataset``,
+            ``metric``, ``value`` (a number or n/a), ``config`` (path from this file, or nothing)
+            and, for a probe, the config of its ``checkpoint``. Defaults to
+            ``configs/published.csv`` of this package.
 
     Returns:
-        list[dict]: One per model: ``config``, its name without folder and suffix; ``published``,
-        percent or None; ``source`` of the figure; ``data``, the data set; ``metafile``.
+        DataFrame: The columns of the file, as texts, and four more: ``published``, the value as a
+        number, for an error 100 minus it, NaN for n/a; ``title``, the source with its table;
+        ``name`` of its runs, as in :func:`read_table_runs`; ``group``, folder of the config and
+        data set.
 
     Raises:
-        ValueError: If it is not YAML with a list of ``Models``, or has values of other types.
+        ValueError: If it is not such a file.
     """
-    content = parse_yaml(read_text(path, MOST_YAML), str(path))
-    models = content.get('Models') if isinstance(content, dict) else None
-    if not isinstance(models, list):
+    path = path or locate('configs/published.csv')
+    text = read_text(path)
+    try:
+        table = pd.read_csv(StringIO(text), dtype=str, keep_default_na=False).fillna('')
+        missing = [name for name in _COLUMNS if name not in table]
+        if missing:
+            raise ValueError(f'the column {missing[0]} is missing')
+        value = pd.to_numeric(table['value'].mask(table['value'].str.lower() == 'n/a'))
+    except ValueError as error:
         raise ValueError(
-            f'{path} has no list of `Models`; give a metafile.yml in the style of OpenMMLab.'
-        )
-    figures = []
-    for number, model in enumerate(models, 1):
-        place = f'{path}: model {number} of `Models`'
-        check_kinds(model, place, _MODEL)
-        if not (model.get('Config') or model.get('Name')):
-            raise ValueError(
-                f'{place} has neither Config nor Name; name the config of its figures.'
-            )
-        published = model.get('Published') or {}
-        source = published.get('Source') if isinstance(published, dict) else ''
-        top1 = _top1(published)
-        if top1 is None:
-            top1, source = _top1(model.get('Results')), 'Results'
-        figures.append(
-            dict(
-                config=Path(model.get('Config') or model['Name']).stem,
-                published=top1,
-                source=str(source or '') if top1 is not None else '',
-                data=str((model.get('Metadata') or {}).get('Training Data') or ''),
-                metafile=str(path),
-            )
-        )
-    return figures
-
-
-def _top1(found: Any) -> float | None:
-    """First top-1 accuracy in nested dicts and lists."""
-    if isinstance(found, dict):
-        for key, value in found.items():
-            number = _NUMBER.search(str(value))
-            if _TOP1.search(str(key)) and number:
-                return float(number[0])
-        found = list(found.values())
-    values = map(_top1, found) if isinstance(found, list) else ()
-    return next((value for value in values if value is not None), None)
+            f'{path} is not a table of figures: {" ".join(str(error).split())}; expected the '
+            'columns of configs/published.csv.'
+        ) from error
+    errors = table['metric'].str.contains('error')
+    tables = table['table'].str.replace(r'^(?=\d)', 'table ', regex=True)
+    return table.assign(
+        published=value.mask(errors, 100 - value).round(2),
+        title=(table['source'] + ', ' + tables).str.removesuffix(', '),
+        name=[
+            OF.join(Path(at).stem for at in pair if at)
+            for pair in zip(table['config'], table['checkpoint'])
+        ],
+        group=table['config'].str.rpartition('/')[0] + ' ' + table['dataset'],
+    )
 
 
 def read_table_runs(work_dirs: Sequence[str | Path]) -> pd.DataFrame:
@@ -163,15 +148,15 @@ def _failure(log: Path) -> str:
     return lines[-1] if lines and lines[-1].startswith('error: ') else ''
 
 
-def compare(runs: pd.DataFrame, figures: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def compare(runs: pd.DataFrame, figures: pd.DataFrame) -> list[dict[str, Any]]:
     """Compare what was measured with what was published, one row per config.
 
-    Published figures without a run are cells of the table too: those of the same metafile and data
-    set as any run are listed as missing.
+    Published figures without a run are cells of the table too: those of the same group as any run
+    are listed as missing. Of several top-1 figures of a config the first counts.
 
     Args:
         runs (DataFrame): As from :func:`read_table_runs`.
-        figures (Sequence[dict]): As from :func:`read_metafile`.
+        figures (DataFrame): As from :func:`read_published`.
 
     Returns:
         list[dict]: Rows in the order of the figures, others after them: ``config``, ``published``,
@@ -182,15 +167,11 @@ def compare(runs: pd.DataFrame, figures: Sequence[dict[str, Any]]) -> list[dict[
         ``missing_seeds``, ``teacher`` (first eight digits of the hash), ``num_teachers``,
         ``sweep`` (values by key), ``options``, ``notes`` and ``runs``. What is not there is None.
     """
-    known = {figure['config']: figure for figure in figures}
     trained = dict.fromkeys(runs['name'])
-    wanted = {(known[name]['metafile'], known[name]['data']) for name in trained if name in known}
-    names = [
-        figure['config']
-        for figure in figures
-        if figure['config'] in trained
-        or (figure['published'] is not None and (figure['metafile'], figure['data']) in wanted)
-    ]
+    figures = figures[figures['metric'].str.contains('top-1') & figures['published'].notna()]
+    has_run = figures['name'].isin(trained)
+    figures = figures[figures['group'].isin(figures['group'][has_run])]
+    known = figures.drop_duplicates('name').set_index('name').to_dict('index')
     summary = summarise(runs[runs['finished']]).to_dict('index')
     seeds = sorted(runs['seed'].unique().tolist())
     return [
@@ -202,7 +183,7 @@ def compare(runs: pd.DataFrame, figures: Sequence[dict[str, Any]]) -> list[dict[
             seeds,
             runs[runs['finished']],
         )
-        for name in dict.fromkeys([*names, *trained])
+        for name in dict.fromkeys([*known, *trained])
     ]
 
 
@@ -239,7 +220,7 @@ def _row(
     return dict(
         config=name,
         published=published,
-        source=figure.get('source', ''),
+        source=figure.get('title', ''),
         last=last,
         best=best,
         best_epoch=numbers.get('best_epoch'),

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import launch
 from .arguments import UsageError
 from .runs import Run, Settings
 
@@ -83,17 +82,19 @@ def render_probes(runs: Sequence[Run]) -> str:
     Raises:
         UsageError: If there is no run yet, or a file of one is damaged.
     """
-    from .comparison import OF, compare, read_table_runs, render_markdown
+    from .comparison import OF, compare, read_published, read_table_runs, render_markdown
 
-    tables = []
+    figures, tables = read_published(), []
     for config in dict.fromkeys(run.settings.path for run in runs):
         folders = [run.run_dir for run in runs if run.settings.path == config]
         try:
             found = read_table_runs(folders)
         except ValueError as error:
             raise UsageError(str(error)) from error
-        found = found.assign(name=[name.partition(OF)[2] for name in found['name']])
-        rows = compare(found, _published(config.stem))
+        known = figures[figures['config'].str.endswith(f'/{config.name}')]
+        rows = compare(
+            *(x.assign(name=[n.partition(OF)[2] for n in x['name']]) for x in (found, known))
+        )
         tables.append(f'\n## {config.stem}\n\n{render_markdown(rows)}')
     return ''.join(tables)
 
@@ -155,21 +156,3 @@ def _run_of(checkpoint: Path) -> tuple[str, int]:
     if re.match(r'epoch_\d+$|best_', name):
         name = (folder.parent if seed else folder).name
     return name, int(seed[1]) if seed else 0
-
-
-def _published(config: str) -> list[dict[str, Any]]:
-    """Read the published figures of a config of probes, one per network, as ``compare`` does."""
-    import pandas as pd
-
-    path = launch.locate('configs/published.csv')
-    table = pd.read_csv(path)
-    return [
-        dict(
-            config=row['checkpoint'],
-            published=row['value'],
-            source=f'{row["source"]}, table {row["table"]}',
-            data=row['dataset'],
-            metafile=str(path),
-        )
-        for row in table[table['config'] == config].to_dict('records')
-    ]

@@ -10,17 +10,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-# Far more than any of them has.
-MOST_JSON, MOST_YAML = 1 << 28, 1 << 20
+# Bytes, far more than any of them has.
+_MOST = 1 << 28
 _NAMES = {type(None): 'null', list: 'list of texts'}
 
 
-def read_text(path: str | Path, most: int = MOST_JSON) -> str:
+def read_text(path: str | Path) -> str:
     """Read a text file.
 
     Args:
         path (str | Path): The file.
-        most (int): Largest size, in bytes. Defaults to 256 MiB.
 
     Returns:
         str: Its text.
@@ -31,9 +30,9 @@ def read_text(path: str | Path, most: int = MOST_JSON) -> str:
     path = Path(path)
     if not path.is_file():
         raise ValueError(f'{path} is not a file.')
-    if path.stat().st_size > most:
+    if path.stat().st_size > _MOST:
         raise ValueError(
-            f'{path} has {path.stat().st_size} bytes, expected at most {most}: it is another file.'
+            f'{path} has {path.stat().st_size} bytes, expected at most {_MOST}: it is another file.'
         )
     try:
         return path.read_text(encoding='utf-8')
@@ -61,38 +60,6 @@ def parse_json(text: str, place: str, kinds: Mapping[str, tuple[type, ...]]) -> 
     except (ValueError, RecursionError) as error:
         raise ValueError(f'{place} is not JSON: {error}') from error
     return check_kinds(content, place, kinds)
-
-
-def parse_yaml(text: str, place: str) -> Any:
-    """Parse YAML of plain values, without aliases, which a few lines expand to millions of values.
-
-    Args:
-        text (str): The text.
-        place (str): The file, for messages.
-
-    Returns:
-        Any: Its content.
-
-    Raises:
-        ValueError: If it is not YAML, or has an alias.
-    """
-    import yaml
-
-    class Loader(yaml.SafeLoader):
-        """Refuse aliases."""
-
-        def compose_node(self, parent: Any, index: Any) -> Any:
-            """Compose a node that is not an alias."""
-            if self.check_event(yaml.AliasEvent):
-                mark = self.peek_event().start_mark
-                raise yaml.YAMLError(f'line {mark.line + 1} has an alias (*): write the value out')
-            return super().compose_node(parent, index)
-
-    try:
-        with _bounded_nesting():
-            return yaml.load(text, Loader)
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise ValueError(f'{place} is not YAML: {" ".join(str(error).split())}') from error
 
 
 def check_kinds(

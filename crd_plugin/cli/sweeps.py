@@ -66,7 +66,7 @@ def plot_sweep(rows: Sequence[Mapping[str, Any]], path: str | Path) -> None:
     """Draw top-1 of the last epoch against the value of the setting that was swept first.
 
     Points are means over seeds, bars their standard deviation. Configs, and the values of further
-    keys, have a line each. Without a sweep it is drawn against the number of teachers.
+    keys, have a line each. Without a sweep the error is drawn against the number of teachers.
 
     Args:
         rows (Sequence[dict]): As from :func:`crd_plugin.cli.comparison.compare`.
@@ -85,12 +85,16 @@ def plot_sweep(rows: Sequence[Mapping[str, Any]], path: str | Path) -> None:
             f'--plot: the finished runs were swept over {sorted(names) or "nothing"}, expected one '
             'setting; give the --work-dir of one --sweep.'
         )
+    (setting,) = names
+    # Figure 4 of the CRD paper shows errors.
+    metric = 'error' if setting == 'teachers' else 'accuracy'
     lines: dict[str, list[tuple[Any, float, float]]] = {}
     for row in found:
         first, *others = [*row['sweep'].items()] or [('teachers', row['num_teachers'])]
         # The config, without the number of teachers in its name.
         config = re.sub(r'_\d+x', '_', row['config'].partition(',')[0])
         mean, std = row['last']['mean'], row['last']['std'] or 0.0
+        mean = 100 - mean if metric == 'error' else mean
         lines.setdefault(name_run(config, dict(others)), []).append((_number(first[1]), mean, std))
     figure = Figure(figsize=(7, 4.5), layout='constrained')
     FigureCanvasAgg(figure)
@@ -107,7 +111,7 @@ def plot_sweep(rows: Sequence[Mapping[str, Any]], path: str | Path) -> None:
     for name, points in lines.items():
         at, means, stds = zip(*points if isinstance(points[0][0], str) else sorted(points))
         axes.errorbar(at, means, yerr=stds, marker='o', capsize=3, label=name)
-    axes.set(xlabel=names.pop(), ylabel='top-1 accuracy (%)')
+    axes.set(xlabel=setting, ylabel=f'top-1 {metric} (%)')
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(path, dpi=150)

@@ -8,80 +8,82 @@ import pytest
 
 from crd_plugin.cli.comparison import (
     compare,
-    read_metafile,
+    read_published,
     read_table_runs,
     render_csv,
     render_markdown,
 )
 from tests.tables import write_run
 
-METAFILE = """
-Models:
-  - Name: crd_a
-    Config: configs/crd/crd_a.py
-    Metadata: {Training Data: CIFAR-100}
-    Published: {Top 1 Accuracy: 75.48, Source: 'CRD paper, table 1'}
-    Results:
-      - Metrics: {Top 1 Accuracy: 11.0}
-  - Name: crd_b
-    Config: configs/crd/crd_b.py
-    Metadata: {Training Data: CIFAR-100}
-    Results:
-      - Task: Image Classification
-        Metrics: {Top 5 Accuracy: 99.0, Top 1 Accuracy: 70.5}
-  - Name: crd_c
-    Metadata: {Training Data: CIFAR-100}
-  - Name: crd_d
-    Config: configs/crd/crd_d.py
-    Metadata: {Training Data: ImageNet-1k}
-    Published: {top-1: '71.17 %'}
+HEADER = 'source,table,dataset,method,metric,value,config,checkpoint\n'
+PUBLISHED = (
+    HEADER
+    + """CRD paper,1,CIFAR100,CRD,top-5 %,93.1,crd/crd_a.py,
+CRD paper,1,CIFAR100,CRD,top-1 %,75.48,crd/crd_a.py,
+a README,,CIFAR100,CRD,top-1 %,75.50,crd/crd_a.py,
+CRD paper,1,CIFAR100,CRD,top-1 %,70.5,crd/crd_b.py,
+CRD paper,1,CIFAR100,CRD,top-1 %,n/a,crd/crd_c.py,
+CRD paper,3,ImageNet,CRD,top-1 error %,28.83,crd/crd_d.py,
+CRD paper,figure 4,CIFAR100,KD,top-1 %,70,kd/kd_a.py,
+CRD paper,4,CIFAR100->STL10,CRD,linear probe top-1 %,71.6,transfer/probe.py,crd/crd_a.py
+CRD paper,4,CIFAR100->STL10,KD,linear probe top-1 %,70.9,transfer/probe.py,kd/kd_a.py
 """
+)
 
 
 @pytest.fixture
-def metafile(tmp_path):
-    path = tmp_path / 'metafile.yml'
-    path.write_text(METAFILE)
+def published(tmp_path):
+    path = tmp_path / 'published.csv'
+    path.write_text(PUBLISHED)
     return path
 
 
-def _rows(folder, metafile):
-    rows = compare(read_table_runs([folder]), read_metafile(metafile))
+def _rows(folder, published):
+    rows = compare(read_table_runs([folder]), read_published(published))
     return {row['config']: row for row in rows}
 
 
-def test_figures_of_a_metafile(metafile):
-    figures = read_metafile(metafile)
-    keys = ('config', 'published', 'source', 'data')
-    assert [tuple(figure[key] for key in keys) for figure in figures] == [
-        ('crd_a', 75.48, 'CRD paper, table 1', 'CIFAR-100'),
-        ('crd_b', 70.5, 'Results', 'CIFAR-100'),
-        ('crd_c', None, '', 'CIFAR-100'),
-        ('crd_d', 71.17, '', 'ImageNet-1k'),
+def test_published_figures(published):
+    figures = read_published(published)
+    columns = figures[['name', 'group', 'title', 'published']]
+    assert columns.iloc[:4].values.tolist() == [
+        ['crd_a', 'crd CIFAR100', 'CRD paper, table 1', 93.1],
+        ['crd_a', 'crd CIFAR100', 'CRD paper, table 1', 75.48],
+        ['crd_a', 'crd CIFAR100', 'a README', 75.5],
+        ['crd_b', 'crd CIFAR100', 'CRD paper, table 1', 70.5],
+    ]
+    assert columns.iloc[4:8]['published'].fillna(-1).tolist() == [-1, 71.17, 70.0, 71.6]
+    assert columns.iloc[6]['title'] == 'CRD paper, figure 4'
+    assert columns.iloc[7][['name', 'group']].tolist() == [
+        'probe of crd_a',
+        'transfer CIFAR100->STL10',
     ]
 
 
 @pytest.mark.parametrize(
     'text, message',
     [
-        ('a: [1', 'metafile.yml is not YAML'),
-        ('Collections: []', 'has no list of `Models`'),
-        ('just words', 'has no list of `Models`'),
+        ('', 'No columns to parse'),
+        ('Models: []\n', 'the column source is missing'),
+        (PUBLISHED.replace('70.5', '7o.5'), "Unable to parse string '7o.5'"),
+        (PUBLISHED + ',' * 9, 'Expected 8 fields in line 11, saw 10'),
+        (b'\xff\xfe', 'is not a text: invalid start byte at byte 0'),
     ],
 )
-def test_other_files_are_refused(metafile, text, message):
-    metafile.write_text(text)
-    with pytest.raises(ValueError, match=message):
-        read_metafile(metafile)
+def test_other_files_are_refused(published, text, message):
+    published.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ValueError, match=message) as caught:
+        read_published(published)
+    assert str(published) in str(caught.value) and '\n' not in str(caught.value)
 
 
 @pytest.fixture
-def table(tmp_path, metafile):
+def table(tmp_path, published):
     """A finished cell, one without a run, and one of a config that was never published."""
     write_run(tmp_path, 'crd_a', 0, (70.0, 76.0, 75.0))
     write_run(tmp_path, 'crd_a', 1, (78.0, 76.0, 77.0))
     write_run(tmp_path, 'own', 10, (50.0, 52.0, 51.0), teacher='', options=['a.b=1'])
-    return _rows(tmp_path, metafile)
+    return _rows(tmp_path, published)
 
 
 def test_last_best_difference_and_missing_cells(table):
@@ -130,7 +132,18 @@ def test_formats(table):
     assert json.loads(json.dumps(rows)) == rows
 
 
-def test_differences_to_kd_and_to_the_student_alone(tmp_path, metafile):
+def test_a_probe_is_not_compared_with_the_network_that_it_probes(tmp_path, published):
+    write_run(tmp_path / 'probe', 'crd_a', 0, (60.0,), config='configs/transfer/probe.py')
+    figures = {'probe of crd_a': 71.6, 'probe of kd_a': 70.9}
+    rows = _rows(tmp_path, published)
+    assert {name: row['published'] for name, row in rows.items()} == figures
+    write_run(tmp_path, 'crd_a', 0, (60.0,))  # in one table with it
+    rows = _rows(tmp_path, published)
+    assert {name: rows[name]['published'] for name in figures} == figures
+    assert rows['crd_a']['published'] == 75.48
+
+
+def test_differences_to_kd_and_to_the_student_alone(tmp_path, published):
     """By the names of the configs; seeds that only one of them has do not count."""
     for seed, top1 in enumerate([(70.0, 76.0, 75.0), (78.0, 76.0, 78.0)]):
         write_run(tmp_path, 'crd_t_s_b1_d', seed, top1)
@@ -138,7 +151,7 @@ def test_differences_to_kd_and_to_the_student_alone(tmp_path, metafile):
     write_run(tmp_path, 'kd_t_s_b1_d', 2, (0.0, 0.0, 3.0))
     write_run(tmp_path, 'vanilla_s_b1_d', 1, (0.0, 0.0, 70.0))
     write_run(tmp_path, 'own-kd_s_b1_d', 1, (0.0, 0.0, 69.0))  # without a teacher
-    rows = _rows(tmp_path, metafile)
+    rows = _rows(tmp_path, published)
     crd = rows['crd_t_s_b1_d']
     # -0.5 and 1.5; t of one degree of freedom is 12.7062, the deviation sqrt(2).
     assert crd['to_kd'] == dict(
@@ -161,24 +174,24 @@ def test_differences_to_kd_and_to_the_student_alone(tmp_path, metafile):
     assert line.endswith(',8.0,,,0.5,-12.2062,13.2062')
 
 
-def test_nothing_is_finished_yet(tmp_path, metafile):
+def test_nothing_is_finished_yet(tmp_path, published):
     write_run(tmp_path, 'crd_a', 0, (90.0, 90.0), finished=False)
-    rows = _rows(tmp_path, metafile)
+    rows = _rows(tmp_path, published)
     assert list(rows) == ['crd_a', 'crd_b']
     assert rows['crd_a']['last'] is None and rows['crd_a']['missing_seeds'] == [0]
     assert render_csv(list(rows.values())).splitlines()[1:] == [
         'crd_a,75.48,"CRD paper, table 1",,,,,,,,0,abcdef01,seed 0 is at epoch 2 of 3,,,,,,',
-        'crd_b,70.5,Results,,,,,,,,0,,,,,,,,',
+        'crd_b,70.5,"CRD paper, table 1",,,,,,,,0,,,,,,,,',
     ]
 
 
-def test_unfinished_runs_do_not_count(tmp_path, metafile):
+def test_unfinished_runs_do_not_count(tmp_path, published):
     write_run(tmp_path, 'crd_a', 0, (70.0, 76.0, 75.0))
     write_run(tmp_path, 'crd_a', 1, (90.0, 90.0), finished=False)
     write_run(tmp_path, 'crd_b', 0, finished=False)
     # All epochs are there, the process was killed before it said so.
     write_run(tmp_path, 'crd_b', 1, (1.0, 2.0, 3.0), finished=False)
-    rows = _rows(tmp_path, metafile)
+    rows = _rows(tmp_path, published)
     assert rows['crd_a']['last']['mean'] == 75.0
     assert rows['crd_a']['notes'] == ['seed 1 is at epoch 2 of 3']
     assert rows['crd_b']['last']['mean'] == 3.0
@@ -186,13 +199,13 @@ def test_unfinished_runs_do_not_count(tmp_path, metafile):
     assert [run['last'] and run['last']['top1'] for run in rows['crd_b']['runs']] == [None, 3.0]
 
 
-def test_what_makes_seeds_differ_is_noted(tmp_path, metafile):
+def test_what_makes_seeds_differ_is_noted(tmp_path, published):
     write_run(tmp_path, 'crd_a', 0, (1.0,), options=['a.b=1'], signature='t')
     write_run(tmp_path, 'crd_a', 1, (1.0,), teacher='9999999999')
     url = 'https://example.com/resnet50_b16x8_20210528-f54bfad9.pth'
     write_run(tmp_path, 'crd_b', 0, (1.0,), teacher=url)
     write_run(tmp_path, 'ensemble', 0, (1.0,), teacher=f'9999999999 {url}')
-    rows = _rows(tmp_path, metafile)
+    rows = _rows(tmp_path, published)
     assert rows['crd_a']['notes'] == [
         'the seeds were trained with different settings',
         'the seeds were trained with different teachers',
@@ -224,9 +237,9 @@ def test_runs_that_cannot_be_read(tmp_path):
         read_table_runs([tmp_path / 'lacking'])
 
 
-def test_a_run_that_failed_says_so(tmp_path, metafile):
+def test_a_run_that_failed_says_so(tmp_path, published):
     write_run(tmp_path, 'crd_a', 0, (90.0, 90.0), finished=False)
     (run_dir,) = tmp_path.rglob('seed_0')
     (run_dir / 'train.log').write_text('Epoch(train) [3]\nerror: loss_crd is NaN\n')
-    (note,) = _rows(tmp_path, metafile)['crd_a']['notes']
+    (note,) = _rows(tmp_path, published)['crd_a']['notes']
     assert note == 'seed 0 failed at epoch 2 of 3: error: loss_crd is NaN'

@@ -3,14 +3,13 @@
 from pathlib import Path
 
 import matplotlib.figure
-import pandas as pd
 import pytest
 
 from crd_plugin.cli.arguments import UsageError
-from crd_plugin.cli.comparison import compare, read_table_runs
+from crd_plugin.cli.comparison import compare, read_published, read_table_runs
 from crd_plugin.cli.probing import plan_probes, plot_probes, render_probes
 from tests import tables
-from tests.config_files import CONFIGS, LEAVES, TRANSFER
+from tests.config_files import CONFIGS
 
 STL10 = CONFIGS / 'transfer' / 'probe_wrn16-2_b64-120e_stl10.py'
 TINY = CONFIGS / 'transfer' / 'probe_wrn16-2_b64-120e_tiny-imagenet.py'
@@ -141,7 +140,7 @@ def test_bars_of_all_probes(monkeypatch):
         more['options'] = [f'model.backbone_ckpt={seed}.pth', 'a=1']
         tables.write_run(Path('w', config), name, seed, [1.0, 2.0, top1], **more)
     tables.write_run(Path('w'), 'crd', 0, [1.0, 2.0, 99.0])
-    rows = compare(read_table_runs(['w']), [])
+    rows = compare(read_table_runs(['w']), read_published())
     assert {row['config'] for row in rows} == {
         'probe_a of crd_t_s',
         'probe_a of random',
@@ -164,20 +163,3 @@ def test_bars_of_all_probes(monkeypatch):
     assert (high - low) / 2 == pytest.approx(8**0.5)
     with pytest.raises(ValueError, match='^--plot: no probe has finished; wait for tools/run_tab'):
         plot_probes([row for row in rows if row['config'] == 'crd'], 'plot.png')
-
-
-def test_every_published_figure_has_its_configs():
-    figures = pd.read_csv(CONFIGS / 'published.csv')
-    assert len(figures) == 14
-    assert not figures.duplicated(['config', 'checkpoint']).any()
-    assert set(figures['config']) <= {path.stem for path in TRANSFER}
-    assert set(figures['checkpoint']) <= {path.stem for path in LEAVES}
-    for row in figures.itertuples():
-        method = {'student alone': 'vanilla', 'teacher': 'vanilla'}.get(row.method, row.method)
-        network = row.teacher if row.method == 'teacher' else row.student
-        words = row.checkpoint.split('_')
-        assert words[0] == method.lower().replace('+', '-')
-        plain = network.lower().replace('wrn-', 'wrn')
-        assert words[-3] == plain and row.config.split('_')[1] == plain
-        data = row.dataset.partition('->')[2].lower()
-        assert row.config.split('_')[-1].replace('-', '') == data

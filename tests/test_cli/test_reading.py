@@ -4,37 +4,11 @@ import json
 
 import pytest
 
-from crd_plugin.cli.comparison import read_metafile, read_table_runs
+from crd_plugin.cli import reading
+from crd_plugin.cli.comparison import read_table_runs
 from crd_plugin.cli.reading import read_text
 from crd_plugin.cli.results import read_run
 from tests.tables import write_run
-
-BOMB = 'a: &a [1, 2]\n' + '\n'.join(
-    f'{b}: &{b} [{", ".join([f"*{a}"] * 9)}]' for a, b in zip('abcdefghijkl', 'bcdefghijklm')
-)
-MODELS = 'Models:\n  - {}\n'
-
-
-@pytest.mark.parametrize(
-    'text, message',
-    [
-        (f'Models: []\n{BOMB}', r'is not YAML: line 3 has an alias \(\*\): write the value out'),
-        ('[' * 50000, 'is not YAML'),
-        ('Models: !!python/object/apply:os.system [true]', 'is not YAML: could not determine'),
-        ('Models: [1]', '`Models` is 1, expected names and values'),
-        (MODELS.format('Name: 3'), 'model 1 of `Models`: Name is 3, expected str'),
-        (MODELS.format('Metadata: [a]'), 'Metadata is list, expected dict or null'),
-        (MODELS.format('Paper: a'), 'has neither Config nor Name'),
-        (b'\xff\xfe', 'is not a text: invalid start byte at byte 0'),
-        ('#' * (1 << 20) + '\n', 'has 1048577 bytes, expected at most 1048576'),
-    ],
-)
-def test_metafile(tmp_path, text, message):
-    path = tmp_path / 'metafile.yml'
-    path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    with pytest.raises(ValueError, match=message) as caught:
-        read_metafile(path)
-    assert str(path) in str(caught.value) and '\n' not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -90,3 +64,10 @@ def test_record_that_is_not_json(tmp_path):
 def test_a_folder_is_not_read(tmp_path):
     with pytest.raises(ValueError, match='is not a file'):
         read_text(tmp_path)
+
+
+def test_a_file_that_is_too_large_is_not_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(reading, '_MOST', 9)
+    (tmp_path / 'a').write_text('0123456789')
+    with pytest.raises(ValueError, match='has 10 bytes, expected at most 9'):
+        read_text(tmp_path / 'a')

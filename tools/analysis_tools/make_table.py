@@ -25,14 +25,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     formats = ('markdown', 'csv', 'json')
     add('--format', choices=formats, default='markdown', help='default: markdown')
     add('--out', type=Path, metavar='FILE', help='write there, not to stdout')
+    what = 'the published figures; default: configs/published.csv'
+    add('--published', type=Path, metavar='CSV', help=what)
     what = (
-        'files with the published figures; default: metafile.yml beside each config, or in the '
-        'folder of that name in configs/'
-    )
-    add('--published', nargs='+', type=Path, default=[], metavar='METAFILE', help=what)
-    what = (
-        'also draw top-1 into this image: against the values of run_table.py --sweep, or against '
-        'the number of teachers; of run_table.py --probe as bars'
+        'also draw top-1 into this image: against the values of run_table.py --sweep, as bars of '
+        'run_table.py --probe, or the error, 100 minus top-1, against the number of teachers'
     )
     add('--plot', type=Path, metavar='FILE', help=what)
     args = parser.parse_args(argv)
@@ -41,23 +38,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
             raise cli.UsageError(
                 f'WORK_DIR {path} is not a folder; give the --work-dir of tools/run_table.py.'
             )
-    for path in args.published:
-        if not path.is_file():
-            raise cli.UsageError(f'--published {path} does not exist; give a metafile.yml.')
+    if args.published and not args.published.is_file():
+        raise cli.UsageError(f'--published {args.published} does not exist; give a CSV file.')
     return args
-
-
-def find_metafiles(configs: Sequence[str]) -> list[Path]:
-    """Find the metafiles beside configs, each once; skip configs that have none."""
-    found: dict[Path, Path] = {}
-    for config in configs:
-        folder = Path(config).parent
-        for candidate in (folder, launch.locate('configs') / folder.name):
-            path = candidate / 'metafile.yml'
-            if path.is_file():
-                found.setdefault(path.resolve(), path)
-                break
-    return list(found.values())
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -68,8 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     try:
         runs = comparison.read_table_runs(args.work_dirs)
-        metafiles = args.published or find_metafiles(runs['config'])
-        figures = [figure for path in metafiles for figure in comparison.read_metafile(path)]
+        figures = comparison.read_published(args.published)
     except ValueError as error:
         raise cli.UsageError(str(error)) from error
     rows = comparison.compare(runs, figures)
