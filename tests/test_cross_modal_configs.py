@@ -303,8 +303,11 @@ def test_images_that_do_not_fit(files, capsys, name, options, message):
     assert not list(files.glob('work_dirs/*/*.pth'))
 
 
-def test_grey_images():
-    cfg = copy.deepcopy(parsed(leaf('vanilla', 'resnet8-l', 'photos')))
+@pytest.mark.parametrize('method, nets', [('vanilla', 'alexnet-l'), ('kd', pair('alexnet'))])
+def test_grey_images(method, nets):
+    data = 'stl10' if method == 'vanilla' else 'stl10-unlabeled'
+    cfg = copy.deepcopy(parsed(leaf(method, nets, data)))
+    cfg.model.pop('teacher_ckpt', None)
     grey = dict(type='RandomGrayscale', prob=1.0, keep_channels=False)
     cfg.train_dataloader.dataset.dataset.pipeline.insert(1, grey)
     (problem,) = run_dry(cfg).problems

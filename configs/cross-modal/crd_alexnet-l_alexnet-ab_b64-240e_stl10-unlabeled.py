@@ -1,5 +1,5 @@
 _base_ = [
-    '../_base_/settings/stl10-unlabeled_b64-240e.py',
+    '../_base_/settings/stl10-unlabeled_b64-240e_pixels.py',
     '../_base_/pairs/alexnet-l_alexnet-ab_tiny-imagenet.py',
     '../_base_/distillers/crd_unlabeled.py',
 ]

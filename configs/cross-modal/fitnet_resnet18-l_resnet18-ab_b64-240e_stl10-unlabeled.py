@@ -1,5 +1,5 @@
 _base_ = [
-    '../_base_/settings/stl10-unlabeled_b64-240e.py',
+    '../_base_/settings/stl10-unlabeled_b64-240e_pixels.py',
     '../_base_/pairs/resnet18-l_resnet18-ab_tiny-imagenet.py',
     '../_base_/distillers/fitnet_unlabeled.py',
 ]
