@@ -1,7 +1,8 @@
-# make demo     a distillation on real digits, from nothing to a table
+# make demo     a distillation on real digits, from nothing to a table and a report
 # make fashion  ten methods on Fashion-MNIST, resumed where it was interrupted
 # make test     the whole test suite
 # make lint     format, style, spelling and types
+# make docs     the documents as a site in site/, links checked, the notebook run
 # make gpu-report  tests, times and memory on a GPU, in at most 8 minutes
 # make install  the package with its tested requirements
 # make clean    remove what these made
@@ -25,7 +26,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS)
 STAMPS := $(VENV)/.stamps
 HINT := echo 'To use the tools, activate the environment first: source $(VENV)/bin/activate'
 
-.PHONY: demo fashion test lint gpu-report install clean
+.PHONY: demo fashion test lint docs gpu-report install clean
 .DELETE_ON_ERROR:
 
 fashion: TABLE := --data fashion-mnist --resume
@@ -47,6 +48,10 @@ lint: $(STAMPS)/package $(STAMPS)/demo $(STAMPS)/lint
 	$(BIN)/ruff check
 	$(BIN)/codespell
 	$(BIN)/mypy
+
+# The variable silences an advertisement.
+docs: $(STAMPS)/package $(STAMPS)/demo $(STAMPS)/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 gpu-report: $(STAMPS)/package $(STAMPS)/tests
 	$(BIN)/python tools/benchmarks/gpu_report.py $(if $(WORK_DIR),--out "$(WORK_DIR)")
@@ -77,7 +82,7 @@ $(STAMPS)/package: setup.py setup.cfg pyproject.toml $(STAMPS)/runtime
 	$(PIP) --no-deps --no-build-isolation --editable .
 	@touch $@
 
-$(STAMPS)/demo $(STAMPS)/tests $(STAMPS)/lint: \
+$(STAMPS)/demo $(STAMPS)/tests $(STAMPS)/lint $(STAMPS)/docs: \
         $(STAMPS)/%: requirements/%.txt | $(BIN)/python
 	$(PIP) -r $<
 	@mkdir -p $(STAMPS) && touch $@
@@ -85,5 +90,5 @@ $(STAMPS)/demo $(STAMPS)/tests $(STAMPS)/lint: \
 $(STAMPS)/tests: requirements/demo.txt
 
 clean:
-	rm -rf "$(VENV)" build dist *.egg-info crd_plugin/.mim .pytest_cache .mypy_cache .ruff_cache
+	rm -rf "$(VENV)" build dist site *.egg-info crd_plugin/.mim .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +

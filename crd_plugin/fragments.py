@@ -8,6 +8,8 @@ from typing import Any
 
 from mmengine.config import Config, ConfigDict
 
+__all__ = ['join', 'keep_on_device', 'seeds']
+
 # A method that needs no algorithm of its own joins any other.
 _PLAIN_ALGORITHM = 'crd_plugin.FrozenTeacherDistill'
 

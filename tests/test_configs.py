@@ -113,7 +113,8 @@ def test_bases_parse_and_are_used():
     for path in BASES:
         assert len(parsed(path)) > 0
     used = frozenset().union(*(ancestors(leaf) for leaf in (*LEAVES, *TRANSFER, *CROSS_MODAL)))
-    assert set(BASES) <= used
+    # Those of a run's visualization are chosen by a user, as docs/tools.md shows.
+    assert set(BASES) - used == set(BASE.glob('visualization/*.py'))
 
 
 def test_a_distiller_file_defines_one_fragment():

@@ -248,4 +248,4 @@ def test_continuous_integration_lints_and_tests():
         line for line in script.read_text().splitlines() if line and not line.startswith('#')
     ]
     assert commands[0] == 'set -euo pipefail'
-    assert commands[2:] == ['make lint', 'make test']
+    assert commands[2:] == ['make lint', 'make test', 'make docs']

@@ -2,7 +2,7 @@
 
 Trains a teacher, then the same small student alone and with each method, each
 through tools/train.py and a config under configs/. Then prints the table and
-writes results.md, results.json and figures into the work dir.
+writes results.md, results.json, figures and report.html into the work dir.
 
 One teacher, trained with the first seed, serves all seeds, as in the papers:
 the deviation is the student's alone. A finished run is not repeated; a run
@@ -193,11 +193,12 @@ def describe_machine() -> dict[str, Any]:
 
 
 def report(runs: Sequence[Run], args: argparse.Namespace, argv: Sequence[str]) -> str:
-    """Write results.md, results.json and figures of finished runs; return the tables."""
+    """Write results.md, results.json, figures and report.html; return the tables."""
     import pandas as pd
 
     from crd_plugin.cli import statistics
-    from crd_plugin.cli.results import plot_curves, read_run, render_summary, summarise
+    from crd_plugin.cli.report import draw_sections, render_report
+    from crd_plugin.cli.results import read_run, render_summary, summarise
 
     table, work_dir = TABLES[args.data], args.work_dir
     results = [
@@ -231,22 +232,22 @@ def report(runs: Sequence[Run], args: argparse.Namespace, argv: Sequence[str]) -
         command=command, machine=machine, summary=rows, differences=differences, runs=results
     )
     launch.write_whole(work_dir / 'results.json', json.dumps(content, indent=1))
-    lines = [
-        text,
-        '',
+    legend = (
         f'Accuracies in percent on the {table.tested_on}, best epoch by top-1 on these same '
         'images; mean ± sample standard deviation over seeds, one teacher for all. Seconds are of '
-        f'the whole process, start included. {statistics.LEGEND}',
-        '',
-        f'Command: `{command}`',
-        '',
+        f'the whole process, start included. {statistics.LEGEND}'
+    )
+    lines = [
         *(f'- {key}: {value}' for key, value in machine.items()),
         *(f'- teacher: SHA-256 {sha}' for sha in dict.fromkeys(frame['teacher']) if sha),
     ]
-    launch.write_whole(work_dir / 'results.md', '\n'.join(lines) + '\n')
+    made_by = f'Command: `{command}`\n\n' + '\n'.join(lines)
+    launch.write_whole(work_dir / 'results.md', f'{text}\n\n{legend}\n\n{made_by}\n')
     title = f'{table.title}, {table.teacher} to {table.student}'
-    plot_curves(frame, work_dir / 'curves.png', title)
-    statistics.plot_accuracies(frame, work_dir / 'accuracies.png', title)
+    frame['run_dir'] = [str(run.run_dir) for run in runs]
+    figures = draw_sections(frame, work_dir, title)
+    sections = [('Accuracy', text, legend), *figures, ('How it was made', made_by)]
+    launch.write_whole(work_dir / 'report.html', render_report(title, sections))
     return text
 
 
@@ -281,7 +282,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     train([teacher], args.resume)
     train(students, args.resume, args.jobs)
     text = report([teacher, *students], args, argv)
-    written = f'{args.work_dir}/results.md, results.json, curves.png, accuracies.png'
+    written = f'{args.work_dir}/report.html, results.md, results.json and figures'
     sys.stdout.write(f'\n{text}\n\nwritten: {written}\n')
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from crd_plugin.models.key_queue import KeyQueue
 from crd_plugin.models.memory_bank import MemoryBank
+from crd_plugin.ops import gradient_norm
 
 from ._dry_run_inputs import Data, read_data
 from .dry_run_report import DryRunReport, LossRow
@@ -90,7 +91,10 @@ def measure(model: Any, losses: Mapping[str, Any], report: DryRunReport, prefix:
     for name, value in losses.items():
         terms = [value] if isinstance(value, Tensor) else value
         loss = torch.stack([term.float().mean() for term in terms]).sum()  # as MMEngine does
-        norms = [_gradient_norm(loss, part) for part in (student, others, teacher)]
+        norms: list[float | str] = []
+        for part in (student, others, teacher):
+            norm = gradient_norm(loss, part)
+            norms.append(norm if norm is not None else 'none' if part else '-')
         if hasattr(model, 'teacher') and not teacher:
             norms[2] = 'frozen'
         rows.append(LossRow(prefix + name, float(loss), 'loss' in name, *norms))
@@ -123,15 +127,6 @@ def measure(model: Any, losses: Mapping[str, Any], report: DryRunReport, prefix:
             )
     total, _ = model.parse_losses(losses)
     total.backward()
-
-
-def _gradient_norm(loss: Tensor, parameters: list[nn.Parameter]) -> float | str:
-    """L2 norm of a gradient, or why there is none."""
-    if not parameters or not loss.requires_grad:
-        return 'none' if parameters else '-'
-    gradients = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
-    norms = [gradient.float().norm() for gradient in gradients if gradient is not None]
-    return float(torch.stack(norms).norm()) if norms else 'none'
 
 
 def build_hooks(cfg: Mapping[str, Any]) -> None:

@@ -1,8 +1,10 @@
-"""Run trained networks over images, and measure what their features and logits are worth."""
+"""Run trained networks over images; measure and draw their features and logits."""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -152,3 +154,76 @@ def linear_probe(train: Outputs, test: Outputs) -> float:
 def class_correlation(outputs: Outputs) -> np.ndarray:
     """Correlation of the logits of each two classes over the images, ``(classes, classes)``."""
     return np.corrcoef(outputs.logits, rowvar=False)
+
+
+def correlation_difference(outputs: Outputs, teacher: Outputs) -> np.ndarray:
+    """Distance of the class correlations from the teacher's, ``(classes, classes)``."""
+    return np.abs(class_correlation(outputs) - class_correlation(teacher))
+
+
+def plot_correlation(networks: Mapping[str, Outputs], path: str | Path) -> None:
+    """Draw how far the correlations between logits are from the teacher's; the mean in each title.
+
+    Args:
+        networks (Mapping[str, Outputs]): By name, the teacher first.
+        path (str | Path): Image file to write.
+    """
+    teacher = next(iter(networks.values()))
+    differences = [correlation_difference(outputs, teacher) for outputs in networks.values()]
+    top = max(float(difference.max()) for difference in differences) or 1.0
+    figure, panels = _panels(len(networks))
+    for panel, name, difference in zip(panels, networks, differences):
+        image = panel.imshow(difference, vmin=0, vmax=top, cmap='viridis')
+        panel.set_title(f'{name}: {difference.mean():.3f}', fontsize=9)
+        panel.locator_params(integer=True)
+    figure.suptitle('Correlation between logits: difference to the teacher')
+    figure.colorbar(image, ax=panels)
+    figure.savefig(path, dpi=150)
+
+
+def plot_embedding(
+    networks: Mapping[str, Outputs], path: str | Path, classes: Sequence[str], images: int
+) -> None:
+    """Draw the features by t-SNE, one panel per network, coloured by class.
+
+    Args:
+        networks (Mapping[str, Outputs]): By name.
+        path (str | Path): Image file to write.
+        classes (Sequence[str]): Names of the classes, for a legend of at most ten.
+        images (int): How many images are drawn, from the first.
+    """
+    from matplotlib import colormaps
+    from sklearn.manifold import TSNE
+    from threadpoolctl import threadpool_limits
+
+    figure, panels = _panels(len(networks))
+    for panel, (name, outputs) in zip(panels, networks.items()):
+        features = outputs.features[:images]
+        perplexity = min(30, (len(features) - 1) / 3)
+        with threadpool_limits(
+            1
+        ):  # threads that wait for each other take minutes on a busy machine
+            places = TSNE(perplexity=perplexity, random_state=0).fit_transform(features)
+        colours = dict(c=outputs.labels[:images], cmap='tab10', vmin=0, vmax=9)
+        panel.scatter(*places.T, **colours, s=3, linewidths=0)
+        panel.set(xticks=[], yticks=[])
+        panel.set_title(name, fontsize=9)
+    if len(classes) <= 10:  # more than tab10 has colours
+        for label, name in enumerate(classes):
+            panels[-1].scatter([], [], color=colormaps['tab10'](label / 9), s=12, label=name)
+        figure.legend(loc='outside right center', fontsize=8)
+    figure.savefig(path, dpi=150)
+
+
+def _panels(number: int) -> tuple[Any, list[Any]]:
+    """Make a figure with rows of five square panels; those that are left over are empty."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    lines, columns = -(-number // 5), min(5, number)
+    figure = Figure(figsize=(2.3 * columns + 1.2, 2.6 * lines), layout='constrained')
+    FigureCanvasAgg(figure)
+    panels = list(figure.subplots(lines, columns, squeeze=False).flat)
+    for panel in panels[number:]:
+        panel.set_axis_off()
+    return figure, panels

@@ -21,12 +21,14 @@ class PendingUpdate(NamedTuple):
         teacher (Tensor): Teacher embeddings, ``(B, D)``.
         log_z (Tensor, optional): Logarithm of the two partition constants, ``(2,)`` float64, on the
             first step only.
+        written (bool): The rows are written already: a captured step does so itself.
     """
 
     sample_idx: Tensor
     student: Tensor
     teacher: Tensor
     log_z: Tensor | None = None
+    written: bool = False
 
 
 def gather_updates(

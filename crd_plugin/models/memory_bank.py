@@ -263,7 +263,12 @@ class MemoryBank(nn.Module):
         return torch.exp(logits - getattr(self, f'log_z_{side}').to(logits.dtype))
 
     def stage(
-        self, sample_idx: Tensor, student: Tensor, teacher: Tensor, log_z: Tensor | None = None
+        self,
+        sample_idx: Tensor,
+        student: Tensor,
+        teacher: Tensor,
+        log_z: Tensor | None = None,
+        written: bool = False,
     ) -> None:
         """Leave an update for :meth:`commit`.
 
@@ -273,6 +278,8 @@ class MemoryBank(nn.Module):
             teacher (Tensor): Unit embeddings, ``(B, D)``.
             log_z (Tensor, optional): Student's and teacher's constant, ``(2,)`` float64, when they
                 are to be set.
+            written (bool): The rows are written already, so :meth:`commit` only clears the update.
+                Defaults to False.
 
         Raises:
             RuntimeError: If the update before was never committed.
@@ -284,7 +291,7 @@ class MemoryBank(nn.Module):
                 'default_hooks (in a loop of your own, call bank.commit() after each step).'
             )
         self._pending = PendingUpdate(
-            sample_idx.detach(), student.detach(), teacher.detach(), log_z
+            sample_idx.detach(), student.detach(), teacher.detach(), log_z, written
         )
 
     def discard(self) -> None:
@@ -313,6 +320,16 @@ class MemoryBank(nn.Module):
             if get_world_size() > 1:
                 (update,) = gather_updates([update])
         self._pending = None
+        if not update.written:
+            self.write(update)
+
+    @torch.no_grad()
+    def write(self, update: PendingUpdate) -> None:
+        """Write an update of all ranks into the rows, whatever is staged.
+
+        Args:
+            update (PendingUpdate): The update, in rank order.
+        """
         index, embeddings = update.sample_idx, torch.stack([update.student, update.teacher])
         source, owned = last_occurrence(index), None
         shards = self.shards()

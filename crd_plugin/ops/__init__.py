@@ -2,6 +2,7 @@
 
 from .bank import initial_rows, last_occurrence, momentum_rows
 from .contrast import ContrastResult, critic_loss, info_nce, log_partition, nce
+from .diagnostics import alignment, gradient_norm, uniformity
 from .features import (
     absolute_power,
     attention_vector,
@@ -35,6 +36,7 @@ __all__ = [
     'RowKeys',
     'Shards',
     'absolute_power',
+    'alignment',
     'attention_vector',
     'block_cosines',
     'class_keys',
@@ -43,6 +45,7 @@ __all__ = [
     'enqueue',
     'full_precision',
     'given_negatives',
+    'gradient_norm',
     'info_nce',
     'initial_rows',
     'last_occurrence',
@@ -62,6 +65,7 @@ __all__ = [
     'rgb_to_lab',
     'right_singular_vectors',
     'row_keys',
+    'uniformity',
     'unit_over_batch',
     'unit_vectors',
 ]

@@ -47,6 +47,7 @@ def nce(
     negatives: Negatives,
     log_z: Tensor,
     temperature: float,
+    kernel: str = 'torch',
 ) -> ContrastResult:
     r"""Noise-contrastive objective of CRD.
 
@@ -67,6 +68,8 @@ def nce(
         negatives (Negatives): Positive and negatives of each anchor.
         log_z (Tensor): Logarithm of the partition constants Z, ``(E,)``.
         temperature (float): tau.
+        kernel (str): ``'torch'``, or ``'triton'`` for the scored pass; float64 embeddings and
+            explicit ids that are counted take the former all the same.
 
     Returns:
         ContrastResult: Loss of each direction, ``-log h`` of each positive.
@@ -77,7 +80,7 @@ def nce(
         query = full_precision(anchor.detach()) / temperature
         # P / (c + eps) = exp(s - shift), so both logarithms are softplus of it.
         shift = (log_z + math.log(noise + EPS)).to(query.dtype)
-        loss, grad, positive = _nce_sums(query, banks, negatives, shift)
+        loss, grad, positive = _nce_sums(query, banks, negatives, shift, kernel)
         below = shift[:, None] - (query * positive).sum(-1)
         positive_loss = F.softplus(below, threshold=_LINEAR)
         grad -= positive * torch.sigmoid(below)[..., None]
@@ -232,7 +235,7 @@ def _piece_size(slots: Tensor) -> tuple[int, int]:
 
 
 def _nce_sums(
-    query: Tensor, banks: Sequence[Tensor], negatives: Negatives, shift: Tensor
+    query: Tensor, banks: Sequence[Tensor], negatives: Negatives, shift: Tensor, kernel: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Weighted sum of softplus(s - shift) over the negatives, its gradient, positive rows.
 
@@ -240,6 +243,24 @@ def _nce_sums(
         tuple[Tensor, Tensor, Tensor]: ``(E, B)``, ``(E, B, D)``, ``(E, B, D)``.
     """
     slots = negatives.shards.gather(query)[:, negatives.anchors]
+    if kernel == 'triton' and slots.dtype == torch.float32 and negatives.counts is None:
+        from .triton_contrast import scored_pass
+    else:
+        scored_pass = _scored_pass
+    loss, grad, left_out = scored_pass(slots, banks, negatives, shift)
+    loss, grad = negatives.collect(loss).sum(2), negatives.collect(grad).sum(2)
+    weight, loss, grad, positive = _sum_shards(banks, negatives, left_out, loss, grad)
+    return loss * weight, grad * weight[..., None], positive
+
+
+def _scored_pass(
+    slots: Tensor, banks: Sequence[Tensor], negatives: Negatives, shift: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Sum softplus(s - shift) over the rows of each set, its gradient; count rows left out.
+
+    Returns:
+        tuple[Tensor, Tensor, Tensor]: ``(E, S, b)``, ``(E, S, b, D)``, ``(S, b)``.
+    """
     loss, grad = slots.new_zeros(slots.shape[:3]), torch.zeros_like(slots)
     left_out = slots.new_zeros(slots.shape[1:3])
     for at, score, rows, counts, number in _pieces(slots, banks, negatives):
@@ -252,9 +273,7 @@ def _nce_sums(
         grad[at].baddbmm_(slope, rows)
         if number is not None:
             left_out[at[1]] += number
-    loss, grad = negatives.collect(loss).sum(2), negatives.collect(grad).sum(2)
-    weight, loss, grad, positive = _sum_shards(banks, negatives, left_out, loss, grad)
-    return loss * weight, grad * weight[..., None], positive
+    return loss, grad, left_out
 
 
 def _softmax_sums(

@@ -184,6 +184,25 @@ def test_every_base_is_tested(folder, tested):
     }
 
 
+def _rates(cfg):
+    """Learning rate of each epoch, a cosine in steps of whole epochs."""
+    optimizer = torch.optim.SGD(
+        [torch.zeros(1, requires_grad=True)], lr=cfg.optim_wrapper.optimizer.lr
+    )
+    given = cfg.param_scheduler
+    schedulers = [
+        PARAM_SCHEDULERS.build(
+            dict(one, convert_to_iter_based=False), default_args=dict(optimizer=optimizer)
+        )
+        for one in (given if isinstance(given, list) else [given])
+    ]
+    for _ in range(cfg.train_cfg.max_epochs):
+        yield optimizer.param_groups[0]['lr']
+        optimizer.step()
+        for scheduler in schedulers:
+            scheduler.step()
+
+
 @pytest.mark.parametrize('name', SCHEDULES)
 def test_schedule(name):
     cfg = parsed(BASE / 'schedules' / f'{name}.py')
@@ -194,24 +213,23 @@ def test_schedule(name):
     assert cfg.train_cfg.max_epochs == epochs
     assert cfg.auto_scale_lr.base_batch_size == batch
     # The published code lowers the rate after so many whole epochs.
-    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=lr)
-    given = cfg.param_scheduler
-    schedulers = [
-        PARAM_SCHEDULERS.build(one, default_args=dict(optimizer=optimizer))
-        for one in (given if isinstance(given, list) else [given])
-    ]
-    for epoch in range(epochs):
+    for epoch, rate in enumerate(_rates(cfg)):
         factor = 0.1 ** sum(epoch >= decay for decay in decays)
         if name.endswith('_init001') and epoch < 30:
             factor = 0.01 / lr
-        assert optimizer.param_groups[0]['lr'] == pytest.approx(lr * factor)
-        optimizer.step()
-        for scheduler in schedulers:
-            scheduler.step()
+        assert rate == pytest.approx(lr * factor)
     # A first stage is in front of as many epochs as without it.
     first = cfg.train_cfg.get('stage_epochs', {}).get('init', 0)
     assert (first == 30) == ('-30e-' in name)
     assert epochs - first in (100, 120, 200, 240)
+
+
+@pytest.mark.parametrize('name, first', [('30e-40e', 0.05), ('30e-40e_init001', 0.01)])
+def test_first_stage_is_in_front_of_the_cosine_of_fashion_mnist(name, first):
+    cfg = parsed(BASE / 'schedules' / f'fashion-mnist_b64-{name}.py')
+    alone = parsed(BASE / 'schedules' / 'fashion-mnist_b64-40e.py')
+    assert cfg.train_cfg.stage_epochs == dict(init=30)
+    assert list(_rates(cfg)) == pytest.approx([first] * 30 + list(_rates(alone)))
 
 
 @pytest.mark.parametrize('path', sorted(BASE.glob('settings/*.py')), ids=lambda path: path.stem)

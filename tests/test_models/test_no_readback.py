@@ -131,6 +131,19 @@ def test_objective(sharded, negatives, objective, exclude):
         assert step(loss) == set()
 
 
+@pytest.mark.parametrize('objective', ['nce', 'infonce'])
+@pytest.mark.parametrize('negatives', ['sampled', 'shared', 'all'])
+def test_what_a_graph_captures(negatives, objective):
+    """Draw, objective, gradient and rows: no shape depends on values either."""
+    loss = crd_loss(num_negatives=64, negatives=negatives, objective=objective)
+    with Watch() as watch:
+        value, gradient, _ = loss._whole_step(
+            empty(2, BATCH, WIDTH), empty(BATCH, dtype=torch.int64)
+        )
+    assert watch.waits == set()
+    assert value.shape == () and gradient.shape == (2, BATCH, WIDTH)
+
+
 @pytest.mark.parametrize('sharded', [False, True], ids=['whole', 'sharded'])
 @pytest.mark.parametrize('objective', ['nce', 'infonce'])
 def test_given_negatives_and_other_batches(sharded, objective):

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from mmengine.config import ConfigDict
 
 from crd_plugin.models import CRDLoss
-from tests import tables
+from tests import fake_data, tables
 
 KD = str(tables.CONFIGS / 'kd' / f'kd_{tables.PAIR}.py')
 
@@ -71,6 +71,7 @@ def run(monkeypatch, tmp_path, capsys):
         ('crd_loss --device tpu', "invalid choice: 'tpu'"),
         ('crd_loss --size smoke --classes 1', '--classes is 1, expected 2 to the 1000 of'),
         ('crd_loss --size smoke --batch-size 1001', '--batch-size is 1001, expected at most the'),
+        ('crd_loss --vary kernel', '--vary kernel: expected KEY=VALUE'),
         ('crd_loss --json no/such/folder.json', '--json is no/such/folder.json, expected a file'),
         ('cktf --threads 0', '--threads is 0, expected at least 1'),
         ('cktf --levels 2', 'invalid choice: 2'),
@@ -122,6 +123,13 @@ def test_crd_loss(run):
         assert case['gbyte_per_second'] == pytest.approx(case['bytes'] / seconds / 1e9)
         assert {'draw_seconds', 'index_seconds'} <= set(case)
         assert f'\n{name:<7}' in out
+
+
+def test_crd_loss_with_other_arguments(run):
+    words = '--size smoke --rounds 1 --modes sampled --vary sharded=True exclude=instance'
+    cases, _ = run('crd_loss', f'{words} --vary cuda_graph=False', 'json')
+    names = ['sampled', 'sampled sharded=True exclude=instance', 'sampled cuda_graph=False']
+    assert [case['name'] for case in cases][2:] == names
 
 
 def test_plain_is_the_objective_on_given_ids():
@@ -392,19 +400,23 @@ def test_steps_of_a_gpu(report, step, tmp_path, monkeypatch):
     assert sum(step.limit for step in steps.values()) > 8 * 60  # more than is ever used
     assert list(steps)[:2] == ['tests', 'crd_loss-cifar']
     files = steps['tests'].command
-    assert any(file.endswith('test_crd_loss.py') for file in files)
-    for name in ('train_step-crd-graph', 'train_step-kd-bf16'):
+    for name in ('crd_loss', 'captured_step', 'triton_contrast'):
+        assert any(file.endswith(f'test_{name}.py') for file in files)
+    assert steps['crd_loss-cifar-fast'].command.count('--vary') == 3
+    for name in ('train_step-crd-graph', 'train_step-kd-bf16', 'train_step-crd-fast'):
         script, *words = steps[name].command[1:]
-        monkeypatch.setattr(sys, 'argv', [script, *words])
-        monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
-        args = step.parse_args()
-        monkeypatch.undo()
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, 'argv', [script, *words])
+            patch.setattr(torch.cuda, 'is_available', lambda: True)
+            args = step.parse_args()
         assert args.check_sync and args.device == 'cuda' and args.out.endswith(f'{name}.json')
         cfg = step.load_config(args.configs[0], args.vary[0], args, str(tmp_path))
         assert cfg.train_dataloader.dataset.type == 'crd_plugin.ResidentDataset'
         assert cfg.train_dataloader.dataset.dataset.type == 'StandIn'
         assert cfg.model.channels_last and cfg.optim_wrapper.dtype == 'bfloat16'
         assert cfg.train_cfg.max_epochs == 1 and cfg.model.teacher_ckpt is None
+    loss = cfg.model.distiller.distill_losses.loss_crd
+    assert loss.cuda_graph is True and loss.kernel == 'triton'
     assert 'resnet32x4' in (tmp_path / 'kd.py').read_text()
 
 
@@ -421,6 +433,34 @@ def test_report_at_small_sizes(report, monkeypatch, tmp_path):
     assert 'accuracy/top1' in steps['epoch-crd']['result'][-1]
     assert steps['data_pipeline']['result']['cases'][-1]['name'] == 'resident'
     assert 'torch' in result['machine'] and 'CUDA' in result['machine']
+
+
+# --- against the published objective ---------------------------------------- #
+
+
+def test_against_repdistiller(monkeypatch, tmp_path, run):
+    """Losses of the same ids are those of the original, here MMRazor's copy in a checkout."""
+    fake_data.write_fashion_mnist(tmp_path / 'data' / 'fashion-mnist')
+    (tmp_path / 'clone' / 'crd').mkdir(parents=True)
+    text = 'from against_repdistiller import MMRazorCRD as CRDLoss\n'
+    (tmp_path / 'clone' / 'crd' / 'criterion.py').write_text(text)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch.Tensor, 'cuda', torch.Tensor.cuda)  # restored
+    words = 'clone --epochs 2 --per-class 4 --batch-size 16 --every 2'
+    cases, out = run('against_repdistiller', words, 'json')
+    original, same, drawn = (case['losses'] for case in cases)
+    assert len(original) == 2 * 3  # 40 images
+    assert same == pytest.approx(original, rel=1e-4)
+    assert drawn != pytest.approx(original, rel=1e-4)
+    assert min(original) > 0 and '\n   6  ' in out and 'random weights' in out
+    for case in cases:
+        assert 0 < case['objective_wall'] < case['step_wall'] and case['step_processor'] > 0
+
+
+def test_without_a_checkout_nothing_is_compared(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(sys, 'argv', ['against_repdistiller', str(tmp_path)])
+    importlib.import_module('against_repdistiller').main()
+    assert f'Skipped: {tmp_path} is no checkout of RepDistiller' in capsys.readouterr().out
 
 
 # --- random images --------------------------------------------------------- #

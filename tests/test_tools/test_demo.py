@@ -47,6 +47,8 @@ def test_end_to_end_and_restart(demo, tmp_path, monkeypatch, capsys):
         assert f'{run["last"]["top1"]:.2f}' in out
     assert '| CRD ' in (work_dir / 'results.md').read_text()
     assert (work_dir / 'curves.png').read_bytes()[:4] == b'\x89PNG'
+    page = (work_dir / 'report.html').read_text()
+    assert page.count('data:image/png;base64,iVBOR') == 4 and 'Not shown' not in page
 
     # Finished runs are kept: nothing is trained, the numbers are the same.
     assert cli.run(demo.main, args) == 0
@@ -194,6 +196,17 @@ def test_fashion_mnist_is_planned_with_a_teacher_of_its_own_schedule(demo, tmp_p
     assert demo.parse_args(['--methods']).methods == []  # the student alone
 
 
+def test_every_method_is_there_for_fashion_mnist(demo, tmp_path):
+    words = 'sp rkd pkt cc vid ab ft fsp nst kdsvd dkd lskd rrd online-kd'
+    args = ['--data', 'fashion-mnist', '--methods', words, '--work-dir', str(tmp_path)]
+    _, (_, *students) = demo.plan(demo.parse_args(args))
+    assert [run.run_dir.name for run in students] == [f'{word}_seed0' for word in words.split()]
+    epochs = {run.name: run.settings.epochs for run in students}
+    assert {name for name, number in epochs.items() if number == 70} == {'AB', 'FT', 'FSP'}
+    assert set(epochs.values()) == {40, 70}
+    assert [run.name for run in students if not run.missing] == ['Online KD']  # needs no teacher
+
+
 def test_jobs_share_the_cores(demo, monkeypatch, tmp_path):
     devices = []
     monkeypatch.setattr('crd_plugin.cli.pool.train_all', lambda *args: devices.append(args[1]))
@@ -231,5 +244,8 @@ def test_report_of_several_seeds(demo, tmp_path):
     content = json.loads((tmp_path / 'results.json').read_text())
     assert content['differences']['last - student alone']['KD']['mean'] == 10.25
     assert [run['teacher'] for run in content['runs']] == ['', '', 'ab12', '', 'ab12']
+    page = (tmp_path / 'report.html').read_text()
+    assert '<td>+10.25 [' in page and page.count('data:image/png;base64,iVBOR') == 2
+    assert 'KD, t-SNE and correlation: no checkpoint in' in page
     for name in ('curves.png', 'accuracies.png'):
         assert (tmp_path / name).read_bytes()[:4] == b'\x89PNG'

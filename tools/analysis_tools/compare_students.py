@@ -67,8 +67,6 @@ def measure(
     cfg: Any, networks: Sequence[tuple[str, int, str, str]], shape: Sequence[int]
 ) -> list[dict[str, Any]]:
     """Run all networks, the teacher first; return their numbers and outputs."""
-    import numpy as np
-
     from crd_plugin.cli import features
 
     rows: list[dict[str, Any]] = []
@@ -79,8 +77,7 @@ def measure(
         network = features.load_network(cfg, checkpoint, role)
         test = features.run_network(network, test_data)
         train, *other = (features.run_network(network, data) for data in (train_data, *digits))
-        correlation = features.class_correlation(test)
-        difference = np.abs(correlation - (rows[0]['correlation'] if rows else correlation))
+        difference = features.correlation_difference(test, rows[0]['outputs'] if rows else test)
         rows.append(
             dict(
                 name=name,
@@ -91,7 +88,6 @@ def measure(
                 probe=features.linear_probe(train, test),
                 probe_digits=features.linear_probe(*other),
                 outputs=test,
-                correlation=correlation,
                 difference=difference,
             )
         )
@@ -132,41 +128,6 @@ def render(rows: Sequence[dict[str, Any]]) -> str:
     return text
 
 
-def plot(rows: Sequence[dict[str, Any]], classes: Sequence[str], out: Path) -> None:
-    """Draw correlation.png and embedding.png, one panel per method."""
-    from matplotlib import colormaps
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from sklearn.manifold import TSNE
-
-    shown = list({row['name']: row for row in reversed(rows)}.values())[::-1]
-    top = max(row['difference'].max() for row in shown) or 1.0
-    lines, columns = -(-len(shown) // 5), min(5, len(shown))
-    size = (3.2 * columns + 1.5, 3.4 * lines)
-    figures = [Figure(figsize=size, layout='constrained') for _ in range(2)]
-    panels = [list(figure.subplots(lines, columns, squeeze=False).flat) for figure in figures]
-    for panel in (*panels[0][len(shown) :], *panels[1][len(shown) :]):
-        panel.set_axis_off()
-    for row, left, right in zip(shown, *panels):
-        image = left.imshow(row['difference'], vmin=0, vmax=top, cmap='viridis')
-        left.set_title(f'{row["name"]}: {row["correlation_difference"]:.3f}', fontsize=9)
-        features, labels = row['outputs'].features[:EMBEDDED], row['outputs'].labels[:EMBEDDED]
-        perplexity = min(30, (len(features) - 1) / 3)
-        places = TSNE(perplexity=perplexity, random_state=0).fit_transform(features)
-        right.scatter(*places.T, c=labels, cmap='tab10', vmin=0, vmax=9, s=3, linewidths=0)
-        right.set(xticks=[], yticks=[])
-        right.set_title(row['name'], fontsize=9)
-    figures[0].suptitle('Correlation between logits: difference to the teacher')
-    figures[0].colorbar(image, ax=panels[0])
-    if len(classes) <= 10:  # more than tab10 has colours
-        for label, name in enumerate(classes):
-            panels[1][-1].scatter([], [], color=colormaps['tab10'](label / 9), s=12, label=name)
-        figures[1].legend(loc='outside right center', fontsize=8)
-    for figure, name in zip(figures, ('correlation.png', 'embedding.png')):
-        FigureCanvasAgg(figure)
-        figure.savefig(out / name, dpi=150)
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure, print the table, write results and figures."""
     args = parse_args(argv)
@@ -190,21 +151,26 @@ def main(argv: Sequence[str] | None = None) -> None:
             )
     from mmengine.registry import DATASETS, DefaultScope
 
-    from crd_plugin.cli.features import own_data
+    from crd_plugin.cli import features
 
     with DefaultScope.overwrite_default_scope('mmpretrain'):
-        dataset = DATASETS.build(own_data(cfg)[1])
+        dataset = DATASETS.build(features.own_data(cfg)[1])
     rows = measure(cfg, networks, dataset[0]['inputs'].shape)
     text = render(rows)
     sys.stdout.write(f'{text}\n')
     args.out.mkdir(parents=True, exist_ok=True)
     keys = ('name', 'seed', 'checkpoint', *MEASURES)
     content = [
-        {key: row[key] for key in keys} | dict(correlation=row['correlation'].tolist())
+        {key: row[key] for key in keys}
+        | dict(correlation=features.class_correlation(row['outputs']).tolist())
         for row in rows
     ]
     launch.write_whole(args.out / 'results.json', json.dumps(content, indent=1))
-    plot(rows, dataset.metainfo['classes'], args.out)
+    shown = {row['name']: row['outputs'] for row in reversed(rows)}
+    shown = dict(reversed(shown.items()))  # the first seed of each
+    classes = dataset.metainfo['classes']
+    features.plot_correlation(shown, args.out / 'correlation.png')
+    features.plot_embedding(shown, args.out / 'embedding.png', classes, EMBEDDED)
 
 
 if __name__ == '__main__':

@@ -22,8 +22,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     what = '--work-dir of run_table.py, or the folder of one config or run'
     add('work_dirs', nargs='+', metavar='WORK_DIR', help=what)
-    formats = ('markdown', 'csv', 'json')
-    add('--format', choices=formats, default='markdown', help='default: markdown')
+    what = (
+        'default: markdown; html is a page with curves, t-SNE and correlations, for which it runs '
+        'the last checkpoint of the first seed of each config on the validation images'
+    )
+    add('--format', choices=('markdown', 'csv', 'json', 'html'), default='markdown', help=what)
     add('--out', type=Path, metavar='FILE', help='write there, not to stdout')
     what = 'the published figures; default: configs/published.csv'
     add('--published', type=Path, metavar='CSV', help=what)
@@ -46,7 +49,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     """Make the table; a UsageError says that there are no runs, or that a file is damaged."""
     args = parse_args(argv)
-    launch.require('pandas', *(['matplotlib'] if args.plot else []))
+    page = args.format == 'html'
+    plots = ['matplotlib'] if args.plot or page else []
+    launch.require('pandas', *plots, *(['sklearn'] if page else []))
     from crd_plugin.cli import comparison, probing, sweeps
 
     try:
@@ -66,6 +71,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         text = comparison.render_markdown(rows)
     elif args.format == 'csv':
         text = comparison.render_csv(rows)
+    elif page:
+        from crd_plugin.cli import report
+
+        title = f'Runs in {", ".join(args.work_dirs)}'
+        text = report.report_table(title, runs, comparison.render_markdown(rows))
     else:
         text = json.dumps(rows, indent=1, ensure_ascii=False) + '\n'
     if args.out is None:

@@ -17,6 +17,7 @@ the index of its classes.
 from __future__ import annotations
 
 import argparse
+import itertools
 import math
 import statistics
 import sys
@@ -52,6 +53,8 @@ def parse_args() -> argparse.Namespace:
     add('--size', choices=SIZES, default='cifar', help='default: cifar')
     what = 'how negatives are taken; default: all three'
     add('--modes', nargs='+', default=MODES, choices=MODES, help=what)
+    what = 'every mode once more with other arguments of CRDLoss'
+    add('--vary', action='append', nargs='+', default=[], metavar='KEY=VALUE', help=what)
     for name, what in FIELDS.items():
         option = f'--{name.replace("_", "-")}'
         add(option, type=int, metavar='N', help=f'{what}; default: that of --size')
@@ -63,6 +66,9 @@ def parse_args() -> argparse.Namespace:
     timing.prepare(args, 'json', **dict.fromkeys(FIELDS, 1))
     for name, default in zip(FIELDS, SIZES[args.size], strict=True):
         setattr(args, name, getattr(args, name) or default)
+    for option in itertools.chain(*args.vary):
+        if '=' not in option:
+            sys.exit(f'--vary {option}: expected KEY=VALUE, such as kernel=triton.')
     if args.batch_size > args.samples:
         sys.exit(
             f'--batch-size is {args.batch_size}, expected at most the {args.samples} of --samples.'
@@ -147,10 +153,12 @@ def make_steps(
         plain.update(*feats, ids)
 
     add('plain', plain_step, num_samples, batch * num_samples, build_seconds=timer() - start)
-    for mode in args.modes:
+    for mode, options in itertools.product(args.modes, [[], *args.vary]):
         taken = num_samples if mode == 'all' else args.negatives
         rows = min(num_samples, taken * (batch if mode == 'sampled' else 1))
-        loss = CRDLoss(width, args.negatives, negatives=mode).to(args.device)
+        pairs = (option.split('=', 1) for option in options)
+        given = {key: {'True': True, 'False': False}.get(value, value) for key, value in pairs}
+        loss = CRDLoss(width, args.negatives, negatives=mode, **given).to(args.device)
         built = timing.seconds_of(partial(loss.bank.resize, num_samples, labels, seed=0))
         index = None
         if hasattr(type(loss.bank), 'label_index'):  # of earlier versions, made when first read
@@ -165,7 +173,7 @@ def make_steps(
                 loss(*inputs, ids).backward()
                 loss.bank.commit()
 
-            name = mode if dtype == 'float32' else f'{mode} {dtype}'
+            name = ' '.join([mode, *options, *([] if dtype == 'float32' else [dtype])])
             seconds = dict(build_seconds=built + (index or 0.0), index_seconds=index)
             add(name, step, rows, batch * taken, draw_seconds=draw, **seconds)
     return steps, work

@@ -30,6 +30,8 @@ PAIR, SMALL_PAIR = 'resnet32x4_resnet8x4_b64-240e_cifar100', 'resnet14_resnet8w4
 FAST = (
     'model.channels_last=True optim_wrapper.type=AmpOptimWrapper optim_wrapper.dtype=bfloat16'
 ).split()
+LOSS = 'model.distiller.distill_losses.loss_crd'
+ONE_LAUNCH = ['cuda_graph=True', 'kernel=triton']
 # Seconds under which no step is begun.
 LEAST = 5
 
@@ -100,9 +102,9 @@ def make_steps(device: str, folder: Path) -> list[Step]:
         command = [sys.executable, str(HERE / f'{script}.py'), *words, *end]
         return Step(name, limit, command, f'{name}.json')
 
-    def objective(size: str, limit: float) -> Step:
-        size_words = 'smoke --rounds 1' if small else f'{size} --rounds 21'
-        return benchmark(f'crd_loss-{size}', limit, 'crd_loss', f'--size {size_words}'.split())
+    def objective(size: str, limit: float, name: str = '', *options: str) -> Step:
+        words = f'--size {"smoke --rounds 1" if small else f"{size} --rounds 21"}'.split()
+        return benchmark(f'crd_loss-{size}{name}', limit, 'crd_loss', [*words, *options])
 
     def training(method: str, name: str, limit: float, options: list[str]) -> Step:
         turns = '--iters 1 --rounds 1' if small else '--iters 30 --rounds 5 --check-sync'
@@ -118,11 +120,12 @@ def make_steps(device: str, folder: Path) -> list[Step]:
     tests = [sys.executable, '-m', 'pytest', '-m', 'cuda', '-q', '-p', 'no:cacheprovider']
     # Importing the whole suite would take longer than these tests.
     files = sorted((REPO / 'tests').rglob('test_*.py'))
-    tests += [str(file) for file in files if '@pytest.mark.cuda' in file.read_text('utf-8')]
+    tests += [str(file) for file in files if 'pytest.mark.cuda' in file.read_text('utf-8')]
     sizes = '--data digits --batches 2 --rounds 1 --negatives 8 --workers 0'
     data = sizes if small else '--data cifar100 --workers 0 2 8'
     compiled = [*FAST, 'model.compile=True']
     graph = [*FAST, 'model.compile.mode=reduce-overhead']
+    in_one_launch = [f'{LOSS}.{option}' for option in ONE_LAUNCH]
     steps = [
         Step('tests', 90, tests, lines=20),
         objective('cifar', 60),
@@ -133,8 +136,14 @@ def make_steps(device: str, folder: Path) -> list[Step]:
         objective('imagenet', 75),
         benchmark('data_pipeline', 75, 'data_pipeline', data.split()),
     ]
-    if not small:  # on a CPU, compiling takes longer than all the rest
+    if not small:  # a CPU has neither graph nor kernel, and compiles longer than all the rest takes
+        vary = ['--vary', 'cuda_graph=True', '--vary', 'kernel=triton', '--vary', *ONE_LAUNCH]
+        steps[4:4] = [
+            objective('cifar', 60, '-fast', '--modes', 'sampled', *vary),
+            training('crd', 'fast', 75, [*FAST, *in_one_launch]),
+        ]
         steps += [
+            objective('imagenet', 75, '-fast', '--modes', 'sampled', *vary),
             training('crd', 'compile', 120, compiled),
             training('crd', 'graph', 120, graph),
             training('kd', 'compile', 120, compiled),

@@ -8,6 +8,7 @@ pair = dict(
     architecture=build_cifar_classifier_cfg('resnet8', 10, out_indices=(0, 1, 2)),
     teacher=build_cifar_classifier_cfg('resnet20', 10, out_indices=(0, 1, 2)),
     input_shape=(3, 28, 28),
+    channels_last=True,
     # Train it with configs/vanilla/vanilla_resnet20_b64-12e_fashion-mnist.py, on all 60,000 images.
     teacher_ckpt='work_dirs/vanilla_resnet20_b64-12e_fashion-mnist/epoch_12.pth',
 )

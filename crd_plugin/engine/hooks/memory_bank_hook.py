@@ -94,6 +94,7 @@ class MemoryBankHook(Hook):
             self._size(runner, name, bank, dataset.num_samples, number)
         self._sized = list(self._banks.values())
         for name, loss in self._losses.items():
+            loss.check_device()
             remark = pool_remark(name, loss) if loss.bank is not None else None
             if remark:
                 runner.logger.info(remark)

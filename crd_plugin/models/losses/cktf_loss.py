@@ -14,6 +14,7 @@ from crd_plugin.registry import MODELS
 
 from ..connectors import EmbeddingConnector
 from ._common import count, not_inferred, not_negative
+from .crd_checks import check_own_draw
 from .crd_loss import CRDLoss
 
 _STEM, _PENULTIMATE = 'stem', 'penultimate'
@@ -63,7 +64,7 @@ class CKTFLoss(nn.Module):
         loss_weight (float): Factor of the loss. Defaults to 1.0.
         **kwargs: Arguments of every :class:`CRDLoss`: ``num_negatives``, ``momentum``,
             ``objective``, ``negatives``, ``exclude``, ``num_samples``, ``sharded``,
-            ``bank_dtype``.
+            ``bank_dtype``, ``kernel``.
 
     Shape:
         See :meth:`forward`. Output: scalar float32 (float64 for float64 features).
@@ -107,6 +108,7 @@ class CKTFLoss(nn.Module):
         self.method = method
         self.pool = pool
         self._crd = dict(embed_dim=embed_dim, temperature=temperature, **kwargs)
+        check_own_draw('CKTFLoss', **kwargs)
         # Needs no widths, so a wrong setting is reported now.
         self.losses = nn.ModuleDict({_PENULTIMATE if beta else _STEM: CRDLoss(**self._crd)})
         self.student_connectors = nn.ModuleDict()

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
+from importlib.util import find_spec
+from typing import Any
+
 import torch
+from mmengine.dist import get_world_size
 from torch import Tensor
 
 # How far from 1 the norm of an embedding may be: float16 rounding of 128 numbers stays below it, a
@@ -98,3 +103,33 @@ def check_feats(s_feats: Tensor, t_feats: Tensor, batch: int, embed_dim: int) ->
             )
         if feats.device.type == 'cpu':
             check_embeddings(name, side, feats.detach().float().norm(dim=1))
+
+
+def check_fast_paths(kernel: str, cuda_graph: bool, device: torch.device) -> None:
+    """Raise a ValueError for a kernel or a graph that cannot work here."""
+    if kernel == 'triton' and find_spec('triton') is None:
+        raise ValueError(
+            "kernel='triton' needs the package triton, which is not installed; install it, or "
+            'leave kernel out.'
+        )
+    interpreted = os.environ.get('TRITON_INTERPRET') == '1'
+    for name, wanted in (
+        ("kernel='triton'", kernel == 'triton' and not interpreted),
+        ('cuda_graph=True', cuda_graph),
+    ):
+        if wanted and device.type != 'cuda':
+            raise ValueError(f'{name} needs a GPU, the memory bank is on {device}; leave it out.')
+    if cuda_graph and get_world_size() > 1:
+        raise ValueError(
+            f'cuda_graph=True works in one process, this run has {get_world_size()}: a graph would '
+            'write rows before those of the other ranks are known; leave it out.'
+        )
+
+
+def check_own_draw(name: str, cuda_graph: bool = False, **others: Any) -> None:
+    """Raise a ValueError for a graph, which draws, among losses that share negatives."""
+    if cuda_graph:
+        raise ValueError(
+            f'cuda_graph=True draws the negatives of one CRDLoss, but those of {name} share '
+            'theirs; leave it out.'
+        )

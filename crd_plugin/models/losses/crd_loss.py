@@ -22,10 +22,12 @@ from crd_plugin.ops import (
 )
 from crd_plugin.registry import MODELS
 
+from ..bank_update import PendingUpdate
 from ..memory_bank import MemoryBank
 from ..sharded_bank import ShardedBank
 from ._common import count, not_negative, positive
-from .crd_checks import check_column, check_feats, check_labels, check_range
+from .captured_step import CapturedStep, KnownGradient
+from .crd_checks import check_column, check_fast_paths, check_feats, check_labels, check_range
 
 # Negatives per sample, and the size of the training set, of CIFAR-100 in the paper.
 _PUBLISHED = (16384, 50000)
@@ -72,6 +74,13 @@ class CRDLoss(nn.Module):
             ``negatives='all'``, the same expectation otherwise. Defaults to False.
         bank_dtype (str, optional): Type of the rows: ``'float32'``, ``'float16'`` or
             ``'bfloat16'``; all maths is in float32. Defaults to None: float32.
+        kernel (str): ``'torch'``, or ``'triton'`` for one Triton kernel per direction in place of
+            the loop over the rows; on a GPU, with ``objective='nce'``. Not measured yet. Defaults
+            to ``'torch'``.
+        cuda_graph (bool): Replay drawing, objective, gradient and update of the bank as one CUDA
+            graph from the third step on, where a batch is as long as the one before; on a GPU, in
+            one process. The rows are then written by the forward pass. Not measured yet. Defaults
+            to False.
 
     Shape:
         s_feats, t_feats: ``(B, D)`` float with unit L2 norm.
@@ -105,6 +114,8 @@ class CRDLoss(nn.Module):
         loss_weight: float = 1.0,
         sharded: bool = False,
         bank_dtype: str | None = None,
+        kernel: str = 'torch',
+        cuda_graph: bool = False,
     ) -> None:
         super().__init__()
         if num_negatives is not None:
@@ -117,16 +128,26 @@ class CRDLoss(nn.Module):
             ('negatives', negatives, ('sampled', 'shared', 'all', 'batch')),
             ('exclude', exclude, ('class', 'instance')),
             ('bank_dtype', bank_dtype, (None, 'float32', 'float16', 'bfloat16')),
+            ('kernel', kernel, ('torch', 'triton')),
         )
         for name, value, allowed in choices:
             if value not in allowed:
                 raise ValueError(f'{name} is {value!r}, expected one of {allowed}.')
+        if kernel == 'triton' and objective == 'infonce':
+            raise ValueError("kernel='triton' has the objective 'nce' only; leave kernel out.")
+        if cuda_graph and sharded:
+            raise ValueError(
+                'cuda_graph=True works in one process, in which sharded=True splits nothing; leave '
+                'one of them out.'
+            )
         self.embed_dim = embed_dim
         self.temperature = temperature
         self.objective = objective
         self.negatives = negatives
         self.exclude = exclude
         self.loss_weight = loss_weight
+        self.kernel = kernel
+        self.cuda_graph = cuda_graph
         self._num_negatives = num_negatives
         if negatives != 'batch':
             momentum = 0.5 if momentum is None else momentum
@@ -135,6 +156,7 @@ class CRDLoss(nn.Module):
             self.bank = bank(embed_dim, momentum, num_samples, dtype)
         # K and the losses of the positives, from which mi_bound is computed.
         self._critic: tuple[int, Tensor] | None = None
+        self._captured = CapturedStep()
 
     @property
     def num_negatives(self) -> int:
@@ -158,6 +180,11 @@ class CRDLoss(nn.Module):
             return None
         num_negatives, positive_loss = self._critic
         return math.log(num_negatives) - positive_loss.mean()
+
+    @property
+    def log_k(self) -> float | None:
+        """float: log K of the last batch, which ``mi_bound`` cannot exceed; None before one."""
+        return None if self._critic is None else math.log(self._critic[0])
 
     def forward(
         self,
@@ -196,16 +223,59 @@ class CRDLoss(nn.Module):
             check_column('labels', labels, sample_idx.numel())
             if sample_idx.device.type == 'cpu':
                 check_labels(labels, self.bank.labels[sample_idx], sample_idx)
-        if negatives is None:
-            negatives = self.draw(sample_idx, contrast_idx, s_feats.dtype)
+        self.check_device()
         with no_autocast(s_feats):
             # Autocast would refuse to stack the two half types.
             anchors = torch.stack([s_feats, t_feats])
+        if self.cuda_graph and self.training:
+            if negatives is not None or contrast_idx is not None:
+                raise ValueError(
+                    'cuda_graph=True draws the negatives in its graph, but negatives or '
+                    'contrast_idx were given; leave cuda_graph out.'
+                )
+            if self.bank.has_z or self.objective == 'infonce':
+                return self.loss_weight * self._replay(anchors, sample_idx)
+        if negatives is None:
+            negatives = self.draw(sample_idx, contrast_idx, s_feats.dtype)
         result, new_log_z = self._contrast(anchors, negatives)
         if self.training:
             self.bank.stage(sample_idx, s_feats, t_feats, new_log_z)
         self._critic = negatives.num_negatives, result.positive_loss
         return self.loss_weight * result.loss.sum()
+
+    def check_device(self) -> None:
+        """Raise a ValueError if ``kernel`` or ``cuda_graph`` cannot work on the bank's device."""
+        if self.kernel != 'torch' or self.cuda_graph:
+            check_fast_paths(self.kernel, self.cuda_graph, self.bank.labels.device)
+
+    def _replay(self, anchors: Tensor, sample_idx: Tensor) -> Tensor:
+        """Run :meth:`_whole_step`, captured where that pays."""
+        bank = self.bank
+        bank.stage(sample_idx, anchors[0], anchors[1], written=True)
+        words = self.objective, self.negatives, self.exclude, self.kernel
+        numbers = self.temperature, self.num_negatives, bank.momentum
+        # Tensors that a graph reads or writes where they were when it was captured.
+        fixed = (*bank.buffers(), bank.keys(self.exclude).key)
+        settings = (*words, *numbers, *(tensor.data_ptr() for tensor in fixed))
+        inputs = anchors.detach(), sample_idx
+        loss, gradient, positive_loss = self._captured(self._whole_step, settings, *inputs)
+        self._critic = self.num_negatives, positive_loss
+        return KnownGradient.apply(anchors, loss, gradient)
+
+    def _whole_step(self, anchors: Tensor, sample_idx: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Draw, contrast and write the rows, without reading anything back.
+
+        Returns:
+            tuple[Tensor, Tensor, Tensor]: Loss, a scalar, its gradient by the anchors
+            ``(2, B, D)``, and the losses of the positives ``(2, B)``.
+        """
+        leaf = anchors.detach().requires_grad_()
+        with torch.enable_grad(), no_autocast(leaf):
+            result, _ = self._contrast(leaf, self.draw(sample_idx))
+            loss = result.loss.sum()
+            (gradient,) = torch.autograd.grad(loss, leaf)
+        self.bank.write(PendingUpdate(sample_idx, anchors[0], anchors[1]))
+        return loss.detach(), gradient, result.positive_loss
 
     def draw(
         self,
@@ -255,7 +325,7 @@ class CRDLoss(nn.Module):
         log_z, new_log_z = bank.log_z, None
         if not bank.has_z:
             log_z = new_log_z = self._estimate_log_z(anchors, negatives)
-        return nce(anchors, banks, negatives, log_z, self.temperature), new_log_z
+        return nce(anchors, banks, negatives, log_z, self.temperature, self.kernel), new_log_z
 
     def _estimate_log_z(self, anchors: Tensor, negatives: Negatives) -> Tensor:
         """Partition constants of the first batch over all ranks, ``(2,)``."""

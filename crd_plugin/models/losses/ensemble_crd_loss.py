@@ -12,6 +12,7 @@ from crd_plugin.registry import MODELS
 
 from ..connectors import EmbeddingConnector
 from ._common import not_inferred, not_negative
+from .crd_checks import check_own_draw
 from .crd_loss import CRDLoss
 
 
@@ -37,7 +38,7 @@ class EnsembleCRDLoss(nn.Module):
         in_channels (tuple[int, Sequence[int]], optional): Width of the student's feature, and
             widths of the teachers'. Defaults to None: inferred by ``FrozenTeacherDistill``.
         loss_weight (float): beta, the factor of every term. Defaults to 1.0.
-        **kwargs: Further arguments of every :class:`CRDLoss`.
+        **kwargs: Further arguments of every :class:`CRDLoss` but ``cuda_graph``.
 
     Shape:
         s_feats: ``(B, C)`` float. t_feats: one ``(B, C_m)`` float per teacher, in order.
@@ -61,6 +62,7 @@ class EnsembleCRDLoss(nn.Module):
         self.head = head
         self.loss_weight = not_negative('loss_weight', loss_weight)
         self._crd = dict(embed_dim=embed_dim, **kwargs)
+        check_own_draw('EnsembleCRDLoss', **kwargs)
         # Needs no widths, so a wrong setting is reported now.
         self.losses = nn.ModuleList([CRDLoss(**self._crd)])
         EmbeddingConnector(None, embed_dim, head)  # Only checks its arguments.

@@ -13,6 +13,7 @@ from mmpretrain.structures import DataSample
 
 from crd_plugin.datasets import Digits
 from crd_plugin.engine import MemoryBankHook
+from crd_plugin.models.losses import captured_step, crd_loss
 from crd_plugin.ops import last_occurrence, momentum_rows
 from tests import small_runs
 
@@ -273,6 +274,31 @@ def test_two_banks_are_kept_apart(tmp_path):
         'mi_bound_at_crd',
         'mi_bound_at_crd_2',
     }
+
+
+@pytest.mark.parametrize('option', ['cuda_graph', 'kernel'])
+def test_what_needs_a_gpu_is_refused_before_training(tmp_path, option, monkeypatch):
+    monkeypatch.setattr('crd_plugin.models.losses.crd_checks.find_spec', lambda name: name)
+    monkeypatch.delenv('TRITON_INTERPRET', raising=False)
+    runner = _quiet(tmp_path, **{f'{LOSS}{option}': dict(cuda_graph=True, kernel='triton')[option]})
+    runner.model.train_step = None
+    with pytest.raises(ValueError, match=rf'{option}=.* needs a GPU, the memory bank is on cpu'):
+        runner.train()
+
+
+def test_rows_that_a_captured_step_wrote_are_not_written_again(tmp_path, monkeypatch):
+    """The hook still looks at the step, logs its bound and clears it."""
+    monkeypatch.setattr(crd_loss, 'check_fast_paths', lambda *args: None)
+    monkeypatch.setattr(captured_step, '_Graph', lambda function, inputs: function)
+    runs, lines = [], []
+    for option in (False, True):
+        runs.append(_quiet(tmp_path / str(option), **{f'{LOSS}cuda_graph': option}))
+        runs[-1].train()
+        lines.append([line['mi_bound'] for line in small_runs.scalars(tmp_path / str(option))])
+    plain, captured = map(_bank, runs)
+    assert captured.pending is None
+    torch.testing.assert_close(captured.state_dict(), plain.state_dict())
+    assert lines[1] == pytest.approx(lines[0]) and len(lines[0]) == small_runs.STEPS
 
 
 # --- log -------------------------------------------------------------------

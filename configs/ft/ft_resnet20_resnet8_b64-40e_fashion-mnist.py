@@ -1,0 +1,8 @@
+_base_ = [
+    '../_base_/settings/fashion-mnist_b64-30e-40e_init001.py',
+    '../_base_/pairs/resnet20_resnet8_fashion-mnist.py',
+    '../_base_/distillers/ft.py',
+]
+from crd_plugin.fragments import join
+
+model = join(_base_.pair, _base_.ft)

@@ -1,0 +1,95 @@
+"""Run a function of tensors as a CUDA graph, so that a step costs one launch instead of many."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ['CapturedStep', 'KnownGradient']
+
+_Function = Callable[..., tuple[Tensor, ...]]
+
+
+class CapturedStep:
+    """Replay a function as a CUDA graph, one graph per shape of its inputs.
+
+    The function must have no data-dependent shape and read nothing back; besides its inputs it may
+    read and write tensors that stay where they are. A shape is captured when it comes for the
+    second time in a row: the call before has compiled and allocated what the function needs, and
+    the odd last batch of an epoch is not worth a graph.
+    """
+
+    def __init__(self) -> None:
+        self._settings: Hashable = None
+        self._graphs: dict[Hashable, _Graph] = {}
+        self._last: Hashable = None
+
+    def __reduce__(self) -> tuple[type[CapturedStep], tuple[()]]:
+        """Copy and save without the graphs, which belong to this module's tensors."""
+        return type(self), ()
+
+    def __call__(
+        self, function: _Function, settings: Hashable, *inputs: Tensor
+    ) -> tuple[Tensor, ...]:
+        """Call a function, or replay it.
+
+        Args:
+            function (Callable): Takes the inputs, returns tensors.
+            settings (Hashable): What else the function depends on: numbers, and the addresses of
+                the tensors that it reads and writes. Graphs of other settings are dropped.
+            *inputs (Tensor): Inputs without gradient.
+
+        Returns:
+            tuple[Tensor, ...]: What the function returns, in memory of its own.
+        """
+        if settings != self._settings:
+            self._settings, self._last = settings, None
+            self._graphs.clear()
+        shape = tuple((given.shape, given.dtype, given.device) for given in inputs)
+        again, self._last = shape == self._last, shape
+        if again and shape not in self._graphs:
+            self._graphs[shape] = _Graph(function, inputs)
+        return self._graphs.get(shape, function)(*inputs)
+
+
+class _Graph:
+    """One captured graph with the memory of its inputs and outputs."""
+
+    def __init__(self, function: _Function, inputs: tuple[Tensor, ...]) -> None:
+        self._inputs = [given.clone() for given in inputs]
+        self._graph = torch.cuda.CUDAGraph()
+        # The device's generator is registered with every graph: a replay goes on in its stream of
+        # random numbers, from its current seed. 'thread_local', because the thread of a data loader
+        # that pins memory may allocate meanwhile.
+        with torch.cuda.graph(self._graph, capture_error_mode='thread_local'):
+            self._outputs = function(*self._inputs)
+
+    def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Copy the inputs in, replay, copy the outputs out."""
+        for own, given in zip(self._inputs, inputs, strict=True):
+            own.copy_(given)
+        self._graph.replay()
+        return tuple(output.clone() for output in self._outputs)
+
+
+class KnownGradient(torch.autograd.Function):
+    """Make a value that was computed elsewhere differentiable: ``apply(tensor, value, gradient)``.
+
+    ``value`` is a scalar that depends on ``tensor``, ``gradient`` its gradient, in the same shape.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
+        """Return the value."""
+        ctx.save_for_backward(gradient)
+        return value.clone()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad_value: Tensor) -> tuple[Tensor, None, None]:
+        """Scale the gradient."""
+        (gradient,) = ctx.saved_tensors
+        return gradient * grad_value, None, None

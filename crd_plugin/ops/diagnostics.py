@@ -1,0 +1,57 @@
+"""Numbers that describe a training without changing it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def alignment(first: Tensor, second: Tensor) -> Tensor:
+    r"""Return the mean squared distance of the embeddings of positive pairs.
+
+    :math:`\frac{1}{B} \sum_i \|x_i - y_i\|^2`: 0 for equal embeddings, 2 for unit vectors without
+    relation. Source: Wang and Isola, arXiv:2005.10242, section 4.1, with alpha = 2.
+
+    Args:
+        first (Tensor): Unit embeddings, ``(B, D)``.
+        second (Tensor): Their partners, ``(B, D)``.
+
+    Returns:
+        Tensor: Scalar.
+    """
+    return (first - second).square().sum(1).mean()
+
+
+def uniformity(embeddings: Tensor) -> Tensor:
+    r"""Return how far the embeddings are from being spread over the sphere.
+
+    :math:`\log \frac{1}{|P|} \sum_{(i, j) \in P} e^{-2 \|x_i - x_j\|^2}` over the pairs P of two
+    samples: 0 if all embeddings are equal, near -4 if they are spread over many dimensions. Source:
+    Wang and Isola, arXiv:2005.10242, section 4.1, with t = 2.
+
+    Args:
+        embeddings (Tensor): Unit embeddings, ``(B, D)``; at least two.
+
+    Returns:
+        Tensor: Scalar.
+    """
+    return torch.pdist(embeddings).square().mul(-2).exp().mean().log()
+
+
+def gradient_norm(loss: Tensor, parameters: Sequence[Tensor]) -> float | None:
+    """Return the L2 norm of the gradient of a loss; ``backward()`` remains possible.
+
+    Args:
+        loss (Tensor): Scalar.
+        parameters (Sequence[Tensor]): What the gradient is taken with respect to.
+
+    Returns:
+        float: The norm; None if the loss does not reach any of them.
+    """
+    if not parameters or not loss.requires_grad:
+        return None
+    gradients = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+    norms = [gradient.float().norm() for gradient in gradients if gradient is not None]
+    return float(torch.stack(norms).norm()) if norms else None

@@ -1,0 +1,206 @@
+"""The page of a table: what is in it, what it refers to, and what it says is missing."""
+
+import base64
+import re
+from html.parser import HTMLParser
+
+import pandas as pd
+import pytest
+import torch
+from mmengine.registry import DefaultScope
+from PIL import Image
+
+from crd_plugin.cli import features, report
+from crd_plugin.registry import MODELS
+from tests import tables
+from tests.config_files import CONFIGS, parsed
+
+KD = CONFIGS / 'kd' / f'kd_{tables.PAIR}.py'
+TABLE = '| method | top-1 |\n| ------ | ----: |\n| a < b  | 1 ± 0 |'
+
+
+class Tags(HTMLParser):
+    """Collect the tags of a page; they must be closed in order."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.open, self.found, self.sources = [], [], []
+        self.feed(page)
+        assert not self.open
+
+    def handle_starttag(self, tag, attributes):
+        """Note a tag and what it refers to."""
+        self.found.append(tag)
+        self.sources += [value for name, value in attributes if name in ('src', 'href')]
+        if tag not in ('meta', 'img'):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        """Close the last one."""
+        assert self.open.pop() == tag
+
+
+def test_markdown_becomes_html():
+    text = f'{TABLE}\n\nA line & `code`\ngoes on.\n\n- one\n- two: <b>'
+    assert report.render_html(text).split('\n') == [
+        '<div class="scroll"><table>',
+        '<tr><th>method</th><th>top-1</th></tr>',
+        '<tr><td>a &lt; b</td><td>1 ± 0</td></tr>',
+        '</table></div>',
+        '<p>A line &amp; <code>code</code> goes on.</p>',
+        '<ul>',
+        '<li>one</li>',
+        '<li>two: &lt;b&gt;</li>',
+        '</ul>',
+    ]
+
+
+def test_a_page_refers_to_nothing_outside(tmp_path):
+    Image.new('RGB', (300, 20)).save(tmp_path / 'a.png')
+    page = report.render_report('A & B', [('Table', TABLE, ''), ('Plot', tmp_path / 'a.png', 'x')])
+    tags = Tags(page)
+    (source,) = tags.sources
+    kind, _, image = source.partition(',')
+    assert kind == 'data:image/png;base64'
+    assert base64.b64decode(image) == (tmp_path / 'a.png').read_bytes()
+    assert '<h1>A &amp; B</h1>' in page and '<img alt="Plot" width="200"' in page
+    assert tags.found.count('h2') == tags.found.count('section') == 2
+    assert not {'script', 'link', 'iframe'} & set(tags.found)
+    assert not re.search(r'url\(|@import|https?:', page)
+
+
+def run(name, folder, seed=0, config=KD):
+    """Return a row of finished runs."""
+    last = dict(epoch=2, top1=50.0 + seed, top5=90.0)
+    curve = dict(epochs=[1, 2], top1=[40.0, 50.0 + seed], last=last)
+    return dict(name=name, seed=seed, config=str(config), run_dir=str(folder), **curve)
+
+
+@pytest.fixture(scope='module')
+def folders(tmp_path_factory):
+    """Runs of random networks: a teacher, students alone and of it, and another teacher's."""
+    root, cfg = tmp_path_factory.mktemp('report'), parsed(KD).copy()
+    cfg.val_dataloader.dataset.indices = 40
+    torch.manual_seed(0)
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        built = {role: MODELS.build(cfg.model[role]) for role in ('teacher', 'architecture')}
+    networks = {role: network.state_dict() for role, network in built.items()}
+    weights = {
+        'teacher': networks['teacher'],
+        'alone': networks['architecture'],
+        'wide': networks['teacher'],
+        **{
+            name: {f'architecture.{key}': value for key, value in networks['architecture'].items()}
+            for name in ('kd', 'other')
+        },
+    }
+    for name, state in weights.items():
+        (root / name).mkdir()
+        torch.save(dict(state_dict=state), root / name / 'epoch_2.pth')
+        teacher = dict(kd='teacher', other='wide').get(name)
+        cfg.model.teacher_ckpt = str(root / teacher / 'epoch_2.pth') if teacher else None
+        cfg.dump(root / name / KD.name)
+    cfg.model.teacher_ckpt = ['a.pth', 'b.pth']
+    for name in ('pruned', 'ensemble'):
+        (root / name).mkdir()
+        cfg.dump(root / name / KD.name)
+    (root / 'ensemble' / 'epoch_2.pth').touch()
+    return root
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    """Names in every t-SNE, which is not computed, and images of each network."""
+    monkeypatch.setattr(features, 'get_device', lambda: 'cpu')
+    found = []
+
+    def draw(networks, path, classes, images):
+        found.append((list(networks), {len(one.labels) for one in networks.values()}, classes[3]))
+        Image.new('RGB', (3, 2)).save(path)
+
+    monkeypatch.setattr(features, 'plot_embedding', draw)
+    return found
+
+
+def test_students_are_shown_beside_their_teacher(folders, shown, tmp_path):
+    names = ('teacher', 'wide', 'alone', 'kd', 'pruned', 'ensemble')
+    rows = [run(name, folders / name, seed) for seed in (0, 1) for name in names]
+    sections = report.draw_sections(pd.DataFrame(rows), tmp_path, 'digits')
+    assert [heading for heading, *_ in sections] == [
+        'Curves',
+        'Seeds',
+        'Features and logits',
+        'Not shown',
+    ]
+    assert shown == [(['teacher', 'alone', 'kd'], {40}, '3')]  # each once
+    teacher = folders / 'teacher' / 'epoch_2.pth'
+    assert sections[-1][1].split('\n') == [
+        f'- pruned, t-SNE and correlation: no checkpoint in {folders}/pruned.',
+        '- ensemble, t-SNE and correlation: it has several teachers.',
+        f'- wide, beside {teacher}: not the network of its students.',
+    ]
+    Tags(report.render_report('digits', sections))
+    for name in ('curves', 'accuracies', 'embedding', 'correlation'):
+        assert (tmp_path / f'{name}.png').read_bytes()[:4] == b'\x89PNG'
+
+
+def test_each_teacher_has_its_own_figures(folders, shown, tmp_path):
+    rows = [run(name, folders / name) for name in ('alone', 'kd', 'other')]
+    sections = report.draw_sections(pd.DataFrame(rows), tmp_path, 'digits')
+    assert [names for names, *_ in shown] == [
+        ['teacher', 'alone', 'kd'],
+        ['teacher', 'alone', 'other'],
+    ]
+    headings = [heading for heading, *_ in sections[2:]]
+    assert headings == [
+        f'Beside the teacher {folders}/{name}/epoch_2.pth' for name in ('teacher', 'wide')
+    ]
+    files = [
+        [part.name for part in contents if isinstance(part, type(tmp_path))]
+        for _, *contents in sections[2:]
+    ]
+    assert files == [['embedding.png', 'correlation.png'], ['embedding_2.png', 'correlation_2.png']]
+
+
+def test_a_figure_that_fails_is_said(folders, shown, tmp_path, monkeypatch):
+    def fail(*args):
+        raise OSError('the images\nare gone')
+
+    monkeypatch.setattr(features, 'run_network', fail)
+    rows = [run('kd', folders / 'kd'), dict(run('kd', folders / 'kd', 1), epochs=[1, 3])]
+    sections = report.draw_sections(pd.DataFrame(rows), tmp_path, 'digits')
+    assert sections[0] == (
+        'Curves',
+        'Not drawn: kd: seed 0 was validated at other epochs than the other seeds; finish or '
+        'repeat it.',
+    )
+    assert sections[2] == ('Features and logits', 'Not drawn: the images are gone')
+    alone = report.draw_sections(pd.DataFrame([run('x', tmp_path)]), tmp_path, '')[2:]
+    assert alone == [
+        (
+            'Not shown',
+            f'- x, t-SNE and correlation: no checkpoint in {tmp_path}.\n'
+            '- t-SNE and correlations: no run that can be shown has a teacher.',
+        )
+    ]
+
+
+def test_a_table_has_figures_for_each_student(tmp_path):
+    for name in ('kd_t_s_1e_data', 'vanilla_s_1e_data', 'kd_t_other_1e_data,tau=2'):
+        tables.write_run(tmp_path, name, 0, [50.0, 60.0, 70.0])
+    tables.write_run(tmp_path, 'kd_t_s_1e_data', 1, finished=False)
+    from crd_plugin.cli import comparison
+
+    runs = comparison.read_table_runs([tmp_path])
+    page = report.report_table('Runs', runs, TABLE)
+    headings = re.findall('<h2>(.*)</h2>', page)
+    parts = ('Curves', 'Seeds', 'Not shown')
+    assert headings == [
+        'Accuracy',
+        *(f'{part}: other_1e_data' for part in parts),
+        *(f'{part}: s_1e_data' for part in parts),
+    ]
+    for name in ('kd_t,tau=2', 'kd_t', 'vanilla'):
+        assert page.count(f'<li>{name}, t-SNE and correlation: no checkpoint in') == 1
+    page = report.report_table('Runs', runs[~runs['finished']], TABLE)
+    assert 'No run has finished.' in page

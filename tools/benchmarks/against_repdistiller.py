@@ -1,0 +1,301 @@
+"""Train with the published objective of CRD and with ours, side by side.
+
+Setting (b) of docs/results.md, Fashion-MNIST with 500 images per class, on a
+CPU. Each candidate trains a student of its own. All start from the same
+weights and the same rows, get the same images in the same order, and the
+sampler of the original draws the ids for both; `drawn here` is our objective
+as configs use it, with negatives of its own. Z comes from the first batch.
+
+The original is that of a checkout of HobbitLong/RepDistiller, or the copy of
+it in MMRazor. Seconds are shown of whole training steps (student, objective,
+optimizer; without teacher and data) and of the objective alone: connectors,
+loss, their backward pass, the update of the rows and the draw of the ids.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import timing
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+CONFIG = 'configs/crd/crd_resnet20_resnet8_b64-40e_fashion-mnist.py'
+ORIGINAL, SAME_IDS, DRAWN = 'original', 'ours, same ids', 'ours, drawn here'
+
+
+def parse_args() -> argparse.Namespace:
+    """Parse and check the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    add = parser.add_argument
+    what = 'checkout of HobbitLong/RepDistiller, or the word mmrazor for the copy in MMRazor'
+    add('original', nargs='?', help=what)
+    add('--epochs', type=int, default=3, help='default: 3')
+    add('--per-class', type=int, default=500, help='training images per class; default: 500')
+    add('--batch-size', type=int, default=64, help='default: 64')
+    add('--negatives', type=int, help='K; default: the published share of the training set')
+    add('--teacher-ckpt', help='weights of the teacher; default: random ones')
+    add('--every', type=int, default=20, help='show every N-th step after the tenth; default: 20')
+    add('--seed', type=int, default=0, help='default: 0')
+    add('--threads', type=int, help='CPU threads; default: torch')
+    add('--json', help='write losses and seconds to this file')
+    args = parser.parse_args()
+    args.device, args.rounds = 'cpu', 1
+    least = dict(epochs=1, per_class=1, batch_size=2, every=1)
+    timing.prepare(args, 'json', **least, **({} if args.negatives is None else dict(negatives=1)))
+    return args
+
+
+class Candidate:
+    """A student, its objective with two connectors, and an optimizer for all.
+
+    Args:
+        student (nn.Module): Classifier; copied.
+        objective (nn.Module): What :meth:`contrast` reads.
+        optimizer (dict): Arguments of SGD.
+    """
+
+    def __init__(self, student: nn.Module, objective: nn.Module, optimizer: dict) -> None:
+        self.student, self.objective = copy.deepcopy(student), objective
+        trained = [*self.student.parameters(), *objective.parameters()]
+        self.optimizer = torch.optim.SGD(trained, **optimizer)
+        self.losses: list[float] = []
+        # Seconds of the wall clock and of the processor.
+        self.whole, self.alone = [0.0, 0.0], [0.0, 0.0]
+
+    def contrast(self, s_feat: Tensor, t_feat: Tensor, ids: Tensor, drawn: Tensor | None) -> Tensor:
+        """Return the objective of one batch."""
+        raise NotImplementedError
+
+    def commit(self) -> None:
+        """Write the rows, where :meth:`contrast` has not done so."""
+
+    def step(self, images: Tensor, labels: Tensor, t_feat: Tensor, *ids: Tensor | None) -> None:
+        """Train one step."""
+        start = _clocks()
+        feat = self.student.extract_feat(images)[-1]
+        entropy = F.cross_entropy(self.student.head((feat,)), labels)
+        leaf = feat.detach().requires_grad_()
+        begin = _clocks()
+        loss = self.contrast(leaf, t_feat, *ids).squeeze()
+        self.optimizer.zero_grad()
+        (0.8 * loss).backward()
+        self.commit()
+        _add(self.alone, begin)
+        torch.autograd.backward([entropy, feat], [None, leaf.grad])
+        self.optimizer.step()
+        _add(self.whole, start)
+        self.losses.append(float(loss.detach()))
+
+
+class Original(Candidate):
+    """The published objective."""
+
+    def contrast(self, s_feat: Tensor, t_feat: Tensor, ids: Tensor, drawn: Tensor | None) -> Tensor:
+        """See the base class."""
+        return self.objective(s_feat, t_feat, ids, drawn)
+
+
+class Ours(Candidate):
+    """Our objective; without ``drawn`` it draws itself."""
+
+    def contrast(self, s_feat: Tensor, t_feat: Tensor, ids: Tensor, drawn: Tensor | None) -> Tensor:
+        """See the base class."""
+        parts = self.objective
+        embeddings = parts['student'](s_feat), parts['teacher'](t_feat)
+        return parts['loss'](*embeddings, ids, contrast_idx=drawn)
+
+    def commit(self) -> None:
+        """Write the rows."""
+        self.objective['loss'].bank.commit()
+
+
+class MMRazorCRD(nn.Module):
+    """MMRazor's copy of the objective, with the connectors and arguments of the original."""
+
+    def __init__(self, opt: Any) -> None:
+        super().__init__()
+        from mmrazor.models.losses import CRDLoss
+
+        from crd_plugin.models import EmbeddingConnector
+
+        self.embed_s = EmbeddingConnector(opt.s_dim, opt.feat_dim)
+        self.embed_t = EmbeddingConnector(opt.t_dim, opt.feat_dim)
+        self.loss = CRDLoss(
+            neg_num=opt.nce_k,
+            sample_n=opt.n_data,
+            dim_out=opt.feat_dim,
+            temperature=opt.nce_t,
+            momentum=opt.nce_m,
+        )
+        self.contrast = self.loss.contrast
+
+    def forward(self, s_feat: Tensor, t_feat: Tensor, ids: Tensor, drawn: Tensor) -> Tensor:
+        """Return the objective; ids travel in data samples."""
+        from mmpretrain.structures import DataSample
+
+        samples = []
+        for index, row in zip(ids, drawn, strict=True):
+            samples.append(DataSample())
+            samples[-1].set_field(index, 'sample_idx')
+            samples[-1].set_field(row, 'contrast_sample_idxs')
+        return self.loss(self.embed_s(s_feat), self.embed_t(t_feat), samples)
+
+
+def _clocks() -> tuple[float, float]:
+    return time.perf_counter(), time.process_time()
+
+
+def _add(seconds: list[float], start: tuple[float, float]) -> None:
+    for number, now in enumerate(_clocks()):
+        seconds[number] += now - start[number]
+
+
+def make_original(where: str, opt: Any) -> nn.Module:
+    """Build the original, from a checkout or from MMRazor."""
+    if where == 'mmrazor':
+        return MMRazorCRD(opt)
+    # It moves the tables of its sampler to a GPU whatever the device.
+    torch.Tensor.cuda = lambda self, *args, **kwargs: self  # type: ignore[method-assign]
+    sys.path.insert(0, str(Path(where).absolute()))
+    from crd.criterion import CRDLoss  # type: ignore[import-not-found]
+
+    return CRDLoss(opt)
+
+
+def make_ours(original: nn.Module, opt: Any, labels: Tensor) -> nn.ModuleDict:
+    """Build our objective with the weights and rows of the original."""
+    from crd_plugin.models import CRDLoss, EmbeddingConnector
+
+    loss = CRDLoss(opt.feat_dim, opt.nce_k, opt.nce_t, opt.nce_m)
+    loss.bank.resize(opt.n_data, labels)
+    loss.bank.student.copy_(original.contrast.memory_v1)
+    loss.bank.teacher.copy_(original.contrast.memory_v2)
+    parts = nn.ModuleDict(dict(loss=loss))
+    for name, given in (('student', original.embed_s), ('teacher', original.embed_t)):
+        parts[name] = EmbeddingConnector(given.linear.in_features, opt.feat_dim)
+        parts[name].linear.load_state_dict(given.linear.state_dict())
+    return parts
+
+
+def train(args: argparse.Namespace) -> dict[str, Candidate]:
+    """Train all candidates in turn, batch by batch."""
+    from mmengine.config import Config
+    from mmengine.logging import MMLogger
+    from mmengine.registry import DefaultScope
+    from mmengine.runner import Runner, set_random_seed
+    from mmpretrain.registry import MODELS
+
+    import crd_plugin.models  # noqa: F401  (makes MMRazor importable)
+    from crd_plugin.models.algorithms.checkpoints import load_pretrained
+
+    repo = Path(__file__).parents[2]
+    cfg = Config.fromfile(repo / CONFIG)
+    cfg.train_dataloader.batch_size = args.batch_size
+    cfg.train_dataloader.dataset.dataset.num_train_per_class = args.per_class
+    MMLogger.get_instance('mmengine').setLevel('WARNING')
+    set_random_seed(args.seed)
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        loader = Runner.build_dataloader(cfg.train_dataloader, seed=args.seed)
+        preprocess = MODELS.build(cfg.data_preprocessor)
+        teacher, student = (MODELS.build(cfg.pair[role]) for role in ('teacher', 'architecture'))
+    for network in (teacher, student):
+        network.init_weights()
+    if args.teacher_ckpt:
+        load_pretrained(teacher, args.teacher_ckpt, '--teacher-ckpt')
+    teacher.eval()
+    labels = torch.from_numpy(loader.dataset.get_gt_labels())
+    number = len(labels)
+    opt = SimpleNamespace(
+        s_dim=student.head.in_channels,
+        t_dim=teacher.head.in_channels,
+        feat_dim=128,
+        n_data=number,
+        nce_k=args.negatives or max(1, number * 16384 // 50000),
+        nce_t=0.07,
+        nce_m=0.5,
+    )
+    original = make_original(args.original, opt)
+    optimizer = {key: value for key, value in cfg.optim_wrapper.optimizer.items() if key != 'type'}
+    ours = [make_ours(original, opt, labels) for _ in range(2)]
+    candidates: dict[str, Candidate] = {
+        ORIGINAL: Original(student, original, optimizer),
+        SAME_IDS: Ours(student, ours[0], optimizer),
+        DRAWN: Ours(student, ours[1], optimizer),
+    }
+    for candidate in candidates.values():
+        candidate.student.train()
+    for epoch in range(args.epochs):
+        loader.sampler.set_epoch(epoch)
+        for batch in loader:
+            batch = preprocess(batch, training=True)
+            images, samples = batch['inputs'], batch['data_samples']
+            ids = torch.tensor([sample.sample_idx for sample in samples])
+            classes = torch.cat([sample.gt_label for sample in samples])
+            with torch.no_grad():
+                t_feat = teacher.extract_feat(images)[-1]
+            start = _clocks()
+            drawn = original.contrast.multinomial.draw(len(ids) * (1 + opt.nce_k))
+            drawn = drawn.view(len(ids), -1)
+            drawn[:, 0] = ids
+            for seconds in (candidates[ORIGINAL].alone, candidates[ORIGINAL].whole):
+                _add(seconds, start)
+            for name, candidate in candidates.items():
+                candidate.step(images, classes, t_feat, ids, None if name == DRAWN else drawn)
+    return candidates
+
+
+def report(args: argparse.Namespace, candidates: dict[str, Candidate]) -> None:
+    """Print losses by step and seconds per step; write them to the JSON."""
+    losses = [candidate.losses for candidate in candidates.values()]
+    steps = len(losses[0])
+    teacher = args.teacher_ckpt or 'random weights'
+    out = [
+        f'{args.epochs} epochs of {args.per_class} images per class in batches of '
+        f'{args.batch_size}; teacher: {teacher}; {timing.machine("cpu")}',
+        'step  ' + '  '.join(f'{name:>16}' for name in candidates) + '  same ids: difference',
+    ]
+    for step, (first, same, drawn) in enumerate(zip(*losses, strict=True), 1):
+        if step <= 10 or step % args.every == 0 or step == steps:
+            values = '  '.join(f'{loss:16.5f}' for loss in (first, same, drawn))
+            out.append(f'{step:>4}  {values}  {(same - first) / first:20.1e}')
+    cases = []
+    for name, candidate in candidates.items():
+        parts = zip(('step', 'objective'), (candidate.whole, candidate.alone), strict=True)
+        seconds = {
+            f'{part}_{clock}': value / steps
+            for part, both in parts
+            for clock, value in zip(('wall', 'processor'), both, strict=True)
+        }
+        cases.append(dict(name=name, **seconds, losses=candidate.losses))
+    sys.stdout.write('\n'.join(out) + '\n')
+    titles = [
+        f'{part} {clock}' for part in ('step', 'objective') for clock in ('wall', 'processor')
+    ]
+    columns = {title: f'{{{title.replace(" ", "_")}_ms:.2f}}' for title in titles}
+    timing.write_table('Milliseconds per step', cases, columns)
+    timing.write_json(args.json, cases)
+
+
+def main() -> None:
+    """Train, or say what is missing."""
+    args = parse_args()
+    given = args.original
+    if given != 'mmrazor' and not (given and Path(given, 'crd', 'criterion.py').is_file()):
+        sys.stdout.write(
+            f'Skipped: {given or "nothing"} is no checkout of RepDistiller; give the folder that '
+            '`git clone https://github.com/HobbitLong/RepDistiller` makes, or the word mmrazor.\n'
+        )
+        return
+    report(args, train(args))
+
+
+if __name__ == '__main__':
+    main()
