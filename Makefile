@@ -87,7 +87,7 @@ $(STAMPS)/demo $(STAMPS)/tests $(STAMPS)/lint $(STAMPS)/docs: \
 	$(PIP) -r $<
 	@mkdir -p $(STAMPS) && touch $@
 
-$(STAMPS)/tests: requirements/demo.txt
+$(STAMPS)/tests: requirements/demo.txt requirements/export.txt
 
 clean:
 	rm -rf "$(VENV)" build dist site *.egg-info crd_plugin/.mim .pytest_cache .mypy_cache .ruff_cache

@@ -18,13 +18,21 @@ from .models import MODULES as _MODULES  # noqa: E402
 from .version import __version__  # noqa: E402
 
 if TYPE_CHECKING:
+    from .cli.one_call import distill
     from .datasets import *  # noqa: F403
     from .engine import *  # noqa: F403
     from .models import *  # noqa: F403
 
-__all__ = ['__version__', 'compat', 'registry']
+__all__ = ['__version__', 'compat', 'distill', 'registry']
 
 # Modules whose public classes can be imported from here.
-__getattr__, __dir__ = lazy_names(
-    __name__, (*_MODULES, f'{__name__}.datasets', f'{__name__}.engine')
-)
+_find, __dir__ = lazy_names(__name__, (*_MODULES, f'{__name__}.datasets', f'{__name__}.engine'))
+
+
+def __getattr__(name: str) -> object:
+    """Import a class, or the one function, when it is first asked for."""
+    if name == 'distill':
+        from .cli.one_call import distill
+
+        return distill
+    return _find(name)

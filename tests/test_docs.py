@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import crd_plugin
+from crd_plugin import __main__ as command
 from crd_plugin.cli.dry_run import dry_run_file
 from crd_plugin.compat.mmpretrain_tools import scripts
 from crd_plugin.registry import MODELS
@@ -201,6 +202,22 @@ def test_example_of_a_plain_loop(tmp_path):
         [float(x) for x in re.findall(r'[\d.]+', text)] for text in (''.join(printed), shown)
     ]
     assert numbers[0] == pytest.approx(numbers[1], abs=5)
+
+
+def test_example_of_one_call(tmp_path, monkeypatch):
+    """The command of the page, for one epoch, on what the example writes."""
+    (line,) = (line for line in commands(DOCS / 'one_call.md') if 'crd_plugin distill' in line)
+    source = (DOCS / 'examples' / 'one_call' / 'digits.py').read_text()
+    (tmp_path / 'digits.py').write_text(source.replace('range(8)', 'range(1)'))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    runpy.run_path('digits.py', run_name='__main__')
+    assert len(list(Path('digits/train').rglob('*.png'))) == 1000
+    workers = [f'{loader}_dataloader.num_workers=0' for loader in ('train', 'val')]
+    command.main([*line.split()[3:], *workers, '--epochs', '1'])
+    (checkpoint,) = Path().glob('work_dirs/crd_digits.teacher_resnet8/epoch_1.pth')
+    weights = small_runs.load(checkpoint)['state_dict']
+    assert weights['distiller.distill_losses.loss_crd.bank.teacher'].shape == (1000, 128)
 
 
 def run_plain_loop(rank, folder):

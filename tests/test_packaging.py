@@ -148,10 +148,10 @@ def test_every_tested_version_is_exact():
 
 def test_ranges_admit_the_tested_versions():
     tested = {}
-    for name in ('runtime.txt', 'demo.txt', 'tests.txt'):
+    for name in ('runtime.txt', 'demo.txt', 'export.txt', 'tests.txt'):
         for requirement in requirements(name):
             tested.setdefault(requirement.name, []).append(requirement)
-    extras = [('options.extras_require', name) for name in ('mim', 'demo', 'tests')]
+    extras = [('options.extras_require', name) for name in ('mim', 'demo', 'export', 'tests')]
     ranges = declared(('options', 'install_requires'), *extras)
     assert len(ranges) > 10
     for wanted in ranges:

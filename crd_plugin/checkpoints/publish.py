@@ -13,7 +13,7 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.registry import DefaultScope
-from torch import Tensor
+from torch import Tensor, nn
 
 from crd_plugin.compat import load_checkpoint_file
 from crd_plugin.models.algorithms.checkpoints import find_weights, load_strictly
@@ -80,7 +80,7 @@ def publish_student(
     else:
         cfg = Config.fromfile(config) if isinstance(config, str) else config
         plain = student_config(cfg.to_dict())
-        _check_fit(weights, plain, checkpoint)
+        build_student(plain, weights, checkpoint)
     if plain is not None:
         published['cfg'] = Config(plain).pretty_text
     if not published.get('dataset_meta'):
@@ -253,8 +253,20 @@ def _config_of(meta: dict[str, Any], logger: MMLogger) -> dict[str, Any] | None:
     return student_config(cfg)
 
 
-def _check_fit(weights: dict[str, Tensor], plain: dict[str, Any], filename: Any) -> None:
-    """Build the student and load the weights, all keys matched."""
+def build_student(plain: dict[str, Any], weights: dict[str, Tensor], filename: Any) -> nn.Module:
+    """Build the network of a plain config and load weights that must fit exactly.
+
+    Args:
+        plain (dict): What :func:`student_config` returns.
+        weights (dict[str, Tensor]): Tensors by name.
+        filename (str): File that they are from, for messages.
+
+    Returns:
+        nn.Module: The network, in eval mode.
+
+    Raises:
+        ValueError: If the config has no model, or the weights do not fit.
+    """
     from mmpretrain.registry import MODELS
 
     cfg = copy.deepcopy(plain.get('model'))
@@ -274,3 +286,4 @@ def _check_fit(weights: dict[str, Tensor], plain: dict[str, Any], filename: Any)
         'config',
         'Give the config of the student that was trained.',
     )
+    return model.eval()

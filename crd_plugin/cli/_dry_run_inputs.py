@@ -174,7 +174,7 @@ def check_weights(cfg: dict[str, Any], use_teacher_ckpt: bool, report: DryRunRep
         if not use_teacher_ckpt and given:
             model['teacher_ckpt'] = without_files(given)
             report.notes.append('model.teacher_ckpt is passed over as asked for.')
-        elif not (given or all(net.get('init_cfg') for net in _listed(model['teacher']))):
+        elif not (given or all(map(_brings_weights, _listed(model['teacher'])))):
             report.notes.append(
                 'model.teacher_ckpt is not given: the teacher has random weights; set it before '
                 'training.'
@@ -205,7 +205,8 @@ def check_weights(cfg: dict[str, Any], use_teacher_ckpt: bool, report: DryRunRep
             digest = hashlib.sha256(Path(path).expanduser().read_bytes()).hexdigest()
             teachers.append(f'{osp.basename(path)}, sha256 {digest[:8]}')
     if 'teacher' in model:
-        report.teacher = '; '.join(teachers) or 'random weights'
+        own = all(map(_brings_weights, _listed(model['teacher'])))
+        report.teacher = '; '.join(teachers) or ('its own weights' if own else 'random weights')
 
 
 def normalisation_notes(model: Mapping[str, Any]) -> Iterator[str]:
@@ -240,6 +241,13 @@ def normalisation_notes(model: Mapping[str, Any]) -> Iterator[str]:
 def _listed(given: Any) -> list[Any]:
     """Return the settings of several teachers, or those of one, as a list."""
     return list(given) if isinstance(given, (list, tuple)) else [given]
+
+
+def _brings_weights(network: Mapping[str, Any]) -> bool:
+    """Tell whether a network initialises itself, from a file or in its constructor."""
+    backbone = network.get('backbone') or {}
+    by_itself = backbone.get('pretrained') or backbone.get('type') == 'crd_plugin.plain_network'
+    return bool(network.get('init_cfg') or by_itself)
 
 
 def _normalisation(*parts: Any) -> list[Any]:

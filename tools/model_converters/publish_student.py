@@ -5,6 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+
+from mmengine.fileio import load
 
 from crd_plugin.cli import arguments as cli
 
@@ -28,20 +31,56 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         action='store_true',
         help='of a run with EMAHook, publish the last weights rather than the averaged ones',
     )
-    return parser.parse_args(argv)
+    parser.add_argument(
+        '--hub',
+        action='store_true',
+        help='OUT is a folder as a model hub expects it: also write model.safetensors, config.py '
+        'and a model card',
+    )
+    parser.add_argument(
+        '--metrics',
+        metavar='FILE',
+        help='with --hub: accuracies for the card, written by tools/test.py --out FILE.json '
+        '--out-item metrics',
+    )
+    parser.add_argument(
+        '--onnx',
+        type=int,
+        metavar='PIXELS',
+        help='with --hub: also write model.onnx for images of this height and width, and compare '
+        'it with PyTorch',
+    )
+    parser.add_argument(
+        '--upload',
+        metavar='OWNER/NAME',
+        help='with --hub: upload the folder to this repository of the Hugging Face Hub; nothing is '
+        'uploaded otherwise',
+    )
+    args = parser.parse_args(argv)
+    for name in ('metrics', 'onnx', 'upload'):
+        if getattr(args, name) is not None and not args.hub:
+            parser.error(f'--{name} belongs to the folder of a hub: add --hub')
+    return args
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Publish the student."""
     args = parse_args(argv)
     config = None if args.config is None else cli.load_config(args.config)
+    from crd_plugin.checkpoints import hub
     from crd_plugin.checkpoints.publish import publish_student
 
     try:
-        target = publish_student(args.checkpoint, args.out, config, use_ema=not args.no_ema)
+        metrics = load(args.metrics) if args.metrics else None
+        out = Path(args.out, f'{Path(args.out).name}.pth') if args.hub else args.out
+        target = publish_student(args.checkpoint, out, config, use_ema=not args.no_ema)
+        if args.hub:
+            hub.export_student(target, args.checkpoint, metrics, args.onnx)
+        sys.stdout.write(f'{target}\n')
+        if args.upload:
+            sys.stdout.write(f'{hub.upload(target.parent, args.upload)}\n')
     except (ValueError, OSError) as error:
         raise cli.UsageError(str(error)) from error
-    sys.stdout.write(f'{target}\n')
 
 
 if __name__ == '__main__':

@@ -200,7 +200,7 @@ class FrozenTeacherDistill(StudentInterface, SingleTeacherDistill):
 
     def init_weights(self) -> None:
         """Initialise the weights, and warn of a teacher that has only random ones."""
-        if any(not one.is_init and one.init_cfg is None for one in members_of(self.teacher)):
+        if not all(map(_has_weights, members_of(self.teacher))):
             MMLogger.get_current_instance().warning(
                 'teacher_ckpt is not given: the teacher has random weights unless a checkpoint '
                 'brings others. Set model.teacher_ckpt to a trained checkpoint.'
@@ -289,6 +289,12 @@ class FrozenTeacherDistill(StudentInterface, SingleTeacherDistill):
                 'another data_idx or record_idx; tools/check_config.py shows what each recorder '
                 'holds.'
             ) from error
+
+
+def _has_weights(network: Any) -> bool:
+    """Tell whether weights are loaded, will be, or came with the backbone."""
+    backbone = getattr(network, 'backbone', None)
+    return bool(network.is_init or network.init_cfg or getattr(backbone, 'is_init', False))
 
 
 @contextmanager

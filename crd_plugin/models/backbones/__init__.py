@@ -3,6 +3,7 @@
 from .cifar_zoo import CIFAR_ZOO, build_cifar_classifier_cfg, find_cifar_name
 from .half_alexnet import HalfAlexNet
 from .mobilenet_v2_cifar import CIFARMobileNetV2
+from .plain_network import LogitsHead, plain_network
 from .resnet import CIFARFourStageResNet, CIFARResNet, ImageNetResNet
 from .shufflenet_cifar import CIFARShuffleNetV1, CIFARShuffleNetV2
 from .vgg_cifar import CIFARVGG
@@ -19,6 +20,8 @@ __all__ = [
     'CIFAR_ZOO',
     'HalfAlexNet',
     'ImageNetResNet',
+    'LogitsHead',
     'build_cifar_classifier_cfg',
     'find_cifar_name',
+    'plain_network',
 ]

@@ -39,8 +39,9 @@ def find_classification_layer(model: nn.Module) -> nn.Module:
         ValueError: If there is none.
     """
     scores: Any = find_scores(model)
-    if hasattr(scores, 'get_classifier'):  # timm
-        layer = scores.get_classifier()
+    owners: tuple[Any, ...] = (scores, getattr(model, 'backbone', None))
+    for owner in owners:
+        layer = owner.get_classifier() if hasattr(owner, 'get_classifier') else None  # timm
         if isinstance(layer, nn.Module) and not isinstance(layer, nn.Identity):
             return layer
     for scope in (scores, model):  # VGG and Inception classify in the backbone
