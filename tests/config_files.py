@@ -7,6 +7,7 @@ import ast
 import functools
 import json
 import re
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,16 +20,15 @@ from tests import small_runs
 CONFIGS = small_runs.REPO / 'configs'
 BASE = CONFIGS / '_base_'
 BASES = sorted(BASE.rglob('*.py'))
-PAIRS = sorted(path for path in BASE.glob('pairs/*.py') if not path.stem.endswith('-depth'))
-# Transfer learning trains in two steps: tests/test_transfer_configs.py; so does distillation of
-# depth: tests/test_train_depth.py.
-TRANSFER = sorted(CONFIGS.glob('transfer/*.py'))
-DEPTH = sorted(CONFIGS.glob('depth/*.py'))
-LEAVES = sorted(
-    path
-    for path in CONFIGS.glob('*/*.py')
-    if path.parent.name not in ('_base_', 'transfer', 'depth')
-)
+# Leaves that are not a method on a pair, by folder; each folder has tests of its own:
+# tests/test_transfer_configs.py, test_train_depth.py, test_cross_modal_configs.py.
+APART = {
+    folder: sorted(CONFIGS.glob(f'{folder}/*.py'))
+    for folder in ('cross-modal', 'depth', 'transfer')
+}
+OTHER_LEAVES = list(chain(*APART.values()))
+LEAVES = sorted({*CONFIGS.glob('*/*.py')} - {*BASES, *OTHER_LEAVES})
+PAIRS = sorted(path for path in BASE.glob('pairs/*.py') if not re.search('-depth|-ab_', path.stem))
 FOLDERS = sorted({path.parent.name for path in LEAVES})
 
 NAME = re.compile(

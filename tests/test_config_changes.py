@@ -7,7 +7,7 @@ the names that only helped to build them. Whatever differs on purpose is listed 
 import json
 import lzma
 
-from tests.config_files import BASE, CONFIGS, LEAVES, TRANSFER, name_of, parsed
+from tests.config_files import APART, BASE, CONFIGS, LEAVES, name_of, parsed
 from tests.small_runs import REPO
 
 BEFORE = json.loads(lzma.open(REPO / 'tests/data/configs_before.json.xz').read())
@@ -62,7 +62,7 @@ def test_nothing_else_has_changed():
     fragments = {name for path in BASE.glob('*/*.py') for name in parsed(path)} - {
         name for cfg in BEFORE.values() for name in cfg
     }
-    leaves = {name_of(leaf).removesuffix('.py'): leaf for leaf in (*LEAVES, *TRANSFER)}
+    leaves = {name_of(leaf).removesuffix('.py'): leaf for leaf in (*LEAVES, *APART['transfer'])}
     assert set(BEFORE) <= set(leaves)
     for name, before in BEFORE.items():
         now = json.loads(json.dumps(parsed(leaves[name]).to_dict()))

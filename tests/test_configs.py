@@ -16,15 +16,15 @@ from crd_plugin.cli.arguments import without_files
 from crd_plugin.cli.dry_run import dry_run_file
 from crd_plugin.fragments import join, seeds
 from tests.config_files import (
+    APART,
     BASE,
     BASES,
     CONFIGS,
-    DEPTH,
     FOLDERS,
     LEAVES,
     METHODS,
+    OTHER_LEAVES,
     PAIRS,
-    TRANSFER,
     ancestors,
     build,
     facts,
@@ -105,16 +105,17 @@ def scope():
 
 
 def test_there_are_no_other_files():
-    assert set(CONFIGS.rglob('*.py')) == {*BASES, *LEAVES, *TRANSFER, *DEPTH}
+    assert set(CONFIGS.rglob('*.py')) == {*BASES, *LEAVES, *OTHER_LEAVES}
     assert {'kd', 'crd', 'vanilla'} <= set(FOLDERS)
 
 
 def test_bases_parse_and_are_used():
     for path in BASES:
         assert len(parsed(path)) > 0
-    used = frozenset().union(*(ancestors(leaf) for leaf in (*LEAVES, *TRANSFER, *DEPTH)))
-    # Those of a run's visualization are chosen by a user, as docs/tools.md shows.
-    assert set(BASES) - used == set(BASE.glob('visualization/*.py'))
+    used = frozenset().union(*map(ancestors, (*LEAVES, *OTHER_LEAVES)))
+    # A user chooses the visualization (docs/tools.md); `distill` takes settings for folders.
+    free = {*BASE.glob('visualization/*.py'), *BASE.glob('settings/image-folder*.py')}
+    assert set(BASES) - used == free
 
 
 def test_a_distiller_file_defines_one_fragment():
@@ -127,7 +128,7 @@ def test_a_distiller_file_defines_one_fragment():
         assert types and all('.' in kind for kind in types), path.name
 
 
-@pytest.mark.parametrize('folder', [*FOLDERS, 'transfer', 'depth'])
+@pytest.mark.parametrize('folder', [*FOLDERS, *APART])
 def test_leaf_is_short(folder):
     for leaf in (CONFIGS / folder).glob('*.py'):
         lines = leaf.read_text().splitlines()
@@ -368,7 +369,7 @@ def dry_leaves():
 
 def test_dry_runs_reach_every_pair_and_distiller():
     chosen = dry_leaves()
-    reached = frozenset().union(*(ancestors(leaf) for leaf in (*chosen, *TRANSFER, *DEPTH)))
+    reached = frozenset().union(*map(ancestors, (*chosen, *OTHER_LEAVES)))
     assert {path for path in BASES if path.parent.name == 'distillers'} <= reached
     distilled = [leaf for leaf in LEAVES if METHODS[facts(leaf)['method']].has_teacher]
     assert {pair_of(leaf) for leaf in distilled} <= {pair_of(leaf) for leaf in chosen}

@@ -15,7 +15,7 @@ from crd_plugin.fragments import join
 from crd_plugin.models.algorithms.checkpoints import load_pretrained
 from crd_plugin.registry import MODELS
 from tests import fake_data, small_runs
-from tests.config_files import CONFIGS, DEPTH, key_of, parsed
+from tests.config_files import APART, CONFIGS, key_of, parsed
 from tests.test_cli.test_arguments import call
 
 FRAGMENTS = {
@@ -26,6 +26,7 @@ FRAGMENTS = {
     'fitnet': ['fitnet'],
 }
 STAGES = dict(nyu=('b16-200e', 'b16-200e'), digits=('b64-40e', 'b20-100e'))
+DEPTH = APART['depth']
 DISTILLED = [leaf for leaf in DEPTH if not re.search('tuned|vanilla', leaf.name)]
 TUNED = [leaf for leaf in DEPTH if 'tuned' in leaf.name]
 ROOT = 'data/nyu-depth-v2'

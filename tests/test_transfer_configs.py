@@ -12,9 +12,10 @@ from crd_plugin.cli.dry_run import dry_run_file
 from crd_plugin.fragments import join
 from crd_plugin.registry import MODELS
 from tests import fake_data, small_runs
-from tests.config_files import CONFIGS, LEAVES, TRANSFER, key_of, parsed
+from tests.config_files import APART, CONFIGS, LEAVES, key_of, parsed
 from tests.test_cli.test_arguments import call
 
+TRANSFER = APART['transfer']
 TUNED = [leaf for leaf in TRANSFER if '-tuned_' in leaf.name]
 PROBES = [leaf for leaf in TRANSFER if leaf.name.startswith('probe_')]
 DISTILLED = [leaf for leaf in TRANSFER if leaf.stem.endswith('-unlabeled')]

@@ -44,9 +44,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     what = 'only list the runs and what would be done with each'
     add('--dry-run', action='store_true', help=what)
     what = (
-        'train a linear classifier on each of these checkpoints, with configs such as\n'
-        'configs/transfer/probe_*.py, in DIR/<config>/<name>/seed_<seed> after the\n'
-        "checkpoint's run and seed; then print the table beside the published figures"
+        'train a linear classifier on each of these checkpoints ("random": on initial\n'
+        'weights), with configs such as configs/transfer/probe_*.py, in\n'
+        "DIR/<config>/<name>/seed_<seed> after the checkpoint's run and seed; then print\n"
+        'the table beside the published figures'
     )
     add('--probe', nargs='+', default=[], metavar='CHECKPOINT', help=what)
     what = 'replace settings of every config'
@@ -192,7 +193,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
         train_all(unfinished, find_devices(args.gpus, args.jobs))
     if args.probe:
-        sys.stdout.write(render_probes(runs, args.cfg_options))
+        sys.stdout.write(render_probes(runs))
 
 
 if __name__ == '__main__':

@@ -120,6 +120,8 @@ def student_config(cfg: dict[str, Any]) -> dict[str, Any]:
         own = student.get('data_preprocessor') or {}
         shared = model.get('data_preprocessor') or plain.get('data_preprocessor')
         preprocessor = own if own.get('mean') else shared
+        if own.get('view'):  # of images that the distillation has put in this order
+            preprocessor = dict(own, to_rgb=(shared or {}).get('to_rgb', False))
         if preprocessor:
             student.pop('data_preprocessor', None)
             plain['data_preprocessor'] = preprocessor

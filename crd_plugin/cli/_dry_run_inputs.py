@@ -9,7 +9,7 @@ import os.path as osp
 import random
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,14 +100,18 @@ class Data:
 
 
 def read_data(
-    cfg: Mapping[str, Any], loader: str, notes: list[str], stand_ins: bool = True
+    cfg: Mapping[str, Any],
+    loader: str,
+    notes: list[str],
+    stand_ins: bool = True,
+    size: Sequence[int] | None = None,
 ) -> Data:
     """Open a data set without downloading it; random images stand in for missing files."""
     dataset_cfg, place = (cfg.get(loader) or {}).get('dataset'), f'{loader}.dataset'
     if dataset_cfg is None:
         wrapped = dict(type='crd_plugin.SampleIndexDataset', dataset={})
         notes.append(f'The config has no {place}; only the model is checked.')
-        return Data('', _stand_in(wrapped, cfg), place)
+        return Data('', _stand_in(wrapped, cfg, size), place)
     for _, part in walk(dataset_cfg):
         if 'download' in arguments_of(find_type(part.get('type'))):
             part['download'] = False
@@ -136,7 +140,7 @@ def read_data(
         )
         if not stand_ins:
             raise PlacedError(text) from error
-        data.dataset = _stand_in(dataset_cfg, cfg)
+        data.dataset = _stand_in(dataset_cfg, cfg, size)
         notes.append(f'{text} Random images stand in for it.')
     return data
 
@@ -274,17 +278,20 @@ def _config_of_checkpoint(path: str) -> dict[str, Any]:
     return {}
 
 
-def _stand_in(dataset_cfg: Mapping[str, Any], cfg: Mapping[str, Any]) -> Any:
-    """A data set of random images, of the size that the pipeline makes or else the model says."""
+def _stand_in(
+    dataset_cfg: Mapping[str, Any], cfg: Mapping[str, Any], size: Sequence[int] | None
+) -> Any:
+    """A data set of random images, sized by the pipeline, or else as given, or by the model."""
     model = cfg.get('model') or {}
     preprocessor = model.get('data_preprocessor') or cfg.get('data_preprocessor') or {}
-    channels, *size = model.get('input_shape') or INPUT_SHAPE
-    channels = len(preprocessor.get('mean') or range(channels))
+    channels, *default = model.get('input_shape') or INPUT_SHAPE
+    if preprocessor.get('mean') and not preprocessor.get('view'):  # else they are the view's
+        channels = len(preprocessor['mean'])
     dataset = DATASETS.build(_with_stand_ins(dataset_cfg, (channels, *_LARGE)))
     inputs = dataset[0]['inputs']
     if min((inputs if isinstance(inputs, Tensor) else inputs[0]).shape[-2:]) < min(_LARGE):
         return dataset
-    return DATASETS.build(_with_stand_ins(dataset_cfg, (channels, *size)))
+    return DATASETS.build(_with_stand_ins(dataset_cfg, (channels, *(size or default))))
 
 
 def _with_stand_ins(cfg: Mapping[str, Any], shape: tuple[int, ...]) -> dict[str, Any]:

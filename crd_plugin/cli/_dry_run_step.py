@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -36,7 +36,11 @@ def try_one_sample(model: Any, data: Data, wrapper: OptimWrapper) -> None:
 
 @torch.no_grad()
 def try_validation(
-    model: Any, cfg: Mapping[str, Any], stand_ins: bool, report: DryRunReport
+    model: Any,
+    cfg: Mapping[str, Any],
+    stand_ins: bool,
+    report: DryRunReport,
+    size: Sequence[int] | None = None,
 ) -> None:
     """Read two samples for validation and for testing, predict and compute the metrics."""
     model.eval()
@@ -46,7 +50,7 @@ def try_validation(
         if loader is None or metrics is None or (loader, metrics) in tried:
             continue
         tried.append((loader, metrics))
-        data = read_data(cfg, f'{name}_dataloader', report.notes, stand_ins)
+        data = read_data(cfg, f'{name}_dataloader', report.notes, stand_ins, size)
         batch = data.read_batch(2, len(data.dataset))
         evaluator = Runner.build_evaluator(None, copy.deepcopy(metrics))
         evaluator.dataset_meta = getattr(data.dataset, 'metainfo', None)

@@ -17,6 +17,8 @@ from .runs import RECORD, read_record
 from .statistics import LEGEND, paired_differences, render_differences
 
 _KEYS = ('config', 'seed', 'options', 'epochs', 'signature', 'teacher', 'finished', 'seconds')
+# Between the config of a probe and what it probes, in the name of its runs.
+OF = ' of '
 _COLUMNS = ('source', 'table', 'dataset', 'metric', 'value', 'config', 'checkpoint')
 _LEGEND = (
     'Top-1 in percent on the validation set, mean ± sample standard deviation over seeds; the best '
@@ -37,7 +39,8 @@ def read_published(path: str | Path | None = None) -> pd.DataFrame:
     Returns:
         DataFrame: The columns of the file, as texts, and four more: ``published``, the value as a
         number, for an error 100 minus it, NaN for n/a; ``title``, the source with its table;
-        ``name``, what the runs are named after; ``group``, folder of the config and data set.
+        ``name`` of its runs, as in :func:`read_table_runs`; ``group``, folder of the config and
+        data set.
 
     Raises:
         ValueError: If it is not such a file.
@@ -55,13 +58,15 @@ def read_published(path: str | Path | None = None) -> pd.DataFrame:
             f'{path} is not a table of figures: {" ".join(str(error).split())}; expected the '
             'columns of configs/published.csv.'
         ) from error
-    is_network = table['checkpoint'] == ''
     errors = table['metric'].str.contains('error')
     tables = table['table'].str.replace(r'^(?=\d)', 'table ', regex=True)
     return table.assign(
         published=value.mask(errors, 100 - value).round(2),
         title=(table['source'] + ', ' + tables).str.removesuffix(', '),
-        name=[Path(at).stem for at in table['checkpoint'].mask(is_network, table['config'])],
+        name=[
+            OF.join(Path(at).stem for at in pair if at)
+            for pair in zip(table['config'], table['checkpoint'])
+        ],
         group=table['config'].str.rpartition('/')[0] + ' ' + table['dataset'],
     )
 
@@ -76,8 +81,9 @@ def read_table_runs(work_dirs: Sequence[str | Path]) -> pd.DataFrame:
 
     Returns:
         DataFrame: One row per run, sorted by seed: the record of what was trained; ``name`` of the
-        config; ``run_dir``; ``last`` and ``best`` as from :func:`read_run`, or None; ``epoch``, the
-        last that was validated, or 0; ``finished``, whether it counts.
+        config, of a probe ``<config> of <network>``; ``run_dir``; ``last`` and ``best`` as from
+        :func:`read_run`, or None; ``epoch``, the last that was validated, or 0; ``finished``,
+        whether it counts.
 
     Raises:
         ValueError: If there is none, a file is damaged, or two are of one config and seed.
@@ -116,9 +122,16 @@ def _read_table_run(path: Path) -> dict[str, Any]:
     epoch = result['epochs'][-1]
     # Killed after the last validation, a run is finished although its record does not say so.
     finished = epoch > 0 and bool(run['finished'] or epoch >= run['epochs'])
+    _, folder, above, *_ = path.resolve().parents
+    # The folder of a config is named after it, that of a probe after what it probes.
+    name = folder.name
+    if above.name == Path(run['config']).stem != name:
+        name = f'{above.name}{OF}{name}'
+        # That the seeds of a row probe different networks is no remark worth making.
+        options = [text for text in run['options'] if not text.startswith('model.backbone_ckpt=')]
+        run.update(teacher='', signature='', options=options)
     more = dict(
-        # The folder of a config is named after it, that of a probe after what it probes.
-        name=path.resolve().parents[1].name,
+        name=name,
         sweep=run.get('sweep') or {},
         run_dir=path.parent.as_posix(),
         epochs=run['epochs'],
@@ -156,12 +169,8 @@ def compare(runs: pd.DataFrame, figures: pd.DataFrame) -> list[dict[str, Any]]:
     """
     trained = dict.fromkeys(runs['name'])
     figures = figures[figures['metric'].str.contains('top-1') & figures['published'].notna()]
-    # A probe of a network, and the network itself, are both named after the network.
-    ran = set(zip((Path(path).stem for path in runs['config']), runs['name']))
-    pairs = zip((Path(path).stem for path in figures['config']), figures['name'])
-    has_run = pd.Series([pair in ran for pair in pairs], figures.index, bool)
-    listed = figures['group'].isin(figures['group'][has_run])
-    figures = figures[listed & (has_run | ~figures['name'].isin(trained))]
+    has_run = figures['name'].isin(trained)
+    figures = figures[figures['group'].isin(figures['group'][has_run])]
     known = figures.drop_duplicates('name').set_index('name').to_dict('index')
     summary = summarise(runs[runs['finished']]).to_dict('index')
     seeds = sorted(runs['seed'].unique().tolist())

@@ -190,7 +190,8 @@ def _run(
     _try_steps(model.to(device), cfg, batch, wrapper, report)
     if last == 1:
         try_one_sample(model, data, wrapper)
-    try_validation(model, cfg, stand_ins, report)
+    # A network may take images of the training's size only.
+    try_validation(model, cfg, stand_ins, report, images.shape[-2:])
     build_schedulers(cfg, wrapper, report.notes)
 
 

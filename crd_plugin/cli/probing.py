@@ -1,13 +1,16 @@
-"""Probe several checkpoints with one config, and compare with the published figures."""
+"""Probe several checkpoints with one config, compare with the published figures, draw bars."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from .arguments import UsageError
 from .runs import Run, Settings
+
+RANDOM = 'random'
 
 
 def plan_probes(
@@ -20,7 +23,8 @@ def plan_probes(
 
     Args:
         configs (Sequence[Path]): Configs with ``model.backbone_ckpt``.
-        checkpoints (Sequence[str]): Paths of checkpoints.
+        checkpoints (Sequence[str]): Paths of checkpoints; ``'random'`` for initial weights, with
+            each seed that another checkpoint has.
         options (Sequence[str]): ``key=value`` for ``--cfg-options``.
         work_dir (Path): Runs go to ``work_dir/<config>/<name>/seed_<seed>``.
 
@@ -33,8 +37,12 @@ def plan_probes(
     """
     named: dict[tuple[str, int], str] = {}
     for checkpoint in checkpoints:
+        if checkpoint == RANDOM:
+            continue
         if not Path(checkpoint).is_file():
-            raise UsageError(f'--probe {checkpoint} does not exist; give paths of .pth files.')
+            raise UsageError(
+                f'--probe {checkpoint} does not exist; give paths of .pth files, or random.'
+            )
         other = named.setdefault(_run_of(Path(checkpoint)), checkpoint)
         if other != checkpoint:
             name, seed = _run_of(Path(checkpoint))
@@ -42,6 +50,8 @@ def plan_probes(
                 f'--probe {other} and {checkpoint} are both {name} with seed {seed}; give one of '
                 'them.'
             )
+    if RANDOM in checkpoints:
+        named |= {(RANDOM, seed): 'None' for seed in {seed for _, seed in named} or {0}}
     for path in configs:
         if 'backbone_ckpt' not in (Settings(path, options).config.get('model') or {}):
             raise UsageError(
@@ -60,12 +70,11 @@ def plan_probes(
     ]
 
 
-def render_probes(runs: Sequence[Run], options: Sequence[str]) -> str:
+def render_probes(runs: Sequence[Run]) -> str:
     """Write a table per config of probes, beside the figures of ``configs/published.csv``.
 
     Args:
         runs (Sequence[Run]): As from :func:`plan_probes`.
-        options (Sequence[str]): The options that all of them share.
 
     Returns:
         str: Markdown.
@@ -73,7 +82,7 @@ def render_probes(runs: Sequence[Run], options: Sequence[str]) -> str:
     Raises:
         UsageError: If there is no run yet, or a file of one is damaged.
     """
-    from .comparison import compare, read_published, read_table_runs, render_markdown
+    from .comparison import OF, compare, read_published, read_table_runs, render_markdown
 
     figures, tables = read_published(), []
     for config in dict.fromkeys(run.settings.path for run in runs):
@@ -82,11 +91,61 @@ def render_probes(runs: Sequence[Run], options: Sequence[str]) -> str:
             found = read_table_runs(folders)
         except ValueError as error:
             raise UsageError(str(error)) from error
-        # That the seeds of a row probe different networks is no remark worth making.
-        found = found.assign(teacher='', signature='', options=[list(options)] * len(found))
-        rows = compare(found, figures[figures['config'].str.endswith(f'/{config.name}')])
+        known = figures[figures['config'].str.endswith(f'/{config.name}')]
+        rows = compare(
+            *(x.assign(name=[n.partition(OF)[2] for n in x['name']]) for x in (found, known))
+        )
         tables.append(f'\n## {config.stem}\n\n{render_markdown(rows)}')
     return ''.join(tables)
+
+
+def plot_probes(rows: Sequence[Mapping[str, Any]], path: str | Path) -> None:
+    """Draw top-1 of the last epoch as bars, a group per config of probes, a bar per network.
+
+    Heights are means over seeds, lines their standard deviation. Networks have the colour of the
+    method that their name begins with.
+
+    Args:
+        rows (Sequence[dict]): As from :func:`crd_plugin.cli.comparison.compare`; those of other
+            runs are left out.
+        path (str | Path): Image file to write; its suffix is the format.
+
+    Raises:
+        ValueError: If no probe has finished.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    from .comparison import OF
+
+    groups: dict[str, dict[str, dict[str, Any]]] = {}
+    for row in rows:
+        config, of, network = row['config'].partition(OF)
+        if of and row['last'] is not None:
+            groups.setdefault(config, {})[network] = row['last']
+    if not groups:
+        raise ValueError('--plot: no probe has finished; wait for tools/run_table.py --probe.')
+    names = list(dict.fromkeys(name for bars in groups.values() for name in bars))
+    methods = list(dict.fromkeys(name.partition('_')[0] for name in names))
+    figure = Figure(figsize=(max(7, 0.5 * sum(map(len, groups.values()))), 5), layout='constrained')
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    place, ticks = 0.0, []
+    for bars in groups.values():
+        ticks.append(place + (len(bars) - 1) / 2)
+        for name, top1 in sorted(bars.items(), key=lambda item: names.index(item[0])):
+            method = name.partition('_')[0]
+            colour = f'C{methods.index(method) % 10}'
+            drawn = axes.bar(place, top1['mean'], yerr=top1['std'], color=colour, capsize=3)
+            axes.bar_label(drawn, fmt='%.1f', padding=3, fontsize='small')
+            place += 1
+        place += 1
+    for number, method in enumerate(methods):
+        axes.bar(0, 0, color=f'C{number % 10}', label=method)
+    axes.set_xticks(ticks, [name.replace('_', '\n', 1) for name in groups])
+    axes.set(ylabel='top-1 accuracy (%), last epoch')
+    figure.legend(loc='outside right upper')
+    figure.savefig(path, dpi=150)
 
 
 def _run_of(checkpoint: Path) -> tuple[str, int]:

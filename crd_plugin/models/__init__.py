@@ -1,4 +1,4 @@
-"""Models: algorithms, backbones, heads, connectors, losses, recorders, the memory bank.
+"""Models: algorithms, backbones, heads, necks, connectors, losses, recorders, the memory bank.
 
 A class is imported when it is first asked for. Losses, connectors, bank and queue come first: they
 need torch and MMEngine alone, so that a loop of one's own imports neither MMPretrain nor MMRazor.
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .key_queue import KeyQueue  # noqa: F401
     from .losses import *  # noqa: F403
     from .memory_bank import MemoryBank  # noqa: F401
+    from .necks import *  # noqa: F403
     from .recorders import *  # noqa: F403
     from .sharded_bank import ShardedBank  # noqa: F401
     from .views import *  # noqa: F403
@@ -34,6 +35,7 @@ MODULES = tuple(
         'views',
         'backbones',
         'heads',
+        'necks',
         'algorithms',
     )
 )

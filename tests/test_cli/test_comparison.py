@@ -54,7 +54,10 @@ def test_published_figures(published):
     ]
     assert columns.iloc[4:8]['published'].fillna(-1).tolist() == [-1, 71.17, 70.0, 71.6]
     assert columns.iloc[6]['title'] == 'CRD paper, figure 4'
-    assert columns.iloc[7][['name', 'group']].tolist() == ['crd_a', 'transfer CIFAR100->STL10']
+    assert columns.iloc[7][['name', 'group']].tolist() == [
+        'probe of crd_a',
+        'transfer CIFAR100->STL10',
+    ]
 
 
 @pytest.mark.parametrize(
@@ -131,8 +134,13 @@ def test_formats(table):
 
 def test_a_probe_is_not_compared_with_the_network_that_it_probes(tmp_path, published):
     write_run(tmp_path / 'probe', 'crd_a', 0, (60.0,), config='configs/transfer/probe.py')
+    figures = {'probe of crd_a': 71.6, 'probe of kd_a': 70.9}
     rows = _rows(tmp_path, published)
-    assert {name: row['published'] for name, row in rows.items()} == {'crd_a': 71.6, 'kd_a': 70.9}
+    assert {name: row['published'] for name, row in rows.items()} == figures
+    write_run(tmp_path, 'crd_a', 0, (60.0,))  # in one table with it
+    rows = _rows(tmp_path, published)
+    assert {name: rows[name]['published'] for name in figures} == figures
+    assert rows['crd_a']['published'] == 75.48
 
 
 def test_differences_to_kd_and_to_the_student_alone(tmp_path, published):

@@ -9,7 +9,7 @@ from mmengine.registry import DefaultScope
 
 from crd_plugin.cli.arguments import UsageError, merge_options
 from crd_plugin.cli.settings import _fits, check_settings
-from tests.config_files import LEAVES, TRANSFER, parsed
+from tests.config_files import LEAVES, OTHER_LEAVES, parsed
 from tests.small_runs import config
 
 
@@ -28,7 +28,7 @@ def found(**changes):
 def test_sound_configs():
     assert found() == []
     seen = set()
-    for leaf in (*LEAVES, *TRANSFER):
+    for leaf in (*LEAVES, *OTHER_LEAVES):
         key = (leaf.parent, leaf.stem.rpartition('_')[2])
         if key not in seen:  # one per method and data set
             seen.add(key)

@@ -177,8 +177,8 @@ def test_settings_of_the_loaders(name):
 @pytest.mark.parametrize('folder, tested', [('datasets', FACTS), ('schedules', SCHEDULES)])
 def test_every_base_is_tested(folder, tested):
     # Those of the digits are run by the tests of the demo, Fashion-MNIST by those of its class,
-    # NYU-Depth by tests/test_train_depth.py.
-    elsewhere = ('digits', 'fashion', 'nyu')
+    # NYU-Depth and photos by those of their configs.
+    elsewhere = ('digits', 'fashion', 'nyu', 'photos')
     assert set(tested) == {
         path.stem for path in (BASE / folder).glob('*.py') if not path.stem.startswith(elsewhere)
     }

@@ -31,8 +31,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     what = 'the published figures; default: configs/published.csv'
     add('--published', type=Path, metavar='CSV', help=what)
     what = (
-        'also draw top-1 against the values of run_table.py --sweep, or the error, 100 minus '
-        'top-1, against the number of teachers, into this image'
+        'also draw top-1 into this image: against the values of run_table.py --sweep, as bars of '
+        'run_table.py --probe, or the error, 100 minus top-1, against the number of teachers'
     )
     add('--plot', type=Path, metavar='FILE', help=what)
     args = parser.parse_args(argv)
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     page = args.format == 'html'
     plots = ['matplotlib'] if args.plot or page else []
     launch.require('pandas', *plots, *(['sklearn'] if page else []))
-    from crd_plugin.cli import comparison, sweeps
+    from crd_plugin.cli import comparison, probing, sweeps
 
     try:
         runs = comparison.read_table_runs(args.work_dirs)
@@ -63,7 +63,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.plot:
         args.plot.parent.mkdir(parents=True, exist_ok=True)
         try:
-            sweeps.plot_sweep(rows, args.plot)
+            probes = any(comparison.OF in row['config'] for row in rows)
+            (probing.plot_probes if probes else sweeps.plot_sweep)(rows, args.plot)
         except ValueError as error:
             raise cli.UsageError(str(error)) from error
     if args.format == 'markdown':

@@ -22,7 +22,7 @@ _STUDENT = 'architecture.'
 class LinearProbe(ImageClassifier):
     """Train the head alone, on the features of a network that does not change.
 
-    Backbone and neck have no gradient and are in eval mode.
+    Backbone and neck have no gradient and are in eval mode. With ``finetune`` they train too.
 
     Source: the transfer of representations in the CRD paper, arXiv:1910.10699, table 4.
 
@@ -32,6 +32,7 @@ class LinearProbe(ImageClassifier):
             all else must fit. Defaults to None: random weights, with a warning.
         norm_eval (bool): Whether batch norm keeps its statistics; without, they follow the new
             images. Defaults to True.
+        finetune (bool): Train the whole network, from the checkpoint on. Defaults to False.
         **kwargs: Arguments of ``mmpretrain.ImageClassifier``: ``backbone``, ``neck``, ``head`` ...
 
     Raises:
@@ -40,24 +41,35 @@ class LinearProbe(ImageClassifier):
         ValueError: If it is that of another network, or there is no head.
     """
 
-    def __init__(self, backbone_ckpt: str | None = None, norm_eval: bool = True, **kwargs) -> None:
+    def __init__(
+        self,
+        backbone_ckpt: str | None = None,
+        norm_eval: bool = True,
+        finetune: bool = False,
+        **kwargs,
+    ) -> None:
         super().__init__(**kwargs)
         if self.head is None:
             raise ValueError('head is None, but it is all that a LinearProbe trains; give one.')
-        self.backbone_ckpt, self.norm_eval = backbone_ckpt, norm_eval
+        self.backbone_ckpt, self.norm_eval, self.finetune = backbone_ckpt, norm_eval, finetune
         for part in self.frozen.values():
             part.requires_grad_(False)
         if backbone_ckpt:
             self._load(backbone_ckpt)
 
     @property
-    def frozen(self) -> dict[str, nn.Module]:
-        """dict[str, nn.Module]: What does not train, by name."""
+    def probed(self) -> dict[str, nn.Module]:
+        """dict[str, nn.Module]: What the checkpoint holds, by name: all but the head."""
         return {name: part for name, part in self.named_children() if name in ('backbone', 'neck')}
 
+    @property
+    def frozen(self) -> dict[str, nn.Module]:
+        """dict[str, nn.Module]: What does not train, by name."""
+        return {} if self.finetune else self.probed
+
     def extract_feat(self, inputs: Tensor, stage: str = 'neck') -> Any:
-        """Extract features as ``ImageClassifier`` does, without gradient."""
-        with torch.no_grad():
+        """Extract features as ``ImageClassifier`` does, without gradient unless it is finetuned."""
+        with torch.set_grad_enabled(self.finetune and torch.is_grad_enabled()):
             return super().extract_feat(inputs, stage)
 
     def train(self, mode: bool = True) -> LinearProbe:
@@ -93,14 +105,14 @@ class LinearProbe(ImageClassifier):
             for name, value in (student or weights).items()
             if not name.startswith('head.')
         }
-        frozen = nn.ModuleDict(self.frozen)
+        network = nn.ModuleDict(self.probed)
         load_strictly(
-            frozen,
-            fit_weights(weights, frozen, source),
+            network,
+            fit_weights(weights, network, source),
             source,
             'the network that is probed',
             'Give the config of a probe whose model.backbone is that of the checkpoint (type, '
             'depth, widths).',
         )
-        for part in self.frozen.values():
+        for part in self.probed.values():
             part._is_init = True  # type: ignore[assignment]

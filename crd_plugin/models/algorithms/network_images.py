@@ -72,7 +72,8 @@ def network_images(
     Without a view these are the images normalised as the network's own ``data_preprocessor`` says,
     if it has a mean. A view then picks from the bare pixels, and what it gives is normalised so.
     For a network without a mean of its own, it picks from the images as the distillation normalises
-    them, unless it has an attribute ``takes_pixels``.
+    them, unless it has an attribute ``takes_pixels``. A ``ViewPreprocessor`` of the network brings
+    its own view.
 
     Args:
         network (nn.Module): Teacher or student.
@@ -84,9 +85,17 @@ def network_images(
         nn.Module: From images to images; ``nn.Identity`` if nothing is to be changed.
 
     Raises:
-        ValueError: If the network asks for another number of channels and has no view.
+        ValueError: If the network asks for another number of channels and has no view, or two.
     """
-    theirs = _normalisation(getattr(network, 'data_preprocessor', None))
+    preprocessor = getattr(network, 'data_preprocessor', None)
+    own_view = getattr(preprocessor, 'view', None)
+    if own_view is not None and view is not None:
+        raise ValueError(
+            f'model.{role}_view is given, but data_preprocessor of the {role} has a view too; '
+            'leave one of them out.'
+        )
+    view = own_view if view is None else view
+    theirs = _normalisation(preprocessor)
     given = _normalisation(own)
     if view is not None:
         view = MODELS.build(view) if isinstance(view, dict) else view

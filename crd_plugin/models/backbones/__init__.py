@@ -1,6 +1,7 @@
 """Backbones of the distillation literature that mmpretrain lacks."""
 
 from .cifar_zoo import CIFAR_ZOO, build_cifar_classifier_cfg, find_cifar_name
+from .half_alexnet import HalfAlexNet
 from .mobilenet_v2_cifar import CIFARMobileNetV2
 from .plain_conv_net import PlainConvNet
 from .plain_network import LogitsHead, plain_network
@@ -18,6 +19,7 @@ __all__ = [
     'CIFARVGG',
     'CIFARWideResNet',
     'CIFAR_ZOO',
+    'HalfAlexNet',
     'ImageNetResNet',
     'LogitsHead',
     'PlainConvNet',

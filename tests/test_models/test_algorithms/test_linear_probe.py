@@ -74,6 +74,19 @@ def test_batch_norm_may_follow_the_images(checkpoint):
     assert not model.eval().backbone.bn.training
 
 
+def test_finetuning_trains_the_whole_network(checkpoint):
+    path, expected = checkpoint
+    model = build(backbone_ckpt=path, finetune=True)
+    model.init_weights()
+    found = model.backbone.state_dict()
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    step(model)
+    assert all(not torch.equal(found[name], expected[name]) for name in expected)
+    assert model.backbone.drop.training
+    with torch.no_grad():
+        assert not model.extract_feat(torch.zeros(2, 3, 8, 8))[0].requires_grad
+
+
 def test_another_network_is_refused(checkpoint):
     with pytest.raises(ValueError, match='(?s)^backbone_ckpt=.*net.pth does not fit') as caught:
         build(width=7, backbone_ckpt=checkpoint[0])

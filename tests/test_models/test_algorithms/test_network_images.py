@@ -145,6 +145,21 @@ def test_luminance_and_a_module_of_ones_own():
 LAB = dict(type='crd_plugin.LabView', channels='L')
 
 
+@pytest.mark.parametrize('own', [preprocessor(), preprocessor(**OWN, to_rgb=True)])
+def test_a_network_brings_its_view(own):
+    """It sees what it saw alone, in predictions too."""
+    theirs = dict(type='crd_plugin.ViewPreprocessor', **OTHER, view=channels(2, 2, 0))
+    raw = torch.randint(0, 256, (6, 3, 8, 8), dtype=torch.uint8)
+    networks = dict(architecture=dict(data_preprocessor=theirs))
+    model = build(data_preprocessor=own, **networks)
+    expected = MODELS.build(dict(theirs, to_rgb=own.get('to_rgb', False)))(dict(inputs=raw))
+    for mode in ('loss', 'predict'):
+        found = seen_by(model, raw, mode)['student']
+        torch.testing.assert_close(found, expected['inputs'], rtol=1e-4, atol=1e-3)
+    with pytest.raises(ValueError, match='^model.student_view is given, but data_preprocessor of'):
+        build(data_preprocessor=own, student_view=channels(0, 1, 2), **networks)
+
+
 def test_two_resolutions():
     resize = dict(type='crd_plugin.ResizeView', size=4)
     raw = torch.randint(0, 256, (6, 3, 8, 8), dtype=torch.uint8)

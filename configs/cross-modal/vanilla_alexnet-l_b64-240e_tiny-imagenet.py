@@ -1,0 +1,6 @@
+_base_ = [
+    '../_base_/settings/tiny-imagenet_b64-240e.py',
+    '../_base_/pairs/alexnet-l_alexnet-ab_tiny-imagenet.py',
+]
+model = _base_.pair.teacher
+model.data_preprocessor.to_rgb = _base_.data_preprocessor.to_rgb

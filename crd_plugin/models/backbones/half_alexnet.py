@@ -1,0 +1,92 @@
+"""Half of an AlexNet for 64x64 images, as cross-modal papers use it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from crd_plugin.models._numbers import count
+from crd_plugin.registry import MODELS
+
+from ._common import CIFARBackbone
+
+_WIDTHS = (48, 96, 192, 192, 96)
+# Stages that max pooling ends.
+_POOLED = (0, 1, 4)
+_HIDDEN = 2048
+
+
+@MODELS.register_module()
+class HalfAlexNet(CIFARBackbone):
+    """Five 3x3 convolutions and two fully connected layers, each with batch norm and ReLU.
+
+    Contrastive multiview coding splits an AlexNet into two halves with half of the channels each,
+    one per modality, such as luminance and chrominance.
+
+    Source: Tian et al., Contrastive Multiview Coding, arXiv:1906.05849. Its public code has the
+    halves for 224x224 images (HobbitLong/CMC, ``models/alexnet.py`` @ 21ce9e0: widths 48, 128, 192,
+    192, 128); these are the widths and 3x3 kernels for 64x64 images of STL-10 in projects built on
+    it. Why not ``mmpretrain.AlexNet``: it takes 224x224 RGB images only and has no batch norm.
+
+    The feature behind the second fully connected layer, which the head reads, always comes last.
+    Recorders reach the layers as ``backbone.conv1`` to ``backbone.conv5`` before their ReLU, and as
+    ``backbone.fc6`` and ``backbone.fc7`` after it.
+
+    Args:
+        input_size (int): Height and width of the images in pixels, at least 15. Defaults to 64.
+        **kwargs (Any): Arguments of :class:`CIFARBackbone`; ``out_indices`` are 0 to 4, by default
+            none of them.
+
+    Shape:
+        Input: (B, in_channels, S, S). Output: tuple of maps (B, C_i, H_i, H_i), C_i = 48, 96, 192,
+        192, 96, and H_i = 31, 15, 15, 15, 7 for S = 64; then a feature (B, 2048).
+
+    Raises:
+        ValueError: If an argument is out of range, or images are of another size.
+    """
+
+    num_stages = 5
+    default_init_cfg = None
+    stem_name = 'none'
+    tail_names = ('fc6', 'fc7')
+
+    def __init__(self, input_size: int = 64, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.input_size = size = count('input_size', input_size)
+        before = self.in_channels
+        for i, width in enumerate(_WIDTHS):
+            convolution = nn.Conv2d(before, width, 3, padding=1, bias=False)
+            self.add_module(f'conv{i + 1}', nn.Sequential(convolution, nn.BatchNorm2d(width)))
+            before, size = width, (size - 1) // 2 if i in _POOLED else size
+        if size < 1:
+            raise ValueError(f'input_size is {input_size}, expected at least 15 pixels.')
+        self.relu, self.pool = nn.ReLU(), nn.MaxPool2d(3, 2)
+        self.fc6 = _fully_connected(before * size**2)
+        self.fc7 = _fully_connected(_HIDDEN)
+
+    def stem(self, x: Tensor) -> Tensor:
+        """Return the images: the first convolution is a stage."""
+        return x
+
+    def run_stage(self, i: int, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute a stage's map before its ReLU, and after ReLU and pooling."""
+        before = getattr(self, f'conv{i + 1}')(x)
+        x = self.relu(before)
+        return before, self.pool(x) if i in _POOLED else x
+
+    def tail(self, x: Tensor) -> Tensor:
+        """Compute the feature for the head, ``(B, 2048)``, from the map of the last stage."""
+        x = x.flatten(1)
+        if x.size(1) != self.fc6[0].in_features:
+            raise ValueError(
+                f'input_size is {self.input_size}, but the images are of another size: their last '
+                f'map has {x.size(1)} numbers, expected {self.fc6[0].in_features}; set input_size '
+                'to the height and width of the images, which must be equal.'
+            )
+        return self.fc7(self.fc6(x))
+
+
+def _fully_connected(inputs: int) -> nn.Sequential:
+    """Make a fully connected layer with batch norm and ReLU."""
+    return nn.Sequential(nn.Linear(inputs, _HIDDEN), nn.BatchNorm1d(_HIDDEN), nn.ReLU())

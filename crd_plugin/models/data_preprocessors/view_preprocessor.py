@@ -1,0 +1,82 @@
+"""Preprocessing for a network that sees a view of the images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from mmpretrain.models.utils import ClsDataPreprocessor
+from torch import Tensor, nn
+
+from crd_plugin.registry import MODELS
+
+
+@MODELS.register_module()
+class ViewPreprocessor(ClsDataPreprocessor):
+    """Give a network its view of the images, normalised: luminance, some channels, a size.
+
+    As ``data_preprocessor`` of a network it counts in training and tests of the network alone and
+    in a distillation, which then needs no ``teacher_view`` or ``student_view``.
+
+    Args:
+        view (dict | nn.Module): From pixels, 0 to 255, to what the network sees, such as
+            ``dict(type='crd_plugin.LabView', channels='L')``.
+        mean (Sequence[float]): Mean of each channel of the view.
+        std (Sequence[float]): Standard deviation of each channel of the view.
+        **kwargs: Other arguments of ``mmpretrain.ClsDataPreprocessor``. In a distillation all of
+            them are the distillation's.
+
+    Raises:
+        ValueError: If there are not as many means as deviations, a deviation is not positive, or
+            the view has another number of channels.
+    """
+
+    def __init__(
+        self, view: dict | nn.Module, mean: Sequence[float], std: Sequence[float], **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        self.view = _NormalisedView(view, mean, std)
+
+    def forward(self, data: dict, training: bool = False) -> dict:
+        """Preprocess a batch as ``ClsDataPreprocessor`` does, then its images.
+
+        Args:
+            data (dict): As collated: ``inputs``, and optionally ``data_samples``.
+            training (bool): Whether batch augmentations are applied. Defaults to False.
+
+        Returns:
+            dict: The same, with the normalised view as ``inputs``.
+        """
+        data = super().forward(data, training)
+        return {**data, 'inputs': self.view(data['inputs'])}
+
+
+class _NormalisedView(nn.Module):
+    """A view of pixels, normalised."""
+
+    takes_pixels = True
+    mean: Tensor  # (C, 1, 1)
+    std: Tensor
+
+    def __init__(self, view: dict | nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        if len(mean) != len(std) or min(std, default=0) <= 0:
+            raise ValueError(
+                f'mean={mean} and std={std}, expected as many means as positive deviations, one '
+                'per channel of the view.'
+            )
+        self.view = MODELS.build(view) if isinstance(view, dict) else view
+        for name, values in dict(mean=mean, std=std).items():
+            # Not part of a checkpoint: it follows from the config.
+            self.register_buffer(name, torch.tensor(values).view(-1, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Look at images ``(B, C, H, W)``."""
+        images = self.view(images)
+        if images.size(1) != len(self.mean):
+            raise ValueError(
+                f'the view {type(self.view).__name__} has {images.size(1)} channels, but mean and '
+                f'std have {len(self.mean)} numbers; give one per channel of the view.'
+            )
+        return (images - self.mean.to(images.dtype)) / self.std.to(images.dtype)
