@@ -1,4 +1,4 @@
-"""tools/analysis_tools/compare_students.py: numbers, figures and errors, with random networks."""
+"""compare_students.py and plot_correlation.py: numbers, figures, errors of random networks."""
 
 import json
 import re
@@ -80,6 +80,34 @@ def test_numbers_table_and_figures(tool, files, tmp_path, monkeypatch, capsys):
     for name in ('correlation.png', 'embedding.png'):
         with Image.open(tmp_path / name) as image:
             assert image.width > 3 * image.height  # four panels in a row
+
+
+def test_correlation_alone(files, tmp_path, capsys):
+    """The figure and its numbers; the names are those of the folders."""
+    tool = tables.load_tool('analysis_tools/plot_correlation.py')
+    words = [files['vanilla_seed0'], files['kd_seed1'], '--out', str(tmp_path / 'new/figure.png')]
+    words += ['--cfg-options', f'model.teacher_ckpt={files["teacher"]}']
+    assert cli.run(tool.main, [str(KD), *words]) == 0
+    rows = json.loads((tmp_path / 'new/figure.json').read_text())
+    assert [row['name'] for row in rows] == ['teacher', 'vanilla, seed 0', 'kd, seed 1']
+    cfg = parsed(KD)
+    teacher, student = (
+        np.corrcoef(
+            features.run_network(
+                features.load_network(cfg, files[name], role), features.own_data(cfg)[1]
+            ).logits.T
+        )
+        for name, role in (('teacher', 'teacher'), ('kd_seed1', 'architecture'))
+    )
+    np.testing.assert_allclose(rows[2]['difference'], teacher - student, atol=1e-5)
+    assert rows[0]['mean_absolute'] == 0
+    assert rows[2]['mean_absolute'] == pytest.approx(np.abs(teacher - student).mean())
+    assert f'kd, seed 1: {rows[2]["mean_absolute"]:.3f}' in capsys.readouterr().out
+    with Image.open(tmp_path / 'new/figure.png') as image:
+        assert image.width > 2 * image.height  # three panels in a row
+    words[3] = str(tmp_path)
+    assert cli.run(tool.main, [str(KD), *words]) == 1
+    assert 'expected a file that ends in .png, .pdf or .svg' in capsys.readouterr().err
 
 
 def test_a_network_runs_as_its_config_says(files):

@@ -11,16 +11,13 @@ embedding.png (t-SNE of the features; the first seed of each method).
 
 from __future__ import annotations
 
-import argparse
 import json
-import re
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from crd_plugin.cli import arguments as cli
-from crd_plugin.cli import launch
+from crd_plugin.cli import launch, students
 
 MEASURES = {
     'top1': 'top-1',
@@ -30,37 +27,6 @@ MEASURES = {
 }
 # t-SNE takes about ten seconds per network for these.
 EMBEDDED = 2000
-
-
-def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    add = parser.add_argument
-    add('config', metavar='CONFIG', help='of a distillation; its teacher_ckpt is the teacher')
-    what = "checkpoints of CONFIG's student, trained with any method or alone"
-    add('checkpoints', nargs='+', metavar='CHECKPOINT', help=what)
-    add('--out', type=Path, required=True, metavar='DIR', help='folder for results and figures')
-    what = 'override values of CONFIG'
-    add('--cfg-options', nargs='+', action=cli.SettingAction, metavar='KEY=VALUE', help=what)
-    args = parser.parse_args(argv)
-    for checkpoint in args.checkpoints:
-        cli.check_checkpoint(checkpoint, 'CHECKPOINT')
-    return args
-
-
-def name_of(checkpoint: str) -> tuple[str, int]:
-    """Method and seed by the folder of a checkpoint, as demo.py and run_table.py name it."""
-    folder = Path(checkpoint).resolve().parent
-    for pattern, text in (
-        (r'(.+)_seed(\d+)', folder.name),
-        (r'(.+)/seed_(\d+)', '/'.join(folder.parts[-2:])),
-    ):
-        match = re.fullmatch(pattern, text)
-        if match:
-            return match[1], int(match[2])
-    return folder.name, 0
 
 
 def measure(
@@ -113,42 +79,25 @@ def render(rows: Sequence[dict[str, Any]]) -> str:
         ]
         cells.append([str(name), str(len(group)), *values])
     text = render_cells(cells)
-    students = frame[1:]
-    reference = students['name'].iloc[0]
-    if students['name'].nunique() > 1 and len(students) > students['name'].nunique():
+    others = frame[1:]
+    reference = others['name'].iloc[0]
+    if others['name'].nunique() > 1 and len(others) > others['name'].nunique():
         columns = {
             f'{title} - {reference}': statistics.paired_differences(
-                students.assign(last=[dict(top1=value) for value in students[key]]), reference
+                others.assign(last=[dict(top1=value) for value in others[key]]), reference
             )
             for key, title in MEASURES.items()
             if key != 'correlation_difference'
         }
-        names = list(dict.fromkeys(students['name']))
+        names = list(dict.fromkeys(others['name']))
         text += f'\n\n{statistics.render_differences(names, columns)}\n\n{statistics.LEGEND}'
     return text
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure, print the table, write results and figures."""
-    args = parse_args(argv)
     launch.require('pandas', 'matplotlib', 'sklearn')
-    cfg = cli.load_config(args.config)
-    cli.merge_options(cfg, args.cfg_options)
-    teacher = cfg.model.get('teacher_ckpt')
-    if not teacher:
-        raise cli.UsageError(
-            f'CONFIG {args.config} has no model.teacher_ckpt; give the config of a distillation, '
-            'or --cfg-options model.teacher_ckpt=FILE.'
-        )
-    cli.check_checkpoint(teacher, 'model.teacher_ckpt')
-    networks = [('teacher', 0, teacher, 'teacher')]
-    networks += [(*name_of(path), path, 'architecture') for path in args.checkpoints]
-    labels = [(name, seed) for name, seed, _, _ in networks]
-    for label in labels:
-        if labels.count(label) > 1:
-            raise cli.UsageError(
-                f'two CHECKPOINTs are {label[0]} with seed {label[1]}, by their folders; give one.'
-            )
+    out, cfg, networks = students.read_arguments(__doc__, argv, 'DIR', 'folder for all files')
     from mmengine.registry import DATASETS, DefaultScope
 
     from crd_plugin.cli import features
@@ -158,19 +107,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     rows = measure(cfg, networks, dataset[0]['inputs'].shape)
     text = render(rows)
     sys.stdout.write(f'{text}\n')
-    args.out.mkdir(parents=True, exist_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
     keys = ('name', 'seed', 'checkpoint', *MEASURES)
     content = [
         {key: row[key] for key in keys}
         | dict(correlation=features.class_correlation(row['outputs']).tolist())
         for row in rows
     ]
-    launch.write_whole(args.out / 'results.json', json.dumps(content, indent=1))
+    launch.write_whole(out / 'results.json', json.dumps(content, indent=1))
     shown = {row['name']: row['outputs'] for row in reversed(rows)}
     shown = dict(reversed(shown.items()))  # the first seed of each
     classes = dataset.metainfo['classes']
-    features.plot_correlation(shown, args.out / 'correlation.png')
-    features.plot_embedding(shown, args.out / 'embedding.png', classes, EMBEDDED)
+    features.plot_correlation(shown, out / 'correlation.png')
+    features.plot_embedding(shown, out / 'embedding.png', classes, EMBEDDED)
 
 
 if __name__ == '__main__':
