@@ -90,7 +90,8 @@ def test_commands_name_files_and_flags_that_exist(path):
         source = (REPO / tools[0]).read_text()
         if tools[0].endswith('.sh'):
             source += (REPO / 'tools/train.py').read_text()
-        for module in re.findall(r'from crd_plugin\.cli import (\w+)', source) + ['arguments']:
+        modules = ', '.join(re.findall(r'from crd_plugin\.cli import (.*)', source) + ['arguments'])
+        for module in re.findall(r'(?:^|, )(\w+)', modules):
             source += (REPO / f'crd_plugin/cli/{module}.py').read_text()
         if tools[0] == 'tools/mmpretrain_tool.py' and words[2] != 'NAME':
             source += scripts()[words[2]].read_text()
