@@ -1,12 +1,19 @@
 """Configs with teachers that others have pretrained, made small and run for a step."""
 
+import numpy as np
 import pytest
+import torch
+from mmengine.config import Config
 from mmengine.fileio import load
+from mmengine.runner import Runner
+from PIL import Image
 
 from crd_plugin.cli.dry_run import dry_run_file
 from crd_plugin.fragments import join
+from tests import small_runs
 from tests.config_files import APART, CONFIGS, facts, parsed
 from tests.test_config_tables import table
+from tests.test_models.test_backbones.test_timm_teacher import WIDTH, dinov2_file
 
 FOUNDATION = APART['foundation']
 # Transformers with one block instead of twelve.
@@ -81,3 +88,63 @@ def test_dry_run(leaf, tmp_path, monkeypatch):
     size = options.get('model.teacher.size', 224)
     assert seen['teacher'] == f'(4, 3, {size}, {size})'
     assert seen['student'] == ('(4, 3, 64, 64)' if 'imagenet' in name['data'] else '(4, 3, 32, 32)')
+
+
+@pytest.mark.parametrize('method', ['crd', 'rrd'])
+def test_training_on_a_folder_of_images(method, tmp_path):
+    """From loose images and a published file to a checkpoint: a bank, or a queue."""
+    (tmp_path / 'photos' / 'more').mkdir(parents=True)
+    for i in range(8):
+        image = Image.fromarray(np.random.default_rng(i).integers(0, 255, (40, 48, 3), np.uint8))
+        image.save(tmp_path / 'photos' / ('more' if i % 2 else '') / f'{i}.png')
+    torch.save(dinov2_file(37), tmp_path / 'dinov2.pth')
+    leaf = f'{method}_dinov2-vits14_resnet18_8xb32-100e_imagenet-unlabeled'
+    cfg = Config.fromfile(CONFIGS / 'foundation' / f'{leaf}.py')
+    cfg.merge_from_dict(
+        {
+            **{f'model.teacher.{k}': v for k, v in SMALL['dinov2-vits14'].items()},
+            'model.teacher.depth': 2,
+            'model.teacher_ckpt': str(tmp_path / 'dinov2.pth'),
+            'model.teacher_dtype': 'bfloat16',
+            'train_dataloader.batch_size': 4,
+            'train_dataloader.num_workers': 0,
+            'train_dataloader.persistent_workers': False,
+            'train_dataloader.dataset.dataset.data_root': str(tmp_path / 'photos'),
+            'train_dataloader.dataset.dataset.data_prefix': '',
+            'train_dataloader.dataset.dataset.pipeline.1.scale': 32,
+            'train_cfg.max_epochs': 1,
+            'work_dir': str(tmp_path / 'work'),
+            'experiment_name': f'foundation-{method}',
+        }
+    )
+    if method == 'rrd':
+        cfg.model.distiller.distill_losses.loss_rrd.queue_size = 8
+    runner = Runner.from_cfg(cfg)
+    runner.train()
+    assert runner.iter == 2
+    weights = small_runs.load(tmp_path / 'work' / 'epoch_1.pth')['state_dict']
+    assert weights['teacher.backbone.pos_embed'].shape == (1, 5, WIDTH)
+    assert weights['teacher.backbone.pos_embed'].dtype == torch.bfloat16
+    assert weights['architecture.backbone.conv1.weight'].dtype == torch.float32
+    store = dict(crd='bank.teacher', rrd='queue.keys')[method]
+    assert len(weights[f'distiller.distill_losses.loss_{method}.{store}']) == 8
+
+
+def test_kd_without_a_classifier_is_one_line(tmp_path):
+    bases = [
+        f'{CONFIGS}/_base_/{name}.py'
+        for name in (
+            'settings/imagenet_8xb32-100e',
+            'pairs/dinov2-vits14_resnet18_imagenet',
+            'distillers/kd',
+        )
+    ]
+    text = f'_base_ = {bases}\nfrom crd_plugin.fragments import join\n'
+    (tmp_path / 'kd.py').write_text(f'{text}model = join(_base_.pair, _base_.kd)\n')
+    options = {f'model.teacher.{k}': v for k, v in SMALL['dinov2-vits14'].items()}
+    report = dry_run_file(str(tmp_path / 'kd.py'), options, use_teacher_ckpt=False)
+    (problem,) = report.problems
+    assert problem.startswith(
+        "model.distiller.teacher_recorders.logits: TimmTeacher has neither a 'head' nor a 'model'"
+    )
+    assert 'take a method that reads features alone' in problem
