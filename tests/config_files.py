@@ -21,14 +21,19 @@ CONFIGS = small_runs.REPO / 'configs'
 BASE = CONFIGS / '_base_'
 BASES = sorted(BASE.rglob('*.py'))
 # Leaves that are not a method on a pair, by folder; each folder has tests of its own:
-# tests/test_transfer_configs.py, test_train_depth.py, test_cross_modal_configs.py.
+# tests/test_transfer_configs.py, test_train_depth.py, test_cross_modal_configs.py,
+# test_foundation_configs.py.
 APART = {
     folder: sorted(CONFIGS.glob(f'{folder}/*.py'))
-    for folder in ('cross-modal', 'depth', 'transfer')
+    for folder in ('cross-modal', 'depth', 'foundation', 'transfer')
 }
 OTHER_LEAVES = list(chain(*APART.values()))
 LEAVES = sorted({*CONFIGS.glob('*/*.py')} - {*BASES, *OTHER_LEAVES})
-PAIRS = sorted(path for path in BASE.glob('pairs/*.py') if not re.search('-depth|-ab_', path.stem))
+PAIRS = sorted(
+    path
+    for path in BASE.glob('pairs/*.py')
+    if not re.search('-depth|-ab_|^(clip|dino|swin)', path.stem)
+)
 FOLDERS = sorted({path.parent.name for path in LEAVES})
 
 NAME = re.compile(

@@ -248,7 +248,8 @@ def _listed(given: Any) -> list[Any]:
 def _brings_weights(network: Mapping[str, Any]) -> bool:
     """Tell whether a network initialises itself, from a file or in its constructor."""
     backbone = network.get('backbone') or {}
-    by_itself = backbone.get('pretrained') or backbone.get('type') == 'crd_plugin.plain_network'
+    by_itself = network.get('pretrained') or backbone.get('pretrained')
+    by_itself = by_itself or backbone.get('type') == 'crd_plugin.plain_network'
     return bool(network.get('init_cfg') or by_itself)
 
 

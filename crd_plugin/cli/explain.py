@@ -133,7 +133,8 @@ def _recorder_hint(calls: list[_Call], text: str) -> str:
     for frame, _, place in calls:
         recorder: Any = frame.f_locals.get('self')
         side = 'teacher' if '.teacher_recorders.' in place else 'student'
-        if frame.f_code.co_name == 'prepare_from_model' and recorder.source in text:
+        named = getattr(recorder, '_given', True)  # ours that find the module say why they do not
+        if frame.f_code.co_name == 'prepare_from_model' and named and recorder.source in text:
             kind = 'parameter' if 'Parameter' in type(recorder).__name__ else 'module'
             names = [name for name, _ in getattr(frame.f_locals['model'], f'named_{kind}s')()]
             fix = nearest(recorder.source, sorted(names, key=lambda name: name.count('.')))

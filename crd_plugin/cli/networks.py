@@ -140,6 +140,8 @@ def _of_timm(name: str, num_classes: int | None, pretrained: bool) -> dict[str, 
     if pretrained and not known.has_weights:
         raise ValueError(f'timm has no weights of {name}; give the file of its checkpoint.')
     given: dict[str, Any] = dict(pretrained=True) if pretrained else {}
+    if num_classes is None and known.num_classes == 0:  # features alone
+        return dict(type='crd_plugin.TimmTeacher', model_name=name, **given)
     if num_classes is None:
         num_classes = known.num_classes
     else:

@@ -28,7 +28,7 @@ def load_checkpoint_file(filename: str | os.PathLike, map_location: Any = 'cpu')
     Tensors, plain containers and the log history of MMEngine's checkpoints are loaded.
 
     Args:
-        filename (str or PathLike): The checkpoint file.
+        filename (str or PathLike): The checkpoint file, of torch or ``.safetensors``.
         map_location: See :func:`torch.load`. Defaults to ``'cpu'``.
 
     Returns:
@@ -38,6 +38,7 @@ def load_checkpoint_file(filename: str | os.PathLike, map_location: Any = 'cpu')
         FileNotFoundError: If there is no such file.
         CheckpointError: If the file is truncated, is not a checkpoint, holds objects of other
             classes, or is not a dict.
+        ImportError: If safetensors is needed and not installed.
     """
     import torch
 
@@ -49,8 +50,13 @@ def load_checkpoint_file(filename: str | os.PathLike, map_location: Any = 'cpu')
             '`last_checkpoint` of a work dir.'
         )
     try:
-        with _log_history_allowed():
-            loaded = torch.load(path, map_location=map_location, weights_only=True)
+        if path.suffix == '.safetensors':
+            loaded = _load_safetensors(path)
+        else:
+            with _log_history_allowed():
+                loaded = torch.load(path, map_location=map_location, weights_only=True)
+    except ImportError:
+        raise
     except Exception as error:
         # A damaged file makes torch fail in any way. EINVAL is how its reader says that an index
         # points past the end; other errors of the system are not the file's fault.
@@ -65,6 +71,17 @@ def load_checkpoint_file(filename: str | os.PathLike, map_location: Any = 'cpu')
             'torch.save(dict(state_dict=...), FILE).'
         )
     return loaded
+
+
+def _load_safetensors(path: Path) -> dict[str, Any]:
+    """Load tensors into the memory of the host."""
+    try:
+        from safetensors.torch import load_file
+    except ImportError as error:
+        raise ImportError(
+            f'{path} needs safetensors; install it with `pip install safetensors`.'
+        ) from error
+    return load_file(path)
 
 
 def _explain(path: Path, error: Exception) -> str:

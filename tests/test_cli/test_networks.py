@@ -88,8 +88,11 @@ def test_pretrained():
     assert one['init_cfg']['checkpoint'].endswith('resnet18_8xb32_in1k_20210831-fbbb1da6.pth')
     assert one['data_preprocessor']['mean'] == [123.675, 116.28, 103.53]
     timm = network_cfg('timm/vit_small_patch14_dinov2.lvd142m', None, pretrained=True)
-    assert timm['backbone']['pretrained'] is True
-    assert 'head' not in timm  # it has no classes
+    # It has no classes.
+    name = 'vit_small_patch14_dinov2.lvd142m'
+    assert timm == dict(type='crd_plugin.TimmTeacher', model_name=name, pretrained=True)
+    timm = network_cfg('timm/resnet10t', None, pretrained=True)
+    assert timm['backbone']['pretrained'] is True and timm['head']['num_classes'] == 1000
     assert timm['data_preprocessor']['std'] == [58.395, 57.12, 57.375]
 
 

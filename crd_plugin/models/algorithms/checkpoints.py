@@ -53,9 +53,12 @@ def load_pretrained(model: BaseModule, checkpoint: str, role: str) -> None:
             raise  # a folder
         raise FileNotFoundError(f'{source} does not exist; {how_to_train(checkpoint)}.') from error
     part = 'teacher' if role == 'teacher' else 'architecture'
+    weights = find_weights(loaded, source)
+    if hasattr(model, 'rename_weights'):
+        weights = model.rename_weights(weights, source)
     load_strictly(
         model,
-        fit_weights(find_weights(loaded, source), model, source),
+        fit_weights(weights, model, source),
         source,
         f'the {role}',
         f'Give the config of the network that it was saved from as model.{part} (depth, widths, '

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -61,6 +61,9 @@ class FrozenTeacherDistill(StudentInterface, SingleTeacherDistill):
             predictions too. Defaults to None: all of it.
         input_shape (Sequence[int]): Channels, height and width of the image that widths are
             inferred with, before any view. Defaults to (3, 32, 32).
+        teacher_dtype (str, optional): ``'bfloat16'`` keeps and runs the teacher in this type, which
+            halves its memory; losses are given its features in float32. Defaults to None:
+            float32.
         channels_last (bool): Lay images and weights out with channels last, see
             ``docs/performance.md``. Defaults to False.
         compile (bool | dict): Compile the backbones of both networks by ``torch.compile``; a
@@ -70,7 +73,8 @@ class FrozenTeacherDistill(StudentInterface, SingleTeacherDistill):
 
     Raises:
         ValueError: If ``teacher_trainable`` is True, a checkpoint or ``input_shape`` does not
-            fit, the student mixes images, or ``torch.compile`` refuses ``compile``.
+            fit, the student mixes images, ``teacher_dtype`` is not one of the allowed values, or
+            ``torch.compile`` refuses ``compile``.
         TypeError: If ``channels_last`` or ``compile`` is of another type.
         FileNotFoundError: If a checkpoint does not exist.
     """
@@ -84,6 +88,7 @@ class FrozenTeacherDistill(StudentInterface, SingleTeacherDistill):
         teacher_view: nn.Module | dict | None = None,
         student_view: nn.Module | dict | None = None,
         input_shape: Sequence[int] = (3, 32, 32),
+        teacher_dtype: str | None = None,
         channels_last: bool = False,
         compile: bool | Mapping[str, Any] = False,
         **kwargs,
@@ -95,6 +100,10 @@ class FrozenTeacherDistill(StudentInterface, SingleTeacherDistill):
             )
         if not isinstance(channels_last, bool):
             raise TypeError(f'channels_last is {channels_last!r}, expected True or False.')
+        if teacher_dtype not in (None, 'bfloat16'):
+            raise ValueError(
+                f"teacher_dtype is {teacher_dtype!r}, expected 'bfloat16', or None for float32."
+            )
         one = teacher_ckpt is None or isinstance(teacher_ckpt, str)
         if isinstance(teacher, Sequence) or not one:
             teacher, teacher_ckpt = TeacherEnsemble(teacher, teacher_ckpt), None
@@ -115,7 +124,10 @@ class FrozenTeacherDistill(StudentInterface, SingleTeacherDistill):
         self._infer_widths(input_shape)
         self.channels_last = channels_last
         self.compile_options = compile
+        self.teacher_dtype = teacher_dtype and getattr(torch, teacher_dtype)
         for network in members_of(self.teacher):
+            if self.teacher_dtype:
+                speed.keep_in_dtype(network, self.teacher_dtype)
             self._speed_up(network, 'teacher')
         self._speed_up(self.student, 'student')
 
@@ -149,7 +161,14 @@ class FrozenTeacherDistill(StudentInterface, SingleTeacherDistill):
         distiller = self.distiller
         distiller.set_deliveries_override(False)
         with distiller.teacher_recorders, distiller.deliveries, torch.no_grad():
-            self.teacher(self.teacher_view(batch_inputs), data_samples, mode='tensor')
+            images = self.teacher_view(batch_inputs)
+            # Whatever autocast asks for.
+            off = torch.autocast(images.device.type, enabled=False)
+            with off if self.teacher_dtype else nullcontext():
+                self.teacher(images, data_samples, mode='tensor')
+        if self.teacher_dtype:
+            for recorder in distiller.teacher_recorders.recorders.values():
+                recorder.data_buffer[:] = map(speed.in_float32, recorder.data_buffer)
 
     def run_student(
         self, batch_inputs: Any, data_samples: Samples = None, with_loss: bool = True

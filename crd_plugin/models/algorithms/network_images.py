@@ -73,7 +73,7 @@ def network_images(
     if it has a mean. A view then picks from the bare pixels, and what it gives is normalised so.
     For a network without a mean of its own, it picks from the images as the distillation normalises
     them, unless it has an attribute ``takes_pixels``. A ``ViewPreprocessor`` of the network brings
-    its own view.
+    its own view, which follows.
 
     Args:
         network (nn.Module): Teacher or student.
@@ -85,22 +85,14 @@ def network_images(
         nn.Module: From images to images; ``nn.Identity`` if nothing is to be changed.
 
     Raises:
-        ValueError: If the network asks for another number of channels and has no view, or two.
+        ValueError: If the network asks for another number of channels and has no view.
     """
     preprocessor = getattr(network, 'data_preprocessor', None)
-    own_view = getattr(preprocessor, 'view', None)
-    if own_view is not None and view is not None:
-        raise ValueError(
-            f'model.{role}_view is given, but data_preprocessor of the {role} has a view too; '
-            'leave one of them out.'
-        )
-    view = own_view if view is None else view
-    theirs = _normalisation(preprocessor)
-    given = _normalisation(own)
-    if view is not None:
-        view = MODELS.build(view) if isinstance(view, dict) else view
-        steps: list[nn.Module] = [view]
-        if given and (theirs or getattr(view, 'takes_pixels', False)):
+    theirs, given = _normalisation(preprocessor), _normalisation(own)
+    views = [one for one in (view, getattr(preprocessor, 'view', None)) if one is not None]
+    if views:
+        steps = [MODELS.build(one) if isinstance(one, dict) else one for one in views]
+        if given and (theirs or any(getattr(step, 'takes_pixels', False) for step in steps)):
             steps.insert(0, Renormalise(given, _bare(given)))
         if theirs:  # The order of the channels is the view's.
             steps.append(Renormalise(_bare(theirs), theirs))

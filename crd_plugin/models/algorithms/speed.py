@@ -1,14 +1,15 @@
-"""Options of a model that make it faster and change nothing else."""
+"""Options of a model that make it faster or smaller."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-__all__ = ['channels_last', 'compile_backbone']
+__all__ = ['channels_last', 'compile_backbone', 'in_float32', 'keep_in_dtype']
 
 
 def channels_last(inputs: Any) -> Any:
@@ -39,3 +40,24 @@ def compile_backbone(network: nn.Module, role: str, options: bool | Mapping[str,
         raise ValueError(
             f'compile is {dict(options)}, which torch.compile refuses: {error}'
         ) from error
+
+
+def keep_in_dtype(network: nn.Module, dtype: torch.dtype) -> None:
+    """Convert a network that is not trained, and the images that it is given from now on."""
+    for name, part in network.named_children():
+        if name != 'data_preprocessor':  # a mean and std, which is not part of the network
+            part.to(dtype)
+    network.register_forward_pre_hook(partial(_convert_images, dtype))
+
+
+def in_float32(record: Any) -> Any:
+    """Return a record, a tensor or nested lists of them, in float32."""
+    if isinstance(record, (list, tuple)):
+        return type(record)(map(in_float32, record))
+    is_float = isinstance(record, Tensor) and record.is_floating_point()
+    return record.float() if is_float else record
+
+
+def _convert_images(dtype: torch.dtype, network: nn.Module, args: tuple) -> tuple:
+    """Convert the first argument of a forward pass."""
+    return (args[0].to(dtype), *args[1:])

@@ -7,6 +7,7 @@ from .plain_conv_net import PlainConvNet
 from .plain_network import LogitsHead, plain_network
 from .resnet import CIFARFourStageResNet, CIFARResNet, ImageNetResNet
 from .shufflenet_cifar import CIFARShuffleNetV1, CIFARShuffleNetV2
+from .timm_teacher import TimmTeacher
 from .vgg_cifar import CIFARVGG
 from .wide_resnet_cifar import CIFARWideResNet
 
@@ -23,6 +24,7 @@ __all__ = [
     'ImageNetResNet',
     'LogitsHead',
     'PlainConvNet',
+    'TimmTeacher',
     'build_cifar_classifier_cfg',
     'find_cifar_name',
     'plain_network',

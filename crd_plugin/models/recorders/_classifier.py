@@ -27,8 +27,9 @@ def find_scores(model: nn.Module) -> nn.Module:
         if isinstance(module, nn.Module):
             return module
     raise ValueError(
-        f"{type(model).__name__} has neither a 'head' nor a 'model' that returns logits; name the "
-        'module that does as source.'
+        f"{type(model).__name__} has neither a 'head' nor a 'model' that returns logits. If some "
+        'other module does, name it as source; if none does, take a method that reads features '
+        'alone, such as crd, rrd or cc.'
     )
 
 

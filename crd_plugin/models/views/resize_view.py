@@ -33,4 +33,6 @@ class ResizeView(nn.Module):
         Returns:
             Tensor: ``(B, C, size, size)``.
         """
+        if images.shape[-2:] == (self.size, self.size):
+            return images
         return F.interpolate(images, (self.size, self.size), mode='bilinear', antialias=True)

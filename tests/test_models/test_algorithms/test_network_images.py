@@ -156,8 +156,11 @@ def test_a_network_brings_its_view(own):
     for mode in ('loss', 'predict'):
         found = seen_by(model, raw, mode)['student']
         torch.testing.assert_close(found, expected['inputs'], rtol=1e-4, atol=1e-3)
-    with pytest.raises(ValueError, match='^model.student_view is given, but data_preprocessor of'):
-        build(data_preprocessor=own, student_view=channels(0, 1, 2), **networks)
+    # A view of the config comes before it.
+    model = build(data_preprocessor=own, student_view=channels(1, 1, 0), **networks)
+    expected = MODELS.build(dict(theirs, view=channels(0, 0, 1), to_rgb=own.get('to_rgb', False)))
+    found, expected = seen_by(model, raw)['student'], expected(dict(inputs=raw))['inputs']
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-3)
 
 
 def test_two_resolutions():
