@@ -56,9 +56,8 @@ def load_network(cfg: Config, filename: str, role: str = 'architecture') -> Any:
         content['model'] = dict(architecture=content['model'][role])
     plain = student_config(content)
     with DefaultScope.overwrite_default_scope(plain.get('default_scope', 'mmpretrain')):
-        network = MODELS.build(
-            dict(plain['model'], data_preprocessor=plain.get('data_preprocessor'))
-        )
+        given = {key: plain[key] for key in ('data_preprocessor',) if plain.get(key)}
+        network = MODELS.build(dict(plain['model'], **given))
     loaded = load_checkpoint_file(filename)
     weights = loaded.get('state_dict', loaded)
     own = {key[len(role) + 1 :]: weights[key] for key in weights if key.startswith(f'{role}.')}
