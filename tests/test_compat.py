@@ -364,10 +364,13 @@ def test_numpy_of_every_number_type_loads(tmp_path, dtype):
     assert loaded['scalar'] == 1 and type(loaded['scalar']) is type(array[0])
 
 
-def test_checkpoint_written_under_numpy_1_loads(tmp_path):
+def test_checkpoint_written_under_the_other_numpy_loads(tmp_path):
     path = tmp_path / 'a.pth'
     torch.save(dict(array=np.arange(3), scalar=np.float64(2)), path)
-    rewrite_pickle(path, lambda data: data.replace(b'numpy._core', b'numpy.core'))
+    # NumPy 2 writes the first, NumPy 1 the second.
+    names = [b'numpy._core', b'numpy.core']
+    own, other = names if np.__version__ >= '2' else reversed(names)
+    rewrite_pickle(path, lambda data: data.replace(own, other))
     loaded = compat.load_checkpoint_file(path)
     assert loaded['array'].tolist() == [0, 1, 2] and loaded['scalar'] == 2
 
