@@ -235,9 +235,11 @@ def declare_torchvision_ops():
 
 
 def repair_torchvision():
-    """Declare the operators of torchvision by hand."""
+    """Declare the operators of torchvision by hand, and forget the half-imported package."""
     import torch
 
+    for name in [name for name in sys.modules if name.split('.')[0] == 'torchvision']:
+        del sys.modules[name]
     library = torch.library.Library('torchvision', 'FRAGMENT')
     for name in ('nms', 'qnms'):
         library.define(f'{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor')

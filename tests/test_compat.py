@@ -11,11 +11,13 @@ import zipfile
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
+import mmengine
 import numpy as np
 import pytest
 import torch
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader, load_checkpoint
+from mmengine.utils import digit_version
 
 from crd_plugin import compat
 from crd_plugin.compat import packages, training
@@ -42,6 +44,9 @@ BROKEN = dict(
     find_default_weight_decay='weight_decay',
     find_soft_cross_entropy='PlaceHolder',
 )
+# Repaired in MMEngine 0.10.12 of OneDL.
+ONEDL = digit_version(mmengine.__version__) > digit_version('0.10.7')
+REPAIRED = ('find_installed_packages', 'load_log_history', 'start_data_loading_late')
 # What works without the package and must not change.
 SOUND = (
     'project_runs',
@@ -82,13 +87,18 @@ def probed(tmp_path_factory):
 @pytest.mark.parametrize('case', BROKEN)
 def test_patch(probed, case):
     bare = probed['bare'][case]
-    assert bare != 'ok', f'upstream no longer fails at {case}: remove the patch'
-    assert BROKEN[case] in bare
+    if ONEDL and case in REPAIRED:
+        assert bare == 'ok'
+    else:
+        assert bare != 'ok', f'upstream no longer fails at {case}: remove the patch'
+        assert BROKEN[case] in bare
     assert (probed['early'][case], probed['late'][case]) == ('ok', 'ok')
 
 
 @pytest.mark.parametrize('case', SOUND)
 def test_what_works_upstream_is_unchanged(probed, case):
+    if ONEDL and case == 'allowed_globals_are_kept':
+        pytest.skip('this MMEngine allows getattr itself; which of the two counts is random')
     assert 'Error: ' not in str(probed['bare'][case])
     assert probed['early'][case] == probed['late'][case] == probed['bare'][case]
 
@@ -322,8 +332,8 @@ def test_packages_are_found():
         import mmengine
         assert get_installed_path is in_config
         assert get_installed_path('mmengine') == mmengine.__path__[0]
-        assert is_installed('mmengine') and is_installed('ordered-set')
-        assert get_installed_path('ordered-set').endswith('ordered_set')
+        assert is_installed('mmengine') and is_installed('pillow')
+        assert get_installed_path('pillow').endswith('PIL')
         assert not is_installed('no_such_package')
         try:
             get_installed_path('no_such_package')
@@ -364,10 +374,13 @@ def test_numpy_of_every_number_type_loads(tmp_path, dtype):
     assert loaded['scalar'] == 1 and type(loaded['scalar']) is type(array[0])
 
 
-def test_checkpoint_written_under_numpy_1_loads(tmp_path):
+def test_checkpoint_written_under_the_other_numpy_loads(tmp_path):
     path = tmp_path / 'a.pth'
     torch.save(dict(array=np.arange(3), scalar=np.float64(2)), path)
-    rewrite_pickle(path, lambda data: data.replace(b'numpy._core', b'numpy.core'))
+    # NumPy 2 writes the first, NumPy 1 the second.
+    names = [b'numpy._core', b'numpy.core']
+    own, other = names if np.__version__ >= '2' else reversed(names)
+    rewrite_pickle(path, lambda data: data.replace(own, other))
     loaded = compat.load_checkpoint_file(path)
     assert loaded['array'].tolist() == [0, 1, 2] and loaded['scalar'] == 2
 

@@ -70,6 +70,8 @@ def explain(error: BaseException, cfg: Mapping[str, Any]) -> str:
         return hint
     argument = _UNKNOWN_ARGUMENT.search(text)
     if isinstance(error, TypeError) and argument:
+        # Python 3.13 adds a guess of its own, which does not know the classes that **kwargs go to.
+        text = text[: argument.end()]
         text += f'; {nearest(argument[1], arguments_of(find_type(kind)))}.'
     ours = frame.f_globals.get('__name__', '').startswith('crd_plugin.')
     if not ours and not isinstance(error, _WITH_SENTENCE):

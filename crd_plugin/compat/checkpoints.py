@@ -113,6 +113,7 @@ def _log_history_allowed() -> Iterator[None]:
     import numpy as np
     import torch
     from mmengine.logging import HistoryBuffer
+    from numpy._core import multiarray
 
     allowed: dict[str, Any] = {
         'mmengine.logging.history_buffer.HistoryBuffer': HistoryBuffer,
@@ -121,7 +122,6 @@ def _log_history_allowed() -> Iterator[None]:
         'numpy.dtype': np.dtype,
         **{f'numpy.dtypes.{name}': getattr(np.dtypes, name) for name in np.dtypes.__all__},
     }
-    multiarray = (getattr(np, '_core', None) or np.core).multiarray
     for package in ('numpy.core', 'numpy._core'):  # as NumPy 1 and 2 write it
         allowed[f'{package}.multiarray._reconstruct'] = multiarray._reconstruct
         allowed[f'{package}.multiarray.scalar'] = multiarray.scalar

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
 
 from crd_plugin.engine import CoCoRDHook
 from tests import small_runs
@@ -33,6 +34,7 @@ class Spy(Hook):
         self.after.append((copy.deepcopy(runner.model.state_dict()), pending))
 
 
+@HOOKS.register_module()
 class BreakHook(Hook):
     """Makes one weight NaN, after CoCoRDHook."""
 
@@ -150,7 +152,7 @@ def test_terms_are_logged_and_not_added_to_the_loss(watched):
     [
         ([HOOK, HOOK], 'CoCoRDHook is registered 2 times'),
         ([HOOK, dict(type='SyncBuffersHook')], 'SyncBuffersHook averages every'),
-        ([HOOK, BreakHook()], 'Some keys are NaN or infinite'),
+        ([HOOK, dict(type='BreakHook')], 'Some keys are NaN or infinite'),
     ],
 )
 def test_refused_runs(tmp_path, hooks, message):
