@@ -43,7 +43,7 @@ test: $(STAMPS)/package $(STAMPS)/tests
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile $(PYTEST_ARGS)
 
 # mypy reads the types of what the package imports.
-lint: $(STAMPS)/package $(STAMPS)/demo $(STAMPS)/lint
+lint: $(STAMPS)/package $(STAMPS)/tests $(STAMPS)/lint
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/codespell
