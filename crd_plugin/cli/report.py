@@ -72,7 +72,7 @@ def render_report(title: str, sections: Sequence[Section]) -> str:
 
     Args:
         title (str): Heading of the page.
-        sections (Sequence[tuple]): Of each section the heading, then any number of Markdown texts
+        sections (Sequence[tuple]): Heading of each section, then any number of Markdown texts
             (paragraphs, tables, lists of one level, code within a line) and paths of PNG files.
 
     Returns:
