@@ -116,11 +116,16 @@ def distill(
     labeled = classes is not None and not any(name.endswith(_UNLABELED) for name in names)
     if val_data is not None:
         val_classes = _read_classes('val_data', val_data)
-        odd = sorted(set(val_classes or ()) ^ set(classes or ())) if labeled else []
-        if odd or val_classes is None:
+        if val_classes is None:
+            raise cli.UsageError(
+                f'val_data {val_data} has images without classes; give a folder with one folder of '
+                'images per class, or leave val_data out.'
+            )
+        odd = sorted(set(val_classes) ^ set(classes or ())) if labeled else []
+        if odd:
             raise cli.UsageError(
                 f'val_data {val_data} must have the folders of classes that train_data has; only '
-                f'one has {", ".join(odd[:5]) or "any"}.'
+                f'one of them has {", ".join(odd[:5])}.'
             )
     if not labeled:  # methods have a fragment of their own, or need no labels
         free = [f'{name.removesuffix(_UNLABELED)}{_UNLABELED}' for name in names]

@@ -167,9 +167,9 @@ def test_wrong_folders(distil, images, tmp_path):
         ('none', 'val', 'train_data .*none.* is not a folder'),
         ('bad/empty', 'val', 'empty has no images'),
         ('bad/mixed', 'val', 'mixed has both images and folders; put each image'),
-        ('train', 'flat_val', 'flat_val must have the folders of classes'),
-        ('flat_train', 'flat_val', 'that train_data has; only one has any'),
-        ('train', 'bad/other', 'other must have .* only one has 1, 2, 3, 4, 5\\.'),
+        ('train', 'flat_val', 'flat_val has images without classes; give'),
+        ('flat_train', 'flat_val', 'or leave val_data out'),
+        ('train', 'bad/other', 'other must have .* only one of them has 1, 2, 3, 4, 5\\.'),
     ):
         with pytest.raises(UsageError, match=message):
             distil(tmp_path, train, val)
