@@ -4,6 +4,7 @@ Whatever the folders, file names and configs say is read from them: a new method
 """
 
 import ast
+import copy
 import functools
 import json
 import re
@@ -49,9 +50,13 @@ def name_of(path: Path) -> str:
 
 
 @functools.cache
-def parsed(path: Path) -> Config:
-    """The config as read; nothing may change it."""
+def _read(path: Path) -> Config:
     return Config.fromfile(path)
+
+
+def parsed(path: Path) -> Config:
+    """A config, read once and copied for each test: one that changes it changes no other."""
+    return copy.deepcopy(_read(path))
 
 
 def facts(leaf: Path) -> dict:

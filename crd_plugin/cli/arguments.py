@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import copy
 import difflib
+import itertools
 import logging
 import os
 import os.path as osp
@@ -39,6 +40,7 @@ _LAUNCHERS = dict(
         'mpirun',
     ),
 )
+_NUMBERS = itertools.count()  # of the runs of this process
 
 
 class SettingAction(DictAction):
@@ -254,6 +256,9 @@ def build_runner(cfg: Config) -> Runner:
     if cfg.get('randomness', {}).get('deterministic', False):
         # cuBLAS is refused without it, and reads it when it is first used.
         os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
+    # MMEngine names a run by its config and the second, and runs of one name share their history.
+    cfg = copy.deepcopy(cfg)
+    cfg.setdefault('experiment_name', f'{Path(cfg.work_dir).name}-{next(_NUMBERS)}')
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     runner.register_hook(dict(type='crd_plugin.StrictLoadingHook'))
     return runner

@@ -607,11 +607,26 @@ def test_cublas_is_deterministic_on_demand(monkeypatch, given, found):
     monkeypatch.delenv(name)
     runner = SimpleNamespace(register_hook=lambda hook: None)
     monkeypatch.setattr('mmengine.runner.Runner.from_cfg', lambda cfg: runner)
-    cli.build_runner(Config(given))
+    cfg = Config(dict(given, work_dir='run'))
+    cli.build_runner(cfg)
     assert os.environ.get(name) == found
     monkeypatch.setenv(name, ':16:8')
-    cli.build_runner(Config(given))
+    cli.build_runner(cfg)
     assert os.environ[name] == ':16:8'
+
+
+def test_runs_of_one_second_have_names_of_their_own(monkeypatch):
+    named = []
+    runner = SimpleNamespace(register_hook=lambda hook: None)
+    monkeypatch.setattr(
+        'mmengine.runner.Runner.from_cfg', lambda cfg: named.append(cfg.experiment_name) or runner
+    )
+    cfg = Config(dict(work_dir='work_dirs/kd'))
+    for _ in range(2):
+        cli.build_runner(cfg)
+    assert len(set(named)) == 2 and all(name.startswith('kd-') for name in named)
+    cli.build_runner(Config(dict(work_dir='a', experiment_name='mine')))
+    assert named[-1] == 'mine'
 
 
 @pytest.mark.parametrize(
@@ -627,7 +642,8 @@ def test_cublas_is_deterministic_on_demand(monkeypatch, given, found):
 def test_numbers_are_always_written_to_a_file(monkeypatch, given, types):
     runner = SimpleNamespace(register_hook=lambda hook: None)
     monkeypatch.setattr('mmengine.runner.Runner.from_cfg', lambda cfg: runner)
-    cfg = Config(dict(visualizer=dict(type='Visualizer', vis_backends=[dict(type='Other')])))
+    backends = [dict(type='Other')]
+    cfg = Config(dict(work_dir='run', visualizer=dict(type='Visualizer', vis_backends=backends)))
     parser = argparse.ArgumentParser()
     cli.add_common_arguments(parser)
     args = parser.parse_args(['--cfg-options', f'visualizer.vis_backends={given}'])
