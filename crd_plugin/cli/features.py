@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,7 +40,7 @@ def load_network(cfg: Config, filename: str, role: str = 'architecture') -> Any:
 
     Args:
         cfg (Config): Config of a distillation, or of plain training.
-        filename (str): Checkpoint of a distillation, of plain training, or a published one.
+        filename (str): Checkpoint of either, or a published one.
         role (str): 'architecture', the student, or 'teacher'. Defaults to 'architecture'.
 
     Returns:
@@ -108,15 +107,14 @@ def run_network(network: Any, dataset: dict[str, Any]) -> Outputs:
 
 def own_data(cfg: Config) -> tuple[dict[str, Any], dict[str, Any]]:
     """Configs of the training images, without augmentation, and of the validation images."""
-    train, val = (
-        copy.deepcopy(cfg[name].dataset.to_dict())
-        for name in ('train_dataloader', 'val_dataloader')
-    )
-    # Ids, and data that stay on the device, are for training.
-    while isinstance(train.get('dataset'), dict):
-        train = train['dataset']
-    while isinstance(val.get('dataset'), dict):
-        val = val['dataset']
+    found = []
+    for name in ('train_dataloader', 'val_dataloader'):
+        dataset = cfg[name].dataset.to_dict()
+        # Ids, and data that stay on the device, are for training.
+        while isinstance(dataset.get('dataset'), dict):
+            dataset = dataset['dataset']
+        found.append(dataset)
+    train, val = found
     return {**train, 'pipeline': val['pipeline']}, val
 
 
@@ -131,17 +129,7 @@ def digits(height: int, width: int) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def linear_probe(train: Outputs, test: Outputs) -> float:
-    """Fit a linear classifier on frozen features: logistic regression of scikit-learn.
-
-    Features are standardised, the penalty is the default: no random numbers, nothing to choose.
-
-    Args:
-        train (Outputs): What the classifier is fitted on.
-        test (Outputs): What it is measured on.
-
-    Returns:
-        float: Accuracy on ``test``, percent.
-    """
+    """Accuracy on ``test``, percent, of a logistic regression on the features of ``train``."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
@@ -198,11 +186,9 @@ def plot_embedding(
     figure, panels = _panels(len(networks))
     for panel, (name, outputs) in zip(panels, networks.items()):
         features = outputs.features[:images]
-        perplexity = min(30, (len(features) - 1) / 3)
-        with threadpool_limits(
-            1
-        ):  # threads that wait for each other take minutes on a busy machine
-            places = TSNE(perplexity=perplexity, random_state=0).fit_transform(features)
+        tsne = TSNE(perplexity=min(30, (len(features) - 1) / 3), random_state=0)
+        with threadpool_limits(1):  # on a busy machine, threads that wait for others take minutes
+            places = tsne.fit_transform(features)
         colours = dict(c=outputs.labels[:images], cmap='tab10', vmin=0, vmax=9)
         panel.scatter(*places.T, **colours, s=3, linewidths=0)
         panel.set(xticks=[], yticks=[])
@@ -215,13 +201,11 @@ def plot_embedding(
 
 
 def _panels(number: int) -> tuple[Any, list[Any]]:
-    """Make a figure with rows of five square panels; those that are left over are empty."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    """Make a figure with rows of five square panels."""
     from matplotlib.figure import Figure
 
     lines, columns = -(-number // 5), min(5, number)
     figure = Figure(figsize=(2.3 * columns + 1.2, 2.6 * lines), layout='constrained')
-    FigureCanvasAgg(figure)
     panels = list(figure.subplots(lines, columns, squeeze=False).flat)
     for panel in panels[number:]:
         panel.set_axis_off()

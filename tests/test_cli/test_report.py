@@ -41,17 +41,16 @@ class Tags(HTMLParser):
 
 
 def test_markdown_becomes_html():
-    text = f'{TABLE}\n\nA line & `code`\ngoes on.\n\n- one\n- two: <b>'
-    assert report.render_html(text).split('\n') == [
-        '<div class="scroll"><table>',
-        '<tr><th>method</th><th>top-1</th></tr>',
-        '<tr><td>a &lt; b</td><td>1 ± 0</td></tr>',
-        '</table></div>',
-        '<p>A line &amp; <code>code</code> goes on.</p>',
-        '<ul>',
-        '<li>one</li>',
-        '<li>two: &lt;b&gt;</li>',
-        '</ul>',
+    text = f'{TABLE}\n\nA line & `code`\ngoes on, _as_ [it] *is*.\n\n- one\n- two: <b>'
+    page = report.render_report('', [('', text)])
+    right = ' style="text-align:right"'
+    assert [line for line in page.split('<h2></h2>')[1].split('\n') if line] == [
+        *('<table>', '<thead>', '<tr>', '<th>method</th>', f'<th{right}>top-1</th>', '</tr>'),
+        *('</thead>', '<tbody>', '<tr>', '<td>a &lt; b</td>', f'<td{right}>1 ± 0</td>', '</tr>'),
+        *('</tbody>', '</table>'),
+        *('<p>A line &amp; <code>code</code>', 'goes on, _as_ [it] *is*.</p>'),
+        *('<ul>', '<li>one</li>', '<li>two: &lt;b&gt;</li>', '</ul>'),
+        *('</section>', '</body>', '</html>'),
     ]
 
 

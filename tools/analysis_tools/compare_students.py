@@ -54,7 +54,6 @@ def measure(
                 probe=features.linear_probe(train, test),
                 probe_digits=features.linear_probe(*other),
                 outputs=test,
-                difference=difference,
             )
         )
     return rows
@@ -64,33 +63,31 @@ def render(rows: Sequence[dict[str, Any]]) -> str:
     """Write the numbers as Markdown, and the differences to the first student."""
     import pandas as pd
 
-    from crd_plugin.cli import statistics
-    from crd_plugin.cli.results import format_mean, render_cells
+    from crd_plugin.cli import results
 
     frame = pd.DataFrame([{key: row[key] for key in ('name', 'seed', *MEASURES)} for row in rows])
     cells = [['network', 'seeds', *MEASURES.values()]]
     for name, group in frame.groupby('name', sort=False):
         values = [
-            format_mean(
-                dict(mean=group[key].mean(), std=group[key].std() if len(group) > 1 else None),
+            results.format_mean(
+                results.mean_and_std(group[key].tolist()),
                 digits=3 if key == 'correlation_difference' else 2,
             )
             for key in MEASURES
         ]
         cells.append([str(name), str(len(group)), *values])
-    text = render_cells(cells)
-    others = frame[1:]
-    reference = others['name'].iloc[0]
-    if others['name'].nunique() > 1 and len(others) > others['name'].nunique():
+    text = results.render_cells(cells)
+    students = frame[1:]
+    names = list(dict.fromkeys(students['name']))
+    if 1 < len(names) < len(students):
         columns = {
-            f'{title} - {reference}': statistics.paired_differences(
-                others.assign(last=[dict(top1=value) for value in others[key]]), reference
+            f'{title} - {names[0]}': results.paired_differences(
+                students.assign(last=[dict(top1=value) for value in students[key]]), names[0]
             )
             for key, title in MEASURES.items()
             if key != 'correlation_difference'
         }
-        names = list(dict.fromkeys(others['name']))
-        text += f'\n\n{statistics.render_differences(names, columns)}\n\n{statistics.LEGEND}'
+        text += f'\n\n{results.render_differences(names, columns)}\n\n{results.LEGEND}'
     return text
 
 
@@ -115,11 +112,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         for row in rows
     ]
     launch.write_whole(out / 'results.json', json.dumps(content, indent=1))
-    shown = {row['name']: row['outputs'] for row in reversed(rows)}
-    shown = dict(reversed(shown.items()))  # the first seed of each
-    classes = dataset.metainfo['classes']
+    shown: dict[str, Any] = {}
+    for row in rows:
+        shown.setdefault(row['name'], row['outputs'])  # the first seed of each
     features.plot_correlation(shown, out / 'correlation.png')
-    features.plot_embedding(shown, out / 'embedding.png', classes, EMBEDDED)
+    features.plot_embedding(shown, out / 'embedding.png', dataset.metainfo['classes'], EMBEDDED)
 
 
 if __name__ == '__main__':
