@@ -245,7 +245,7 @@ def test_report_of_several_seeds(demo, tmp_path):
     assert content['differences']['last - student alone']['KD']['mean'] == 10.25
     assert [run['teacher'] for run in content['runs']] == ['', '', 'ab12', '', 'ab12']
     page = (tmp_path / 'report.html').read_text()
-    assert '<td>+10.25 [' in page and page.count('data:image/png;base64,iVBOR') == 2
+    assert '>+10.25 [' in page and page.count('data:image/png;base64,iVBOR') == 2
     assert 'KD, t-SNE and correlation: no checkpoint in' in page
     for name in ('curves.png', 'accuracies.png'):
         assert (tmp_path / name).read_bytes()[:4] == b'\x89PNG'

@@ -321,7 +321,7 @@ def test_seeds_come_one_after_the_other(tool, tmp_path):
 )
 def test_wrong_arguments_are_told(tool, capsys, words, message):
     with pytest.raises(SystemExit) as caught:
-        tool.parse_args(['config.py', *words])
+        tool.main([str(tables.STUDENT), *words])
     assert caught.value.code == 2 and message in capsys.readouterr().err
 
 
