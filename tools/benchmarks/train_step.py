@@ -1,15 +1,8 @@
 """Images per second of whole training steps, and where the time goes.
 
-Each config is built as ``tools/train.py`` builds it, with its own data loader
-and hooks, and driven through real iterations. Several configs take turns of
-``--iters`` steps, in an order that rotates from round to round, so a drift of
-the machine hits all of them; the ratio to the first config is taken round by
-round. Fetching is part of a step. A turn begins with steps that are not
-counted, as many as the loader holds ready.
-
-On a GPU the parts are measured with events of its stream: a part is charged
-with the time that the GPU works for it or waits for the host. Peak memory is
-that of one step beyond what is held between steps.
+Several configs take turns of ``--iters`` steps, fetching included, built and driven as
+``tools/train.py`` does it. A part is charged with the time that the GPU works for it or waits for
+the host. Peak memory is that of one step beyond what is held between steps.
 """
 
 from __future__ import annotations
@@ -24,6 +17,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Iterator, Sequence
+from operator import truediv
 from pathlib import Path
 from typing import Any
 
@@ -62,13 +56,8 @@ def parse_args() -> argparse.Namespace:
     add('--warmup', type=int, help=what)
     what = 'run one step that must not wait for the GPU; exit status 1 if one does'
     add('--check-sync', action='store_true', help=what)
-    timing.add_clock(parser)
-    timing.add_run_arguments(parser, 'out', rounds=5)
-    args = parser.parse_args()
-    for option in sum(args.vary, args.cfg_options):
-        if '=' not in option:
-            sys.exit(f'{option} is not KEY=VALUE.')
-    timing.prepare(args, 'out', iters=1, warmup=0, batch_size=1, num_workers=0)
+    least = dict(iters=1, warmup=0, batch_size=1, num_workers=0)
+    args = timing.parse(parser, 'out', rounds=5, clock=True, **least)
     if args.check_sync and args.device == 'cpu':
         sys.exit('--check-sync looks for waits on a GPU; it needs --device cuda.')
     return args
@@ -82,7 +71,7 @@ def load_config(path: str, options: Sequence[str], args: argparse.Namespace, fol
 
     try:
         cfg = runs.load_config(path, options)
-    except (cli.UsageError, FileNotFoundError) as error:
+    except cli.UsageError as error:
         sys.exit(f'error: {error}')
     cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
     cfg.test_cfg = cfg.test_dataloader = cfg.test_evaluator = None
@@ -162,23 +151,19 @@ class Clock:
 
 
 class Case:
-    """One config with its runner and what was measured."""
+    """One config with its runner.
+
+    The runner is built up to where its first epoch begins, and the borders of the parts marked.
+    """
 
     def __init__(self, name: str, cfg: Any, args: argparse.Namespace) -> None:
-        self.name = name
-        self.cfg = cfg
-        self.clock = Clock(args.device, args.clock)
-        # Per round: seconds, images, seconds of parts.
-        self.turns: list[tuple[float, int, dict[str, float]]] = []
-        self.peak_mib = 0.0
-        self.wait: str | None = None
-
-    def build(self) -> None:
-        """Build the runner up to where its first epoch begins; mark the borders of the parts."""
         from crd_plugin.cli import arguments as cli
 
-        self.cfg.experiment_name = f'train_step_{os.getpid()}_{id(self)}'
-        self.runner = runner = cli.build_runner(self.cfg)
+        self.name, self.batch_size = name, cfg.train_dataloader.batch_size
+        self.clock = Clock(args.device, args.clock)
+        self.wait: str | None = None
+        cfg.experiment_name = f'train_step_{os.getpid()}_{id(self)}'
+        self.runner = runner = cli.build_runner(cfg)
         self.loop = runner.train_loop
         self.loop.run = lambda: runner.model  # Runner.train builds everything, then runs the loop
         runner.train()
@@ -236,8 +221,8 @@ class Case:
             images += len(args[-1]['data_samples'])
         return images
 
-    def turn(self, warmup: int | None, iters: int) -> None:
-        """Do steps that are not counted, then steps that are."""
+    def turn(self, warmup: int | None, iters: int) -> dict[str, float]:
+        """Do steps that are not counted, then ``iters``; seconds per image, whole and of parts."""
         if warmup is None:
             loader = self.loop.dataloader
             ready = getattr(loader, 'prefetch_factor', None) or 2
@@ -246,7 +231,7 @@ class Case:
         self.clock.start()
         images = self.steps(iters)
         seconds, parts = self.clock.stop()
-        self.turns.append((seconds, images, parts))
+        return {part: value / images for part, value in dict(parts, whole=seconds).items()}
 
     def check_sync(self) -> None:
         """Fetch and do one step in which waiting for the GPU is an error.
@@ -267,35 +252,31 @@ class Case:
             torch.cuda.set_sync_debug_mode('default')
 
 
-def measure(cases: Sequence[Case], args: argparse.Namespace) -> None:
-    """Let the cases take turns."""
+def measure(cases: Sequence[Case], args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Let the cases take turns; return medians over the rounds."""
     for case in cases:
         case.warm_up()
-    for number in timing.turns(range(len(cases)), args.rounds):
-        cases[number].turn(args.warmup, args.iters)
-    for case in cases:
-        case.peak_mib = timing.peak_mib(functools.partial(case.steps, 1), args.device)
+    turns = {case: functools.partial(case.turn, args.warmup, args.iters) for case in cases}
+    taken = timing.take_turns(turns, args.rounds)
+    rows = []
+    for case, rounds in taken.items():
+        times, first = ([one['whole'] for one in some] for some in (rounds, taken[cases[0]]))
+        parts = {
+            part: case.batch_size * statistics.median(one[part] for one in rounds) for part in PARTS
+        }
+        row = dict(
+            timing.summarise(case.name, case.batch_size, times),
+            batch_size=case.batch_size,
+            ratio=statistics.median(map(truediv, times, first)),
+            peak_mib=timing.peak_mib(functools.partial(case.steps, 1), args.device),
+            parts=parts,
+        )
+        rows.append(row)
     if args.check_sync:
         # At the end: a wait breaks its step off, after which bank, scaler and gradients are not
         # those of a step that was done.
         for case in cases:
             case.check_sync()
-
-
-def summary(cases: Sequence[Case]) -> list[dict[str, Any]]:
-    """Take medians over the rounds; the ratio of time per image is taken round by round."""
-    rows = []
-    first = [seconds / images for seconds, images, _ in cases[0].turns]
-    for case in cases:
-        size = case.cfg.train_dataloader.batch_size
-        times = [seconds / images for seconds, images, _ in case.turns]
-        parts = {
-            part: size * statistics.median(parts[part] / images for _, images, parts in case.turns)
-            for part in PARTS
-        }
-        ratio = statistics.median(a / b for a, b in zip(times, first, strict=True))
-        row = timing.summarise(case.name, size, times)
-        rows.append(dict(row, batch_size=size, ratio=ratio, peak_mib=case.peak_mib, parts=parts))
     return rows
 
 
@@ -305,14 +286,9 @@ def main() -> None:
     plan = [(Path(path).stem, path, args.cfg_options) for path in args.configs]
     plan += [(' '.join(more), args.configs[0], [*args.cfg_options, *more]) for more in args.vary]
     with tempfile.TemporaryDirectory() as folder:
-        cases = [
-            Case(name, load_config(path, options, args, folder), args)
-            for name, path, options in plan
-        ]
-        for case in cases:
-            case.build()
-        measure(cases, args)
-    rows = summary(cases)
+        configs = [(name, load_config(path, options, args, folder)) for name, path, options in plan]
+        cases = [Case(name, cfg, args) for name, cfg in configs]
+        rows = measure(cases, args)
     machine = timing.machine(args.device)
     head = f'{machine}; median of {args.rounds} turns of {args.iters} steps'
     head += ', random images' * args.synthetic + ', processor time' * (args.clock == 'cpu')
