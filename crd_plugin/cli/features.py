@@ -73,15 +73,7 @@ def load_network(cfg: Config, filename: str, role: str = 'architecture') -> Any:
 
 @torch.inference_mode()
 def run_network(network: Any, dataset: dict[str, Any]) -> Outputs:
-    """Run a network over a data set, in its order.
-
-    Args:
-        network (nn.Module): As from :func:`load_network`.
-        dataset (dict): Config of a data set with labels.
-
-    Returns:
-        Outputs: Features, logits and labels.
-    """
+    """Run a network, as from :func:`load_network`, over a data set with labels, in its order."""
     loader = dict(
         batch_size=250,
         num_workers=0,
@@ -149,12 +141,7 @@ def correlation_difference(outputs: Outputs, teacher: Outputs) -> np.ndarray:
 
 
 def plot_correlation(networks: Mapping[str, Outputs], path: str | Path) -> None:
-    """Draw how far the correlations between logits are from the teacher's; the mean in each title.
-
-    Args:
-        networks (Mapping[str, Outputs]): By name, the teacher first.
-        path (str | Path): Image file to write.
-    """
+    """Draw how far each network's correlations between logits are from those of the first."""
     teacher = next(iter(networks.values()))
     differences = [correlation_difference(outputs, teacher) for outputs in networks.values()]
     top = max(float(difference.max()) for difference in differences) or 1.0
@@ -171,14 +158,7 @@ def plot_correlation(networks: Mapping[str, Outputs], path: str | Path) -> None:
 def plot_embedding(
     networks: Mapping[str, Outputs], path: str | Path, classes: Sequence[str], images: int
 ) -> None:
-    """Draw the features by t-SNE, one panel per network, coloured by class.
-
-    Args:
-        networks (Mapping[str, Outputs]): By name.
-        path (str | Path): Image file to write.
-        classes (Sequence[str]): Names of the classes, for a legend of at most ten.
-        images (int): How many images are drawn, from the first.
-    """
+    """Draw the features of the first images by t-SNE, one panel per network, coloured by class."""
     from matplotlib import colormaps
     from sklearn.manifold import TSNE
     from threadpoolctl import threadpool_limits

@@ -38,12 +38,7 @@ OnEpoch = Callable[[int, bool, str], None]
 
 
 class TrainingFailed(RuntimeError):
-    """A training that ended with another exit code than 0.
-
-    Args:
-        code (int): Exit code; negative for a signal.
-        log (Path): File with its output.
-    """
+    """A training that ended with another exit code than 0; its output is in the log."""
 
     def __init__(self, code: int, log: Path) -> None:
         super().__init__(f'training ended with code {code}; see {log}')
@@ -70,8 +65,7 @@ class Trainings:
         Args:
             command (Sequence[str]): Program and arguments.
             log (Path): File for the output.
-            on_epoch (Callable): Called once per line about an epoch; for a validation, with the
-                line that has the metrics.
+            on_epoch (Callable): Called once per line about an epoch.
             env (Mapping, optional): Environment variables to change.
             lock (int, optional): File descriptor that the subprocess inherits.
 

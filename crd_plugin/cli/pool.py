@@ -47,12 +47,7 @@ class Display:
 
     @contextlib.contextmanager
     def run(self, title: str, epochs: int, reached: int = 0) -> Iterator[launch.OnEpoch]:
-        """Show a run while it is trained; what it leaves undone is not waited for.
-
-        Args:
-            title (str): Name of the run.
-            epochs (int): Epochs of a whole training.
-            reached (int): Epochs that need not be repeated. Defaults to 0.
+        """Show a run while it is trained, from the epoch that it has ``reached``.
 
         Yields:
             Callable: To be called with number, whether validated, and line of each epoch. In every
@@ -76,7 +71,7 @@ class Display:
         try:
             yield on_epoch
         finally:
-            with self._lock:
+            with self._lock:  # what it leaves undone is not waited for
                 total = (self._whole.total or 0) - left / epochs
                 self._bars.update(self._whole.id, total=total)
                 self._bars.remove_task(task)

@@ -64,7 +64,7 @@ img {{ max-width: 100%; background: white; border-radius: .4rem; }}
 
 
 def render_report(title: str, sections: Sequence[Section]) -> str:
-    """Write sections as a page, images included.
+    """Write sections as a page that refers to nothing outside.
 
     Args:
         title (str): Heading of the page.
@@ -72,7 +72,7 @@ def render_report(title: str, sections: Sequence[Section]) -> str:
             (paragraphs, tables, lists, code within a line) and paths of PNG files.
 
     Returns:
-        str: HTML that refers to nothing outside.
+        str: HTML.
     """
     parts = []
     for heading, *contents in sections:

@@ -194,15 +194,7 @@ def _half_width(values: Sequence[float]) -> float | None:
 def render_differences(
     names: Sequence[str], differences: Mapping[str, Mapping[str, dict[str, Any]]]
 ) -> str:
-    """Write differences as a Markdown table, one column per reference.
-
-    Args:
-        names (Sequence[str]): Rows; those without any difference are left out.
-        differences (Mapping): By title of the column, what :func:`paired_differences` returns.
-
-    Returns:
-        str: The table.
-    """
+    """Write a Markdown table of :func:`paired_differences` by title of the column, and its rows."""
     cells = [['method', *differences]]
     for name in names:
         row = [column.get(name) for column in differences.values()]
@@ -260,13 +252,7 @@ def plot_curves(runs: pd.DataFrame, path: str | Path, title: str = '') -> None:
 
 
 def plot_accuracies(runs: pd.DataFrame, path: str | Path, title: str = '') -> None:
-    """Draw the last top-1 of each method: seeds, mean and its confidence interval.
-
-    Args:
-        runs (DataFrame): As for :func:`paired_differences`.
-        path (str | Path): Image file to write; its suffix is the format.
-        title (str): Heading. Defaults to ''.
-    """
+    """Draw the last top-1 of each method into an image: seeds, mean and its interval."""
     groups = list(runs.groupby('name', sort=False))
     axes = new_axes(7, 1 + 0.4 * len(groups))
     for place, (_, group) in enumerate(groups):

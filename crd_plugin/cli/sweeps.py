@@ -16,10 +16,7 @@ _COMMA = re.compile(r',(?![^\[(]*[\])])')
 
 
 def read_sweep(words: Sequence[str]) -> list[dict[str, str]]:
-    """Read ``KEY=V1,V2,...`` of the command line.
-
-    Args:
-        words (Sequence[str]): One per key.
+    """Read words ``KEY=V1,V2,...``, one per key.
 
     Returns:
         list[dict]: All combinations of the values, by key; one that is empty without words.
@@ -40,15 +37,8 @@ def read_sweep(words: Sequence[str]) -> list[dict[str, str]]:
 
 
 def name_run(config: str, settings: Mapping[str, str]) -> str:
-    """Name the folder of a config's runs with some settings, ``crd,temperature=0.1``.
-
-    Args:
-        config (str): Name of the config.
-        settings (dict): Values by key. Of a key the last word is shown if that tells it apart.
-
-    Returns:
-        str: The name.
-    """
+    """Name the folder of a config's runs with some settings by key, ``crd,temperature=0.1``."""
+    # Of a key the last word is shown if that tells it apart.
     last = Counter(key.rpartition('.')[2] for key in settings)
     parts = [config]
     for key, value in settings.items():

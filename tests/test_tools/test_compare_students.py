@@ -148,22 +148,18 @@ def test_measures_of_known_outputs():
 
 
 @pytest.mark.parametrize(
-    'words, message',
+    'config, words, message',
     [
-        (['kd_seed0', 'wide_seed0'], 'epoch_1.pth does not fit the architecture of the config'),
-        (['kd_seed0', 'kd_seed0'], 'two CHECKPOINTs are kd with seed 0'),
-        (['missing'], 'CHECKPOINT missing does not exist'),
+        (KD, ['kd_seed0', 'wide_seed0'], 'epoch_1.pth does not fit the architecture of the config'),
+        (KD, ['kd_seed0', 'kd_seed0'], 'two CHECKPOINTs are kd with seed 0'),
+        (KD, ['missing'], 'CHECKPOINT missing does not exist'),
+        (tables.STUDENT, ['kd_seed0'], 'has no model.teacher_ckpt; give the config of a distil'),
     ],
 )
-def test_wrong_arguments_end_with_one_line(tool, files, tmp_path, capsys, words, message):
-    students = [files.get(word, word) for word in words]
-    options = ['--out', str(tmp_path), '--cfg-options', f'model.teacher_ckpt={files["teacher"]}']
-    assert cli.run(tool.main, [str(KD), *students, *options]) == 1
+def test_wrong_arguments_end_with_one_line(tool, files, tmp_path, capsys, config, words, message):
+    args = [str(config), *(files.get(word, word) for word in words), '--out', str(tmp_path)]
+    if config == KD:
+        args += ['--cfg-options', f'model.teacher_ckpt={files["teacher"]}']
+    assert cli.run(tool.main, args) == 1
     (line,) = [line for line in capsys.readouterr().err.splitlines() if 'error' in line]
     assert message in line
-
-
-def test_a_config_without_a_teacher_is_refused(tool, files, tmp_path, capsys):
-    words = [str(tables.STUDENT), files['kd_seed0'], '--out', str(tmp_path)]
-    assert cli.run(tool.main, words) == 1
-    assert 'has no model.teacher_ckpt; give the config of a distillation' in capsys.readouterr().err
