@@ -12,11 +12,11 @@ from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
-from mmpretrain.registry import MODELS
 from torch import nn
 
-from crd_plugin.checkpoints.publish import student_config
+from crd_plugin.checkpoints.publish import build_student, student_config
 from crd_plugin.compat import load_checkpoint_file
+from crd_plugin.models.algorithms.checkpoints import find_weights
 from crd_plugin.models.recorders._classifier import find_classification_layer
 
 from .arguments import UsageError
@@ -53,22 +53,17 @@ def load_network(cfg: Config, filename: str, role: str = 'architecture') -> Any:
     content = cfg.to_dict()
     if role != 'architecture':
         content['model'] = dict(architecture=content['model'][role])
-    plain = student_config(content)
-    with DefaultScope.overwrite_default_scope(plain.get('default_scope', 'mmpretrain')):
-        given = {key: plain[key] for key in ('data_preprocessor',) if plain.get(key)}
-        network = MODELS.build(dict(plain['model'], **given))
     loaded = load_checkpoint_file(filename)
-    weights = loaded.get('state_dict', loaded)
-    own = {key[len(role) + 1 :]: weights[key] for key in weights if key.startswith(f'{role}.')}
     try:
-        network.load_state_dict(own or weights)
-    except (RuntimeError, TypeError, AttributeError) as error:
-        reason = ' '.join(str(error).split())[:300]
+        weights = find_weights(loaded, filename)
+        own = {key[len(role) + 1 :]: weights[key] for key in weights if key.startswith(f'{role}.')}
+        network = build_student(student_config(content), own or weights, filename)
+    except ValueError as error:
         raise UsageError(
-            f'checkpoint {filename} does not fit the {role} of the config: {reason}; give '
-            'checkpoints of networks of this config.'
+            f'checkpoint {filename} is not of the {role} of the config; give checkpoints of its '
+            f'networks: {error}'
         ) from error
-    return network.to(get_device()).eval()
+    return network.to(get_device())
 
 
 @torch.inference_mode()

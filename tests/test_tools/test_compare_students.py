@@ -11,11 +11,10 @@ from PIL import Image
 
 from crd_plugin.cli import arguments as cli
 from crd_plugin.cli import features
-from crd_plugin.registry import DATASETS, MODELS
+from crd_plugin.registry import DATASETS
 from tests import tables
-from tests.config_files import CONFIGS, parsed
-
-KD = CONFIGS / 'kd' / f'kd_{tables.PAIR}.py'
+from tests.config_files import parsed
+from tests.tables import KD
 
 
 @pytest.fixture(scope='module')
@@ -31,28 +30,15 @@ def on_cpu(monkeypatch):
 @pytest.fixture(scope='module')
 def files(tmp_path_factory):
     """Checkpoints of a teacher and of students as they are saved: distilled, alone, published."""
-    root, model = tmp_path_factory.mktemp('files'), parsed(KD).model
-    torch.manual_seed(0)
-    with DefaultScope.overwrite_default_scope('mmpretrain'):
-        teacher = MODELS.build(model.teacher).state_dict()
-        students = [MODELS.build(model.architecture).state_dict() for _ in range(4)]
-    teacher_keys = {f'teacher.{key}': value for key, value in teacher.items()}
-    distilled = [
-        {f'architecture.{key}': value for key, value in weights.items()} | teacher_keys
-        for weights in students[:2]
-    ]
-    weights = {
-        'teacher': dict(state_dict=teacher),
-        'kd_seed0': dict(state_dict=distilled[0]),
-        'kd_seed1': dict(state_dict=distilled[1]),
-        'vanilla_seed0': dict(state_dict=students[2]),
-        'crd/seed_1': students[3],
-        'wide_seed0': dict(state_dict=teacher),
+    kinds = {
+        'teacher': 'teacher',
+        'kd_seed0': 'distilled',
+        'kd_seed1': 'distilled',
+        'vanilla_seed0': 'student',
+        'crd/seed_1': 'published',
+        'wide_seed0': 'teacher',
     }
-    for name, content in weights.items():
-        (root / name).mkdir(parents=True)
-        torch.save(content, root / name / 'epoch_1.pth')
-    return {name: str(root / name / 'epoch_1.pth') for name in weights}
+    return tables.save_networks(tmp_path_factory.mktemp('files'), kinds)
 
 
 @pytest.mark.slow
@@ -150,7 +136,7 @@ def test_measures_of_known_outputs():
 @pytest.mark.parametrize(
     'config, words, message',
     [
-        (KD, ['kd_seed0', 'wide_seed0'], 'epoch_1.pth does not fit the architecture of the config'),
+        (KD, ['kd_seed0', 'wide_seed0'], 'epoch_2.pth is not of the architecture of the config'),
         (KD, ['kd_seed0', 'kd_seed0'], 'two CHECKPOINTs are kd with seed 0'),
         (KD, ['missing'], 'CHECKPOINT missing does not exist'),
         (tables.STUDENT, ['kd_seed0'], 'has no model.teacher_ckpt; give the config of a distil'),

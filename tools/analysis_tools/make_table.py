@@ -63,17 +63,16 @@ def main(argv: Sequence[str] | None = None) -> None:
             (probing.plot_probes if probes else sweeps.plot_sweep)(rows, args.plot)
     except ValueError as error:
         raise cli.UsageError(str(error)) from error
-    if args.format == 'markdown':
-        text = comparison.render_markdown(rows)
+    if args.format == 'json':
+        text = json.dumps(rows, indent=1, ensure_ascii=False) + '\n'
     elif args.format == 'csv':
         text = comparison.render_csv(rows)
-    elif page:
+    else:
+        text = comparison.render_markdown(rows)
+    if page:
         from crd_plugin.cli import report
 
-        title = f'Runs in {", ".join(args.work_dirs)}'
-        text = report.report_table(title, runs, comparison.render_markdown(rows))
-    else:
-        text = json.dumps(rows, indent=1, ensure_ascii=False) + '\n'
+        text = report.report_table(f'Runs in {", ".join(args.work_dirs)}', runs, text)
     if args.out is None:
         sys.stdout.write(text)
     else:

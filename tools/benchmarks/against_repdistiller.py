@@ -223,26 +223,13 @@ def report(args: argparse.Namespace, candidates: dict[str, Candidate]) -> None:
         if step <= 10 or step % args.every == 0 or step == steps:
             values = '  '.join(f'{loss:16.5f}' for loss in (first, same, drawn))
             out.append(f'{step:>4}  {values}  {(same - first) / first:20.1e}')
+    names = ('step_wall', 'step_processor', 'objective_wall', 'objective_processor')
     cases = []
     for name, candidate in candidates.items():
-        step_wall, step_processor = (candidate.whole / steps).tolist()
-        objective_wall, objective_processor = (candidate.alone / steps).tolist()
-        case = dict(
-            name=name,
-            step_wall=step_wall,
-            step_processor=step_processor,
-            objective_wall=objective_wall,
-            objective_processor=objective_processor,
-            losses=candidate.losses,
-        )
-        cases.append(case)
+        seconds = [*(candidate.whole / steps).tolist(), *(candidate.alone / steps).tolist()]
+        cases.append(dict(zip(names, seconds), name=name, losses=candidate.losses))
     sys.stdout.write('\n'.join(out) + '\n')
-    columns = {
-        'step wall': '{step_wall_ms:.2f}',
-        'step processor': '{step_processor_ms:.2f}',
-        'objective wall': '{objective_wall_ms:.2f}',
-        'objective processor': '{objective_processor_ms:.2f}',
-    }
+    columns = {name.replace('_', ' '): f'{{{name}_ms:.2f}}' for name in names}
     timing.write_table('Milliseconds per step', cases, columns)
     timing.write_json(args.json, cases)
 

@@ -85,11 +85,8 @@ def load_config(path: str, options: Sequence[str], args: argparse.Namespace, fol
     # What tools/train.py fills in.
     given = dict(launcher='none', local_rank=0, cfg_options=None, no_pin_memory=False)
     cli.merge_common_arguments(cfg, argparse.Namespace(work_dir=folder, **given))
-    checkpoints = cfg.model.get('teacher_ckpt')
-    paths = [checkpoints] if isinstance(checkpoints, str) else checkpoints or []
-    if any('://' not in path and not Path(path).is_file() for path in paths):
-        # Random weights take the same time.
-        cfg.model.teacher_ckpt = cli.without_files(checkpoints)
+    if 'teacher_ckpt' in cfg.model:  # random weights take the same time
+        cfg.model.teacher_ckpt = cli.without_files(cfg.model.teacher_ckpt)
     if args.synthetic:
         from stand_in import replace_dataset
 
@@ -100,8 +97,8 @@ def load_config(path: str, options: Sequence[str], args: argparse.Namespace, fol
 class Clock:
     """Charge the time between two marks to the name of the second.
 
-    On a GPU it is the time of the stream, by events, so that measuring does not wait for the GPU;
-    on a CPU, ``kind`` says whether it is that of the clock or of the processor.
+    On a GPU it is that of the stream, by events, for which nothing waits; on a CPU, ``kind`` says
+    whether it is that of the clock or of the processor.
     """
 
     def __init__(self, device: str, kind: str) -> None:
@@ -161,7 +158,6 @@ class Case:
 
         self.name, self.batch_size = name, cfg.train_dataloader.batch_size
         self.clock = Clock(args.device, args.clock)
-        self.wait: str | None = None
         cfg.experiment_name = f'train_step_{os.getpid()}_{id(self)}'
         self.runner = runner = cli.build_runner(cfg)
         self.loop = runner.train_loop
@@ -200,13 +196,9 @@ class Case:
             self.loop._epoch += 1
 
     def warm_up(self) -> None:
-        """Do two steps, which allocate and compile; write every buffer once as a whole.
-
-        Data workers are forks of the process: the first write to a page that they share makes the
-        system copy it. In training that is over after the first epoch, here it would be in every
-        step.
-        """
+        """Do two steps, which allocate and compile; write every buffer once as a whole."""
         self.steps(2)
+        # Else the system would copy, step by step, the pages that are shared with data workers.
         for buffer in self.runner.model.buffers():
             buffer.copy_(buffer.clone())
 
@@ -233,21 +225,19 @@ class Case:
         seconds, parts = self.clock.stop()
         return {part: value / images for part, value in dict(parts, whole=seconds).items()}
 
-    def check_sync(self) -> None:
-        """Fetch and do one step in which waiting for the GPU is an error.
-
-        Where it waits the step breaks off, so it must be the last one.
-        """
+    def find_wait(self) -> str:
+        """Do a last step, which breaks off where it waits for the GPU; say where, or nothing."""
         import torch
 
         torch.cuda.synchronize()
         torch.cuda.set_sync_debug_mode('error')
         try:
             self.loop.run_iter(*next(self.batches))
+            return ''
         except RuntimeError as error:
             place = traceback.extract_tb(error.__traceback__)[-1]
             where = f'{Path(place.filename).name}:{place.lineno} {place.line}'
-            self.wait = f'{where} ({str(error).splitlines()[0]})'
+            return f'{where} ({str(error).splitlines()[0]})'
         finally:
             torch.cuda.set_sync_debug_mode('default')
 
@@ -272,11 +262,6 @@ def measure(cases: Sequence[Case], args: argparse.Namespace) -> list[dict[str, A
             parts=parts,
         )
         rows.append(row)
-    if args.check_sync:
-        # At the end: a wait breaks its step off, after which bank, scaler and gradients are not
-        # those of a step that was done.
-        for case in cases:
-            case.check_sync()
     return rows
 
 
@@ -289,6 +274,8 @@ def main() -> None:
         configs = [(name, load_config(path, options, args, folder)) for name, path, options in plan]
         cases = [Case(name, cfg, args) for name, cfg in configs]
         rows = measure(cases, args)
+        # At the end: after a step that broke off nothing can be measured.
+        found = {case.name: case.find_wait() for case in cases} if args.check_sync else {}
     machine = timing.machine(args.device)
     head = f'{machine}; median of {args.rounds} turns of {args.iters} steps'
     head += ', random images' * args.synthetic + ', processor time' * (args.clock == 'cpu')
@@ -303,7 +290,7 @@ def main() -> None:
     timing.write_table(head, rows, columns)
     parts = [dict(name=row['name'], **row['parts']) for row in rows]
     timing.write_table('\nms of each part', parts, {part: f'{{{part}_ms:.2f}}' for part in PARTS})
-    waits = {case.name: case.wait for case in cases if case.wait}
+    waits = {name: place for name, place in found.items() if place}
     timing.write_json(args.out, dict(machine=machine, args=vars(args), cases=rows, waits=waits))
     if args.check_sync:
         lines = [f'{name} waits for the GPU: {place}' for name, place in waits.items()]
