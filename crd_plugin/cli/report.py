@@ -157,10 +157,10 @@ def draw_sections(runs: pd.DataFrame, folder: Path, title: str) -> list[Section]
 
 
 def _attempt(heading: str, draw: Callable[[], None], *contents: str | Path) -> Section:
-    """Draw a section; a table that took days does not fail for a figure."""
+    """Draw a section."""
     try:
         draw()
-    except Exception as error:
+    except Exception as error:  # a table that took days does not fail for a figure
         return heading, f'Not drawn: {one_line(error)}'
     return (heading, *contents)
 

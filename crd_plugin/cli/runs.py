@@ -224,10 +224,7 @@ class Run:
     ) -> None:
         """Train what is left; record what was trained and how long it took.
 
-        Args:
-            trainings (Trainings): Runs the subprocess.
-            on_epoch (Callable): Receives number, whether validated, and line of each epoch.
-            env (Mapping, optional): Environment variables to change.
+        The arguments are those of :meth:`crd_plugin.cli.launch.Trainings.watch`.
 
         Raises:
             UsageError: If the teacher is missing, the config has changed or the folder is in use.
@@ -236,11 +233,10 @@ class Run:
         self.examine()  # hours may have passed since the runs were listed
         if self.state == DONE:
             return
-        settings = self.settings
-        if Settings(settings.path, settings.options).signature != settings.signature:
+        path, signature = self.settings.path, self.settings.signature
+        if Settings(path, self.settings.options).signature != signature:
             raise UsageError(
-                f'{settings.path} or a base of it has changed since this table was started; '
-                'start it again.'
+                f'{path} or a base of it has changed since this table was started; start it again.'
             )
         if self.missing:
             from crd_plugin.models.algorithms.checkpoints import how_to_train

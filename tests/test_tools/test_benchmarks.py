@@ -48,7 +48,7 @@ def run(monkeypatch, tmp_path, capsys):
         ('crd_loss --rounds 0', '--rounds is 0, expected at least 1'),
         ('crd_loss --width 0', '--width is 0, expected at least 1'),
         ('crd_loss --size smoke --classes 1', '--classes is 1, expected 2 to the 1000 of'),
-        ('crd_loss --size smoke --batch-size 1001', '--batch-size is 1001, expected at most the'),
+        ('crd_loss --size smoke --batch-size 1001', '--batch-size is 1001, expected 1 to the 1000'),
         ('crd_loss --vary kernel', '--vary kernel: expected KEY=VALUE'),
         ('crd_loss --json no/such/folder.json', '--json is no/such/folder.json, expected a file'),
         ('cktf --threads 0', '--threads is 0, expected at least 1'),

@@ -61,15 +61,10 @@ def parse_args() -> argparse.Namespace:
     for option in itertools.chain(*args.vary):
         if '=' not in option:
             sys.exit(f'--vary {option}: expected KEY=VALUE, such as kernel=triton.')
-    if args.batch_size > args.samples:
-        sys.exit(
-            f'--batch-size is {args.batch_size}, expected at most the {args.samples} of --samples.'
-        )
-    if not 1 < args.classes <= args.samples:
-        sys.exit(
-            f'--classes is {args.classes}, expected 2 to the {args.samples} of --samples: '
-            'negatives are of another class.'
-        )
+    for name, least in (('batch_size', 1), ('classes', 2)):  # negatives are of another class
+        if not least <= (number := getattr(args, name)) <= args.samples:
+            option = f'--{name.replace("_", "-")}'
+            sys.exit(f'{option} is {number}, expected {least} to the {args.samples} of --samples.')
     return args
 
 

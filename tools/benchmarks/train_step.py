@@ -104,7 +104,7 @@ class Clock:
     def __init__(self, device: str, kind: str) -> None:
         from torch.utils.benchmark import timer
 
-        self.device = device
+        self.on_cpu = device == 'cpu'
         self._seconds = time.process_time if kind == 'cpu' else timer  # waits for the GPU
         self._marks: list[tuple[str, Any]] = []
 
@@ -116,21 +116,21 @@ class Clock:
 
     def mark(self, name: str) -> None:
         """Charge what has passed since the last mark."""
-        if self.device == 'cpu':
-            self._marks.append((name, self._seconds()))
-            return
-        import torch
+        if self.on_cpu:
+            now: Any = self._seconds()
+        else:
+            import torch
 
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        self._marks.append((name, event))
+            now = torch.cuda.Event(enable_timing=True)
+            now.record()
+        self._marks.append((name, now))
 
     def stop(self) -> tuple[float, dict[str, float]]:
         """Return the seconds of the turn, and of each part."""
         seconds = self._seconds() - self._begin
         parts = dict.fromkeys(PARTS, 0.0)
         for (_, begin), (name, end) in itertools.pairwise(self._marks):
-            parts[name] += end - begin if self.device == 'cpu' else begin.elapsed_time(end) / 1e3
+            parts[name] += end - begin if self.on_cpu else begin.elapsed_time(end) / 1e3
         return seconds, parts
 
     def charge(self, owner: Any, method: str, name: str) -> None:
