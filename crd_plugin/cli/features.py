@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,6 +28,8 @@ class Outputs(NamedTuple):
     features: np.ndarray  # (N, C), the input of the classification layer
     logits: np.ndarray  # (N, classes)
     labels: np.ndarray  # (N,)
+    classes: tuple[str, ...] = ()
+    size: tuple[int, int] = (0, 0)  # height and width of the images
 
     @property
     def top1(self) -> float:
@@ -84,12 +86,19 @@ def run_network(network: Any, dataset: dict[str, Any]) -> Outputs:
 
     hook = find_classification_layer(network).register_forward_hook(record)
     with DefaultScope.overwrite_default_scope('mmpretrain'):
-        for batch in Runner.build_dataloader(loader, seed=0):
+        batches = Runner.build_dataloader(loader, seed=0)
+        for batch in batches:
             data = network.data_preprocessor(batch)
             network(data['inputs'], mode='tensor')
             labels += [sample.gt_label.item() for sample in data['data_samples']]
     hook.remove()
-    return Outputs(torch.cat(features).numpy(), torch.cat(logits).numpy(), np.array(labels))
+    return Outputs(
+        torch.cat(features).numpy(),
+        torch.cat(logits).numpy(),
+        np.array(labels),
+        tuple(batches.dataset.metainfo.get('classes', ())),
+        tuple(data['inputs'].shape[-2:]),
+    )
 
 
 def own_data(cfg: Config) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -150,9 +159,7 @@ def plot_correlation(networks: Mapping[str, Outputs], path: str | Path) -> None:
     figure.savefig(path, dpi=150)
 
 
-def plot_embedding(
-    networks: Mapping[str, Outputs], path: str | Path, classes: Sequence[str], images: int
-) -> None:
+def plot_embedding(networks: Mapping[str, Outputs], path: str | Path, images: int) -> None:
     """Draw the features of the first images by t-SNE, one panel per network, coloured by class."""
     from matplotlib import colormaps
     from sklearn.manifold import TSNE
@@ -168,8 +175,8 @@ def plot_embedding(
         panel.scatter(*places.T, **colours, s=3, linewidths=0)
         panel.set(xticks=[], yticks=[])
         panel.set_title(name, fontsize=9)
-    if len(classes) <= 10:  # more than tab10 has colours
-        for label, name in enumerate(classes):
+    if len(outputs.classes) <= 10:  # more than tab10 has colours
+        for label, name in enumerate(outputs.classes):
             panels[-1].scatter([], [], color=colormaps['tab10'](label / 9), s=12, label=name)
         figure.legend(loc='outside right center', fontsize=8)
     figure.savefig(path, dpi=150)

@@ -14,7 +14,6 @@ from typing import Any
 import pandas as pd
 from markdown_it import MarkdownIt
 from mmengine.config import Config
-from mmengine.registry import DATASETS, DefaultScope
 
 from . import features
 from .arguments import UsageError
@@ -204,7 +203,5 @@ def _draw_networks(
             run(name, own if its_teacher else cfg, str(checkpoint))
         except UsageError:
             notes.append(f'- {name}, beside {teacher}: not the network of its students.')
-    with DefaultScope.overwrite_default_scope('mmpretrain'):
-        classes = DATASETS.build(data).metainfo['classes']
-    features.plot_embedding(outputs, embedding, classes, _EMBEDDED)
+    features.plot_embedding(outputs, embedding, _EMBEDDED)
     features.plot_correlation(outputs, correlation)

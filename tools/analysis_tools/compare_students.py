@@ -29,20 +29,18 @@ MEASURES = {
 EMBEDDED = 2000
 
 
-def measure(
-    cfg: Any, networks: Sequence[tuple[str, int, str, str]], shape: Sequence[int]
-) -> list[dict[str, Any]]:
+def measure(cfg: Any, networks: Sequence[students.Network]) -> list[dict[str, Any]]:
     """Run all networks, the teacher first; return their numbers and outputs."""
     from crd_plugin.cli import features
 
     rows: list[dict[str, Any]] = []
     train_data, test_data = features.own_data(cfg)
-    digits = features.digits(*shape[-2:])
     for name, seed, checkpoint, role in networks:
         sys.stderr.write(f'{name}, seed {seed}: {checkpoint}\n')
         network = features.load_network(cfg, checkpoint, role)
         test = features.run_network(network, test_data)
-        train, *other = (features.run_network(network, data) for data in (train_data, *digits))
+        others = (train_data, *features.digits(*test.size))
+        train, *other = (features.run_network(network, data) for data in others)
         difference = features.correlation_difference(test, rows[0]['outputs'] if rows else test)
         rows.append(
             dict(
@@ -95,13 +93,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Measure, print the table, write results and figures."""
     launch.require('pandas', 'matplotlib', 'sklearn')
     out, cfg, networks = students.read_arguments(__doc__, argv, 'DIR', 'folder for all files')
-    from mmengine.registry import DATASETS, DefaultScope
-
     from crd_plugin.cli import features
 
-    with DefaultScope.overwrite_default_scope('mmpretrain'):
-        dataset = DATASETS.build(features.own_data(cfg)[1])
-    rows = measure(cfg, networks, dataset[0]['inputs'].shape)
+    rows = measure(cfg, networks)
     text = render(rows)
     sys.stdout.write(f'{text}\n')
     out.mkdir(parents=True, exist_ok=True)
@@ -116,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for row in rows:
         shown.setdefault(row['name'], row['outputs'])  # the first seed of each
     features.plot_correlation(shown, out / 'correlation.png')
-    features.plot_embedding(shown, out / 'embedding.png', dataset.metainfo['classes'], EMBEDDED)
+    features.plot_embedding(shown, out / 'embedding.png', EMBEDDED)
 
 
 if __name__ == '__main__':
