@@ -27,7 +27,7 @@ from .arguments import UsageError
 PACKAGE = Path(__file__).resolve().parents[1]
 LOG = 'train.log'
 LOCK = '.lock'
-# Environment variable with the descriptor of the lock that a training inherits.
+# Environment variable of a training that has inherited the lock of its folder.
 _HELD = 'CRD_PLUGIN_LOCK'
 # Signals that end this process.
 _RECEIVED: list[int] = []
@@ -80,7 +80,7 @@ class Trainings:
             filter(None, [str(PACKAGE.parent), env.get('PYTHONPATH')])
         )
         if lock is not None:
-            env[_HELD] = str(lock)
+            env[_HELD] = 'inherited'
         with open(log, 'a', encoding='utf-8') as file:
             file.write(f'$ {shlex.join(command)}\n')
             with subprocess.Popen(
@@ -179,7 +179,7 @@ def leave(message: str = '') -> NoReturn:
 
 
 def is_watched() -> bool:
-    """Tell whether :class:`Trainings` has started this process, for a run that it holds."""
+    """Tell whether :class:`Trainings` started this process, which has inherited a run's lock."""
     return _HELD in os.environ
 
 
@@ -192,7 +192,7 @@ def end_with_parent() -> None:
 
 @contextlib.contextmanager
 def hold(run_dir: Path) -> Iterator[int]:
-    """Lock the folder of a run; a training that has inherited the lock takes it over.
+    """Lock the folder of a run.
 
     Yields:
         int: Descriptor of the locked file; a subprocess that inherits it keeps the lock.
@@ -203,23 +203,13 @@ def hold(run_dir: Path) -> Iterator[int]:
     from filelock import lock_descriptor
 
     with open(run_dir / LOCK, 'a') as file:
-        locked = _is_inherited(file.fileno())
         with contextlib.suppress(OSError):  # a file system without locks
-            locked = locked or lock_descriptor(file.fileno(), blocking=False)
-            if not locked:
+            if not lock_descriptor(file.fileno(), blocking=False):
                 raise UsageError(
                     f'{run_dir} is in use: another process trains there; wait for it or end it '
                     'first, or train in another --work-dir.'
                 )
         yield file.fileno()
-
-
-def _is_inherited(lock: int) -> bool:
-    """Tell whether this process has inherited a lock on a file."""
-    try:
-        return os.path.sameopenfile(int(os.environ[_HELD]), lock)
-    except (KeyError, ValueError, OSError):
-        return False
 
 
 def make_room(run_dir: Path, keep: bool) -> None:
