@@ -19,10 +19,12 @@ from typing import Any, NamedTuple
 
 import timing
 
-from crd_plugin.cli import launch
-
 HERE = Path(__file__).parent
 REPO = HERE.parents[1]
+sys.path.insert(0, str(REPO))  # the package may not be installed
+
+from crd_plugin.cli import launch  # noqa: E402
+
 PAIR, SMALL_PAIR = 'resnet32x4_resnet8x4_b64-240e_cifar100', 'resnet14_resnet8w4_b20-100e_digits'
 # Options of train_step.py and of crd_loss.py.
 FAST = 'model.channels_last=True optim_wrapper.type=AmpOptimWrapper optim_wrapper.dtype=bfloat16'
