@@ -2,9 +2,12 @@
 
 import itertools
 import json
+import os
+import subprocess
 import sys
 from importlib import import_module as load
 from pathlib import Path
+from sysconfig import get_path
 from types import SimpleNamespace
 
 import numpy as np
@@ -405,6 +408,18 @@ def test_a_step_that_fails_does_not_stop_the_report(tmp_path, monkeypatch, capsy
     assert r'| bad | exit status 1 |' in text and r"`KeyError: 'a\|b'` |" in text
     assert '## good\n\n```\n3\n```\n' in text
     assert 'bad: exit status 1' in capsys.readouterr().out
+
+
+def test_the_report_runs_from_a_checkout_that_is_not_installed(tmp_path):
+    """Its requirements alone are on the path, as on a machine without a network."""
+    script = tables.REPO / 'tools' / 'benchmarks' / 'gpu_report.py'
+    code = 'import runpy, sys; sys.path[:0] = sys.argv[1:3]; sys.argv[1:] = ["--minutes", "0"]; '
+    code += f'runpy.run_path({str(script)!r}, run_name="__main__")'
+    # -S: an editable install would make the package importable.
+    command = [sys.executable, '-S', '-c', code, str(script.parent), get_path('purelib')]
+    env = {key: value for key, value in os.environ.items() if key != 'PYTHONPATH'}
+    result = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert result.stderr.endswith('--minutes is 0, expected a number above 0.\n')
 
 
 def test_steps_of_a_gpu(tmp_path, monkeypatch):
