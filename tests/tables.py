@@ -2,10 +2,16 @@
 
 import importlib.util
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+import torch
+from mmengine.registry import DefaultScope
+
+from crd_plugin.registry import MODELS
+from tests.config_files import parsed
 
 REPO = Path(__file__).parents[1]
 CONFIGS = REPO / 'configs'
@@ -13,6 +19,7 @@ TEACHER = 'resnet14_b20-100e_digits'
 PAIR = 'resnet14_resnet8w4_b20-100e_digits'
 STUDENT = CONFIGS / 'vanilla' / 'vanilla_resnet8w4_b20-100e_digits.py'
 CRD = CONFIGS / 'crd' / f'crd_{PAIR}.py'
+KD = CONFIGS / 'kd' / f'kd_{PAIR}.py'
 
 
 def load_tool(name: str) -> ModuleType:
@@ -21,6 +28,28 @@ def load_tool(name: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def save_networks(folder: Path, kinds: Mapping[str, str]) -> dict[str, str]:
+    """Save checkpoints of random networks of ``KD``; return their paths.
+
+    Kinds: 'teacher', 'student' (alone), 'published' (its weights only) and 'distilled'.
+    """
+    torch.manual_seed(0)
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        teacher, *students = (
+            MODELS.build(parsed(KD).model[role]).state_dict()
+            for role in ('teacher', *['architecture'] * len(kinds))
+        )
+    paths = {name: folder / name / 'epoch_2.pth' for name in kinds}
+    for (name, kind), student in zip(kinds.items(), students, strict=True):
+        content = teacher if kind == 'teacher' else student
+        if kind == 'distilled':
+            content = {f'architecture.{key}': value for key, value in student.items()}
+            content |= {f'teacher.{key}': value for key, value in teacher.items()}
+        paths[name].parent.mkdir(parents=True)
+        torch.save(content if kind == 'published' else dict(state_dict=content), paths[name])
+    return {name: str(path) for name, path in paths.items()}
 
 
 def write_run(

@@ -45,6 +45,11 @@ class Table(NamedTuple):
     title: str
     tested_on: str
 
+    @property
+    def alone(self) -> str:
+        """str: Name of the row of the student that is trained without a method."""
+        return f'student alone ({self.student})'
+
 
 TABLES = {
     'digits': Table(
@@ -102,33 +107,34 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     if args.jobs < 1:
         raise cli.UsageError(f'--jobs {args.jobs}: at least 1 training is needed.')
     args.seeds = _parse_seeds(args.seeds)
-    words = [TABLES[args.data].methods] if args.methods is None else args.methods
-    args.methods = list(dict.fromkeys(re.findall(r'[^\s,]+', ' '.join(words))))
+    args.methods = _split([TABLES[args.data].methods] if args.methods is None else args.methods)
     folder = args.work_dir or Path('work_dirs', 'demo' if args.data == 'digits' else args.data)
     args.work_dir = folder.absolute()
     return args
 
 
+def _split(words: Sequence[str]) -> list[str]:
+    """Split words at spaces and commas; each once."""
+    return list(dict.fromkeys(re.findall(r'[^\s,]+', ' '.join(words))))
+
+
 def _parse_seeds(words: Sequence[str]) -> list[int]:
     """Seeds of ``--seeds``: a count, or the numbers themselves."""
-    numbers = re.findall(r'[^\s,]+', ' '.join(words))
+    numbers = _split(words)
     if words == ['0'] or not numbers or not all(number.isdigit() for number in numbers):
         raise cli.UsageError(
             f'--seeds {" ".join(words)}: expected a count of at least 1 or several seeds, e.g. '
             '`--seeds 3` or `--seeds 0 3 7`; for seed 0 alone use `--seeds 1`.'
         )
     seeds = [int(number) for number in numbers]
-    return list(range(seeds[0])) if words == numbers[:1] else list(dict.fromkeys(seeds))
+    return list(range(seeds[0])) if words == numbers[:1] else seeds
 
 
 def find_config(table: Table, method: str) -> Path:
     """Find the config of a method for the table's pair, or for its student alone."""
     name = re.compile(rf'([^_]+)_(?:{table.teacher}_)?{table.student}_{table.setting}\.py')
-    matches = [
-        (name.fullmatch(path.name), path)
-        for path in sorted(CONFIGS.glob(f'*/*_{table.setting}.py'))
-    ]
-    configs = {match[1]: path for match, path in matches if match}
+    paths = sorted(CONFIGS.glob(f'*/*_{table.setting}.py'))
+    configs = {match[1]: path for path in paths if (match := name.fullmatch(path.name))}
     configs.pop('vanilla', None)  # trained in any case
     if method not in configs:
         raise cli.UsageError(
@@ -151,14 +157,13 @@ def plan(args: argparse.Namespace) -> tuple[Run, list[Run]]:
 
     table = TABLES[args.data]
     configs = {method: find_config(table, method) for method in args.methods}
-    alone = CONFIGS / 'vanilla'
-    config = alone / f'vanilla_{table.teacher}_{table.teacher_setting}.py'
+    config = CONFIGS / 'vanilla' / f'vanilla_{table.teacher}_{table.teacher_setting}.py'
     teacher = run(f'teacher ({table.teacher})', config, args.seeds[0], 'teacher')
     weights = teacher.run_dir / f'epoch_{teacher.settings.epochs}.pth'
     students = []
     for seed in args.seeds:
-        config = alone / f'vanilla_{table.student}_{table.setting}.py'
-        students.append(run(name_alone(table), config, seed, f'vanilla_seed{seed}'))
+        config = CONFIGS / 'vanilla' / f'vanilla_{table.student}_{table.setting}.py'
+        students.append(run(table.alone, config, seed, f'vanilla_seed{seed}'))
         for method, config in configs.items():
             name = TITLES.get(method, method.upper().replace('-', '+'))
             # A method without a teacher is named after the student alone.
@@ -168,23 +173,14 @@ def plan(args: argparse.Namespace) -> tuple[Run, list[Run]]:
     return teacher, students
 
 
-def name_alone(table: Table) -> str:
-    """Name the row of the student that is trained without a method."""
-    return f'student alone ({table.student})'
-
-
 def describe_machine() -> dict[str, Any]:
     """Describe what the numbers depend on."""
     import torch
 
     packages = ('torch', 'mmengine', 'mmpretrain', 'mmrazor')
-    processor = platform.processor()
-    if os.path.isfile('/proc/cpuinfo'):
-        match = re.search(r'model name\s*:\s*(.+)', Path('/proc/cpuinfo').read_text())
-        processor = match[1] if match else processor
     return dict(
         platform=platform.platform(),
-        processor=processor,
+        processor=launch.processor(),
         cores=len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count(),
         device=torch.cuda.get_device_name() if torch.cuda.is_available() else 'cpu',
         python=platform.python_version(),
@@ -196,12 +192,11 @@ def report(runs: Sequence[Run], args: argparse.Namespace, argv: Sequence[str]) -
     """Write results.md, results.json, figures and report.html; return the tables."""
     import pandas as pd
 
-    from crd_plugin.cli import statistics
+    from crd_plugin.cli import results
     from crd_plugin.cli.report import draw_sections, render_report
-    from crd_plugin.cli.results import read_run, render_summary, summarise
 
     table, work_dir = TABLES[args.data], args.work_dir
-    results = [
+    rows = [
         dict(
             config=str(run.settings.path.relative_to(REPO)),
             options=run.options,
@@ -209,42 +204,42 @@ def report(runs: Sequence[Run], args: argparse.Namespace, argv: Sequence[str]) -
             seed=run.seed,
             teacher=run.teacher,
             seconds=read_record(run.record, ['seconds'])['seconds'],
-            **read_run(run.run_dir),
+            **results.read_run(run.run_dir),
         )
         for run in runs
     ]
-    frame = pd.DataFrame(results)
-    summary = summarise(frame)
-    text = render_summary(summary)
+    frame = pd.DataFrame(rows).assign(run_dir=[str(run.run_dir) for run in runs])
+    summary = results.summarise(frame)
+    text = results.render_summary(summary)
     students = frame[frame['name'] != runs[0].name]  # all but the teacher
-    references = {'last - student alone': name_alone(table), 'last - KD': 'KD'}
+    references = {'last - student alone': table.alone, 'last - KD': 'KD'}
     differences = {
-        column: statistics.paired_differences(students, name)
+        column: results.paired_differences(students, name)
         for column, name in references.items()
         if name in set(students['name'])
     }
     if len(args.seeds) > 1 and args.methods:
-        text += f'\n\n{statistics.render_differences(summary.index, differences)}'
+        text += f'\n\n{results.render_differences(list(summary), differences)}'
     machine = describe_machine()
     command = shlex.join(['python', 'tools/demo.py', *argv])
-    rows = summary.reset_index().to_dict('records')
     content = dict(
-        command=command, machine=machine, summary=rows, differences=differences, runs=results
+        command=command,
+        machine=machine,
+        summary=[dict(name=name, **row) for name, row in summary.items()],
+        differences=differences,
+        runs=rows,
     )
     launch.write_whole(work_dir / 'results.json', json.dumps(content, indent=1))
     legend = (
         f'Accuracies in percent on the {table.tested_on}, best epoch by top-1 on these same '
         'images; mean ± sample standard deviation over seeds, one teacher for all. Seconds are of '
-        f'the whole process, start included. {statistics.LEGEND}'
+        f'the whole process, start included. {results.LEGEND}'
     )
-    lines = [
-        *(f'- {key}: {value}' for key, value in machine.items()),
-        *(f'- teacher: SHA-256 {sha}' for sha in dict.fromkeys(frame['teacher']) if sha),
-    ]
+    lines = [f'- {key}: {value}' for key, value in machine.items()]
+    lines += [f'- teacher: SHA-256 {sha}' for sha in dict.fromkeys(frame['teacher']) if sha]
     made_by = f'Command: `{command}`\n\n' + '\n'.join(lines)
     launch.write_whole(work_dir / 'results.md', f'{text}\n\n{legend}\n\n{made_by}\n')
     title = f'{table.title}, {table.teacher} to {table.student}'
-    frame['run_dir'] = [str(run.run_dir) for run in runs]
     figures = draw_sections(frame, work_dir, title)
     sections = [('Accuracy', text, legend), *figures, ('How it was made', made_by)]
     launch.write_whole(work_dir / 'report.html', render_report(title, sections))
@@ -266,19 +261,15 @@ def train(runs: Sequence[Run], resume: bool, jobs: int = 1) -> None:
         sys.stdout.flush()
     if missing:
         hint = 'the same command keeps finished runs, with --resume it resumes the others'
-        env = {}
-        if jobs > 1 and 'OMP_NUM_THREADS' not in os.environ:
-            env['OMP_NUM_THREADS'] = str(max(1, (os.cpu_count() or 1) // jobs))
-        train_all(missing, [('demo', env)] * jobs, hint)
+        train_all(missing, [('demo', launch.share_cores(jobs))] * jobs, hint)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Train the teacher, then the students, then report."""
     argv = sys.argv[1:] if argv is None else argv
     args = parse_args(argv)
-    launch.require('rich')
+    launch.require('rich', 'pandas', 'matplotlib', 'sklearn', 'markdown_it')
     teacher, students = plan(args)
-    launch.require('pandas', 'matplotlib', 'sklearn')
     train([teacher], args.resume)
     train(students, args.resume, args.jobs)
     text = report([teacher, *students], args, argv)

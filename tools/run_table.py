@@ -71,18 +71,14 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error(f'--seeds {min(args.seeds)}: a seed is at least 0')
     if args.jobs is not None and args.jobs < 1:
         parser.error(f'--jobs {args.jobs}: at least 1 training is needed')
-    for option in args.cfg_options:
-        key, equals, _ = option.partition('=')
-        if not equals:
-            parser.error(f'--cfg-options {option}: expected KEY=VALUE')
-        if key == 'randomness.seed':
-            parser.error(f'--cfg-options {option}: give --seeds instead')
+    if any(option.startswith('randomness.seed=') for option in args.cfg_options):
+        parser.error('--cfg-options randomness.seed: give --seeds instead')
     return args
 
 
 def find_configs(words: Sequence[str]) -> list[Path]:
     """Find the configs that files, folders and globs name; each once, sorted within a word."""
-    found: dict[Path, Path] = {}
+    found: dict[str, Path] = {}
     for word in words:
         paths: Iterable[Path] = [Path(word)]
         if os.path.isdir(word):
@@ -96,14 +92,12 @@ def find_configs(words: Sequence[str]) -> list[Path]:
                 'or glob with some.'
             )
         for path in sorted(configs):
-            found.setdefault(path.resolve(), path)
-    by_name: dict[str, Path] = {}
-    for path in found.values():
-        if by_name.setdefault(path.stem, path) is not path:
-            raise cli.UsageError(
-                f'CONFIG {by_name[path.stem]} and {path} have one name and would share a folder; '
-                'run them with two --work-dir.'
-            )
+            same = found.setdefault(path.stem, path)
+            if same.resolve() != path.resolve():
+                raise cli.UsageError(
+                    f'CONFIG {same} and {path} have one name and would share a folder; run them '
+                    'with two --work-dir.'
+                )
     return list(found.values())
 
 
@@ -136,7 +130,7 @@ def find_devices(gpus: Sequence[str] | None, jobs: int | None) -> list[tuple[str
             os.environ['CUDA_VISIBLE_DEVICES'] = visible
         every = ','.join(map(str, range(number)))
         words = gpus or [every if visible is None or not number else visible]
-        names = [name for word in words for name in word.split(',') if name]
+        names = list(filter(None, ','.join(words).split(',')))
         for name in names:
             if not number or name.isdigit() and int(name) >= number:
                 raise cli.UsageError(
@@ -147,11 +141,8 @@ def find_devices(gpus: Sequence[str] | None, jobs: int | None) -> list[tuple[str
             raise cli.UsageError(f'--gpus {",".join(names)} names a GPU twice; name each once.')
         if names:
             return [(f'gpu {name}', dict(CUDA_VISIBLE_DEVICES=name)) for name in names]
-    places = jobs or 1
-    env = dict(CUDA_VISIBLE_DEVICES='')
-    if places > 1 and 'OMP_NUM_THREADS' not in os.environ:
-        env['OMP_NUM_THREADS'] = str(max(1, (os.cpu_count() or 1) // places))
-    return [('cpu', env)] * places
+    jobs = jobs or 1
+    return [('cpu', dict(CUDA_VISIBLE_DEVICES='', **launch.share_cores(jobs)))] * jobs
 
 
 def warn_of_batch_sizes(cells: Iterable[Settings]) -> None:
@@ -185,9 +176,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     sys.stdout.write(f'{len(runs)} runs: {counts}\n')
     sys.stdout.flush()
     warn_of_batch_sizes(dict.fromkeys(run.settings for run in runs))
-    unfinished = [run for run in runs if run.state != DONE]
     if args.dry_run:
         return
+    unfinished = [run for run in runs if run.state != DONE]
     if unfinished:
         from crd_plugin.cli.pool import train_all
 

@@ -12,9 +12,16 @@ import pandas as pd
 
 from .launch import LOG, locate
 from .reading import read_text
-from .results import format_mean, read_run, render_cells, summarise
+from .results import (
+    LEGEND,
+    format_mean,
+    paired_differences,
+    read_run,
+    render_cells,
+    render_differences,
+    summarise,
+)
 from .runs import RECORD, read_record
-from .statistics import LEGEND, paired_differences, render_differences
 
 _KEYS = ('config', 'seed', 'options', 'epochs', 'signature', 'teacher', 'finished', 'seconds')
 # Between the config of a probe and what it probes, in the name of its runs.
@@ -37,10 +44,9 @@ def read_published(path: str | Path | None = None) -> pd.DataFrame:
             ``configs/published.csv`` of this package.
 
     Returns:
-        DataFrame: The columns of the file, as texts, and four more: ``published``, the value as a
-        number, for an error 100 minus it, NaN for n/a; ``title``, the source with its table;
-        ``name`` of its runs, as in :func:`read_table_runs`; ``group``, folder of the config and
-        data set.
+        DataFrame: The columns of the file, as texts, and ``published``, the accuracy (for an error
+        100 minus it, NaN for n/a); ``title``, source and table; ``name`` of its runs, as in
+        :func:`read_table_runs`; ``group``, folder of the config and data set.
 
     Raises:
         ValueError: If it is not such a file.
@@ -58,10 +64,9 @@ def read_published(path: str | Path | None = None) -> pd.DataFrame:
             f'{path} is not a table of figures: {" ".join(str(error).split())}; expected the '
             'columns of configs/published.csv.'
         ) from error
-    errors = table['metric'].str.contains('error')
     tables = table['table'].str.replace(r'^(?=\d)', 'table ', regex=True)
     return table.assign(
-        published=value.mask(errors, 100 - value).round(2),
+        published=value.mask(table['metric'].str.contains('error'), 100 - value).round(2),
         title=(table['source'] + ', ' + tables).str.removesuffix(', '),
         name=[
             OF.join(Path(at).stem for at in pair if at)
@@ -130,22 +135,19 @@ def _read_table_run(path: Path) -> dict[str, Any]:
         # That the seeds of a row probe different networks is no remark worth making.
         options = [text for text in run['options'] if not text.startswith('model.backbone_ckpt=')]
         run.update(teacher='', signature='', options=options)
-    more = dict(
-        name=name,
-        sweep=run.get('sweep') or {},
-        run_dir=path.parent.as_posix(),
-        epochs=run['epochs'],
-        epoch=epoch,
-        finished=finished,
-        failed='' if finished else _failure(path.with_name(LOG)),
-    )
-    return {**run, **result, **more}
-
-
-def _failure(log: Path) -> str:
-    """The line that a training ended with, if that is an error."""
+    log = path.with_name(LOG)
     lines = log.read_text(errors='replace').splitlines() if log.is_file() else []
-    return lines[-1] if lines and lines[-1].startswith('error: ') else ''
+    failed = bool(lines) and lines[-1].startswith('error: ') and not finished
+    return {
+        **result,
+        **run,
+        'name': name,
+        'sweep': run.get('sweep') or {},
+        'run_dir': path.parent.as_posix(),
+        'epoch': epoch,
+        'finished': finished,
+        'failed': lines[-1] if failed else '',
+    }
 
 
 def compare(runs: pd.DataFrame, figures: pd.DataFrame) -> list[dict[str, Any]]:
@@ -163,95 +165,75 @@ def compare(runs: pd.DataFrame, figures: pd.DataFrame) -> list[dict[str, Any]]:
         ``source``, ``last``, ``best`` (dicts of ``mean`` and ``std``), ``best_epoch``,
         ``difference`` (last epoch minus published), ``difference_best``, ``to_alone`` and ``to_kd``
         (minus the student alone and minus KD, as from
-        :func:`~crd_plugin.cli.statistics.paired_differences`), ``seeds`` (finished),
+        :func:`~crd_plugin.cli.results.paired_differences`), ``seeds`` (finished),
         ``missing_seeds``, ``teacher`` (first eight digits of the hash), ``num_teachers``,
         ``sweep`` (values by key), ``options``, ``notes`` and ``runs``. What is not there is None.
     """
-    trained = dict.fromkeys(runs['name'])
+    names = dict.fromkeys(runs['name'])
     figures = figures[figures['metric'].str.contains('top-1') & figures['published'].notna()]
-    has_run = figures['name'].isin(trained)
-    figures = figures[figures['group'].isin(figures['group'][has_run])]
-    known = figures.drop_duplicates('name').set_index('name').to_dict('index')
-    summary = summarise(runs[runs['finished']]).to_dict('index')
+    groups = figures['group'][figures['name'].isin(names)]
+    figures = figures[figures['group'].isin(groups)].drop_duplicates('name')
+    known = figures.set_index('name').to_dict('index')
+    trained = runs[runs['finished']]
+    summary = summarise(trained)
     seeds = sorted(runs['seed'].unique().tolist())
-    return [
-        _row(
-            name,
-            runs[runs['name'] == name],
-            summary.get(name, {}),
-            known.get(name, {}),
-            seeds,
-            runs[runs['finished']],
+    others = {other for name in summary for other in _references(name)}
+    differences = {other: paired_differences(trained, other) for other in others & set(summary)}
+    columns = ['seed', 'run_dir', 'finished', 'epochs', 'teacher', 'signature', 'last', 'best']
+    rows = []
+    for name in dict.fromkeys([*known, *names]):
+        own, numbers, figure = runs[runs['name'] == name], summary.get(name, {}), known.get(name)
+        last, best = numbers.get('top1_last'), numbers.get('top1_best')
+        difference, difference_best = (
+            value['mean'] - figure['published'] if value and figure else None
+            for value in (last, best)
         )
-        for name in dict.fromkeys([*known, *trained])
-    ]
+        to_alone, to_kd = (differences.get(other, {}).get(name) for other in _references(name))
+        teachers = dict.fromkeys(map(_short_hash, own['teacher']))
+        options = list(dict.fromkeys(map(' '.join, own['options'])))
+        done = numbers.get('seeds', [])
+        row = dict(
+            config=name,
+            published=figure['published'] if figure else None,
+            source=figure['title'] if figure else '',
+            last=last,
+            best=best,
+            best_epoch=numbers.get('best_epoch'),
+            difference=difference,
+            difference_best=difference_best,
+            to_alone=to_alone,
+            to_kd=to_kd,
+            seeds=done,
+            missing_seeds=sorted(set(seeds) - set(done)),
+            teacher=' '.join(teachers) or None,
+            num_teachers=max((len(teacher.split()) for teacher in teachers), default=0),
+            sweep=own['sweep'].iloc[0] if len(own) else {},
+            options=options,
+            notes=_notes(own, len(teachers), options),
+            runs=own[columns].to_dict('records'),
+        )
+        rows.append(row)
+    return rows
 
 
-def _row(
-    name: str,
-    runs: pd.DataFrame,
-    numbers: dict[Any, Any],
-    figure: dict[str, Any],
-    seeds: Sequence[int],
-    trained: pd.DataFrame,
-) -> dict[str, Any]:
-    """One row of :func:`compare`."""
-    finished = runs[runs['finished']]
-    published = figure.get('published')
-    last, best = numbers.get('top1_last'), numbers.get('top1_best')
-    difference, difference_best = (
-        None if value is None or published is None else value['mean'] - published
-        for value in (last, best)
-    )
-    teachers = dict.fromkeys(map(_short_hash, runs['teacher']))
-    options = dict.fromkeys(map(' '.join, runs['options']))
+def _notes(runs: pd.DataFrame, teachers: int, options: Sequence[str]) -> list[str]:
+    """What a reader of a row should know about its runs."""
     notes = [
         f'seed {run["seed"]} {"failed" if run["failed"] else "is"} at epoch {run["epoch"]} of '
         f'{run["epochs"]}{run["failed"] and ": " + run["failed"]}'
         for run in runs[~runs['finished']].to_dict('records')
     ]
-    if finished['signature'].nunique() > 1:
+    if runs[runs['finished']]['signature'].nunique() > 1:
         notes.append('the seeds were trained with different settings')
-    if len(teachers) > 1:
+    if teachers > 1:
         notes.append('the seeds were trained with different teachers')
-    notes += [f'trained with {text}' for text in options if text]
-    to_alone, to_kd = (_difference(name, other, trained) for other in _references(name))
-    columns = ['seed', 'run_dir', 'finished', 'epochs', 'teacher', 'signature', 'last', 'best']
-    return dict(
-        config=name,
-        published=published,
-        source=figure.get('title', ''),
-        last=last,
-        best=best,
-        best_epoch=numbers.get('best_epoch'),
-        difference=difference,
-        difference_best=difference_best,
-        to_alone=to_alone,
-        to_kd=to_kd,
-        seeds=finished['seed'].tolist(),
-        missing_seeds=sorted(set(seeds) - set(finished['seed'])),
-        teacher=' '.join(teachers) or None,
-        num_teachers=max((len(teacher.split()) for teacher in teachers), default=0),
-        sweep=runs['sweep'].iloc[0] if len(runs) else {},
-        options=list(options),
-        notes=notes,
-        runs=runs[columns].to_dict('records'),
-    )
+    return notes + [f'trained with {text}' for text in options if text]
 
 
 def _references(name: str) -> tuple[str, str]:
     """Names of the student alone and of KD, named method[_teacher]_student_schedule_data."""
     _, *rest = name.split('_')
     return '_'.join(['vanilla', *rest[-3:]]), '_'.join(['kd', *rest])
-
-
-def _difference(name: str, reference: str, trained: pd.DataFrame) -> dict[str, Any] | None:
-    """Difference to another config of the table; None if it has no finished seed of it."""
-    names = set(trained['name'])
-    if name == reference or not {name, reference} <= names:
-        return None
-    both = trained[trained['name'].isin([name, reference])]
-    return paired_differences(both, reference).get(name)
 
 
 def _short_hash(teacher: str) -> str:
@@ -283,16 +265,15 @@ def render_markdown(rows: Sequence[dict[str, Any]]) -> str:
                 row['teacher'] or '-',
             ]
         )
-    lines = [render_cells(cells), '', _LEGEND]
+    parts = [f'{render_cells(cells)}\n\n{_LEGEND}']
     differences = {
         title: {row['config']: row[key] for row in rows if row[key]}
         for title, key in (('last - student alone', 'to_alone'), ('last - KD', 'to_kd'))
     }
     if any(differences.values()):
-        names = [row['config'] for row in rows]
-        lines += ['', render_differences(names, differences), '', LEGEND]
+        parts += [render_differences([row['config'] for row in rows], differences), LEGEND]
     notes = [f'- {row["config"]}: {note}' for row in rows for note in row['notes']]
-    return '\n'.join(lines + ([''] + notes if notes else [])) + '\n'
+    return '\n\n'.join(parts + ['\n'.join(notes)] * bool(notes)) + '\n'
 
 
 def render_csv(rows: Sequence[dict[str, Any]]) -> str:

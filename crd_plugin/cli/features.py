@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,11 +12,11 @@ from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
-from mmpretrain.registry import MODELS
 from torch import nn
 
-from crd_plugin.checkpoints.publish import student_config
+from crd_plugin.checkpoints.publish import build_student, student_config
 from crd_plugin.compat import load_checkpoint_file
+from crd_plugin.models.algorithms.checkpoints import find_weights
 from crd_plugin.models.recorders._classifier import find_classification_layer
 
 from .arguments import UsageError
@@ -29,6 +28,8 @@ class Outputs(NamedTuple):
     features: np.ndarray  # (N, C), the input of the classification layer
     logits: np.ndarray  # (N, classes)
     labels: np.ndarray  # (N,)
+    classes: tuple[str, ...] = ()
+    size: tuple[int, int] = (0, 0)  # height and width of the images
 
     @property
     def top1(self) -> float:
@@ -41,7 +42,7 @@ def load_network(cfg: Config, filename: str, role: str = 'architecture') -> Any:
 
     Args:
         cfg (Config): Config of a distillation, or of plain training.
-        filename (str): Checkpoint of a distillation, of plain training, or a published one.
+        filename (str): Checkpoint of either, or a published one.
         role (str): 'architecture', the student, or 'teacher'. Defaults to 'architecture'.
 
     Returns:
@@ -54,35 +55,22 @@ def load_network(cfg: Config, filename: str, role: str = 'architecture') -> Any:
     content = cfg.to_dict()
     if role != 'architecture':
         content['model'] = dict(architecture=content['model'][role])
-    plain = student_config(content)
-    with DefaultScope.overwrite_default_scope(plain.get('default_scope', 'mmpretrain')):
-        given = {key: plain[key] for key in ('data_preprocessor',) if plain.get(key)}
-        network = MODELS.build(dict(plain['model'], **given))
     loaded = load_checkpoint_file(filename)
-    weights = loaded.get('state_dict', loaded)
-    own = {key[len(role) + 1 :]: weights[key] for key in weights if key.startswith(f'{role}.')}
     try:
-        network.load_state_dict(own or weights)
-    except (RuntimeError, TypeError, AttributeError) as error:
-        reason = ' '.join(str(error).split())[:300]
+        weights = find_weights(loaded, filename)
+        own = {key[len(role) + 1 :]: weights[key] for key in weights if key.startswith(f'{role}.')}
+        network = build_student(student_config(content), own or weights, filename)
+    except ValueError as error:
         raise UsageError(
-            f'checkpoint {filename} does not fit the {role} of the config: {reason}; give '
-            'checkpoints of networks of this config.'
+            f'checkpoint {filename} is not of the {role} of the config; give checkpoints of its '
+            f'networks: {error}'
         ) from error
-    return network.to(get_device()).eval()
+    return network.to(get_device())
 
 
 @torch.inference_mode()
 def run_network(network: Any, dataset: dict[str, Any]) -> Outputs:
-    """Run a network over a data set, in its order.
-
-    Args:
-        network (nn.Module): As from :func:`load_network`.
-        dataset (dict): Config of a data set with labels.
-
-    Returns:
-        Outputs: Features, logits and labels.
-    """
+    """Run a network, as from :func:`load_network`, over a data set with labels, in its order."""
     loader = dict(
         batch_size=250,
         num_workers=0,
@@ -98,25 +86,31 @@ def run_network(network: Any, dataset: dict[str, Any]) -> Outputs:
 
     hook = find_classification_layer(network).register_forward_hook(record)
     with DefaultScope.overwrite_default_scope('mmpretrain'):
-        for batch in Runner.build_dataloader(loader, seed=0):
+        batches = Runner.build_dataloader(loader, seed=0)
+        for batch in batches:
             data = network.data_preprocessor(batch)
             network(data['inputs'], mode='tensor')
             labels += [sample.gt_label.item() for sample in data['data_samples']]
     hook.remove()
-    return Outputs(torch.cat(features).numpy(), torch.cat(logits).numpy(), np.array(labels))
+    return Outputs(
+        torch.cat(features).numpy(),
+        torch.cat(logits).numpy(),
+        np.array(labels),
+        tuple(batches.dataset.metainfo.get('classes', ())),
+        tuple(data['inputs'].shape[-2:]),
+    )
 
 
 def own_data(cfg: Config) -> tuple[dict[str, Any], dict[str, Any]]:
     """Configs of the training images, without augmentation, and of the validation images."""
-    train, val = (
-        copy.deepcopy(cfg[name].dataset.to_dict())
-        for name in ('train_dataloader', 'val_dataloader')
-    )
-    # Ids, and data that stay on the device, are for training.
-    while isinstance(train.get('dataset'), dict):
-        train = train['dataset']
-    while isinstance(val.get('dataset'), dict):
-        val = val['dataset']
+    found = []
+    for name in ('train_dataloader', 'val_dataloader'):
+        dataset = cfg[name].dataset.to_dict()
+        # Ids, and data that stay on the device, are for training.
+        while isinstance(dataset.get('dataset'), dict):
+            dataset = dataset['dataset']
+        found.append(dataset)
+    train, val = found
     return {**train, 'pipeline': val['pipeline']}, val
 
 
@@ -131,17 +125,7 @@ def digits(height: int, width: int) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def linear_probe(train: Outputs, test: Outputs) -> float:
-    """Fit a linear classifier on frozen features: logistic regression of scikit-learn.
-
-    Features are standardised, the penalty is the default: no random numbers, nothing to choose.
-
-    Args:
-        train (Outputs): What the classifier is fitted on.
-        test (Outputs): What it is measured on.
-
-    Returns:
-        float: Accuracy on ``test``, percent.
-    """
+    """Accuracy on ``test``, percent, of a logistic regression on the features of ``train``."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
@@ -161,12 +145,7 @@ def correlation_difference(outputs: Outputs, teacher: Outputs) -> np.ndarray:
 
 
 def plot_correlation(networks: Mapping[str, Outputs], path: str | Path) -> None:
-    """Draw how far the correlations between logits are from the teacher's; the mean in each title.
-
-    Args:
-        networks (Mapping[str, Outputs]): By name, the teacher first.
-        path (str | Path): Image file to write.
-    """
+    """Draw how far each network's correlations between logits are from those of the first."""
     teacher = next(iter(networks.values()))
     differences = [correlation_difference(outputs, teacher) for outputs in networks.values()]
     top = max(float(difference.max()) for difference in differences) or 1.0
@@ -180,17 +159,8 @@ def plot_correlation(networks: Mapping[str, Outputs], path: str | Path) -> None:
     figure.savefig(path, dpi=150)
 
 
-def plot_embedding(
-    networks: Mapping[str, Outputs], path: str | Path, classes: Sequence[str], images: int
-) -> None:
-    """Draw the features by t-SNE, one panel per network, coloured by class.
-
-    Args:
-        networks (Mapping[str, Outputs]): By name.
-        path (str | Path): Image file to write.
-        classes (Sequence[str]): Names of the classes, for a legend of at most ten.
-        images (int): How many images are drawn, from the first.
-    """
+def plot_embedding(networks: Mapping[str, Outputs], path: str | Path, images: int) -> None:
+    """Draw the features of the first images by t-SNE, one panel per network, coloured by class."""
     from matplotlib import colormaps
     from sklearn.manifold import TSNE
     from threadpoolctl import threadpool_limits
@@ -198,30 +168,26 @@ def plot_embedding(
     figure, panels = _panels(len(networks))
     for panel, (name, outputs) in zip(panels, networks.items()):
         features = outputs.features[:images]
-        perplexity = min(30, (len(features) - 1) / 3)
-        with threadpool_limits(
-            1
-        ):  # threads that wait for each other take minutes on a busy machine
-            places = TSNE(perplexity=perplexity, random_state=0).fit_transform(features)
+        tsne = TSNE(perplexity=min(30, (len(features) - 1) / 3), random_state=0)
+        with threadpool_limits(1):  # on a busy machine, threads that wait for others take minutes
+            places = tsne.fit_transform(features)
         colours = dict(c=outputs.labels[:images], cmap='tab10', vmin=0, vmax=9)
         panel.scatter(*places.T, **colours, s=3, linewidths=0)
         panel.set(xticks=[], yticks=[])
         panel.set_title(name, fontsize=9)
-    if len(classes) <= 10:  # more than tab10 has colours
-        for label, name in enumerate(classes):
+    if len(outputs.classes) <= 10:  # more than tab10 has colours
+        for label, name in enumerate(outputs.classes):
             panels[-1].scatter([], [], color=colormaps['tab10'](label / 9), s=12, label=name)
         figure.legend(loc='outside right center', fontsize=8)
     figure.savefig(path, dpi=150)
 
 
 def _panels(number: int) -> tuple[Any, list[Any]]:
-    """Make a figure with rows of five square panels; those that are left over are empty."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    """Make a figure with rows of five square panels."""
     from matplotlib.figure import Figure
 
     lines, columns = -(-number // 5), min(5, number)
     figure = Figure(figsize=(2.3 * columns + 1.2, 2.6 * lines), layout='constrained')
-    FigureCanvasAgg(figure)
     panels = list(figure.subplots(lines, columns, squeeze=False).flat)
     for panel in panels[number:]:
         panel.set_axis_off()

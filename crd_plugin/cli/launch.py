@@ -9,6 +9,7 @@ import contextlib
 import ctypes
 import importlib
 import os
+import platform
 import re
 import shlex
 import shutil
@@ -26,7 +27,7 @@ from .arguments import UsageError
 PACKAGE = Path(__file__).resolve().parents[1]
 LOG = 'train.log'
 LOCK = '.lock'
-# Environment variable with the descriptor of the lock that a training inherits.
+# Environment variable of a training that has inherited the lock of its folder.
 _HELD = 'CRD_PLUGIN_LOCK'
 # Signals that end this process.
 _RECEIVED: list[int] = []
@@ -37,12 +38,7 @@ OnEpoch = Callable[[int, bool, str], None]
 
 
 class TrainingFailed(RuntimeError):
-    """A training that ended with another exit code than 0.
-
-    Args:
-        code (int): Exit code; negative for a signal.
-        log (Path): File with its output.
-    """
+    """A training that ended with another exit code than 0; its output is in the log."""
 
     def __init__(self, code: int, log: Path) -> None:
         super().__init__(f'training ended with code {code}; see {log}')
@@ -69,17 +65,34 @@ class Trainings:
         Args:
             command (Sequence[str]): Program and arguments.
             log (Path): File for the output.
-            on_epoch (Callable): Called once per line about an epoch; for a validation, with the
-                line that has the metrics.
+            on_epoch (Callable): Called once per line about an epoch.
             env (Mapping, optional): Environment variables to change.
             lock (int, optional): File descriptor that the subprocess inherits.
 
         Raises:
             TrainingFailed: If the command does not end with code 0.
         """
+        env = {**os.environ, 'PYTHONUNBUFFERED': '1', **(env or {})}
+        # Threads that spin while they wait slow small networks down when the machine is busy.
+        env.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
+        # The subprocess imports the package of this checkout.
+        env['PYTHONPATH'] = os.pathsep.join(
+            filter(None, [str(PACKAGE.parent), env.get('PYTHONPATH')])
+        )
+        if lock is not None:
+            env[_HELD] = 'inherited'
         with open(log, 'a', encoding='utf-8') as file:
             file.write(f'$ {shlex.join(command)}\n')
-            with _start(command, env or {}, lock) as process:
+            with subprocess.Popen(
+                command,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                errors='replace',
+                env=env,
+                start_new_session=True,  # data workers are in its process group and stop with it
+                pass_fds=() if lock is None or os.name != 'posix' else (lock,),
+            ) as process:
                 # Add, then ask: stop() works in the other order.
                 self._processes.add(process)
                 try:
@@ -105,34 +118,8 @@ class Trainings:
         stop(*self._processes.copy())
 
 
-def _start(command: Sequence[str], env: Mapping[str, str], lock: int | None) -> subprocess.Popen:
-    """Start a subprocess that imports the package of this checkout."""
-    env = {**os.environ, 'PYTHONUNBUFFERED': '1', **env}
-    if lock is not None:
-        env[_HELD] = str(lock)
-    # Threads that spin while they wait slow small networks down when the machine is busy.
-    env.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
-    path = [str(PACKAGE.parent), env.get('PYTHONPATH')]
-    env['PYTHONPATH'] = os.pathsep.join(part for part in path if part)
-    return subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors='replace',
-        env=env,
-        start_new_session=True,  # a process group of its own, so that data workers stop with it
-        pass_fds=() if lock is None or os.name != 'posix' else (lock,),
-    )
-
-
 def stop(*processes: subprocess.Popen, grace: float = 10.0) -> None:
-    """End subprocesses, each the leader of its process group, and their children.
-
-    Args:
-        *processes (subprocess.Popen): Those that have ended are skipped.
-        grace (float): Seconds from SIGTERM to SIGKILL. Defaults to 10.
-    """
+    """End subprocesses that lead a process group, and their children; SIGKILL after ``grace`` s."""
     alive = [process for process in processes if process.poll() is None]
     for process in alive:
         _signal(process, signal.SIGTERM)
@@ -154,10 +141,9 @@ def _signal(process: subprocess.Popen, number: int) -> None:
 
 
 def interrupt_on_signals() -> None:
-    """Let ``kill`` and a closed terminal end a tool as Ctrl-C does.
+    """Let ``kill`` and a closed terminal end a tool as Ctrl-C does, by a KeyboardInterrupt.
 
-    The trainings have sessions of their own, so the terminal does not reach them. Some code turns
-    the KeyboardInterrupt into another exception; :func:`received` tells.
+    Some code turns it into another exception; :func:`received` tells.
     """
 
     def interrupt(number: int, _: object) -> None:
@@ -182,14 +168,7 @@ def received(error: BaseException) -> bool:
 
 
 def leave(message: str = '') -> NoReturn:
-    """End this process with a message and the status of one that a signal has ended.
-
-    Args:
-        message (str): Line for stderr. Defaults to nothing.
-
-    Raises:
-        SystemExit: With status 128 + number of the signal.
-    """
+    """End this process with a line on stderr and the status of one that a signal has ended."""
     number = (_RECEIVED or [signal.SIGINT])[0]
     sys.stderr.write(message)
     sys.stderr.flush()
@@ -200,27 +179,23 @@ def leave(message: str = '') -> NoReturn:
 
 
 def is_watched() -> bool:
-    """Tell whether :class:`Trainings` has started this process, for a run that it holds."""
+    """Tell whether :class:`Trainings` started this process, which has inherited a run's lock."""
     return _HELD in os.environ
 
 
 def end_with_parent() -> None:
-    """Have this process killed as soon as the one that started it is gone.
-
-    A rank that waits for others in a collective does not see signals, so it is SIGKILL. Only Linux
-    can do so; elsewhere, and in the moment before this call, an orphan trains on.
-    """
+    """Have this process killed as soon as the one that started it is gone; Linux only."""
+    # SIGKILL, because a rank that waits for others in a collective does not see signals.
     if sys.platform == 'linux':
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 @contextlib.contextmanager
 def hold(run_dir: Path) -> Iterator[int]:
-    """Lock the folder of a run; a training that has inherited the lock takes it over.
+    """Lock the folder of a run.
 
     Yields:
-        int: Descriptor of the locked file. A subprocess that inherits it keeps the lock, even if
-        this process is killed.
+        int: Descriptor of the locked file; a subprocess that inherits it keeps the lock.
 
     Raises:
         UsageError: If another process has locked it.
@@ -228,23 +203,13 @@ def hold(run_dir: Path) -> Iterator[int]:
     from filelock import lock_descriptor
 
     with open(run_dir / LOCK, 'a') as file:
-        locked = _is_inherited(file.fileno())
         with contextlib.suppress(OSError):  # a file system without locks
-            locked = locked or lock_descriptor(file.fileno(), blocking=False)
-            if not locked:
+            if not lock_descriptor(file.fileno(), blocking=False):
                 raise UsageError(
                     f'{run_dir} is in use: another process trains there; wait for it or end it '
                     'first, or train in another --work-dir.'
                 )
         yield file.fileno()
-
-
-def _is_inherited(lock: int) -> bool:
-    """Tell whether this process has inherited a lock on a file."""
-    try:
-        return os.path.sameopenfile(int(os.environ[_HELD]), lock)
-    except (KeyError, ValueError, OSError):
-        return False
 
 
 def make_room(run_dir: Path, keep: bool) -> None:
@@ -258,6 +223,22 @@ def make_room(run_dir: Path, keep: bool) -> None:
     while (old := run_dir.with_name(f'{run_dir.name}_old{number}')).exists():
         number += 1
     run_dir.rename(old)
+
+
+def share_cores(jobs: int) -> dict[str, str]:
+    """Environment variables that give each of several trainings an equal share of the cores."""
+    if jobs == 1 or 'OMP_NUM_THREADS' in os.environ:
+        return {}
+    return dict(OMP_NUM_THREADS=str(max(1, (os.cpu_count() or 1) // jobs)))
+
+
+def processor() -> str:
+    """Name of the CPU."""
+    if os.path.isfile('/proc/cpuinfo'):
+        match = re.search(r'model name\s*:\s*(.+)', Path('/proc/cpuinfo').read_text())
+        if match:
+            return match[1]
+    return platform.processor() or platform.machine()
 
 
 def write_whole(path: Path, text: str) -> None:

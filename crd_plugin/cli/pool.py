@@ -32,12 +32,11 @@ class Display:
     """
 
     def __init__(self, work: float) -> None:
-        self.work = work
-        self.done = 0.0
         self._began = time.perf_counter()
         self._lock = threading.RLock()
         self._bars = Progress(disable=not sys.stdout.isatty())
-        self._whole = self._bars.add_task('all runs', total=work)
+        self._bars.add_task('all runs', total=work)
+        (self._whole,) = self._bars.tasks
 
     def __enter__(self) -> Display:
         self._bars.start()
@@ -48,12 +47,7 @@ class Display:
 
     @contextlib.contextmanager
     def run(self, title: str, epochs: int, reached: int = 0) -> Iterator[launch.OnEpoch]:
-        """Show a run while it is trained; what it leaves undone is not waited for.
-
-        Args:
-            title (str): Name of the run.
-            epochs (int): Epochs of a whole training.
-            reached (int): Epochs that need not be repeated. Defaults to 0.
+        """Show a run while it is trained, from the epoch that it has ``reached``.
 
         Yields:
             Callable: To be called with number, whether validated, and line of each epoch. In every
@@ -66,10 +60,9 @@ class Display:
             nonlocal left, last
             with self._lock:
                 remaining = min(left, epochs - epoch + (not validated))
-                self.done += (left - remaining) / epochs
+                self._bars.advance(self._whole.id, (left - remaining) / epochs)
+                self._bars.advance(task, left - remaining)
                 left = remaining
-                self._bars.update(task, completed=epochs - left)
-                self._bars.update(self._whole, completed=self.done)
                 due = epoch % max(1, epochs // 10) == 0 or epoch == epochs
                 if due and (epoch, validated) != last:
                     self.say(f'  [{title}, {self.left} left] {" ".join(text.split())}')
@@ -78,9 +71,9 @@ class Display:
         try:
             yield on_epoch
         finally:
-            with self._lock:
-                self.work -= left / epochs
-                self._bars.update(self._whole, total=self.work)
+            with self._lock:  # what it leaves undone is not waited for
+                total = (self._whole.total or 0) - left / epochs
+                self._bars.update(self._whole.id, total=total)
                 self._bars.remove_task(task)
 
     def say(self, line: str) -> None:
@@ -96,11 +89,12 @@ class Display:
     @property
     def left(self) -> str:
         """str: Minutes and seconds left at the present speed; '?' before the first epoch."""
-        if self.done <= 0:
+        done = self._whole.completed
+        if not done:
             return '?'
+        runs = max(0.0, (self._whole.total or 0) - done)
         elapsed = time.perf_counter() - self._began
-        minutes, seconds = divmod(round(elapsed / self.done * max(0.0, self.work - self.done)), 60)
-        return f'{minutes}:{seconds:02d}'
+        return '{}:{:02d}'.format(*divmod(round(elapsed / done * runs), 60))
 
 
 def train_all(

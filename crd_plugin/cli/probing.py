@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .arguments import UsageError
+from .results import new_axes
 from .runs import Run, Settings
 
 RANDOM = 'random'
@@ -113,9 +114,6 @@ def plot_probes(rows: Sequence[Mapping[str, Any]], path: str | Path) -> None:
     Raises:
         ValueError: If no probe has finished.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     from .comparison import OF
 
     groups: dict[str, dict[str, dict[str, Any]]] = {}
@@ -127,9 +125,7 @@ def plot_probes(rows: Sequence[Mapping[str, Any]], path: str | Path) -> None:
         raise ValueError('--plot: no probe has finished; wait for tools/run_table.py --probe.')
     names = list(dict.fromkeys(name for bars in groups.values() for name in bars))
     methods = list(dict.fromkeys(name.partition('_')[0] for name in names))
-    figure = Figure(figsize=(max(7, 0.5 * sum(map(len, groups.values()))), 5), layout='constrained')
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
+    axes = new_axes(max(7, 0.5 * sum(map(len, groups.values()))), 5)
     place, ticks = 0.0, []
     for bars in groups.values():
         ticks.append(place + (len(bars) - 1) / 2)
@@ -144,8 +140,8 @@ def plot_probes(rows: Sequence[Mapping[str, Any]], path: str | Path) -> None:
         axes.bar(0, 0, color=f'C{number % 10}', label=method)
     axes.set_xticks(ticks, [name.replace('_', '\n', 1) for name in groups])
     axes.set(ylabel='top-1 accuracy (%), last epoch')
-    figure.legend(loc='outside right upper')
-    figure.savefig(path, dpi=150)
+    axes.figure.legend(loc='outside right upper')
+    axes.figure.savefig(path, dpi=150)
 
 
 def _run_of(checkpoint: Path) -> tuple[str, int]:

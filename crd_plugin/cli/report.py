@@ -4,27 +4,27 @@ from __future__ import annotations
 
 import base64
 import html
-import re
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
+from typing import Any
 
 import pandas as pd
+from markdown_it import MarkdownIt
 from mmengine.config import Config
-from mmengine.registry import DATASETS, DefaultScope
 
 from . import features
 from .arguments import UsageError
 from .lookup import one_line
-from .results import plot_curves, read_run
+from .results import plot_accuracies, plot_curves, read_run
 from .resuming import POINTER, checkpoints
-from .statistics import plot_accuracies
 
 # A heading, then Markdown and image files.
 Section = tuple[Any, ...]
+# Name, config, checkpoint, and the path of the teacher's checkpoint, or nothing.
+Student = tuple[str, Config, Path, str]
 # Images in a t-SNE, which takes about a second per network for these.
 _EMBEDDED = 300
 _FEATURES = (
@@ -36,6 +36,8 @@ _LOGITS = (
     "from the teacher's; in the titles the mean over classes. At 0 a student mixes classes up as "
     'its teacher does.'
 )
+# What this package writes, besides paragraphs; anything else is escaped.
+_MARKDOWN = MarkdownIt('zero').enable(['table', 'list', 'backticks'])
 _PAGE = """<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -45,17 +47,10 @@ _PAGE = """<!DOCTYPE html>
 <style>
 :root {{ color-scheme: light dark; }}
 body {{ font: 1rem/1.5 system-ui, sans-serif; max-width: 68rem; margin: 2rem auto; }}
-body {{ padding: 0 1rem; }}
-h1, h2 {{ line-height: 1.2; }}
+body {{ padding: 0 1rem; overflow-wrap: anywhere; }}
 h2 {{ margin-top: 2.5rem; }}
-.scroll {{ overflow-x: auto; }}
-table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; }}
+table {{ border-collapse: collapse; display: block; overflow-x: auto; white-space: nowrap; }}
 th, td {{ padding: .3rem .8rem; border-bottom: 1px solid #8886; }}
-th, td {{ text-align: right; white-space: nowrap; }}
-th {{ border-bottom-width: 2px; }}
-th:first-child, td:first-child {{ text-align: left; }}
-tr:hover {{ background: #8882; }}
-code {{ overflow-wrap: anywhere; }}
 img {{ max-width: 100%; background: white; border-radius: .4rem; }}
 </style>
 </head>
@@ -68,15 +63,15 @@ img {{ max-width: 100%; background: white; border-radius: .4rem; }}
 
 
 def render_report(title: str, sections: Sequence[Section]) -> str:
-    """Write sections as a page, images included.
+    """Write sections as a page that refers to nothing outside.
 
     Args:
         title (str): Heading of the page.
         sections (Sequence[tuple]): Heading of each section, then any number of Markdown texts
-            (paragraphs, tables, lists of one level, code within a line) and paths of PNG files.
+            (paragraphs, tables, lists, code within a line) and paths of PNG files.
 
     Returns:
-        str: HTML that refers to nothing outside.
+        str: HTML.
     """
     parts = []
     for heading, *contents in sections:
@@ -89,8 +84,8 @@ def render_report(title: str, sections: Sequence[Section]) -> str:
                 width = int.from_bytes(image[16:20], 'big') * 2 // 3
                 source = f'data:image/png;base64,{base64.b64encode(image).decode()}'
                 parts.append(f'<img alt="{heading}" width="{width}" src="{source}">')
-            elif content:
-                parts.append(render_html(content))
+            else:
+                parts.append(_MARKDOWN.render(content))
         parts.append('</section>')
     return _PAGE.format(title=html.escape(title), body='\n'.join(parts))
 
@@ -113,57 +108,29 @@ def report_table(title: str, runs: pd.DataFrame, text: str) -> str:
         short = dict(name=run['name'].replace(f'_{key}', ''))
         groups.setdefault(key, []).append({**run, **read_run(run['run_dir']), **short})
     sections: list[Section] = [('Accuracy', text)]
+    if not groups:
+        sections.append(('Not shown', 'No run has finished.'))
     with TemporaryDirectory() as folder:
         for key, rows in groups.items():
             place = Path(folder, key)
             place.mkdir()
-            drawn = draw_sections(pd.DataFrame(rows), place, key)
             end = f': {key}' if len(groups) > 1 else ''
+            drawn = draw_sections(pd.DataFrame(rows), place, key)
             sections += [(heading + end, *contents) for heading, *contents in drawn]
-        if not groups:
-            sections.append(('Not shown', 'No run has finished.'))
         return render_report(title, sections)
-
-
-def render_html(text: str) -> str:
-    """Turn the Markdown that this package writes into HTML.
-
-    Args:
-        text (str): Paragraphs, tables and lists, with an empty line after each.
-
-    Returns:
-        str: HTML; whatever else is in the text is escaped.
-    """
-    blocks = []
-    for block in re.split(r'\n\s*\n', text.strip()):
-        block = html.escape(block, quote=False)
-        lines = re.sub(r'`([^`]*)`', r'<code>\1</code>', block).split('\n')
-        if lines[0].startswith('|'):
-            head, _, *rows = (line.strip('| ').split(' | ') for line in lines)
-            cells = [[f'<th>{cell.strip()}</th>' for cell in head]]
-            cells += [[f'<td>{cell.strip()}</td>' for cell in row] for row in rows]
-            table = '\n'.join(f'<tr>{"".join(row)}</tr>' for row in cells)
-            blocks.append(f'<div class="scroll"><table>\n{table}\n</table></div>')
-        elif lines[0].startswith('- '):
-            items = '\n'.join(f'<li>{line.removeprefix("- ")}</li>' for line in lines)
-            blocks.append(f'<ul>\n{items}\n</ul>')
-        else:
-            blocks.append(f'<p>{" ".join(lines)}</p>')
-    return '\n'.join(blocks)
 
 
 def draw_sections(runs: pd.DataFrame, folder: Path, title: str) -> list[Section]:
     """Draw the figures of finished runs; where one cannot be drawn, say why.
 
     Curves, accuracies per seed and, of the first seed of each method, t-SNE of the features and
-    correlations between logits, beside the teacher. The latter need the last checkpoints and the
-    validation images.
+    correlations between logits, beside the teacher: from last checkpoints and validation images.
 
     Args:
         runs (DataFrame): One row per run: ``name`` of the method, ``seed``, ``config``,
             ``run_dir``, and what :func:`~crd_plugin.cli.results.read_run` returns.
-        folder (Path): Where the images are written: curves.png, accuracies.png, embedding.png and
-            correlation.png; those of a second teacher are embedding_2.png and correlation_2.png.
+        folder (Path): For curves.png, accuracies.png, embedding.png and correlation.png; those of
+            a second teacher are embedding_2.png and correlation_2.png.
         title (str): Heading of curves and accuracies.
 
     Returns:
@@ -176,7 +143,7 @@ def draw_sections(runs: pd.DataFrame, folder: Path, title: str) -> list[Section]
         _attempt('Seeds', partial(plot_accuracies, runs, seeds, title), seeds),
     ]
     students, notes = _find_students(runs)
-    teachers = dict.fromkeys(student.teacher for student in students if student.teacher)
+    teachers = dict.fromkeys(teacher for *_, teacher in students if teacher)
     for number, teacher in enumerate(teachers, 1):
         end = f'_{number}.png' if number > 1 else '.png'
         first, second = folder / f'embedding{end}', folder / f'correlation{end}'
@@ -189,25 +156,16 @@ def draw_sections(runs: pd.DataFrame, folder: Path, title: str) -> list[Section]
 
 
 def _attempt(heading: str, draw: Callable[[], None], *contents: str | Path) -> Section:
-    """Draw a section; a table that took days does not fail for a figure."""
+    """Draw a section."""
     try:
         draw()
-    except Exception as error:
+    except Exception as error:  # a table that took days does not fail for a figure
         return heading, f'Not drawn: {one_line(error)}'
     return (heading, *contents)
 
 
-class _Student(NamedTuple):
-    """The first run of a method that has all that it takes to run its network."""
-
-    name: str
-    config: Config
-    checkpoint: Path
-    teacher: str  # path of its checkpoint, or empty
-
-
-def _find_students(runs: pd.DataFrame) -> tuple[list[_Student], list[str]]:
-    """Find what can be run, and say what cannot."""
+def _find_students(runs: pd.DataFrame) -> tuple[list[Student], list[str]]:
+    """Find the first run of each method, and say which of them cannot be shown."""
     found, notes = [], []
     for run in runs.drop_duplicates('name').to_dict('records'):
         folder = Path(run['run_dir'])
@@ -219,17 +177,17 @@ def _find_students(runs: pd.DataFrame) -> tuple[list[_Student], list[str]]:
         cfg = Config.fromfile(config)
         teacher = cfg.model.get('teacher_ckpt') or ''
         if isinstance(teacher, str):
-            found.append(_Student(run['name'], cfg, saved[0], teacher))
+            found.append((run['name'], cfg, saved[0], teacher))
         else:
             notes.append(f'- {run["name"]}, t-SNE and correlation: it has several teachers.')
     return found, notes
 
 
 def _draw_networks(
-    teacher: str, students: Sequence[_Student], embedding: Path, correlation: Path, notes: list[str]
+    teacher: str, students: Sequence[Student], embedding: Path, correlation: Path, notes: list[str]
 ) -> None:
     """Run a teacher, its students and those of the same network that have none; draw them."""
-    cfg = next(student.config for student in students if student.teacher == teacher)
+    cfg = next(cfg for _, cfg, _, its_teacher in students if its_teacher == teacher)
     data, outputs = features.own_data(cfg)[1], {}
 
     def run(name: str, cfg: Config, checkpoint: str, role: str = 'architecture') -> None:
@@ -245,7 +203,5 @@ def _draw_networks(
             run(name, own if its_teacher else cfg, str(checkpoint))
         except UsageError:
             notes.append(f'- {name}, beside {teacher}: not the network of its students.')
-    with DefaultScope.overwrite_default_scope('mmpretrain'):
-        classes = DATASETS.build(data).metainfo['classes']
-    features.plot_embedding(outputs, embedding, classes, _EMBEDDED)
+    features.plot_embedding(outputs, embedding, _EMBEDDED)
     features.plot_correlation(outputs, correlation)

@@ -1,9 +1,11 @@
-"""Read what MMEngine logged; average it over seeds; make tables and curves of it."""
+"""Read what MMEngine logged; average and compare it over seeds; make tables and figures of it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from math import isnan, sqrt
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
 from .reading import parse_json, read_text
@@ -13,13 +15,17 @@ if TYPE_CHECKING:
 
 TOP1, TOP5 = 'accuracy/top1', 'accuracy/top5'
 _NUMBERS: dict[str, tuple[type, ...]] = {TOP1: (float, int), TOP5: (float, int), 'step': (int,)}
-# Columns of a summary, and which number of which epoch they average.
+# Columns of a summary: heading, and which number of which epoch they average.
 METRICS = dict(
-    top1_last=('last', 'top1'),
-    top5_last=('last', 'top5'),
-    top1_best=('best', 'top1'),
-    top5_best=('best', 'top5'),
-    best_epoch=('best', 'epoch'),
+    top1_last=('top-1 last', 'last', 'top1'),
+    top5_last=('top-5 last', 'last', 'top5'),
+    top1_best=('top-1 best', 'best', 'top1'),
+    top5_best=('top-5 best', 'best', 'top5'),
+    best_epoch=('best epoch', 'best', 'epoch'),
+)
+LEGEND = (
+    'Differences are means over the seeds that both have; in brackets is the 95 % confidence '
+    'interval (t, paired by seed), and * marks one without zero.'
 )
 
 
@@ -80,7 +86,15 @@ def _read_log(log: Path) -> list[dict[str, Any]]:
     return entries
 
 
-def summarise(runs: pd.DataFrame) -> pd.DataFrame:
+def mean_and_std(values: Sequence[float]) -> dict[str, float | None] | None:
+    """Mean and sample standard deviation, None for one value; None if a value is NaN."""
+    mean = fmean(values)
+    if isnan(mean):
+        return None
+    return dict(mean=mean, std=stdev(values) if len(values) > 1 else None)
+
+
+def summarise(runs: pd.DataFrame) -> dict[str, dict[str, Any]]:
     """Average over the seeds of each method.
 
     Args:
@@ -88,39 +102,35 @@ def summarise(runs: pd.DataFrame) -> pd.DataFrame:
             from :func:`read_run`) and ``seconds``, None where it is not known.
 
     Returns:
-        DataFrame: One row per method, in order of first appearance: ``seeds``, a list; for each of
-        ``METRICS`` and ``seconds`` a dict of ``mean`` and ``std``, the sample standard deviation,
-        None for one seed. ``seconds`` is None when it is not known of every run.
+        dict: By method, in order of first appearance: ``seeds``; for each of ``METRICS`` and
+        ``seconds`` a dict of ``mean`` and ``std``, the sample standard deviation, None for one
+        seed. ``seconds`` is None when it is not known of every run.
     """
-    numbers = runs[['name', 'seed']].assign(
-        **{name: [epoch[key] for epoch in runs[at]] for name, (at, key) in METRICS.items()},
-        seconds=runs['seconds'].astype(float),
-    )
-    groups = numbers.groupby('name', sort=False)
-    summary = groups['seed'].agg(list).to_frame('seeds')
-    for metric in [*METRICS, 'seconds']:
-        mean = groups[metric].agg(lambda values: values.mean(skipna=False))
-        pairs = zip(mean.tolist(), groups[metric].std().tolist(), strict=True)
-        summary[metric] = [
-            None if mean != mean else dict(mean=mean, std=None if std != std else std)
-            for mean, std in pairs
-        ]
-    return summary
+    return {
+        str(name): dict(
+            seeds=group['seed'].tolist(),
+            **{
+                metric: mean_and_std([epoch[key] for epoch in group[at]])
+                for metric, (_, at, key) in METRICS.items()
+            },
+            seconds=mean_and_std(group['seconds'].astype(float).tolist()),
+        )
+        for name, group in runs.groupby('name', sort=False)
+    }
 
 
-def render_summary(summary: pd.DataFrame) -> str:
+def render_summary(summary: Mapping[str, Mapping[str, Any]]) -> str:
     """Write a summary, as from :func:`summarise`, as a Markdown table."""
-    titles = ['top-1 last', 'top-5 last', 'top-1 best', 'top-5 best', 'best epoch', 'seconds']
-    cells = [['method', 'seeds', *titles]]
-    for name, row in summary.iterrows():
-        seeds = len(row['seeds'])
-        accuracies = [format_mean(row[metric]) for metric in list(METRICS)[:4]]
-        epoch = format_mean(row['best_epoch'], digits=0 if seeds == 1 else 1)
-        cells.append([str(name), str(seeds), *accuracies, epoch, format_mean(row['seconds'], 1)])
+    cells = [['method', 'seeds', *(title for title, *_ in METRICS.values()), 'seconds']]
+    for name, row in summary.items():
+        count = len(row['seeds'])
+        digits = dict(best_epoch=int(count > 1), seconds=1)
+        values = [format_mean(row[key], digits.get(key, 2)) for key in (*METRICS, 'seconds')]
+        cells.append([name, str(count), *values])
     return render_cells(cells)
 
 
-def format_mean(value: dict[str, Any] | None, digits: int = 2, absent: str = 'unknown') -> str:
+def format_mean(value: Mapping[str, Any] | None, digits: int = 2, absent: str = 'unknown') -> str:
     """Write a dict of mean and standard deviation, for example '75.48 ± 0.12'."""
     if value is None:
         return absent
@@ -139,25 +149,89 @@ def render_cells(cells: Sequence[Sequence[str]]) -> str:
     return '\n'.join(lines)
 
 
-def plot_curves(runs: pd.DataFrame, path: str | Path, title: str = '') -> None:
-    """Draw top-1 over epochs into an image file, one line per method.
+def paired_differences(runs: pd.DataFrame, reference: str) -> dict[str, dict[str, Any]]:
+    """Subtract the last top-1 of a reference from that of each method, seed by seed, and average.
 
-    The line is the mean over seeds, the band reaches from the lowest to the highest.
+    What seeds have in common, such as the order of the data, cancels.
+
+    Args:
+        runs (DataFrame): One row per run: ``name`` of the method, ``seed``, ``last`` (as from
+            :func:`read_run`).
+        reference (str): Name of the method to subtract.
+
+    Returns:
+        dict: By name, without the reference and without methods that share no seed with it:
+        ``mean``, ``low`` and ``high`` (None with one seed), percent; ``seeds`` that both have;
+        ``clear``, whether the interval excludes zero.
+    """
+    top1 = runs.assign(top1=[last['top1'] for last in runs['last']])
+    top1 = top1.pivot(index='seed', columns='name', values='top1')
+    found = {}
+    for name in dict.fromkeys(runs['name']):
+        values = (top1[name] - top1[reference]).dropna()
+        if name == reference or values.empty:
+            continue
+        mean, half = float(values.mean()), _half_width(values.tolist())
+        found[name] = dict(
+            mean=mean,
+            low=None if half is None else mean - half,
+            high=None if half is None else mean + half,
+            seeds=values.index.tolist(),
+            clear=half is not None and abs(mean) > half,
+        )
+    return found
+
+
+def _half_width(values: Sequence[float]) -> float | None:
+    """Half of the 95 % confidence interval of a mean; None for one value."""
+    from scipy import stats
+
+    if len(values) < 2:
+        return None
+    return float(stats.t.ppf(0.975, len(values) - 1)) * stdev(values) / sqrt(len(values))
+
+
+def render_differences(
+    names: Sequence[str], differences: Mapping[str, Mapping[str, dict[str, Any]]]
+) -> str:
+    """Write a Markdown table of :func:`paired_differences` by title of the column, and its rows."""
+    cells = [['method', *differences]]
+    for name in names:
+        row = [column.get(name) for column in differences.values()]
+        if any(row):
+            cells.append([name, *map(_format_difference, row)])
+    return render_cells(cells)
+
+
+def _format_difference(difference: Mapping[str, Any] | None) -> str:
+    """Write a difference, for example '+2.10 [+1.26, +2.94] *'."""
+    if difference is None:
+        return '-'
+    text = f'{difference["mean"]:+.2f}'
+    if difference['low'] is not None:
+        text += f' [{difference["low"]:+.2f}, {difference["high"]:+.2f}]'
+    return f'{text} *' if difference['clear'] else text
+
+
+def new_axes(width: float, height: float) -> Any:
+    """Axes that fill a new figure; inches."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout='constrained').subplots()
+
+
+def plot_curves(runs: pd.DataFrame, path: str | Path, title: str = '') -> None:
+    """Draw top-1 over epochs, one line per method: mean over seeds, band from lowest to highest.
 
     Args:
         runs (DataFrame): One row per run: ``name`` of the method, ``seed``, ``epochs``, ``top1``.
-        path (str | Path): File to write; its suffix is the format.
+        path (str | Path): Image file to write; its suffix is the format.
         title (str): Heading. Defaults to ''.
 
     Raises:
         ValueError: If the epochs of one method's runs differ.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4.5), layout='constrained')
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
+    axes = new_axes(7, 4.5)
     rows = runs.explode(['epochs', 'top1']).astype({'epochs': int, 'top1': float})
     for name, group in rows.groupby('name', sort=False):
         curves = group.pivot(index='epochs', columns='seed', values='top1')
@@ -174,4 +248,19 @@ def plot_curves(runs: pd.DataFrame, path: str | Path, title: str = '') -> None:
     axes.set(xlabel='epoch', ylabel='top-1 accuracy (%)', title=title)
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(path, dpi=150)
+    axes.figure.savefig(path, dpi=150)
+
+
+def plot_accuracies(runs: pd.DataFrame, path: str | Path, title: str = '') -> None:
+    """Draw the last top-1 of each method into an image: seeds, mean and its interval."""
+    groups = list(runs.groupby('name', sort=False))
+    axes = new_axes(7, 1 + 0.4 * len(groups))
+    for place, (_, group) in enumerate(groups):
+        top1 = [last['top1'] for last in group['last']]
+        axes.plot(top1, [place] * len(top1), 'o', color='0.6', markersize=4)
+        axes.errorbar(fmean(top1), place, xerr=_half_width(top1), fmt='D', color='C0', capsize=4)
+    axes.set_yticks(range(len(groups)), [name for name, _ in groups])
+    axes.invert_yaxis()
+    axes.grid(axis='x', alpha=0.3)
+    axes.set(xlabel='top-1 accuracy (%), last epoch: seeds, mean, 95 % interval', title=title)
+    axes.figure.savefig(path, dpi=150)

@@ -144,7 +144,7 @@ def guarded(cfg: Config) -> Iterator[None]:
             # On a full disk, a traceback per line that the log file cannot take helps nobody.
             stack.callback(setattr, logging, 'raiseExceptions', logging.raiseExceptions)
             logging.raiseExceptions = False
-            if first:
+            if first and not launch.is_watched():
                 work_dir.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(launch.hold(work_dir))
             yield

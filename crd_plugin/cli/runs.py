@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -44,10 +45,11 @@ _CONFIG_LOCK = threading.Lock()
 def load_config(path: str | Path, options: Sequence[str]) -> Config:
     """Load a config with ``key=value`` of ``--cfg-options``, as ``tools/train.py`` does."""
     parser = argparse.ArgumentParser()
-    parser.add_argument('--options', nargs='*', action=arguments.SettingAction)
+    parser.add_argument('--cfg-options', nargs='*', action=arguments.SettingAction)
+    parsed = parser.parse_args(['--cfg-options', *options])
     with _CONFIG_LOCK:
         config = arguments.load_config(str(path))
-        arguments.merge_options(config, parser.parse_args(['--options', *options]).options)
+        arguments.merge_options(config, parsed.cfg_options)
     return config
 
 
@@ -83,13 +85,13 @@ class Settings:
         text = json.dumps(self.config.to_dict(), sort_keys=True, default=str)
         self.signature = hashlib.sha256(text.encode()).hexdigest()[:16]
 
-    def validates(self, epoch: int) -> bool:
-        """Tell whether an epoch, counted from 1, ends with a validation."""
+    @property
+    def ends_with_validation(self) -> bool:
+        """bool: Whether the last epoch is validated."""
         train = self.config.train_cfg
         # StagedTrainLoop validates in the last stage only.
         begin = train.get('val_begin') or 1 + sum((train.get('stage_epochs') or {}).values())
-        due = epoch % train.get('val_interval', 1) == 0 or epoch == self.epochs
-        return self.config.get('val_cfg') is not None and epoch >= begin and due
+        return self.config.get('val_cfg') is not None and self.epochs >= begin
 
     def teacher(self) -> tuple[str, str]:
         """Return SHA-256 or URL of the teacher's checkpoint, and its path if it is missing.
@@ -115,7 +117,7 @@ def sha256(path: str, changed: int) -> str:
     """Hash a file, once per time of its last change."""
     digest = hashlib.sha256()
     with open(path, 'rb') as file:
-        for block in iter(lambda: file.read(1 << 20), b''):
+        while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
 
@@ -132,7 +134,7 @@ class Run:
 
     Attributes:
         state (str): 'done', 'resumes', 'new', 'settings changed' or 'in use'.
-        checkpoint (Path, optional): The checkpoint to resume from.
+        checkpoint (Path, optional): The checkpoint that ``--resume auto`` tries first.
         teacher (str): SHA-256 or URL of the teacher's checkpoint.
         missing (str): Path of the teacher's checkpoint if it is missing.
 
@@ -170,7 +172,7 @@ class Run:
                 pass
         except UsageError:
             return IN_USE
-        self.checkpoint = self.latest_checkpoint()
+        self.checkpoint = next(iter(checkpoints(self.run_dir, self.run_dir / POINTER)), None)
         same = record['signature'] == self.settings.signature
         same = same and record.get('seed', self.seed) == self.seed
         if not self.missing:  # else there is nothing to compare
@@ -179,23 +181,13 @@ class Run:
             return CHANGED
         if record['finished']:
             return DONE
-        epochs = self.settings.epochs
+        epochs, validated = self.settings.epochs, not self.settings.ends_with_validation
+        with suppress(FileNotFoundError, ValueError):
+            validated = validated or epochs in read_run(self.run_dir)['epochs']
         # A last validation that is missing is made up when the run is resumed.
-        validated = not self.settings.validates(epochs) or self._validated(epochs)
         if validated and epoch_of(self.checkpoint) >= epochs:
             return DONE
         return RESUMED if self.checkpoint else NEW
-
-    def _validated(self, epoch: int) -> bool:
-        """Tell whether the log has the validation of an epoch."""
-        try:
-            return epoch in read_run(self.run_dir)['epochs']
-        except (FileNotFoundError, ValueError):
-            return False
-
-    def latest_checkpoint(self) -> Path | None:
-        """Find the checkpoint that ``--resume auto`` tries first."""
-        return next(iter(checkpoints(self.run_dir, self.run_dir / POINTER)), None)
 
     @property
     def reached(self) -> int:
@@ -221,8 +213,7 @@ class Run:
         """Compose the command line of the training, new or resumed."""
         command = [sys.executable, str(launch.locate('tools/train.py')), str(self.settings.path)]
         command += ['--work-dir', str(self.run_dir)]
-        if resume:
-            command += ['--resume', 'auto']
+        command += ['--resume', 'auto'] if resume else []
         return [*command, '--cfg-options', *self.options]
 
     def train(
@@ -233,10 +224,7 @@ class Run:
     ) -> None:
         """Train what is left; record what was trained and how long it took.
 
-        Args:
-            trainings (Trainings): Runs the subprocess.
-            on_epoch (Callable): Receives number, whether validated, and line of each epoch.
-            env (Mapping, optional): Environment variables to change.
+        The arguments are those of :meth:`crd_plugin.cli.launch.Trainings.watch`.
 
         Raises:
             UsageError: If the teacher is missing, the config has changed or the folder is in use.
@@ -245,11 +233,10 @@ class Run:
         self.examine()  # hours may have passed since the runs were listed
         if self.state == DONE:
             return
-        settings = self.settings
-        if Settings(settings.path, settings.options).signature != settings.signature:
+        path, signature = self.settings.path, self.settings.signature
+        if Settings(path, self.settings.options).signature != signature:
             raise UsageError(
-                f'{settings.path} or a base of it has changed since this table was started; '
-                'start it again.'
+                f'{path} or a base of it has changed since this table was started; start it again.'
             )
         if self.missing:
             from crd_plugin.models.algorithms.checkpoints import how_to_train

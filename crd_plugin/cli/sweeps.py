@@ -6,21 +6,17 @@ import itertools
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from .results import new_axes
+
 # Commas within brackets belong to a value.
 _COMMA = re.compile(r',(?![^\[(]*[\])])')
-# Values that span more than this are drawn on a logarithmic axis.
-_LARGE_RANGE = 10
 
 
 def read_sweep(words: Sequence[str]) -> list[dict[str, str]]:
-    """Read ``KEY=V1,V2,...`` of the command line.
-
-    Args:
-        words (Sequence[str]): One per key.
+    """Read words ``KEY=V1,V2,...``, one per key.
 
     Returns:
         list[dict]: All combinations of the values, by key; one that is empty without words.
@@ -32,28 +28,17 @@ def read_sweep(words: Sequence[str]) -> list[dict[str, str]]:
     for word in words:
         key, equals, text = word.partition('=')
         found = _COMMA.split(text)
-        if not (key and equals and all(found)):
-            raise ValueError(f'{word}: expected KEY=V1,V2,...')
         if key == 'randomness.seed':
             raise ValueError(f'{word}: give --seeds instead')
-        if key in values:
-            raise ValueError(f'{key} is there twice; give all its values at once, KEY=V1,V2,...')
-        if len(set(found)) < len(found):
-            raise ValueError(f'{word} has a value twice; name each once')
+        if not (key and equals and all(found)) or key in values or len({*found}) < len(found):
+            raise ValueError(f'{word}: expected KEY=V1,V2,... with each key and value once')
         values[key] = found
     return [dict(zip(values, chosen)) for chosen in itertools.product(*values.values())]
 
 
 def name_run(config: str, settings: Mapping[str, str]) -> str:
-    """Name the runs of a config with some settings, ``crd,temperature=0.1``.
-
-    Args:
-        config (str): Name of the config.
-        settings (dict): Values by key. Of a key the last word is shown if that tells it apart.
-
-    Returns:
-        str: Name of a folder.
-    """
+    """Name the folder of a config's runs with some settings by key, ``crd,temperature=0.1``."""
+    # Of a key the last word is shown if that tells it apart.
     last = Counter(key.rpartition('.')[2] for key in settings)
     parts = [config]
     for key, value in settings.items():
@@ -75,8 +60,7 @@ def plot_sweep(rows: Sequence[Mapping[str, Any]], path: str | Path) -> None:
     Raises:
         ValueError: If no run has finished, or different settings were swept.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    import pandas as pd
 
     found = [row for row in rows if row['last'] is not None]
     names = {next(iter(row['sweep']), 'teachers') for row in found}
@@ -86,39 +70,29 @@ def plot_sweep(rows: Sequence[Mapping[str, Any]], path: str | Path) -> None:
             'setting; give the --work-dir of one --sweep.'
         )
     (setting,) = names
-    # Figure 4 of the CRD paper shows errors.
-    metric = 'error' if setting == 'teachers' else 'accuracy'
-    lines: dict[str, list[tuple[Any, float, float]]] = {}
+    points = []
     for row in found:
-        first, *others = [*row['sweep'].items()] or [('teachers', row['num_teachers'])]
+        (_, value), *others = [*row['sweep'].items()] or [('', row['num_teachers'])]
         # The config, without the number of teachers in its name.
         config = re.sub(r'_\d+x', '_', row['config'].partition(',')[0])
-        mean, std = row['last']['mean'], row['last']['std'] or 0.0
-        mean = 100 - mean if metric == 'error' else mean
-        lines.setdefault(name_run(config, dict(others)), []).append((_number(first[1]), mean, std))
-    figure = Figure(figsize=(7, 4.5), layout='constrained')
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    values = [point[0] for points in lines.values() for point in points]
-    if all(isinstance(value, float) for value in values):
-        if min(values) > 0 and max(values) > _LARGE_RANGE * min(values):
+        points.append(dict(row['last'], line=name_run(config, dict(others)), value=value))
+    frame = pd.DataFrame(points).fillna({'std': 0.0})
+    # Figure 4 of the CRD paper shows errors.
+    metric = 'error' if setting == 'teachers' else 'accuracy'
+    frame['top1'] = 100 - frame['mean'] if metric == 'error' else frame['mean']
+    axes = new_axes(7, 4.5)
+    numbers = pd.to_numeric(frame['value'], errors='coerce')
+    if numbers.notna().all():
+        frame = frame.assign(value=numbers.astype(float)).sort_values('value', kind='stable')
+        ticks = frame['value'].unique()
+        if 0 < ticks[0] < ticks[-1] / 10:
             axes.set_xscale('log', base=2)
-        axes.set_xticks(sorted(set(values)), [f'{value:g}' for value in sorted(set(values))])
+        axes.set_xticks(ticks, [f'{value:g}' for value in ticks])
         axes.minorticks_off()
-    else:
-        for points in lines.values():
-            points[:] = [(str(value), mean, std) for value, mean, std in points]
-    for name, points in lines.items():
-        at, means, stds = zip(*points if isinstance(points[0][0], str) else sorted(points))
-        axes.errorbar(at, means, yerr=stds, marker='o', capsize=3, label=name)
+    for name, line in frame.groupby('line', sort=False):
+        options = dict(yerr=line['std'], marker='o', capsize=3, label=name)
+        axes.errorbar(line['value'], line['top1'], **options)
     axes.set(xlabel=setting, ylabel=f'top-1 {metric} (%)')
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(path, dpi=150)
-
-
-def _number(value: Any) -> Any:
-    """A value as a number, if it is one."""
-    with suppress(ValueError):
-        return float(value)
-    return value
+    axes.figure.savefig(path, dpi=150)

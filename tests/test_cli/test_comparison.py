@@ -94,11 +94,10 @@ def test_last_best_difference_and_missing_cells(table):
     assert a['published'] == 75.48 and a['source'] == 'CRD paper, table 1'
     assert a['last'] == dict(mean=76.0, std=pytest.approx(2**0.5))
     assert a['best'] == dict(mean=77.0, std=pytest.approx(2**0.5))
-    assert a['best_epoch']['mean'] == 1.5
+    assert a['best_epoch']['mean'] == 1.5 and a['teacher'] == 'abcdef01'
     assert a['difference'] == pytest.approx(0.52)
     assert a['difference_best'] == pytest.approx(1.52)
     assert a['seeds'] == [0, 1] and a['missing_seeds'] == [10]
-    assert a['teacher'] == 'abcdef01'
     for key in ('last', 'best', 'best_epoch', 'difference', 'teacher'):
         assert b[key] is None
     assert b['published'] == 70.5 and b['missing_seeds'] == [0, 1, 10]
@@ -109,15 +108,11 @@ def test_last_best_difference_and_missing_cells(table):
 def test_formats(table):
     rows = list(table.values())
     lines = render_markdown(rows).splitlines()
-    titles = 'config,published,last epoch,best epoch,difference,seeds,teacher'
-    cells = [
-        [cell.strip() for cell in line.strip('|').split('|')]
-        for line in lines
-        if line.startswith('|')
-    ]
-    assert cells[0] == titles.split(',')
+    titles, _, *cells = [re.split(r' *\| *', line)[1:-1] for line in lines if line[:1] == '|']
+    expected = 'config,published,last epoch,best epoch,difference,seeds,teacher'
+    assert titles == expected.split(',')
     seeds = '2 of 3, missing 10'
-    assert cells[2:] == [
+    assert cells == [
         ['crd_a', '75.48', '76.00 ± 1.41', '77.00 ± 1.41', '+0.52', seeds, 'abcdef01'],
         ['crd_b', '70.50', 'missing', 'missing', '-', '0 of 3, missing 0 1 10', '-'],
         ['own', '-', '51.00', '52.00', '-', '1 of 3, missing 0 1', '-'],
@@ -163,9 +158,8 @@ def test_differences_to_kd_and_to_the_student_alone(tmp_path, published):
     )
     assert crd['to_alone'] == dict(mean=8.0, low=None, high=None, seeds=[1], clear=False)
     assert rows['kd_t_s_b1_d']['to_kd'] is None and rows['kd_t_s_b1_d']['to_alone']['mean'] == 6.5
-    assert (
-        rows['own-kd_s_b1_d']['to_alone']['mean'] == -1 and rows['own-kd_s_b1_d']['to_kd'] is None
-    )
+    own = rows['own-kd_s_b1_d']
+    assert own['to_alone']['mean'] == -1 and own['to_kd'] is None
     assert rows['vanilla_s_b1_d']['to_alone'] is rows['vanilla_s_b1_d']['to_kd'] is None
     text = render_markdown(list(rows.values()))
     assert re.search(r'crd_t_s_b1_d +\| +\+8.00 \| \+0.50 \[-12.21, \+13.21\] \|', text)
@@ -174,29 +168,25 @@ def test_differences_to_kd_and_to_the_student_alone(tmp_path, published):
     assert line.endswith(',8.0,,,0.5,-12.2062,13.2062')
 
 
-def test_nothing_is_finished_yet(tmp_path, published):
-    write_run(tmp_path, 'crd_a', 0, (90.0, 90.0), finished=False)
+def test_unfinished_runs_do_not_count(tmp_path, published):
+    run_dir = write_run(tmp_path, 'crd_a', 1, (90.0, 90.0), finished=False)
     rows = _rows(tmp_path, published)
     assert list(rows) == ['crd_a', 'crd_b']
-    assert rows['crd_a']['last'] is None and rows['crd_a']['missing_seeds'] == [0]
+    assert rows['crd_a']['last'] is None and rows['crd_a']['missing_seeds'] == [1]
     assert render_csv(list(rows.values())).splitlines()[1:] == [
-        'crd_a,75.48,"CRD paper, table 1",,,,,,,,0,abcdef01,seed 0 is at epoch 2 of 3,,,,,,',
-        'crd_b,70.5,"CRD paper, table 1",,,,,,,,0,,,,,,,,',
+        'crd_a,75.48,"CRD paper, table 1",,,,,,,,1,abcdef01,seed 1 is at epoch 2 of 3,,,,,,',
+        'crd_b,70.5,"CRD paper, table 1",,,,,,,,1,,,,,,,,',
     ]
-
-
-def test_unfinished_runs_do_not_count(tmp_path, published):
     write_run(tmp_path, 'crd_a', 0, (70.0, 76.0, 75.0))
-    write_run(tmp_path, 'crd_a', 1, (90.0, 90.0), finished=False)
+    (run_dir / 'train.log').write_text('Epoch(train) [3]\nerror: loss_crd is NaN\n')
     write_run(tmp_path, 'crd_b', 0, finished=False)
     # All epochs are there, the process was killed before it said so.
     write_run(tmp_path, 'crd_b', 1, (1.0, 2.0, 3.0), finished=False)
-    rows = _rows(tmp_path, published)
-    assert rows['crd_a']['last']['mean'] == 75.0
-    assert rows['crd_a']['notes'] == ['seed 1 is at epoch 2 of 3']
-    assert rows['crd_b']['last']['mean'] == 3.0
-    assert rows['crd_b']['notes'] == ['seed 0 is at epoch 0 of 3']
-    assert [run['last'] and run['last']['top1'] for run in rows['crd_b']['runs']] == [None, 3.0]
+    a, b = _rows(tmp_path, published).values()
+    assert a['last']['mean'] == 75.0
+    assert a['notes'] == ['seed 1 failed at epoch 2 of 3: error: loss_crd is NaN']
+    assert b['last']['mean'] == 3.0 and b['notes'] == ['seed 0 is at epoch 0 of 3']
+    assert [run['last'] and run['last']['top1'] for run in b['runs']] == [None, 3.0]
 
 
 def test_what_makes_seeds_differ_is_noted(tmp_path, published):
@@ -235,11 +225,3 @@ def test_runs_that_cannot_be_read(tmp_path):
     (write_run(tmp_path / 'lacking', 'crd_b', 0) / 'run.json').write_text('{"seed": 1}')
     with pytest.raises(ValueError, match='run.json lacks config, epochs, finished'):
         read_table_runs([tmp_path / 'lacking'])
-
-
-def test_a_run_that_failed_says_so(tmp_path, published):
-    write_run(tmp_path, 'crd_a', 0, (90.0, 90.0), finished=False)
-    (run_dir,) = tmp_path.rglob('seed_0')
-    (run_dir / 'train.log').write_text('Epoch(train) [3]\nerror: loss_crd is NaN\n')
-    (note,) = _rows(tmp_path, published)['crd_a']['notes']
-    assert note == 'seed 0 failed at epoch 2 of 3: error: loss_crd is NaN'

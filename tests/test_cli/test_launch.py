@@ -38,30 +38,27 @@ def _alive(pid):
         return False
 
 
-def test_output_and_epochs_of_a_training(tmp_path):
+def test_output_epochs_and_failure_of_a_training(tmp_path):
     code = (
         'import os\n'
         'print("Epoch(train)  [1][5/5]  loss: 1.0")\n'
         'print("other", os.environ.get("COLOUR"))\n'
         'print("Epoch(val) [1][4/4]  eta: 0:00:01")\n'
-        'print("x - Epoch(val) [1][4/4]  accuracy/top1: 50.0")'
+        'print("x - Epoch(val) [1][4/4]  accuracy/top1: 50.0")\n'
+        'for i in range(50): print("line", i)\n'
+        'raise SystemExit(7)'
     )
     seen, log = [], tmp_path / launch.LOG
     watch = launch.Trainings().watch
-    watch(_python(code), log, lambda *args: seen.append(args), dict(COLOUR='blue'))
+    with pytest.raises(launch.TrainingFailed, match='code 7') as caught:
+        watch(_python(code), log, lambda *args: seen.append(args), dict(COLOUR='blue'))
     assert seen == [
         (1, False, 'Epoch(train)  [1][5/5]  loss: 1.0'),
         (1, True, 'Epoch(val) [1][4/4]  accuracy/top1: 50.0'),
     ]
-    assert log.read_text().startswith('$ ') and 'other blue' in log.read_text()
-
-
-def test_a_failure_is_told_with_its_log(tmp_path):
-    code = 'for i in range(50): print("line", i)\nraise SystemExit(7)'
-    with pytest.raises(launch.TrainingFailed, match='code 7') as caught:
-        launch.Trainings().watch(_python(code), tmp_path / launch.LOG, _ignore)
-    assert caught.value.code == 7
-    lines = caught.value.log.read_text().splitlines()
+    assert caught.value.code == 7 and caught.value.log == log
+    first, *lines = log.read_text().splitlines()
+    assert first.startswith('$ ') and 'other blue' in lines
     assert lines[-50:] == [f'line {i}' for i in range(50)]
 
 
@@ -130,20 +127,17 @@ def test_a_folder_is_locked_as_long_as_anything_trains_there(tmp_path):
 def test_a_training_takes_over_the_lock_that_it_inherits(tmp_path):
     code = (
         'import sys\n'
-        'from pathlib import Path\n'
-        'from crd_plugin.cli import launch\n'
-        'assert launch.is_watched()\n'
-        'with launch.hold(Path(sys.argv[1])): pass\n'
-        'try:\n'
-        '    with launch.hold(Path(sys.argv[2])): raise SystemExit("held")\n'
-        'except launch.UsageError: pass'
+        'from mmengine.config import Config\n'
+        'from crd_plugin.cli import resuming\n'
+        'with resuming.guarded(Config(dict(work_dir=sys.argv[1], launcher="none"))): print("held")'
     )
-    other = tmp_path / 'other'
-    other.mkdir()
-    with launch.hold(tmp_path) as lock, launch.hold(other):
-        command = [*_python(code), str(tmp_path), str(other)]
-        launch.Trainings().watch(command, tmp_path / launch.LOG, _ignore, {}, lock)
-    assert not launch.is_watched()
+    command, log = [*_python(code), str(tmp_path)], tmp_path / launch.LOG
+    with launch.hold(tmp_path) as lock:
+        launch.Trainings().watch(command, log, _ignore, {}, lock)
+        assert log.read_text().splitlines()[-1] == 'held'
+        with pytest.raises(launch.TrainingFailed):
+            launch.Trainings().watch(command, log, _ignore)
+    assert 'in use: another process trains there' in log.read_text()
 
 
 def test_unfinished_runs_make_room_and_finished_ones_are_kept(tmp_path):

@@ -105,11 +105,11 @@ def test_only_what_was_trained_here_counts(monkeypatch):
             resumed(75, True, '')
             whole(25, True, '')
             # Half a run in a minute, two are left.
-            assert display.done == 0.5 and display.left == '4:00'
+            assert display.left == '4:00'
         # What a failed run leaves undone is not waited for.
-        assert display.done == 0.5 and display.left == '2:30'
+        assert display.left == '2:30'
         resumed(100, True, '')
-    assert display.done == 0.75 and display.left == '1:20'
+    assert display.left == '1:20'
 
 
 def test_one_line_of_each_kind_in_every_tenth_is_shown(capsys):
@@ -136,9 +136,10 @@ def test_bars_on_a_terminal(monkeypatch, capsys):
 
 def test_trainings_do_not_depend_on_a_reader(monkeypatch):
     def broken(text):
+        called.append(text)
         raise BrokenPipeError
 
+    called = []
     monkeypatch.setattr('sys.stdout.write', broken)
     Display(1).say('nobody reads this')
-    with pytest.raises(BrokenPipeError):
-        broken('')
+    assert called

@@ -6,16 +6,13 @@ from html.parser import HTMLParser
 
 import pandas as pd
 import pytest
-import torch
-from mmengine.registry import DefaultScope
 from PIL import Image
 
-from crd_plugin.cli import features, report
-from crd_plugin.registry import MODELS
+from crd_plugin.cli import comparison, features, report
 from tests import tables
-from tests.config_files import CONFIGS, parsed
+from tests.config_files import parsed
+from tests.tables import KD
 
-KD = CONFIGS / 'kd' / f'kd_{tables.PAIR}.py'
 TABLE = '| method | top-1 |\n| ------ | ----: |\n| a < b  | 1 ± 0 |'
 
 
@@ -41,17 +38,16 @@ class Tags(HTMLParser):
 
 
 def test_markdown_becomes_html():
-    text = f'{TABLE}\n\nA line & `code`\ngoes on.\n\n- one\n- two: <b>'
-    assert report.render_html(text).split('\n') == [
-        '<div class="scroll"><table>',
-        '<tr><th>method</th><th>top-1</th></tr>',
-        '<tr><td>a &lt; b</td><td>1 ± 0</td></tr>',
-        '</table></div>',
-        '<p>A line &amp; <code>code</code> goes on.</p>',
-        '<ul>',
-        '<li>one</li>',
-        '<li>two: &lt;b&gt;</li>',
-        '</ul>',
+    text = f'{TABLE}\n\nA line & `code`\ngoes on, _as_ [it] *is*.\n\n- one\n- two: <b>'
+    page = report.render_report('', [('', text)])
+    right = ' style="text-align:right"'
+    assert [line for line in page.split('<h2></h2>')[1].split('\n') if line] == [
+        *('<table>', '<thead>', '<tr>', '<th>method</th>', f'<th{right}>top-1</th>', '</tr>'),
+        *('</thead>', '<tbody>', '<tr>', '<td>a &lt; b</td>', f'<td{right}>1 ± 0</td>', '</tr>'),
+        *('</tbody>', '</table>'),
+        *('<p>A line &amp; <code>code</code>', 'goes on, _as_ [it] *is*.</p>'),
+        *('<ul>', '<li>one</li>', '<li>two: &lt;b&gt;</li>', '</ul>'),
+        *('</section>', '</body>', '</html>'),
     ]
 
 
@@ -79,32 +75,21 @@ def run(name, folder, seed=0, config=KD):
 @pytest.fixture(scope='module')
 def folders(tmp_path_factory):
     """Runs of random networks: a teacher, students alone and of it, and another teacher's."""
-    root, cfg = tmp_path_factory.mktemp('report'), parsed(KD).copy()
+    root, cfg = tmp_path_factory.mktemp('report'), parsed(KD)
     cfg.val_dataloader.dataset.indices = 40
-    torch.manual_seed(0)
-    with DefaultScope.overwrite_default_scope('mmpretrain'):
-        built = {role: MODELS.build(cfg.model[role]) for role in ('teacher', 'architecture')}
-    networks = {role: network.state_dict() for role, network in built.items()}
-    weights = {
-        'teacher': networks['teacher'],
-        'alone': networks['architecture'],
-        'wide': networks['teacher'],
-        **{
-            name: {f'architecture.{key}': value for key, value in networks['architecture'].items()}
-            for name in ('kd', 'other')
-        },
-    }
-    for name, state in weights.items():
-        (root / name).mkdir()
-        torch.save(dict(state_dict=state), root / name / 'epoch_2.pth')
-        teacher = dict(kd='teacher', other='wide').get(name)
-        cfg.model.teacher_ckpt = str(root / teacher / 'epoch_2.pth') if teacher else None
-        cfg.dump(root / name / KD.name)
-    cfg.model.teacher_ckpt = ['a.pth', 'b.pth']
-    for name in ('pruned', 'ensemble'):
-        (root / name).mkdir()
-        cfg.dump(root / name / KD.name)
+    kinds = dict(teacher='teacher', alone='student', wide='teacher')
+    tables.save_networks(root, kinds | dict(kd='distilled', other='distilled'))
+    (root / 'pruned').mkdir()
+    (root / 'ensemble').mkdir()
     (root / 'ensemble' / 'epoch_2.pth').touch()
+    teachers = dict(
+        kd=f'{root}/teacher/epoch_2.pth',
+        other=f'{root}/wide/epoch_2.pth',
+        ensemble=['a.pth', 'b.pth'],
+    )
+    for folder in root.iterdir():
+        cfg.model.teacher_ckpt = teachers.get(folder.name)
+        cfg.dump(folder / KD.name)
     return root
 
 
@@ -114,8 +99,9 @@ def shown(monkeypatch):
     monkeypatch.setattr(features, 'get_device', lambda: 'cpu')
     found = []
 
-    def draw(networks, path, classes, images):
-        found.append((list(networks), {len(one.labels) for one in networks.values()}, classes[3]))
+    def draw(networks, path, images):
+        sizes = {len(one.labels) for one in networks.values()}
+        found.append((list(networks), sizes, networks['teacher'].classes[3]))
         Image.new('RGB', (3, 2)).save(path)
 
     monkeypatch.setattr(features, 'plot_embedding', draw)
@@ -189,8 +175,6 @@ def test_a_table_has_figures_for_each_student(tmp_path):
     for name in ('kd_t_s_1e_data', 'vanilla_s_1e_data', 'kd_t_other_1e_data,tau=2'):
         tables.write_run(tmp_path, name, 0, [50.0, 60.0, 70.0])
     tables.write_run(tmp_path, 'kd_t_s_1e_data', 1, finished=False)
-    from crd_plugin.cli import comparison
-
     runs = comparison.read_table_runs([tmp_path])
     page = report.report_table('Runs', runs, TABLE)
     headings = re.findall('<h2>(.*)</h2>', page)

@@ -1,11 +1,13 @@
-"""Reading runs; summaries, tables and curves."""
+"""Reading runs; summaries, paired differences, tables and figures."""
 
 import json
 
 import pandas as pd
 import pytest
+from PIL import Image
 
-from crd_plugin.cli.results import plot_curves, read_run, render_summary, summarise
+from crd_plugin.cli import results
+from crd_plugin.cli.results import paired_differences, read_run, render_summary, summarise
 
 
 def _log(run_dir, start, values, tail=''):
@@ -36,15 +38,33 @@ def _run(name='kd', seed=0, top1=(50.0, 80.0, 70.0), seconds=10.0):
     )
 
 
+def _runs(**top1):
+    """One run per method and seed, from seed 0, by its last epoch."""
+    return pd.DataFrame(
+        [
+            _run(name, seed, (0.0, 0.0, value))
+            for name, values in top1.items()
+            for seed, value in enumerate(values)
+        ]
+    )
+
+
 def _summary(*runs):
     return summarise(pd.DataFrame(runs))
 
 
-def test_last_and_best_epoch(tmp_path):
-    values = {1: (50.0, 90.0), 2: (80.0, 97.0), 3: (80.0, 99.0), 4: (70.0, 98.0)}
-    _log(tmp_path, '20260101_000000', values)
-    run = read_run(tmp_path)
-    assert run == dict(
+def _cells(table):
+    return [[cell.strip() for cell in line.strip('|').split('|')] for line in table.splitlines()]
+
+
+# --- reading --------------------------------------------------------------- #
+
+
+def test_a_resumed_run_is_read_as_one(tmp_path):
+    first = {1: (50.0, 90.0), 2: (80.0, 97.0), 3: (0.0, 0.0)}
+    _log(tmp_path, '20260101_000000', first, tail='{"accuracy/top1": 9')
+    _log(tmp_path, '20260101_000100', {3: (80.0, 99.0), 4: (70.0, 98.0)})
+    assert read_run(tmp_path) == dict(
         epochs=[1, 2, 3, 4],
         top1=[50.0, 80.0, 80.0, 70.0],
         top5=[90.0, 97.0, 99.0, 98.0],
@@ -52,16 +72,6 @@ def test_last_and_best_epoch(tmp_path):
         # The earliest of equals, with the top-5 of that epoch.
         best=dict(epoch=2, top1=80.0, top5=97.0),
     )
-
-
-def test_a_resumed_run_is_read_as_one(tmp_path):
-    first = {1: (1.0, 5.0), 2: (2.0, 5.0), 3: (0.0, 0.0)}
-    _log(tmp_path, '20260101_000000', first, tail='{"accuracy/top1": 9')
-    _log(tmp_path, '20260101_000100', {3: (3.0, 6.0), 4: (4.0, 7.0)})
-    run = read_run(tmp_path)
-    assert run['epochs'] == [1, 2, 3, 4]
-    assert run['top1'] == [1.0, 2.0, 3.0, 4.0]
-    assert run['top5'] == [5.0, 5.0, 6.0, 7.0]
 
 
 def test_missing_and_damaged_logs_are_told(tmp_path):
@@ -75,13 +85,15 @@ def test_missing_and_damaged_logs_are_told(tmp_path):
         read_run(tmp_path)
 
 
+# --- means and differences ------------------------------------------------- #
+
+
 def test_mean_and_deviation_over_seeds():
-    summary = _summary(
-        _run('vanilla', 0), _run('kd', 0), _run('kd', 1, (50.0, 70.0, 74.0), seconds=14.0)
-    )
-    assert list(summary.index) == ['vanilla', 'kd']
-    assert summary.loc['vanilla', 'top1_last'] == dict(mean=70.0, std=None)
-    row = summary.loc['kd']
+    second = _run('kd', 1, (50.0, 70.0, 74.0), seconds=14.0)
+    summary = _summary(_run('vanilla', 0), _run('kd', 0), second)
+    assert list(summary) == ['vanilla', 'kd']
+    assert summary['vanilla']['top1_last'] == dict(mean=70.0, std=None)
+    row = summary['kd']
     assert row['seeds'] == [0, 1]
     spread = pytest.approx(8**0.5)  # sample deviation of (70, 74), (80, 74) and (10, 14)
     assert row['top1_last'] == dict(mean=pytest.approx(72), std=spread)
@@ -89,12 +101,8 @@ def test_mean_and_deviation_over_seeds():
     assert row['top5_best']['mean'] == pytest.approx(98.5)
     assert row['best_epoch']['mean'] == pytest.approx(2.5)
     assert row['seconds'] == dict(mean=pytest.approx(12), std=spread)
-
-
-def test_unknown_seconds_stay_unknown():
-    summary = _summary(_run(seed=0), _run(seed=1, seconds=None))
-    assert summary.loc['kd', 'seconds'] is None
-    assert render_summary(summary).splitlines()[2].endswith(' unknown |')
+    # What is not known of every run is not known of the mean.
+    assert _summary(_run(seed=0), _run(seed=1, seconds=None))['kd']['seconds'] is None
 
 
 def test_table_of_one_seed_and_of_two():
@@ -106,25 +114,74 @@ def test_table_of_one_seed_and_of_two():
         '| student alone |     1 |      70.00 |      98.00 |      80.00 '
         '|      99.00 |          2 |    10.0 |',
     ]
-    table = render_summary(_summary(_run(seed=0), _run(seed=1, top1=(60.0, 70.0, 74.0))))
-    assert '72.00 ± 2.83' in table and '2.5 ± 0.7' in table
+    table = _summary(_run(seed=0), _run(seed=1, top1=(60.0, 70.0, 74.0), seconds=None))
+    spread, best = '72.00 ± 2.83', '77.00 ± 4.24'
+    five = ['98.00 ± 0.00', '98.50 ± 0.71']
+    expected = ['kd', '2', spread, five[0], best, five[1], '2.5 ± 0.7', 'unknown']
+    assert _cells(render_summary(table))[2] == expected
 
 
-@pytest.mark.parametrize('seeds', [1, 2])
-def test_curves_are_an_image_with_a_line_per_method(tmp_path, seeds):
-    from PIL import Image
+def test_difference_is_paired_and_its_interval_is_that_of_t():
+    # The seeds differ by tens, the methods by 2, 3 and 1: mean 2, deviation 1.
+    runs = _runs(kd=(50.0, 60.0, 70.0), crd=(52.0, 63.0, 71.0), at=(51.0, 59.0, 70.0))
+    found = paired_differences(runs, 'kd')
+    half = 4.302653 / 3**0.5  # t of two degrees of freedom, 97.5 %
+    assert found['crd'] == dict(
+        mean=2.0,
+        low=pytest.approx(2 - half, abs=1e-6),
+        high=pytest.approx(2 + half, abs=1e-6),
+        seeds=[0, 1, 2],
+        clear=False,
+    )
+    assert found['at']['mean'] == 0 and not found['at']['clear']
+    assert list(found) == ['crd', 'at']
+    # Less noise, the same mean: zero is outside, above or below.
+    clear = paired_differences(_runs(kd=(50.0, 60.0), crd=(52.0, 62.0), at=(47.9, 58.0)), 'kd')
+    assert clear['crd'] == dict(mean=2.0, low=2.0, high=2.0, seeds=[0, 1], clear=True)
+    assert clear['at']['clear'] and clear['at']['high'] < 0
 
-    runs = [_run(name, seed) for name in ('kd', 'crd') for seed in range(seeds)]
-    path = tmp_path / 'curves.png'
-    plot_curves(pd.DataFrame(runs), path, title='digits')
+
+def test_seeds_that_one_method_lacks_do_not_count():
+    found = paired_differences(_runs(kd=(50.0, 60.0, 99.0), crd=(51.0, 62.0), at=(51.0,)), 'kd')
+    assert found['crd']['mean'] == 1.5 and found['crd']['seeds'] == [0, 1]
+    assert found['at'] == dict(mean=1.0, low=None, high=None, seeds=[0], clear=False)
+    apart = _runs(kd=(50.0,), crd=(51.0,)).assign(seed=[0, 1])
+    assert paired_differences(apart, 'kd') == {}
+
+
+def test_table_of_differences():
+    runs = _runs(alone=(50.0, 60.0), kd=(52.0, 62.0), crd=(49.0, 61.0))
+    columns = {name: paired_differences(runs, name) for name in ('alone', 'kd')}
+    cells = _cells(results.render_differences(['teacher', 'alone', 'kd', 'crd'], columns))
+    assert cells[0] == ['method', 'alone', 'kd']
+    assert cells[2:] == [
+        ['alone', '-', '-2.00 [-2.00, -2.00] *'],
+        ['kd', '+2.00 [+2.00, +2.00] *', '-'],
+        ['crd', '+0.00 [-12.71, +12.71]', '-2.00 [-14.71, +10.71]'],
+    ]
+
+
+# --- figures --------------------------------------------------------------- #
+
+
+def _draw(plot, runs, path):
+    """Size and colours of an image."""
+    plot(pd.DataFrame(runs), path, title='digits')
     with Image.open(path) as image:
-        assert image.size == (1050, 675)
-        colours = {pixel for _, pixel in image.convert('RGB').getcolors(10**6)}
-    # Matplotlib's first two line colours.
-    assert {(0x1F, 0x77, 0xB4), (0xFF, 0x7F, 0x0E)} <= colours
+        return image.size, {pixel for _, pixel in image.convert('RGB').getcolors(10**6)}
 
 
-def test_curves_refuse_unfinished_runs(tmp_path):
+def test_figures(tmp_path):
+    path = tmp_path / 'figure.png'
+    blue, orange, grey = (0x1F, 0x77, 0xB4), (0xFF, 0x7F, 0x0E), (0x99, 0x99, 0x99)
+    for seeds in (1, 2):  # a line per method, in Matplotlib's first two colours
+        runs = [_run(name, seed) for name in ('kd', 'crd') for seed in range(seeds)]
+        size, colours = _draw(results.plot_curves, runs, path)
+        assert size == (1050, 675) and {blue, orange} <= colours
+    several = _runs(kd=(50.0, 51.0), crd=(51.0, 53.0), at=(50.0, 49.0))
+    for runs, height in ((_runs(kd=(50.0,)), 210), (several, 330)):  # a row per method
+        size, colours = _draw(results.plot_accuracies, runs, path)
+        assert size == (1050, height) and {blue, grey} <= colours
     short = _run(seed=1) | dict(epochs=[1, 2], top1=[1.0, 2.0])
     with pytest.raises(ValueError, match='kd: seed 1 .* other epochs'):
-        plot_curves(pd.DataFrame([_run(), short]), tmp_path / 'curves.png')
+        _draw(results.plot_curves, [_run(), short], path)

@@ -11,11 +11,10 @@ from PIL import Image
 
 from crd_plugin.cli import arguments as cli
 from crd_plugin.cli import features
-from crd_plugin.registry import DATASETS, MODELS
+from crd_plugin.registry import DATASETS
 from tests import tables
-from tests.config_files import CONFIGS, parsed
-
-KD = CONFIGS / 'kd' / f'kd_{tables.PAIR}.py'
+from tests.config_files import parsed
+from tests.tables import KD
 
 
 @pytest.fixture(scope='module')
@@ -31,28 +30,15 @@ def on_cpu(monkeypatch):
 @pytest.fixture(scope='module')
 def files(tmp_path_factory):
     """Checkpoints of a teacher and of students as they are saved: distilled, alone, published."""
-    root, model = tmp_path_factory.mktemp('files'), parsed(KD).model
-    torch.manual_seed(0)
-    with DefaultScope.overwrite_default_scope('mmpretrain'):
-        teacher = MODELS.build(model.teacher).state_dict()
-        students = [MODELS.build(model.architecture).state_dict() for _ in range(4)]
-    teacher_keys = {f'teacher.{key}': value for key, value in teacher.items()}
-    distilled = [
-        {f'architecture.{key}': value for key, value in weights.items()} | teacher_keys
-        for weights in students[:2]
-    ]
-    weights = {
-        'teacher': dict(state_dict=teacher),
-        'kd_seed0': dict(state_dict=distilled[0]),
-        'kd_seed1': dict(state_dict=distilled[1]),
-        'vanilla_seed0': dict(state_dict=students[2]),
-        'crd/seed_1': students[3],
-        'wide_seed0': dict(state_dict=teacher),
+    kinds = {
+        'teacher': 'teacher',
+        'kd_seed0': 'distilled',
+        'kd_seed1': 'distilled',
+        'vanilla_seed0': 'student',
+        'crd/seed_1': 'published',
+        'wide_seed0': 'teacher',
     }
-    for name, content in weights.items():
-        (root / name).mkdir(parents=True)
-        torch.save(content, root / name / 'epoch_1.pth')
-    return {name: str(root / name / 'epoch_1.pth') for name in weights}
+    return tables.save_networks(tmp_path_factory.mktemp('files'), kinds)
 
 
 @pytest.mark.slow
@@ -148,22 +134,18 @@ def test_measures_of_known_outputs():
 
 
 @pytest.mark.parametrize(
-    'words, message',
+    'config, words, message',
     [
-        (['kd_seed0', 'wide_seed0'], 'epoch_1.pth does not fit the architecture of the config'),
-        (['kd_seed0', 'kd_seed0'], 'two CHECKPOINTs are kd with seed 0'),
-        (['missing'], 'CHECKPOINT missing does not exist'),
+        (KD, ['kd_seed0', 'wide_seed0'], 'epoch_2.pth is not of the architecture of the config'),
+        (KD, ['kd_seed0', 'kd_seed0'], 'two CHECKPOINTs are kd with seed 0'),
+        (KD, ['missing'], 'CHECKPOINT missing does not exist'),
+        (tables.STUDENT, ['kd_seed0'], 'has no model.teacher_ckpt; give the config of a distil'),
     ],
 )
-def test_wrong_arguments_end_with_one_line(tool, files, tmp_path, capsys, words, message):
-    students = [files.get(word, word) for word in words]
-    options = ['--out', str(tmp_path), '--cfg-options', f'model.teacher_ckpt={files["teacher"]}']
-    assert cli.run(tool.main, [str(KD), *students, *options]) == 1
+def test_wrong_arguments_end_with_one_line(tool, files, tmp_path, capsys, config, words, message):
+    args = [str(config), *(files.get(word, word) for word in words), '--out', str(tmp_path)]
+    if config == KD:
+        args += ['--cfg-options', f'model.teacher_ckpt={files["teacher"]}']
+    assert cli.run(tool.main, args) == 1
     (line,) = [line for line in capsys.readouterr().err.splitlines() if 'error' in line]
     assert message in line
-
-
-def test_a_config_without_a_teacher_is_refused(tool, files, tmp_path, capsys):
-    words = [str(tables.STUDENT), files['kd_seed0'], '--out', str(tmp_path)]
-    assert cli.run(tool.main, words) == 1
-    assert 'has no model.teacher_ckpt; give the config of a distillation' in capsys.readouterr().err

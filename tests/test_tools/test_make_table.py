@@ -43,7 +43,7 @@ def test_formats_files_and_published_figures(tool, tmp_path, monkeypatch, capsys
     (row,) = csv.DictReader(call('work_dirs/own', '--format', 'csv').splitlines())
     assert row['seeds'] == '0 1' and row['published'] == ''
     page = call('work_dirs', '--format', 'html')
-    assert '<h1>Runs in work_dirs</h1>' in page and '<td>54.00 ± 2.83</td>' in page
+    assert '<h1>Runs in work_dirs</h1>' in page and '>54.00 ± 2.83</td>' in page
     assert page.count('<img ') == 2 and 'no checkpoint in work_dirs/own/seed_0' in page
 
 

@@ -29,20 +29,18 @@ MEASURES = {
 EMBEDDED = 2000
 
 
-def measure(
-    cfg: Any, networks: Sequence[tuple[str, int, str, str]], shape: Sequence[int]
-) -> list[dict[str, Any]]:
+def measure(cfg: Any, networks: Sequence[students.Network]) -> list[dict[str, Any]]:
     """Run all networks, the teacher first; return their numbers and outputs."""
     from crd_plugin.cli import features
 
     rows: list[dict[str, Any]] = []
     train_data, test_data = features.own_data(cfg)
-    digits = features.digits(*shape[-2:])
     for name, seed, checkpoint, role in networks:
         sys.stderr.write(f'{name}, seed {seed}: {checkpoint}\n')
         network = features.load_network(cfg, checkpoint, role)
         test = features.run_network(network, test_data)
-        train, *other = (features.run_network(network, data) for data in (train_data, *digits))
+        others = (train_data, *features.digits(*test.size))
+        train, *other = (features.run_network(network, data) for data in others)
         difference = features.correlation_difference(test, rows[0]['outputs'] if rows else test)
         rows.append(
             dict(
@@ -54,7 +52,6 @@ def measure(
                 probe=features.linear_probe(train, test),
                 probe_digits=features.linear_probe(*other),
                 outputs=test,
-                difference=difference,
             )
         )
     return rows
@@ -64,33 +61,31 @@ def render(rows: Sequence[dict[str, Any]]) -> str:
     """Write the numbers as Markdown, and the differences to the first student."""
     import pandas as pd
 
-    from crd_plugin.cli import statistics
-    from crd_plugin.cli.results import format_mean, render_cells
+    from crd_plugin.cli import results
 
     frame = pd.DataFrame([{key: row[key] for key in ('name', 'seed', *MEASURES)} for row in rows])
     cells = [['network', 'seeds', *MEASURES.values()]]
     for name, group in frame.groupby('name', sort=False):
         values = [
-            format_mean(
-                dict(mean=group[key].mean(), std=group[key].std() if len(group) > 1 else None),
+            results.format_mean(
+                results.mean_and_std(group[key].tolist()),
                 digits=3 if key == 'correlation_difference' else 2,
             )
             for key in MEASURES
         ]
         cells.append([str(name), str(len(group)), *values])
-    text = render_cells(cells)
-    others = frame[1:]
-    reference = others['name'].iloc[0]
-    if others['name'].nunique() > 1 and len(others) > others['name'].nunique():
+    text = results.render_cells(cells)
+    students = frame[1:]
+    names = list(dict.fromkeys(students['name']))
+    if 1 < len(names) < len(students):
         columns = {
-            f'{title} - {reference}': statistics.paired_differences(
-                others.assign(last=[dict(top1=value) for value in others[key]]), reference
+            f'{title} - {names[0]}': results.paired_differences(
+                students.assign(last=[dict(top1=value) for value in students[key]]), names[0]
             )
             for key, title in MEASURES.items()
             if key != 'correlation_difference'
         }
-        names = list(dict.fromkeys(others['name']))
-        text += f'\n\n{statistics.render_differences(names, columns)}\n\n{statistics.LEGEND}'
+        text += f'\n\n{results.render_differences(names, columns)}\n\n{results.LEGEND}'
     return text
 
 
@@ -98,13 +93,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Measure, print the table, write results and figures."""
     launch.require('pandas', 'matplotlib', 'sklearn')
     out, cfg, networks = students.read_arguments(__doc__, argv, 'DIR', 'folder for all files')
-    from mmengine.registry import DATASETS, DefaultScope
-
     from crd_plugin.cli import features
 
-    with DefaultScope.overwrite_default_scope('mmpretrain'):
-        dataset = DATASETS.build(features.own_data(cfg)[1])
-    rows = measure(cfg, networks, dataset[0]['inputs'].shape)
+    rows = measure(cfg, networks)
     text = render(rows)
     sys.stdout.write(f'{text}\n')
     out.mkdir(parents=True, exist_ok=True)
@@ -115,11 +106,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         for row in rows
     ]
     launch.write_whole(out / 'results.json', json.dumps(content, indent=1))
-    shown = {row['name']: row['outputs'] for row in reversed(rows)}
-    shown = dict(reversed(shown.items()))  # the first seed of each
-    classes = dataset.metainfo['classes']
+    shown: dict[str, Any] = {}
+    for row in rows:
+        shown.setdefault(row['name'], row['outputs'])  # the first seed of each
     features.plot_correlation(shown, out / 'correlation.png')
-    features.plot_embedding(shown, out / 'embedding.png', classes, EMBEDDED)
+    features.plot_embedding(shown, out / 'embedding.png', EMBEDDED)
 
 
 if __name__ == '__main__':

@@ -51,33 +51,28 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     page = args.format == 'html'
     plots = ['matplotlib'] if args.plot or page else []
-    launch.require('pandas', *plots, *(['sklearn'] if page else []))
+    launch.require('pandas', *plots, *(['sklearn', 'markdown_it'] if page else []))
     from crd_plugin.cli import comparison, probing, sweeps
 
     try:
         runs = comparison.read_table_runs(args.work_dirs)
-        figures = comparison.read_published(args.published)
-    except ValueError as error:
-        raise cli.UsageError(str(error)) from error
-    rows = comparison.compare(runs, figures)
-    if args.plot:
-        args.plot.parent.mkdir(parents=True, exist_ok=True)
-        try:
+        rows = comparison.compare(runs, comparison.read_published(args.published))
+        if args.plot:
+            args.plot.parent.mkdir(parents=True, exist_ok=True)
             probes = any(comparison.OF in row['config'] for row in rows)
             (probing.plot_probes if probes else sweeps.plot_sweep)(rows, args.plot)
-        except ValueError as error:
-            raise cli.UsageError(str(error)) from error
-    if args.format == 'markdown':
-        text = comparison.render_markdown(rows)
+    except ValueError as error:
+        raise cli.UsageError(str(error)) from error
+    if args.format == 'json':
+        text = json.dumps(rows, indent=1, ensure_ascii=False) + '\n'
     elif args.format == 'csv':
         text = comparison.render_csv(rows)
-    elif page:
+    else:
+        text = comparison.render_markdown(rows)
+    if page:
         from crd_plugin.cli import report
 
-        title = f'Runs in {", ".join(args.work_dirs)}'
-        text = report.report_table(title, runs, comparison.render_markdown(rows))
-    else:
-        text = json.dumps(rows, indent=1, ensure_ascii=False) + '\n'
+        text = report.report_table(f'Runs in {", ".join(args.work_dirs)}', runs, text)
     if args.out is None:
         sys.stdout.write(text)
     else:

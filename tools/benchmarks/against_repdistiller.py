@@ -1,15 +1,9 @@
-"""Train with the published objective of CRD and with ours, side by side.
+"""Train with the published objective of CRD and with ours, side by side: setting (b) of results.md.
 
-Setting (b) of docs/results.md, Fashion-MNIST with 500 images per class, on a
-CPU. Each candidate trains a student of its own. All start from the same
-weights and the same rows, get the same images in the same order, and the
-sampler of the original draws the ids for both; `drawn here` is our objective
-as configs use it, with negatives of its own. Z comes from the first batch.
-
-The original is that of a checkout of HobbitLong/RepDistiller, or the copy of
-it in MMRazor. Seconds are shown of whole training steps (student, objective,
-optimizer; without teacher and data) and of the objective alone: connectors,
-loss, their backward pass, the update of the rows and the draw of the ids.
+All candidates start from the same weights and rows and get the same images; the sampler of the
+original draws the ids for both. `drawn here` is our objective as configs use it, with negatives of
+its own. Seconds are of whole steps (student, objective, optimizer) and of the objective alone:
+connectors, loss, their backward pass, the update of the rows and the draw of the ids.
 """
 
 from __future__ import annotations
@@ -22,9 +16,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import timing
 import torch
 import torch.nn.functional as F
+from crd_loss import mmrazor_samples
 from torch import Tensor, nn
 
 CONFIG = 'configs/crd/crd_resnet20_resnet8_b64-40e_fashion-mnist.py'
@@ -46,75 +42,71 @@ def parse_args() -> argparse.Namespace:
     add('--seed', type=int, default=0, help='default: 0')
     add('--threads', type=int, help='CPU threads; default: torch')
     add('--json', help='write losses and seconds to this file')
+    parser.set_defaults(device='cpu')
     args = parser.parse_args()
-    args.device, args.rounds = 'cpu', 1
-    least = dict(epochs=1, per_class=1, batch_size=2, every=1)
-    timing.prepare(args, 'json', **least, **({} if args.negatives is None else dict(negatives=1)))
+    timing.prepare(args, 'json', epochs=1, per_class=1, batch_size=2, every=1, negatives=1)
     return args
 
 
 class Candidate:
-    """A student, its objective with two connectors, and an optimizer for all.
+    """A student and its objective with two connectors, trained with SGD.
 
-    Args:
-        student (nn.Module): Classifier; copied.
-        objective (nn.Module): What :meth:`contrast` reads.
-        optimizer (dict): Arguments of SGD.
+    The objective takes features of student and teacher, ids, and ids of the negatives.
     """
 
     def __init__(self, student: nn.Module, objective: nn.Module, optimizer: dict) -> None:
-        self.student, self.objective = copy.deepcopy(student), objective
+        self.student, self.objective = copy.deepcopy(student).train(), objective
         trained = [*self.student.parameters(), *objective.parameters()]
         self.optimizer = torch.optim.SGD(trained, **optimizer)
         self.losses: list[float] = []
         # Seconds of the wall clock and of the processor.
-        self.whole, self.alone = [0.0, 0.0], [0.0, 0.0]
+        self.whole, self.alone = np.zeros(2), np.zeros(2)
 
-    def contrast(self, s_feat: Tensor, t_feat: Tensor, ids: Tensor, drawn: Tensor | None) -> Tensor:
-        """Return the objective of one batch."""
-        raise NotImplementedError
-
-    def commit(self) -> None:
-        """Write the rows, where :meth:`contrast` has not done so."""
-
-    def step(self, images: Tensor, labels: Tensor, t_feat: Tensor, *ids: Tensor | None) -> None:
+    def step(self, images: Tensor, labels: Tensor, *inputs: Tensor | None) -> None:
         """Train one step."""
-        start = _clocks()
+        start = clocks()
         feat = self.student.extract_feat(images)[-1]
         entropy = F.cross_entropy(self.student.head((feat,)), labels)
         leaf = feat.detach().requires_grad_()
-        begin = _clocks()
-        loss = self.contrast(leaf, t_feat, *ids).squeeze()
+        begin = clocks()
+        loss = self.objective(leaf, *inputs).squeeze()
         self.optimizer.zero_grad()
         (0.8 * loss).backward()
-        self.commit()
-        _add(self.alone, begin)
+        if isinstance(self.objective, OurCRD):
+            self.objective.loss.bank.commit()
+        self.alone += clocks() - begin
         torch.autograd.backward([entropy, feat], [None, leaf.grad])
         self.optimizer.step()
-        _add(self.whole, start)
+        self.whole += clocks() - start
         self.losses.append(float(loss.detach()))
 
 
-class Original(Candidate):
-    """The published objective."""
-
-    def contrast(self, s_feat: Tensor, t_feat: Tensor, ids: Tensor, drawn: Tensor | None) -> Tensor:
-        """See the base class."""
-        return self.objective(s_feat, t_feat, ids, drawn)
+def clocks() -> np.ndarray:
+    """Seconds of the wall clock and of the processor, now."""
+    return np.array([time.perf_counter(), time.process_time()])
 
 
-class Ours(Candidate):
-    """Our objective; without ``drawn`` it draws itself."""
+class OurCRD(nn.Module):
+    """Our objective with the weights and rows of the original; without ``drawn`` it draws."""
 
-    def contrast(self, s_feat: Tensor, t_feat: Tensor, ids: Tensor, drawn: Tensor | None) -> Tensor:
-        """See the base class."""
-        parts = self.objective
-        embeddings = parts['student'](s_feat), parts['teacher'](t_feat)
-        return parts['loss'](*embeddings, ids, contrast_idx=drawn)
+    def __init__(self, original: Any, opt: Any, labels: Tensor) -> None:
+        super().__init__()
+        from crd_plugin.models import CRDLoss, EmbeddingConnector
 
-    def commit(self) -> None:
-        """Write the rows."""
-        self.objective['loss'].bank.commit()
+        self.loss = CRDLoss(opt.feat_dim, opt.nce_k, opt.nce_t, opt.nce_m)
+        self.loss.bank.resize(opt.n_data, labels)
+        self.loss.bank.student.copy_(original.contrast.memory_v1)
+        self.loss.bank.teacher.copy_(original.contrast.memory_v2)
+        self.embed_s = EmbeddingConnector(opt.s_dim, opt.feat_dim)
+        self.embed_t = EmbeddingConnector(opt.t_dim, opt.feat_dim)
+        for side in ('embed_s', 'embed_t'):
+            weights = getattr(original, side).linear.state_dict()
+            getattr(self, side).linear.load_state_dict(weights)
+
+    def forward(self, s_feat: Tensor, t_feat: Tensor, ids: Tensor, drawn: Tensor | None) -> Tensor:
+        """Return the objective."""
+        embeddings = self.embed_s(s_feat), self.embed_t(t_feat)
+        return self.loss(*embeddings, ids, contrast_idx=drawn)
 
 
 class MMRazorCRD(nn.Module):
@@ -138,24 +130,8 @@ class MMRazorCRD(nn.Module):
         self.contrast = self.loss.contrast
 
     def forward(self, s_feat: Tensor, t_feat: Tensor, ids: Tensor, drawn: Tensor) -> Tensor:
-        """Return the objective; ids travel in data samples."""
-        from mmpretrain.structures import DataSample
-
-        samples = []
-        for index, row in zip(ids, drawn, strict=True):
-            samples.append(DataSample())
-            samples[-1].set_field(index, 'sample_idx')
-            samples[-1].set_field(row, 'contrast_sample_idxs')
-        return self.loss(self.embed_s(s_feat), self.embed_t(t_feat), samples)
-
-
-def _clocks() -> tuple[float, float]:
-    return time.perf_counter(), time.process_time()
-
-
-def _add(seconds: list[float], start: tuple[float, float]) -> None:
-    for number, now in enumerate(_clocks()):
-        seconds[number] += now - start[number]
+        """Return the objective."""
+        return self.loss(self.embed_s(s_feat), self.embed_t(t_feat), mmrazor_samples(ids, drawn))
 
 
 def make_original(where: str, opt: Any) -> nn.Module:
@@ -170,21 +146,6 @@ def make_original(where: str, opt: Any) -> nn.Module:
     return CRDLoss(opt)
 
 
-def make_ours(original: nn.Module, opt: Any, labels: Tensor) -> nn.ModuleDict:
-    """Build our objective with the weights and rows of the original."""
-    from crd_plugin.models import CRDLoss, EmbeddingConnector
-
-    loss = CRDLoss(opt.feat_dim, opt.nce_k, opt.nce_t, opt.nce_m)
-    loss.bank.resize(opt.n_data, labels)
-    loss.bank.student.copy_(original.contrast.memory_v1)
-    loss.bank.teacher.copy_(original.contrast.memory_v2)
-    parts = nn.ModuleDict(dict(loss=loss))
-    for name, given in (('student', original.embed_s), ('teacher', original.embed_t)):
-        parts[name] = EmbeddingConnector(given.linear.in_features, opt.feat_dim)
-        parts[name].linear.load_state_dict(given.linear.state_dict())
-    return parts
-
-
 def train(args: argparse.Namespace) -> dict[str, Candidate]:
     """Train all candidates in turn, batch by batch."""
     from mmengine.config import Config
@@ -196,8 +157,7 @@ def train(args: argparse.Namespace) -> dict[str, Candidate]:
     import crd_plugin.models  # noqa: F401  (makes MMRazor importable)
     from crd_plugin.models.algorithms.checkpoints import load_pretrained
 
-    repo = Path(__file__).parents[2]
-    cfg = Config.fromfile(repo / CONFIG)
+    cfg = Config.fromfile(Path(__file__).parents[2] / CONFIG)
     cfg.train_dataloader.batch_size = args.batch_size
     cfg.train_dataloader.dataset.dataset.num_train_per_class = args.per_class
     MMLogger.get_instance('mmengine').setLevel('WARNING')
@@ -212,26 +172,22 @@ def train(args: argparse.Namespace) -> dict[str, Candidate]:
         load_pretrained(teacher, args.teacher_ckpt, '--teacher-ckpt')
     teacher.eval()
     labels = torch.from_numpy(loader.dataset.get_gt_labels())
-    number = len(labels)
     opt = SimpleNamespace(
         s_dim=student.head.in_channels,
         t_dim=teacher.head.in_channels,
         feat_dim=128,
-        n_data=number,
-        nce_k=args.negatives or max(1, number * 16384 // 50000),
+        n_data=len(labels),
+        nce_k=args.negatives or max(1, len(labels) * 16384 // 50000),
         nce_t=0.07,
         nce_m=0.5,
     )
     original = make_original(args.original, opt)
     optimizer = {key: value for key, value in cfg.optim_wrapper.optimizer.items() if key != 'type'}
-    ours = [make_ours(original, opt, labels) for _ in range(2)]
-    candidates: dict[str, Candidate] = {
-        ORIGINAL: Original(student, original, optimizer),
-        SAME_IDS: Ours(student, ours[0], optimizer),
-        DRAWN: Ours(student, ours[1], optimizer),
+    ours = (OurCRD(original, opt, labels) for _ in range(2))
+    candidates = {
+        name: Candidate(student, objective, optimizer)
+        for name, objective in zip((ORIGINAL, SAME_IDS, DRAWN), (original, *ours), strict=True)
     }
-    for candidate in candidates.values():
-        candidate.student.train()
     for epoch in range(args.epochs):
         loader.sampler.set_epoch(epoch)
         for batch in loader:
@@ -241,12 +197,13 @@ def train(args: argparse.Namespace) -> dict[str, Candidate]:
             classes = torch.cat([sample.gt_label for sample in samples])
             with torch.no_grad():
                 t_feat = teacher.extract_feat(images)[-1]
-            start = _clocks()
+            start = clocks()
             drawn = original.contrast.multinomial.draw(len(ids) * (1 + opt.nce_k))
             drawn = drawn.view(len(ids), -1)
             drawn[:, 0] = ids
-            for seconds in (candidates[ORIGINAL].alone, candidates[ORIGINAL].whole):
-                _add(seconds, start)
+            seconds = clocks() - start
+            candidates[ORIGINAL].alone += seconds
+            candidates[ORIGINAL].whole += seconds
             for name, candidate in candidates.items():
                 candidate.step(images, classes, t_feat, ids, None if name == DRAWN else drawn)
     return candidates
@@ -266,20 +223,13 @@ def report(args: argparse.Namespace, candidates: dict[str, Candidate]) -> None:
         if step <= 10 or step % args.every == 0 or step == steps:
             values = '  '.join(f'{loss:16.5f}' for loss in (first, same, drawn))
             out.append(f'{step:>4}  {values}  {(same - first) / first:20.1e}')
+    names = ('step_wall', 'step_processor', 'objective_wall', 'objective_processor')
     cases = []
     for name, candidate in candidates.items():
-        parts = zip(('step', 'objective'), (candidate.whole, candidate.alone), strict=True)
-        seconds = {
-            f'{part}_{clock}': value / steps
-            for part, both in parts
-            for clock, value in zip(('wall', 'processor'), both, strict=True)
-        }
-        cases.append(dict(name=name, **seconds, losses=candidate.losses))
+        seconds = [*(candidate.whole / steps).tolist(), *(candidate.alone / steps).tolist()]
+        cases.append(dict(zip(names, seconds), name=name, losses=candidate.losses))
     sys.stdout.write('\n'.join(out) + '\n')
-    titles = [
-        f'{part} {clock}' for part in ('step', 'objective') for clock in ('wall', 'processor')
-    ]
-    columns = {title: f'{{{title.replace(" ", "_")}_ms:.2f}}' for title in titles}
+    columns = {name.replace('_', ' '): f'{{{name}_ms:.2f}}' for name in names}
     timing.write_table('Milliseconds per step', cases, columns)
     timing.write_json(args.json, cases)
 

@@ -1,11 +1,9 @@
 """Time and memory of CKTF's objective against CRD alone, in one run.
 
-A step is connectors, objective, backward and the update of the banks, from
-features of ResNet-32x4 and ResNet-8x4 on CIFAR-100; CKTF pairs and pools the
-blocks too. Levels are the penultimate one, then the stem and one stage after
-the other. `4 apart` are four times CRD, each with negatives and labels of its
-own; `pairing` is what is done with the blocks, without an objective. All
-candidates take one step per round, and the median is shown.
+A step is connectors, objective, backward and the update of the banks, from features of ResNet-32x4
+and ResNet-8x4 on CIFAR-100. Levels are the penultimate one, then the stem and one stage after the
+other. `4 apart` are four times CRD, with negatives and labels of their own; `pairing` is what is
+done with the blocks, without an objective.
 """
 
 from __future__ import annotations
@@ -37,11 +35,7 @@ def parse_args() -> argparse.Namespace:
     what = 'levels of CKTF; default: 1 4 5 6 (5: three stages, 6: four)'
     levels = [1, 3, 4, 5, 6]
     add('--levels', nargs='+', type=int, default=[1, 4, 5, 6], choices=levels, help=what)
-    timing.add_clock(parser)
-    timing.add_run_arguments(parser, 'json', rounds=7, device='cpu', threads=2)
-    args = parser.parse_args()
-    timing.prepare(args, 'json')
-    return args
+    return timing.parse(parser, 'json', rounds=7, device='cpu', threads=2, clock=True)
 
 
 def make_steps(

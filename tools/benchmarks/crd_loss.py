@@ -1,17 +1,10 @@
 """Time of the CRD objective against ``mmrazor.CRDLoss``, in one run.
 
-A step is forward, backward and the update of the banks. Ours draws its
-negatives within the step, and so does `plain`, the objective as one would
-first write it: all scores in one product per side, the drawn ones gathered,
-and autograd. The reference is given its ids for free. All candidates take one
-step per round, and the median is shown.
-
-FLOP and bytes are those of the scores, by the sizes alone: two products per
-direction with the rows that are scored, which are read once; for the reference
-a copy of K + 1 rows per anchor, written once and read twice, as its operations
-do. They are set against what the machine reaches in one large matrix product
-and one large copy. Building is what it takes until the bank has its rows and
-the index of its classes.
+A step is forward, backward and the update of the banks. Ours draws its negatives within the step,
+and so does `plain`, the objective as one would first write it; the reference gets its ids for free.
+FLOP and bytes are those of the scores, by the sizes alone: two products per direction with the rows
+that are scored, which are read once; the reference writes a copy of K + 1 rows per anchor and reads
+it twice. Building is what it takes until the bank has its rows and the index of its classes.
 """
 
 from __future__ import annotations
@@ -61,23 +54,17 @@ def parse_args() -> argparse.Namespace:
     dtypes = ('float64', 'float32', 'bfloat16', 'float16')
     what = 'of the embeddings; default: float32, which the objective uses for narrower ones too'
     add('--dtypes', nargs='+', default=['float32'], choices=dtypes, help=what)
-    timing.add_run_arguments(parser, 'json', rounds=7, device='cpu', threads=2)
-    args = parser.parse_args()
-    timing.prepare(args, 'json', **dict.fromkeys(FIELDS, 1))
+    least = dict.fromkeys(FIELDS, 1)
+    args = timing.parse(parser, 'json', rounds=7, device='cpu', threads=2, **least)
     for name, default in zip(FIELDS, SIZES[args.size], strict=True):
         setattr(args, name, getattr(args, name) or default)
     for option in itertools.chain(*args.vary):
         if '=' not in option:
             sys.exit(f'--vary {option}: expected KEY=VALUE, such as kernel=triton.')
-    if args.batch_size > args.samples:
-        sys.exit(
-            f'--batch-size is {args.batch_size}, expected at most the {args.samples} of --samples.'
-        )
-    if not 1 < args.classes <= args.samples:
-        sys.exit(
-            f'--classes is {args.classes}, expected 2 to the {args.samples} of --samples: '
-            'negatives are of another class.'
-        )
+    for name, least in (('batch_size', 1), ('classes', 2)):  # negatives are of another class
+        if not least <= (number := getattr(args, name)) <= args.samples:
+            option = f'--{name.replace("_", "-")}'
+            sys.exit(f'{option} is {number}, expected {least} to the {args.samples} of --samples.')
     return args
 
 
@@ -134,10 +121,11 @@ def make_steps(
     steps: dict[str, timing.Step] = {}
     work: dict[str, dict[str, Any]] = {}
 
-    def add(name: str, step: timing.Step, rows: int, pairs: int, **seconds: float | None) -> None:
+    def add(name: str, step: timing.Step, rows: int, pairs: int, **seconds: float) -> None:
         # Two directions, two products of 2 FLOP per number; float32.
         flop, read = 2 * 2 * 2 * pairs * width, 2 * 4 * rows * width
         steps[name] = step
+        # The index of earlier versions took seconds of its own.
         work[name] = dict(flop=flop, bytes=read, index_seconds=None, draw_seconds=None) | seconds
 
     start = timer()
@@ -156,13 +144,10 @@ def make_steps(
     for mode, options in itertools.product(args.modes, [[], *args.vary]):
         taken = num_samples if mode == 'all' else args.negatives
         rows = min(num_samples, taken * (batch if mode == 'sampled' else 1))
-        pairs = (option.split('=', 1) for option in options)
-        given = {key: {'True': True, 'False': False}.get(value, value) for key, value in pairs}
+        words = (option.split('=', 1) for option in options)
+        given = {key: {'True': True, 'False': False}.get(value, value) for key, value in words}
         loss = CRDLoss(width, args.negatives, negatives=mode, **given).to(args.device)
-        built = timing.seconds_of(partial(loss.bank.resize, num_samples, labels, seed=0))
-        index = None
-        if hasattr(type(loss.bank), 'label_index'):  # of earlier versions, made when first read
-            index = timing.seconds_of(partial(getattr, loss.bank, 'label_index'))
+        build = timing.seconds_of(partial(loss.bank.resize, num_samples, labels, seed=0))
         draw = statistics.median(
             timing.seconds_of(partial(loss.draw, ids)) for _ in range(args.rounds)
         )
@@ -174,8 +159,7 @@ def make_steps(
                 loss.bank.commit()
 
             name = ' '.join([mode, *options, *([] if dtype == 'float32' else [dtype])])
-            seconds = dict(build_seconds=built + (index or 0.0), index_seconds=index)
-            add(name, step, rows, batch * taken, draw_seconds=draw, **seconds)
+            add(name, step, rows, batch * taken, build_seconds=build, draw_seconds=draw)
     return steps, work
 
 
@@ -183,20 +167,25 @@ def reference_step(
     args: argparse.Namespace, feats: list[Tensor], sample_idx: Tensor
 ) -> timing.Step:
     """Return a step of MMRazor's loss, its ids given by the data samples."""
-    from mmpretrain.structures import DataSample
     from mmrazor.models.losses import CRDLoss
 
     loss = CRDLoss(neg_num=args.negatives, sample_n=args.samples, dim_out=args.width)
     loss = loss.to(args.device)
     ids = torch.randint(args.samples, (args.batch_size, 1 + args.negatives), device=args.device)
     ids[:, 0] = sample_idx
-    samples = []
-    for index, contrast_idx in zip(sample_idx, ids, strict=True):
-        sample = DataSample()
-        sample.set_field(index, 'sample_idx')
-        sample.set_field(contrast_idx, 'contrast_sample_idxs')
-        samples.append(sample)
+    samples = mmrazor_samples(sample_idx, ids)
     return lambda: loss(*feats, samples).backward()
+
+
+def mmrazor_samples(sample_idx: Tensor, contrast_idx: Tensor) -> list[Any]:
+    """Data samples in which ids travel to MMRazor's loss."""
+    from mmpretrain.structures import DataSample
+
+    samples = [DataSample() for _ in sample_idx]
+    for sample, index, others in zip(samples, sample_idx, contrast_idx, strict=True):
+        sample.set_field(index, 'sample_idx')
+        sample.set_field(others, 'contrast_sample_idxs')
+    return samples
 
 
 def ceilings(device: str) -> tuple[float, float]:

@@ -1,15 +1,8 @@
 """Images per second of a training set's data loader: plain, and resident.
 
-A batch counts when it is what a training step takes: normalised images, ids
-and labels as tensors on the device. All loaders are built as ``tools/
-train.py`` builds them, from ``configs/_base_/datasets``; random images of the
-number and size of the real ones stand in their place (the digits are real).
-The loaders take turns of ``--batches`` batches, in an order that rotates from
-round to round, so a drift of the machine hits all of them. A turn begins with
-as many batches that are not counted as the workers hold ready.
-
-The row ``contrast_idx`` is the plain loader with no worker that also draws
-the ids of the negatives of each sample, as the published data sets do.
+Random images of the number and size of the real ones stand in their place (the digits are real). A
+batch counts when it is what a training step takes: normalised images, ids and labels on the device.
+The row ``contrast_idx`` also draws the ids of each sample's negatives, as published data sets do.
 """
 
 from __future__ import annotations
@@ -20,6 +13,8 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
+from functools import partial
+from operator import truediv
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -47,11 +42,9 @@ def parse_args() -> argparse.Namespace:
     what = 'ids per sample in the row contrast_idx; 0 leaves it out; default: 16384'
     add('--negatives', type=int, default=16384, help=what)
     add('--batches', type=int, default=50, help='batches per turn; default: 50')
-    timing.add_run_arguments(parser, 'out', rounds=5)
-    args = parser.parse_args()
+    args = timing.parse(parser, 'out', rounds=5, batch_size=1, batches=1, negatives=0)
     if any(number < 0 for number in args.workers):
         sys.exit(f'--workers is {args.workers}, expected at least 0 each.')
-    timing.prepare(args, 'out', batch_size=1, batches=1, negatives=0)
     return args
 
 
@@ -114,21 +107,15 @@ def make_sources(args: argparse.Namespace, folder: Path) -> dict[str, Source]:
     return sources
 
 
-def measure(sources: dict[str, Source], args: argparse.Namespace) -> dict[str, list[float]]:
-    """Measure seconds per image, one number per turn, by loader."""
+def turn(source: Source, batches: int) -> float:
+    """Seconds per image of some batches, after those that the workers hold ready."""
     from torch.utils.benchmark import timer
 
-    seconds: dict[str, list[float]] = {name: [] for name in sources}
-    for source in sources.values():
-        next(source.batches)  # starts workers, reads what is read once
-    for name in timing.turns(list(sources), args.rounds):
-        source = sources[name]
-        for _ in range(source.ahead + 1):
-            next(source.batches)
-        start = timer()
-        images = sum(itertools.islice(source.batches, args.batches))
-        seconds[name].append((timer() - start) / images)
-    return seconds
+    for _ in range(source.ahead + 1):
+        next(source.batches)
+    start = timer()
+    images = sum(itertools.islice(source.batches, batches))
+    return (timer() - start) / images
 
 
 def main() -> None:
@@ -141,13 +128,20 @@ def main() -> None:
     # Building a data set says something; the table is all that is wanted.
     MMLogger.get_instance('data-pipeline', log_level='ERROR')
     with tempfile.TemporaryDirectory() as folder:
-        seconds = measure(make_sources(args, Path(folder)), args)
+        sources = make_sources(args, Path(folder))
+        for source in sources.values():
+            next(source.batches)  # starts workers, reads what is read once
+        turns = {name: partial(turn, source, args.batches) for name, source in sources.items()}
+        seconds = timing.take_turns(turns, args.rounds)
     first = next(iter(seconds.values()))
-    cases = []
-    for name, times in seconds.items():
+    cases = [
         # Ratios are of one round each, which saw the same machine.
-        ratio = statistics.median(a / b for a, b in zip(first, times, strict=True))
-        cases.append(dict(timing.summarise(name, args.batch_size, times), ratio=ratio))
+        dict(
+            timing.summarise(name, args.batch_size, times),
+            ratio=statistics.median(map(truediv, first, times)),
+        )
+        for name, times in seconds.items()
+    ]
     machine = timing.machine(args.device)
     head = (
         f'{args.data}, batch {args.batch_size}, {args.device}; median of {args.rounds} turns of '

@@ -1,11 +1,7 @@
 """Run every measurement that needs a GPU, within a time limit, and write a report.
 
-The GPU tests, the objective, whole training steps, one epoch of training and
-the data loaders run one after the other, what matters most first, each as a
-subprocess with a time limit of its own. ``report.json`` and ``report.md`` are
-written after each: a step that fails, or takes too long, is recorded with the
-last line it wrote, and the next one begins. Nothing is downloaded: random
-images stand in for CIFAR-100, and the teacher has random weights.
+What matters most comes first, each as a subprocess with a time limit of its own. ``report.json``
+and ``report.md`` are written after each; what fails is recorded, and the next one begins.
 """
 
 from __future__ import annotations
@@ -14,7 +10,6 @@ import argparse
 import contextlib
 import json
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -26,12 +21,21 @@ import timing
 
 HERE = Path(__file__).parent
 REPO = HERE.parents[1]
+sys.path.insert(0, str(REPO))  # the package may not be installed
+
+from crd_plugin.cli import launch  # noqa: E402
+
 PAIR, SMALL_PAIR = 'resnet32x4_resnet8x4_b64-240e_cifar100', 'resnet14_resnet8w4_b20-100e_digits'
-FAST = (
-    'model.channels_last=True optim_wrapper.type=AmpOptimWrapper optim_wrapper.dtype=bfloat16'
-).split()
+# Options of train_step.py and of crd_loss.py.
+FAST = 'model.channels_last=True optim_wrapper.type=AmpOptimWrapper optim_wrapper.dtype=bfloat16'
 LOSS = 'model.distiller.distill_losses.loss_crd'
-ONE_LAUNCH = ['cuda_graph=True', 'kernel=triton']
+IN_ONE_LAUNCH = f'{FAST} {LOSS}.cuda_graph=True {LOSS}.kernel=triton'
+COMPILED = f'{FAST} model.compile=True'
+GRAPH = f'{FAST} model.compile.mode=reduce-overhead'
+KERNELS = (
+    '--modes sampled --vary cuda_graph=True --vary kernel=triton '
+    '--vary cuda_graph=True kernel=triton'
+)
 # Seconds under which no step is begun.
 LEAST = 5
 
@@ -88,33 +92,31 @@ def parse_args() -> argparse.Namespace:
 
 
 def make_steps(device: str, folder: Path) -> list[Step]:
-    """Write the configs and return the steps, what matters most first."""
+    """Write the configs and return the steps, which run in the folder, what matters most first."""
     small = device == 'cpu'
-    configs = {method: folder / f'{method}.py' for method in ('kd', 'crd')}
-    for method, path in configs.items():
+    for method in ('kd', 'crd'):
         base = REPO / 'configs' / method / f'{method}_{SMALL_PAIR if small else PAIR}.py'
-        stand_in = '' if small else STAND_IN
-        path.write_text(CONFIG.format(base=str(base), stand_in=stand_in), encoding='utf-8')
+        text = CONFIG.format(base=str(base), stand_in='' if small else STAND_IN)
+        (folder / f'{method}.py').write_text(text, encoding='utf-8')
 
-    def benchmark(name: str, limit: float, script: str, words: list[str]) -> Step:
-        option = '--json' if script == 'crd_loss' else '--out'
-        end = ['--device', device, option, str(folder / f'{name}.json')]
-        command = [sys.executable, str(HERE / f'{script}.py'), *words, *end]
-        return Step(name, limit, command, f'{name}.json')
+    def benchmark(name: str, limit: float, words: str) -> Step:
+        script = name.partition('-')[0]
+        output = ['--json' if script == 'crd_loss' else '--out', f'{name}.json']
+        command = [sys.executable, str(HERE / f'{script}.py'), *words.split(), '--device', device]
+        return Step(name, limit, [*command, *output], f'{name}.json')
 
-    def objective(size: str, limit: float, name: str = '', *options: str) -> Step:
-        words = f'--size {"smoke --rounds 1" if small else f"{size} --rounds 21"}'.split()
-        return benchmark(f'crd_loss-{size}{name}', limit, 'crd_loss', [*words, *options])
+    def objective(size: str, limit: float, name: str = '', options: str = '') -> Step:
+        words = '--size smoke --rounds 1' if small else f'--size {size} --rounds 21 {options}'
+        return benchmark(f'crd_loss-{size}{name}', limit, words)
 
-    def training(method: str, name: str, limit: float, options: list[str]) -> Step:
+    def training(method: str, name: str, limit: float, options: str) -> Step:
         turns = '--iters 1 --rounds 1' if small else '--iters 30 --rounds 5 --check-sync'
-        words = [str(configs[method]), *turns.split(), '--vary', *options]
-        return benchmark(f'train_step-{method}-{name}', limit, 'train_step', words)
+        words = f'{method}.py {turns} --vary {options}'
+        return benchmark(f'train_step-{method}-{name}', limit, words)
 
     def epoch(method: str) -> Step:
-        work_dir = str(folder / f'epoch-{method}')
-        command = [sys.executable, str(REPO / 'tools' / 'train.py'), str(configs[method])]
-        command += ['--work-dir', work_dir]
+        command = [sys.executable, str(REPO / 'tools' / 'train.py'), f'{method}.py']
+        command += ['--work-dir', f'epoch-{method}']
         return Step(f'epoch-{method}', 75, command, f'epoch-{method}/**/scalars.json', lines=4)
 
     tests = [sys.executable, '-m', 'pytest', '-m', 'cuda', '-q', '-p', 'no:cacheprovider']
@@ -123,9 +125,6 @@ def make_steps(device: str, folder: Path) -> list[Step]:
     tests += [str(file) for file in files if 'pytest.mark.cuda' in file.read_text('utf-8')]
     sizes = '--data digits --batches 2 --rounds 1 --negatives 8 --workers 0'
     data = sizes if small else '--data cifar100 --workers 0 2 8'
-    compiled = [*FAST, 'model.compile=True']
-    graph = [*FAST, 'model.compile.mode=reduce-overhead']
-    in_one_launch = [f'{LOSS}.{option}' for option in ONE_LAUNCH]
     steps = [
         Step('tests', 90, tests, lines=20),
         objective('cifar', 60),
@@ -134,20 +133,19 @@ def make_steps(device: str, folder: Path) -> list[Step]:
         epoch('kd'),
         epoch('crd'),
         objective('imagenet', 75),
-        benchmark('data_pipeline', 75, 'data_pipeline', data.split()),
+        benchmark('data_pipeline', 75, data),
     ]
     if not small:  # a CPU has neither graph nor kernel, and compiles longer than all the rest takes
-        vary = ['--vary', 'cuda_graph=True', '--vary', 'kernel=triton', '--vary', *ONE_LAUNCH]
         steps[4:4] = [
-            objective('cifar', 60, '-fast', '--modes', 'sampled', *vary),
-            training('crd', 'fast', 75, [*FAST, *in_one_launch]),
+            objective('cifar', 60, '-fast', KERNELS),
+            training('crd', 'fast', 75, IN_ONE_LAUNCH),
         ]
         steps += [
-            objective('imagenet', 75, '-fast', '--modes', 'sampled', *vary),
-            training('crd', 'compile', 120, compiled),
-            training('crd', 'graph', 120, graph),
-            training('kd', 'compile', 120, compiled),
-            training('kd', 'graph', 120, graph),
+            objective('imagenet', 75, '-fast', KERNELS),
+            training('crd', 'compile', 120, COMPILED),
+            training('crd', 'graph', 120, GRAPH),
+            training('kd', 'compile', 120, COMPILED),
+            training('kd', 'graph', 120, GRAPH),
         ]
     return steps
 
@@ -176,9 +174,7 @@ def run_step(step: Step, limit: float, folder: Path) -> dict[str, Any]:
         except subprocess.TimeoutExpired:
             status = f'stopped after {limit:.0f} s'
         finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+            launch.stop(process, grace=0)
     text = log.read_text(encoding='utf-8', errors='replace').rstrip().splitlines()
     return dict(
         name=step.name,
@@ -215,12 +211,6 @@ def markdown(report: dict[str, Any]) -> str:
     return '\n'.join(lines) + '\n'
 
 
-def write_report(report: dict[str, Any], folder: Path) -> None:
-    """Write ``report.json`` and ``report.md``."""
-    timing.write_json(str(folder / 'report.json'), report)
-    (folder / 'report.md').write_text(markdown(report), encoding='utf-8')
-
-
 def run_all(steps: list[Step], seconds: float, machine: str, scratch: Path, out: Path) -> None:
     """Run the steps within ``seconds``; write the report after each."""
     deadline = time.monotonic() + seconds
@@ -233,7 +223,8 @@ def run_all(steps: list[Step], seconds: float, machine: str, scratch: Path, out:
         else:
             row = run_step(step, min(step.limit, left), scratch)
         report['steps'].append(row)
-        write_report(report, out)
+        timing.write_json(str(out / 'report.json'), report)
+        (out / 'report.md').write_text(markdown(report), encoding='utf-8')
         sys.stdout.write(f'{step.name}: {row["status"]}, {row["seconds"]} s; {row["last_line"]}\n')
         sys.stdout.flush()
 

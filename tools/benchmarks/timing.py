@@ -1,51 +1,55 @@
-"""Shared by the benchmarks: arguments, paired rounds, memory and tables."""
+"""Shared by the benchmarks: arguments, rounds of turns, memory and tables."""
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
-import platform
 import statistics
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 Step = Callable[[], Any]
+Key, Result = TypeVar('Key', bound=Hashable), TypeVar('Result')
 # Otherwise torch's profiler writes to stderr. Read when torch is imported, so before that.
 os.environ.setdefault('KINETO_LOG_LEVEL', '99')
 os.environ.setdefault('TORCH_CPP_LOG_LEVEL', 'ERROR')
 
 
-def add_run_arguments(
+def parse(
     parser: argparse.ArgumentParser,
     output: str,
     rounds: int,
     device: str | None = None,
     threads: int | None = None,
-) -> None:
-    """Add what every benchmark takes; the defaults and the name of the output file differ."""
+    clock: bool = False,
+    **least: int,
+) -> argparse.Namespace:
+    """Add what every benchmark takes, parse, and prepare; the defaults and ``output`` differ."""
     add = parser.add_argument
+    if clock:
+        what = (
+            'cpu: seconds that the processor works for this process, all its threads together and '
+            'data workers not counted; for --device cpu on a busy machine. Default: wall'
+        )
+        add('--clock', choices=['wall', 'cpu'], default='wall', help=what)
     add('--rounds', type=int, default=rounds, help=f'turns of each; default: {rounds}')
     what = f'default: {device or "cuda if there is a GPU"}'
     add('--device', choices=['cpu', 'cuda'], default=device, help=what)
     add('--threads', type=int, default=threads, help=f'CPU threads; default: {threads or "torch"}')
     add(f'--{output}', help='write the result to this JSON file')
-
-
-def add_clock(parser: argparse.ArgumentParser) -> None:
-    """Add the choice of the clock."""
-    what = (
-        'cpu: seconds that the processor works for this process, all its threads together and data '
-        'workers not counted; for --device cpu on a machine that others use too. Default: wall'
-    )
-    parser.add_argument('--clock', choices=['wall', 'cpu'], default='wall', help=what)
+    args = parser.parse_args()
+    prepare(args, output, rounds=1, **least)
+    return args
 
 
 def prepare(args: argparse.Namespace, output: str, **least: int) -> None:
     """Set threads and device; refuse numbers below ``least`` and an output that is not a file."""
-    for name, bound in dict(least, rounds=1, threads=1).items():
+    for name, bound in dict(least, threads=1).items():
         number = getattr(args, name)
         if number is not None and number < bound:
             sys.exit(f'--{name.replace("_", "-")} is {number}, expected at least {bound}.')
@@ -69,11 +73,15 @@ def prepare(args: argparse.Namespace, output: str, **least: int) -> None:
         sys.exit('--clock cpu does not see what a GPU does; add --device cpu.')
 
 
-def turns(names: Sequence[str], rounds: int) -> Iterator[str]:
-    """Yield all names once per round, in an order that rotates: a drift of the machine hits all."""
-    for number in range(rounds):
-        first = number % len(names)
-        yield from [*names[first:], *names[:first]]
+def take_turns(turns: Mapping[Key, Callable[[], Result]], rounds: int) -> dict[Key, list[Result]]:
+    """Take all turns in each round, and rotate them, so that a drift of the machine hits all."""
+    results: dict[Key, list[Result]] = {name: [] for name in turns}
+    names = deque(turns)
+    for _ in range(rounds):
+        for name in names:
+            results[name].append(turns[name]())
+        names.rotate(-1)
+    return results
 
 
 def seconds_of(step: Step, clock: Callable[[], float] | None = None) -> float:
@@ -92,16 +100,14 @@ def measure(
     """Let steps take turns; return name, median seconds and peak memory of each."""
     for step in steps.values():
         step()  # allocates
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for name in turns(list(steps), args.rounds):
-        seconds[name].append(seconds_of(steps[name], clock))
+    turns = {name: functools.partial(seconds_of, step, clock) for name, step in steps.items()}
     return [
         dict(
             name=name,
-            seconds=statistics.median(seconds[name]),
-            peak_mib=peak_mib(step, args.device),
+            seconds=statistics.median(seconds),
+            peak_mib=peak_mib(steps[name], args.device),
         )
-        for name, step in steps.items()
+        for name, seconds in take_turns(turns, args.rounds).items()
     ]
 
 
@@ -141,11 +147,9 @@ def machine(device: str) -> str:
     """What is measured on: hardware, threads and torch's version."""
     import torch
 
-    name = platform.processor() or platform.machine()
-    if os.path.isfile('/proc/cpuinfo'):
-        lines = Path('/proc/cpuinfo').read_text().splitlines()
-        models = [line.partition(':')[2].strip() for line in lines if 'model name' in line]
-        name = models[0] if models else name
+    from crd_plugin.cli.launch import processor
+
+    name = processor()
     if device != 'cpu':
         name = f'{torch.cuda.get_device_name()}, {name}'
     return f'{device} ({name}), {torch.get_num_threads()} threads, torch {torch.__version__}'

@@ -1,15 +1,8 @@
 """Images per second of whole training steps, and where the time goes.
 
-Each config is built as ``tools/train.py`` builds it, with its own data loader
-and hooks, and driven through real iterations. Several configs take turns of
-``--iters`` steps, in an order that rotates from round to round, so a drift of
-the machine hits all of them; the ratio to the first config is taken round by
-round. Fetching is part of a step. A turn begins with steps that are not
-counted, as many as the loader holds ready.
-
-On a GPU the parts are measured with events of its stream: a part is charged
-with the time that the GPU works for it or waits for the host. Peak memory is
-that of one step beyond what is held between steps.
+Several configs take turns of ``--iters`` steps, fetching included, built and driven as
+``tools/train.py`` does it. A part is charged with the time that the GPU works for it or waits for
+the host. Peak memory is that of one step beyond what is held between steps.
 """
 
 from __future__ import annotations
@@ -24,6 +17,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Iterator, Sequence
+from operator import truediv
 from pathlib import Path
 from typing import Any
 
@@ -62,13 +56,8 @@ def parse_args() -> argparse.Namespace:
     add('--warmup', type=int, help=what)
     what = 'run one step that must not wait for the GPU; exit status 1 if one does'
     add('--check-sync', action='store_true', help=what)
-    timing.add_clock(parser)
-    timing.add_run_arguments(parser, 'out', rounds=5)
-    args = parser.parse_args()
-    for option in sum(args.vary, args.cfg_options):
-        if '=' not in option:
-            sys.exit(f'{option} is not KEY=VALUE.')
-    timing.prepare(args, 'out', iters=1, warmup=0, batch_size=1, num_workers=0)
+    least = dict(iters=1, warmup=0, batch_size=1, num_workers=0)
+    args = timing.parse(parser, 'out', rounds=5, clock=True, **least)
     if args.check_sync and args.device == 'cpu':
         sys.exit('--check-sync looks for waits on a GPU; it needs --device cuda.')
     return args
@@ -82,7 +71,7 @@ def load_config(path: str, options: Sequence[str], args: argparse.Namespace, fol
 
     try:
         cfg = runs.load_config(path, options)
-    except (cli.UsageError, FileNotFoundError) as error:
+    except cli.UsageError as error:
         sys.exit(f'error: {error}')
     cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
     cfg.test_cfg = cfg.test_dataloader = cfg.test_evaluator = None
@@ -96,11 +85,8 @@ def load_config(path: str, options: Sequence[str], args: argparse.Namespace, fol
     # What tools/train.py fills in.
     given = dict(launcher='none', local_rank=0, cfg_options=None, no_pin_memory=False)
     cli.merge_common_arguments(cfg, argparse.Namespace(work_dir=folder, **given))
-    checkpoints = cfg.model.get('teacher_ckpt')
-    paths = [checkpoints] if isinstance(checkpoints, str) else checkpoints or []
-    if any('://' not in path and not Path(path).is_file() for path in paths):
-        # Random weights take the same time.
-        cfg.model.teacher_ckpt = cli.without_files(checkpoints)
+    if 'teacher_ckpt' in cfg.model:  # random weights take the same time
+        cfg.model.teacher_ckpt = cli.without_files(cfg.model.teacher_ckpt)
     if args.synthetic:
         from stand_in import replace_dataset
 
@@ -111,14 +97,14 @@ def load_config(path: str, options: Sequence[str], args: argparse.Namespace, fol
 class Clock:
     """Charge the time between two marks to the name of the second.
 
-    On a GPU it is the time of the stream, by events, so that measuring does not wait for the GPU;
-    on a CPU, ``kind`` says whether it is that of the clock or of the processor.
+    On a GPU it is that of the stream, by events, for which nothing waits; on a CPU, ``kind`` says
+    whether it is that of the clock or of the processor.
     """
 
     def __init__(self, device: str, kind: str) -> None:
         from torch.utils.benchmark import timer
 
-        self.device = device
+        self.on_cpu = device == 'cpu'
         self._seconds = time.process_time if kind == 'cpu' else timer  # waits for the GPU
         self._marks: list[tuple[str, Any]] = []
 
@@ -130,21 +116,21 @@ class Clock:
 
     def mark(self, name: str) -> None:
         """Charge what has passed since the last mark."""
-        if self.device == 'cpu':
-            self._marks.append((name, self._seconds()))
-            return
-        import torch
+        if self.on_cpu:
+            now: Any = self._seconds()
+        else:
+            import torch
 
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        self._marks.append((name, event))
+            now = torch.cuda.Event(enable_timing=True)
+            now.record()
+        self._marks.append((name, now))
 
     def stop(self) -> tuple[float, dict[str, float]]:
         """Return the seconds of the turn, and of each part."""
         seconds = self._seconds() - self._begin
         parts = dict.fromkeys(PARTS, 0.0)
         for (_, begin), (name, end) in itertools.pairwise(self._marks):
-            parts[name] += end - begin if self.device == 'cpu' else begin.elapsed_time(end) / 1e3
+            parts[name] += end - begin if self.on_cpu else begin.elapsed_time(end) / 1e3
         return seconds, parts
 
     def charge(self, owner: Any, method: str, name: str) -> None:
@@ -162,23 +148,18 @@ class Clock:
 
 
 class Case:
-    """One config with its runner and what was measured."""
+    """One config with its runner.
+
+    The runner is built up to where its first epoch begins, and the borders of the parts marked.
+    """
 
     def __init__(self, name: str, cfg: Any, args: argparse.Namespace) -> None:
-        self.name = name
-        self.cfg = cfg
-        self.clock = Clock(args.device, args.clock)
-        # Per round: seconds, images, seconds of parts.
-        self.turns: list[tuple[float, int, dict[str, float]]] = []
-        self.peak_mib = 0.0
-        self.wait: str | None = None
-
-    def build(self) -> None:
-        """Build the runner up to where its first epoch begins; mark the borders of the parts."""
         from crd_plugin.cli import arguments as cli
 
-        self.cfg.experiment_name = f'train_step_{os.getpid()}_{id(self)}'
-        self.runner = runner = cli.build_runner(self.cfg)
+        self.name, self.batch_size = name, cfg.train_dataloader.batch_size
+        self.clock = Clock(args.device, args.clock)
+        cfg.experiment_name = f'train_step_{os.getpid()}_{id(self)}'
+        self.runner = runner = cli.build_runner(cfg)
         self.loop = runner.train_loop
         self.loop.run = lambda: runner.model  # Runner.train builds everything, then runs the loop
         runner.train()
@@ -215,13 +196,9 @@ class Case:
             self.loop._epoch += 1
 
     def warm_up(self) -> None:
-        """Do two steps, which allocate and compile; write every buffer once as a whole.
-
-        Data workers are forks of the process: the first write to a page that they share makes the
-        system copy it. In training that is over after the first epoch, here it would be in every
-        step.
-        """
+        """Do two steps, which allocate and compile; write every buffer once as a whole."""
         self.steps(2)
+        # Else the system would copy, step by step, the pages that are shared with data workers.
         for buffer in self.runner.model.buffers():
             buffer.copy_(buffer.clone())
 
@@ -236,8 +213,8 @@ class Case:
             images += len(args[-1]['data_samples'])
         return images
 
-    def turn(self, warmup: int | None, iters: int) -> None:
-        """Do steps that are not counted, then steps that are."""
+    def turn(self, warmup: int | None, iters: int) -> dict[str, float]:
+        """Do steps that are not counted, then ``iters``; seconds per image, whole and of parts."""
         if warmup is None:
             loader = self.loop.dataloader
             ready = getattr(loader, 'prefetch_factor', None) or 2
@@ -246,56 +223,45 @@ class Case:
         self.clock.start()
         images = self.steps(iters)
         seconds, parts = self.clock.stop()
-        self.turns.append((seconds, images, parts))
+        return {part: value / images for part, value in dict(parts, whole=seconds).items()}
 
-    def check_sync(self) -> None:
-        """Fetch and do one step in which waiting for the GPU is an error.
-
-        Where it waits the step breaks off, so it must be the last one.
-        """
+    def find_wait(self) -> str:
+        """Do a last step, which breaks off where it waits for the GPU; say where, or nothing."""
         import torch
 
         torch.cuda.synchronize()
         torch.cuda.set_sync_debug_mode('error')
         try:
             self.loop.run_iter(*next(self.batches))
+            return ''
         except RuntimeError as error:
             place = traceback.extract_tb(error.__traceback__)[-1]
             where = f'{Path(place.filename).name}:{place.lineno} {place.line}'
-            self.wait = f'{where} ({str(error).splitlines()[0]})'
+            return f'{where} ({str(error).splitlines()[0]})'
         finally:
             torch.cuda.set_sync_debug_mode('default')
 
 
-def measure(cases: Sequence[Case], args: argparse.Namespace) -> None:
-    """Let the cases take turns."""
+def measure(cases: Sequence[Case], args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Let the cases take turns; return medians over the rounds."""
     for case in cases:
         case.warm_up()
-    for number in timing.turns(range(len(cases)), args.rounds):
-        cases[number].turn(args.warmup, args.iters)
-    for case in cases:
-        case.peak_mib = timing.peak_mib(functools.partial(case.steps, 1), args.device)
-    if args.check_sync:
-        # At the end: a wait breaks its step off, after which bank, scaler and gradients are not
-        # those of a step that was done.
-        for case in cases:
-            case.check_sync()
-
-
-def summary(cases: Sequence[Case]) -> list[dict[str, Any]]:
-    """Take medians over the rounds; the ratio of time per image is taken round by round."""
+    turns = {case: functools.partial(case.turn, args.warmup, args.iters) for case in cases}
+    taken = timing.take_turns(turns, args.rounds)
     rows = []
-    first = [seconds / images for seconds, images, _ in cases[0].turns]
-    for case in cases:
-        size = case.cfg.train_dataloader.batch_size
-        times = [seconds / images for seconds, images, _ in case.turns]
+    for case, rounds in taken.items():
+        times, first = ([one['whole'] for one in some] for some in (rounds, taken[cases[0]]))
         parts = {
-            part: size * statistics.median(parts[part] / images for _, images, parts in case.turns)
-            for part in PARTS
+            part: case.batch_size * statistics.median(one[part] for one in rounds) for part in PARTS
         }
-        ratio = statistics.median(a / b for a, b in zip(times, first, strict=True))
-        row = timing.summarise(case.name, size, times)
-        rows.append(dict(row, batch_size=size, ratio=ratio, peak_mib=case.peak_mib, parts=parts))
+        row = dict(
+            timing.summarise(case.name, case.batch_size, times),
+            batch_size=case.batch_size,
+            ratio=statistics.median(map(truediv, times, first)),
+            peak_mib=timing.peak_mib(functools.partial(case.steps, 1), args.device),
+            parts=parts,
+        )
+        rows.append(row)
     return rows
 
 
@@ -305,14 +271,11 @@ def main() -> None:
     plan = [(Path(path).stem, path, args.cfg_options) for path in args.configs]
     plan += [(' '.join(more), args.configs[0], [*args.cfg_options, *more]) for more in args.vary]
     with tempfile.TemporaryDirectory() as folder:
-        cases = [
-            Case(name, load_config(path, options, args, folder), args)
-            for name, path, options in plan
-        ]
-        for case in cases:
-            case.build()
-        measure(cases, args)
-    rows = summary(cases)
+        configs = [(name, load_config(path, options, args, folder)) for name, path, options in plan]
+        cases = [Case(name, cfg, args) for name, cfg in configs]
+        rows = measure(cases, args)
+        # At the end: after a step that broke off nothing can be measured.
+        found = {case.name: case.find_wait() for case in cases} if args.check_sync else {}
     machine = timing.machine(args.device)
     head = f'{machine}; median of {args.rounds} turns of {args.iters} steps'
     head += ', random images' * args.synthetic + ', processor time' * (args.clock == 'cpu')
@@ -327,7 +290,7 @@ def main() -> None:
     timing.write_table(head, rows, columns)
     parts = [dict(name=row['name'], **row['parts']) for row in rows]
     timing.write_table('\nms of each part', parts, {part: f'{{{part}_ms:.2f}}' for part in PARTS})
-    waits = {case.name: case.wait for case in cases if case.wait}
+    waits = {name: place for name, place in found.items() if place}
     timing.write_json(args.out, dict(machine=machine, args=vars(args), cases=rows, waits=waits))
     if args.check_sync:
         lines = [f'{name} waits for the GPU: {place}' for name, place in waits.items()]
