@@ -7,11 +7,13 @@ from types import ModuleType
 
 import cv2
 import matplotlib
+import mmpretrain
 import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
+from mmengine.utils import digit_version
 from mmpretrain.registry import MODELS
 
 from crd_plugin.cli import arguments as cli
@@ -19,6 +21,7 @@ from crd_plugin.compat.mmpretrain_tools import REPAIRS, scripts
 from tests import small_runs, tables
 
 CRD = str(small_runs.REPO / 'configs/crd/crd_resnet14_resnet8w4_b20-100e_digits.py')
+ONEDL = digit_version(mmpretrain.__version__) > digit_version('1.2.0')
 ALONE = str(small_runs.REPO / 'configs/vanilla/vanilla_resnet8w4_b20-100e_digits.py')
 
 
@@ -58,6 +61,8 @@ def checkpoint(config, tmp_path_factory):
 def test_repairs_change_the_installed_scripts():
     """A repair that finds nothing to change can go."""
     for name, changes in REPAIRS.items():
+        if name != 'browse_dataset' and ONEDL:
+            continue  # repaired there
         text = scripts()[name].read_text()
         assert all(text.count(broken) == 1 for broken in changes), name
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -57,6 +58,10 @@ class RandomStateHook(Hook):
             sampler.seed = self._sampler_seed
         self._reading = seeded_reading(loader.dataset)
         self._reading.set_seed(runner.seed)
+        batches = getattr(runner.train_loop, 'dataloader_iterator', None)
+        if hasattr(batches, 'skip_iter'):
+            # OneDL's MMEngine skips batches unread, so workers would not count them as read.
+            batches.skip_iter = lambda number: deque(islice(batches, number), maxlen=0)
 
     def before_train_epoch(self, runner) -> None:
         """Seed what reads the first batch of the epoch."""

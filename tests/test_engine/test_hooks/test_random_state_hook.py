@@ -236,7 +236,7 @@ def test_loop_by_iterations_resumes(tmp_path, workers):
 
 
 def test_loop_by_iterations_augments_every_pass_differently(tmp_path):
-    """The same batch comes again and again, never the same images."""
+    """The same batch comes again and again, never the same images; a resumed run goes on so."""
     whole_set = dict(
         train_dataloader__sampler__shuffle=False,
         train_dataloader__batch_size=small_runs.NUM_SAMPLES,
@@ -247,6 +247,9 @@ def test_loop_by_iterations_augments_every_pass_differently(tmp_path):
     images = [images for _, images in spy.batches]
     for i, batch in enumerate(images):
         assert not any(torch.equal(batch, other) for other in images[:i])
+    changes = dict(load_from=str(tmp_path / 'iter_3.pth'), resume=True)
+    rest, _ = _train(tmp_path, **{**ITERATIONS, **whole_set, **changes})
+    _assert_equal(spy, rest, start=3)
 
 
 def test_ranks_with_unequal_numbers_of_batches(tmp_path, monkeypatch):
