@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import namedtuple
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from crd_plugin.ops import gradient_norm
 
 from .lookup import describe
 
@@ -64,21 +66,22 @@ class DryRunReport:
 
 @contextmanager
 def watch_inputs(model: nn.Module, report: DryRunReport) -> Iterator[None]:
-    """Write what teacher and student are given first into a report."""
+    """Write what student and teacher are given first into a report."""
     rows: dict[str, InputRow] = {}
 
-    def watch(name: str) -> Callable:
-        def keep(network: nn.Module, given: tuple) -> None:
-            if name not in rows and given and isinstance(given[0], torch.Tensor):
-                images = given[0].detach().float()
-                numbers = (float(x) for x in (images.min(), images.max(), images.mean()))
-                rows[name] = InputRow(name, describe(given[0]), *numbers)
+    def keep(name: str, images: Any) -> None:
+        if name not in rows and isinstance(images, Tensor):
+            numbers = images.detach().float()
+            spread = (float(x) for x in (numbers.min(), numbers.max(), numbers.mean()))
+            rows[name] = InputRow(name, describe(images), *spread)
 
-        return keep
-
-    networks = dict(student=getattr(model, 'architecture', None))
-    networks['teacher'] = getattr(model, 'teacher', None)
-    handles = [net.register_forward_pre_hook(watch(name)) for name, net in networks.items() if net]
+    networks = dict(student='architecture', teacher='teacher')
+    networks = {name: getattr(model, part, None) for name, part in networks.items()}
+    handles = [
+        net.register_forward_pre_hook(lambda _, given, name=name: keep(name, *given[:1]))
+        for name, net in networks.items()
+        if net
+    ]
     try:
         yield
     finally:
@@ -115,17 +118,37 @@ def read_recorders(model: nn.Module, cfg: Mapping[str, Any], report: DryRunRepor
     report.connectors = list(rows.values())
 
 
+def measure(model: Any, losses: Mapping[str, Any], prefix: str) -> list[LossRow]:
+    """Measure the gradient that each loss sends to the parts of a model."""
+    parts = [getattr(model, 'architecture', model), getattr(model, 'teacher', nn.Module())]
+    student, teacher = ([p for p in part.parameters() if p.requires_grad] for part in parts)
+    known = {id(p) for p in student + teacher}
+    others = [p for p in model.parameters() if p.requires_grad and id(p) not in known]
+    rows = []
+    for name, value in losses.items():
+        terms = [value] if isinstance(value, Tensor) else value
+        loss = torch.stack([term.float().mean() for term in terms]).sum()  # as MMEngine does
+        norms: list[float | str] = []
+        for part in (student, others, teacher):
+            norm = gradient_norm(loss, part)
+            norms.append(norm if norm is not None else 'none' if part else '-')
+        if hasattr(model, 'teacher') and not teacher:
+            norms[2] = 'frozen'
+        rows.append(LossRow(prefix + name, float(loss), 'loss' in name, *norms))
+    return rows
+
+
 def count_parameters(model: nn.Module) -> list[PartRow]:
     """Numbers of parameters of student, teacher, connectors and so on; of a plain model in all."""
     parts = dict(model.named_children()) if hasattr(model, 'architecture') else {'model': model}
     parts.update(parts.pop('distiller', nn.Module()).named_children())
     rows = []
     for name, part in parts.items():
-        numbers = [p.numel() for p in part.parameters()]
+        total = sum(p.numel() for p in part.parameters())
         trainable = sum(p.numel() for p in part.parameters() if p.requires_grad)
         name = {'architecture': 'student', 'distill_losses': 'losses'}.get(name, name)
-        rows.append(PartRow(name.replace('_', ' '), trainable, sum(numbers)))
-    return [row for row in rows if row.total]
+        rows += [PartRow(name.replace('_', ' '), trainable, total)] if total else []
+    return rows
 
 
 def render(report: DryRunReport) -> str:
@@ -139,22 +162,17 @@ def render(report: DryRunReport) -> str:
     """
     head = {name: getattr(report, name) for name in ('config', 'data', 'images', 'teacher')}
     whose = report.parts[0].part if report.parts else 'model'
+    loss_header = ('name', 'value', '', f'gradient: {whose}', 'other parts', 'teacher')
     losses = [row._replace(summed='' if row.summed else 'not summed') for row in report.losses]
-    banks = [
-        row._replace(mib='unknown' if row.mib is None else f'{row.mib:.2f} MiB')
-        for row in report.banks
-    ]
+    bank_header = ('name', 'rows per side', 'width', 'memory', 'rows here')
+    banks = [row._replace(mib=row.mib and f'{row.mib:.2f} MiB') for row in report.banks]
     blocks = [
         '\n'.join(f'{name.capitalize():<9}{text}' for name, text in head.items() if text),
         _table('Inputs', InputRow._fields, report.inputs),
         _table('Recorders', RecorderRow._fields, report.recorders),
         _table('Connectors', ConnectorRow._fields, report.connectors),
-        _table(
-            'Losses',
-            ('name', 'value', '', f'gradient: {whose}', 'other parts', 'teacher'),
-            losses,
-        ),
-        _table('Memory banks', ('name', 'rows per side', 'width', 'memory', 'rows here'), banks),
+        _table('Losses', loss_header, losses),
+        _table('Memory banks', bank_header, banks),
         _table('Parameters', PartRow._fields, report.parts),
         '\n'.join(f'note: {note}' for note in report.notes),
     ]

@@ -89,7 +89,7 @@ def _calls(error: BaseException, cfg: Mapping[str, Any]) -> Iterator[_Call]:
     parts: dict[int, str] = {}
     for frame, line in (call for link in links for call in traceback.walk_tb(link.__traceback__)):
         owner = frame.f_locals.get('self')
-        if frame.f_code.co_name == 'build_from_cfg':
+        if frame.f_code.co_name in ('build_from_cfg', 'build_scheduler_from_cfg'):
             built = _place_of(frame.f_locals.get('cfg', {}), cfg)
             if built:
                 base, place, parts = built, built, {}

@@ -1,7 +1,4 @@
-"""Where a training goes on after an interruption, and how it is interrupted without harm.
-
-Only light modules are imported at the top, so that a mistyped argument is answered at once.
-"""
+"""Where a training goes on after an interruption, and how it is interrupted without harm."""
 
 from __future__ import annotations
 
@@ -40,13 +37,10 @@ def checkpoints(folder: Path, pointer: Path) -> list[Path]:
     Returns:
         list[Path]: The one that is named, if it is there, then the others from new to old.
     """
-    numbers = {
-        path: int(match[1])
-        for path in folder.glob('*')
-        # A best checkpoint lacks the optimizer.
-        if (match := _NUMBERED.search(path.name)) and not path.name.startswith('best_')
-    }
-    found = sorted(numbers, key=lambda path: numbers[path], reverse=True)
+    # A best checkpoint lacks the optimizer.
+    found = [path for path in folder.glob('*') if not path.name.startswith('best_')]
+    numbers = {path: match for path in found if (match := _NUMBERED.search(path.name))}
+    found = sorted(numbers, key=lambda path: int(numbers[path][1]), reverse=True)
     named = folder / _named(pointer)
     return [named, *(path for path in found if path != named)] if named.is_file() else found
 
@@ -100,7 +94,8 @@ def resume(cfg: Config, wanted: str | None) -> str:
     if not faults and path.name != _named(pointer):
         faults.append(f'{POINTER} does not name one that is there')
     cfg.resume, cfg.load_from = True, str(path)
-    return f'--resume auto: go on from {path}' + (f', because {", ".join(faults)}' * bool(faults))
+    reason = f', because {", ".join(faults)}' if faults else ''
+    return f'--resume auto: go on from {path}{reason}'
 
 
 def _folder(cfg: Config) -> Path:

@@ -1,0 +1,245 @@
+"""What a dry run reads: data sets, weights, and how the teacher's images were normalised."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from mmengine.dataset import default_collate
+from mmengine.registry import DATASETS
+from mmpretrain.datasets import BaseDataset
+from torch import Tensor, nn
+
+from crd_plugin.engine.hooks.memory_bank_hook import (
+    check_negatives,
+    index_dataset,
+    pool_remark,
+)
+from crd_plugin.models.losses import CRDLoss
+from crd_plugin.models.memory_bank import MemoryBank
+
+from .dry_run_report import BankRow, DryRunReport
+from .lookup import PlacedError, arguments_of, find_type, one_line, walk
+
+# What widths are inferred with where a config does not say it.
+INPUT_SHAPE = (3, 32, 32)
+# A bank of more rows is not allocated; so many stand in for it, as for samples without files.
+_MOST_ROWS, _STAND_INS = 65536, 4096
+_LARGE = (512, 512)  # more than pipelines crop or resize to
+
+
+class _StandIn(BaseDataset):
+    """Random images in place of a data set whose files are missing."""
+
+    def __init__(self, pipeline: list, classes: list[str] | None, shape: tuple[int, ...]) -> None:
+        self._shape = shape  # channels, height, width
+        super().__init__('', pipeline=pipeline, classes=classes, serialize_data=False)
+
+    def load_data_list(self) -> list[dict]:
+        """Give all samples one image, as an array and as a file, and one label map."""
+        channels, height, width = self._shape
+        image = np.random.randint(0, 256, (height, width, channels), np.uint8)
+        self._file = tempfile.NamedTemporaryFile(suffix='.png')
+        cv2.imwrite(self._file.name, image)
+        number = len(self.metainfo.get('classes', 'ab'))
+        labels = np.random.randint(0, min(number, 255), (height, width), np.uint8)
+        sample = dict(img=image, img_shape=(height, width), img_path=self._file.name)
+        sample['gt_seg_map'] = labels
+        return [dict(sample, gt_label=i % number) for i in range(_STAND_INS)]
+
+
+@dataclass
+class Data:
+    """What is known of a data set."""
+
+    kind: str  # empty if the config has no such set
+    dataset: Any  # the set, or one of random images in its place
+    place: str = ''  # of the set in the config
+    num_samples: int | None = None  # number of ids; None if its files are missing
+    labels: Tensor | None = None  # class of each id, (N,) int64
+    origin: str = 'random'  # where the images come from
+
+    @property
+    def num_classes(self) -> int | None:
+        """Number of classes that have a name."""
+        classes = getattr(self.dataset, 'metainfo', {}).get('classes')
+        return len(classes) if classes else None
+
+    def __str__(self) -> str:
+        known = 'not read' if self.num_samples is None else f'{self.num_samples:,} samples'
+        classes = '' if self.num_classes is None else f', {self.num_classes} classes'
+        return f'{self.kind}, {known}{classes}' if self.kind else ''
+
+    def read_batch(self, batch_size: int, num_rows: int) -> dict[str, Any]:
+        """Read samples with ids below the number of rows, as the data loader gives them."""
+        chosen = torch.randperm(min(num_rows, len(self.dataset))).repeat(batch_size)[:batch_size]
+        items = [self.dataset[int(index)] for index in chosen]
+        for item in items:
+            if not {'inputs', 'data_samples'} <= set(item):
+                raise ValueError(
+                    f'{self.place}: a sample has {", ".join(map(str, item))}, expected inputs and '
+                    'data_samples; end the pipeline with PackInputs.'
+                )
+            if 'contrast_idx' in item['data_samples']:
+                item['data_samples'].contrast_idx %= num_rows
+        return default_collate(items)
+
+
+def read_data(
+    cfg: Mapping[str, Any],
+    loader: str,
+    notes: list[str],
+    stand_ins: bool = True,
+    size: Sequence[int] | None = None,
+) -> Data:
+    """Open a data set without downloading it; random images stand in for missing files."""
+    dataset_cfg, place = (cfg.get(loader) or {}).get('dataset'), f'{loader}.dataset'
+    if dataset_cfg is None:
+        wrapped = dict(type='crd_plugin.SampleIndexDataset', dataset={})
+        notes.append(f'The config has no {place}; only the model is checked.')
+        return Data('', _stand_in(wrapped, cfg, size), place)
+    for _, part in walk(dataset_cfg):
+        if 'download' in arguments_of(find_type(part.get('type'))):
+            part['download'] = False
+    data = Data(str(dataset_cfg['type']), None, place)
+    try:
+        data.dataset = DATASETS.build(dataset_cfg)
+        numbered = index_dataset(data.dataset) or data.dataset
+        if hasattr(numbered, 'full_init'):
+            numbered.full_init()  # As the data loader does; it checks the set.
+        data.num_samples = getattr(numbered, 'num_samples', len(numbered))
+        with suppress(AttributeError, KeyError, TypeError, ValueError):  # not one per sample
+            labels = torch.as_tensor(np.asarray(numbered.get_gt_labels(), np.int64))
+            data.labels = labels if labels.dim() == 1 else None
+        data.dataset[0]
+        data.origin = 'training samples'
+    except Exception as error:  # Whatever a data set or a transform may raise.
+        text = one_line(error).rstrip('.')
+        missing = ('Cannot find', 'Download failed')  # MMPretrain's
+        if not isinstance(error, FileNotFoundError) and not text.startswith(missing):
+            if data.dataset is None:
+                raise
+            raise PlacedError(f'{place}: its samples cannot be read: {text}.') from error
+        text = (
+            f'{place}: {data.kind} cannot be read: {text}; put its files there, or set its '
+            'data_root.'
+        )
+        if not stand_ins:
+            raise PlacedError(text) from error
+        data.dataset = _stand_in(dataset_cfg, cfg, size)
+        notes.append(f'{text} Random images stand in for it.')
+    return data
+
+
+def size_of_last_batch(cfg: Mapping[str, Any], data: Data) -> int | None:
+    """Return the size of an epoch's last batch on a rank; None where it is not known."""
+    loader = cfg.get('train_dataloader') or {}
+    sampler, batch_size = (loader.get('sampler') or {}).get('type'), loader.get('batch_size')
+    if data.num_samples is None or batch_size is None or sampler != 'DefaultSampler':
+        return None
+    samples = -(-len(data.dataset) // int(os.environ.get('WORLD_SIZE', 1)))
+    if not loader.get('drop_last'):
+        return samples % batch_size or batch_size
+    if samples < batch_size:
+        raise PlacedError(
+            f'train_dataloader: {samples} samples per process, batch_size={batch_size} and '
+            f'drop_last=True leave no batch; lower batch_size to at most {samples}, or set '
+            'drop_last=False.'
+        )
+    return batch_size
+
+
+def check_classes(model: nn.Module, data: Data) -> None:
+    """Compare the outputs of the student's head, and the labels, with the classes of the data."""
+    net = getattr(model, 'architecture', model)
+    outputs, classes = getattr(getattr(net, 'head', None), 'num_classes', None), data.num_classes
+    largest = -1 if data.labels is None else int(data.labels.max())
+    if classes and largest >= classes:
+        raise ValueError(
+            f'train_dataloader.dataset has the label {largest}, but its metainfo names {classes} '
+            'classes; name all of them. `classes` takes no subset of the samples: for that, write '
+            'an annotation file with labels from 0.'
+        )
+    if classes is None and outputs is not None and largest >= 0:
+        classes = max(outputs, largest + 1)
+    # A student whose own loss is not computed may have any number.
+    asked = getattr(model, 'calculate_student_loss', True)
+    if asked and None not in (outputs, classes) and outputs != classes:
+        place = 'model' if net is model else 'model.architecture'
+        raise ValueError(
+            f'{place}.head.num_classes is {outputs}, the data set has {classes} classes; set it '
+            f'to {classes}.'
+        )
+
+
+def read_batch(
+    model: nn.Module, data: Data, batch_size: int, report: DryRunReport
+) -> dict[str, Any]:
+    """Size the memory banks as their hook would, smaller where huge; read samples of their rows."""
+    banks = {name: bank for name, bank in model.named_modules() if isinstance(bank, MemoryBank)}
+    if banks and index_dataset(data.dataset) is None:
+        raise ValueError(
+            f'train_dataloader.dataset is a {data.kind}, whose samples carry no ids for the memory '
+            "bank; wrap it: dataset=dict(type='crd_plugin.SampleIndexDataset', dataset=dict(...))."
+        )
+    known = data.num_samples
+    for name, bank in banks.items():
+        known = known or bank.num_samples or None
+        if bank.num_samples not in (0, known):
+            raise ValueError(
+                f'num_samples of {name} is {bank.num_samples}, the training set has {known} '
+                'samples; set it to that or leave it out.'
+            )
+    check_negatives(model, data.labels)
+    rows = known if known and known <= _MOST_ROWS else _STAND_INS
+    batch = data.read_batch(batch_size, rows)
+    labels = data.labels
+    if data.num_samples is None or labels is not None and len(labels) != rows:
+        labels = torch.arange(rows) % (data.num_classes or 2)
+        for sample in batch['data_samples'] if banks else ():
+            labels[sample.sample_idx] = sample.gt_label
+    for name, bank in banks.items():
+        bank.resize(rows, labels)
+        mib = None if known is None else bank.num_bytes / rows * known / 2**20
+        report.banks.append(BankRow(name, known, bank.embed_dim, mib, rows))
+    for name, loss in model.named_modules():
+        if isinstance(loss, CRDLoss) and loss.bank is not None and rows == known:
+            remark = pool_remark(name, loss)
+            report.notes += [remark] if remark else []
+    return batch
+
+
+def _stand_in(
+    dataset_cfg: Mapping[str, Any], cfg: Mapping[str, Any], size: Sequence[int] | None
+) -> Any:
+    """A data set of random images, sized by the pipeline, or else as given, or by the model."""
+    model = cfg.get('model') or {}
+    preprocessor = model.get('data_preprocessor') or cfg.get('data_preprocessor') or {}
+    channels, *default = model.get('input_shape') or INPUT_SHAPE
+    if preprocessor.get('mean') and not preprocessor.get('view'):  # else they are the view's
+        channels = len(preprocessor['mean'])
+    for height, width in (_LARGE, size or default):
+        dataset = DATASETS.build(_with_stand_ins(dataset_cfg, (channels, height, width)))
+        inputs = dataset[0]['inputs']
+        if min((inputs if isinstance(inputs, Tensor) else inputs[0]).shape[-2:]) < min(_LARGE):
+            break
+    return dataset
+
+
+def _with_stand_ins(cfg: Mapping[str, Any], shape: tuple[int, ...]) -> dict[str, Any]:
+    """Config of a data set with stand-ins in place of what reads files."""
+    if 'dataset' in cfg:
+        return {**cfg, 'dataset': _with_stand_ins(cfg['dataset'], shape)}
+    if 'datasets' in cfg:
+        return {**cfg, 'datasets': [_with_stand_ins(inner, shape) for inner in cfg['datasets']]}
+    infos = [cfg.get('metainfo'), getattr(find_type(cfg.get('type')), 'METAINFO', None)]
+    classes = next((info['classes'] for info in infos if info and info.get('classes')), None)
+    pipeline = cfg.get('pipeline') or [dict(type='mmpretrain.PackInputs')]
+    return dict(type=_StandIn, pipeline=pipeline, classes=classes, shape=shape)
