@@ -21,16 +21,13 @@ def join(pair: Mapping, *methods: Mapping) -> ConfigDict:
 
         model = join(_base_.pair, _base_.crd, _base_.kd)
 
-    Recorders, connectors, losses and mappings of all methods end up in one distiller. Methods
-    may share a recorder; any other part belongs to one method. Where two fragments disagree,
-    nothing is overwritten: it is an error that names both.
+    Methods may share a recorder; any other part belongs to one method. Where two fragments
+    disagree, nothing is overwritten: it is an error that names both.
 
-    The loss of the student's own head has weight 1. A method changes it with
-    ``student_loss_weight``. What a method sets under ``alone`` counts only if no other method is
-    joined: KD alone is 0.1 cross-entropy + 0.9 KL, beside another method both weights are 1.
-
-    What was published for one pair only stands in the pair, under ``published``: by the name of a
-    loss, settings that are merged into the fragment with that loss.
+    The loss of the student's own head has weight 1, or ``student_loss_weight`` of a method. What a
+    method sets under ``alone`` counts only if no other method is joined: KD alone is 0.1
+    cross-entropy + 0.9 KL, beside another method both weights are 1. What was published for one
+    pair only stands in the pair, under ``published``, by the name of a loss.
 
     Args:
         pair (Mapping): Networks: ``architecture`` (the student), ``teacher``, ``teacher_ckpt``, and

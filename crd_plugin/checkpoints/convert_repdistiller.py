@@ -6,19 +6,21 @@ import argparse
 import hashlib
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from mmengine.config import Config
 from mmengine.logging import MMLogger
+from mmpretrain.registry import MODELS
 from torch import Tensor
 
 from crd_plugin.compat import CheckpointError, load_checkpoint_file
-from crd_plugin.models.algorithms.checkpoints import find_weights, shorten
+from crd_plugin.models.algorithms.checkpoints import find_weights, load_strictly, shorten
 from crd_plugin.models.backbones import CIFAR_ZOO, build_cifar_classifier_cfg, find_cifar_name
 
-from ._files import serialize, write_once
+from .publish import serialize, write_once
 
 # What the original calls its last layer: ResNet and WRN; ResNet-50 and the ShuffleNets; VGG and
 # (with an index behind it) MobileNetV2.
@@ -127,25 +129,16 @@ def _fit(
             f'its keys, which begin with {shorten(weights)}; give the file of a whole network.'
         )
     cfg = build_cifar_classifier_cfg(name, len(weights[fc]))
-    own = _shapes(cfg)
-    found = {key: weights[theirs[key]] for key in theirs}
-    if not any(key.endswith(_COUNTER) for key in weights):
-        # torch 0.4.0; nothing but a cumulative average reads them.
-        counters = (key for key in own if key.endswith(_COUNTER))
-        found |= {key: torch.zeros((), dtype=torch.int64) for key in counters}
-    missing = [key for key in own if key not in found]
-    unexpected = [theirs[key] for key in found if key not in own]
-    shapes = [
-        f'{theirs[key]} {tuple(found[key].shape)} instead of {own[key]}'
-        for key in own
-        if key in found and found[key].shape != own[key]
-    ]
-    if missing or unexpected or shapes:
-        raise ValueError(
-            f'checkpoint {source} does not fit {name}: missing {shorten(missing)}; unexpected '
-            f'{shorten(unexpected)}; other shapes {shorten(shapes)}. {_advice(weights)}'
-        )
-    return cfg, {key: found[key] for key in own}
+    model = MODELS.build(cfg)
+    # torch 0.4.0 has no counters; nothing but a cumulative average reads them.
+    zero = torch.zeros((), dtype=torch.int64)
+    found = {key: zero for key in model.state_dict() if key.endswith(_COUNTER)}
+    found |= {key: weights[theirs[key]] for key in theirs}
+    try:
+        load_strictly(model, found, f'checkpoint {source}', name, '')
+    except ValueError as error:
+        raise ValueError(f'{error}{_advice(weights)}') from error
+    return cfg, {key: found[key] for key in model.state_dict()}
 
 
 def _our_key(key: str) -> str:
@@ -155,21 +148,16 @@ def _our_key(key: str) -> str:
     return 'backbone.' + key.replace('.shortcut.', '.downsample.')
 
 
-def _shapes(cfg: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the weights, in order."""
-    from mmpretrain.registry import MODELS
-
-    weights = MODELS.build(cfg).state_dict()
-    return {key: tuple(value.shape) for key, value in weights.items()}
-
-
 def _advice(weights: dict[str, Tensor]) -> str:
     """Which networks of the zoo the weights are of."""
-    given = {_our_key(key): tuple(value.shape) for key, value in weights.items()}
-    given = {key: shape for key, shape in given.items() if not key.endswith(_COUNTER)}
+    given = _shapes({_our_key(key): value for key, value in weights.items()})
     classes = given.get('head.fc.bias', (0,))[0]
     for name in CIFAR_ZOO if classes else ():
-        own = _shapes(build_cifar_classifier_cfg(name, classes))
-        if given == {key: shape for key, shape in own.items() if not key.endswith(_COUNTER)}:
+        if given == _shapes(MODELS.build(build_cifar_classifier_cfg(name, classes)).state_dict()):
             return f'Its weights are those of {name}: give --arch {name}.'
     return f'Its weights fit no network of the zoo: {", ".join(CIFAR_ZOO)}.'
+
+
+def _shapes(weights: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """Names and shapes, without the counters of batch norm."""
+    return {k: tuple(v.shape) for k, v in weights.items() if not k.endswith(_COUNTER)}

@@ -58,11 +58,7 @@ class UsageError(ValueError):
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add ``--cfg-options``.
-
-    Args:
-        parser (argparse.ArgumentParser): The parser to extend.
-    """
+    """Add ``--cfg-options``."""
     parser.add_argument(
         '--cfg-options',
         nargs='+',
@@ -74,11 +70,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that training and testing share.
-
-    Args:
-        parser (argparse.ArgumentParser): The parser to extend.
-    """
+    """Add the flags that training and testing share."""
     add = parser.add_argument
     add(
         '--work-dir',
@@ -98,17 +90,7 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def load_config(filename: str) -> Config:
-    """Load a config.
-
-    Args:
-        filename (str): Path of the config file.
-
-    Returns:
-        Config: The config.
-
-    Raises:
-        UsageError: If there is no such file, or it cannot be loaded.
-    """
+    """Load a config; of one that does not exist the nearest are named."""
     if osp.isfile(filename):
         try:
             return Config.fromfile(filename)
@@ -129,15 +111,7 @@ def load_config(filename: str) -> Config:
 
 
 def merge_options(cfg: Config, options: dict[str, Any] | None) -> None:
-    """Write the settings of ``--cfg-options`` into a config.
-
-    Args:
-        cfg (Config): The config, changed in place.
-        options (dict, optional): Values by dotted name.
-
-    Raises:
-        UsageError: If nothing reads a setting of that name, or it does not fit the config.
-    """
+    """Write the settings of ``--cfg-options`` into a config; refuse what nothing reads."""
     if not options:
         return
     from . import settings  # knows all of OpenMMLab, which takes seconds to import
@@ -149,15 +123,7 @@ def merge_options(cfg: Config, options: dict[str, Any] | None) -> None:
 
 
 def check_checkpoint(filename: str, argument: str) -> None:
-    """Refuse a local checkpoint that does not exist before anything is built.
-
-    Args:
-        filename (str): Path or URL of the checkpoint.
-        argument (str): Name of the argument, for the message.
-
-    Raises:
-        UsageError: If the path is local and is not a file.
-    """
+    """Refuse a local checkpoint that does not exist before anything is built."""
     if '://' not in filename and not osp.isfile(osp.expanduser(filename)):
         raise UsageError(f'{argument} {filename} does not exist; give the path of a .pth file.')
 
@@ -172,13 +138,6 @@ def merge_common_arguments(cfg: Config, args: argparse.Namespace) -> None:
 
     ``--cfg-options`` has the last word, except that pinned memory and persistent workers are
     switched off where they cannot work.
-
-    Args:
-        cfg (Config): The config, changed in place.
-        args (argparse.Namespace): The parsed arguments.
-
-    Raises:
-        UsageError: If a flag does not fit the config or the environment.
     """
     _check_launcher(args)
     import torch
@@ -281,17 +240,7 @@ def _log_to_file(cfg: Config) -> None:
 
 
 def try_out(cfg: Config) -> list[str]:
-    """Run the dry run of ``tools/check_config.py`` before training, on rank 0.
-
-    Args:
-        cfg (Config): The complete config; it is not changed.
-
-    Returns:
-        list[str]: What the user should know although training starts.
-
-    Raises:
-        UsageError: If something is wrong, with the line that the dry run prints.
-    """
+    """Run the dry run before training, on rank 0; return its notes, raise its problem."""
     ranks = ('RANK', 'SLURM_PROCID', 'OMPI_COMM_WORLD_RANK')
     if cfg.launcher != 'none' and any(os.environ.get(name, '0') != '0' for name in ranks):
         return []
@@ -327,14 +276,7 @@ def _keep_traceback(cfg: Config, error: BaseException) -> None:
 
 @contextmanager
 def explained(cfg: Config) -> Iterator[None]:
-    """Report an exception as the dry run does, in one line; its traceback goes to the log file.
-
-    Args:
-        cfg (Config): What is built and run in this context.
-
-    Raises:
-        UsageError: For any exception, with where in the config it comes from and what to do.
-    """
+    """Report an exception as the dry run does; its traceback goes to the log file."""
     try:
         yield
     except UsageError:
@@ -347,15 +289,7 @@ def explained(cfg: Config) -> Iterator[None]:
 
 
 def run(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None = None) -> int:
-    """Run a tool; report a mistake of the user in one line, any other error with its traceback.
-
-    Args:
-        main (Callable): The tool, which takes the arguments.
-        argv (Sequence[str], optional): Arguments. Defaults to None: those of the command line.
-
-    Returns:
-        int: Exit status, 0 or 1.
-    """
+    """Run a tool and return its exit status; a mistake of the user is reported in one line."""
     try:
         main(argv)
     except (UsageError, CheckpointError, FileNotFoundError) as error:

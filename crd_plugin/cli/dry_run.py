@@ -1,8 +1,7 @@
 """Try a config out: build everything, run one training step, and show what is in it.
 
-:func:`_run` has the order of a dry run. The first part that fails ends it: whatever is raised goes
-to :func:`crd_plugin.cli.explain.explain`, which turns it into one line. So a method, a loss or a
-data set of one's own needs nothing here.
+The first part that fails ends it: whatever is raised, :func:`crd_plugin.cli.explain.explain` turns
+into one line. So a method, a loss or a data set of one's own needs nothing here.
 """
 
 from __future__ import annotations
@@ -64,16 +63,7 @@ _WRITERS = {MemoryBank: MemoryBankHook, KeyQueue: CoCoRDHook}
 
 
 def dry_run_file(filename: str, options: dict[str, Any] | None = None, **kwargs) -> DryRunReport:
-    """Dry-run a config file; that it cannot be loaded is a problem like any other.
-
-    Args:
-        filename (str): The config.
-        options (dict, optional): Settings to replace, by dotted name.
-        **kwargs: Arguments of :func:`run_dry`.
-
-    Returns:
-        DryRunReport: What was found.
-    """
+    """Dry-run a config file with settings by dotted name and arguments of :func:`run_dry`."""
     try:
         cfg = load_config(filename)
         merge_options(cfg, options)
@@ -179,10 +169,8 @@ def _run(
     report.parts = count_parameters(model)
     _check_hooks(model, cfg)
     check_classes(model, data)
-    if batch_size is None:
-        loader = cfg.get('train_dataloader') or {}
-        batch_size = min(loader.get('batch_size') or _BATCH_SIZE, _BATCH_SIZE)
-    batch = read_batch(model, data, batch_size, report)
+    given = (cfg.get('train_dataloader') or {}).get('batch_size') or _BATCH_SIZE
+    batch = read_batch(model, data, batch_size or min(given, _BATCH_SIZE), report)
     views = batch['inputs'] if isinstance(batch['inputs'], (list, tuple)) else [batch['inputs']]
     shape, kind = ' x '.join(map(str, views[0].shape)), str(views[0].dtype).removeprefix('torch.')
     several = f', {len(views)} views' if len(views) > 1 else ''
@@ -301,7 +289,7 @@ def _one_step(model: Any, batch: Any, wrapper: OptimWrapper) -> dict[str, Any]:
         data = model.data_preprocessor(copy.deepcopy(batch), True)
         losses = model(**data, mode='loss')
     for module in model.modules():
-        if isinstance(module, tuple(_WRITERS)):
+        if isinstance(module, (MemoryBank, KeyQueue)):
             module.discard()
     return losses
 

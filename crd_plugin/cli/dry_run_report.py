@@ -75,8 +75,8 @@ def watch_inputs(model: nn.Module, report: DryRunReport) -> Iterator[None]:
             spread = (float(x) for x in (numbers.min(), numbers.max(), numbers.mean()))
             rows[name] = InputRow(name, describe(images), *spread)
 
-    networks = dict(student='architecture', teacher='teacher')
-    networks = {name: getattr(model, part, None) for name, part in networks.items()}
+    networks = dict(student=getattr(model, 'architecture', None))
+    networks['teacher'] = getattr(model, 'teacher', None)
     handles = [
         net.register_forward_pre_hook(lambda _, given, name=name: keep(name, *given[:1]))
         for name, net in networks.items()
@@ -152,14 +152,7 @@ def count_parameters(model: nn.Module) -> list[PartRow]:
 
 
 def render(report: DryRunReport) -> str:
-    """Lay a report out as text.
-
-    Args:
-        report (DryRunReport): The report.
-
-    Returns:
-        str: Tables, notes and a summary; the problems are not in it.
-    """
+    """Lay a report out as text: tables, notes and a summary, without the problems."""
     head = {name: getattr(report, name) for name in ('config', 'data', 'images', 'teacher')}
     whose = report.parts[0].part if report.parts else 'model'
     loss_header = ('name', 'value', '', f'gradient: {whose}', 'other parts', 'teacher')

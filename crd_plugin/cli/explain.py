@@ -41,15 +41,7 @@ _Call = tuple[FrameType, int, str]
 
 
 def explain(error: BaseException, cfg: Mapping[str, Any]) -> str:
-    """Say in one line where in the config an exception comes from and what to do.
-
-    Args:
-        error (BaseException): Raised while objects of the config were built or used.
-        cfg (dict): The whole config.
-
-    Returns:
-        str: ``PLACE: what came; what to do``, without the place if it is not known.
-    """
+    """Say in one line where in a config an exception comes from and what to do."""
     if isinstance(error, PlacedError):
         return one_line(error)
     # MMRazor asserts what is told here with the nearest names.

@@ -71,17 +71,7 @@ def plan_probes(
 
 
 def render_probes(runs: Sequence[Run]) -> str:
-    """Write a table per config of probes, beside the figures of ``configs/published.csv``.
-
-    Args:
-        runs (Sequence[Run]): As from :func:`plan_probes`.
-
-    Returns:
-        str: Markdown.
-
-    Raises:
-        UsageError: If there is no run yet, or a file of one is damaged.
-    """
+    """Write a table per config of probes, beside the figures of ``configs/published.csv``."""
     from .comparison import OF, compare, read_published, read_table_runs, render_markdown
 
     figures, tables = read_published(), []
@@ -130,16 +120,15 @@ def plot_probes(rows: Sequence[Mapping[str, Any]], path: str | Path) -> None:
     figure = Figure(figsize=(max(7, 0.5 * sum(map(len, groups.values()))), 5), layout='constrained')
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    place, ticks = 0.0, []
+    place, ticks = 0, []
     for bars in groups.values():
         ticks.append(place + (len(bars) - 1) / 2)
         for name, top1 in sorted(bars.items(), key=lambda item: names.index(item[0])):
-            method = name.partition('_')[0]
-            colour = f'C{methods.index(method) % 10}'
+            colour = f'C{methods.index(name.partition("_")[0]) % 10}'
             drawn = axes.bar(place, top1['mean'], yerr=top1['std'], color=colour, capsize=3)
             axes.bar_label(drawn, fmt='%.1f', padding=3, fontsize='small')
             place += 1
-        place += 1
+        place += 1  # a gap
     for number, method in enumerate(methods):
         axes.bar(0, 0, color=f'C{number % 10}', label=method)
     axes.set_xticks(ticks, [name.replace('_', '\n', 1) for name in groups])

@@ -15,17 +15,7 @@ _NAMES = {type(None): 'null', list: 'list of texts'}
 
 
 def read_text(path: str | Path) -> str:
-    """Read a text file.
-
-    Args:
-        path (str | Path): The file.
-
-    Returns:
-        str: Its text.
-
-    Raises:
-        ValueError: If it is not a file of text, or too large.
-    """
+    """Read a file; raise a ValueError if it is not a text, or too large."""
     path = Path(path)
     if not path.is_file():
         raise ValueError(f'{path} is not a file.')

@@ -28,15 +28,7 @@ _RANK = dict(pytorch='RANK', slurm='SLURM_PROCID', mpi='OMPI_COMM_WORLD_RANK')
 
 
 def checkpoints(folder: Path, pointer: Path) -> list[Path]:
-    """List the checkpoints that a run may go on from, the one to try first at the front.
-
-    Args:
-        folder (Path): Folder of the checkpoints.
-        pointer (Path): File that names the latest one.
-
-    Returns:
-        list[Path]: The one that is named, if it is there, then the others from new to old.
-    """
+    """List the checkpoints that a run may go on from: the named one, then from new to old."""
     # A best checkpoint lacks the optimizer.
     found = [path for path in folder.glob('*') if not path.name.startswith('best_')]
     numbers = {path: match for path in found if (match := _NUMBERED.search(path.name))}

@@ -70,15 +70,7 @@ _PARAMWISE = re.compile(r"paramwise_cfg(?:\.get\(|\[)\s*'(\w+)'")
 
 
 def merge_options(cfg: Config, options: Mapping[str, Any]) -> None:
-    """Write settings of the command line into a config.
-
-    Args:
-        cfg (Config): The config, changed in place.
-        options (dict): Values by dotted name.
-
-    Raises:
-        ValueError: If nothing reads a setting of that name, or it does not fit the config.
-    """
+    """Write settings of the command line, by dotted name, into a config that reads them."""
     # Imports are done while the file is loaded.
     known = {*arguments_of(Runner), *_READ_FROM_CONFIG} - {'custom_imports'}
     for name in options:
@@ -93,14 +85,7 @@ def merge_options(cfg: Config, options: Mapping[str, Any]) -> None:
 
 
 def check_settings(cfg: Mapping[str, Any]) -> Iterator[str]:
-    """Find settings that nothing reads, and values that cannot be meant.
-
-    Args:
-        cfg (dict): The whole config.
-
-    Yields:
-        str: One line per mistake: where it is, what stands there, what is expected.
-    """
+    """Find settings that nothing reads, and values that cannot be meant; a line each."""
     # Other names are variables of the config's file, unless they look like a setting's.
     known = [name for name in arguments_of(Runner) if name != 'cfg']
     for name in cfg:

@@ -42,8 +42,7 @@ def read_arguments(
     students = "checkpoints of CONFIG's student, trained with any method or alone"
     add('checkpoints', nargs='+', metavar='CHECKPOINT', help=students)
     add('--out', type=Path, required=True, metavar=out, help=what)
-    options = 'override values of CONFIG'
-    add('--cfg-options', nargs='+', action=cli.SettingAction, metavar='KEY=VALUE', help=options)
+    cli.add_options(parser)
     args = parser.parse_args(argv)
     for checkpoint in args.checkpoints:
         cli.check_checkpoint(checkpoint, 'CHECKPOINT')

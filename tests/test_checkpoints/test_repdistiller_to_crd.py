@@ -161,19 +161,19 @@ REFUSED = dict(
     other_depth=(
         altered(),
         'resnet14',
-        r'does not fit resnet14: missing backbone.layer1.1.conv1.weight, .* and 31 more; '
+        r'does not fit resnet14: missing backbone.layer1.1.conv1.weight and 29 more; '
         f'unexpected none; other shapes none. {FIT}',
     ),
     other_width=(
         altered(),
         'resnet8x4',
-        r'other shapes conv1.weight \(16, 3, 3, 3\) instead of \(32, 3, 3, 3\)',
+        r'other shapes backbone.conv1.weight \(16, 3, 3, 3\) instead of \(32, 3, 3, 3\)',
     ),
     of_no_network=(
         altered(**{'extra.weight': torch.zeros(1)}),
         'resnet8',
-        'unexpected extra.weight; other shapes none. Its weights fit no network of the zoo: '
-        'resnet8, ',
+        'unexpected backbone.extra.weight; other shapes none. Its weights fit no network of the '
+        'zoo: resnet8, ',
     ),
     no_classifier=(altered('fc'), 'resnet8', 'has no classifier: none of fc, '),
     a_list=([1], None, 'holds a list, expected a dict with weights'),
