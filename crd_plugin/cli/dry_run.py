@@ -40,6 +40,8 @@ from .dry_run_data import (
     INPUT_SHAPE,
     Data,
     check_classes,
+    check_weights,
+    normalisation_notes,
     read_batch,
     read_data,
     size_of_last_batch,
@@ -52,7 +54,6 @@ from .dry_run_report import (
     read_recorders,
     watch_inputs,
 )
-from .dry_run_weights import check_weights, normalisation_notes
 from .explain import explain
 from .lookup import PlacedError, one_line
 from .settings import check_settings

@@ -42,14 +42,9 @@ def test_sound_configs():
         ('load_form', 'x.pth', 'load_form: the config has no such setting; the nearest is load_'),
         ('train_cfg__max_epoch', 3, 'EpochBasedTrainLoop has no such argument; the nearest is max'),
         ('val_cfg__interval', 1, 'val_cfg.interval: ValLoop has no such argument; there are'),
-        (
-            'train_dataloader__batchsize',
-            3,
-            'DataLoader has no such argument; the nearest are bat',
-        ),
+        ('train_dataloader__batchsize', 3, 'DataLoader has no such argument; the nearest are b'),
         ('optim_wrapper__clip_grads', {}, 'OptimWrapper has no such argument; the nearest is clip'),
         ('randomness__sede', 1, 'randomness.sede: set_random_seed has no such argument'),
-        ('train_cfg__max_epochs', 0, 'max_epochs is 0, expected an integer of at least 1.'),
         ('train_cfg__max_epochs', 2.5, 'max_epochs is 2.5, expected an integer of at least 1.'),
         ('train_cfg__val_interval', 0, 'val_interval is 0, expected an integer of at least 1.'),
         ('train_dataloader__batch_size', 0, 'batch_size is 0, expected an integer of at least 1.'),
@@ -65,11 +60,7 @@ def test_sound_configs():
         ('optim_wrapper__clip_grad', dict(max_nor=5), 'clip_grad_norm_ has no such argument; the'),
         ('default_hooks__logger__interval', 0, 'is 0, expected a positive integer, or -1'),
         ('model__architecture__head__loss', dict(loss_weight=-1), 'loss_weight is -1, expected a'),
-        (
-            'model__architecture__head__loss',
-            dict(tau=0),
-            'tau is 0, expected a finite number above',
-        ),
+        ('model__architecture__head__loss', dict(tau=0), 'tau is 0, expected a finite number ab'),
         ('model__calculate_student_loss', 'no', "calculate_student_loss is 'no', expected bool"),
         ('model__teacher_ckpt', 5, 'model.teacher_ckpt is 5, expected str | Sequence[str'),
         ('model__input_shape', 'big', "model.input_shape is 'big', expected Sequence[int]."),
@@ -84,12 +75,6 @@ def test_mistakes(name, value, message):
 def test_variables_of_a_file_are_no_settings():
     names = ['train_pipeline', 'pair', 'crd', 'max_epochs', 'views', 'data_root', 'img_size']
     assert found(**dict.fromkeys(names, 1)) == []
-
-
-def test_features_of_one_side():
-    mapping = 'model__distiller__loss_forward_mappings__loss_crd'
-    (line,) = found(**{f'{mapping}__t_feats__from_student': True})
-    assert 'loss_crd: s_feats and t_feats come from the student only, so nothing is' in line
 
 
 @pytest.mark.parametrize(
@@ -124,16 +109,11 @@ def test_types(value, hint, fits):
     ],
 )
 def test_options_that_nothing_reads(name, nearest):
-    cfg = Config(
-        dict(
-            train_cfg=dict(max_epochs=2),
-            load_from=None,
-            pipeline=[],
-            train_dataloader=dict(dataset=dict(pipeline=[])),
-        )
-    )
+    loader = dict(dataset=dict(pipeline=[]))
+    train = dict(max_epochs=2)
+    cfg = dict(train_cfg=train, load_from=None, pipeline=[], train_dataloader=loader)
     with pytest.raises(UsageError) as caught:
-        merge_options(cfg, {name: 1})
+        merge_options(Config(cfg), {name: 1})
     assert f'--cfg-options {name}: nothing reads a setting of this name' in str(caught.value)
     assert nearest in str(caught.value)
 
