@@ -102,15 +102,7 @@ def publish_student(
 
 
 def student_config(cfg: dict[str, Any]) -> dict[str, Any]:
-    """Reduce a config to the student and how to evaluate it.
-
-    Args:
-        cfg (dict): Config of a distillation or of plain training.
-
-    Returns:
-        dict: Without teacher, distiller, training and initial weights; without test data if the
-        student sees a view of them.
-    """
+    """Reduce a config to the student, without initial weights, and how to evaluate it."""
     plain = {key: copy.deepcopy(cfg[key]) for key in _CONFIG if cfg.get(key) is not None}
     model = plain.get('model')
     if isinstance(model, dict) and 'architecture' in model:
@@ -132,17 +124,7 @@ def student_config(cfg: dict[str, Any]) -> dict[str, Any]:
 
 
 def parse_config_text(text: str) -> dict[str, Any]:
-    """Read a config that MMEngine has printed, without running it.
-
-    Args:
-        text (str): Assignments of literals and ``dict(...)``.
-
-    Returns:
-        dict: Top-level names and their values.
-
-    Raises:
-        ValueError: If there is anything else in it.
-    """
+    """Read a config that MMEngine has printed, without running it."""
     try:
         tree = ast.parse(text)
     except (SyntaxError, TypeError) as error:
@@ -240,19 +222,7 @@ def _config_of(meta: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def build_student(plain: dict[str, Any], weights: dict[str, Tensor], filename: Any) -> nn.Module:
-    """Build the network of a plain config and load weights that must fit exactly.
-
-    Args:
-        plain (dict): What :func:`student_config` returns.
-        weights (dict[str, Tensor]): Tensors by name.
-        filename (str): File that they are from, for messages.
-
-    Returns:
-        nn.Module: The network, in eval mode.
-
-    Raises:
-        ValueError: If the config has no model, or the weights do not fit.
-    """
+    """Build the network of a plain config, in eval mode, with weights that fit exactly."""
     from mmpretrain.registry import MODELS
 
     cfg = copy.deepcopy(plain.get('model'))

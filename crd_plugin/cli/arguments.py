@@ -183,20 +183,7 @@ def _check_launcher(args: argparse.Namespace) -> None:
 
 
 def build_runner(cfg: Config) -> Runner:
-    """Build the runner that the config asks for.
-
-    From then on, MMEngine loads checkpoints with :func:`crd_plugin.compat.load_checkpoint`, and
-    strictly. With ``randomness.deterministic``, cuBLAS is told so, unless the environment says how.
-
-    Args:
-        cfg (Config): The complete config.
-
-    Returns:
-        Runner: MMEngine's runner, or the one named by ``runner_type``.
-
-    Raises:
-        UsageError: If ``visualizer.vis_backends`` is not a list of backends.
-    """
+    """Build the runner that the config asks for; it loads strictly, and logs to a file."""
     from mmengine.registry import RUNNERS
     from mmengine.runner import Runner
 

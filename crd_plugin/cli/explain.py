@@ -1,8 +1,7 @@
 """Turn what is wrong with a config into one line: where it is, what came, what to do.
 
-Nothing here knows a method, a loss or a hook. Names are looked up in the registries of OpenMMLab,
-arguments in the signature of what a ``type`` names, and the place of an exception is read from its
-traceback: the dicts that were being built and the modules that were running.
+Nothing here knows a method, a loss or a hook. The place of an exception is read from its traceback:
+the dicts that were being built and the modules that were running.
 """
 
 from __future__ import annotations

@@ -16,25 +16,7 @@ RANDOM = 'random'
 def plan_probes(
     configs: Sequence[Path], checkpoints: Sequence[str], options: Sequence[str], work_dir: Path
 ) -> list[Run]:
-    """List a run per config and checkpoint.
-
-    A checkpoint is named after the run that it is from, ``NAME/epoch_240.pth`` or
-    ``NAME/seed_1/epoch_240.pth``, whose seed its probe has too; any other file after itself.
-
-    Args:
-        configs (Sequence[Path]): Configs with ``model.backbone_ckpt``.
-        checkpoints (Sequence[str]): Paths of checkpoints; ``'random'`` for initial weights, with
-            each seed that another checkpoint has.
-        options (Sequence[str]): ``key=value`` for ``--cfg-options``.
-        work_dir (Path): Runs go to ``work_dir/<config>/<name>/seed_<seed>``.
-
-    Returns:
-        list[Run]: One checkpoint after the other.
-
-    Raises:
-        UsageError: If a checkpoint does not exist, two would share a folder, or a config probes
-            nothing.
-    """
+    """List a run per config and checkpoint, in ``work_dir/<config>/<checkpoint>/seed_<seed>``."""
     named: dict[tuple[str, int], str] = {}
     for checkpoint in checkpoints:
         if checkpoint == RANDOM:
@@ -90,19 +72,7 @@ def render_probes(runs: Sequence[Run]) -> str:
 
 
 def plot_probes(rows: Sequence[Mapping[str, Any]], path: str | Path) -> None:
-    """Draw top-1 of the last epoch as bars, a group per config of probes, a bar per network.
-
-    Heights are means over seeds, lines their standard deviation. Networks have the colour of the
-    method that their name begins with.
-
-    Args:
-        rows (Sequence[dict]): As from :func:`crd_plugin.cli.comparison.compare`; those of other
-            runs are left out.
-        path (str | Path): Image file to write; its suffix is the format.
-
-    Raises:
-        ValueError: If no probe has finished.
-    """
+    """Draw top-1 of the last epoch as bars, a group per config, coloured by method."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -138,7 +108,7 @@ def plot_probes(rows: Sequence[Mapping[str, Any]], path: str | Path) -> None:
 
 
 def _run_of(checkpoint: Path) -> tuple[str, int]:
-    """Name and seed of the run that a checkpoint is from."""
+    """Name and seed of the run that a checkpoint is from; any other file is named after itself."""
     folder = checkpoint.resolve().parent
     seed = re.fullmatch(r'seed_(\d+)', folder.name)
     name = checkpoint.stem

@@ -29,20 +29,7 @@ def read_text(path: str | Path) -> str:
 
 
 def parse_json(text: str, place: str, kinds: Mapping[str, tuple[type, ...]]) -> dict[str, Any]:
-    """Parse an object of JSON.
-
-    Args:
-        text (str): The text.
-        place (str): File and line, for messages.
-        kinds (dict): Allowed types by key; keys may be missing. Numbers must be finite, items of
-            lists texts.
-
-    Returns:
-        dict: The object.
-
-    Raises:
-        ValueError: If it is not JSON, not an object, or a value is of another type.
-    """
+    """Parse an object of JSON whose values, finite if numbers, are of given types by key."""
     limit = sys.getrecursionlimit()
     # With the limit that some packages set, Python itself crashes.
     sys.setrecursionlimit(min(limit, 1000))

@@ -47,19 +47,7 @@ def _named(pointer: Path) -> str:
 
 
 def resume(cfg: Config, wanted: str | None) -> str:
-    """Let a config go on from a checkpoint.
-
-    Args:
-        cfg (Config): The config, with its work dir; changed in place.
-        wanted (str, optional): ``--resume``: a checkpoint, or 'auto' for the latest whole one of
-            the work dir. Defaults to None: as the config says.
-
-    Returns:
-        str: A remark for the log; empty if the training starts from the beginning.
-
-    Raises:
-        UsageError: If there is no such checkpoint, or none of those of the work dir is whole.
-    """
+    """Let a config go on from ``--resume``, or as it says itself; return a remark for the log."""
     if wanted is None and cfg.get('resume') and not cfg.get('load_from'):
         wanted = 'auto'
     if wanted is None:

@@ -132,6 +132,11 @@ def edited(changes, cfg=None):
     return cfg
 
 
+def problem(changes, cfg=None):
+    """The one problem of a config with replaced values."""
+    return only(check(edited(changes, cfg)))
+
+
 def without(loss):
     """Changes that remove a loss and its arguments."""
     return {f'DIST.distill_losses.{loss}': ..., f'MAP.{loss}': ...}
@@ -140,14 +145,14 @@ def without(loss):
 def test_sound_distillation():
     report = check(distillation())
     assert report.problems == []
-    assert {(row.side, row.name): row.output for row in report.recorders} == {
-        ('student', 'feat'): '[(4, 16)]',
-        ('student', 'logits'): '(4, 10)',
-        ('student', 'ids'): '(4,) int64',
-        ('student', 'labels'): '(4,) int64',
-        ('teacher', 'feat'): '[(4, 32)]',
-        ('teacher', 'logits'): '(4, 10)',
-    }
+    assert [(row.side, row.name, row.output) for row in report.recorders] == [
+        ('student', 'feat', '[(4, 16)]'),
+        ('student', 'logits', '(4, 10)'),
+        ('student', 'ids', '(4,) int64'),
+        ('student', 'labels', '(4,) int64'),
+        ('teacher', 'feat', '[(4, 32)]'),
+        ('teacher', 'logits', '(4, 10)'),
+    ]
     assert [(row.name, row.inputs, row.output, row.parameters) for row in report.connectors] == [
         ('crd_student', '[(4, 16)]', '(4, 128)', 17 * 128),
         ('crd_teacher', '[(4, 32)]', '(4, 128)', 33 * 128),
@@ -165,16 +170,14 @@ def test_sound_distillation():
     assert parts['connectors'] == (50 * 128, 50 * 128)
     assert parts['teacher'][0] == 0 and parts['teacher'][1] > 0
     text = render(report)
-    for word in (
-        'crd_student',
-        'distill.loss_kd',
+    for words in (
         'frozen',
         '4 x 3 x 16 x 16 uint8 (training samples)',
         'SampleIndexDataset, 50 samples, 10 classes',
         'note: model.teacher_ckpt is not given',
         'fine',
     ):
-        assert word in text
+        assert words in text
 
 
 def test_gradient_of_each_loss_is_its_own():
@@ -362,8 +365,7 @@ model.teacher_ckpt = 'nowhere/teacher.pth'
 def test_mistake(block):
     message = ' '.join(line[2:] for line in block.splitlines() if line.startswith('> '))
     lines = [line.split(' = ', 1) for line in block.splitlines() if not line.startswith('> ')]
-    changes = {path: eval(value) for path, value in lines}
-    assert full(message) in only(check(edited(changes)))
+    assert full(message) in problem({path: eval(value) for path, value in lines})
 
 
 @pytest.mark.parametrize(
@@ -380,7 +382,7 @@ def test_mistake(block):
     ],
 )
 def test_unknown_type(place, wrong, right):
-    line = only(check(edited({f'{place}.type': wrong})))
+    line = problem({f'{place}.type': wrong})
     place = re.sub(r'\.(\d)', r'[\1]', full(place))
     assert line.startswith(f"{place}.type: '{wrong}' is not registered")
     assert right in line.partition('nearest')[2]
@@ -405,7 +407,7 @@ def test_plain_network():
     """Without `architecture` the places are those of the model."""
     for change in ({'model.head.in_channels': 65}, {'model.head.num_classes': 7}):
         (place,) = change
-        assert only(check(edited(change, vanilla()))).startswith(f'{place} is ')
+        assert problem(change, vanilla()).startswith(f'{place} is ')
     assert 'the nearest are base_channels, ' in only(
         check(edited({'model.backbone.base_channel': 4}, vanilla()))
     )
@@ -414,7 +416,7 @@ def test_plain_network():
 def test_labels_without_names_of_classes():
     unnamed = {'DATA.metainfo': dict(classes=[])}
     assert check(edited(unnamed, vanilla())).ok
-    line = only(check(edited({**unnamed, 'model.head.num_classes': 7}, vanilla())))
+    line = problem({**unnamed, 'model.head.num_classes': 7}, vanilla())
     assert 'the data set has 10 classes' in line
 
 
@@ -449,7 +451,7 @@ def test_data_set_of_one_class():
     with DefaultScope.overwrite_default_scope('mmpretrain'):
         labels = DATASETS.build(copy.deepcopy(cfg['train_dataloader']['dataset'])).get_gt_labels()
     zeros = {'DATA.indices': np.flatnonzero(labels == 0).tolist()}
-    line = only(check(edited(zeros)))
+    line = problem(zeros)
     assert line.startswith('model.distiller.distill_losses.loss_crd: ')
     assert '1 class over 5 rows' in line and "exclude='instance'" in line
     in_batch = {'DIST.distill_losses.loss_crd': dict(type='crd_plugin.CRDLoss', negatives='batch')}
@@ -462,7 +464,7 @@ def test_data_set_of_one_class():
 def test_classes_that_are_fewer_than_labels():
     """MMPretrain keeps all samples, whatever classes are named."""
     changes = {'DATA.metainfo': dict(classes=list('0123')), 'model.head.num_classes': 4}
-    assert only(check(edited(changes, vanilla()))).startswith(
+    assert problem(changes, vanilla()).startswith(
         'train_dataloader.dataset has the label 9, but its metainfo names 4 classes; name all'
     )
 
@@ -475,14 +477,11 @@ def test_channels_of_the_images(tmp_path, channels, fits):
         (tmp_path / name).mkdir()
         image.save(tmp_path / name / '0.png')
     load = dict(type='LoadImageFromFile', color_type='unchanged', imdecode_backend='pillow')
-    dataset = dict(
-        type='CustomDataset',
-        data_root=str(tmp_path),
-        data_prefix='',
-        pipeline=[load, dict(type='PackInputs')],
+    dataset = dict(type='CustomDataset', data_root=str(tmp_path), data_prefix='')
+    dataset['pipeline'] = [load, dict(type='PackInputs')]
+    report = check(
+        edited({'train_dataloader.dataset': dataset, 'model.head.num_classes': 2}, vanilla())
     )
-    changes = {'train_dataloader.dataset': dataset, 'model.head.num_classes': 2}
-    report = check(edited(changes, vanilla()))
     assert report.ok == fits
     if not fits:
         line = only(report)
@@ -525,7 +524,7 @@ def test_teacher_checkpoint(teacher, tmp_path):
     assert 'does not fit the teacher' in only(check(other))
     cut = tmp_path / 'cut.pth'
     cut.write_bytes(teacher.read_bytes()[:1000])
-    assert 'truncated' in only(check(edited({'model.teacher_ckpt': str(cut)})))
+    assert 'truncated' in problem({'model.teacher_ckpt': str(cut)})
 
 
 def test_weights_to_start_from_are_loaded_strictly(tmp_path):
@@ -564,19 +563,20 @@ IMAGENET = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375])
 @pytest.mark.parametrize('source', ['checkpoint', 'zoo'])
 def test_teacher_is_fed_as_it_was_trained(source, teacher):
     """Its mean and std are compared with those of the images it is given."""
-    trained, changes = dict(
-        checkpoint=(dict(mean=[0.0] * 3, std=[255.0] * 3), {'model.teacher_ckpt': str(teacher)}),
-        zoo=(IMAGENET, {'model.teacher_ckpt': ZOO}),
-    )[source]
+    trained, file = dict(mean=[0.0] * 3, std=[255.0] * 3), str(teacher)
+    if source == 'zoo':
+        trained, file = IMAGENET, ZOO
+    changes = {'model.teacher_ckpt': file}
     report = check(edited(changes))
     assert report.ok
     (note,) = (note for note in report.notes if 'was trained on images' in note)
     assert note.startswith('model.teacher_ckpt=')
-    assert (
-        f'mean {trained["mean"]} and std {trained["std"]}, but is given images with mean ' in note
-    )
-    assert 'mean [78.0, 78.0, 78.0] and std [81.0, 81.0, 81.0]' in note
-    assert 'set model.teacher.data_preprocessor=dict(' in note
+    for words in (
+        f'mean {trained["mean"]} and std {trained["std"]}, but is given images with mean ',
+        'mean [78.0, 78.0, 78.0] and std [81.0, 81.0, 81.0]',
+        'set model.teacher.data_preprocessor=dict(',
+    ):
+        assert words in note
     same = {f'data_preprocessor.{key}': value for key, value in trained.items()}
     own = {'model.teacher.data_preprocessor': dict(type='ClsDataPreprocessor', **trained)}
     for cure in (same, own):
@@ -609,7 +609,7 @@ def test_missing_data_set(tmp_path):
     assert (bank.rows, bank.mib, bank.stand_in) == (None, None, 4096)
     assert 'unknown' in render(report)
     assert not (tmp_path / 'none').exists()
-    line = only(check(edited({**changes, 'model.architecture.head.num_classes': 10})))
+    line = problem({**changes, 'model.architecture.head.num_classes': 10})
     assert 'the data set has 100 classes' in line
     # A crop that is larger than the image which is otherwise assumed.
     pipeline[0]['crop_size'] = 48
@@ -704,15 +704,15 @@ def with_validation(**evaluator):
 
 def test_a_step_of_validation():
     assert check(edited(with_validation(topk=(1, 5)))).ok
-    line = only(check(edited(with_validation(topk=(1, 11)))))
+    line = problem(with_validation(topk=(1, 11)))
     assert line.startswith('val_evaluator: Top-11 accuracy is unavailable')
     # What is tested in another way is tried too.
     testing = {'test' + key[3:]: value for key, value in with_validation(topk=12).items()}
-    line = only(check(edited({**with_validation(topk=1), **testing})))
+    line = problem({**with_validation(topk=1), **testing})
     assert line.startswith('test_evaluator: Top-12 accuracy is unavailable')
     unreadable = with_validation(topk=1)
     unreadable['val_dataloader']['dataset']['pipeline'] = [dict(type='Resize', scale='big')]
-    assert only(check(edited(unreadable))).startswith('val_dataloader.dataset')
+    assert problem(unreadable).startswith('val_dataloader.dataset')
 
 
 def test_best_checkpoints_are_chosen_by_a_metric_that_there_is():
@@ -737,7 +737,7 @@ def test_best_checkpoints_are_chosen_by_a_metric_that_there_is():
 def test_schedulers_are_built(changes, message):
     scheduler = dict(type='CosineAnnealingLR', end=10) | changes
     with pytest.raises(ValueError, match=message):
-        raise ValueError(only(check(edited({'param_scheduler': scheduler}))))
+        raise ValueError(problem({'param_scheduler': scheduler}))
 
 
 def test_a_schedule_of_another_length_is_noted():
@@ -773,7 +773,7 @@ def test_a_last_batch_of_one_sample():
         'MAP.loss_sp.s_feats': dict(last, from_student=True),
         'MAP.loss_sp.t_feats': dict(last, from_student=False),
     }
-    line = only(check(edited(changes, loader(batch_size=7))))
+    line = problem(changes, loader(batch_size=7))
     assert line.startswith('train_dataloader: the last batch of an epoch has one sample, for which')
     assert 'SPLoss compares samples' in line and 'set drop_last=True' in line
     for settings in (dict(batch_size=8), dict(batch_size=7, drop_last=True)):
@@ -801,8 +801,8 @@ def test_features_that_a_loss_declares_to_need(loss, stages, activated, message)
         'model.input_shape': (3, 16, 16),
     }
     for role in ('architecture', 'teacher'):
-        backbone = dict(out_indices=stages, pre_activation=not activated)
-        changes.update({f'model.{role}.backbone.{k}': value for k, value in backbone.items()})
+        changes[f'model.{role}.backbone.out_indices'] = stages
+        changes[f'model.{role}.backbone.pre_activation'] = not activated
     report = check(edited(changes))
     if message is None:
         assert report.ok
@@ -820,30 +820,22 @@ class DetachedConnector(EmbeddingConnector):
 
 
 def test_a_loss_that_does_not_reach_the_student():
-    line = only(check(edited({'DIST.connectors.crd_student.type': 'mmengine.DetachedConnector'})))
+    line = problem({'DIST.connectors.crd_student.type': 'mmengine.DetachedConnector'})
     assert 'loss_crd sends no gradient to the student, so it distils nothing' in line
 
 
 def test_tokens_are_no_feature():
-    vit = dict(
-        type='VisionTransformer',
-        img_size=16,
-        patch_size=4,
-        out_type='raw',
-        arch=dict(embed_dims=32, num_layers=1, num_heads=2, feedforward_channels=64),
-    )
+    arch = dict(embed_dims=32, num_layers=1, num_heads=2, feedforward_channels=64)
+    vit = dict(type='VisionTransformer', img_size=16, patch_size=4, out_type='raw', arch=arch)
     head = dict(type='VisionTransformerClsHead', num_classes=10, in_channels=32)
     changes = {
         **without('loss_kd'),
         'model.architecture': dict(type='ImageClassifier', backbone=vit, head=head),
         'model.input_shape': (3, 16, 16),
-        'DIST.student_recorders': dict(
-            feat=dict(type='mmrazor.ModuleOutputs', source='backbone'),
-            ids=dict(type='crd_plugin.SampleField', source='sample_idx'),
-            labels=dict(type='crd_plugin.SampleField', source='gt_label'),
-        ),
+        'DIST.student_recorders.feat.source': 'backbone',
+        'DIST.student_recorders.logits': ...,
     }
-    assert "of a transformer's tokens take one or their mean" in only(check(edited(changes)))
+    assert "of a transformer's tokens take one or their mean" in problem(changes)
 
 
 def test_more_negatives_than_there_are():
