@@ -52,7 +52,7 @@ from .dry_run_report import (
     count_parameters,
     measure,
     read_recorders,
-    watch_inputs,
+    watch,
 )
 from .explain import explain
 from .lookup import PlacedError, one_line
@@ -240,7 +240,7 @@ def _try_steps(
         for stage in _stages_of(model, cfg.get('train_cfg') or {}):
             if stage:
                 model.set_stage(stage)
-            with watch_inputs(model, report):
+            with watch(model, report):
                 losses = _one_step(model, batch, wrapper)
             rows = measure(model, losses, f'{stage}: ' if stage else '')
             report.losses += rows
@@ -257,7 +257,7 @@ def _try_steps(
             )
         raise
     finally:
-        read_recorders(model, cfg['model'], report)
+        report.recorders += read_recorders(model, cfg['model'])
     if hasattr(model, 'distiller'):
         _check_needs(model.distiller)
     several = cfg.get('launcher') != 'none'  # known when training starts

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections import namedtuple
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -65,57 +66,47 @@ class DryRunReport:
 
 
 @contextmanager
-def watch_inputs(model: nn.Module, report: DryRunReport) -> Iterator[None]:
-    """Write what student and teacher are given first into a report."""
-    rows: dict[str, InputRow] = {}
+def watch(model: nn.Module, report: DryRunReport) -> Iterator[None]:
+    """Write what the networks are given first, and what connectors make of it, into a report."""
+    connectors = getattr(getattr(model, 'distiller', None), 'connectors', {})
 
-    def keep(name: str, images: Any) -> None:
-        if name not in rows and isinstance(images, Tensor):
-            numbers = images.detach().float()
-            spread = (float(x) for x in (numbers.min(), numbers.max(), numbers.mean()))
-            rows[name] = InputRow(name, describe(images), *spread)
+    def see_network(name: str, _: nn.Module, given: tuple) -> None:
+        if given and isinstance(given[0], Tensor) and all(r.network != name for r in report.inputs):
+            images = given[0].detach().float()
+            spread = (float(x) for x in (images.min(), images.max(), images.mean()))
+            report.inputs.append(InputRow(name, describe(given[0]), *spread))
+            report.inputs.sort()  # the student first
 
-    networks = dict(student=getattr(model, 'architecture', None))
-    networks['teacher'] = getattr(model, 'teacher', None)
+    def see_connector(name: str, connector: nn.Module, given: tuple, output: Any) -> None:
+        if all(row.name != name for row in report.connectors):
+            number, kind = sum(p.numel() for p in connector.parameters()), type(connector).__name__
+            row = ConnectorRow(name, kind, describe(given[0]), describe(output), number)
+            report.connectors.append(row)
+
     handles = [
-        net.register_forward_pre_hook(lambda _, given, name=name: keep(name, *given[:1]))
-        for name, net in networks.items()
-        if net
+        getattr(model, part).register_forward_pre_hook(partial(see_network, name))
+        for name, part in (('student', 'architecture'), ('teacher', 'teacher'))
+        if getattr(model, part, None)
     ]
+    for name, connector in connectors.items():
+        handles.append(connector.register_forward_hook(partial(see_connector, name)))
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
-        report.inputs = [rows[name] for name in networks if name in rows]
 
 
-@torch.no_grad()
-def read_recorders(model: nn.Module, cfg: Mapping[str, Any], report: DryRunReport) -> None:
-    """Write shapes of what recorders hold, and of what connectors make of it, into a report."""
-    distiller: Any = getattr(model, 'distiller', None)
+def read_recorders(model: nn.Module, cfg: Mapping[str, Any]) -> Iterator[RecorderRow]:
+    """Shapes of what recorders hold."""
     for side in ('student', 'teacher'):
-        manager = getattr(distiller, f'{side}_recorders', None)
+        manager = getattr(getattr(model, 'distiller', None), f'{side}_recorders', None)
         for name, recorder in getattr(manager, 'recorders', {}).items():
             records = recorder.data_buffer
             output = describe(records[0]) if records else 'nothing'
             output += f', {len(records)} times' if len(records) > 1 else ''
             kind = cfg['distiller'][f'{side}_recorders'][name]['type']
-            report.recorders.append(RecorderRow(side, name, kind, recorder.source, output))
-    rows = {}
-    for mapping in getattr(distiller, 'loss_forward_mappings', {}).values():
-        for record in mapping.values():
-            name = record.get('connector')
-            if name is None:
-                continue
-            connector = distiller.connectors[name]
-            number = sum(p.numel() for p in connector.parameters())
-            rows[name] = ConnectorRow(name, type(connector).__name__, '-', '-', number)
-            with suppress(Exception):  # the step tells what is wrong
-                given = distiller.get_record(**{**record, 'connector': None, 'connector_idx': None})
-                output = describe(connector(given))
-                rows[name] = rows[name]._replace(inputs=describe(given), output=output)
-    report.connectors = list(rows.values())
+            yield RecorderRow(side, name, kind, recorder.source, output)
 
 
 def measure(model: Any, losses: Mapping[str, Any], prefix: str) -> list[LossRow]:
