@@ -19,12 +19,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     file = 'file of RepDistiller, such as resnet32x4_vanilla/ckpt_epoch_240.pth'
     add('checkpoint', metavar='IN.pth', help=file)
     add('out', metavar='OUT.pth', help='file to write')
-    add(
-        '--arch',
-        metavar='NAME',
-        help='architecture by its name in RepDistiller, such as resnet32x4 or wrn_40_2 (default: '
-        'what the folder or the file is called)',
-    )
+    arch = 'its name in RepDistiller, such as resnet32x4 (default: the one that the weights fit)'
+    add('--arch', metavar='NAME', help=arch)
     return parser.parse_args(argv)
 
 
