@@ -138,25 +138,18 @@ def _unite(model: ConfigDict, method: ConfigDict, who: str) -> None:
                 'one algorithm.'
             )
         model.type = algorithm
-    distiller = model.setdefault('distiller', ConfigDict())
-    for section, parts in method.pop('distiller').items():
-        if isinstance(parts, Mapping):
-            _add_parts(distiller.setdefault(section, ConfigDict()), parts, section, who)
-        else:
-            _add_setting(distiller, section, parts, 'distiller', who)
+    known = model.setdefault('distiller', ConfigDict())
+    for section, parts in method.distiller.items():
+        for name, part in parts.items() if isinstance(parts, Mapping) else ():
+            other = known.get(section, {}).get(name)
+            shared = section.endswith('recorders') and other == part
+            if other is not None and not shared:
+                raise ValueError(
+                    f'{who}both have {name} in distiller.{section}, {_text(other)} and '
+                    f'{_text(part)}; give one of them another name.'
+                )
     for key, value in method.items():
         _add_setting(model, key, value, '', who)
-
-
-def _add_parts(known: ConfigDict, parts: Mapping, section: str, who: str) -> None:
-    """Add recorders, connectors, losses or mappings; only equal recorders are shared."""
-    for name, part in parts.items():
-        if name in known and not (section.endswith('recorders') and known[name] == part):
-            raise ValueError(
-                f'{who}both have {name} in distiller.{section}, {_text(known[name])} and '
-                f'{_text(part)}; give one of them another name.'
-            )
-        known[name] = part
 
 
 def _add_setting(known: ConfigDict, key: str, value: Any, path: str, who: str) -> None:

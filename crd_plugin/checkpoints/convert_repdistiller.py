@@ -116,8 +116,8 @@ def _architecture(weights: dict[str, Tensor], source: Path) -> str:
         if given == _shapes(MODELS.build(build_cifar_classifier_cfg(name, classes)).state_dict()):
             return name
     raise ValueError(
-        f'checkpoint {source} fits no network of the zoo ({", ".join(CIFAR_ZOO)}); --arch NAME says '
-        'what is missing of one.'
+        f'checkpoint {source} fits no network of the zoo ({", ".join(CIFAR_ZOO)}); --arch NAME '
+        'says what is missing of one.'
     )
 
 
