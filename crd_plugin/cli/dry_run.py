@@ -176,11 +176,6 @@ def _run(
     shape, kind = ' x '.join(map(str, views[0].shape)), str(views[0].dtype).removeprefix('torch.')
     several = f', {len(views)} views' if len(views) > 1 else ''
     report.images = f'{shape} {kind}{several} ({data.origin})'
-    if several and hasattr(model, 'distiller') and not hasattr(model, 'num_views'):
-        raise ValueError(
-            f'train_dataloader.dataset gives {len(views)} views of each image, '
-            f'{model_cfg["type"]} expects one; take MultiViewPipeline out of the pipeline.'
-        )
     if 'contrast_idx' in batch['data_samples'][0] and "'contrast_idx'" not in str(model_cfg):
         raise ValueError(
             'train_dataloader.dataset.num_negatives draws contrast_idx, which no recorder reads; '

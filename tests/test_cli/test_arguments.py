@@ -413,18 +413,6 @@ def scores(command, out):
         return {item['img_path']: item['pred_score'] for item in pickle.load(file)}
 
 
-def test_the_student_is_tested(trained):
-    ours = scores('distill.py trained.pth --work-dir a', 'out/distill.pkl')
-    state = load_checkpoint_file('trained.pth')['state_dict']
-    prefix = 'architecture.'
-    student = {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
-    torch.save(dict(state_dict=student), 'student.pth')
-    plain = scores('plain.py student.pth --work-dir b', 'out/plain.pkl')
-    assert len(ours) == 10 and ours.keys() == plain.keys()
-    assert all(torch.equal(ours[name], plain[name]) for name in ours)
-    assert 'accuracy/top1' in log_of('a') and 'accuracy/top2' in log_of('a')
-
-
 def metrics(work_dir, file):
     """Metrics of the checkpoint of a work dir or file, as --out writes them."""
     command = f'test distill.py {file} --work-dir {work_dir} --out {work_dir}/m.json'
@@ -507,21 +495,16 @@ def test_slurm_scripts_keep_arguments_whole(tmp_path, name, argv):
     assert not set(wanted) - set(words) and words[-1] == '--amp'
 
 
-@pytest.mark.parametrize(
-    'name', ['dist_train.sh', 'dist_test.sh', 'slurm_train.sh', 'slurm_test.sh']
-)
-def test_shell_scripts_say_how_to_use_them(tmp_path, name):
-    result = shell(name, cwd=tmp_path)
-    assert result.returncode == 2
-    assert result.stderr.startswith('usage: ') and 'CONFIG' in result.stderr
-
-
 DIST, SLURM = 'dist_train.sh config.py', 'slurm_train.sh part job'
 
 
 @pytest.mark.parametrize(
     'command, variables, message',
     [
+        ('dist_train.sh', {}, 'CONFIG GPUS [flags of train.py]'),
+        ('dist_test.sh config.py', {}, 'CONFIG CHECKPOINT GPUS [flags of test.py]'),
+        ('slurm_train.sh a b', {}, 'PARTITION JOB_NAME CONFIG WORK_DIR [flags of train.py]'),
+        ('slurm_test.sh a b c', {}, 'PARTITION JOB_NAME CONFIG CHECKPOINT [flags of test.py]'),
         ('dist_train.sh gone.py 2', {}, 'CONFIG gone.py does not exist'),
         ('dist_test.sh config.py gone.pth 2', {}, 'CHECKPOINT gone.pth does not exist'),
         (f'{DIST} two', {}, "GPUS is 'two', expected a number of at least 1"),
@@ -551,7 +534,7 @@ def test_shell_scripts_check_their_arguments(tmp_path, command, variables, messa
         result = shell(name, *argv, cwd=tmp_path, **variables)
     assert result.returncode == 2 and result.stdout == ''
     (line,) = result.stderr.splitlines()
-    assert line.startswith('error: ') and message in line
+    assert line.startswith(('error: ', 'usage: ')) and message in line
 
 
 # --- the runner ------------------------------------------------------------ #

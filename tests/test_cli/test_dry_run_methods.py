@@ -141,14 +141,6 @@ def test_key_queue_without_its_hook(tmp_path):
     assert only(check(cfg)).startswith('no CoCoRDHook writes the KeyQueue of the model; add dict(')
 
 
-def test_views_for_a_model_that_wants_none(tmp_path):
-    cfg = config(tmp_path, {})
-    inner = cfg['train_dataloader']['dataset']['dataset']
-    inner['pipeline'] = [dict(type='crd_plugin.MultiViewPipeline', transforms=inner['pipeline'])]
-    line = only(check(cfg))
-    assert 'gives 3 views of each image, crd_plugin.FrozenTeacherDistill expects one; take ' in line
-
-
 @pytest.mark.parametrize(
     'loss, changes, message',
     [
