@@ -161,11 +161,9 @@ def test_example_of_own_networks(path, tmp_path, monkeypatch):
 def test_example_of_own_images(tmp_path, monkeypatch):
     """Files as shown; the images that are drawn are what the settings read."""
     shown = '\n'.join(blocks(DOCS / 'your_own_images.md', 'python'))
-    for path in OWN_IMAGES.glob('*.py'):
-        assert path.stem == 'make_images' or path.read_text().rstrip() in shown, path.name
-        text = path.read_text().replace('crd_plugin::', f'{REPO}/configs/')
-        (tmp_path / path.name).write_text(text)
-    monkeypatch.chdir(tmp_path)
+    files = {path.stem: path.read_text() for path in OWN_IMAGES.glob('*.py')}
+    assert all(text.rstrip() in shown for name, text in files.items() if name != 'make_images')
+    write_files(tmp_path, monkeypatch, **files)
     runpy.run_path('make_images.py')
     for name in ('teacher', 'student', 'crd-kd'):
         report = dry_run_file(f'{name}.py', use_teacher_ckpt=False, batch_size=2)
@@ -237,14 +235,19 @@ def test_example_of_a_plain_loop_in_two_processes(tmp_path):
             assert torch.equal(value, second[key]), key
 
 
+def write_files(folder, monkeypatch, **files):
+    """Write modules into the working directory, with our configs as bases."""
+    for name, code in files.items():
+        code = code.replace('crd_plugin::', f'{REPO}/configs/')
+        (folder / f'{name}.py').write_text(code)
+    monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(str(folder))
+
+
 def test_stacked_modalities(tmp_path, monkeypatch):
     """The transform and the config of two inputs; each network sees what the page says."""
     transform, leaf = blocks(DOCS / 'two_inputs.md', 'python')[:2]
-    leaf = leaf.replace('crd_plugin::', f'{REPO}/configs/')
-    for name, code in (('stack_edges', transform), ('edges', leaf)):
-        (tmp_path / f'{name}.py').write_text(code)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
+    write_files(tmp_path, monkeypatch, stack_edges=transform, edges=leaf)
     report = dry_run_file('edges.py', use_teacher_ckpt=False)
     assert report.problems == []
     assert [row.images for row in report.inputs] == ['(4, 1, 16, 16)', '(4, 3, 16, 16)']
@@ -256,11 +259,7 @@ def test_stacked_modalities(tmp_path, monkeypatch):
 def test_own_method(tmp_path, monkeypatch):
     """The three files of a project of one's own."""
     loss, fragment, leaf = blocks(DOCS / 'adding_a_method.md', 'python')[:3]
-    leaf = leaf.replace('crd_plugin::', f'{REPO}/configs/')
-    for name, code in (('my_logit', loss), ('logit', fragment), ('my_run', leaf)):
-        (tmp_path / f'{name}.py').write_text(code)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
+    write_files(tmp_path, monkeypatch, my_logit=loss, logit=fragment, my_run=leaf)
     report = dry_run_file('my_run.py', use_teacher_ckpt=False)
     assert report.problems == []
     assert [row.name for row in report.losses] == ['student.loss', 'distill.loss_logit']
