@@ -46,14 +46,7 @@ from .dry_run_data import (
     read_data,
     size_of_last_batch,
 )
-from .dry_run_report import (
-    DryRunReport,
-    LossRow,
-    count_parameters,
-    measure,
-    read_recorders,
-    watch,
-)
+from .dry_run_report import DryRunReport, LossRow, count_parameters, measure, read_recorders, watch
 from .explain import explain
 from .lookup import PlacedError, one_line
 from .settings import check_settings

@@ -25,11 +25,7 @@ from torch import Tensor, nn
 
 from crd_plugin.checkpoints.publish import parse_config_text
 from crd_plugin.compat import CheckpointError, load_checkpoint_file
-from crd_plugin.engine.hooks.memory_bank_hook import (
-    check_negatives,
-    index_dataset,
-    pool_remark,
-)
+from crd_plugin.engine.hooks.memory_bank_hook import check_negatives, index_dataset, pool_remark
 from crd_plugin.models.algorithms.checkpoints import how_to_train
 from crd_plugin.models.losses import CRDLoss
 from crd_plugin.models.memory_bank import MemoryBank
