@@ -234,10 +234,11 @@ def _check_mappings(model: Mapping[str, Any]) -> Iterator[str]:
                 yield from _unknown(f'{place}.connector', connector, connectors, 'connectors')
             if not str(recorders.get(recorder, {}).get('type')).endswith('SampleField'):
                 features[key] = side
-        if 'teacher' in model and len(features) > 1 and len({*features.values()}) == 1:
+        sides = {*features.values()}
+        if 'teacher' in model and len(features) > 1 and len(sides) == 1:
             yield (
-                f'{path}.{name}: {" and ".join(features)} come from the {side} only, so nothing is '
-                'distilled; check from_student of each.'
+                f'{path}.{name}: {" and ".join(features)} come from the {sides.pop()} only, so '
+                'nothing is distilled; check from_student of each.'
             )
 
 

@@ -59,10 +59,20 @@ def test_sound_configs():
         ('model__architecture__head__loss', dict(loss_weight=-1), 'loss_weight is -1, expected a'),
         ('model__architecture__head__loss', dict(tau=0), 'tau is 0, expected a finite number ab'),
         ('model__calculate_student_loss', 'no', "calculate_student_loss is 'no', expected bool"),
+        (
+            'model__distiller__loss_forward_mappings__loss_crd__s_feats__from_student',
+            False,
+            'loss_crd: s_feats and t_feats come from the teacher only, so nothing is distilled; ',
+        ),
         ('model__teacher_ckpt', 5, 'model.teacher_ckpt is 5, expected str | Sequence[str'),
         ('model__input_shape', 'big', "model.input_shape is 'big', expected Sequence[int]."),
         ('model__input_shape', [3, 8.5, 8], 'model.input_shape is [3, 8.5, 8], expected Sequence['),
         ('randomness__seed', True, 'randomness.seed is True, expected Optional[int]'),
+        (
+            'model__distiller__loss_forward_mappings__loss_crd__t_feats__from_student',
+            True,
+            'loss_crd: s_feats and t_feats come from the student only, so nothing is distilled; ',
+        ),
         ('model__channels_last', 'yes', "model.channels_last is 'yes', expected bool."),
     ],
 )
