@@ -239,13 +239,3 @@ def test_unfit_python_is_told_in_one_line(tmp_path, body, message):
     errors = [line for line in result.stderr.splitlines() if line.startswith('error: ')]
     assert len(errors) == 1 and message in errors[0]
     assert not (tmp_path / 'v').exists()
-
-
-def test_continuous_integration_lints_and_tests():
-    script = ROOT / '.ci' / 'run'
-    assert os.access(script, os.X_OK)
-    commands = [
-        line for line in script.read_text().splitlines() if line and not line.startswith('#')
-    ]
-    assert commands[0] == 'set -euo pipefail'
-    assert commands[2:] == ['make lint', 'make test', 'make docs']

@@ -385,9 +385,8 @@ def test_a_real_bug_keeps_its_traceback():
 
 
 def test_resume_goes_on(folder):
-    assert run('train plain.py --work-dir w --resume') == 0
-    assert 'no checkpoint in w yet' in log_of('w')
-    assert not Path('w/epoch_2.pth').exists()
+    assert run('train plain.py --work-dir w --resume --no-validate') == 0
+    assert 'no checkpoint in w yet' in log_of('w') and 'accuracy/top1' not in log_of('w')
     # A work dir may be moved between two runs.
     os.rename('w', 'moved')
     options = '--cfg-options train_cfg.max_epochs=2'
@@ -395,15 +394,6 @@ def test_resume_goes_on(folder):
     assert 'go on from moved/epoch_1.pth' in log_of('moved')
     meta = load_checkpoint_file('moved/epoch_2.pth')['meta']
     assert meta['epoch'] == 2 and meta['iter'] == 6
-    assert run(f'train plain.py --work-dir third --resume moved/epoch_1.pth {options}') == 0
-    assert not Path('third/epoch_1.pth').exists()
-    assert Path('third/epoch_2.pth').exists()
-
-
-def test_amp_without_validation(folder):
-    assert run('train plain.py --work-dir w --amp --no-validate') == 0
-    assert 'loss_scaler' in load_checkpoint_file('w/epoch_1.pth')['optimizer']
-    assert 'accuracy/top1' not in log_of('w')
 
 
 def scores(command, out):

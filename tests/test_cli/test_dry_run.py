@@ -230,9 +230,6 @@ DIST.teacher_recorders.feat.source = 'backbone.layer4'
 > DIST.teacher_recorders.feat.source: the teacher has no module 'backbone.layer4'; the nearest
 > are backbone.layer3,
 
-DIST.student_recorders.st = dict(type='crd_plugin.StageOutputs', source='backbon')
-> DIST.student_recorders.st.source: the student has no module 'backbon'; the nearest are backbone,
-
 DIST.student_recorders.p = dict(type='mmrazor.Parameter', source='head.fc.wight')
 > DIST.student_recorders.p.source: the student has no parameter 'head.fc.wight'; the nearest are
 > head.fc.weight
@@ -282,9 +279,6 @@ DATA.pipeline.0 = dict(type='ResizeEdge', scale=4, edge='x')
 DATA.pipeline.1 = dict(type='Resize', scale=16)
 > train_dataloader.dataset: its samples cannot be read: The sample at position 0 has no data_samples
 
-model.architecture.head.num_classes = 100
-> model.architecture.head.num_classes is 100, the data set has 10 classes; set it to 10.
-
 custom_hooks = []
 > no MemoryBankHook writes the MemoryBank of the model; add dict(type='crd_plugin.MemoryBankHook')
 
@@ -303,9 +297,6 @@ train_dataloader.dataset = vanilla()['train_dataloader']['dataset']['dataset']
 
 train_dataloader.dataset.num_negatives = 3
 > train_dataloader.dataset.num_negatives draws contrast_idx, which no recorder reads
-
-DIST.student_recorders.ids.source = 'contrast_idx'
-> DIST.student_recorders.ids: The data samples have no field "contrast_idx"
 
 DIST.distill_losses.loss_crd.num_samples = 60
 > num_samples of distiller.distill_losses.loss_crd.bank is 60, the training set has 50
@@ -332,9 +323,6 @@ MAP.loss_kd.preds_T = ...
 MAP.loss_crd.labels.recorder = 'label'
 > MAP.loss_crd.labels.recorder: student_recorders has no 'label'; the nearest is labels.
 
-MAP.loss_crd.labels.from_student = False
-> MAP.loss_crd.labels.recorder: teacher_recorders has no 'labels'; there are feat, logits.
-
 MAP.loss_crd.labels = dict(recorder='labels')
 > MAP.loss_crd.labels is {'recorder': 'labels'}, expected dict(recorder=..., from_student=...).
 
@@ -344,9 +332,6 @@ MAP.loss_crd.s_feats.connector = 'crd_studen'
 DIST.connectors.crd_teacher.embed_dims = 64
 > DIST.connectors.crd_teacher: EmbeddingConnector.__init__() got an unexpected keyword argument
 > 'embed_dims'; the nearest is embed_dim.
-
-model.student_trainabel = True
-> argument 'student_trainabel'; the nearest are student_trainable,
 
 custom_hooks.0.interval_ = 3
 > custom_hooks[0].interval_: crd_plugin.MemoryBankHook has no such argument; the nearest is
