@@ -28,18 +28,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add = command.add_argument
     add('--student', required=True, metavar='NETWORK', help='network to train')
     add('--teacher', required=True, metavar='NETWORK', help='network to learn from')
-    add(
-        '--teacher-checkpoint',
-        metavar='FILE',
-        help="weights of the teacher, or 'pretrained' for those of the model zoo",
-    )
-    add(
-        '--train',
-        dest='train_data',
-        required=True,
-        metavar='FOLDER',
-        help='one folder of images per class, or images without classes: then without labels',
-    )
+    weights = "weights of the teacher, or 'pretrained' for those of the model zoo"
+    add('--teacher-checkpoint', metavar='FILE', help=weights)
+    train = 'one folder of images per class, or images without classes: then without labels'
+    add('--train', dest='train_data', required=True, metavar='FOLDER', help=train)
     add('--val', dest='val_data', metavar='FOLDER', help='one folder of images per class')
     add('--method', help='files of configs/_base_/distillers, such as crd+kd (default: crd)')
     add('--epochs', type=int, metavar='N', help='number of epochs (default: 100)')
@@ -48,13 +40,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add('--image-size', type=int, metavar='N', help='height and width, in pixels (default: 224)')
     add('--seed', type=int, metavar='N', help='seed of all random numbers (default: 0)')
     add('--work-dir', metavar='DIR', help='defaults to work_dirs/METHOD_TEACHER_STUDENT')
-    add(
-        '--cfg-options',
-        nargs='+',
-        action=cli.SettingAction,
-        metavar='KEY=VALUE',
-        help='other settings of the config, for example train_dataloader.num_workers=8',
-    )
+    cli.add_options(command)
     return parser.parse_args(argv)
 
 

@@ -21,16 +21,13 @@ def join(pair: Mapping, *methods: Mapping) -> ConfigDict:
 
         model = join(_base_.pair, _base_.crd, _base_.kd)
 
-    Recorders, connectors, losses and mappings of all methods end up in one distiller. Methods
-    may share a recorder; any other part belongs to one method. Where two fragments disagree,
-    nothing is overwritten: it is an error that names both.
+    Methods may share a recorder; any other part belongs to one method. Where two fragments
+    disagree, nothing is overwritten: it is an error that names both.
 
-    The loss of the student's own head has weight 1. A method changes it with
-    ``student_loss_weight``. What a method sets under ``alone`` counts only if no other method is
-    joined: KD alone is 0.1 cross-entropy + 0.9 KL, beside another method both weights are 1.
-
-    What was published for one pair only stands in the pair, under ``published``: by the name of a
-    loss, settings that are merged into the fragment with that loss.
+    The loss of the student's own head has weight 1, or ``student_loss_weight`` of a method. What a
+    method sets under ``alone`` counts only if no other method is joined: KD alone is 0.1
+    cross-entropy + 0.9 KL, beside another method both weights are 1. What was published for one
+    pair only stands in the pair, under ``published``, by the name of a loss.
 
     Args:
         pair (Mapping): Networks: ``architecture`` (the student), ``teacher``, ``teacher_ckpt``, and
@@ -141,25 +138,18 @@ def _unite(model: ConfigDict, method: ConfigDict, who: str) -> None:
                 'one algorithm.'
             )
         model.type = algorithm
-    distiller = model.setdefault('distiller', ConfigDict())
-    for section, parts in method.pop('distiller').items():
-        if isinstance(parts, Mapping):
-            _add_parts(distiller.setdefault(section, ConfigDict()), parts, section, who)
-        else:
-            _add_setting(distiller, section, parts, 'distiller', who)
+    known = model.setdefault('distiller', ConfigDict())
+    for section, parts in method.distiller.items():
+        for name, part in parts.items() if isinstance(parts, Mapping) else ():
+            other = known.get(section, {}).get(name)
+            shared = section.endswith('recorders') and other == part
+            if other is not None and not shared:
+                raise ValueError(
+                    f'{who}both have {name} in distiller.{section}, {_text(other)} and '
+                    f'{_text(part)}; give one of them another name.'
+                )
     for key, value in method.items():
         _add_setting(model, key, value, '', who)
-
-
-def _add_parts(known: ConfigDict, parts: Mapping, section: str, who: str) -> None:
-    """Add recorders, connectors, losses or mappings; only equal recorders are shared."""
-    for name, part in parts.items():
-        if name in known and not (section.endswith('recorders') and known[name] == part):
-            raise ValueError(
-                f'{who}both have {name} in distiller.{section}, {_text(known[name])} and '
-                f'{_text(part)}; give one of them another name.'
-            )
-        known[name] = part
 
 
 def _add_setting(known: ConfigDict, key: str, value: Any, path: str, who: str) -> None:

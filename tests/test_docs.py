@@ -147,33 +147,23 @@ def test_example_of_own_networks(path, tmp_path, monkeypatch):
     """Built at full size; one step on two images of 64x64 instead of 224."""
     assert path.read_text().rstrip() in '\n'.join(blocks(DOCS / 'your_own_pair.md', 'python'))
     monkeypatch.chdir(tmp_path)
-    report = dry_run_file(
-        str(path),
-        {
-            'model.teacher_ckpt': None,
-            'train_dataloader.batch_size': 2,
-            'train_dataloader.dataset.dataset.pipeline.1.scale': 64,
-        },
-    )
+    scale = {'train_dataloader.dataset.dataset.pipeline.1.scale': 64}
+    report = dry_run_file(str(path), {'model.teacher_ckpt': None, **scale}, batch_size=2)
     assert report.problems == []
     assert '2 x 3 x 64 x 64' in report.images
-    parts = {part.part: part.total for part in report.parts}
+    parts = {part.part: part.total / 1e6 for part in report.parts}
     student, teacher = PUBLISHED[path.stem]
-    assert parts['student'] / 1e6 == pytest.approx(student, abs=0.006)
-    assert parts['teacher'] / 1e6 == pytest.approx(teacher, abs=0.0006)
-    for row in report.losses:
-        if row.summed:
-            assert row.student > 0, row.name
+    assert parts['student'] == pytest.approx(student, abs=0.006)
+    assert parts['teacher'] == pytest.approx(teacher, abs=0.0006)
+    assert all(row.student > 0 for row in report.losses if row.summed)
 
 
 def test_example_of_own_images(tmp_path, monkeypatch):
     """Files as shown; the images that are drawn are what the settings read."""
     shown = '\n'.join(blocks(DOCS / 'your_own_images.md', 'python'))
-    for path in OWN_IMAGES.glob('*.py'):
-        assert path.stem == 'make_images' or path.read_text().rstrip() in shown, path.name
-        text = path.read_text().replace('crd_plugin::', f'{REPO}/configs/')
-        (tmp_path / path.name).write_text(text)
-    monkeypatch.chdir(tmp_path)
+    files = {path.stem: path.read_text() for path in OWN_IMAGES.glob('*.py')}
+    assert all(text.rstrip() in shown for name, text in files.items() if name != 'make_images')
+    write_files(tmp_path, monkeypatch, **files)
     runpy.run_path('make_images.py')
     for name in ('teacher', 'student', 'crd-kd'):
         report = dry_run_file(f'{name}.py', use_teacher_ckpt=False, batch_size=2)
@@ -245,14 +235,19 @@ def test_example_of_a_plain_loop_in_two_processes(tmp_path):
             assert torch.equal(value, second[key]), key
 
 
+def write_files(folder, monkeypatch, **files):
+    """Write modules into the working directory, with our configs as bases."""
+    for name, code in files.items():
+        code = code.replace('crd_plugin::', f'{REPO}/configs/')
+        (folder / f'{name}.py').write_text(code)
+    monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(str(folder))
+
+
 def test_stacked_modalities(tmp_path, monkeypatch):
     """The transform and the config of two inputs; each network sees what the page says."""
     transform, leaf = blocks(DOCS / 'two_inputs.md', 'python')[:2]
-    leaf = leaf.replace('crd_plugin::', f'{REPO}/configs/')
-    for name, code in (('stack_edges', transform), ('edges', leaf)):
-        (tmp_path / f'{name}.py').write_text(code)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
+    write_files(tmp_path, monkeypatch, stack_edges=transform, edges=leaf)
     report = dry_run_file('edges.py', use_teacher_ckpt=False)
     assert report.problems == []
     assert [row.images for row in report.inputs] == ['(4, 1, 16, 16)', '(4, 3, 16, 16)']
@@ -264,11 +259,7 @@ def test_stacked_modalities(tmp_path, monkeypatch):
 def test_own_method(tmp_path, monkeypatch):
     """The three files of a project of one's own."""
     loss, fragment, leaf = blocks(DOCS / 'adding_a_method.md', 'python')[:3]
-    leaf = leaf.replace('crd_plugin::', f'{REPO}/configs/')
-    for name, code in (('my_logit', loss), ('logit', fragment), ('my_run', leaf)):
-        (tmp_path / f'{name}.py').write_text(code)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
+    write_files(tmp_path, monkeypatch, my_logit=loss, logit=fragment, my_run=leaf)
     report = dry_run_file('my_run.py', use_teacher_ckpt=False)
     assert report.problems == []
     assert [row.name for row in report.losses] == ['student.loss', 'distill.loss_logit']

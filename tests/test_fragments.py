@@ -111,28 +111,14 @@ def test_what_was_published_for_a_pair_counts_with_its_method_alone():
     )
     pair = dict(PAIR, published=published)
     assert weights(join(pair, fragment('kd'))) == dict(student=0.5, kd=0.9)
-    both = join(pair, *fragments('crd', 'kd'))
+    both = join(dict(pair), *(one.to_dict() for one in fragments('crd', 'kd')))  # plain dicts
     assert weights(both) == dict(student=1.0, crd=0.8, kd=1.0)
     assert both.distiller.distill_losses.loss_crd.embed_dim == 256
     assert join(pair, fragment('at')) == join(PAIR, fragment('at'))
 
 
-def test_a_method_may_be_given_as_a_plain_dict():
-    kd = fragment('kd').to_dict()
-    assert join(PAIR.to_dict(), kd) == join(PAIR, fragment('kd'))
-
-
-def test_two_algorithms_are_refused():
-    refused(
-        r'loss_ab and loss_cocord cannot be joined: one needs the algorithm '
-        r'crd_plugin.StagedDistill, the other crd_plugin.CoCoRDDistill',
-        PAIR,
-        *fragments('ab', 'cocord'),
-    )
-
-
 def test_recorders_with_one_name_must_be_equal():
-    cc = copy.deepcopy(fragment('cc'))
+    cc, at = copy.deepcopy(fragments('cc', 'at'))
     cc.distiller.teacher_recorders.feat.source = 'backbone'
     refused(
         r'^loss_crd \+ loss_kd and loss_cc cannot be joined: both have feat in '
@@ -142,11 +128,7 @@ def test_recorders_with_one_name_must_be_equal():
         *fragments('crd', 'kd'),
         cc,
     )
-
-
-def test_a_recorder_with_one_setting_more_is_another():
-    at = copy.deepcopy(fragment('at'))
-    at.distiller.student_recorders.stages.stem = True
+    at.distiller.student_recorders.stages.stem = True  # a setting more
     refused('both have stages in distiller.student_recorders', PAIR, fragment('sp'), at)
 
 
@@ -159,6 +141,12 @@ def test_other_parts_belong_to_one_method():
 
 
 def test_disagreement_is_refused():
+    refused(
+        r'loss_ab and loss_cocord cannot be joined: one needs the algorithm '
+        r'crd_plugin.StagedDistill, the other crd_plugin.CoCoRDDistill',
+        PAIR,
+        *fragments('ab', 'cocord'),
+    )
     refused(
         r"loss_ab and loss_ft cannot be joined: stages is \[\{'name': 'init'",
         PAIR,
@@ -182,7 +170,7 @@ def test_what_is_not_a_fragment_is_refused():
 
 
 def test_weight_of_the_student_loss():
-    kd, crd = fragments('kd', 'crd')
+    kd, crd = copy.deepcopy(fragments('kd', 'crd'))
     # Not written out: 1 is the default of MMPretrain's heads; another weight needs a place.
     pair = copy.deepcopy(PAIR)
     del pair.architecture.head['loss']
@@ -191,18 +179,15 @@ def test_weight_of_the_student_loss():
     # A network without head, as MMPretrain's TimmClassifier.
     pair.architecture = dict(type='Net', loss=dict(type='Loss'))
     assert join(pair, kd).architecture.loss == dict(type='Loss', loss_weight=0.1)
-    # One owner of the weight.
-    pair = copy.deepcopy(PAIR)
-    pair.architecture.head.loss.loss_weight = 0.5
-    refused('architecture.head.loss.loss_weight of the pair is 0.5', pair, crd)
-
-
-def test_two_methods_must_agree_on_the_weight_of_the_student_loss():
-    kd, crd = (copy.deepcopy(fragment(name)) for name in ('kd', 'crd'))
+    # Two methods must agree on it.
     kd.student_loss_weight = crd.student_loss_weight = 0.5
     assert weights(join(PAIR, kd, crd))['student'] == 0.5
     crd.student_loss_weight = 0.4
     refused('student_loss_weight is 0.5 in one, 0.4 in the other', PAIR, kd, crd)
+    # One owner of the weight.
+    pair = copy.deepcopy(PAIR)
+    pair.architecture.head.loss.loss_weight = 0.5
+    refused('architecture.head.loss.loss_weight of the pair is 0.5', pair, crd)
 
 
 def test_a_leaf_may_add_a_method_to_another_leaf(tmp_path):
@@ -251,13 +236,10 @@ def test_keep_on_device(tmp_path):
     again = copy.deepcopy(cfg)
     keep_on_device(again)
     assert again.to_dict() == cfg.to_dict()
-
-
-def test_keep_on_device_without_validation():
-    cfg = copy.deepcopy(parsed(BASE / 'settings' / 'stl10-unlabeled_b64-240e.py'))
-    keep_on_device(cfg)
-    assert cfg.train_dataloader.dataset.type == 'crd_plugin.ResidentDataset'
-    assert cfg.val_dataloader is None and cfg.test_dataloader is None
+    unlabeled = copy.deepcopy(parsed(BASE / 'settings' / 'stl10-unlabeled_b64-240e.py'))
+    keep_on_device(unlabeled)
+    assert unlabeled.train_dataloader.dataset.type == 'crd_plugin.ResidentDataset'
+    assert unlabeled.val_dataloader is None and unlabeled.test_dataloader is None
 
 
 def test_seeds_make_an_ensemble():

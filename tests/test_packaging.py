@@ -31,7 +31,7 @@ def source(tmp_path_factory):
     return folder
 
 
-def build(source, kind, *argv):
+def build(source, kind):
     """Call a hook of the build backend, as pip does, without a network."""
     out = source.parent / kind
     out.mkdir()
@@ -79,10 +79,9 @@ def test_wheel_holds_configs_and_tools(wheel):
 
 
 def test_installed_config_is_inherited_by_package_name(source, wheel):
-    site = source.parent / 'site'
+    site, config = source.parent / 'site', source.parent / 'mine.py'
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(site)
-    config = source.parent / 'mine.py'
     config.write_text("_base_ = 'crd_plugin::crd/crd_resnet14_resnet8w4_b20-100e_digits.py'\n")
     # The types of the config keep their own scope.
     code = (
@@ -91,13 +90,10 @@ def test_installed_config_is_inherited_by_package_name(source, wheel):
         'print(crd_plugin.__file__, cfg.default_scope);'
         'assert "_scope_" not in repr(cfg)'
     )
-    result = subprocess.run(
-        [sys.executable, '-c', code],
-        env=dict(os.environ, PYTHONPATH=str(site)),
-        cwd=source.parent,
-        capture_output=True,
-        text=True,
-    )
+    environment = dict(os.environ, PYTHONPATH=str(site))
+    command = [sys.executable, '-c', code]
+    options = dict(env=environment, cwd=source.parent, capture_output=True, text=True)
+    result = subprocess.run(command, **options)
     assert result.returncode == 0, result.stderr
     assert result.stdout.split() == [str(site / 'crd_plugin' / '__init__.py'), 'mmpretrain']
 
@@ -176,51 +172,55 @@ def test_pip_overwrites_no_distribution_of_the_same_package():
 
 def make(*argv):
     """Run make in the checkout."""
-    return subprocess.run(
-        ['make', '--no-print-directory', *map(str, argv)], cwd=ROOT, capture_output=True, text=True
-    )
+    command = ['make', '--no-print-directory', *map(str, argv)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
 
-def test_demo_passes_its_variables(tmp_path):
-    result = make(
-        '--dry-run', 'demo', 'SEEDS=5', 'METHODS=kd crd', 'WORK_DIR=my runs', f'VENV={tmp_path}/v'
-    )
-    command = ' '.join(result.stdout.replace('\\\n', ' ').split())
-    assert 'tools/demo.py --seeds 5 --methods "kd crd" --work-dir "my runs"' in command
-    result = make('--dry-run', 'demo', f'VENV={tmp_path}/v')
-    assert '--seeds' not in result.stdout and '--data' not in result.stdout
-    result = make('--dry-run', 'fashion', 'JOBS=2', f'VENV={tmp_path}/v')
-    command = ' '.join(result.stdout.replace('\\\n', ' ').split())
-    assert 'tools/demo.py --data fashion-mnist --resume --jobs 2' in command
-    result = make('--dry-run', 'gpu-report', 'WORK_DIR=my report', f'VENV={tmp_path}/v')
-    assert 'tools/benchmarks/gpu_report.py --out "my report"' in result.stdout
+@pytest.fixture
+def planned(tmp_path):
+    """Return what make would run for a target, in one line, with tmp_path/v as environment."""
+
+    def plan(*argv):
+        text = make('--dry-run', *argv, f'VENV={tmp_path}/v').stdout
+        return ' '.join(text.replace('\\\n', ' ').split())
+
+    return plan
 
 
-def test_make_says_how_to_activate_the_environment(tmp_path):
+@pytest.mark.parametrize(
+    'words, command',
+    [
+        (
+            ['demo', 'SEEDS=5', 'METHODS=kd crd', 'WORK_DIR=my runs'],
+            'tools/demo.py --seeds 5 --methods "kd crd" --work-dir "my runs"',
+        ),
+        (['fashion', 'JOBS=2'], 'tools/demo.py --data fashion-mnist --resume --jobs 2'),
+        (['gpu-report', 'WORK_DIR=my report'], 'tools/benchmarks/gpu_report.py --out "my report"'),
+    ],
+)
+def test_make_passes_its_variables(planned, words, command):
+    assert command in planned(*words)
+    assert '--seeds' not in planned('demo') and '--data' not in planned('demo')
+
+
+def test_make_says_how_to_activate_the_environment(planned, tmp_path):
     for target in ('install', 'demo'):
-        result = make('--dry-run', target, f'VENV={tmp_path}/v')
-        assert f'source {tmp_path}/v/bin/activate' in result.stdout.splitlines()[-1]
+        assert f'source {tmp_path}/v/bin/activate' in planned(target)
 
 
-def test_lint_runs_every_tool_with_a_pinned_version(tmp_path):
-    text = make('--dry-run', 'lint', f'VENV={tmp_path}/v').stdout
+def test_lint_runs_every_tool_with_a_pinned_version(planned, tmp_path):
     pinned = {requirement.name for requirement in requirements('lint.txt')} - {'tomli'}
     hooks = (ROOT / '.pre-commit-config.yaml').read_text()
     for command in ('ruff format', 'ruff check', 'codespell', 'mypy'):
-        assert f'{tmp_path}/v/bin/{command}' in text
+        assert f'{tmp_path}/v/bin/{command}' in planned('lint')
         assert f'entry: {command}' in hooks
         pinned.discard(command.split()[0])
     assert not pinned
 
 
-def test_mmcv_is_installed_only_where_there_is_none(tmp_path):
-    result = make('--dry-run', 'install', f'VENV={tmp_path}/v')
-    text = ' '.join(result.stdout.replace('\\\n', ' ').split())
-    assert re.search(
-        r'find_spec\("mmcv"\) is None\)\' \|\| \S+ -m pip '
-        r'install \S+ +-r requirements/mmcv.txt',
-        text,
-    )
+def test_mmcv_is_installed_only_where_there_is_none(planned):
+    found = r'find_spec\("mmcv"\) is None\)\' \|\| \S+ -m pip install \S+ +-r requirements/mmcv.txt'
+    assert re.search(found, planned('install'))
 
 
 @pytest.mark.parametrize(
@@ -239,13 +239,3 @@ def test_unfit_python_is_told_in_one_line(tmp_path, body, message):
     errors = [line for line in result.stderr.splitlines() if line.startswith('error: ')]
     assert len(errors) == 1 and message in errors[0]
     assert not (tmp_path / 'v').exists()
-
-
-def test_continuous_integration_lints_and_tests():
-    script = ROOT / '.ci' / 'run'
-    assert os.access(script, os.X_OK)
-    commands = [
-        line for line in script.read_text().splitlines() if line and not line.startswith('#')
-    ]
-    assert commands[0] == 'set -euo pipefail'
-    assert commands[2:] == ['make lint', 'make test', 'make docs']

@@ -17,26 +17,17 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         'recorded, every loss with the gradient it sends, and the size of the memory bank. Exit '
         'status 0 if all is fine, else 1 and one line per problem.'
     )
-    parser.add_argument('config', help='config file')
-    parser.add_argument(
-        '--batch-size',
-        type=int,
-        metavar='N',
-        help='number of samples (default: that of the config, at most 4)',
-    )
-    parser.add_argument('--device', default='cpu', help='where to run (default: cpu)')
-    parser.add_argument(
+    add = parser.add_argument
+    add('config', help='config file')
+    size = 'number of samples (default: that of the config, at most 4)'
+    add('--batch-size', type=int, metavar='N', help=size)
+    add('--device', default='cpu', help='where to run (default: cpu)')
+    add(
         '--no-teacher-ckpt',
         action='store_true',
         help='go on with a random teacher (or probed network) if its checkpoint does not exist yet',
     )
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=cli.SettingAction,
-        metavar='KEY=VALUE',
-        help='replace settings of the config, for example model.teacher_ckpt=teacher.pth',
-    )
+    cli.add_options(parser)
     return parser.parse_args(argv)
 
 

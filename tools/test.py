@@ -18,29 +18,19 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         description='Evaluate a checkpoint. With the config of a distillation, the student is '
         'evaluated.'
     )
-    parser.add_argument('config', help='config file')
-    parser.add_argument('checkpoint', help='checkpoint file or URL')
-    parser.add_argument(
-        '--out',
-        metavar='FILE',
-        help='write the results to this file: predictions as .pkl, metrics as .json, .yaml or .pkl',
-    )
-    parser.add_argument(
-        '--out-item', choices=['metrics', 'pred'], help='what --out writes; defaults to pred'
-    )
-    parser.add_argument(
-        '--show-dir', metavar='DIR', help='write the images with their predictions to this folder'
-    )
-    parser.add_argument(
-        '--show', action='store_true', help='show the images with their predictions in a window'
-    )
-    parser.add_argument(
-        '--interval', type=int, default=1, help='show or write every n-th image (default: 1)'
-    )
-    parser.add_argument(
-        '--wait-time', type=float, default=2, help='seconds that a window stays open (default: 2)'
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add('config', help='config file')
+    add('checkpoint', help='checkpoint file or URL')
+    out = 'write the results to this file: predictions as .pkl, metrics as .json, .yaml or .pkl'
+    add('--out', metavar='FILE', help=out)
+    items = 'what --out writes (default: pred)'
+    add('--out-item', choices=['metrics', 'pred'], help=items)
+    add('--show-dir', metavar='DIR', help='write the images with their predictions to this folder')
+    add('--show', action='store_true', help='show the images with their predictions in a window')
+    add('--interval', type=int, default=1, help='show or write every n-th image (default: 1)')
+    wait = 'seconds that a window stays open (default: 2)'
+    add('--wait-time', type=float, default=2, help=wait)
+    add(
         '--tta',
         action='store_true',
         help='average over augmented views: those of `tta_pipeline` and `tta_model` in the config, '
@@ -66,15 +56,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def merge_args(cfg, args: argparse.Namespace) -> None:
-    """Write the arguments into the config.
-
-    Args:
-        cfg (Config): The config, changed in place.
-        args (argparse.Namespace): The parsed arguments.
-
-    Raises:
-        UsageError: If an argument does not fit the config.
-    """
+    """Write the arguments into the config."""
     for name in ('test_cfg', 'test_dataloader', 'test_evaluator'):
         if cfg.get(name) is None:
             raise cli.UsageError(

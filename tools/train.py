@@ -14,8 +14,9 @@ from crd_plugin.cli.resuming import guarded, resume
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description='Train a model.')
-    parser.add_argument('config', help='config file')
-    parser.add_argument(
+    add = parser.add_argument
+    add('config', help='config file')
+    add(
         '--resume',
         nargs='?',
         const='auto',
@@ -23,36 +24,19 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help='go on with a run: from this checkpoint, or, without a value or with "auto", from the '
         'latest one of the work dir',
     )
-    parser.add_argument('--no-validate', action='store_true', help='do not evaluate while training')
-    parser.add_argument(
-        '--no-check',
-        action='store_true',
-        help='skip the dry run of tools/check_config.py before training',
-    )
-    parser.add_argument(
-        '--auto-scale-lr',
-        action='store_true',
-        help='scale the learning rate with the global batch size',
-    )
-    parser.add_argument(
-        '--no-persistent-workers',
-        action='store_true',
-        help='start the data workers again each epoch',
-    )
+    add('--no-validate', action='store_true', help='do not evaluate while training')
+    check = 'skip the dry run of tools/check_config.py before training'
+    add('--no-check', action='store_true', help=check)
+    scale = 'scale the learning rate with the global batch size'
+    add('--auto-scale-lr', action='store_true', help=scale)
+    workers = 'start the data workers again each epoch'
+    add('--no-persistent-workers', action='store_true', help=workers)
     cli.add_common_arguments(parser)
     return parser.parse_args(argv)
 
 
 def merge_args(cfg, args: argparse.Namespace) -> None:
-    """Write the arguments into the config.
-
-    Args:
-        cfg (Config): The config, changed in place.
-        args (argparse.Namespace): The parsed arguments.
-
-    Raises:
-        UsageError: If an argument does not fit the config.
-    """
+    """Write the arguments into the config."""
     if args.no_validate:
         cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
     if args.amp:

@@ -5,20 +5,21 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
-import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from mmengine.config import Config
 from mmengine.logging import MMLogger
+from mmpretrain.registry import MODELS
 from torch import Tensor
 
 from crd_plugin.compat import CheckpointError, load_checkpoint_file
-from crd_plugin.models.algorithms.checkpoints import find_weights, shorten
+from crd_plugin.models.algorithms.checkpoints import find_weights, load_strictly
 from crd_plugin.models.backbones import CIFAR_ZOO, build_cifar_classifier_cfg, find_cifar_name
 
-from ._files import serialize, write_once
+from .publish import serialize, write_once
 
 # What the original calls its last layer: ResNet and WRN; ResNet-50 and the ShuffleNets; VGG and
 # (with an index behind it) MobileNetV2.
@@ -41,8 +42,8 @@ def convert_repdistiller(
     Args:
         checkpoint (str): Such a file.
         out (str): File to write.
-        arch (str, optional): Name in ``CIFAR_ZOO``. Defaults to None: the folder's name, such as
-            ``resnet32x4_vanilla``, or the file's.
+        arch (str, optional): Name in ``CIFAR_ZOO``. Defaults to None: that of the network that the
+            weights are of.
 
     Returns:
         Path: The file written: ``state_dict`` and, under ``meta``, ``architecture``,
@@ -52,8 +53,7 @@ def convert_repdistiller(
     Raises:
         FileNotFoundError: If the checkpoint does not exist.
         CheckpointError: If it cannot be read, or holds objects that might run code.
-        ValueError: If it is of another format, the architecture is unknown, or the weights do not
-            fit it.
+        ValueError: If it is of another format, or the weights fit no architecture, or another.
         FileExistsError: If ``out`` is a folder or another file.
     """
     source = Path(checkpoint)
@@ -61,8 +61,17 @@ def convert_repdistiller(
     weights = find_weights(loaded, f'checkpoint {source}')
     if all(key.startswith('module.') for key in weights):  # DataParallel
         weights = {key.removeprefix('module.'): value for key, value in weights.items()}
-    name = _architecture(source, arch, weights)
-    cfg, state = _fit(weights, name, source)
+    name = find_cifar_name(arch) if arch else _architecture(weights, source)
+    # torch 0.4.0 has no counters; nothing but a cumulative average reads them.
+    zero = torch.zeros((), dtype=torch.int64)
+    state = {_our_key(key): value for key, value in weights.items()}
+    classes = state['head.fc.bias'].numel() if 'head.fc.bias' in state else 100
+    cfg = build_cifar_classifier_cfg(name, classes)
+    model = MODELS.build(cfg)
+    own = model.state_dict()
+    state = {key: zero for key in own if key.endswith(_COUNTER)} | state
+    load_strictly(model, state, f'checkpoint {source}', name, 'Leave --arch out, or give another.')
+    state = {key: state[key] for key in own}
     plain = dict(default_scope='mmpretrain', custom_imports=dict(imports=['crd_plugin']), model=cfg)
     meta = dict(
         architecture=name,
@@ -99,53 +108,17 @@ def _load(source: Path) -> Any:
         ) from error
 
 
-def _architecture(source: Path, arch: str | None, weights: dict[str, Tensor]) -> str:
-    """Name as given, else the one that folder or file begins with."""
-    if arch is not None:
-        return find_cifar_name(arch)
-    for text in (source.absolute().parent.name, source.stem):
-        # A student's folder is called S:resnet8x4_T:resnet32x4_...
-        text = re.sub('^S:', '', text).lower() + '_'
-        for name in CIFAR_ZOO:
-            if text.startswith(f'{name.lower()}_'):
-                return name
+def _architecture(weights: dict[str, Tensor], source: Path) -> str:
+    """Name of the network of the zoo that the weights are of; no two have the same shapes."""
+    given = _shapes({_our_key(key): value for key, value in weights.items()})
+    classes = given.get('head.fc.bias', (0,))[0]
+    for name in CIFAR_ZOO if classes else ():
+        if given == _shapes(MODELS.build(build_cifar_classifier_cfg(name, classes)).state_dict()):
+            return name
     raise ValueError(
-        f'neither the folder nor the name of {source} begins with a known architecture; give it by '
-        f'--arch. {_advice(weights)}'
+        f'checkpoint {source} fits no network of the zoo ({", ".join(CIFAR_ZOO)}); --arch NAME '
+        'says what is missing of one.'
     )
-
-
-def _fit(
-    weights: dict[str, Tensor], name: str, source: Path
-) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Config of the network, and the weights under its names."""
-    theirs = {_our_key(key): key for key in weights}
-    fc = theirs.get('head.fc.weight')
-    if fc is None or not len(weights[fc]):
-        raise ValueError(
-            f'checkpoint {source} has no classifier: none of {", ".join(_CLASSIFIERS)} is among '
-            f'its keys, which begin with {shorten(weights)}; give the file of a whole network.'
-        )
-    cfg = build_cifar_classifier_cfg(name, len(weights[fc]))
-    own = _shapes(cfg)
-    found = {key: weights[theirs[key]] for key in theirs}
-    if not any(key.endswith(_COUNTER) for key in weights):
-        # torch 0.4.0; nothing but a cumulative average reads them.
-        counters = (key for key in own if key.endswith(_COUNTER))
-        found |= {key: torch.zeros((), dtype=torch.int64) for key in counters}
-    missing = [key for key in own if key not in found]
-    unexpected = [theirs[key] for key in found if key not in own]
-    shapes = [
-        f'{theirs[key]} {tuple(found[key].shape)} instead of {own[key]}'
-        for key in own
-        if key in found and found[key].shape != own[key]
-    ]
-    if missing or unexpected or shapes:
-        raise ValueError(
-            f'checkpoint {source} does not fit {name}: missing {shorten(missing)}; unexpected '
-            f'{shorten(unexpected)}; other shapes {shorten(shapes)}. {_advice(weights)}'
-        )
-    return cfg, {key: found[key] for key in own}
 
 
 def _our_key(key: str) -> str:
@@ -155,21 +128,6 @@ def _our_key(key: str) -> str:
     return 'backbone.' + key.replace('.shortcut.', '.downsample.')
 
 
-def _shapes(cfg: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the weights, in order."""
-    from mmpretrain.registry import MODELS
-
-    weights = MODELS.build(cfg).state_dict()
-    return {key: tuple(value.shape) for key, value in weights.items()}
-
-
-def _advice(weights: dict[str, Tensor]) -> str:
-    """Which networks of the zoo the weights are of."""
-    given = {_our_key(key): tuple(value.shape) for key, value in weights.items()}
-    given = {key: shape for key, shape in given.items() if not key.endswith(_COUNTER)}
-    classes = given.get('head.fc.bias', (0,))[0]
-    for name in CIFAR_ZOO if classes else ():
-        own = _shapes(build_cifar_classifier_cfg(name, classes))
-        if given == {key: shape for key, shape in own.items() if not key.endswith(_COUNTER)}:
-            return f'Its weights are those of {name}: give --arch {name}.'
-    return f'Its weights fit no network of the zoo: {", ".join(CIFAR_ZOO)}.'
+def _shapes(weights: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """Names and shapes, without the counters of batch norm."""
+    return {k: tuple(v.shape) for k, v in weights.items() if not k.endswith(_COUNTER)}

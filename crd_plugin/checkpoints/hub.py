@@ -46,18 +46,14 @@ def export_student(
     metrics: Mapping[str, float] | None = None,
     onnx_size: int | None = None,
 ) -> Path:
-    """Write beside a published student what a model hub expects.
-
-    The files are ``model.safetensors``, ``config.py``, ``README.md`` (the model card) and, if asked
-    for, ``model.onnx``.
+    """Write ``model.safetensors``, ``config.py`` and a model card beside a published student.
 
     Args:
         published (str | Path): What :func:`publish_student` has written, alone in its folder.
-        source (str | Path): Checkpoint of the distillation that it was taken from; its config says
-            how the student was trained.
+        source (str | Path): Checkpoint of the distillation that it was taken from.
         metrics (dict[str, float], optional): What ``tools/test.py --out-item metrics`` has
             measured, ``{'accuracy/top1': 91.8}``. Defaults to None: the card has no accuracy.
-        onnx_size (int, optional): Height and width of the images of an ONNX file, in pixels.
+        onnx_size (int, optional): Height and width of the images of ``model.onnx``, in pixels.
             Defaults to None: none is written.
 
     Returns:
@@ -94,11 +90,6 @@ def export_onnx(model: nn.Module, path: Path, size: int) -> None:
     The input ``images`` is ``(B, C, size, size)`` float32, normalised; the output ``logits`` is
     ``(B, classes)``. B is free.
 
-    Args:
-        model (nn.Module): Classifier of MMPretrain, in eval mode.
-        path (Path): File to write.
-        size (int): Height and width of the images, in pixels.
-
     Raises:
         ValueError: If a package is missing, or the logits differ by more than 1e-4 of the largest.
     """
@@ -131,18 +122,7 @@ def export_onnx(model: nn.Module, path: Path, size: int) -> None:
 
 
 def upload(folder: str | Path, repo_id: str) -> str:
-    """Upload a folder to the Hugging Face Hub, as its own client is logged in there.
-
-    Args:
-        folder (str | Path): What :func:`export_student` has written.
-        repo_id (str): ``OWNER/NAME``; made if it does not exist.
-
-    Returns:
-        str: Address of the commit.
-
-    Raises:
-        ValueError: If ``repo_id`` has another form, or ``huggingface_hub`` is missing.
-    """
+    """Upload a folder to ``OWNER/NAME`` of the Hugging Face Hub; return the address."""
     if not re.fullmatch(r'[\w.-]+/[\w.-]+', repo_id):
         raise ValueError(f'upload is {repo_id!r}, expected OWNER/NAME of a repository.')
     client = _require('huggingface_hub', 'huggingface_hub').HfApi()

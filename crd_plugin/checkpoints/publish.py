@@ -5,11 +5,13 @@ from __future__ import annotations
 import ast
 import copy
 import hashlib
+import io
 import os
-from collections import Counter
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
+import torch
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.registry import DefaultScope
@@ -17,8 +19,6 @@ from torch import Tensor, nn
 
 from crd_plugin.compat import load_checkpoint_file
 from crd_plugin.models.algorithms.checkpoints import find_weights, load_strictly
-
-from ._files import serialize, write_once
 
 _STUDENT = 'architecture.'
 _PREPROCESSOR = 'data_preprocessor.'
@@ -45,17 +45,16 @@ def publish_student(
 ) -> Path:
     """Write the student of a distillation as a plain mmpretrain checkpoint.
 
-    Teacher, memory bank, connectors, optimizer and log history are left out; the keys lose
-    ``architecture.``, so the vanilla config loads all of them. A checkpoint of plain training is
-    stripped likewise. Equal input gives equal bytes, hence the same name.
+    Teacher, bank, connectors and training state are left out, and the keys lose ``architecture.``.
+    A checkpoint of plain training is stripped likewise. Equal input gives equal bytes.
 
     Args:
         checkpoint (str): File that MMEngine's runner has saved.
         out (str): ``DIR/NAME.pth`` gives ``DIR/NAME-<hash8>.pth``, with the first eight hex digits
             of the file's SHA-256; an existing folder, or a path that ends in a slash, takes the
             checkpoint's name.
-        config (str | Config, optional): Config of the student, or of the distillation. The weights
-            must fit it exactly, and it is written into the file. Defaults to None: taken from the
+        config (str | Config, optional): Config of the student, or of the distillation, that the
+            weights must fit, and that is written into the file. Defaults to None: that in the
             checkpoint.
         use_ema (bool): Whether to publish the averaged weights of a run with an ``EMAHook``, rather
             than the last ones. Defaults to True.
@@ -71,12 +70,12 @@ def publish_student(
     """
     logger = MMLogger.get_current_instance()
     loaded = load_checkpoint_file(os.fspath(checkpoint))
-    weights = _student_weights(_weights(loaded, checkpoint, use_ema, logger), checkpoint, logger)
+    weights = _student_weights(_weights(loaded, checkpoint, use_ema), checkpoint)
     meta = loaded.get('meta') if 'state_dict' in loaded else None
     meta = meta if isinstance(meta, dict) else {}
     published = {key: meta[key] for key in _META if key in meta}
     if config is None:
-        plain = _config_of(meta, logger)
+        plain = _config_of(meta)
     else:
         cfg = Config.fromfile(config) if isinstance(config, str) else config
         plain = student_config(cfg.to_dict())
@@ -103,15 +102,7 @@ def publish_student(
 
 
 def student_config(cfg: dict[str, Any]) -> dict[str, Any]:
-    """Reduce a config to the student and how to evaluate it.
-
-    Args:
-        cfg (dict): Config of a distillation or of plain training.
-
-    Returns:
-        dict: Without teacher, distiller, training and initial weights; without test data if the
-        student sees a view of them.
-    """
+    """Reduce a config to the student, without initial weights, and how to evaluate it."""
     plain = {key: copy.deepcopy(cfg[key]) for key in _CONFIG if cfg.get(key) is not None}
     model = plain.get('model')
     if isinstance(model, dict) and 'architecture' in model:
@@ -133,17 +124,7 @@ def student_config(cfg: dict[str, Any]) -> dict[str, Any]:
 
 
 def parse_config_text(text: str) -> dict[str, Any]:
-    """Read a config that MMEngine has printed, without running it.
-
-    Args:
-        text (str): Assignments of literals and ``dict(...)``.
-
-    Returns:
-        dict: Top-level names and their values.
-
-    Raises:
-        ValueError: If there is anything else in it.
-    """
+    """Read a config that MMEngine has printed, without running it."""
     try:
         tree = ast.parse(text)
     except (SyntaxError, TypeError) as error:
@@ -189,84 +170,59 @@ def _drop_initial_weights(cfg: Any) -> None:
         _drop_initial_weights(child)
 
 
-def _weights(loaded: Any, filename: Any, use_ema: bool, logger: MMLogger) -> dict[str, Tensor]:
+def _weights(loaded: Any, filename: Any, use_ema: bool) -> dict[str, Tensor]:
     """Model weights of a checkpoint, averaged or not."""
     weights = find_weights(loaded, f'checkpoint {filename}')
-    if 'ema_state_dict' not in loaded or weights is loaded:
+    # EMAHook saves the averages as state_dict and the others aside.
+    last = loaded.get('ema_state_dict') if weights is not loaded else None
+    if last is None:
         return weights
+    which = 'averages of EMAHook' if use_ema else 'last ones, not the averages of EMAHook'
+    MMLogger.get_current_instance().info(f'The weights are the {which}.')
     if use_ema:
-        # EMAHook saves the averages as state_dict and the others aside.
-        logger.info('The weights are the averages of EMAHook.')
         return weights
-    logger.info('The weights are the last ones, not the averages of EMAHook.')
-    last = loaded['ema_state_dict']
     return {key: last.get(f'module.{key}', value) for key, value in weights.items()}
 
 
-def _student_weights(
-    weights: dict[str, Tensor], filename: Any, logger: MMLogger
-) -> dict[str, Tensor]:
+def _student_weights(weights: dict[str, Tensor], filename: Any) -> dict[str, Tensor]:
     """Weights under ``architecture.``, or all if there are none."""
-    student = {
-        key.removeprefix(_STUDENT): value
-        for key, value in weights.items()
-        if key.startswith(_STUDENT)
-    }
-    if student:
+    if any(key.startswith(_STUDENT) for key in weights):
+        student = {
+            k.removeprefix(_STUDENT): v for k, v in weights.items() if k.startswith(_STUDENT)
+        }
         # The distiller's preprocessor is the one that was used.
-        student |= {key: weights[key] for key in weights if key.startswith(_PREPROCESSOR)}
-        others = [key for key in weights if not key.startswith((_STUDENT, _PREPROCESSOR))]
-        numbers = Counter(key.partition('.')[0] for key in others)
-        parts = ', '.join(f'{part} ({number} tensors)' for part, number in sorted(numbers.items()))
-        logger.info(f'Left out: {parts or "nothing"}.')
-        return student
+        return student | {k: v for k, v in weights.items() if k.startswith(_PREPROCESSOR)}
     if any(key.startswith('distiller.') for key in weights):
         raise ValueError(
             f'checkpoint {filename} has a distiller but no student: no key starts with '
             '"architecture."; give a checkpoint of crd_plugin.FrozenTeacherDistill or of MMRazor.'
         )
-    logger.info(
+    MMLogger.get_current_instance().info(
         'This is not a checkpoint of a distillation (no key starts with "architecture."): all '
         'weights are kept, optimizer and log history are left out.'
     )
     return weights
 
 
-def _config_of(meta: dict[str, Any], logger: MMLogger) -> dict[str, Any] | None:
+def _config_of(meta: dict[str, Any]) -> dict[str, Any] | None:
     """Plain config from the one that the runner saved with the weights."""
+    fault = 'the checkpoint has none'
     try:
         cfg = parse_config_text(meta.get('cfg') or '')
+        model = cfg.get('model')
+        model = model.get('architecture', model) if isinstance(model, dict) else {}
+        if 'type' in model:
+            return student_config(cfg)
     except ValueError as error:
-        logger.warning(
-            f'meta.cfg of the checkpoint is left out: {error}; give the config of the student '
-            'with --config.'
-        )
-        return None
-    model = cfg.get('model')
-    model = model.get('architecture', model) if isinstance(model, dict) else None
-    if not isinstance(model, dict) or 'type' not in model:
-        logger.warning(
-            'The checkpoint has no config of the student; give it with --config to have one in the '
-            'published file.'
-        )
-        return None
-    return student_config(cfg)
+        fault = str(error)
+    MMLogger.get_current_instance().warning(
+        f'The published file will have no config of the student: {fault}; give it with --config.'
+    )
+    return None
 
 
 def build_student(plain: dict[str, Any], weights: dict[str, Tensor], filename: Any) -> nn.Module:
-    """Build the network of a plain config and load weights that must fit exactly.
-
-    Args:
-        plain (dict): What :func:`student_config` returns.
-        weights (dict[str, Tensor]): Tensors by name.
-        filename (str): File that they are from, for messages.
-
-    Returns:
-        nn.Module: The network, in eval mode.
-
-    Raises:
-        ValueError: If the config has no model, or the weights do not fit.
-    """
+    """Build the network of a plain config, in eval mode, with weights that fit exactly."""
     from mmpretrain.registry import MODELS
 
     cfg = copy.deepcopy(plain.get('model'))
@@ -287,3 +243,38 @@ def build_student(plain: dict[str, Any], weights: dict[str, Tensor], filename: A
         'Give the config of the student that was trained.',
     )
     return model.eval()
+
+
+def serialize(weights: dict[str, Tensor], meta: dict[str, Any]) -> bytes:
+    """Serialize a checkpoint; equal input gives equal bytes."""
+    # A view would be saved with all of the storage behind it.
+    state = OrderedDict((key, value.detach().clone()) for key, value in weights.items())
+    # Not into a file, whose name torch would write into the bytes.
+    buffer = io.BytesIO()
+    torch.save(dict(meta=meta, state_dict=state), buffer)
+    return buffer.getvalue()
+
+
+def write_once(content: bytes, target: Path) -> Path:
+    """Write a file completely or not at all, and never over another file."""
+    if target.is_dir():
+        raise FileExistsError(
+            f'OUT {target} is a folder; give a file in it, such as {target / "resnet32x4.pth"}.'
+        )
+    if target.exists():
+        if target.read_bytes() == content:
+            return target
+        raise FileExistsError(
+            f'{target} exists already and is another file; remove it or choose another OUT.'
+        )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(f'.{target.name}-{os.getpid()}.part')
+    try:
+        with open(part, 'wb') as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, target)
+    finally:
+        part.unlink(missing_ok=True)
+    return target

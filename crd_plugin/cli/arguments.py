@@ -1,7 +1,6 @@
 """What ``tools/train.py`` and ``tools/test.py`` have in common.
 
-Only light modules are imported at the top, so that ``--help`` and a misspelt argument are answered
-at once.
+Only light modules are imported at the top, so that a misspelt argument is answered at once.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.config import Config, DictAction
 
 from crd_plugin.compat import CheckpointError, use_load_checkpoint_file
 
@@ -58,28 +57,8 @@ class UsageError(ValueError):
     """A mistake in the command line; shown as one line, without a traceback."""
 
 
-def add_common_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that training and testing share.
-
-    Args:
-        parser (argparse.ArgumentParser): The parser to extend.
-    """
-    parser.add_argument(
-        '--work-dir',
-        metavar='DIR',
-        help='folder for logs and checkpoints; defaults to the work_dir of the config, else to '
-        './work_dirs/<name of the config>',
-    )
-    parser.add_argument(
-        '--amp',
-        action='store_true',
-        help='compute in mixed precision (float16 on a GPU, bfloat16 on a CPU)',
-    )
-    parser.add_argument(
-        '--no-pin-memory',
-        action='store_true',
-        help='do not pin the memory of batches; without a GPU it is never pinned',
-    )
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add ``--cfg-options``."""
     parser.add_argument(
         '--cfg-options',
         nargs='+',
@@ -88,28 +67,30 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
         help='replace settings of the config, for example train_cfg.max_epochs=10; a list is '
         'written key="[a,b]" or key=a,b without spaces',
     )
-    parser.add_argument(
-        '--launcher',
-        choices=['none', *_LAUNCHERS],
-        default='none',
-        help='what has started the processes of a distributed run',
+
+
+def add_common_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that training and testing share."""
+    add = parser.add_argument
+    add(
+        '--work-dir',
+        metavar='DIR',
+        help='folder for logs and checkpoints (default: the work_dir of the config, else '
+        './work_dirs/<name of the config>)',
     )
+    amp = 'compute in mixed precision (float16 on a GPU, bfloat16 on a CPU)'
+    add('--amp', action='store_true', help=amp)
+    pin = 'do not pin the memory of batches; without a GPU it is never pinned'
+    add('--no-pin-memory', action='store_true', help=pin)
+    add_options(parser)
+    launcher = 'what has started the processes of a distributed run'
+    add('--launcher', choices=['none', *_LAUNCHERS], default='none', help=launcher)
     # Older launchers pass the rank as an argument instead of a variable.
-    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
+    add('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
 
 
 def load_config(filename: str) -> Config:
-    """Load a config.
-
-    Args:
-        filename (str): Path of the config file.
-
-    Returns:
-        Config: The config.
-
-    Raises:
-        UsageError: If there is no such file, or it cannot be loaded.
-    """
+    """Load a config; of one that does not exist the nearest are named."""
     if osp.isfile(filename):
         try:
             return Config.fromfile(filename)
@@ -125,20 +106,12 @@ def load_config(filename: str) -> Config:
     known = {path.stem: path for path in reversed(paths)}  # the first folder counts
     names = difflib.get_close_matches(Path(filename).stem, known, cutoff=0.5)
     nearest = ', '.join(osp.relpath(known[name]) for name in names)
-    hint = f'; the nearest are {nearest}' if nearest else ''
+    hint = nearest and f'; the nearest are {nearest}'
     raise UsageError(f'config {filename} does not exist{hint}.')
 
 
 def merge_options(cfg: Config, options: dict[str, Any] | None) -> None:
-    """Write the settings of ``--cfg-options`` into a config.
-
-    Args:
-        cfg (Config): The config, changed in place.
-        options (dict, optional): Values by dotted name.
-
-    Raises:
-        UsageError: If nothing reads a setting of that name, or it does not fit the config.
-    """
+    """Write the settings of ``--cfg-options`` into a config; refuse what nothing reads."""
     if not options:
         return
     from . import settings  # knows all of OpenMMLab, which takes seconds to import
@@ -150,15 +123,7 @@ def merge_options(cfg: Config, options: dict[str, Any] | None) -> None:
 
 
 def check_checkpoint(filename: str, argument: str) -> None:
-    """Refuse a local checkpoint that does not exist before anything is built.
-
-    Args:
-        filename (str): Path or URL of the checkpoint.
-        argument (str): Name of the argument, for the message.
-
-    Raises:
-        UsageError: If the path is local and is not a file.
-    """
+    """Refuse a local checkpoint that does not exist before anything is built."""
     if '://' not in filename and not osp.isfile(osp.expanduser(filename)):
         raise UsageError(f'{argument} {filename} does not exist; give the path of a .pth file.')
 
@@ -173,38 +138,26 @@ def merge_common_arguments(cfg: Config, args: argparse.Namespace) -> None:
 
     ``--cfg-options`` has the last word, except that pinned memory and persistent workers are
     switched off where they cannot work.
-
-    Args:
-        cfg (Config): The config, changed in place.
-        args (argparse.Namespace): The parsed arguments.
-
-    Raises:
-        UsageError: If a flag does not fit the config or the environment.
     """
     _check_launcher(args)
-    cfg.launcher = args.launcher
-    if args.work_dir is not None:
-        cfg.work_dir = args.work_dir
-    elif cfg.get('work_dir') is None:
-        cfg.work_dir = osp.join('./work_dirs', Path(args.config).stem)
-    merge_options(cfg, args.cfg_options)
-    for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
-        if cfg.get(name) is not None:
-            cfg[name] = _dataloader(cfg[name], args)
-
-
-def _dataloader(cfg: ConfigDict, args: argparse.Namespace) -> ConfigDict:
-    """Settings of a data loader, with what the config leaves out."""
     import torch
 
-    cfg.setdefault('collate_fn', dict(type='default_collate'))
+    cfg.launcher = args.launcher
+    given = args.work_dir or cfg.get('work_dir')
+    cfg.work_dir = given or osp.join('./work_dirs', Path(args.config).stem)
+    merge_options(cfg, args.cfg_options)
     # Pinning without a GPU only makes torch warn.
-    pin = not args.no_pin_memory and torch.cuda.is_available()
-    cfg.pin_memory = cfg.get('pin_memory', True) and pin
-    # Persistent workers need workers.
-    persist = not getattr(args, 'no_persistent_workers', False) and cfg.get('num_workers', 0) > 0
-    cfg.persistent_workers = cfg.get('persistent_workers', True) and persist
-    return cfg
+    pin = torch.cuda.is_available() and not args.no_pin_memory
+    persist = not getattr(args, 'no_persistent_workers', False)
+    for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+        loader = cfg.get(name)
+        if loader is not None:
+            workers = loader.get('num_workers', 0) > 0
+            loader.setdefault('collate_fn', dict(type='default_collate'))
+            loader.pin_memory = loader.get('pin_memory', True) and pin
+            loader.persistent_workers = (
+                loader.get('persistent_workers', True) and persist and workers
+            )
 
 
 def _check_launcher(args: argparse.Namespace) -> None:
@@ -221,8 +174,7 @@ def _check_launcher(args: argparse.Namespace) -> None:
         )
     import torch
 
-    devices = torch.cuda.device_count()
-    rank = os.environ['LOCAL_RANK']
+    devices, rank = torch.cuda.device_count(), os.environ['LOCAL_RANK']
     if args.launcher == 'pytorch' and 0 < devices <= int(rank):
         raise UsageError(
             f'LOCAL_RANK is {rank}, but this machine has {devices} GPU(s); start at most '
@@ -231,20 +183,7 @@ def _check_launcher(args: argparse.Namespace) -> None:
 
 
 def build_runner(cfg: Config) -> Runner:
-    """Build the runner that the config asks for.
-
-    From then on, MMEngine loads checkpoints with :func:`crd_plugin.compat.load_checkpoint`, and
-    strictly. With ``randomness.deterministic``, cuBLAS is told so, unless the environment says how.
-
-    Args:
-        cfg (Config): The complete config.
-
-    Returns:
-        Runner: MMEngine's runner, or the one named by ``runner_type``.
-
-    Raises:
-        UsageError: If ``visualizer.vis_backends`` is not a list of backends.
-    """
+    """Build the runner that the config asks for; it loads strictly, and logs to a file."""
     from mmengine.registry import RUNNERS
     from mmengine.runner import Runner
 
@@ -253,8 +192,8 @@ def build_runner(cfg: Config) -> Runner:
     use_load_checkpoint_file()
     use_pretrained_init()
     _log_to_file(cfg)
-    if cfg.get('randomness', {}).get('deterministic', False):
-        # cuBLAS is refused without it, and reads it when it is first used.
+    if cfg.get('randomness', {}).get('deterministic'):
+        # cuBLAS reads it when it is first used, and is refused without it.
         os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
     # MMEngine names a run by its config and the second, and runs of one name share their history.
     cfg = copy.deepcopy(cfg)
@@ -282,24 +221,13 @@ def _log_to_file(cfg: Config) -> None:
             )
         backends.append(backend)
     kinds = [b['type'] if isinstance(b, dict) else type(b) for b in backends]
-    names = {getattr(kind, '__name__', str(kind)).rpartition('.')[2] for kind in kinds}
-    if 'LocalVisBackend' not in names:
+    if not any(str(getattr(k, '__name__', k)).endswith('LocalVisBackend') for k in kinds):
         backends.insert(0, dict(type='LocalVisBackend'))
     visualizer['vis_backends'] = backends
 
 
 def try_out(cfg: Config) -> list[str]:
-    """Run the dry run of ``tools/check_config.py`` before training, on rank 0.
-
-    Args:
-        cfg (Config): The complete config; it is not changed.
-
-    Returns:
-        list[str]: What the user should know although training starts.
-
-    Raises:
-        UsageError: If something is wrong, with the line that the dry run prints.
-    """
+    """Run the dry run before training, on rank 0; return its notes, raise its problem."""
     ranks = ('RANK', 'SLURM_PROCID', 'OMPI_COMM_WORLD_RANK')
     if cfg.launcher != 'none' and any(os.environ.get(name, '0') != '0' for name in ranks):
         return []
@@ -335,14 +263,7 @@ def _keep_traceback(cfg: Config, error: BaseException) -> None:
 
 @contextmanager
 def explained(cfg: Config) -> Iterator[None]:
-    """Report an exception as the dry run does, in one line; its traceback goes to the log file.
-
-    Args:
-        cfg (Config): What is built and run in this context.
-
-    Raises:
-        UsageError: For any exception, with where in the config it comes from and what to do.
-    """
+    """Report an exception as the dry run does; its traceback goes to the log file."""
     try:
         yield
     except UsageError:
@@ -355,15 +276,7 @@ def explained(cfg: Config) -> Iterator[None]:
 
 
 def run(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None = None) -> int:
-    """Run a tool; report a mistake of the user in one line, any other error with its traceback.
-
-    Args:
-        main (Callable): The tool, which takes the arguments.
-        argv (Sequence[str], optional): Arguments. Defaults to None: those of the command line.
-
-    Returns:
-        int: Exit status, 0 or 1.
-    """
+    """Run a tool and return its exit status; a mistake of the user is reported in one line."""
     try:
         main(argv)
     except (UsageError, CheckpointError, FileNotFoundError) as error:
@@ -376,16 +289,15 @@ def run(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None
 
 def _leave_process_group() -> None:
     """End a distributed run without torch's warning about leaks."""
-    torch = sys.modules.get('torch')
-    group = torch and torch.distributed.is_available() and torch.distributed.is_initialized()
-    if torch is None or not group:
+    distributed = 'torch' in sys.modules and sys.modules['torch'].distributed
+    if not (distributed and distributed.is_available() and distributed.is_initialized()):
         return
-    if torch.distributed.get_backend() != 'gloo':
-        torch.distributed.destroy_process_group()
+    if distributed.get_backend() != 'gloo':
+        distributed.destroy_process_group()
         return
     # On a CPU the process ends right here, once all ranks are done: when gloo's threads are torn
     # down, a finished rank may abort, which a launcher takes for a failed run.
-    torch.distributed.barrier()
+    distributed.barrier()
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()

@@ -1,81 +1,63 @@
 """Try a config out: build everything, run one training step, and show what is in it.
 
-:func:`_run` has the order of a dry run. The first part that fails ends it: whatever is raised goes
-to :func:`crd_plugin.cli.explain.explain`, which turns it into one line. So a method, a loss or a
-data set of one's own needs nothing here.
+The first part that fails ends it: whatever is raised, :func:`crd_plugin.cli.explain.explain` turns
+into one line. So a method, a loss or a data set of one's own needs nothing here.
 """
 
 from __future__ import annotations
 
 import copy
+import logging
 import os.path as osp
+import random
 import time
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 from mmengine.config import Config
-from mmengine.hooks import SyncBuffersHook
+from mmengine.logging import MMLogger
 from mmengine.optim import OptimWrapper, build_optim_wrapper
-from mmengine.registry import MODELS, DefaultScope
+from mmengine.registry import HOOKS, MODELS, PARAM_SCHEDULERS, DefaultScope
+from mmengine.runner import Runner
 from torch import nn
 
 from crd_plugin.compat import load_checkpoint_file
 from crd_plugin.engine.hooks import CoCoRDHook, MemoryBankHook
-from crd_plugin.engine.hooks.memory_bank_hook import (
-    check_negatives,
-    index_dataset,
-    pool_remark,
-)
+from crd_plugin.engine.hooks._checks import check_buffers_are_ours, check_once
 from crd_plugin.engine.hooks.strict_loading_hook import load_run
 from crd_plugin.engine.loops.staged_train_loop import split_epochs
 from crd_plugin.models.algorithms.pretrained_init import use_pretrained_init
-from crd_plugin.models.losses import CoCoRDLoss, CRDLoss
+from crd_plugin.models.key_queue import KeyQueue
 from crd_plugin.models.memory_bank import MemoryBank
-from crd_plugin.models.recorders._members import members_of
 
-from ._dry_run_inputs import (
+from .arguments import load_config, merge_options
+from .dry_run_data import (
     INPUT_SHAPE,
     Data,
+    check_classes,
     check_weights,
     normalisation_notes,
+    read_batch,
     read_data,
     size_of_last_batch,
-    without_a_trace,
 )
-from ._dry_run_step import (
-    build_hooks,
-    build_schedulers,
-    check_needs,
-    measure,
-    one_step,
-    try_one_sample,
-    try_validation,
-)
-from .arguments import load_config, merge_options
-from .dry_run_report import BankRow, DryRunReport, count_parameters, read_recorders, watch_inputs
+from .dry_run_report import DryRunReport, LossRow, count_parameters, measure, read_recorders, watch
 from .explain import explain
-from .lookup import find_type, one_line
+from .lookup import PlacedError, one_line
 from .settings import check_settings
 
 _BATCH_SIZE = 4
-# A bank of more rows is not allocated; so many stand in for it.
-_MOST_ROWS, _STAND_IN_ROWS = 65536, 4096
 # What leaves an update in a forward pass, and the hook that writes the update.
-_WRITERS = {MemoryBank: MemoryBankHook, CoCoRDLoss: CoCoRDHook}
+_WRITERS = {MemoryBank: MemoryBankHook, KeyQueue: CoCoRDHook}
 
 
 def dry_run_file(filename: str, options: dict[str, Any] | None = None, **kwargs) -> DryRunReport:
-    """Dry-run a config file; that it cannot be loaded is a problem like any other.
-
-    Args:
-        filename (str): The config.
-        options (dict, optional): Settings to replace, by dotted name.
-        **kwargs: Arguments of :func:`run_dry`.
-
-    Returns:
-        DryRunReport: What was found.
-    """
+    """Dry-run a config file with settings by dotted name and arguments of :func:`run_dry`."""
     try:
         cfg = load_config(filename)
         merge_options(cfg, options)
@@ -120,7 +102,7 @@ def run_dry(
     report = DryRunReport(osp.basename(cfg.filename or ''))
     plain = cfg.to_dict()
     scope = plain.get('default_scope') or 'mmengine'
-    with without_a_trace(), DefaultScope.overwrite_default_scope(scope):
+    with _without_a_trace(), DefaultScope.overwrite_default_scope(scope):
         try:
             _run(plain, batch_size, device, use_teacher_ckpt, stand_ins, report)
         except Exception as error:  # Any part may fail in its own way.
@@ -128,6 +110,27 @@ def run_dry(
             report.error = error
     report.seconds = time.perf_counter() - start
     return report
+
+
+@contextmanager
+def _without_a_trace() -> Iterator[None]:
+    """Fix seeds, quiet the logs; restore random state, log levels and warnings."""
+    python, numpy = random.getstate(), np.random.get_state()
+    level = logging.root.manager.disable
+    with torch.random.fork_rng(range(torch.cuda.device_count())), warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        try:
+            random.seed(0)
+            np.random.seed(0)
+            torch.manual_seed(0)
+            logging.disable(logging.WARNING)
+            yield
+        finally:
+            logging.disable(level)
+            for logger in MMLogger._instance_dict.values():
+                logger._cache.clear()  # logging does so for the loggers that it has made
+            random.setstate(python)
+            np.random.set_state(numpy)
 
 
 def _run(
@@ -158,26 +161,15 @@ def _run(
     if cfg.get('load_from'):
         _load_run(model, cfg)
     report.parts = count_parameters(model)
-    build_hooks(cfg)
     _check_hooks(model, cfg)
-    _check_classes(model, data, report)
-    if batch_size is None:
-        loader = cfg.get('train_dataloader') or {}
-        batch_size = min(loader.get('batch_size') or _BATCH_SIZE, _BATCH_SIZE)
-    batch = _read_batch(model, data, batch_size, report)
-    several = isinstance(batch['inputs'], (list, tuple))
-    images = batch['inputs'][0] if several else batch['inputs']
-    shape, kind = ' x '.join(map(str, images.shape)), str(images.dtype).removeprefix('torch.')
-    views = f', {len(batch["inputs"])} views' if several else ''
-    report.images = f'{shape} {kind}{views} ({data.origin})'
-    if several and hasattr(model, 'distiller') and not hasattr(model, 'num_views'):
-        raise ValueError(
-            f'train_dataloader.dataset gives {len(batch["inputs"])} views of each image, '
-            f'{model_cfg["type"]} expects one; take MultiViewPipeline out of the pipeline.'
-        )
-    if 'contrast_idx' in batch['data_samples'][0] and "source': 'contrast_idx'" not in str(
-        model_cfg
-    ):
+    check_classes(model, data)
+    given = (cfg.get('train_dataloader') or {}).get('batch_size') or _BATCH_SIZE
+    batch = read_batch(model, data, batch_size or min(given, _BATCH_SIZE), report)
+    views = batch['inputs'] if isinstance(batch['inputs'], (list, tuple)) else [batch['inputs']]
+    shape, kind = ' x '.join(map(str, views[0].shape)), str(views[0].dtype).removeprefix('torch.')
+    several = f', {len(views)} views' if len(views) > 1 else ''
+    report.images = f'{shape} {kind}{several} ({data.origin})'
+    if 'contrast_idx' in batch['data_samples'][0] and "'contrast_idx'" not in str(model_cfg):
         raise ValueError(
             'train_dataloader.dataset.num_negatives draws contrast_idx, which no recorder reads; '
             "leave it out, or record it with dict(type='crd_plugin.SampleField', "
@@ -189,21 +181,41 @@ def _run(
         wrapper = OptimWrapper(torch.optim.SGD(model.parameters(), lr=0.1))
     _try_steps(model.to(device), cfg, batch, wrapper, report)
     if last == 1:
-        try_one_sample(model, data, wrapper)
+        _try_one_sample(model, data, wrapper)
     # A network may take images of the training's size only.
-    try_validation(model, cfg, stand_ins, report, images.shape[-2:])
-    build_schedulers(cfg, wrapper, report.notes)
+    _try_validation(model, cfg, stand_ins, report, views[0].shape[-2:])
+    _build_schedulers(cfg, wrapper, report.notes)
 
 
-def _load_run(model: Any, cfg: dict[str, Any]) -> None:
+def _load_run(model: nn.Module, cfg: Mapping[str, Any]) -> None:
     """Load the weights that the runner is to load."""
-    banks = [module for module in model.modules() if isinstance(module, MemoryBank)]
-    for bank in banks:
-        bank.keep_rows = False  # they are checked when the data are known
+    for module in model.modules():
+        if isinstance(module, MemoryBank):
+            module.keep_rows = False  # they are checked when the data are known
     role = '--resume' if cfg.get('resume') else 'load_from'
     load_run(model, load_checkpoint_file(cfg['load_from']), role, cfg['load_from'])
-    for bank in banks:
-        bank.keep_rows = True
+
+
+def _check_hooks(model: nn.Module, cfg: Mapping[str, Any]) -> None:
+    """Build every hook; check that one hook, and no other, writes what a step leaves behind."""
+    hooks = []
+    for hook in [*(cfg.get('default_hooks') or {}).values(), *(cfg.get('custom_hooks') or ())]:
+        with suppress(RuntimeError):  # some ask for the runner's visualizer
+            if hook:
+                hooks.append(HOOKS.build({k: v for k, v in hook.items() if k != 'priority'}))
+    for state, writer in _WRITERS.items():
+        if not any(isinstance(module, state) for module in model.modules()):
+            continue
+        writers = [hook for hook in hooks if isinstance(hook, writer)]
+        if not writers:
+            raise ValueError(
+                f'no {writer.__name__} writes the {state.__name__} of the model; add '
+                f"dict(type='crd_plugin.{writer.__name__}') to default_hooks, or to custom_hooks "
+                '(a config that sets custom_hooks replaces the list of its _base_).'
+            )
+        runner = SimpleNamespace(hooks=hooks)
+        check_once(writers[0], runner)
+        check_buffers_are_ours(runner, f'a {state.__name__}')
 
 
 def _try_steps(
@@ -216,28 +228,29 @@ def _try_steps(
         for stage in _stages_of(model, cfg.get('train_cfg') or {}):
             if stage:
                 model.set_stage(stage)
-            with watch_inputs(model, report):
-                losses = one_step(model, batch, wrapper)
-            measure(model, losses, report, f'{stage}: ' if stage else '')
+            with watch(model, report):
+                losses = _one_step(model, batch, wrapper)
+            rows = measure(model, losses, f'{stage}: ' if stage else '')
+            report.losses += rows
+            _check_losses(rows)
+            model.parse_losses(losses)[0].backward()
             idle |= {n for n, p in model.named_parameters() if n in trained and p.grad is None}
     except ValueError:
-        given, shape = cfg['model'].get('input_shape'), tuple(batch['inputs'][0].shape[-3:])
-        if hasattr(model, 'distiller') and tuple(given or INPUT_SHAPE) != shape:
+        given = tuple(cfg['model'].get('input_shape') or INPUT_SHAPE)
+        shape = tuple(batch['inputs'][0].shape[-3:])
+        if hasattr(model, 'distiller') and given != shape:
             report.notes.append(
-                f'model.input_shape is {tuple(given or INPUT_SHAPE)}, but the images are {shape}: '
-                'set it to that if connectors or losses leave their widths out.'
+                f'model.input_shape is {given}, but the images are {shape}: set it to that if '
+                'connectors or losses leave their widths out.'
             )
         raise
     finally:
-        read_recorders(model, cfg['model'], report)
+        report.recorders += read_recorders(model, cfg['model'])
     if hasattr(model, 'distiller'):
-        check_needs(model)
-    alone = cfg.get('launcher') == 'none'  # known when training starts
-    if (
-        idle
-        and not alone
-        and not (cfg.get('model_wrapper_cfg') or cfg).get('find_unused_parameters')
-    ):
+        _check_needs(model.distiller)
+    several = cfg.get('launcher') != 'none'  # known when training starts
+    wrapping = cfg.get('model_wrapper_cfg') or cfg
+    if idle and several and not wrapping.get('find_unused_parameters'):
         report.notes.append(
             f'{len(idle)} parameters get no gradient in some step, such as {min(idle)}: a run of '
             'several processes needs find_unused_parameters=True.'
@@ -258,96 +271,114 @@ def _stages_of(model: nn.Module, train_cfg: Mapping[str, Any]) -> list[str]:
     return stages if stages and (not train_cfg or 'type' in train_cfg) else ['']
 
 
-def _read_batch(
-    model: nn.Module, data: Data, batch_size: int, report: DryRunReport
-) -> dict[str, Any]:
-    """Size the memory banks as their hook would, smaller where huge; read samples of their rows."""
-    banks = {name: bank for name, bank in model.named_modules() if isinstance(bank, MemoryBank)}
-    if banks and index_dataset(data.dataset) is None:
-        raise ValueError(
-            f'train_dataloader.dataset is a {data.kind}, whose samples carry no ids for the memory '
-            "bank; wrap it: dataset=dict(type='crd_plugin.SampleIndexDataset', dataset=dict(...))."
-        )
-    known = data.num_samples
-    for name, bank in banks.items():
-        known = known or bank.num_samples or None
-        if bank.num_samples not in (0, known):
+def _one_step(model: Any, batch: Any, wrapper: OptimWrapper) -> dict[str, Any]:
+    """Run the forward pass of a training step; no update is left behind."""
+    model.train()
+    with wrapper.optim_context(model):
+        data = model.data_preprocessor(copy.deepcopy(batch), True)
+        losses = model(**data, mode='loss')
+    for module in model.modules():
+        if isinstance(module, (MemoryBank, KeyQueue)):
+            module.discard()
+    return losses
+
+
+def _check_losses(rows: Sequence[LossRow]) -> None:
+    """Refuse losses that cannot train the student."""
+    for name, value, summed, *norms in rows:
+        numbers = [norm for norm in norms if isinstance(norm, float)]
+        if not summed and numbers:
             raise ValueError(
-                f'num_samples of {name} is {bank.num_samples}, the training set has {known} '
-                'samples; set it to that or leave it out.'
+                f'{name} is not added to the sum of the losses, because MMEngine adds those with '
+                f'`loss` in their name; call it loss_{name.rpartition(".")[2]}.'
             )
-    check_negatives(model, data.labels)
-    rows = known if known and known <= _MOST_ROWS else _STAND_IN_ROWS
-    batch = data.read_batch(batch_size, rows)
-    labels = data.labels
-    if data.num_samples is None or labels is not None and len(labels) != rows:
-        labels = torch.arange(rows) % (data.num_classes or 2)
-        for sample in batch['data_samples'] if banks else ():
-            labels[sample.sample_idx] = sample.gt_label
-    for name, bank in banks.items():
-        bank.resize(rows, labels)
-        mib = None if known is None else bank.num_bytes / rows * known / 2**20
-        report.banks.append(BankRow(name, known, bank.embed_dim, mib, rows))
-    for name, loss in model.named_modules():
-        if isinstance(loss, CRDLoss) and loss.bank is not None and rows == known:
-            remark = pool_remark(name, loss)
-            report.notes += [remark] if remark else []
-    return batch
+        if summed and (not numbers or 'distill.' in name and norms[0] == 'none'):
+            raise ValueError(
+                f'{name} sends no gradient to the student, so it distils nothing; check '
+                'from_student and the recorders in its loss_forward_mappings.'
+            )
+        if summed and not np.isfinite([value, *numbers]).all():
+            raise ValueError(
+                f'{name} is {value}, its gradient {norms}; lower its weight, or use float32.'
+            )
 
 
-def _check_hooks(model: nn.Module, cfg: Mapping[str, Any]) -> None:
-    """Check that one hook writes what a step leaves behind."""
-    hooks = [*(cfg.get('default_hooks') or {}).values(), *(cfg.get('custom_hooks') or ())]
-    classes = [find_type(hook['type']) for hook in hooks if hook]
-    for state, hook in _WRITERS.items():
-        if not any(isinstance(module, state) for module in model.modules()):
+def _check_needs(distiller: Any) -> None:
+    """Check that the recorded stages are what each loss declares to need."""
+    for name, mapping in distiller.loss_forward_mappings.items():
+        loss = distiller.distill_losses[name]
+        for key, record in mapping.items() if getattr(loss, 'takes_stages', False) else ():
+            maps, side = distiller.get_record(**record), 'teacher'
+            if record['from_student']:
+                side = 'architecture'
+            place = f'model.distiller.loss_forward_mappings.{name}.{key}: the'
+            if isinstance(maps, (list, tuple)) and len(maps) == 1:
+                raise PlacedError(
+                    f'{place} {side} returns 1 stage, but {type(loss).__name__} compares several; '
+                    f'set model.{side}.backbone.out_indices to all of them, for three (0, 1, 2), '
+                    'or choose one by data_idx.'
+                )
+            if loss.before_activation and all(bool((one >= 0).all()) for one in maps):
+                raise PlacedError(
+                    f'{place} maps of the {side} have no negative value, but '
+                    f'{type(loss).__name__} compares signs before the activation; set '
+                    f'model.{side}.backbone.pre_activation=True.'
+                )
+
+
+def _try_one_sample(model: Any, data: Data, wrapper: OptimWrapper) -> None:
+    """Run a step on one sample, as an epoch that ends with such a batch will."""
+    try:
+        _one_step(model, data.read_batch(1, 1), wrapper)
+    except Exception as error:
+        raise PlacedError(
+            'train_dataloader: the last batch of an epoch has one sample, for which training '
+            f'fails ({one_line(error).rstrip(".")}); set drop_last=True, or another batch_size.'
+        ) from error
+
+
+@torch.no_grad()
+def _try_validation(
+    model: Any, cfg: Mapping[str, Any], stand_ins: bool, report: DryRunReport, size: Sequence[int]
+) -> None:
+    """Read two samples for validation and for testing, predict and compute the metrics."""
+    model.eval()
+    tried: list[Any] = []
+    for name in ('val', 'test'):
+        loader, metrics = (cfg.get(f'{name}_{part}') for part in ('dataloader', 'evaluator'))
+        if loader is None or metrics is None or (loader, metrics) in tried:
             continue
-        number, name = classes.count(hook), hook.__name__
-        if number != 1:
-            raise ValueError(
-                f'custom_hooks and default_hooks have {name} {number} times, but the '
-                f"{state.__name__} of the model needs it once: dict(type='crd_plugin.{name}') (a "
-                'config that sets custom_hooks replaces the list of its _base_).'
-            )
-        if SyncBuffersHook in classes:
-            raise ValueError(
-                'custom_hooks has SyncBuffersHook, which averages the buffers of the '
-                f'{state.__name__} over the ranks; remove it.'
-            )
+        tried.append((loader, metrics))
+        data = read_data(cfg, f'{name}_dataloader', report.notes, stand_ins, size)
+        batch = data.read_batch(2, len(data.dataset))
+        evaluator = Runner.build_evaluator(None, copy.deepcopy(metrics))
+        evaluator.dataset_meta = getattr(data.dataset, 'metainfo', None)
+        try:
+            evaluator.process(model.val_step(batch), batch)
+            results = evaluator.evaluate(2)
+        except Exception as error:
+            raise PlacedError(f'{name}_evaluator: {one_line(error)}') from error
+        best = ((cfg.get('default_hooks') or {}).get('checkpoint') or {}).get('save_best') or 'auto'
+        for key in [best] if isinstance(best, str) else best:
+            if name == 'val' and key not in (*results, 'auto'):
+                raise PlacedError(
+                    f'default_hooks.checkpoint.save_best has {key!r}, but validation gives '
+                    f'{", ".join(results)}.'
+                )
 
 
-def _check_classes(model: nn.Module, data: Data, report: DryRunReport) -> None:
-    """Compare the outputs of the heads with the classes of the data set."""
-    nets = (getattr(model, 'architecture', model), *members_of(getattr(model, 'teacher', None)))
-    student, *teachers = (getattr(getattr(net, 'head', None), 'num_classes', None) for net in nets)
-    classes = data.num_classes
-    if classes is None and data.labels is not None and student is not None:
-        classes = max(student, int(data.labels.max()) + 1)
-    place = 'model.architecture' if nets[0] is not model else 'model'
-    # A student whose own loss is not computed may have any number.
-    asked = getattr(model, 'calculate_student_loss', True)
-    if classes and data.labels is not None and int(data.labels.max()) >= classes:
-        raise ValueError(
-            f'train_dataloader.dataset has the label {int(data.labels.max())}, but its metainfo '
-            f'names {classes} classes; name all of them. `classes` takes no subset of the samples: '
-            'for that, write an annotation file with labels from 0.'
+def _build_schedulers(cfg: Mapping[str, Any], wrapper: OptimWrapper, notes: list[str]) -> None:
+    """Build the schedulers of learning rate and momentum; note one that ends too early or late."""
+    given = cfg.get('param_scheduler') or []
+    given = given if isinstance(given, (list, tuple)) else [given]
+    for scheduler in given:
+        PARAM_SCHEDULERS.build(
+            copy.deepcopy(scheduler), default_args=dict(optimizer=wrapper, epoch_length=1)
         )
-    if asked and None not in (student, classes) and student != classes:
-        raise ValueError(
-            f'{place}.head.num_classes is {student}, the data set has {classes} classes; set it '
-            f'to {classes}.'
+    ends = [one['end'] for one in given if one.get('by_epoch', True) and one.get('end')]
+    epochs = (cfg.get('train_cfg') or {}).get('max_epochs')
+    if epochs and ends and max(ends) != epochs:
+        notes.append(
+            f'param_scheduler ends at epoch {max(ends)}, train_cfg.max_epochs is {epochs}; set '
+            'both to the same number for the whole schedule.'
         )
-    preprocessor = model.data_preprocessor
-    one_hot = getattr(preprocessor, 'num_classes', None)
-    # Mixup and multi-label data make vectors of so many numbers of the labels.
-    if getattr(preprocessor, 'to_onehot', False) and classes and one_hot not in (None, classes):
-        raise ValueError(
-            f'data_preprocessor.num_classes is {one_hot}, the data set has {classes} classes; set '
-            f'it to {classes}.'
-        )
-    for teacher in dict.fromkeys(teachers):
-        if None not in (student, teacher) and student != teacher:
-            report.notes.append(
-                f'model.teacher.head.num_classes is {teacher}, that of model.architecture '
-                f'{student}: a loss that compares their logits cannot work.'
-            )

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections import namedtuple
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from crd_plugin.ops import gradient_norm
 
 from .lookup import describe
 
@@ -63,56 +66,67 @@ class DryRunReport:
 
 
 @contextmanager
-def watch_inputs(model: nn.Module, report: DryRunReport) -> Iterator[None]:
-    """Write what teacher and student are given first into a report."""
-    rows: dict[str, InputRow] = {}
+def watch(model: nn.Module, report: DryRunReport) -> Iterator[None]:
+    """Write what the networks are given first, and what connectors make of it, into a report."""
+    connectors = getattr(getattr(model, 'distiller', None), 'connectors', {})
 
-    def watch(name: str) -> Callable:
-        def keep(network: nn.Module, given: tuple) -> None:
-            if name not in rows and given and isinstance(given[0], torch.Tensor):
-                images = given[0].detach().float()
-                numbers = (float(x) for x in (images.min(), images.max(), images.mean()))
-                rows[name] = InputRow(name, describe(given[0]), *numbers)
+    def see_network(name: str, _: nn.Module, given: tuple) -> None:
+        if given and isinstance(given[0], Tensor) and all(r.network != name for r in report.inputs):
+            images = given[0].detach().float()
+            spread = (float(x) for x in (images.min(), images.max(), images.mean()))
+            report.inputs.append(InputRow(name, describe(given[0]), *spread))
+            report.inputs.sort()  # the student first
 
-        return keep
+    def see_connector(name: str, connector: nn.Module, given: tuple, output: Any) -> None:
+        if all(row.name != name for row in report.connectors):
+            number, kind = sum(p.numel() for p in connector.parameters()), type(connector).__name__
+            row = ConnectorRow(name, kind, describe(given[0]), describe(output), number)
+            report.connectors.append(row)
 
-    networks = dict(student=getattr(model, 'architecture', None))
-    networks['teacher'] = getattr(model, 'teacher', None)
-    handles = [net.register_forward_pre_hook(watch(name)) for name, net in networks.items() if net]
+    handles = [
+        getattr(model, part).register_forward_pre_hook(partial(see_network, name))
+        for name, part in (('student', 'architecture'), ('teacher', 'teacher'))
+        if getattr(model, part, None)
+    ]
+    for name, connector in connectors.items():
+        handles.append(connector.register_forward_hook(partial(see_connector, name)))
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
-        report.inputs = [rows[name] for name in networks if name in rows]
 
 
-@torch.no_grad()
-def read_recorders(model: nn.Module, cfg: Mapping[str, Any], report: DryRunReport) -> None:
-    """Write shapes of what recorders hold, and of what connectors make of it, into a report."""
-    distiller: Any = getattr(model, 'distiller', None)
+def read_recorders(model: nn.Module, cfg: Mapping[str, Any]) -> Iterator[RecorderRow]:
+    """Shapes of what recorders hold."""
     for side in ('student', 'teacher'):
-        manager = getattr(distiller, f'{side}_recorders', None)
+        manager = getattr(getattr(model, 'distiller', None), f'{side}_recorders', None)
         for name, recorder in getattr(manager, 'recorders', {}).items():
             records = recorder.data_buffer
             output = describe(records[0]) if records else 'nothing'
             output += f', {len(records)} times' if len(records) > 1 else ''
             kind = cfg['distiller'][f'{side}_recorders'][name]['type']
-            report.recorders.append(RecorderRow(side, name, kind, recorder.source, output))
-    rows = {}
-    for mapping in getattr(distiller, 'loss_forward_mappings', {}).values():
-        for record in mapping.values():
-            name = record.get('connector')
-            if name is None:
-                continue
-            connector = distiller.connectors[name]
-            number = sum(p.numel() for p in connector.parameters())
-            rows[name] = ConnectorRow(name, type(connector).__name__, '-', '-', number)
-            with suppress(Exception):  # the step tells what is wrong
-                given = distiller.get_record(**{**record, 'connector': None, 'connector_idx': None})
-                output = describe(connector(given))
-                rows[name] = rows[name]._replace(inputs=describe(given), output=output)
-    report.connectors = list(rows.values())
+            yield RecorderRow(side, name, kind, recorder.source, output)
+
+
+def measure(model: Any, losses: Mapping[str, Any], prefix: str) -> list[LossRow]:
+    """Measure the gradient that each loss sends to the parts of a model."""
+    parts = [getattr(model, 'architecture', model), getattr(model, 'teacher', nn.Module())]
+    student, teacher = ([p for p in part.parameters() if p.requires_grad] for part in parts)
+    known = {id(p) for p in student + teacher}
+    others = [p for p in model.parameters() if p.requires_grad and id(p) not in known]
+    rows = []
+    for name, value in losses.items():
+        terms = [value] if isinstance(value, Tensor) else value
+        loss = torch.stack([term.float().mean() for term in terms]).sum()  # as MMEngine does
+        norms: list[float | str] = []
+        for part in (student, others, teacher):
+            norm = gradient_norm(loss, part)
+            norms.append(norm if norm is not None else 'none' if part else '-')
+        if hasattr(model, 'teacher') and not teacher:
+            norms[2] = 'frozen'
+        rows.append(LossRow(prefix + name, float(loss), 'loss' in name, *norms))
+    return rows
 
 
 def count_parameters(model: nn.Module) -> list[PartRow]:
@@ -121,40 +135,28 @@ def count_parameters(model: nn.Module) -> list[PartRow]:
     parts.update(parts.pop('distiller', nn.Module()).named_children())
     rows = []
     for name, part in parts.items():
-        numbers = [p.numel() for p in part.parameters()]
+        total = sum(p.numel() for p in part.parameters())
         trainable = sum(p.numel() for p in part.parameters() if p.requires_grad)
         name = {'architecture': 'student', 'distill_losses': 'losses'}.get(name, name)
-        rows.append(PartRow(name.replace('_', ' '), trainable, sum(numbers)))
-    return [row for row in rows if row.total]
+        rows += [PartRow(name.replace('_', ' '), trainable, total)] if total else []
+    return rows
 
 
 def render(report: DryRunReport) -> str:
-    """Lay a report out as text.
-
-    Args:
-        report (DryRunReport): The report.
-
-    Returns:
-        str: Tables, notes and a summary; the problems are not in it.
-    """
+    """Lay a report out as text: tables, notes and a summary, without the problems."""
     head = {name: getattr(report, name) for name in ('config', 'data', 'images', 'teacher')}
     whose = report.parts[0].part if report.parts else 'model'
+    loss_header = ('name', 'value', '', f'gradient: {whose}', 'other parts', 'teacher')
     losses = [row._replace(summed='' if row.summed else 'not summed') for row in report.losses]
-    banks = [
-        row._replace(mib='unknown' if row.mib is None else f'{row.mib:.2f} MiB')
-        for row in report.banks
-    ]
+    bank_header = ('name', 'rows per side', 'width', 'memory', 'rows here')
+    banks = [row._replace(mib=row.mib and f'{row.mib:.2f} MiB') for row in report.banks]
     blocks = [
         '\n'.join(f'{name.capitalize():<9}{text}' for name, text in head.items() if text),
         _table('Inputs', InputRow._fields, report.inputs),
         _table('Recorders', RecorderRow._fields, report.recorders),
         _table('Connectors', ConnectorRow._fields, report.connectors),
-        _table(
-            'Losses',
-            ('name', 'value', '', f'gradient: {whose}', 'other parts', 'teacher'),
-            losses,
-        ),
-        _table('Memory banks', ('name', 'rows per side', 'width', 'memory', 'rows here'), banks),
+        _table('Losses', loss_header, losses),
+        _table('Memory banks', bank_header, banks),
         _table('Parameters', PartRow._fields, report.parts),
         '\n'.join(f'note: {note}' for note in report.notes),
     ]

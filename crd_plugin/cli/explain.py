@@ -1,8 +1,7 @@
 """Turn what is wrong with a config into one line: where it is, what came, what to do.
 
-Nothing here knows a method, a loss or a hook. Names are looked up in the registries of OpenMMLab,
-arguments in the signature of what a ``type`` names, and the place of an exception is read from its
-traceback: the dicts that were being built and the modules that were running.
+Nothing here knows a method, a loss or a hook. The place of an exception is read from its traceback:
+the dicts that were being built and the modules that were running.
 """
 
 from __future__ import annotations
@@ -41,15 +40,7 @@ _Call = tuple[FrameType, int, str]
 
 
 def explain(error: BaseException, cfg: Mapping[str, Any]) -> str:
-    """Say in one line where in the config an exception comes from and what to do.
-
-    Args:
-        error (BaseException): Raised while objects of the config were built or used.
-        cfg (dict): The whole config.
-
-    Returns:
-        str: ``PLACE: what came; what to do``, without the place if it is not known.
-    """
+    """Say in one line where in a config an exception comes from and what to do."""
     if isinstance(error, PlacedError):
         return one_line(error)
     # MMRazor asserts what is told here with the nearest names.
@@ -89,7 +80,7 @@ def _calls(error: BaseException, cfg: Mapping[str, Any]) -> Iterator[_Call]:
     parts: dict[int, str] = {}
     for frame, line in (call for link in links for call in traceback.walk_tb(link.__traceback__)):
         owner = frame.f_locals.get('self')
-        if frame.f_code.co_name == 'build_from_cfg':
+        if frame.f_code.co_name in ('build_from_cfg', 'build_scheduler_from_cfg'):
             built = _place_of(frame.f_locals.get('cfg', {}), cfg)
             if built:
                 base, place, parts = built, built, {}

@@ -71,17 +71,16 @@ def distill(
     work_dir: str | os.PathLike | None = None,
     cfg_options: Mapping[str, Any] | None = None,
 ) -> Distilled:
-    """Distil a teacher into a student on a folder of images.
+    """Distil a teacher into a student on a folder of images: ``docs/one_call.md``.
 
-    It writes a config, runs the dry run of ``tools/check_config.py``, trains as ``tools/train.py``
-    does and publishes the student: ``docs/one_call.md``.
+    It writes a config, checks it, trains as ``tools/train.py`` does and publishes the student.
 
     Args:
         student (str | Path | nn.Module | Callable | dict): Network to train, as
             :func:`crd_plugin.cli.networks.network_cfg` takes it.
         teacher (str | Path | nn.Module | Callable | dict): Network to learn from.
         train_data (str | Path): Folder with one folder of images per class, or of images without
-            classes, from which the student learns without labels.
+            classes: then the student learns without labels.
         val_data (str | Path, optional): Folder with one folder of images per class. Defaults to
             None: no validation.
         method (str | Sequence[str]): Files in ``configs/_base_/distillers``, several of them as
@@ -130,8 +129,7 @@ def distill(
     if not labeled:  # methods have a fragment of their own, or need no labels
         free = [f'{name.removesuffix(_UNLABELED)}{_UNLABELED}' for name in names]
         names = [b if (_FRAGMENTS / f'{b}.py').exists() else a for a, b in zip(names, free)]
-    known = classes if labeled else val_classes
-    num_classes = len(known) if known else None
+    num_classes = len((classes if labeled else val_classes) or ()) or None
     try:
         pair = _pair(student, teacher, teacher_checkpoint, num_classes)
     except (ValueError, OSError) as error:
@@ -252,33 +250,29 @@ def _name(network: Network) -> str:
 
 def _sizes(dataset: str, size: int, small: bool) -> dict[str, int]:
     """Return what the size of the images changes in a pipeline of the base settings."""
-    train = dataset.startswith('train')
-    if small:
-        sizes = {
-            '1.scale': size,
-            **({'2.crop_size': size, '2.padding': size // 8} if train else {}),
-        }
-    else:
-        sizes = {'1.scale': size} if train else {'1.scale': size * 8 // 7, '2.crop_size': size}
+    train, sizes = dataset.startswith('train'), {'1.scale': size}
+    if small and train:
+        sizes |= {'2.crop_size': size, '2.padding': size // 8}
+    elif not small and not train:
+        sizes |= {'1.scale': size * 8 // 7, '2.crop_size': size}
     return {f'{dataset}.pipeline.{key}': value for key, value in sizes.items()}
 
 
 def _assign(name: str, value: Any) -> str:
     """Return the line of a config that replaces a setting."""
-    keys = [int(key) if key.isdigit() else key for key in name.split('.')]
-    places = [f'[{key!r}]' if isinstance(key, int) else f'.{key}' for key in keys]
-    owner = 'model' if keys[0] == 'model' else f'_base_{places[0]}'
-    return f'{owner}{"".join(places[1:])} = {value!r}\n'
+    first, *keys = name.split('.')
+    places = ''.join(f'[{key}]' if key.isdigit() else f'.{key}' for key in keys)
+    return f'{"model" if first == "model" else f"_base_.{first}"}{places} = {value!r}\n'
 
 
 def _train(path: Path) -> Distilled:
     """Train a config as ``tools/train.py`` does, and publish the student."""
     cfg = cli.load_config(str(path))
-    flags = dict(
-        work_dir=None, cfg_options=None, launcher='none', local_rank=0, no_pin_memory=False
-    )
+    parser = argparse.ArgumentParser()
+    cli.add_common_arguments(parser)
+    flags = parser.parse_args([], argparse.Namespace(config=str(path)))
     with cli.explained(cfg):
-        cli.merge_common_arguments(cfg, argparse.Namespace(config=str(path), **flags))
+        cli.merge_common_arguments(cfg, flags)
         notes = cli.try_out(cfg)
         with guarded(cfg):
             runner = cli.build_runner(cfg)

@@ -17,25 +17,7 @@ RANDOM = 'random'
 def plan_probes(
     configs: Sequence[Path], checkpoints: Sequence[str], options: Sequence[str], work_dir: Path
 ) -> list[Run]:
-    """List a run per config and checkpoint.
-
-    A checkpoint is named after the run that it is from, ``NAME/epoch_240.pth`` or
-    ``NAME/seed_1/epoch_240.pth``, whose seed its probe has too; any other file after itself.
-
-    Args:
-        configs (Sequence[Path]): Configs with ``model.backbone_ckpt``.
-        checkpoints (Sequence[str]): Paths of checkpoints; ``'random'`` for initial weights, with
-            each seed that another checkpoint has.
-        options (Sequence[str]): ``key=value`` for ``--cfg-options``.
-        work_dir (Path): Runs go to ``work_dir/<config>/<name>/seed_<seed>``.
-
-    Returns:
-        list[Run]: One checkpoint after the other.
-
-    Raises:
-        UsageError: If a checkpoint does not exist, two would share a folder, or a config probes
-            nothing.
-    """
+    """List a run per config and checkpoint, in ``work_dir/<config>/<checkpoint>/seed_<seed>``."""
     named: dict[tuple[str, int], str] = {}
     for checkpoint in checkpoints:
         if checkpoint == RANDOM:
@@ -72,17 +54,7 @@ def plan_probes(
 
 
 def render_probes(runs: Sequence[Run]) -> str:
-    """Write a table per config of probes, beside the figures of ``configs/published.csv``.
-
-    Args:
-        runs (Sequence[Run]): As from :func:`plan_probes`.
-
-    Returns:
-        str: Markdown.
-
-    Raises:
-        UsageError: If there is no run yet, or a file of one is damaged.
-    """
+    """Write a table per config of probes, beside the figures of ``configs/published.csv``."""
     from .comparison import OF, compare, read_published, read_table_runs, render_markdown
 
     figures, tables = read_published(), []
@@ -101,19 +73,7 @@ def render_probes(runs: Sequence[Run]) -> str:
 
 
 def plot_probes(rows: Sequence[Mapping[str, Any]], path: str | Path) -> None:
-    """Draw top-1 of the last epoch as bars, a group per config of probes, a bar per network.
-
-    Heights are means over seeds, lines their standard deviation. Networks have the colour of the
-    method that their name begins with.
-
-    Args:
-        rows (Sequence[dict]): As from :func:`crd_plugin.cli.comparison.compare`; those of other
-            runs are left out.
-        path (str | Path): Image file to write; its suffix is the format.
-
-    Raises:
-        ValueError: If no probe has finished.
-    """
+    """Draw top-1 of the last epoch as bars, a group per config, coloured by method."""
     from .comparison import OF
 
     groups: dict[str, dict[str, dict[str, Any]]] = {}
@@ -130,12 +90,11 @@ def plot_probes(rows: Sequence[Mapping[str, Any]], path: str | Path) -> None:
     for bars in groups.values():
         ticks.append(place + (len(bars) - 1) / 2)
         for name, top1 in sorted(bars.items(), key=lambda item: names.index(item[0])):
-            method = name.partition('_')[0]
-            colour = f'C{methods.index(method) % 10}'
+            colour = f'C{methods.index(name.partition("_")[0]) % 10}'
             drawn = axes.bar(place, top1['mean'], yerr=top1['std'], color=colour, capsize=3)
             axes.bar_label(drawn, fmt='%.1f', padding=3, fontsize='small')
             place += 1
-        place += 1
+        place += 1  # a gap
     for number, method in enumerate(methods):
         axes.bar(0, 0, color=f'C{number % 10}', label=method)
     axes.set_xticks(ticks, [name.replace('_', '\n', 1) for name in groups])
@@ -145,7 +104,7 @@ def plot_probes(rows: Sequence[Mapping[str, Any]], path: str | Path) -> None:
 
 
 def _run_of(checkpoint: Path) -> tuple[str, int]:
-    """Name and seed of the run that a checkpoint is from."""
+    """Name and seed of the run that a checkpoint is from; any other file is named after itself."""
     folder = checkpoint.resolve().parent
     seed = re.fullmatch(r'seed_(\d+)', folder.name)
     name = checkpoint.stem

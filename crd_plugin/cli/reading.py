@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,24 +15,13 @@ _NAMES = {type(None): 'null', list: 'list of texts'}
 
 
 def read_text(path: str | Path) -> str:
-    """Read a text file.
-
-    Args:
-        path (str | Path): The file.
-
-    Returns:
-        str: Its text.
-
-    Raises:
-        ValueError: If it is not a file of text, or too large.
-    """
+    """Read a file; raise a ValueError if it is not a text, or too large."""
     path = Path(path)
     if not path.is_file():
         raise ValueError(f'{path} is not a file.')
-    if path.stat().st_size > _MOST:
-        raise ValueError(
-            f'{path} has {path.stat().st_size} bytes, expected at most {_MOST}: it is another file.'
-        )
+    size = path.stat().st_size
+    if size > _MOST:
+        raise ValueError(f'{path} has {size} bytes, expected at most {_MOST}: it is another file.')
     try:
         return path.read_text(encoding='utf-8')
     except UnicodeDecodeError as error:
@@ -41,68 +29,29 @@ def read_text(path: str | Path) -> str:
 
 
 def parse_json(text: str, place: str, kinds: Mapping[str, tuple[type, ...]]) -> dict[str, Any]:
-    """Parse an object of JSON.
-
-    Args:
-        text (str): The text.
-        place (str): File and line, for messages.
-        kinds (dict): Types by key, see :func:`check_kinds`.
-
-    Returns:
-        dict: The object.
-
-    Raises:
-        ValueError: If it is not JSON, not an object, or a value is of another type.
-    """
+    """Parse an object of JSON whose values, finite if numbers, are of given types by key."""
+    limit = sys.getrecursionlimit()
+    # With the limit that some packages set, Python itself crashes.
+    sys.setrecursionlimit(min(limit, 1000))
     try:
-        with _bounded_nesting():
-            content = json.loads(text)
+        content = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ValueError(f'{place} is not JSON: {error}') from error
-    return check_kinds(content, place, kinds)
-
-
-def check_kinds(
-    content: Any, place: str, kinds: Mapping[str, tuple[type, ...]] = {}
-) -> dict[str, Any]:
-    """Check that a value is a dict whose values are of some types.
-
-    Args:
-        content (Any): The value.
-        place (str): Where it stands, for messages.
-        kinds (dict): Allowed types by key; keys may be missing. Numbers must be
-            finite, items of lists texts.
-
-    Returns:
-        dict: The value.
-
-    Raises:
-        ValueError: If anything is of another type.
-    """
+    finally:
+        sys.setrecursionlimit(limit)
     if not isinstance(content, dict):
         raise ValueError(f'{place} is {_shorten(content)}, expected names and values.')
-    for key, allowed in kinds.items():
-        value = content.get(key)
+    for key in kinds.keys() & content.keys():
+        value, allowed = content[key], kinds[key]
         fits = isinstance(value, allowed) and (bool in allowed or not isinstance(value, bool))
-        if isinstance(value, float) and not math.isfinite(value):
-            fits = False
-        if isinstance(value, list) and not all(isinstance(item, str) for item in value):
-            fits = False
-        if key in content and not fits:
+        if isinstance(value, float):
+            fits = fits and math.isfinite(value)
+        elif isinstance(value, list):
+            fits = fits and all(isinstance(item, str) for item in value)
+        if not fits:
             names = ' or '.join(_NAMES.get(kind, kind.__name__) for kind in allowed)
             raise ValueError(f'{place}: {key} is {_shorten(value)}, expected {names}.')
     return content
-
-
-@contextmanager
-def _bounded_nesting() -> Iterator[None]:
-    """Set the usual limit of recursion: with that of some packages, Python itself crashes."""
-    limit = sys.getrecursionlimit()
-    sys.setrecursionlimit(min(limit, 1000))
-    try:
-        yield
-    finally:
-        sys.setrecursionlimit(limit)
 
 
 def _shorten(value: Any) -> str:

@@ -1,7 +1,4 @@
-"""Where a training goes on after an interruption, and how it is interrupted without harm.
-
-Only light modules are imported at the top, so that a mistyped argument is answered at once.
-"""
+"""Where a training goes on after an interruption, and how it is interrupted without harm."""
 
 from __future__ import annotations
 
@@ -31,22 +28,11 @@ _RANK = dict(pytorch='RANK', slurm='SLURM_PROCID', mpi='OMPI_COMM_WORLD_RANK')
 
 
 def checkpoints(folder: Path, pointer: Path) -> list[Path]:
-    """List the checkpoints that a run may go on from, the one to try first at the front.
-
-    Args:
-        folder (Path): Folder of the checkpoints.
-        pointer (Path): File that names the latest one.
-
-    Returns:
-        list[Path]: The one that is named, if it is there, then the others from new to old.
-    """
-    numbers = {
-        path: int(match[1])
-        for path in folder.glob('*')
-        # A best checkpoint lacks the optimizer.
-        if (match := _NUMBERED.search(path.name)) and not path.name.startswith('best_')
-    }
-    found = sorted(numbers, key=lambda path: numbers[path], reverse=True)
+    """List the checkpoints that a run may go on from: the named one, then from new to old."""
+    # A best checkpoint lacks the optimizer.
+    found = [path for path in folder.glob('*') if not path.name.startswith('best_')]
+    numbers = {path: match for path in found if (match := _NUMBERED.search(path.name))}
+    found = sorted(numbers, key=lambda path: int(numbers[path][1]), reverse=True)
     named = folder / _named(pointer)
     return [named, *(path for path in found if path != named)] if named.is_file() else found
 
@@ -61,19 +47,7 @@ def _named(pointer: Path) -> str:
 
 
 def resume(cfg: Config, wanted: str | None) -> str:
-    """Let a config go on from a checkpoint.
-
-    Args:
-        cfg (Config): The config, with its work dir; changed in place.
-        wanted (str, optional): ``--resume``: a checkpoint, or 'auto' for the latest whole one of
-            the work dir. Defaults to None: as the config says.
-
-    Returns:
-        str: A remark for the log; empty if the training starts from the beginning.
-
-    Raises:
-        UsageError: If there is no such checkpoint, or none of those of the work dir is whole.
-    """
+    """Let a config go on from ``--resume``, or as it says itself; return a remark for the log."""
     if wanted is None and cfg.get('resume') and not cfg.get('load_from'):
         wanted = 'auto'
     if wanted is None:
@@ -100,7 +74,8 @@ def resume(cfg: Config, wanted: str | None) -> str:
     if not faults and path.name != _named(pointer):
         faults.append(f'{POINTER} does not name one that is there')
     cfg.resume, cfg.load_from = True, str(path)
-    return f'--resume auto: go on from {path}' + (f', because {", ".join(faults)}' * bool(faults))
+    reason = f', because {", ".join(faults)}' if faults else ''
+    return f'--resume auto: go on from {path}{reason}'
 
 
 def _folder(cfg: Config) -> Path:

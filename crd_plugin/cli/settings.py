@@ -70,23 +70,14 @@ _PARAMWISE = re.compile(r"paramwise_cfg(?:\.get\(|\[)\s*'(\w+)'")
 
 
 def merge_options(cfg: Config, options: Mapping[str, Any]) -> None:
-    """Write settings of the command line into a config.
-
-    Args:
-        cfg (Config): The config, changed in place.
-        options (dict): Values by dotted name.
-
-    Raises:
-        ValueError: If nothing reads a setting of that name, or it does not fit the config.
-    """
+    """Write settings of the command line, by dotted name, into a config that reads them."""
     # Imports are done while the file is loaded.
     known = {*arguments_of(Runner), *_READ_FROM_CONFIG} - {'custom_imports'}
     for name in options:
-        if name.partition('.')[0] in known:
-            continue
-        places = [f'{path}.{key}'.lstrip('.') for path, part in walk(dict(cfg)) for key in part]
-        read = [place for place in places if place.partition('.')[0] in known]
-        raise ValueError(f'{name}: nothing reads a setting of this name; {nearest(name, read)}.')
+        if name.partition('.')[0] not in known:
+            places = [f'{path}.{key}'.lstrip('.') for path, part in walk(dict(cfg)) for key in part]
+            close = nearest(name, [place for place in places if place.partition('.')[0] in known])
+            raise ValueError(f'{name}: nothing reads a setting of this name; {close}.')
     try:
         cfg.merge_from_dict(dict(options))
     except (TypeError, KeyError, IndexError, AssertionError) as error:
@@ -94,14 +85,7 @@ def merge_options(cfg: Config, options: Mapping[str, Any]) -> None:
 
 
 def check_settings(cfg: Mapping[str, Any]) -> Iterator[str]:
-    """Find settings that nothing reads, and values that cannot be meant.
-
-    Args:
-        cfg (dict): The whole config.
-
-    Yields:
-        str: One line per mistake: where it is, what stands there, what is expected.
-    """
+    """Find settings that nothing reads, and values that cannot be meant; a line each."""
     # Other names are variables of the config's file, unless they look like a setting's.
     known = [name for name in arguments_of(Runner) if name != 'cfg']
     for name in cfg:
@@ -131,13 +115,6 @@ def check_settings(cfg: Mapping[str, Any]) -> Iterator[str]:
 
 def _check_names(cfg: Mapping[str, Any]) -> Iterator[str]:
     """Find types that are not registered, and arguments that their classes do not have."""
-    # Names in the model are checked where it is built.
-    wrapper = cfg.get('optim_wrapper') or {}
-    if wrapper.get('constructor') in (None, 'DefaultOptimWrapperConstructor'):
-        known = sorted(set(_PARAMWISE.findall(inspect.getsource(DefaultOptimWrapperConstructor))))
-        for key in wrapper.get('paramwise_cfg') or {}:
-            if key not in known:
-                yield f'optim_wrapper.paramwise_cfg.{key}: unknown; {nearest(key, known)}.'
     for path, part in walk(cfg):
         found, taken_out = _WITHOUT_TYPE.get(path, (None, set()))
         kind = part.get('type')
@@ -157,28 +134,36 @@ def _check_names(cfg: Mapping[str, Any]) -> Iterator[str]:
             if key not in (*parameters, *_TAKEN_OUT, *taken_out):
                 name = kind or found.__name__
                 yield f'{path}.{key}: {name} has no such argument; {nearest(key, parameters)}.'
+    wrapper = cfg.get('optim_wrapper') or {}
+    if wrapper.get('constructor') in (None, 'DefaultOptimWrapperConstructor'):
+        known = sorted(set(_PARAMWISE.findall(inspect.getsource(DefaultOptimWrapperConstructor))))
+        for key in wrapper.get('paramwise_cfg') or {}:
+            if key not in known:
+                yield f'optim_wrapper.paramwise_cfg.{key}: unknown; {nearest(key, known)}.'
 
 
 def _check_values(cfg: Mapping[str, Any]) -> Iterator[str]:
     """Find numbers out of range, and values of another type than a class of ours asks for."""
     for path, part in walk(cfg):
-        kind = find_type(part.get('type')) if isinstance(part.get('type'), str) else None
-        ours = getattr(kind, '__module__', '').startswith('crd_plugin.')
-        if ours:
+        kind = find_type(part['type']) if isinstance(part.get('type'), str) else None
+        if getattr(kind, '__module__', '').startswith('crd_plugin.'):
             yield from _check_types(part, path, kind)  # it checks the ranges when it is built
-        elif path in _WITHOUT_TYPE and kind is None:
+            continue
+        if path in _WITHOUT_TYPE and kind is None:
             yield from _check_types(part, path, _WITHOUT_TYPE[path][0])
         for key, value in part.items():
-            place, number = f'{path}.{key}'.lstrip('.'), type(value) in (int, float)
-            if key in _LEAST and value is not None and not path.startswith('model.'):
+            expected, number = '', type(value) in (int, float)
+            if key in _LEAST and value is not None:
                 if type(value) is not int or value < _LEAST[key]:
-                    yield f'{place} is {value!r}, expected an integer of at least {_LEAST[key]}.'
+                    expected = f'an integer of at least {_LEAST[key]}'
             elif key == 'interval' and value == 0:
-                yield f'{place} is 0, expected a positive integer, or -1 for never.'
-            elif key in _POSITIVE and number and not ours and not 0 < value < math.inf:
-                yield f'{place} is {value}, expected a finite number above zero.'
-            elif key in _NOT_NEGATIVE and number and not ours and not 0 <= value < math.inf:
-                yield f'{place} is {value}, expected a finite number that is not negative.'
+                expected = 'a positive integer, or -1 for never'
+            elif key in _POSITIVE and number and not 0 < value < math.inf:
+                expected = 'a finite number above zero'
+            elif key in _NOT_NEGATIVE and number and not 0 <= value < math.inf:
+                expected = 'a finite number that is not negative'
+            if expected:
+                yield f'{f"{path}.{key}".lstrip(".")} is {value!r}, expected {expected}.'
     seed = (cfg.get('randomness') or {}).get('seed')
     if type(seed) is int and not 0 <= seed < 2**32:
         yield f'randomness.seed is {seed}, expected an integer from 0 to {2**32 - 1}, or None.'
@@ -187,9 +172,8 @@ def _check_values(cfg: Mapping[str, Any]) -> Iterator[str]:
 def _check_types(part: Mapping[str, Any], path: str, kind: Any) -> Iterator[str]:
     """Compare the arguments of a class and its parents, or of a function, with their types."""
     classes = inspect.getmro(kind) if inspect.isclass(kind) else ()
-    functions = [vars(base)['__init__'] for base in classes if '__init__' in vars(base)] or [kind]
     hints: dict[str, Any] = {}
-    for function in functions:
+    for function in [vars(base).get('__init__') for base in classes] or [kind]:
         with suppress(NameError, TypeError):  # names imported for type checkers alone
             hints = {**get_type_hints(function), **hints}
     for key, value in part.items():
@@ -209,11 +193,9 @@ def _fits(value: Any, hint: Any) -> bool:
         return value in inner
     kind = origin or hint
     if kind in (int, float):
-        return type(value) is int or (kind is float and type(value) is float)
-    if kind in (bool, str):
+        return type(value) in (int, kind)
+    if kind in (bool, str, type(None)):
         return isinstance(value, kind)
-    if kind is type(None):
-        return value is None
     if kind in (list, tuple, Sequence, Iterable):
         sequence = isinstance(value, (list, tuple))
         return sequence and all(_fits(one, inner[0]) for one in value if inner)
@@ -228,10 +210,8 @@ def _check_mappings(model: Mapping[str, Any]) -> Iterator[str]:
         if name not in mappings:
             yield f'{path} has no {name}, so this loss is never computed; add its arguments.'
     for name, mapping in mappings.items():
-        if name not in losses:
-            yield f'{path}.{name}: distill_losses has no such loss; {nearest(name, losses)}.'
-            continue
-        if not isinstance(mapping, Mapping):
+        yield from _unknown(f'{path}.{name}', name, losses, 'distill_losses')
+        if name not in losses or not isinstance(mapping, Mapping):
             continue  # MMRazor refuses it
         loss = find_type(losses[name].get('type'))
         if loss is not None:
@@ -240,27 +220,29 @@ def _check_mappings(model: Mapping[str, Any]) -> Iterator[str]:
             except TypeError as error:
                 known = arguments_of(loss.forward)[1:]
                 yield f'{path}.{name}: {error}; {loss.__name__} takes {", ".join(known)}.'
-        features: dict[str, bool] = {}
+        features: dict[str, str] = {}
         for key, record in mapping.items():
             place = f'{path}.{name}.{key}'
             if not isinstance(record, Mapping) or 'from_student' not in record:
                 yield f'{place} is {record}, expected dict(recorder=..., from_student=...).'
                 continue
-            sides = ('student', 'teacher') if record['from_student'] else ('teacher', 'student')
-            own, other = (cfg.get(f'{side}_recorders') or {} for side in sides)
-            connectors = cfg.get('connectors') or {}
-            recorder, connector = record.get('recorder'), record.get('connector')
-            if recorder not in own:
-                fix = f'the {sides[1]} has one' if recorder in other else nearest(recorder, own)
-                yield f"{place}.recorder: {sides[0]}_recorders has no '{recorder}'; {fix}."
-            elif not str(own[recorder].get('type')).endswith('SampleField'):
-                features[key] = record['from_student']
-            if connector is not None and connector not in connectors:
-                fix = nearest(connector, connectors)
-                yield f"{place}.connector: connectors has no '{connector}'; {fix}."
-        if 'teacher' in model and len(features) > 1 and len(set(features.values())) == 1:
-            side = 'student' if set(features.values()) == {True} else 'teacher'
+            side = 'student' if record['from_student'] else 'teacher'
+            recorders, recorder = cfg.get(f'{side}_recorders') or {}, record.get('recorder')
+            yield from _unknown(f'{place}.recorder', recorder, recorders, f'{side}_recorders')
+            connector, connectors = record.get('connector'), cfg.get('connectors') or {}
+            if connector is not None:
+                yield from _unknown(f'{place}.connector', connector, connectors, 'connectors')
+            if not str(recorders.get(recorder, {}).get('type')).endswith('SampleField'):
+                features[key] = side
+        sides = {*features.values()}
+        if 'teacher' in model and len(features) > 1 and len(sides) == 1:
             yield (
-                f'{path}.{name}: {" and ".join(features)} come from the {side} only, so nothing is '
-                'distilled; check from_student of each.'
+                f'{path}.{name}: {" and ".join(features)} come from the {sides.pop()} only, so '
+                'nothing is distilled; check from_student of each.'
             )
+
+
+def _unknown(place: str, name: Any, known: Mapping[str, Any], where: str) -> Iterator[str]:
+    """Line about a name that stands for nothing."""
+    if name not in known:
+        yield f'{place}: {where} has no {name!r}; {nearest(name, known)}.'

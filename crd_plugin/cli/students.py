@@ -18,22 +18,7 @@ Network = tuple[str, int, str, str]
 def read_arguments(
     description: str | None, argv: Sequence[str] | None, out: str, what: str
 ) -> tuple[Path, Config, list[Network]]:
-    """Parse ``CONFIG CHECKPOINT... --out OUT``.
-
-    Args:
-        description (str): Text of ``--help``.
-        argv (Sequence[str], optional): Words of the command line; None takes those of the process.
-        out (str): Name of the value of ``--out``.
-        what (str): What is written there.
-
-    Returns:
-        tuple: Path of ``--out``, the config, and the networks, the teacher first. Method and seed
-        of a student are in the name of its folder, as demo.py and run_table.py give them.
-
-    Raises:
-        UsageError: If a checkpoint is missing, CONFIG has no teacher, or two checkpoints have one
-            name and seed.
-    """
+    """Parse ``CONFIG CHECKPOINT... --out OUT``; return OUT, config and networks, teacher first."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawTextHelpFormatter
     )
@@ -42,8 +27,7 @@ def read_arguments(
     students = "checkpoints of CONFIG's student, trained with any method or alone"
     add('checkpoints', nargs='+', metavar='CHECKPOINT', help=students)
     add('--out', type=Path, required=True, metavar=out, help=what)
-    options = 'override values of CONFIG'
-    add('--cfg-options', nargs='+', action=cli.SettingAction, metavar='KEY=VALUE', help=options)
+    cli.add_options(parser)
     args = parser.parse_args(argv)
     for checkpoint in args.checkpoints:
         cli.check_checkpoint(checkpoint, 'CHECKPOINT')
@@ -68,7 +52,7 @@ def read_arguments(
 
 
 def name_of(checkpoint: str) -> tuple[str, int]:
-    """Return method and seed by the folder of a checkpoint."""
+    """Return method and seed by the folder of a checkpoint, as demo.py and run_table.py name it."""
     folder = Path(checkpoint).resolve().parent
     for pattern, text in (
         (r'(.+)_seed(\d+)', folder.name),

@@ -47,13 +47,10 @@ def student(folder):
     return get_model(str(folder / 'config.py'), pretrained=str(file))
 
 
-def test_files(folder):
+def test_files_hold_the_weights_of_the_run(folder, checkpoint, student):
     names = {file.name for file in folder.iterdir()}
     (weights,) = names - {'README.md', 'config.py', 'model.safetensors', 'model.onnx'}
     assert re.fullmatch(r'tiny-[0-9a-f]{8}\.pth', weights)
-
-
-def test_weights_are_those_of_the_run(folder, checkpoint, student):
     expected = load_checkpoint_file(checkpoint)['state_dict']
     safe = load_file(folder / 'model.safetensors')
     assert set(safe) == set(student.state_dict())
@@ -143,10 +140,10 @@ class Client:
     calls = []
 
     def create_repo(self, repo_id, **kwargs):
-        self.calls.append(('create', repo_id, kwargs))
+        self.calls.append((repo_id, kwargs))
 
     def upload_folder(self, **kwargs):
-        self.calls.append(('upload', kwargs))
+        self.calls.append(kwargs)
         return 'https://hub/commit/1'
 
 
@@ -161,16 +158,14 @@ def test_upload_only_when_asked_for(client, checkpoint, tmp_path, capsys):
     assert call(TOOL, checkpoint, tmp_path / 'a', '--hub') == 0
     assert client.calls == []
     assert call(TOOL, checkpoint, tmp_path / 'b', '--hub', '--upload', 'me/tiny') == 0
-    (_, repo, kwargs), (_, upload) = client.calls
-    assert repo == upload['repo_id'] == 'me/tiny' and kwargs == dict(exist_ok=True)
+    created, upload = client.calls
+    assert created == ('me/tiny', dict(exist_ok=True)) and upload['repo_id'] == 'me/tiny'
     assert upload['folder_path'] == tmp_path / 'b'
-    private = tmp_path / 'b' / 'notes.txt'
-    private.write_text('mine')
+    names = [file.name for file in (tmp_path / 'b').iterdir()]
     files = huggingface_hub.utils.filter_repo_objects(
-        [file.name for file in (tmp_path / 'b').iterdir()],
-        allow_patterns=upload['allow_patterns'],
+        [*names, 'notes.txt'], allow_patterns=upload['allow_patterns']
     )
-    assert len(set(files)) == 4 and private.name not in files
+    assert set(files) == set(names) and len(names) == 4
     assert capsys.readouterr().out.endswith('https://hub/commit/1\n')
 
 

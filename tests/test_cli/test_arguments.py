@@ -11,7 +11,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import textwrap
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -180,7 +179,7 @@ def test_every_flag_of_mmpretrain_is_taken(name, capsys):
 
 @pytest.mark.parametrize('name', ['train', 'test', 'check_config'])
 def test_help_imports_nothing_slow(name):
-    code = f"""
+    code = f"""if True:
         import runpy, sys
         sys.argv = ['{name}.py', '--help']
         try:
@@ -189,12 +188,8 @@ def test_help_imports_nothing_slow(name):
             slow = {{'torch', 'mmcv', 'mmpretrain', 'mmrazor', 'matplotlib'}}
             assert not slow & set(sys.modules), slow & set(sys.modules)
         """
-    done = subprocess.run(
-        [sys.executable, '-c', textwrap.dedent(code)],
-        env=environment(),
-        capture_output=True,
-        text=True,
-    )
+    command = [sys.executable, '-c', code]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert '--cfg-options' in done.stdout
 
@@ -242,8 +237,8 @@ def test_no_validate_and_amp_and_auto_scale(folder):
         file.write('auto_scale_lr = dict(base_batch_size=8)\n')
     cfg = merged('--no-validate --amp --auto-scale-lr')
     assert cfg.val_cfg is cfg.val_dataloader is cfg.val_evaluator is None
-    assert cfg.optim_wrapper.type == 'AmpOptimWrapper'
-    assert cfg.optim_wrapper.loss_scale == 'dynamic'
+    wrapper = cfg.optim_wrapper
+    assert (wrapper.type, wrapper.loss_scale) == ('AmpOptimWrapper', 'dynamic')
     assert cfg.auto_scale_lr.enable is True
 
 
@@ -273,17 +268,15 @@ FILES = dict(
         ('train zzzzzzzzzzz.py', 'error: config zzzzzzzzzzz.py does not exist.'),
         ('train child.py', 'no_such_base.py'),
         ('test plain.py nope.pth', 'checkpoint nope.pth does not exist'),
+        ('test plain.py cut.pth --work-dir w', 'cut.pth (9 bytes) is truncated'),
+        ('train plain.py --resume cut.pth --work-dir w', 'cut.pth (9 bytes) is truncated'),
         ('train plain.py --resume no.pth', '--resume no.pth does not exist'),
-        (
-            'train plain.py --work-dir w --resume',
-            'w has no whole checkpoint (epoch_7.pth is damaged); give one with --resume FILE',
-        ),
+        ('train plain.py --work-dir w --resume', 'w has no whole checkpoint (epoch_7.pth is damag'),
         ('train plain.py --auto-scale-lr', 'auto_scale_lr = dict(base_batch_size='),
         ('train apex.py --amp', 'the config has ApexOptimWrapper'),
         ('test untested.py nope.pth', 'has no `test_evaluator`'),
         ('test unseen.py nope.pth --show-dir x', 'VisualizationHook'),
         ('check_config plan.py', 'does not exist; the nearest are plain.py'),
-        ('check_config child.py', 'no_such_base.py'),
         ('check_config plain.py --batch-size 0', 'batch_size is 0'),
     ],
 )
@@ -295,6 +288,7 @@ def test_mistake_in_files_or_flags(folder, capsys, command, message):
     Path('w').mkdir()
     Path('w/last_checkpoint').write_text('gone/epoch_8.pth')
     Path('w/epoch_7.pth').write_text('torn')
+    Path('cut.pth').write_bytes(b'PK\x03\x04 torn')
     assert message in error_of(capsys, run(command))
     assert not Path('work_dirs').exists()
 
@@ -311,20 +305,11 @@ def test_check_config_of_a_sound_config(folder, capsys):
     assert '1 problem (' in capsys.readouterr().out
 
 
-@pytest.mark.parametrize('command', ['test distill.py', 'train distill.py --resume'])
-def test_truncated_checkpoint(trained, capsys, command):
-    Path('cut.pth').write_bytes(Path('trained.pth').read_bytes()[:1000])
-    error = error_of(capsys, run(f'{command} cut.pth --work-dir w'))
-    assert 'cut.pth (1000 bytes) is truncated' in error
-    assert not list(Path('w').glob('*.pth'))
-
-
 @pytest.mark.parametrize(
     'launcher, variable, program',
     [
         ('pytorch', 'WORLD_SIZE', 'torchrun or tools/dist_train.sh'),
         ('slurm', 'SLURM_PROCID', 'srun or tools/slurm_train.sh'),
-        ('mpi', 'MASTER_ADDR', 'mpirun'),
     ],
 )
 def test_launcher_without_its_variables(folder, capsys, monkeypatch, launcher, variable, program):
@@ -365,13 +350,10 @@ def test_refused_arguments(capsys, flags, message):
     'option, message',
     [
         ('model.architecture.head.type=LinearClsHeed', 'the nearest are LinearClsHead, '),
-        ('model.architecture.head.in_channel=32', 'the nearest is in_channels.'),
         ('model.architecture.head.in_channels=65', 'but the feature has 32 channels'),
         ('model.distiller.student_recorders.fc.source=fc', 'the nearest is head.fc.'),
         ('model.distiller.loss_forward_mappings.loss_kl.preds_S.recorder=fd', 'nearest is fc.'),
         ('model.teacher.head.num_classes=3', 'given were preds_S (4, 2), preds_T (4, 3)'),
-        ('model.distiller.distill_losses.loss_kl.reduction=x', 'KLDivergence supports reduction'),
-        ('optim_wrapper.optimizer.lr=-1', 'lr is -1, expected a finite number'),
         ('optim_wrapper.optimizer.momentum=x', 'not supported between instances of'),
     ],
 )
@@ -403,9 +385,8 @@ def test_a_real_bug_keeps_its_traceback():
 
 
 def test_resume_goes_on(folder):
-    assert run('train plain.py --work-dir w --resume') == 0
-    assert 'no checkpoint in w yet' in log_of('w')
-    assert not Path('w/epoch_2.pth').exists()
+    assert run('train plain.py --work-dir w --resume --no-validate') == 0
+    assert 'no checkpoint in w yet' in log_of('w') and 'accuracy/top1' not in log_of('w')
     # A work dir may be moved between two runs.
     os.rename('w', 'moved')
     options = '--cfg-options train_cfg.max_epochs=2'
@@ -413,16 +394,6 @@ def test_resume_goes_on(folder):
     assert 'go on from moved/epoch_1.pth' in log_of('moved')
     meta = load_checkpoint_file('moved/epoch_2.pth')['meta']
     assert meta['epoch'] == 2 and meta['iter'] == 6
-    assert run(f'train plain.py --work-dir third --resume moved/epoch_1.pth {options}') == 0
-    assert not Path('third/epoch_1.pth').exists()
-    assert Path('third/epoch_2.pth').exists()
-
-
-def test_amp_without_validation(folder):
-    assert run('train plain.py --work-dir w --amp --no-validate') == 0
-    checkpoint = load_checkpoint_file('w/epoch_1.pth')
-    assert 'loss_scaler' in checkpoint['optimizer']
-    assert 'accuracy/top1' not in log_of('w')
 
 
 def scores(command, out):
@@ -432,29 +403,11 @@ def scores(command, out):
         return {item['img_path']: item['pred_score'] for item in pickle.load(file)}
 
 
-def test_the_student_is_tested(trained):
-    ours = scores('distill.py trained.pth --work-dir a', 'out/distill.pkl')
-    state = load_checkpoint_file('trained.pth')['state_dict']
-    prefix = 'architecture.'
-    student = {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
-    torch.save(dict(state_dict=student), 'student.pth')
-    plain = scores('plain.py student.pth --work-dir b', 'out/plain.pkl')
-    assert len(ours) == 10 and ours.keys() == plain.keys()
-    assert all(torch.equal(ours[name], plain[name]) for name in ours)
-    assert 'accuracy/top1' in log_of('a') and 'accuracy/top2' in log_of('a')
-
-
 def metrics(work_dir, file):
     """Metrics of the checkpoint of a work dir or file, as --out writes them."""
     command = f'test distill.py {file} --work-dir {work_dir} --out {work_dir}/m.json'
     assert run(f'{command} --out-item metrics') == 0
     return json.loads(Path(f'{work_dir}/m.json').read_text())
-
-
-def test_metrics_are_written(trained):
-    found = metrics('a', 'trained.pth')
-    assert found['accuracy/top2'] == 100
-    assert 0 <= found['accuracy/top1'] <= 100
 
 
 def test_tta_averages_the_image_and_its_mirror(trained):
@@ -505,7 +458,9 @@ def test_two_processes_train_and_test_on_cpu(folder):
     flags = '--work-dir tested --out metrics.json --out-item metrics'.split()
     result = shell('dist_test.sh', 'distill.py', file, 2, *flags, cwd=folder, PORT='29732')
     assert result.returncode == 0, result.stderr
-    assert json.loads(Path('metrics.json').read_text()) == metrics('one', shlex.quote(str(file)))
+    found = json.loads(Path('metrics.json').read_text())
+    assert found == metrics('one', shlex.quote(str(file)))
+    assert found['accuracy/top2'] == 100 and 0 <= found['accuracy/top1'] <= 100
 
 
 @pytest.mark.parametrize(
@@ -521,35 +476,13 @@ def test_slurm_scripts_keep_arguments_whole(tmp_path, name, argv):
     srun = tmp_path / 'srun'
     srun.write_text('#!/bin/sh\nfor word; do echo "$word"; done\n')
     srun.chmod(0o755)
-    variables = dict(
-        PATH=f'{tmp_path}{os.pathsep}{os.environ["PATH"]}',
-        GPUS='2',
-        SRUN_ARGS='--time=1 --quiet',
-    )
+    variables = dict(GPUS='2', SRUN_ARGS='--time=1 --quiet')
+    variables['PATH'] = f'{tmp_path}{os.pathsep}{os.environ["PATH"]}'
     words = shell(name, *argv, '--amp', cwd=tmp_path, **variables).stdout.splitlines()
-    for word in (
-        '--partition=part',
-        '--job-name=my job',
-        '--gres=gpu:2',
-        '--ntasks=2',
-        '--ntasks-per-node=2',
-        '--time=1',
-        '--quiet',
-        'a config.py',
-        '--launcher=slurm',
-    ):
-        assert word in words
-    script = name.split('_')[1].replace('.sh', '.py')
-    assert str(TOOLS / script) in words and words[-1] == '--amp'
-
-
-@pytest.mark.parametrize(
-    'name', ['dist_train.sh', 'dist_test.sh', 'slurm_train.sh', 'slurm_test.sh']
-)
-def test_shell_scripts_say_how_to_use_them(tmp_path, name):
-    result = shell(name, cwd=tmp_path)
-    assert result.returncode == 2
-    assert result.stderr.startswith('usage: ') and 'CONFIG' in result.stderr
+    wanted = '--partition=part --gres=gpu:2 --ntasks=2 --ntasks-per-node=2 --time=1 --quiet'
+    script = str(TOOLS / name.split('_')[1].replace('.sh', '.py'))
+    wanted = [*wanted.split(), '--job-name=my job', 'a config.py', '--launcher=slurm', script]
+    assert not set(wanted) - set(words) and words[-1] == '--amp'
 
 
 DIST, SLURM = 'dist_train.sh config.py', 'slurm_train.sh part job'
@@ -558,6 +491,10 @@ DIST, SLURM = 'dist_train.sh config.py', 'slurm_train.sh part job'
 @pytest.mark.parametrize(
     'command, variables, message',
     [
+        ('dist_train.sh', {}, 'CONFIG GPUS [flags of train.py]'),
+        ('dist_test.sh config.py', {}, 'CONFIG CHECKPOINT GPUS [flags of test.py]'),
+        ('slurm_train.sh a b', {}, 'PARTITION JOB_NAME CONFIG WORK_DIR [flags of train.py]'),
+        ('slurm_test.sh a b c', {}, 'PARTITION JOB_NAME CONFIG CHECKPOINT [flags of test.py]'),
         ('dist_train.sh gone.py 2', {}, 'CONFIG gone.py does not exist'),
         ('dist_test.sh config.py gone.pth 2', {}, 'CHECKPOINT gone.pth does not exist'),
         (f'{DIST} two', {}, "GPUS is 'two', expected a number of at least 1"),
@@ -587,27 +524,28 @@ def test_shell_scripts_check_their_arguments(tmp_path, command, variables, messa
         result = shell(name, *argv, cwd=tmp_path, **variables)
     assert result.returncode == 2 and result.stdout == ''
     (line,) = result.stderr.splitlines()
-    assert line.startswith('error: ') and message in line
+    assert line.startswith(('error: ', 'usage: ')) and message in line
 
 
 # --- the runner ------------------------------------------------------------ #
 
 
-@pytest.mark.parametrize(
-    'given, found',
-    [
-        (dict(), None),
-        (dict(randomness=dict(seed=1)), None),
-        (dict(randomness=dict(deterministic=True)), ':4096:8'),
-    ],
-)
-def test_cublas_is_deterministic_on_demand(monkeypatch, given, found):
+@pytest.fixture
+def built(monkeypatch):
+    """Configs that runners are built from."""
+    configs = []
+    runner = SimpleNamespace(register_hook=lambda hook: None)
+    build = lambda cfg: configs.append(cfg) or runner  # noqa: E731
+    monkeypatch.setattr('mmengine.runner.Runner.from_cfg', build)
+    return configs
+
+
+@pytest.mark.parametrize('deterministic, found', [(False, None), (True, ':4096:8')])
+def test_cublas_is_deterministic_on_demand(built, monkeypatch, deterministic, found):
     name = 'CUBLAS_WORKSPACE_CONFIG'
     monkeypatch.setenv(name, '')  # What is set is taken back.
     monkeypatch.delenv(name)
-    runner = SimpleNamespace(register_hook=lambda hook: None)
-    monkeypatch.setattr('mmengine.runner.Runner.from_cfg', lambda cfg: runner)
-    cfg = Config(dict(given, work_dir='run'))
+    cfg = Config(dict(randomness=dict(deterministic=deterministic), work_dir='run'))
     cli.build_runner(cfg)
     assert os.environ.get(name) == found
     monkeypatch.setenv(name, ':16:8')
@@ -615,18 +553,12 @@ def test_cublas_is_deterministic_on_demand(monkeypatch, given, found):
     assert os.environ[name] == ':16:8'
 
 
-def test_runs_of_one_second_have_names_of_their_own(monkeypatch):
-    named = []
-    runner = SimpleNamespace(register_hook=lambda hook: None)
-    monkeypatch.setattr(
-        'mmengine.runner.Runner.from_cfg', lambda cfg: named.append(cfg.experiment_name) or runner
-    )
-    cfg = Config(dict(work_dir='work_dirs/kd'))
-    for _ in range(2):
-        cli.build_runner(cfg)
+def test_runs_of_one_second_have_names_of_their_own(built):
+    for more in ({}, {}, dict(experiment_name='mine')):
+        cli.build_runner(Config(dict(work_dir='work_dirs/kd', **more)))
+    *named, given = (cfg.experiment_name for cfg in built)
     assert len(set(named)) == 2 and all(name.startswith('kd-') for name in named)
-    cli.build_runner(Config(dict(work_dir='a', experiment_name='mine')))
-    assert named[-1] == 'mine'
+    assert given == 'mine'
 
 
 @pytest.mark.parametrize(
@@ -639,9 +571,7 @@ def test_runs_of_one_second_have_names_of_their_own(monkeypatch):
         ('None', ['LocalVisBackend']),
     ],
 )
-def test_numbers_are_always_written_to_a_file(monkeypatch, given, types):
-    runner = SimpleNamespace(register_hook=lambda hook: None)
-    monkeypatch.setattr('mmengine.runner.Runner.from_cfg', lambda cfg: runner)
+def test_numbers_are_always_written_to_a_file(built, given, types):
     backends = [dict(type='Other')]
     cfg = Config(dict(work_dir='run', visualizer=dict(type='Visualizer', vis_backends=backends)))
     parser = argparse.ArgumentParser()
@@ -656,8 +586,3 @@ def test_numbers_are_always_written_to_a_file(monkeypatch, given, types):
 def test_backends_that_the_command_line_cannot_give(folder, capsys, wrong):
     assert call('train', 'plain.py', '--cfg-options', f'visualizer.vis_backends={wrong}') == 1
     assert 'error: visualizer.vis_backends has ' in capsys.readouterr().err
-
-
-def test_weights_that_come_later_keep_the_number_of_teachers():
-    assert cli.without_files('teacher.pth') is None and cli.without_files(None) is None
-    assert cli.without_files(['a.pth', 'b.pth']) == [None, None]

@@ -12,7 +12,6 @@ from tests import small_runs, staged
 from tests.cocord import run_changes
 from tests.test_cli.test_dry_run import net, only
 
-HOOK = dict(type='crd_plugin.CoCoRDHook')
 HEAD = 'model.architecture.head'
 
 
@@ -51,23 +50,24 @@ def test_both_stages_are_run(tmp_path, method):
     rows = losses(report)
     main = {'main: student.loss', 'main: distill.loss_crd'}
     if method == 'ab':
-        assert set(rows) == main | {'init: distill.loss_ab'}
-        assert rows['init: distill.loss_ab'].student > 0
-        assert rows['init: distill.loss_ab'].connectors > 0
+        first = 'init: distill.loss_ab'
+        assert set(rows) == main | {first}
+        assert rows[first].student > 0 and rows[first].connectors > 0
     else:
         first = 'init: distill.loss_ft_reconstruction'
         assert set(rows) == main | {first, 'main: distill.loss_ft'}
         assert rows[first].student == '-' and rows[first].connectors > 0
         assert rows['main: distill.loss_ft'].student > 0
     # No row twice, and nothing that one stage alone records is missing.
-    names = [(row.side, row.name) for row in report.recorders]
-    assert len(names) == len(set(names)) == 6
+    assert len({(row.side, row.name) for row in report.recorders}) == len(report.recorders) == 6
     assert all(row.output != 'nothing' for row in report.recorders)
-    assert [row.name for row in report.connectors] == ['s', 't']
-    assert all(row.output == '(4, 8)' for row in report.connectors)
+    assert [(row.name, row.output) for row in report.connectors] == [
+        ('s', '(4, 8)'),
+        ('t', '(4, 8)'),
+    ]
     parts = {row.part: row for row in report.parts}
     assert parts['losses'].trainable == parts['losses'].total > 0
-    assert 'init: distill' in render(report)
+    assert first in render(report)
     # A stage leaves parameters out, which the config of these runs knows.
     assert not any('no gradient' in note for note in report.notes)
     cfg = staged_config(tmp_path, method, find_unused_parameters=False)
@@ -87,15 +87,6 @@ def test_both_stages_are_run(tmp_path, method):
             'train_cfg.stage_epochs: the model has no stages',
         ),
         (dict(train_cfg__max_epochs=2), 'train_cfg.max_epochs is 2, of which'),
-        (
-            dict(model__distiller__distill_losses__loss_ab__margin=-1),
-            'model.distiller.distill_losses.loss_ab: margin is -1',
-        ),
-        (
-            dict(model__distiller__student_recorders__stages__steam=True),
-            'student_recorders.stages: StageOutputsRecorder.__init__() got an unexpected keyword '
-            "argument 'steam'; the nearest is stem.",
-        ),
         (dict(model__stages='init'), "stages is 'init', expected Sequence[dict]"),
     ],
 )
@@ -135,36 +126,19 @@ def test_several_views(tmp_path):
 
 def test_several_views_of_data_that_cannot_be_read(tmp_path):
     cfg = cocord(tmp_path)
-    cfg['train_dataloader']['dataset']['dataset'] = dict(
-        type='CIFAR10', data_root=str(tmp_path / 'nowhere'), pipeline=pipeline_of(cfg)
-    )
+    pipeline = pipeline_of(cfg)
+    absent = dict(type='CIFAR10', data_root=str(tmp_path / 'nowhere'), pipeline=pipeline)
+    cfg['train_dataloader']['dataset']['dataset'] = absent
     report = check(cfg)
     assert report.problems == [] and '3 views (random)' in report.images
-    pipeline_of(cfg)[0]['num_views'] = 2
+    pipeline[0]['num_views'] = 2
     assert 'model: CoCoRDDistill was given 2 views, expected 3' in only(check(cfg))
 
 
-def test_single_images_for_a_model_of_views(tmp_path):
+def test_key_queue_without_its_hook(tmp_path):
     cfg = cocord(tmp_path)
-    cfg['train_dataloader']['dataset']['dataset']['pipeline'] = pipeline_of(cfg)[0]['transforms']
-    line = only(check(cfg))
-    assert line.startswith('model: CoCoRDDistill was given single images')
-    assert "pipeline=[dict(type='crd_plugin.MultiViewPipeline'" in line
-
-
-def test_views_for_a_model_that_wants_none(tmp_path):
-    cfg = config(tmp_path, {})
-    inner = cfg['train_dataloader']['dataset']['dataset']
-    inner['pipeline'] = [dict(type='crd_plugin.MultiViewPipeline', transforms=inner['pipeline'])]
-    line = only(check(cfg))
-    assert 'gives 3 views of each image, crd_plugin.FrozenTeacherDistill expects one; take ' in line
-
-
-@pytest.mark.parametrize('hooks, number', [([], 0), ([HOOK, HOOK], 2)])
-def test_hook_of_the_key_queue(tmp_path, hooks, number):
-    cfg = cocord(tmp_path)
-    cfg['custom_hooks'] = hooks
-    assert f'have CoCoRDHook {number} times, but the CoCoRDLoss' in only(check(cfg))
+    cfg['custom_hooks'] = []
+    assert only(check(cfg)).startswith('no CoCoRDHook writes the KeyQueue of the model; add dict(')
 
 
 @pytest.mark.parametrize(
@@ -172,8 +146,6 @@ def test_hook_of_the_key_queue(tmp_path, hooks, number):
     [
         # In the first stage, or when it infers its widths.
         ('ft', dict(s_channels=6, t_channels=5), 't_channels is 5, but the recorded features'),
-        ('ft', dict(rate=0.001), 'rate is 0.001, of 12 teacher channels'),
-        ('cocord', dict(temperature=0), 'temperature is 0, expected a positive'),
         ('cocord', dict(s_channels=7, t_channels=12), 's_feats has shape (4, 6)'),
     ],
 )
@@ -182,15 +154,6 @@ def test_loss_that_does_not_fit_the_features(tmp_path, loss, changes, message):
     cfg['model']['distiller']['distill_losses'][f'loss_{loss}'].update(changes)
     line = only(check(cfg))
     assert line.startswith(f'model.distiller.distill_losses.loss_{loss}: ') and message in line
-
-
-def test_record_that_is_not_made(tmp_path):
-    cfg = cocord(tmp_path)
-    mapping = cfg['model']['distiller']['loss_forward_mappings']
-    mapping['loss_cocord']['slow_feats']['record_idx'] = 4
-    line = only(check(cfg))
-    assert line.startswith('model.distiller.student_recorders.feat: ')
-    assert "'record_idx': 4" in line
 
 
 # --- no teacher ------------------------------------------------------------ #
@@ -230,9 +193,7 @@ def test_online(tmp_path):
     'changes, message',
     [
         (dict(head=dict(net(4)['head'], in_channels=17)), f'{HEAD}.in_channels is 17, but'),
-        (dict(head=net(4, num_classes=5)['head']), f'{HEAD}.num_classes is 5'),
         (dict(branch_from='backbone.layer4'), "model: branch_from='backbone.layer4' is no"),
-        (dict(backbone=dict(type='Nothing')), "model.architecture.backbone.type: 'Nothing' is not"),
     ],
 )
 def test_mistakes_of_online(tmp_path, changes, message):

@@ -87,9 +87,8 @@ def test_pretrained():
     assert one['head']['num_classes'] == 1000
     assert one['init_cfg']['checkpoint'].endswith('resnet18_8xb32_in1k_20210831-fbbb1da6.pth')
     assert one['data_preprocessor']['mean'] == [123.675, 116.28, 103.53]
-    timm = network_cfg('timm/vit_small_patch14_dinov2.lvd142m', None, pretrained=True)
-    # It has no classes.
-    name = 'vit_small_patch14_dinov2.lvd142m'
+    name = 'vit_small_patch14_dinov2.lvd142m'  # it has no classes
+    timm = network_cfg(f'timm/{name}', None, pretrained=True)
     assert timm == dict(type='crd_plugin.TimmTeacher', model_name=name, pretrained=True)
     timm = network_cfg('timm/resnet10t', None, pretrained=True)
     assert timm['backbone']['pretrained'] is True and timm['head']['num_classes'] == 1000
@@ -149,26 +148,31 @@ def test_network_that_does_not_exist(network, pretrained, message):
         network_cfg(network, 7, pretrained)
 
 
-def test_network_that_cannot_classify():
-    def call(source, classes=7):
-        head = dict(type='crd_plugin.LogitsHead', num_classes=classes)
-        backbone = dict(type='crd_plugin.plain_network', source=source)
-        cfg = dict(type='mmpretrain.ImageClassifier', backbone=backbone, head=head)
-        return build(cfg)(torch.zeros(2, 3, 8, 8))
-
-    name = 'tests.test_cli.test_networks.without_classes'
-    assert call(name, None).shape == (2, 5)
-    with pytest.raises(
-        ValueError, match=re.escape('returns (2, 5), expected logits of shape (B, 7)')
-    ):
-        call(name)
-    with pytest.raises(TypeError, match='dict returns dict, expected an nn.Module'):
-        call('builtins.dict')
-    with pytest.raises(ValueError, match='returns list, expected logits'):
-        call('tests.test_cli.test_networks.several')
-
-
 def several():
     net = nn.Identity()
     net.forward = lambda x: [[x]]
     return net
+
+
+@pytest.mark.parametrize(
+    'source, message',
+    [
+        (
+            'tests.test_cli.test_networks.without_classes',
+            'returns (2, 5), expected logits of shape',
+        ),
+        ('tests.test_cli.test_networks.several', 'returns list, expected logits'),
+        ('builtins.dict', 'dict returns dict, expected an nn.Module'),
+    ],
+)
+def test_network_that_cannot_classify(source, message):
+    head = dict(type='crd_plugin.LogitsHead', num_classes=7)
+    backbone = dict(type='crd_plugin.plain_network', source=source)
+    cfg = dict(type='mmpretrain.ImageClassifier', backbone=backbone, head=head)
+    with pytest.raises((ValueError, TypeError), match=re.escape(message)):
+        build(cfg)(torch.zeros(2, 3, 8, 8))
+
+
+def test_network_without_a_number_of_classes():
+    cfg = network_cfg(without_classes)
+    assert build(cfg)(torch.zeros(2, 3, 8, 8)).shape == (2, 5)

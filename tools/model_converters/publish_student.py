@@ -18,44 +18,25 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         description='Write the student of a distillation as a plain '
         'mmpretrain checkpoint: no teacher, no memory bank, no optimizer.'
     )
-    parser.add_argument('checkpoint', help='checkpoint of a distillation')
-    parser.add_argument('out', help='NAME.pth, written as NAME-<hash>.pth, or a folder')
-    parser.add_argument(
-        '--config',
-        metavar='CONFIG',
-        help='config that the student must fit and that is written into the '
-        'file; defaults to the one inside the checkpoint',
-    )
-    parser.add_argument(
-        '--no-ema',
-        action='store_true',
-        help='of a run with EMAHook, publish the last weights rather than the averaged ones',
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add('checkpoint', help='checkpoint of a distillation')
+    add('out', help='NAME.pth, written as NAME-<hash>.pth, or a folder')
+    config = 'config that the student must fit (default: the one inside the checkpoint)'
+    add('--config', metavar='CONFIG', help=config)
+    ema = 'of a run with EMAHook, publish the last weights rather than the averaged ones'
+    add('--no-ema', action='store_true', help=ema)
+    add(
         '--hub',
         action='store_true',
         help='OUT is a folder as a model hub expects it: also write model.safetensors, config.py '
         'and a model card',
     )
-    parser.add_argument(
-        '--metrics',
-        metavar='FILE',
-        help='with --hub: accuracies for the card, written by tools/test.py --out FILE.json '
-        '--out-item metrics',
-    )
-    parser.add_argument(
-        '--onnx',
-        type=int,
-        metavar='PIXELS',
-        help='with --hub: also write model.onnx for images of this height and width, and compare '
-        'it with PyTorch',
-    )
-    parser.add_argument(
-        '--upload',
-        metavar='OWNER/NAME',
-        help='with --hub: upload the folder to this repository of the Hugging Face Hub; nothing is '
-        'uploaded otherwise',
-    )
+    metrics = 'with --hub: accuracies for the card, as tools/test.py --out-item metrics writes them'
+    add('--metrics', metavar='FILE', help=metrics)
+    onnx = 'with --hub: also write model.onnx for images of this height and width, and compare it'
+    add('--onnx', type=int, metavar='PIXELS', help=onnx)
+    upload = 'with --hub: upload the folder to this repository of the Hugging Face Hub'
+    add('--upload', metavar='OWNER/NAME', help=upload)
     args = parser.parse_args(argv)
     for name in ('metrics', 'onnx', 'upload'):
         if getattr(args, name) is not None and not args.hub:

@@ -15,18 +15,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         description='Write a checkpoint of HobbitLong/RepDistiller as one of '
         'our configs, for teacher_ckpt or load_from.'
     )
-    parser.add_argument(
-        'checkpoint',
-        metavar='IN.pth',
-        help='file of RepDistiller, such as resnet32x4_vanilla/ckpt_epoch_240.pth',
-    )
-    parser.add_argument('out', metavar='OUT.pth', help='file to write')
-    parser.add_argument(
-        '--arch',
-        metavar='NAME',
-        help='architecture by its name in RepDistiller, such as resnet32x4 '
-        'or wrn_40_2; defaults to what the folder or the file is called',
-    )
+    add = parser.add_argument
+    file = 'file of RepDistiller, such as resnet32x4_vanilla/ckpt_epoch_240.pth'
+    add('checkpoint', metavar='IN.pth', help=file)
+    add('out', metavar='OUT.pth', help='file to write')
+    arch = 'its name in RepDistiller, such as resnet32x4 (default: the one that the weights fit)'
+    add('--arch', metavar='NAME', help=arch)
     return parser.parse_args(argv)
 
 

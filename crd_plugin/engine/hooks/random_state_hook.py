@@ -58,7 +58,7 @@ class RandomStateHook(Hook):
             sampler.seed = self._sampler_seed
         self._reading = seeded_reading(loader.dataset)
         self._reading.set_seed(runner.seed)
-        batches = getattr(runner.train_loop, 'dataloader_iterator', None)
+        batches: Any = getattr(runner.train_loop, 'dataloader_iterator', None)
         if hasattr(batches, 'skip_iter'):
             # OneDL's MMEngine skips batches unread, so workers would not count them as read.
             batches.skip_iter = lambda number: deque(islice(batches, number), maxlen=0)

@@ -1,16 +1,13 @@
-"""What a dry run reads: training data, weights, and how the teacher's images were normalised."""
+"""What a dry run reads: data sets, weights, and how the teacher's images were normalised."""
 
 from __future__ import annotations
 
 import hashlib
-import logging
 import os
 import os.path as osp
-import random
 import tempfile
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,23 +19,25 @@ import torch
 from mmengine.config import Config
 from mmengine.dataset import default_collate
 from mmengine.fileio import load
-from mmengine.logging import MMLogger
 from mmengine.registry import DATASETS
 from mmpretrain.datasets import BaseDataset
-from torch import Tensor
+from torch import Tensor, nn
 
 from crd_plugin.checkpoints.publish import parse_config_text
 from crd_plugin.compat import CheckpointError, load_checkpoint_file
-from crd_plugin.engine.hooks.memory_bank_hook import index_dataset
+from crd_plugin.engine.hooks.memory_bank_hook import check_negatives, index_dataset, pool_remark
 from crd_plugin.models.algorithms.checkpoints import how_to_train
+from crd_plugin.models.losses import CRDLoss
+from crd_plugin.models.memory_bank import MemoryBank
 
 from .arguments import without_files
-from .dry_run_report import DryRunReport
+from .dry_run_report import BankRow, DryRunReport
 from .lookup import PlacedError, arguments_of, find_type, one_line, walk
 
 # What widths are inferred with where a config does not say it.
 INPUT_SHAPE = (3, 32, 32)
-_STAND_IN_SAMPLES = 4096
+# A bank of more rows is not allocated; so many stand in for it, as for samples without files.
+_MOST_ROWS, _STAND_INS = 65536, 4096
 _LARGE = (512, 512)  # more than pipelines crop or resize to
 
 
@@ -59,7 +58,7 @@ class _StandIn(BaseDataset):
         labels = np.random.randint(0, min(number, 255), (height, width), np.uint8)
         sample = dict(img=image, img_shape=(height, width), img_path=self._file.name)
         sample['gt_seg_map'] = labels
-        return [dict(sample, gt_label=i % number) for i in range(_STAND_IN_SAMPLES)]
+        return [dict(sample, gt_label=i % number) for i in range(_STAND_INS)]
 
 
 @dataclass
@@ -146,69 +145,158 @@ def read_data(
 
 
 def size_of_last_batch(cfg: Mapping[str, Any], data: Data) -> int | None:
-    """Return the size of an epoch's last batch on a rank; None where it is not known.
-
-    Raises:
-        PlacedError: If there is no batch at all.
-    """
+    """Return the size of an epoch's last batch on a rank; None where it is not known."""
     loader = cfg.get('train_dataloader') or {}
     sampler, batch_size = (loader.get('sampler') or {}).get('type'), loader.get('batch_size')
     if data.num_samples is None or batch_size is None or sampler != 'DefaultSampler':
         return None
-    world = int(os.environ.get('WORLD_SIZE', 1))
-    samples = -(-len(data.dataset) // world)
-    if samples < batch_size and loader.get('drop_last'):
+    samples = -(-len(data.dataset) // int(os.environ.get('WORLD_SIZE', 1)))
+    if not loader.get('drop_last'):
+        return samples % batch_size or batch_size
+    if samples < batch_size:
         raise PlacedError(
             f'train_dataloader: {samples} samples per process, batch_size={batch_size} and '
             f'drop_last=True leave no batch; lower batch_size to at most {samples}, or set '
             'drop_last=False.'
         )
-    return batch_size if loader.get('drop_last') else samples % batch_size or batch_size
+    return batch_size
+
+
+def check_classes(model: nn.Module, data: Data) -> None:
+    """Compare the outputs of the student's head, and the labels, with the classes of the data."""
+    net = getattr(model, 'architecture', model)
+    outputs, classes = getattr(getattr(net, 'head', None), 'num_classes', None), data.num_classes
+    largest = -1 if data.labels is None else int(data.labels.max())
+    if classes and largest >= classes:
+        raise ValueError(
+            f'train_dataloader.dataset has the label {largest}, but its metainfo names {classes} '
+            'classes; name all of them. `classes` takes no subset of the samples: for that, write '
+            'an annotation file with labels from 0.'
+        )
+    if classes is None and outputs is not None and largest >= 0:
+        classes = max(outputs, largest + 1)
+    # A student whose own loss is not computed may have any number.
+    asked = getattr(model, 'calculate_student_loss', True)
+    if asked and None not in (outputs, classes) and outputs != classes:
+        place = 'model' if net is model else 'model.architecture'
+        raise ValueError(
+            f'{place}.head.num_classes is {outputs}, the data set has {classes} classes; set it '
+            f'to {classes}.'
+        )
+
+
+def read_batch(
+    model: nn.Module, data: Data, batch_size: int, report: DryRunReport
+) -> dict[str, Any]:
+    """Size the memory banks as their hook would, smaller where huge; read samples of their rows."""
+    banks = {name: bank for name, bank in model.named_modules() if isinstance(bank, MemoryBank)}
+    if banks and index_dataset(data.dataset) is None:
+        raise ValueError(
+            f'train_dataloader.dataset is a {data.kind}, whose samples carry no ids for the memory '
+            "bank; wrap it: dataset=dict(type='crd_plugin.SampleIndexDataset', dataset=dict(...))."
+        )
+    known = data.num_samples
+    for name, bank in banks.items():
+        known = known or bank.num_samples or None
+        if bank.num_samples not in (0, known):
+            raise ValueError(
+                f'num_samples of {name} is {bank.num_samples}, the training set has {known} '
+                'samples; set it to that or leave it out.'
+            )
+    check_negatives(model, data.labels)
+    rows = known if known and known <= _MOST_ROWS else _STAND_INS
+    batch = data.read_batch(batch_size, rows)
+    labels = data.labels
+    if data.num_samples is None or (labels is not None and len(labels) != rows):
+        labels = torch.arange(rows) % (data.num_classes or 2)
+        for sample in batch['data_samples'] if banks else ():
+            labels[sample.sample_idx] = sample.gt_label
+    for name, bank in banks.items():
+        bank.resize(rows, labels)
+        mib = None if known is None else bank.num_bytes / rows * known / 2**20
+        report.banks.append(BankRow(name, known, bank.embed_dim, mib, rows))
+    for name, loss in model.named_modules():
+        if isinstance(loss, CRDLoss) and loss.bank is not None and rows == known:
+            remark = pool_remark(name, loss)
+            report.notes += [remark] if remark else []
+    return batch
+
+
+def _stand_in(
+    dataset_cfg: Mapping[str, Any], cfg: Mapping[str, Any], size: Sequence[int] | None
+) -> Any:
+    """A data set of random images, sized by the pipeline, or else as given, or by the model."""
+    model = cfg.get('model') or {}
+    preprocessor = model.get('data_preprocessor') or cfg.get('data_preprocessor') or {}
+    channels, *default = model.get('input_shape') or INPUT_SHAPE
+    if preprocessor.get('mean') and not preprocessor.get('view'):  # else they are the view's
+        channels = len(preprocessor['mean'])
+    for height, width in (_LARGE, size or default):
+        dataset = DATASETS.build(_with_stand_ins(dataset_cfg, (channels, height, width)))
+        inputs = dataset[0]['inputs']
+        if min((inputs if isinstance(inputs, Tensor) else inputs[0]).shape[-2:]) < min(_LARGE):
+            break
+    return dataset
+
+
+def _with_stand_ins(cfg: Mapping[str, Any], shape: tuple[int, ...]) -> dict[str, Any]:
+    """Config of a data set with stand-ins in place of what reads files."""
+    if 'dataset' in cfg:
+        return {**cfg, 'dataset': _with_stand_ins(cfg['dataset'], shape)}
+    if 'datasets' in cfg:
+        return {**cfg, 'datasets': [_with_stand_ins(inner, shape) for inner in cfg['datasets']]}
+    infos = [cfg.get('metainfo'), getattr(find_type(cfg.get('type')), 'METAINFO', None)]
+    classes = next((info['classes'] for info in infos if info and info.get('classes')), None)
+    pipeline = cfg.get('pipeline') or [dict(type='mmpretrain.PackInputs')]
+    return dict(type=_StandIn, pipeline=pipeline, classes=classes, shape=shape)
 
 
 def check_weights(cfg: dict[str, Any], use_teacher_ckpt: bool, report: DryRunReport) -> None:
     """Look for the files of given weights; take out those that would be downloaded."""
     model = cfg['model']
-    if not use_teacher_ckpt and model.pop('backbone_ckpt', None):
-        report.notes.append('model.backbone_ckpt is passed over as asked for.')
+    own = all(map(_brings_weights, _listed(model.get('teacher') or {})))
+    given = model.get('teacher_ckpt')
+    for key in () if use_teacher_ckpt else ('backbone_ckpt', 'teacher_ckpt'):
+        if model.get(key):
+            model[key] = without_files(model[key])
+            report.notes.append(f'model.{key} is passed over as asked for.')
+    if 'teacher' in model and not (given or own):
+        report.notes.append(
+            'model.teacher_ckpt is not given: the teacher has random weights; set it before '
+            'training.'
+        )
+    teachers = []
+    for part, key, path, name in _files(cfg):
+        of_teacher = 'teacher_ckpt' in name
+        if '://' in path:
+            report.notes.append(f'{name}={path} is not fetched here; random weights stand in.')
+            part[key] = None
+        elif not osp.isfile(osp.expanduser(path)):
+            passable = of_teacher or key == 'backbone_ckpt'
+            hint = ' (--no-teacher-ckpt goes on without it)' if passable else ''
+            raise FileNotFoundError(f'{name}={path} does not exist; {how_to_train(path)}{hint}.')
+        elif of_teacher:
+            digest = hashlib.sha256(Path(path).expanduser().read_bytes()).hexdigest()
+            teachers.append(f'{osp.basename(path)}, sha256 {digest[:8]}')
     if 'teacher' in model:
-        given = model.get('teacher_ckpt')
-        if not use_teacher_ckpt and given:
-            model['teacher_ckpt'] = without_files(given)
-            report.notes.append('model.teacher_ckpt is passed over as asked for.')
-        elif not (given or all(map(_brings_weights, _listed(model['teacher'])))):
-            report.notes.append(
-                'model.teacher_ckpt is not given: the teacher has random weights; set it before '
-                'training.'
-            )
-    files: list[tuple[Any, Any, Any, str]] = [(cfg, 'load_from', cfg.get('load_from'), 'load_from')]
-    for place, part in walk(model, 'model'):
+        report.teacher = '; '.join(teachers) or ('its own weights' if own else 'random weights')
+
+
+def _files(cfg: dict[str, Any]) -> Iterator[tuple[Any, Any, str, str]]:
+    """Files of weights that a config names: owner and key of the setting, path, place."""
+    found: list[tuple[Any, Any, Any, str]] = [(cfg, 'load_from', cfg.get('load_from'), 'load_from')]
+    for place, part in walk(cfg['model'], 'model'):
         for key in ('teacher_ckpt', 'student_ckpt', 'backbone_ckpt'):
             path = part.get(key)
             if isinstance(path, (list, tuple)):
                 part[key] = list(path)
-                files += [(part[key], i, one, f'{place}.{key}[{i}]') for i, one in enumerate(path)]
+                found += [(part[key], i, one, f'{place}.{key}[{i}]') for i, one in enumerate(path)]
             else:
-                files.append((part, key, path, f'{place}.{key}'))
-        init = part.get('init_cfg')
-        if isinstance(init, dict):
-            files.append((part, 'init_cfg', init.get('checkpoint'), f'{place}.init_cfg.checkpoint'))
-    teachers = []
-    for part, key, path, name in files:
-        of_teacher = 'teacher_ckpt' in name
-        if path and '://' in path:
-            report.notes.append(f'{name}={path} is not fetched here; random weights stand in.')
-            part[key] = None
-        elif path and not osp.isfile(osp.expanduser(path)):
-            passable = of_teacher or key == 'backbone_ckpt'
-            hint = ' (--no-teacher-ckpt goes on without it)' if passable else ''
-            raise FileNotFoundError(f'{name}={path} does not exist; {how_to_train(path)}{hint}.')
-        elif path and of_teacher:
-            digest = hashlib.sha256(Path(path).expanduser().read_bytes()).hexdigest()
-            teachers.append(f'{osp.basename(path)}, sha256 {digest[:8]}')
-    if 'teacher' in model:
-        own = all(map(_brings_weights, _listed(model['teacher'])))
-        report.teacher = '; '.join(teachers) or ('its own weights' if own else 'random weights')
+                found.append((part, key, path, f'{place}.{key}'))
+        if isinstance(part.get('init_cfg'), dict):
+            path = part['init_cfg'].get('checkpoint')
+            found.append((part, 'init_cfg', path, f'{place}.init_cfg.checkpoint'))
+    return (entry for entry in found if entry[2])
 
 
 def normalisation_notes(model: Mapping[str, Any]) -> Iterator[str]:
@@ -218,20 +306,17 @@ def normalisation_notes(model: Mapping[str, Any]) -> Iterator[str]:
     networks, checkpoints = (_listed(model.get(key)) for key in ('teacher', 'teacher_ckpt'))
     if any(network.get('train_cfg') for network in networks):
         yield 'model.teacher.train_cfg has no effect, because the teacher is not trained.'
-    places = ['model.teacher']
-    if isinstance(model['teacher'], (list, tuple)):
-        places = [f'model.teacher[{i}]' for i in range(len(networks))]
-    elif len(checkpoints) > 1:  # one config for all members
-        networks, places = networks * len(checkpoints), places * len(checkpoints)
-    for network, checkpoint, place in zip(networks, checkpoints, places):
+    several = isinstance(model['teacher'], (list, tuple))
+    given = _normalisation(model)
+    for number, checkpoint in enumerate(checkpoints):
         # With a data preprocessor of its own a teacher is given what it says.
-        if not checkpoint or _normalisation(network):
+        if not checkpoint or _normalisation(networks[number if several else 0]):
             continue
         trained_cfg = _config_of_checkpoint(checkpoint)
         trained = _normalisation(trained_cfg.get('model'), trained_cfg)
-        given = _normalisation(model)
         if not all(np.allclose(*pair, atol=1) for pair in zip(given, trained)):  # grey levels
             mean, std = trained
+            place = f'model.teacher[{number}]' if several else 'model.teacher'
             yield (
                 f'model.teacher_ckpt={checkpoint}: the teacher was trained on images with mean '
                 f'{mean} and std {std}, but is given images with mean {given[0]} and std '
@@ -265,64 +350,13 @@ def _normalisation(*parts: Any) -> list[Any]:
 def _config_of_checkpoint(path: str) -> dict[str, Any]:
     """Config that a checkpoint was trained with; empty if it is not known."""
     with suppress(CheckpointError, FileNotFoundError, ValueError):  # told when it is loaded
-        loaded = load_checkpoint_file(path) if path and '://' not in path else None
-        meta = loaded.get('meta') if isinstance(loaded, dict) else None
+        meta = {} if '://' in path else load_checkpoint_file(path).get('meta')
         if isinstance(meta, dict) and meta.get('cfg'):
             return parse_config_text(meta['cfg'])
-    name = path.rpartition('/')[2]
-    root = Path(mmpretrain.__file__).parent / '.mim'
+    name, root = path.rpartition('/')[2], Path(mmpretrain.__file__).parent / '.mim'
     for index in root.glob('configs/*/metafile.yml') if name else ():
         if name in index.read_text(encoding='utf-8'):
             for entry in load(index)['Models']:
                 if str(entry.get('Weights')).endswith(f'/{name}'):
                     return Config.fromfile(root / entry['Config']).to_dict()
     return {}
-
-
-def _stand_in(
-    dataset_cfg: Mapping[str, Any], cfg: Mapping[str, Any], size: Sequence[int] | None
-) -> Any:
-    """A data set of random images, sized by the pipeline, or else as given, or by the model."""
-    model = cfg.get('model') or {}
-    preprocessor = model.get('data_preprocessor') or cfg.get('data_preprocessor') or {}
-    channels, *default = model.get('input_shape') or INPUT_SHAPE
-    if preprocessor.get('mean') and not preprocessor.get('view'):  # else they are the view's
-        channels = len(preprocessor['mean'])
-    dataset = DATASETS.build(_with_stand_ins(dataset_cfg, (channels, *_LARGE)))
-    inputs = dataset[0]['inputs']
-    if min((inputs if isinstance(inputs, Tensor) else inputs[0]).shape[-2:]) < min(_LARGE):
-        return dataset
-    return DATASETS.build(_with_stand_ins(dataset_cfg, (channels, *(size or default))))
-
-
-def _with_stand_ins(cfg: Mapping[str, Any], shape: tuple[int, ...]) -> dict[str, Any]:
-    """Config of a data set with stand-ins in place of what reads files."""
-    if 'dataset' in cfg:
-        return {**cfg, 'dataset': _with_stand_ins(cfg['dataset'], shape)}
-    if 'datasets' in cfg:
-        return {**cfg, 'datasets': [_with_stand_ins(inner, shape) for inner in cfg['datasets']]}
-    infos = [cfg.get('metainfo'), getattr(find_type(cfg.get('type')), 'METAINFO', None)]
-    classes = next((info['classes'] for info in infos if info and info.get('classes')), None)
-    pipeline = cfg.get('pipeline') or [dict(type='mmpretrain.PackInputs')]
-    return dict(type=_StandIn, pipeline=pipeline, classes=classes, shape=shape)
-
-
-@contextmanager
-def without_a_trace() -> Iterator[None]:
-    """Fix seeds, quiet the logs; restore random state, log levels and warnings."""
-    python, numpy = random.getstate(), np.random.get_state()
-    level = logging.root.manager.disable
-    with torch.random.fork_rng(range(torch.cuda.device_count())), warnings.catch_warnings():
-        warnings.simplefilter('ignore')
-        try:
-            random.seed(0)
-            np.random.seed(0)
-            torch.manual_seed(0)
-            logging.disable(logging.WARNING)
-            yield
-        finally:
-            logging.disable(level)
-            for logger in MMLogger._instance_dict.values():
-                logger._cache.clear()  # logging does so for the loggers that it has made
-            random.setstate(python)
-            np.random.set_state(numpy)
