@@ -26,9 +26,8 @@ _DIMS = dict(horizontal=(3,), vertical=(2,), diagonal=(2, 3))
 class ResidentPipeline:
     """Apply an mmpretrain pipeline to whole batches.
 
-    The pipeline's own transforms load, resize, pad and pack each image once. The random ones, at
-    most one crop and one flip, are replaced by functions of batches that draw from the same
-    distributions.
+    Its transforms load, resize, pad and pack each image once. The random ones, at most one crop and
+    one flip, are replaced by functions of batches that draw from the same distributions.
 
     Args:
         transforms (Sequence): Transforms of the pipeline.
@@ -67,34 +66,28 @@ class ResidentPipeline:
 
     def read(self, info: dict) -> tuple[Tensor, int | None, dict]:
         """Do what is done once; return image, class or None, and meta information that stays."""
-        idx = info.get('sample_idx')
+        place = f'Sample {info.get("sample_idx")} of {self.owner}'
         item = self._once(info) or {}
         image = item.get('inputs')
         if not isinstance(image, Tensor) or image.dtype != torch.uint8 or image.dim() != 3:
             found = getattr(image, 'dtype', type(image).__name__)
             raise ValueError(
-                f'The pipeline of {self.owner} gives an image of type {found} for sample {idx}, '
-                'expected a uint8 array; change the pipeline, or take a broken image out of the '
-                'data set.'
+                f'{place} has an image of type {found}, expected a uint8 array; change the '
+                'pipeline, or take a broken image out of the data set.'
             )
         sample = item['data_samples']
         label = sample.get('gt_label')
         if set(sample.keys()) - {'gt_label'} or (label is not None and label.numel() != 1):
             fields = {key: value.tolist() for key, value in sample.items()}
             raise ValueError(
-                f'Sample {idx} of {self.owner} has {fields}, but ResidentDataset keeps one class '
-                'per sample; use the data set without it.'
+                f'{place} has {fields}, but ResidentDataset keeps one class per sample; use the '
+                'data set without it.'
             )
         metainfo = {} if self.random else sample.metainfo
         return image, None if label is None else int(label), metainfo
 
     def draw(self, count: int, size: tuple[int, int], seed: int) -> dict[str, Tensor]:
-        """Draw where images of one size are cropped and which are flipped, the same for any device.
-
-        Returns:
-            dict: ``box`` ``(count, 2)`` or ``(count, 4)`` int64 and ``flip`` ``(count,)`` bool,
-            as far as there are such transforms.
-        """
+        """Draw ``box`` ``(count, 2 or 4)`` of the crop and ``flip`` ``(count,)`` of each image."""
         columns = 0 if self.crop is None else 2 * getattr(self.crop, 'max_attempts', 0) + 2
         columns += self.flip is not None
         generator = torch.Generator().manual_seed(seed)
@@ -132,7 +125,7 @@ class ResidentPipeline:
         return batch
 
     def _target(self, size: Sequence[int]) -> tuple[int, int]:
-        """Return height and width after ``RandomCrop``, which enlarges nothing."""
+        """Height and width after ``RandomCrop``, which enlarges nothing."""
         return min(size[0], self.crop.crop_size[0]), min(size[1], self.crop.crop_size[1])
 
     def _refuse(self, transform: Any, problem: str) -> None:
@@ -148,5 +141,4 @@ class ResidentPipeline:
 
 
 def _whole_image(image: np.ndarray) -> tuple[int, int, int, int]:
-    height, width = image.shape[:2]
-    return 0, 0, height, width
+    return 0, 0, image.shape[0], image.shape[1]
