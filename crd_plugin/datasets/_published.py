@@ -15,13 +15,11 @@ class PublishedDataset(BaseDataset):
     SPLITS: tuple[str, ...]
     SOURCE: str  # where to get the files
 
-    def __init__(
-        self, data_root: str, split: str = 'train', metainfo: dict | None = None, **kwargs: Any
-    ) -> None:
+    def __init__(self, data_root: str, split: str = 'train', **kwargs: Any) -> None:
         if split not in self.SPLITS:
             raise ValueError(f'split must be one of {self.SPLITS}, but got {split!r}.')
         self.split = split
-        super().__init__(ann_file='', metainfo=metainfo, data_root=expanduser(data_root), **kwargs)
+        super().__init__(ann_file='', data_root=expanduser(data_root), **kwargs)
 
     def load_data_list(self) -> list[dict]:
         """List the samples of the split; say where to get files that are missing."""

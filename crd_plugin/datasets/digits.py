@@ -19,11 +19,10 @@ _MOST_TRAIN_PER_CLASS = 74
 class Digits(PublishedDataset):
     """1,797 real handwritten digits, 8x8 pixels, ten classes.
 
-    The split is fixed: within each class the images are put in the order of
-    ``numpy.random.RandomState(0).permutation`` (one generator, classes 0 to 9 in turn); the first
-    100 of each class are the test set (1,000 images), the others the training set (797 images, 74
-    to 83 per class). ``num_train_per_class`` takes the first that many of each class, so smaller
-    sets lie inside larger ones and the test set never changes.
+    The split is fixed: each class is put in one order (``numpy.random.RandomState(0)``, classes 0
+    to 9 in turn); its first 100 images are in the test set (1,000 images), the others in the
+    training set (797, 74 to 83 per class). ``num_train_per_class`` takes the first that many of
+    these, so smaller sets lie inside larger ones and the test set never changes.
 
     Source: E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI Machine
     Learning Repository, 1998 (its test part), as bundled with scikit-learn
@@ -37,9 +36,7 @@ class Digits(PublishedDataset):
         num_train_per_class (int, optional): Training images kept of each class, 1 to 74. None keeps
             all 797. Only for ``split='train'``. Defaults to None.
         digits (Sequence[int]): Digits kept, each labelled by itself. Defaults to all ten.
-        metainfo (dict, optional): Extra meta information. Defaults to None.
-        **kwargs: Other arguments of :class:`mmpretrain.datasets.BaseDataset`, ``pipeline``,
-            ``indices`` and ``test_mode`` among them.
+        **kwargs: Other arguments of :class:`mmpretrain.datasets.BaseDataset`.
 
     Raises:
         ValueError: If ``split``, ``num_train_per_class`` or ``digits`` is out of range.
@@ -54,7 +51,6 @@ class Digits(PublishedDataset):
         split: str = 'train',
         num_train_per_class: int | None = None,
         digits: Sequence[int] = range(10),
-        metainfo: dict | None = None,
         **kwargs: Any,
     ) -> None:
         check_per_class(num_train_per_class, _MOST_TRAIN_PER_CLASS, split)
@@ -62,7 +58,7 @@ class Digits(PublishedDataset):
             raise ValueError(f'digits must be some of 0 to 9, such as [0, 1], but got {digits!r}.')
         self.digits = frozenset(digits)
         self.num_train_per_class = num_train_per_class
-        super().__init__(**{'data_root': '', **kwargs}, split=split, metainfo=metainfo)
+        super().__init__(**{'data_root': '', **kwargs}, split=split)
 
     def list_samples(self) -> list[dict]:
         """Read ``img`` and ``gt_label`` of the split, in scikit-learn's order."""

@@ -44,9 +44,7 @@ class FashionMNIST(PublishedDataset):
         split (str): 'train', 'holdout' or 'test'. Defaults to 'train'.
         num_train_per_class (int, optional): Training images kept of each class, 1 to 6,000. None
             keeps all 60,000. Only for ``split='train'``. Defaults to None.
-        metainfo (dict, optional): Extra meta information. Defaults to None.
-        **kwargs: Other arguments of :class:`mmpretrain.datasets.BaseDataset`, ``pipeline``,
-            ``indices`` and ``test_mode`` among them.
+        **kwargs: Other arguments of :class:`mmpretrain.datasets.BaseDataset`.
 
     Raises:
         ValueError: If ``split`` or ``num_train_per_class`` is out of range, or a file is damaged.
@@ -64,13 +62,12 @@ class FashionMNIST(PublishedDataset):
         ),
         split: str = 'train',
         num_train_per_class: int | None = None,
-        metainfo: dict | None = None,
         **kwargs: Any,
     ) -> None:
         check_per_class(num_train_per_class, 6000, split)
         self.num_train_per_class = num_train_per_class
         self.roots = [data_root] if isinstance(data_root, str) else list(data_root)
-        super().__init__('', split, metainfo, **kwargs)
+        super().__init__('', split, **kwargs)
 
     def load_data_list(self) -> list[dict]:
         """Read ``img``, ``(28, 28)`` grey, and ``gt_label`` of the split, in the files' order."""

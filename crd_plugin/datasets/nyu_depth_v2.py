@@ -47,10 +47,7 @@ class NYUDepthV2(PublishedDataset):
             both.
         mappings (Sequence[str]): Files that map classes, one after the other. Defaults to those to
             13 classes; ``['classMapping40.mat']`` gives 40.
-        metainfo (dict, optional): Extra meta information. ``classes`` in it replaces the names in
-            the last mapping. Defaults to None.
-        **kwargs: Other arguments of :class:`mmpretrain.datasets.BaseDataset`, ``pipeline``,
-            ``indices`` and ``test_mode`` among them.
+        **kwargs: Other arguments of :class:`mmpretrain.datasets.BaseDataset`.
 
     Raises:
         ValueError: If an argument is not as described, or a file is truncated or does not fit: a
@@ -67,7 +64,6 @@ class NYUDepthV2(PublishedDataset):
         split: str = 'train',
         inputs: Sequence[str] = ('rgb', 'depth'),
         mappings: Sequence[str] = ('classMapping40.mat', 'class13Mapping.mat'),
-        metainfo: dict | None = None,
         **kwargs: Any,
     ) -> None:
         if not inputs or isinstance(inputs, str) or not set(inputs) <= {'rgb', 'depth'}:
@@ -79,7 +75,7 @@ class NYUDepthV2(PublishedDataset):
             )
         self.inputs, self.mappings = tuple(inputs), tuple(mappings)
         self._handle: tuple[int, Any] | None = None  # of the process with this number
-        super().__init__(data_root, split, metainfo, **kwargs)
+        super().__init__(data_root, split, **kwargs)
 
     def load_data_list(self) -> list[dict]:
         """List ``row``, the place of each sample in the file, and check their labels."""
@@ -131,13 +127,8 @@ class NYUDepthV2(PublishedDataset):
     def _open(self) -> Any:
         """Open the data, once per process: workers must not share a handle."""
         if self._handle is None or self._handle[0] != os.getpid():
-            try:
-                import h5py
-            except ImportError as error:
-                raise ImportError(
-                    'crd_plugin.NYUDepthV2 reads a file of MATLAB 7.3, for which h5py is missing; '
-                    'install it with `pip install h5py`.'
-                ) from error
+            import h5py
+
             self._handle = os.getpid(), self._load(_DATA, h5py.File)
         return self._handle[1]
 
@@ -183,18 +174,13 @@ class NYUDepthV2(PublishedDataset):
                 numbers, labels = content.get('mapClass', []), content.get('className', [])
             table = np.concatenate([[0], np.ravel(numbers)]).astype(int)
             names = tuple(str(np.ravel(one)[0]) for one in np.ravel(labels))
-            if len(table) == 1 or table.min() < 0 or table.max() > len(names):
+            before = joined.max(initial=1)
+            if before >= len(table) or table.min() < 0 or table.max() > len(names):
                 raise self._misfit(
                     file,
                     f'maps {len(table) - 1} classes to {table.min()} to {table.max()} and names '
-                    f'{len(names)}, expected a number of a name for each, under mapClass and '
-                    'className or in classMapping13',
-                )
-            if joined.max(initial=0) >= len(table):
-                raise self._misfit(
-                    file,
-                    f'maps {len(table) - 1} classes, the one before it goes up to {joined.max()}, '
-                    'expected mappings that follow each other',
+                    f'{len(names)}, expected a number of a name for each of at least {before} '
+                    'classes, under mapClass and className or in classMapping13',
                 )
             joined = table[joined] if joined.size else table
         return joined, names

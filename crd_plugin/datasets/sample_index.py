@@ -34,12 +34,10 @@ class SampleIndexDataset:
 
     A memory bank has one row per sample, so each sample needs an id that is unique in the whole
     training set: ``dataset[i]['data_samples'].sample_idx == i``. MMEngine's own ``sample_idx``,
-    which is replaced, counts within one annotation list and repeats under ``ConcatDataset``.
+    which is replaced, repeats under ``ConcatDataset``.
 
-    Copies made by ``RepeatDataset`` and ``ClassBalancedDataset`` have bank rows of their own; with
-    ``exclude='instance'`` they can be each other's negatives. To let copies share a row, put this
-    wrapper inside:
-    ``RepeatDataset(dataset=dict(type='crd_plugin.SampleIndexDataset', ...))``.
+    Copies made by ``RepeatDataset`` and ``ClassBalancedDataset`` have bank rows of their own; put
+    this wrapper inside of those to let copies share a row.
 
     An image that cannot be read is an error that names its file. Only if the pipeline returns None
     (``LoadImageFromFile(ignore_empty=True)``, say) another random sample is read in its place, with
@@ -126,18 +124,7 @@ class SampleIndexDataset:
         return len(self.dataset)
 
     def __getitem__(self, idx: int) -> Any:
-        """Read one sample through its pipeline.
-
-        Args:
-            idx (int): Position; a negative one counts from the end.
-
-        Returns:
-            dict: The item, with ids in its ``data_samples``.
-
-        Raises:
-            IndexError: If ``idx`` is out of range.
-            RuntimeError: If no valid sample is found.
-        """
+        """Read the sample at a position, counted from the end if negative, with its id."""
         position = self._position(idx)
         redraws = getattr(self._locate(position)[0], 'max_refetch', 1000)
         for _ in range(redraws + 1):
@@ -173,14 +160,7 @@ class SampleIndexDataset:
         return owner.get_cat_ids(index)
 
     def get_gt_labels(self) -> np.ndarray:
-        """Get the class of every position without running pipelines.
-
-        Returns:
-            np.ndarray: ``(N,)`` int64.
-
-        Raises:
-            ValueError: If a sample has no label or more than one.
-        """
+        """Get the class of every position, ``(N,)`` int64, without running pipelines."""
         return self._labels.copy()
 
     def get_subset_(self, indices: int | list[int]) -> None:

@@ -27,23 +27,14 @@ class STL10(PublishedDataset):
 
     Source: A. Coates, H. Lee and A. Y. Ng, An Analysis of Single Layer Networks in Unsupervised
     Feature Learning, AISTATS 2011, ``http://ai.stanford.edu/~acoates/stl10/stl10_binary.tar.gz``
-    (2.6 GB), which holds::
-
-        stl10_binary
-        ├── train_X.bin, test_X.bin, unlabeled_X.bin   images
-        ├── train_y.bin, test_y.bin                    labels, 1 to 10
-        ├── class_names.txt                            not read
-        └── fold_indices.txt                           not read
-
-    An image is three planes, red, green and blue, each stored column by column. For one of the ten
-    folds of ``fold_indices.txt`` give its line as ``indices``.
+    (2.6 GB): images in ``*_X.bin`` as three planes, red, green and blue, each stored column by
+    column; labels from 1 to 10 in ``*_y.bin``. For one of the ten folds of ``fold_indices.txt``
+    give its line as ``indices``.
 
     Args:
         data_root (str): The folder ``stl10_binary``, on a local disk.
         split (str): 'train', 'test', 'unlabeled' or 'train+unlabeled'. Defaults to 'train'.
-        metainfo (dict, optional): Extra meta information. Defaults to None.
-        **kwargs: Other arguments of :class:`mmpretrain.datasets.BaseDataset`, ``pipeline``,
-            ``indices`` and ``test_mode`` among them.
+        **kwargs: Other arguments of :class:`mmpretrain.datasets.BaseDataset`.
 
     Raises:
         ValueError: If ``split`` is not one of these, or a file is damaged.

@@ -14,33 +14,22 @@ from ._published import PublishedDataset
 class TinyImageNet200(PublishedDataset):
     """200 classes of ImageNet at 64x64 pixels: 100,000 images to train and 10,000 to validate.
 
-    Each class has 500 training and 50 validation images; the images of the test folder have no
-    labels, so there is no such split. Some files are grey: load them with ``LoadImageFromFile``,
-    which makes three channels of one. Each item is ``dict(img_path=str, gt_label=int)``.
+    The images of the test folder have no labels, so there is no such split. Some files are grey:
+    load them with ``LoadImageFromFile``, which makes three channels of one. Each item is
+    ``dict(img_path=str, gt_label=int)``.
 
-    Class ``i`` is the ``i``-th WordNet id in alphabetical order, whatever the order in
-    ``wnids.txt``, as in torchvision's ``ImageFolder``; so teachers trained with that (those of
-    kaiqi123/CKTF, say) fit. Training images are in the order of ``ImageFolder`` too, validation
-    images in that of ``val_annotations.txt``.
+    Class ``i`` is the ``i``-th WordNet id in alphabetical order, as in torchvision's
+    ``ImageFolder``; so teachers trained with that (those of kaiqi123/CKTF, say) fit. Training
+    images are in the order of ``ImageFolder`` too, validation images in that of
+    ``val_annotations.txt``. Names of classes are those of ``words.txt``, unless ``metainfo`` gives
+    others.
 
-    Source: Stanford CS231N, ``http://cs231n.stanford.edu/tiny-imagenet-200.zip`` (237 MB), which
-    holds::
-
-        tiny-imagenet-200
-        ├── wnids.txt                 one WordNet id per line
-        ├── words.txt                 <wnid> <tab> <names>
-        ├── train/<wnid>/images       <wnid>_<number>.JPEG
-        └── val
-            ├── val_annotations.txt   <file> <tab> <wnid> <tab> <box>
-            └── images                val_<number>.JPEG
+    Source: Stanford CS231N, ``http://cs231n.stanford.edu/tiny-imagenet-200.zip`` (237 MB).
 
     Args:
         data_root (str): The folder ``tiny-imagenet-200``.
         split (str): 'train' or 'val'. Defaults to 'train'.
-        metainfo (dict, optional): Extra meta information. ``classes`` in it replaces the names of
-            ``words.txt``. Defaults to None.
-        **kwargs: Other arguments of :class:`mmpretrain.datasets.BaseDataset`, ``pipeline``,
-            ``indices`` and ``test_mode`` among them.
+        **kwargs: Other arguments of :class:`mmpretrain.datasets.BaseDataset`.
 
     Raises:
         ValueError: If ``split`` is not one of these, or the files contradict each other.

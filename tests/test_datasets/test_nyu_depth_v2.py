@@ -143,7 +143,7 @@ def replace(name, **content):
         (
             replace('class13Mapping.mat', mapClass=[[1, 1]], className=['a']),
             {},
-            'maps 2 classes, the one before it goes up to 40, expected mappings that follow',
+            'maps 2 classes to 0 to 1 and names 1, .* of at least 40 classes',
         ),
         (None, dict(mappings=['splits.mat']), 'splits.mat: maps 0 classes'),
         (None, dict(split='val'), r"split must be one of \('train', 'test'\), but got 'val'"),

@@ -28,8 +28,7 @@ class StrictLoadingHook(Hook):
     For ``load_from``, resuming and testing. ``tools/train.py`` and ``tools/test.py`` add it.
 
     Raises:
-        ValueError: If weights are missing, unexpected or of other shapes, or a checkpoint without
-            training state is to be resumed.
+        ValueError: As :func:`load_run`.
     """
 
     # The last one: EMAHook and MemoryBankHook change what is loaded.
@@ -70,9 +69,8 @@ def load_run(model: nn.Module, checkpoint: dict, role: str, filename: str) -> di
             'from its weights, set load_from instead of --resume.'
         )
     weights, own = fit_weights(find_weights(checkpoint, source), model, source), model.state_dict()
-    settings = {name for name in weights if name.startswith(_SETTINGS) and name not in own}
-    if settings:
-        weights = {name: value for name, value in weights.items() if name not in settings}
+    if any(name.startswith(_SETTINGS) and name not in own for name in weights):
+        weights = {k: v for k, v in weights.items() if k in own or not k.startswith(_SETTINGS)}
     advice = _advice(role, weights, own)
     load_strictly(model, weights, source, 'the model of the config', advice)
     return weights
@@ -80,22 +78,21 @@ def load_run(model: nn.Module, checkpoint: dict, role: str, filename: str) -> di
 
 def _advice(role: str, weights: dict[str, Tensor], own: dict[str, Tensor]) -> str:
     """Say what to do with weights that do not fit as a whole, by what of them does."""
+
+    def fits(prefix: str) -> bool:
+        parts = {name: value for name, value in own.items() if name.startswith(prefix)}
+        return bool(parts) and all(
+            name in weights and weights[name].shape == value.shape for name, value in parts.items()
+        )
+
     advice = 'Give the config that it was trained with'
     student = 'architecture.' if any(name.startswith('architecture.') for name in own) else ''
-    if role == 'load_from' and student and _fits(student, weights, own):
+    if role == 'load_from' and student and fits(student):
         advice += f'; or {PUBLISH} and give it as model.student_ckpt'
-    elif role == 'load_from' and _fits(f'{student}backbone.', weights, own):
+    elif role == 'load_from' and fits(f'{student}backbone.'):
         advice += (
             '; or leave load_from out and take the backbone alone: '
             f"model.{student}backbone.init_cfg=dict(type='Pretrained', checkpoint=FILE, "
             f"prefix='{student}backbone')"
         )
     return f'{advice}.'
-
-
-def _fits(prefix: str, weights: dict[str, Tensor], own: dict[str, Tensor]) -> bool:
-    """Tell whether the weights of a part are there, in the right shapes."""
-    names = [name for name in own if name.startswith(prefix)]
-    return bool(names) and all(
-        name in weights and weights[name].shape == own[name].shape for name in names
-    )
