@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from mmengine.dataset import BaseDataset
 from mmengine.device import get_device
 from mmengine.dist import get_world_size
 from mmengine.logging import MMLogger
@@ -18,7 +17,7 @@ from torch.utils.data import get_worker_info
 
 from crd_plugin.registry import DATASETS, FUNCTIONS
 
-from ._checks import named_sample
+from ._checks import named_sample, sample_name
 from .resident_pipeline import ResidentPipeline
 from .sample_index import SampleIndexDataset, build
 
@@ -29,12 +28,11 @@ _LOADER = "num_workers=0, persistent_workers=False, collate_fn=dict(type='crd_pl
 class ResidentDataset(SampleIndexDataset):
     """Keep a data set on the training device and make whole batches there.
 
-    For sets that fit: CIFAR-100 takes 0.24 GB. The images are read once, at the first batch, into
-    one uint8 tensor. A batch, ``inputs`` ``(B, C, H, W)`` uint8 and ``data_samples``, is then one
-    gather that crops and one flip, without workers and copies to the device. Training images come
-    from the same distribution as with the plain data loader, images for evaluation are identical to
-    the bit. See :class:`ResidentPipeline` for the transforms that it knows. A single item,
-    ``dataset[0]``, comes from the wrapped set's own pipeline.
+    For sets that fit: CIFAR-100 takes 0.24 GB. The images are read once, at the first batch. A
+    batch, ``inputs`` ``(B, C, H, W)`` uint8 and ``data_samples``, is then one gather that crops and
+    one flip. Training images come from the same distribution as with the plain data loader, images
+    for evaluation are identical to the bit. See :class:`ResidentPipeline` for the transforms that
+    it knows. A single item, ``dataset[0]``, comes from the wrapped set's own pipeline.
 
     Use it in place of ``SampleIndexDataset``, with ``num_workers=0, persistent_workers=False,
     collate_fn=dict(type='crd_plugin.whole_batch')`` for the data loader.
@@ -72,7 +70,7 @@ class ResidentDataset(SampleIndexDataset):
             dataset = dataset.dataset
         super().__init__(dataset, complete=complete)
         self.device = device if device is None else torch.device(device)
-        self._pipelines = [_parse(owner) for owner in self._sources.owners]
+        self._pipelines = [ResidentPipeline(owner) for owner in self._sources.owners]
         if any(pipeline.random != self._pipelines[0].random for pipeline in self._pipelines):
             raise ValueError(
                 'The joined data sets crop or flip differently, but ResidentDataset does the same '
@@ -139,9 +137,9 @@ class ResidentDataset(SampleIndexDataset):
                 images = torch.empty((len(places), *image.shape), dtype=torch.uint8)
             if image.shape != images.shape[1:]:
                 raise ValueError(
-                    f'Sample {index} of {pipeline.owner} has shape {tuple(image.shape)}, the first '
-                    f'one {tuple(images.shape[1:])}; make the sizes equal with Resize or '
-                    'CenterCrop at the start of the pipeline.'
+                    f'{sample_name(owner, index)} has shape {tuple(image.shape)}, the first one '
+                    f'{tuple(images.shape[1:])}; make the sizes equal with Resize or CenterCrop at '
+                    'the start of the pipeline.'
                 )
             images[row] = image
             labels.append(label)
@@ -220,15 +218,3 @@ class _Held(NamedTuple):
     rows: Tensor  # (N,) int64, in [0, R)
     labels: Tensor | None  # (N,) int64
     metainfo: list[dict]
-
-
-def _parse(owner: Any) -> ResidentPipeline:
-    """Parse the pipeline of a data set that reads samples as MMEngine does."""
-    name = type(owner).__name__
-    for method in ('__getitem__', 'prepare_data'):
-        if getattr(type(owner), method, None) is not getattr(BaseDataset, method):
-            raise TypeError(
-                f'{name} does not use {method} of mmengine.dataset.BaseDataset, so it is not known '
-                'what it does to a sample; use it without ResidentDataset.'
-            )
-    return ResidentPipeline(owner.pipeline.transforms, name)

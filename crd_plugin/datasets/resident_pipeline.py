@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from mmcv.transforms import CenterCrop, LoadImageFromFile, Pad, RandomFlip, Resize
-from mmengine.dataset import Compose
+from mmengine.dataset import BaseDataset, Compose
 from mmpretrain.datasets.transforms import PackInputs, RandomCrop, RandomResizedCrop, ResizeEdge
 from torch import Tensor
 
@@ -30,19 +30,25 @@ class ResidentPipeline:
     one flip, are replaced by functions of batches that draw from the same distributions.
 
     Args:
-        transforms (Sequence): Transforms of the pipeline.
-        owner (str): Name of the data set, for messages.
+        dataset (BaseDataset): Data set with the pipeline.
 
     Raises:
+        TypeError: If the data set does not read samples as MMEngine does.
         ValueError: If a transform, its place or an argument is not supported.
     """
 
-    def __init__(self, transforms: Sequence[Any], owner: str) -> None:
-        self.owner = owner
-        rest = list(transforms)
+    def __init__(self, dataset: Any) -> None:
+        self.owner = type(dataset).__name__
+        for method in ('__getitem__', 'prepare_data'):
+            if getattr(type(dataset), method, None) is not getattr(BaseDataset, method):
+                raise TypeError(
+                    f'{self.owner} does not use {method} of mmengine.dataset.BaseDataset, so it is '
+                    'not known what it does to a sample; use it without ResidentDataset.'
+                )
+        rest = list(dataset.pipeline.transforms)
         pack = self._take(rest, PackInputs)
         if pack is None:
-            raise ValueError(f"The pipeline of {owner} must end with dict(type='PackInputs').")
+            raise ValueError(f"The pipeline of {self.owner} must end with dict(type='PackInputs').")
         self.flip = self._take(rest, RandomFlip)
         self.crop = self._take(rest, RandomCrop, RandomResizedCrop)
         # In words, to be compared; empty if images never change.
@@ -66,23 +72,16 @@ class ResidentPipeline:
 
     def read(self, info: dict) -> tuple[Tensor, int | None, dict]:
         """Do what is done once; return image, class or None, and meta information that stays."""
-        place = f'Sample {info.get("sample_idx")} of {self.owner}'
         item = self._once(info) or {}
         image = item.get('inputs')
         if not isinstance(image, Tensor) or image.dtype != torch.uint8 or image.dim() != 3:
             found = getattr(image, 'dtype', type(image).__name__)
-            raise ValueError(
-                f'{place} has an image of type {found}, expected a uint8 array; change the '
-                'pipeline, or take a broken image out of the data set.'
-            )
+            raise ValueError(f'its image is of type {found}, expected a uint8 array')
         sample = item['data_samples']
         label = sample.get('gt_label')
         if set(sample.keys()) - {'gt_label'} or (label is not None and label.numel() != 1):
             fields = {key: value.tolist() for key, value in sample.items()}
-            raise ValueError(
-                f'{place} has {fields}, but ResidentDataset keeps one class per sample; use the '
-                'data set without it.'
-            )
+            raise ValueError(f'it has {fields}, but ResidentDataset keeps one class per sample')
         metainfo = {} if self.random else sample.metainfo
         return image, None if label is None else int(label), metainfo
 

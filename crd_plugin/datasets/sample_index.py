@@ -39,9 +39,8 @@ class SampleIndexDataset:
     Copies made by ``RepeatDataset`` and ``ClassBalancedDataset`` have bank rows of their own; put
     this wrapper inside of those to let copies share a row.
 
-    An image that cannot be read is an error that names its file. Only if the pipeline returns None
-    (``LoadImageFromFile(ignore_empty=True)``, say) another random sample is read in its place, with
-    its own position and drawn as MMEngine draws it, which is warned of once.
+    An image that cannot be read is an error that names its file. Only if the pipeline returns None,
+    another random sample is read in its place, with its own position, which is warned of once.
 
     Args:
         dataset (Dataset or dict): The data set to wrap, or its config.
@@ -125,10 +124,9 @@ class SampleIndexDataset:
 
     def __getitem__(self, idx: int) -> Any:
         """Read the sample at a position, counted from the end if negative, with its id."""
-        position = self._position(idx)
-        redraws = getattr(self._locate(position)[0], 'max_refetch', 1000)
+        position, owner, index = self._locate(idx)
+        redraws = getattr(owner, 'max_refetch', 1000)
         for _ in range(redraws + 1):
-            owner, index = self._locate(position)
             with named_sample(owner, index):
                 item = _read_sample(owner, index)
             if item is not None:
@@ -141,22 +139,20 @@ class SampleIndexDataset:
                     'its pipeline returned None; so will others be, without a further word. If its '
                     'image is broken, replace it or take it out of the data set.'
                 )
-            position = np.random.randint(0, len(self))
+            position, owner, index = self._locate(np.random.randint(0, len(self)))
         raise RuntimeError(
-            f'No valid sample in {redraws} redraws from {type(owner).__name__}: its pipeline '
-            'returned None, or it returned another sample than the one asked for, each time. '
-            'Check the images and the pipeline.'
+            f'No valid sample in {redraws} redraws from {type(owner).__name__}: it returned None, '
+            'or samples that were not asked for; check the images and the pipeline.'
         )
 
     def get_data_info(self, idx: int) -> dict:
         """Get the annotation of a sample as ``BaseDataset`` does, ``sample_idx`` its position."""
-        position = self._position(idx)
-        owner, index = self._locate(position)
+        position, owner, index = self._locate(idx)
         return {**owner.get_data_info(index), 'sample_idx': position}
 
     def get_cat_ids(self, idx: int) -> list[int]:
         """Get the category ids of a sample as ``BaseDataset`` does."""
-        owner, index = self._locate(self._position(idx))
+        _, owner, index = self._locate(idx)
         return owner.get_cat_ids(index)
 
     def get_gt_labels(self) -> np.ndarray:
@@ -166,8 +162,8 @@ class SampleIndexDataset:
     def get_subset_(self, indices: int | list[int]) -> None:
         """Raise an error: positions would no longer be rows of the bank."""
         raise NotImplementedError(
-            'A SampleIndexDataset cannot be cut, because its ids are positions in the whole set. '
-            'Cut the inner data set (its indices argument or its get_subset) and wrap the result.'
+            'A SampleIndexDataset cannot be cut, because its ids are positions in the whole set; '
+            'cut the inner data set (indices) and wrap the result.'
         )
 
     get_subset = get_subset_
@@ -180,10 +176,7 @@ class SampleIndexDataset:
         if not len(sources.owner_of):
             raise ValueError(NO_SAMPLES.format(name))
         if any(isinstance(owner, SampleIndexDataset) for owner in sources.owners):
-            raise ValueError(
-                'dataset contains a SampleIndexDataset already, whose ids would be overwritten; '
-                'wrap the data set once only.'
-            )
+            raise ValueError('dataset contains a SampleIndexDataset already; wrap it only once.')
         return sources
 
     @cached_property
@@ -193,16 +186,14 @@ class SampleIndexDataset:
         starts = np.cumsum([0, *map(len, labels)])
         return np.concatenate(labels)[starts[owner_of] + index_of]
 
-    def _position(self, idx: int) -> int:
+    def _locate(self, idx: int) -> tuple[int, Any, int]:
+        """Return the position, the data set that holds its sample, and the index in that set."""
         try:
-            return range(len(self))[int(idx)]
+            position = range(len(self))[int(idx)]
         except IndexError:
             raise IndexError(f'idx {idx} is outside the data set of {len(self)} samples.') from None
-
-    def _locate(self, position: int) -> tuple[Any, int]:
-        """Return the data set that holds a sample, and the sample's index in it."""
         owners, owner_of, index_of = self._sources
-        return owners[owner_of[position]], int(index_of[position])
+        return position, owners[owner_of[position]], int(index_of[position])
 
     def _write_ids(self, item: Any, position: int) -> Any:
         fields = {} if self._contrast is None else dict(contrast_idx=self._contrast.draw(position))

@@ -39,25 +39,23 @@ def kinds(dataset):
 
 
 @pytest.mark.parametrize('backend', ['cv2', 'pillow'])
-def test_a_broken_image_is_named(tmp_path, backend):
+@pytest.mark.parametrize('size', [0, 60])
+def test_a_broken_image_is_named(tmp_path, backend, size):
     cfg = folder(tmp_path)
     path = tmp_path / 'b/1.png'
-    path.write_bytes(path.read_bytes()[:60])
+    path.write_bytes(path.read_bytes()[:size])
     cfg['pipeline'] = [dict(LOAD, imdecode_backend=backend), PACK]
-    for read in kinds(cfg):
+    views = dict(type='crd_plugin.MultiViewPipeline', transforms=cfg['pipeline'], num_views=2)
+    reads = [
+        *kinds(cfg),
+        *(
+            SampleIndexDataset({**cfg, **changes}).__getitem__
+            for changes in (dict(pipeline=[views]), dict(test_mode=True))
+        ),
+    ]
+    for read in reads:
         with pytest.raises(ValueError, match=f'^{path} .sample 4 of CustomDataset. cannot be read'):
             read(4)
-
-
-def test_a_broken_image_is_named_in_views_and_for_evaluation(tmp_path):
-    cfg = folder(tmp_path)
-    (tmp_path / 'b/1.png').write_bytes(b'')
-    views = dict(type='crd_plugin.MultiViewPipeline', transforms=cfg['pipeline'], num_views=2)
-    for changes in (dict(pipeline=[views]), dict(test_mode=True)):
-        dataset = SampleIndexDataset({**cfg, **changes})
-        assert 'inputs' in dataset[3]
-        with pytest.raises(ValueError, match='b/1.png .* cannot be read'):
-            dataset[4]
 
 
 def test_an_image_that_is_too_large_is_named(tmp_path, monkeypatch):
@@ -81,13 +79,18 @@ def test_what_opencv_says_is_translated(monkeypatch):
         SampleIndexDataset(numbers(pipeline=[decode]))[0]
 
 
-def test_an_annotation_that_cannot_be_read_is_named_too():
+def test_what_has_no_file_is_named_by_its_index():
     class Broken(Numbers):
         def get_data_info(self, idx):
             raise OSError('disk gone')
 
+    def fail(info):
+        raise KeyError('nothing')
+
     with pytest.raises(ValueError, match='sample 2 of Broken cannot be read: disk gone'):
         SampleIndexDataset(Broken())[2]
+    with pytest.raises(ValueError, match="sample 3 of Numbers cannot be read: 'nothing'; "):
+        SampleIndexDataset(numbers(pipeline=[fail]))[3]
 
 
 def test_a_missing_file_is_named_as_such(tmp_path):
@@ -95,14 +98,6 @@ def test_a_missing_file_is_named_as_such(tmp_path):
     (tmp_path / 'a/0.png').unlink()
     with pytest.raises(FileNotFoundError, match='a/0.png'):
         dataset[0]
-
-
-def test_a_sample_without_a_file_is_named_by_its_index():
-    def fail(info):
-        raise KeyError('nothing')
-
-    with pytest.raises(ValueError, match="sample 3 of Numbers cannot be read: 'nothing'; "):
-        SampleIndexDataset(numbers(pipeline=[fail]))[3]
 
 
 def drop_odd(info):
@@ -191,18 +186,11 @@ def test_a_part_on_purpose_is_not_refused(published):
     _full_init(labels=few, complete=False)
     _full_init(labels=few, split='mine')
     _full_init(indices=3)
-    SampleIndexDataset(folder_of_others(), complete=True).full_init()
-
-
-def folder_of_others():
-    """A data set that is not a published one."""
 
     class Others(Numbers):
-        pass
+        split = 'train'
 
-    dataset = Others(labels=[0])
-    dataset.split = 'train'
-    return dataset
+    SampleIndexDataset(Others(labels=few), complete=True).full_init()
 
 
 def test_parts_are_found_behind_wrappers_and_on_the_device(published):
@@ -210,10 +198,9 @@ def test_parts_are_found_behind_wrappers_and_on_the_device(published):
     dataset.split = 'train'
     repeated = dict(type='RepeatDataset', dataset=dataset, times=6)
     for kind in ('SampleIndexDataset', 'ResidentDataset'):
+        cfg = dict(type=f'crd_plugin.{kind}', dataset=repeated, complete=True)
         with pytest.raises(ValueError, match='The train set of Numbers .*has 1 images'):
-            DATASETS.build(
-                dict(type=f'crd_plugin.{kind}', dataset=repeated, complete=True)
-            ).full_init()
+            DATASETS.build(cfg).full_init()
 
 
 @pytest.mark.parametrize(

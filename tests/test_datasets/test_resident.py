@@ -326,7 +326,7 @@ def test_data_sets_that_are_refused(dataset, error, message):
         (dict(key='class'), '5 of 10 images have no gt_label'),
         (
             dict(pipeline=[dict(type='Pad', size=(3, 2)), CROP, PACK]),
-            r'Sample 0 of Numbers has shape \(3, 4, 5\), the first one \(3, 4, 4\); make',
+            r'sample 0 of Numbers has shape \(3, 4, 5\), the first one \(3, 4, 4\); make',
         ),
     ],
 )

@@ -16,7 +16,7 @@ from tests import small_runs
 ITERATIONS = dict(
     train_cfg=dict(_delete_=True, type='IterBasedTrainLoop', max_iters=6),
     train_dataloader__sampler=dict(_delete_=True, type='InfiniteSampler', shuffle=True),
-    default_hooks__checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=3),
+    default_hooks__checkpoint=dict(by_epoch=False),
     log_processor__by_epoch=False,
 )
 WORKERS = dict(train_dataloader__num_workers=2, train_dataloader__persistent_workers=True)
@@ -98,8 +98,7 @@ class Noise(Dataset):
 
 def _loader(num_workers, seed=7):
     dataset = Noise()
-    if seed is not None:
-        seeded_reading(dataset).set_seed(seed)
+    seeded_reading(dataset).set_seed(seed)
     return DataLoader(
         dataset,
         batch_size=3,
@@ -112,8 +111,7 @@ def _loader(num_workers, seed=7):
 
 def _epoch(loader, epoch):
     loader.sampler.set_epoch(epoch)
-    if seeded := getattr(loader.dataset, '__getitems__', None):
-        seeded.set_epoch(epoch)
+    loader.dataset.__getitems__.set_epoch(epoch)
     return [torch.tensor(batch, dtype=torch.float64) for batch in loader]
 
 
@@ -126,10 +124,6 @@ def test_an_epoch_is_the_same_after_a_restart_with_any_number_of_workers():
     assert torch.cat(epochs, 1)[1:].unique().numel() == 3 * 12 * 3
     other = torch.cat(_epoch(_loader(0, seed=8), 2), 1)
     assert torch.equal(other[0], epochs[2][0]) and not torch.equal(other[1:], epochs[2][1:])
-
-
-def test_workers_keep_their_own_seeds_unless_asked():
-    assert not torch.equal(_epoch(_loader(1, None), 0)[0], _epoch(_loader(1, None), 0)[0])
 
 
 def test_reading_leaves_the_random_state_as_it_is():
@@ -217,22 +211,16 @@ def test_seeds_reach_a_data_set_inside_a_wrapper(tmp_path):
     _assert_equal(first, second)
 
 
-@pytest.mark.parametrize('workers', [dict(), WORKERS])
-def test_plain_training_on_any_data_set_repeats_itself(tmp_path, workers):
+def test_plain_training_on_any_data_set_repeats_itself(tmp_path):
     cfg = small_runs.config(tmp_path)
     plain = dict(
-        workers,
+        WORKERS,
         train_cfg__max_epochs=2,
         model={**cfg.model.architecture, '_delete_': True},
         train_dataloader__dataset={**cfg.train_dataloader.dataset.dataset, '_delete_': True},
         custom_hooks=[],
     )
     _assert_resumes(tmp_path, 'epoch_1.pth', small_runs.STEPS, **plain)
-
-
-@pytest.mark.parametrize('workers', [dict(), WORKERS])
-def test_loop_by_iterations_resumes(tmp_path, workers):
-    _assert_resumes(tmp_path, 'iter_3.pth', 3, **ITERATIONS, **workers, randomness=dict(seed=None))
 
 
 def test_loop_by_iterations_augments_every_pass_differently(tmp_path):
