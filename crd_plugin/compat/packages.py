@@ -31,11 +31,7 @@ def rebind(package: str, old: Any, new: Any) -> None:
 
 
 def check_mmcv() -> None:
-    """Raise one clear error if MMCV, of which there are two packages, is missing or does not fit.
-
-    Raises:
-        ImportError: If MMCV is missing, too old or too new.
-    """
+    """Raise one clear error if MMCV is missing, too old or too new for MMRazor."""
     from mmengine.utils import digit_version
 
     spec = importlib.util.find_spec('mmcv')

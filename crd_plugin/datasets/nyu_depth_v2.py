@@ -82,16 +82,10 @@ class NYUDepthV2(PublishedDataset):
         table, names = self._read_mappings()
         self._metainfo.setdefault('classes', names)
         self._classes = np.where(table == 0, _UNLABELLED, table - 1).astype(np.uint8)
-        file = self._open()
-        shapes = {key: file[key].shape for key in ('images', 'depths', 'labels') if key in file}
-        images, sizes = shapes.get('images', ()), {shapes.get('depths'), shapes.get('labels')}
-        if len(images) != 4 or sizes != {(images[0], *images[2:])}:
-            raise self._misfit(
-                _DATA, f'has {shapes}, expected images (N, 3, W, H), depths and labels (N, W, H)'
-            )
-        rows = self._read_split(images[0])
+        arrays = self._open()
+        rows = self._read_split(len(arrays['images']))
         for row in rows:
-            labels = file['labels'][row]
+            labels = arrays['labels'][row]
             wrong = labels[(labels < 0) | (labels >= len(table))]
             if len(wrong):
                 raise self._misfit(
@@ -124,12 +118,10 @@ class NYUDepthV2(PublishedDataset):
         """Leave the handle out of copies and of what workers are sent."""
         return {**vars(self), '_handle': None}
 
-    def _open(self) -> Any:
+    def _open(self) -> dict[str, Any]:
         """Open the data, once per process: workers must not share a handle."""
         if self._handle is None or self._handle[0] != os.getpid():
-            import h5py
-
-            self._handle = os.getpid(), self._load(_DATA, h5py.File)
+            self._handle = os.getpid(), self._load(_DATA, _open_arrays)
         return self._handle[1]
 
     def _load(self, name: str, load: Callable[[str], Any]) -> Any:
@@ -184,6 +176,14 @@ class NYUDepthV2(PublishedDataset):
                 )
             joined = table[joined] if joined.size else table
         return joined, names
+
+
+def _open_arrays(path: str) -> dict[str, Any]:
+    """Open images, depths and labels, whose first axis counts images."""
+    import h5py
+
+    file = h5py.File(path)
+    return {name: file[name] for name in ('images', 'depths', 'labels')}
 
 
 def _get(name: str) -> str:

@@ -28,7 +28,8 @@ class StrictLoadingHook(Hook):
     For ``load_from``, resuming and testing. ``tools/train.py`` and ``tools/test.py`` add it.
 
     Raises:
-        ValueError: As :func:`load_run`.
+        ValueError: If weights are missing, unexpected or of other shapes, or a checkpoint without
+            training state is to be resumed.
     """
 
     # The last one: EMAHook and MemoryBankHook change what is loaded.
@@ -46,21 +47,7 @@ class StrictLoadingHook(Hook):
 
 
 def load_run(model: nn.Module, checkpoint: dict, role: str, filename: str) -> dict[str, Tensor]:
-    """Load the weights of a run, which must fit exactly.
-
-    Args:
-        model (nn.Module): The whole model, without wrappers.
-        checkpoint (dict): Content of the file.
-        role (str): ``'--resume'``, ``'load_from'``, or ``'checkpoint'`` for one that is tested.
-        filename (str): Name of the file, for messages.
-
-    Returns:
-        dict[str, Tensor]: The weights, under the names of the model.
-
-    Raises:
-        ValueError: If weights are missing, unexpected or of other shapes, or a checkpoint without
-            training state is to be resumed.
-    """
+    """Load the weights of a run for a role, ``'--resume'``, ``'load_from'`` or ``'checkpoint'``."""
     source = f'{role} {filename}'.strip()
     meta = checkpoint.get('meta')
     if role == '--resume' and not (isinstance(meta, dict) and {'epoch', 'iter'} <= set(meta)):
