@@ -62,24 +62,6 @@ def test_build_by_config_with_a_pipeline():
     assert 'Split: \ttest' in repr(dataset)
 
 
-@pytest.mark.parametrize(
-    'kwargs, message',
-    [
-        (dict(split='val'), r"split must be one of \('train', 'test'\), but got 'val'"),
-        (dict(num_train_per_class=0), 'from 1 to 74, or None .*got 0'),
-        (dict(num_train_per_class=2.5), 'got 2.5'),
-        (dict(num_train_per_class=75), 'but got 75'),
-        (dict(split='test', num_train_per_class=5), "with split='test', which is fixed"),
-        (dict(digits=[]), r'^digits must be some of 0 to 9, such as .* but got \[\]'),
-        (dict(digits=[3, 10]), r'but got \[3, 10\]'),
-        (dict(digits=5), 'but got 5'),
-    ],
-)
-def test_bad_arguments_are_named(kwargs, message):
-    with pytest.raises(ValueError, match=message):
-        Digits(**kwargs)
-
-
 def test_missing_scikit_learn_is_told(monkeypatch):
     monkeypatch.setitem(sys.modules, 'sklearn.datasets', None)
     with pytest.raises(ImportError, match='pip install scikit-learn'):

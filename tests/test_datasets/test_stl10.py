@@ -10,7 +10,6 @@ from torch.utils.data import DataLoader
 
 from crd_plugin.datasets import STL10, SampleIndexDataset
 from crd_plugin.registry import MODELS
-from tests import fake_data
 from tests.test_datasets.toy_dataset import PACK, images_of
 
 
@@ -81,36 +80,3 @@ def test_wrapped_unlabeled_set_is_read_by_workers_and_preprocessed(stl10):
         assert [s.sample_idx for s in batch['data_samples']] == [*range(start, start + 25)]
         found = batch['inputs'].numpy().transpose(0, 2, 3, 1)
         assert (found == expected[start : start + 25]).all()
-
-
-@pytest.mark.parametrize(
-    'split, missing',
-    [
-        ('train', 'train_X.bin'),
-        ('test', 'test_y.bin'),
-        ('train+unlabeled', 'unlabeled_X.bin'),
-    ],
-)
-def test_what_is_missing_is_named_with_advice(tmp_path, split, missing):
-    fake_data.write_stl10(tmp_path, 10, 10, 10)
-    (tmp_path / missing).unlink()
-    with pytest.raises(FileNotFoundError, match='stl10_binary.tar.gz .*unpack it') as error:
-        STL10(str(tmp_path), split)
-    assert str(error.value).startswith(f'{tmp_path / missing} is missing, so data_root=')
-
-
-@pytest.mark.parametrize(
-    'name, content, message',
-    [
-        ('train_X.bin', bytes(27647), 'has 27647 bytes, .*multiple of 27648'),
-        ('train_X.bin', b'', 'has 0 bytes'),
-        ('train_y.bin', bytes([1] * 9), 'has 9 labels, .*has 10 images'),
-        ('train_y.bin', bytes([1] * 9 + [11]), r'\[1, 11\] among .*from 1 to 10'),
-        ('train_y.bin', bytes([0] * 10), r'\[0\] among .*from 1 to 10'),
-    ],
-)
-def test_damaged_files(tmp_path, name, content, message):
-    fake_data.write_stl10(tmp_path, 10, 10, 10)
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(ValueError, match=message):
-        STL10(str(tmp_path))
