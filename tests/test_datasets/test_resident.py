@@ -288,51 +288,27 @@ def test_pinning_leaves_a_batch_where_it_is():
         batch['images']
 
 
-@pytest.mark.parametrize(
-    'dataset, error, message',
-    [
-        (
-            lambda: SampleIndexDataset(numbers(), num_negatives=2),
-            ValueError,
-            'num_negatives is 2, but ResidentDataset gives no contrast_idx',
-        ),
-        (
-            lambda: RepeatDataset(dict(type='crd_plugin.SampleIndexDataset', dataset=numbers()), 2),
-            ValueError,
-            'contains a SampleIndexDataset',
-        ),
-        (
-            lambda: numbers(pipeline=[dict(type='ColorJitter'), PACK]),
-            ValueError,
-            'ColorJitter in the pipeline of Numbers',
-        ),
-        (
-            lambda: ConcatDataset([numbers(), numbers(pipeline=[PACK])]),
-            ValueError,
-            'joined data sets crop or flip differently',
-        ),
-        (OwnIndexing, TypeError, 'OwnIndexing does not use __getitem__ of mmengine.dataset'),
-        (lambda: [1, 2], TypeError, 'list does not use __getitem__ of mmengine'),
-    ],
-)
-def test_data_sets_that_are_refused(dataset, error, message):
+SHORT = dict(pipeline=[dict(type='Pad', size=(3, 2)), CROP, PACK])
+INNER = dict(type='crd_plugin.SampleIndexDataset', dataset=numbers())
+REFUSED = {
+    'num_negatives is 2, but': lambda: SampleIndexDataset(numbers(), num_negatives=2),
+    'contains a SampleIndexDataset': lambda: RepeatDataset(INNER, 2),
+    'ColorJitter in the pipeline of': lambda: numbers(pipeline=[dict(type='ColorJitter'), PACK]),
+    'joined data sets crop or': lambda: ConcatDataset([numbers(), numbers(pipeline=[PACK])]),
+    'OwnIndexing does not use __getitem__ of mmengine.dataset': OwnIndexing,
+    'list does not use __getitem__ of mmengine': lambda: [1, 2],
+    '5 of 10 images have no gt_label': lambda: ConcatDataset([numbers(), numbers(key='class')]),
+    r'sample 0 of Numbers has shape \(3, 4, 5\), the first one \(3, 4, 4\); make': lambda: (
+        ConcatDataset([numbers(), numbers(**SHORT)])
+    ),
+}
+
+
+@pytest.mark.parametrize('message', REFUSED)
+def test_data_sets_that_are_refused(message):
+    error = TypeError if 'does not use' in message else ValueError
     with pytest.raises(error, match=message):
-        ResidentDataset(dataset())
-
-
-@pytest.mark.parametrize(
-    'other, message',
-    [
-        (dict(key='class'), '5 of 10 images have no gt_label'),
-        (
-            dict(pipeline=[dict(type='Pad', size=(3, 2)), CROP, PACK]),
-            r'sample 0 of Numbers has shape \(3, 4, 5\), the first one \(3, 4, 4\); make',
-        ),
-    ],
-)
-def test_contents_that_are_refused(other, message):
-    with pytest.raises(ValueError, match=message):
-        ResidentDataset(ConcatDataset([numbers(), numbers(**other)])).__getitems__([0])
+        ResidentDataset(REFUSED[message]()).__getitems__([0])
 
 
 # --- training --------------------------------------------------------------

@@ -121,18 +121,15 @@ def test_resized_crops(size):
     assert len(draws['box'].unique(dim=0)) > 30
 
 
+EDGE = dict(type='ResizeEdge', scale=10, backend='pillow')
+
+
 @pytest.mark.parametrize(
     'fixed, size',
     [
         ([dict(type='Resize', scale=(9, 7))], (8, 8)),
         ([dict(type='ResizeEdge', scale=10)], (8, 12)),
-        (
-            [
-                dict(type='ResizeEdge', scale=10, backend='pillow'),
-                dict(type='CenterCrop', crop_size=6),
-            ],
-            (12, 8),
-        ),
+        ([EDGE, dict(type='CenterCrop', crop_size=6)], (12, 8)),
         ([dict(type='Pad', size=(11, 10))], (8, 8)),
         ([], (8, 8)),
     ],
@@ -152,12 +149,11 @@ def test_what_is_fixed_is_done_once_by_the_original(fixed, size):
 def test_files_are_loaded(tmp_path):
     Image.fromarray(infos(1)[0]['img']).convert('L').save(tmp_path / 'grey.png')
     info = dict(img_path=str(tmp_path / 'grey.png'), gt_label=1)
-    for load in (dict(), dict(color_type='grayscale')):
-        whole, pipeline = parse(dict(type='LoadImageFromFile', **load), CROP, PACK)
-        image, _, metainfo = pipeline.read(dict(info))
-        assert image.shape == (1 if load else 3, 12, 12)
-        assert torch.equal(image, original(whole, info, (0, 0, 12, 12)))
-        assert metainfo == {}
+    load = dict(type='LoadImageFromFile', color_type='grayscale')
+    whole, pipeline = parse(load, CROP, PACK)
+    image, _, metainfo = pipeline.read(dict(info))
+    assert image.shape == (1, 12, 12) and metainfo == {}
+    assert torch.equal(image, original(whole, info, (0, 0, 12, 12)))
 
 
 @pytest.mark.parametrize('label', [3, np.array([3]), [3]])
@@ -166,6 +162,9 @@ def test_labels(label):
     found = pipeline.read(dict(infos(1)[0], gt_label=label))[1]
     assert found == 3 and type(found) is int
     assert pipeline.read(dict(img=infos(1)[0]['img']))[1] is None
+
+
+TURNS = dict(FLIP, prob=[0.2, 0.3], direction=['horizontal', 'vertical'])
 
 
 @pytest.mark.parametrize(
@@ -182,14 +181,8 @@ def test_labels(label):
         ([PACK, PACK], 'PackInputs .* out of place'),
         ([CROP, FLIP], 'pipeline of Numbers must end with'),
         ([dict(RESIZED, backend='cv2'), PACK], "RandomResizedCrop .* has .*'cv2', 'bilinear'"),
-        (
-            [dict(RESIZED, interpolation='bicubic'), PACK],
-            r"has \('pillow', 'bicubic'\), expected \('pillow', 'bilinear'\)",
-        ),
-        (
-            [dict(FLIP, prob=[0.2, 0.3], direction=['horizontal', 'vertical']), PACK],
-            'RandomFlip .* has several directions, expected one',
-        ),
+        ([dict(RESIZED, interpolation='bicubic'), PACK], r"'bicubic'\), expected \('pillow', 'bil"),
+        ([TURNS, PACK], 'RandomFlip .* has several directions, expected one'),
     ],
 )
 def test_what_cannot_be_done_is_refused(configs, message):
@@ -227,13 +220,8 @@ def test_what_is_random_is_told_apart():
     first = parse(CROP, FLIP, PACK)[1].random
     # What is done once may differ.
     assert first == parse(dict(type='Resize', scale=4), CROP, FLIP, PACK)[1].random
-    for other in (
-        [CROP, PACK],
-        [FLIP, PACK],
-        [RESIZED, FLIP, PACK],
-        [dict(CROP, crop_size=7), FLIP, PACK],
-        [CROP, dict(FLIP, prob=0.4), PACK],
-    ):
-        assert parse(*other)[1].random != first
+    other_crop, other_flip = dict(CROP, crop_size=7), dict(FLIP, prob=0.4)
+    for other in ([CROP], [FLIP], [RESIZED, FLIP], [other_crop, FLIP], [CROP, other_flip]):
+        assert parse(*other, PACK)[1].random != first
     narrow = parse(dict(RESIZED, max_attempts=3), PACK)[1]
     assert narrow.random != parse(RESIZED, PACK)[1].random
