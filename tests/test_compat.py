@@ -144,14 +144,14 @@ def test_import_errors_still_reach_the_user(tmp_path):
 # --- MMCV -------------------------------------------------------------------------------------- #
 
 
-@pytest.mark.parametrize('version', ['2.0.0', '2.1.0', '1.7.2', '2.1.1', '2.2.0'])
-def test_version_of_mmcv(tmp_path, monkeypatch, version):
-    (tmp_path / 'version.py').write_text(f"__version__ = '{version}'\n")
+def test_version_of_mmcv(tmp_path, monkeypatch):
     found = SimpleNamespace(origin=str(tmp_path / '__init__.py'))
     monkeypatch.setattr(packages.importlib.util, 'find_spec', lambda name: found)
-    if version in ('2.0.0', '2.1.0'):
+    for version in ('2.0.0', '2.1.0'):
+        (tmp_path / 'version.py').write_text(f"__version__ = '{version}'\n")
         packages.check_mmcv()
-    else:
+    for version in ('1.7.2', '2.1.1', '2.2.0'):
+        (tmp_path / 'version.py').write_text(f"__version__ = '{version}'\n")
         message = f'MMCV {version} was found, but MMRazor needs .*uninstall.* mmcv-lite==2.1.0'
         with pytest.raises(ImportError, match=message):
             packages.check_mmcv()
@@ -179,22 +179,18 @@ def test_working_and_mismatched_torchvision_are_left_alone(monkeypatch, works, c
     assert not packages._LIBRARIES
 
 
-@pytest.mark.parametrize('content', [None, 'import torch'])
-def test_working_quantization_is_untouched(tmp_path, monkeypatch, content):
-    """A version of MMRazor that does not need the missing functions, or has other files."""
+def test_working_quantization_is_untouched(tmp_path, monkeypatch):
+    """A version of MMRazor that has other files, or does not need the missing functions."""
     name = 'mmrazor.structures.quantization.backend_config'
     monkeypatch.delitem(sys.modules, name, raising=False)
-    mmrazor = ModuleType('mmrazor')
-    mmrazor.__path__ = [str(tmp_path)]
+    mmrazor = SimpleNamespace(__path__=[str(tmp_path)])
     folder = tmp_path / 'structures' / 'quantization' / 'backend_config'
     folder.mkdir(parents=True)
-    source = folder / 'common_operator_config_utils.py'
-    if content:
-        source.write_text(content)
-    packages.replace_quantization_tables(mmrazor)
-    assert name not in sys.modules
-    source.write_text('from torch import reverse2')
-    packages.replace_quantization_tables(mmrazor)
+    for content in (None, 'import torch', 'from torch import reverse2'):
+        assert name not in sys.modules
+        if content:
+            (folder / 'common_operator_config_utils.py').write_text(content)
+        packages.replace_quantization_tables(mmrazor)
     assert name in sys.modules
 
 
@@ -380,8 +376,8 @@ def test_checkpoint_runs_no_code(tmp_path, monkeypatch, function, args):
 @pytest.mark.parametrize('content', [[1], None, torch.ones(1)])
 def test_file_that_is_not_a_dict(tmp_path, content):
     torch.save(content, tmp_path / 'a.pth')
-    kind = type(content).__name__
-    with pytest.raises(compat.CheckpointError, match=f'a.pth holds a {kind}, expected a dict with'):
+    message = f'a.pth holds a {type(content).__name__}, expected a dict with'
+    with pytest.raises(compat.CheckpointError, match=message):
         compat.load_checkpoint_file(tmp_path / 'a.pth')
 
 
@@ -426,12 +422,10 @@ def test_every_way_to_a_local_file_gives_the_message(tmp_path, monkeypatch):
     compat.use_load_checkpoint_file()
     path = tmp_path / 'broken.pth'
     path.write_bytes(b'')
-    for load in (
-        CheckpointLoader.load_checkpoint,
-        lambda name: load_checkpoint(torch.nn.Linear(1, 1), name),
-    ):
-        with pytest.raises(compat.CheckpointError, match='0 bytes'):
-            load(str(path))
+    with pytest.raises(compat.CheckpointError, match='0 bytes'):
+        CheckpointLoader.load_checkpoint(str(path))
+    with pytest.raises(compat.CheckpointError, match='0 bytes'):
+        load_checkpoint(torch.nn.Linear(1, 1), str(path))
 
 
 @pytest.mark.parametrize('kind', ['script', 'device'])
