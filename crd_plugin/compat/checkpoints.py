@@ -23,9 +23,7 @@ class CheckpointError(RuntimeError):
 
 
 def load_checkpoint_file(filename: str | os.PathLike, map_location: Any = 'cpu') -> dict[str, Any]:
-    """Load a local checkpoint without running code of the file.
-
-    Tensors, plain containers and the log history of MMEngine's checkpoints are loaded.
+    """Load a local checkpoint, log history included, without running code of the file.
 
     Args:
         filename (str or PathLike): The checkpoint file, of torch or ``.safetensors``.
@@ -209,11 +207,7 @@ def _load_url(url: str, map_location: Any = None, progress: bool = True, **_: An
 
 
 def use_load_checkpoint_file() -> None:
-    """Let MMEngine load all checkpoints of this process as :func:`load_checkpoint` does.
-
-    For tools: ``--resume``, ``load_from``, ``init_cfg`` and ``teacher_ckpt`` then fail with its
-    messages, and load safely whatever the version of MMEngine.
-    """
+    """Let MMEngine load all checkpoints of this process as :func:`load_checkpoint` does."""
     from mmengine.runner import CheckpointLoader, checkpoint
 
     CheckpointLoader.register_scheme(prefixes='', loader=load_checkpoint_file, force=True)

@@ -28,11 +28,10 @@ _LOADER = "num_workers=0, persistent_workers=False, collate_fn=dict(type='crd_pl
 class ResidentDataset(SampleIndexDataset):
     """Keep a data set on the training device and make whole batches there.
 
-    For sets that fit: CIFAR-100 takes 0.24 GB. The images are read once, at the first batch. A
-    batch, ``inputs`` ``(B, C, H, W)`` uint8 and ``data_samples``, is then one gather that crops and
-    one flip. Training images come from the same distribution as with the plain data loader, images
-    for evaluation are identical to the bit. See :class:`ResidentPipeline` for the transforms that
-    it knows. A single item, ``dataset[0]``, comes from the wrapped set's own pipeline.
+    The images are read once, at the first batch. A batch, ``inputs`` ``(B, C, H, W)`` uint8 and
+    ``data_samples``, is then one gather that crops and one flip: training images of the same
+    distribution as with the plain data loader, images for evaluation identical to the bit. See
+    :class:`ResidentPipeline` for the transforms that it knows.
 
     Use it in place of ``SampleIndexDataset``, with ``num_workers=0, persistent_workers=False,
     collate_fn=dict(type='crd_plugin.whole_batch')`` for the data loader.

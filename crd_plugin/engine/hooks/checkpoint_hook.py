@@ -32,14 +32,11 @@ class CheckpointHook(hooks.CheckpointHook):
     """``mmengine.hooks.CheckpointHook`` that has a whole latest checkpoint at any moment.
 
     * A checkpoint, and the file ``last_checkpoint`` that names the latest one, is written as
-      ``*.part`` and then renamed; what a killed run left of these is removed when training starts.
-      Outdated checkpoints are removed after the new one is complete.
-    * Where the state of a module is split over the ranks, its ``gather_rows_for_checkpoint()``
-      returns a context manager. Every rank enters it before rank 0 saves; in it, ``state_dict()``
-      on rank 0 has to hold the state of all ranks.
-    * A validation that the run did not live to see is made up when it is resumed.
-    * Settings of the optimizer, its schedules and the batches that were changed for resuming are
-      followed and logged, where MMEngine silently takes those of the checkpoint.
+      ``*.part`` and then renamed; outdated ones are removed after that.
+    * Every rank enters the ``gather_rows_for_checkpoint()`` of each module that has one before rank
+      0 saves; within it, ``state_dict()`` on rank 0 has to hold the state of all ranks.
+    * A run that is resumed makes up a lost validation, and follows its config where the settings of
+      optimizer, schedules or batches differ from the checkpoint's, which is logged.
 
     Storage other than local files is used as MMEngine does.
 

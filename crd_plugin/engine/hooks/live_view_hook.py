@@ -32,21 +32,12 @@ class LiveViewHook(Hook):
     """Hand numbers and a figure of a distillation to the visualizer while it trains.
 
     In the first iteration, and in one of every ``interval`` from there on, it looks at the step
-    that is taken anyway. Scalars are named ``live/...``:
-
-    * of each :class:`CRDLoss`, for this batch: ``mi_bound`` and its limit ``log_k``; ``alignment``
-      of the student's and the teacher's embedding of a sample, and the uniformity of both (Wang
-      and Isola, arXiv:2005.10242);
-    * ``gradient_share`` of each loss of the model: the L2 norm of its gradient with respect to the
-      backbone of the student, which all losses share, divided by the sum of these norms.
-
-    The figure ``live`` has them as curves since this run was started or resumed, and histograms of
-    the cosines of positives and negatives: with a memory bank, those of anchors and at most 4,096
-    random rows; without one, those within the batch. With several ranks, batch and rows are those
-    of rank 0. A batch of one sample is not shown.
-
-    Weights and random numbers of the run are the same bits with and without this hook. An iteration
-    that is looked at takes one more backward pass per loss, and a GPU is waited for.
+    that is taken anyway; weights and random numbers are the same bits with and without it. The
+    scalars ``live/...`` are ``mi_bound``, ``log_k``, alignment and uniformity (Wang and Isola,
+    arXiv:2005.10242) of each :class:`CRDLoss` for this batch, and the share of each loss in the
+    norms of the gradients of the student's backbone. The figure ``live`` has them as curves, and
+    histograms of the cosines of positives and negatives: with a memory bank, those of anchors and
+    at most 4,096 random rows; without one, those within the batch; all of rank 0.
 
     Args:
         interval (int): Iterations from one look to the next. Defaults to 500.

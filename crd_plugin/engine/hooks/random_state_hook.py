@@ -23,18 +23,14 @@ from ._checks import check_equal_batches
 class RandomStateHook(Hook):
     """Make all randomness of training a function of the seed and the position in training.
 
-    MMEngine saves no state of a generator, and states would not be enough: validation, a new
-    iterator of the data loader and restarted workers draw numbers that an uninterrupted run does
-    not draw at that point. So the generators of Python, NumPy and torch (all devices) are seeded
-    from (seed, rank, iteration) before each iteration, and each batch is read with generators
-    seeded from (seed, epoch, ids), whatever the number of workers; see :class:`SeededReading`. A
-    data set that has ``set_seed`` and ``set_epoch``, as ``ResidentDataset``, is told both instead.
+    The generators of Python, NumPy and torch (all devices) are seeded from (seed, rank, iteration)
+    before each iteration, and each batch is read with generators seeded from (seed, epoch, ids),
+    whatever the number of workers; see :class:`SeededReading`. A data set that has ``set_seed`` and
+    ``set_epoch``, as ``ResidentDataset``, is told both instead. The seeds of the run and of the
+    sampler are saved in the checkpoint.
 
     An ``IterBasedTrainLoop`` that resumes reads the batches before that point again, and needs the
     number of workers that the first run had.
-
-    The seeds of the run and of the sampler are saved in the checkpoint, because MMEngine draws a
-    new one for the sampler if the config gives none.
 
     Raises:
         ValueError: Before training, if the ranks have unequal numbers of batches.
