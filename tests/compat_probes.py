@@ -20,29 +20,29 @@ from unittest import mock
 # --- what is broken upstream: named after the patch that repairs it ---------------------------- #
 
 
-def find_installed_packages():
-    """Inherit from a config of another package."""
+def load_config(text):
+    """Load a config beside a ``base.py``."""
     from mmengine.config import Config
 
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, 'config.py')
-        path.write_text("_base_ = 'mmpretrain::_base_/default_runtime.py'\n")
-        assert Config.fromfile(path).default_scope == 'mmpretrain'
+    folder = Path(os.environ['PROBE_DIR'])
+    (folder / 'base.py').write_text('lr = 1\n')
+    (folder / 'config.py').write_text(text)
+    return Config.fromfile(folder / 'config.py')
+
+
+def find_installed_packages():
+    """Inherit from a config of another package."""
+    cfg = load_config("_base_ = 'mmpretrain::_base_/default_runtime.py'\n")
+    assert cfg.default_scope == 'mmpretrain'
 
 
 def recognize_standard_library():
     """Load a config that imports from the standard library before it names its base."""
-    from mmengine.config import Config
-
-    with tempfile.TemporaryDirectory() as folder:
-        Path(folder, 'base.py').write_text('lr = 1\n')
-        path = Path(folder, 'config.py')
-        path.write_text(
-            'import os\nimport json.decoder\nfrom math import pi\nimport os.path as osp\n'
-            "_base_ = ['base.py']\nangle = pi\nname = osp.basename(os.path.join('a', 'b'))\n"
-        )
-        cfg = Config.fromfile(path)
-        assert (cfg.lr, cfg.angle, cfg.name) == (1, 3.141592653589793, 'b'), cfg
+    cfg = load_config(
+        'import os\nimport json.decoder\nfrom math import pi\nimport os.path as osp\n'
+        "_base_ = ['base.py']\nangle = pi\nname = osp.basename(os.path.join('a', 'b'))\n"
+    )
+    assert (cfg.lr, cfg.angle, cfg.name) == (1, 3.141592653589793, 'b'), cfg
 
 
 def inherit_our_configs():
@@ -93,8 +93,7 @@ def wrap_model_on_cpu():
 
 
 def scale_gradients_on_cpu():
-    """One step of --amp in bfloat16, the default of a CPU."""
-    amp_step(None, 'bfloat16')
+    amp_step(None, 'bfloat16')  # the default of a CPU
 
 
 def autocast_float16_on_cpu():
@@ -263,12 +262,8 @@ def build_project(**settings):
             return dict(accuracy=float(sum(results)))
 
     data = [dict(inputs=torch.tensor([i, 1.0]), target=torch.tensor([2.0 * i])) for i in range(4)]
-    loader = dict(
-        dataset=data,
-        batch_size=2,
-        sampler=dict(type='DefaultSampler', shuffle=True),
-        collate_fn=dict(type='default_collate'),
-    )
+    sampler, collate = dict(type='DefaultSampler', shuffle=True), dict(type='default_collate')
+    loader = dict(dataset=data, batch_size=2, sampler=sampler, collate_fn=collate)
     max_epochs = settings.pop('max_epochs', 1)
     torch.manual_seed(0)
     return Runner(

@@ -200,17 +200,6 @@ def test_validation_and_workers_leave_training_as_it_is(tmp_path):
     assert sum(changed) > small_runs.NUM_SAMPLES / 2
 
 
-def test_seeds_reach_a_data_set_inside_a_wrapper(tmp_path):
-    cfg = small_runs.config(tmp_path)
-    repeated = dict(
-        _delete_=True, type='RepeatDataset', times=2, dataset=cfg.train_dataloader.dataset
-    )
-    first, _ = _train(tmp_path, train_dataloader__dataset=repeated)
-    second, runner = _train(tmp_path, train_dataloader__dataset=repeated, **WORKERS)
-    assert len(runner.train_dataloader.dataset) == 2 * small_runs.NUM_SAMPLES
-    _assert_equal(first, second)
-
-
 def test_plain_training_on_any_data_set_repeats_itself(tmp_path):
     cfg = small_runs.config(tmp_path)
     plain = dict(
