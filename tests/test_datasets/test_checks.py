@@ -13,7 +13,7 @@ from crd_plugin.datasets import SampleIndexDataset, _checks, sample_index
 from crd_plugin.datasets._checks import check_image
 from crd_plugin.registry import DATASETS
 from tests.config_files import BASE, parsed
-from tests.test_datasets.toy_dataset import PACK, Numbers, numbers
+from tests.test_datasets.toy_dataset import PACK, Numbers, drop_odd, numbers
 
 LOAD = dict(type='LoadImageFromFile')
 
@@ -98,11 +98,6 @@ def test_a_missing_file_is_named_as_such(tmp_path):
     (tmp_path / 'a/0.png').unlink()
     with pytest.raises(FileNotFoundError, match='a/0.png'):
         dataset[0]
-
-
-def drop_odd(info):
-    """Return None for some images, as a transform may."""
-    return None if info['img'][0, 0, 0] % 2 else info
 
 
 def test_a_replaced_sample_is_told_once(monkeypatch):

@@ -10,25 +10,11 @@ from mmpretrain.structures import DataSample
 from torch.utils.data import ConcatDataset, Subset
 
 from crd_plugin.datasets import SampleIndexDataset
-from crd_plugin.registry import DATASETS, TRANSFORMS
-from tests.test_datasets.toy_dataset import PACK, OwnIndexing, numbers
+from crd_plugin.registry import DATASETS
+from tests.test_datasets.toy_dataset import PACK, OwnIndexing, drop_odd, numbers
 
 LABELS = [0, 0, 1, 1, 2, 2]
-
-
-@TRANSFORMS.register_module()
-class DropValues:
-    """Returns None for some images, like a broken file."""
-
-    def __init__(self, values):
-        self.values = set(values)
-
-    def __call__(self, results):
-        return None if int(results['img'][0, 0, 0]) in self.values else results
-
-
-def _dropping(*values):
-    return [dict(type='crd_plugin.DropValues', values=values), PACK]
+DROPPING = [drop_odd, PACK]
 
 
 def _read(dataset, positions):
@@ -152,25 +138,26 @@ def test_pipelines_are_replaced_as_tools_do():
 # --- redraws ---------------------------------------------------------------
 
 
+PLAIN = numbers(pipeline=DROPPING)
+FROM_ONE = numbers(pipeline=DROPPING, start=1)
+
+
 @pytest.mark.parametrize(
     'build, alive',
     [
-        (lambda pipe: numbers(pipeline=pipe), {0: 0, 2: 2, 4: 4}),
+        (lambda: PLAIN, {0: 0, 2: 2, 4: 4}),
         (
-            lambda pipe: dict(
-                type='ConcatDataset',
-                datasets=[numbers(pipeline=pipe), numbers(pipeline=pipe, start=1)],
-            ),
+            lambda: dict(type='ConcatDataset', datasets=[PLAIN, FROM_ONE]),
             {0: 0, 2: 2, 4: 4, 7: 2, 9: 4, 11: 6},
         ),
-        (lambda pipe: Subset(DATASETS.build(numbers(pipeline=pipe)), [1, 2, 3, 4]), {1: 2, 3: 4}),
-        (lambda pipe: OwnIndexing(pipeline=pipe), {0: 0, 2: 2, 4: 4}),
+        (lambda: Subset(DATASETS.build(PLAIN), [1, 2, 3, 4]), {1: 2, 3: 4}),
+        (lambda: OwnIndexing(pipeline=DROPPING), {0: 0, 2: 2, 4: 4}),
     ],
     ids=['plain', 'concat', 'subset', 'own __getitem__'],
 )
 def test_id_is_of_the_sample_that_a_redraw_returns(build, alive):
     np.random.seed(0)
-    dataset = SampleIndexDataset(build(_dropping(1, 3, 5)))
+    dataset = SampleIndexDataset(build())
     seen = Counter()
     for _ in range(60):
         for position, value in _read(dataset, range(len(dataset))):
@@ -184,7 +171,7 @@ def test_id_is_of_the_sample_that_a_redraw_returns(build, alive):
 
 
 def test_redraw_takes_the_same_random_numbers_as_mmengine():
-    plain = DATASETS.build(numbers(pipeline=_dropping(1, 3, 5)))
+    plain = DATASETS.build(PLAIN)
     wrapped = SampleIndexDataset(plain)
     for seed in range(20):
         np.random.seed(seed)
@@ -195,7 +182,7 @@ def test_redraw_takes_the_same_random_numbers_as_mmengine():
 
 def test_contrast_ids_follow_the_redrawn_sample():
     np.random.seed(0)
-    dataset = SampleIndexDataset(numbers(pipeline=_dropping(1, 3, 5)), num_negatives=3)
+    dataset = SampleIndexDataset(PLAIN, num_negatives=3)
     for _ in range(20):
         sample = dataset[1]['data_samples']
         assert sample.contrast_idx[0] == sample.sample_idx != 1
@@ -204,13 +191,13 @@ def test_contrast_ids_follow_the_redrawn_sample():
 
 
 def test_a_set_without_valid_samples_gives_up():
-    dataset = SampleIndexDataset(numbers(pipeline=_dropping(*range(6)), max_refetch=5))
+    dataset = SampleIndexDataset(numbers(pipeline=[lambda info: None], max_refetch=5))
     with pytest.raises(RuntimeError, match='5 redraws from Numbers'):
         dataset[0]
 
 
 def test_test_mode_does_not_redraw():
-    dataset = SampleIndexDataset(numbers(pipeline=_dropping(1), test_mode=True))
+    dataset = SampleIndexDataset(numbers(pipeline=DROPPING, test_mode=True))
     assert _read(dataset, [2]) == [(2, 2)]
     with pytest.raises(Exception, match='should not get `None`'):
         dataset[1]
