@@ -131,6 +131,8 @@ class NYUDepthV2(PublishedDataset):
             raise FileNotFoundError(f'{path} is missing; {_get(name)}.')
         try:
             return load(path)
+        except ImportError:
+            raise
         except Exception as error:  # SciPy raises what it likes; HDF5 compares the length.
             raise self._misfit(name, f'truncated or another file: {error}') from error
 

@@ -2,6 +2,7 @@
 
 import pickle
 import shutil
+import sys
 
 import h5py
 import numpy as np
@@ -135,6 +136,12 @@ def test_what_does_not_fit(files, damage, kwargs, message):
         damage(files)
     with pytest.raises(ValueError, match=message):
         NYUDepthV2(str(files), **kwargs)
+
+
+def test_missing_h5py_is_told(written, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'h5py', None)
+    with pytest.raises(ImportError, match='h5py'):
+        NYUDepthV2(str(written[0]))
 
 
 def test_published_number_of_images(written):

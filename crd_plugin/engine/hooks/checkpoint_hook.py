@@ -172,7 +172,10 @@ class CheckpointHook(hooks.CheckpointHook):
 class _FormattedOnce(Config):
     """A config whose text, which goes into every checkpoint, is formatted once: it takes 0.5 s."""
 
-    pretty_text = cached_property(Config.pretty_text.fget)
+    @cached_property
+    def pretty_text(self) -> str:
+        """str: The config as Python code."""
+        return super().pretty_text
 
 
 @register_backend(_BACKEND)
