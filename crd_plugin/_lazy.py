@@ -11,16 +11,7 @@ from typing import Any
 def lazy_names(
     package: str, modules: Sequence[str]
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """Make ``__getattr__`` and ``__dir__`` of a package that has the classes of several modules.
-
-    Args:
-        package (str): Name of the package.
-        modules (Sequence[str]): Full names of modules with an ``__all__``, imported in this order
-            until one has what is asked for.
-
-    Returns:
-        tuple[Callable, Callable]: The two functions.
-    """
+    """Make ``__getattr__`` and ``__dir__`` of a package that has the classes of several modules."""
 
     def classes() -> set[str]:
         names = {name for module in modules for name in import_module(module).__all__}
@@ -30,7 +21,7 @@ def lazy_names(
         if name == '__all__':
             return sorted(classes())
         if name[0].isupper():  # the names of modules are in lower case
-            for module in map(import_module, modules):
+            for module in map(import_module, modules):  # until one has it
                 if name in module.__all__:
                     return getattr(module, name)
         raise AttributeError(f'module {package!r} has no attribute {name!r}')

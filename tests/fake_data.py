@@ -1,7 +1,6 @@
-"""Small data sets in the on-disk formats of the real ones.
+"""Small data sets in the on-disk formats of the real ones, written to the ``root`` of a config.
 
-Each writer fills a folder and returns what it wrote. Pictures are noise over a colour of the class,
-so a network can learn from them. ``root`` is the ``data_root`` of a config.
+Pictures are noise over a colour of the class, so a network can learn from them.
 """
 
 import gzip
@@ -92,10 +91,7 @@ def write_idx(path, array):
 
 
 def write_stl10(root, num_train=40, num_test=20, num_unlabeled=60):
-    """Write STL-10: planes column by column, labels from 1.
-
-    Returns (images, labels from 0) of each split; the labels of 'unlabeled' are not written.
-    """
+    """Write STL-10; return (images, labels from 0) of each split, whether written or not."""
     root = Path(root)
     root.mkdir(parents=True, exist_ok=True)
     written = {}
@@ -114,10 +110,10 @@ def write_stl10(root, num_train=40, num_test=20, num_unlabeled=60):
 
 
 def write_tiny_imagenet(root, num_train=4, num_val=2):
-    """Write Tiny-ImageNet-200 as unpacked, ten classes with so many images each.
+    """Write ten classes of Tiny-ImageNet-200; return (path, label) of the images of each split.
 
     As in the original the order of ``wnids.txt`` is not alphabetical, ``words.txt`` names other ids
-    too, and every seventh image is grey. Returns (path, label) of the images of each split.
+    too, and every seventh image is grey.
     """
     root = Path(root)
     label_of = {wnid: i for i, wnid in enumerate(sorted(WNIDS))}
@@ -143,11 +139,7 @@ def write_tiny_imagenet(root, num_train=4, num_val=2):
 
 
 def write_nyu_depth(root, num_train=3, num_test=2, height=48, width=64):
-    """Write NYU-Depth V2 with its split and mappings, images of train and test in turn.
-
-    Returns (images, depths, labels) by split, as in MATLAB: ``(height, width, ...)`` last but
-    numbers of images first. Labels are those of the file, 0 to 894.
-    """
+    """Write NYU-Depth V2; return (images, depths, labels from 0 to 894) by split, image first."""
     root, number = Path(root), num_train + num_test
     root.mkdir(parents=True, exist_ok=True)
     generator = np.random.RandomState(0)
@@ -178,10 +170,9 @@ def write_nyu_depth(root, num_train=3, num_test=2, height=48, width=64):
 
 
 def write_imagenet(root, num_train=4, num_val=2):
-    """Write ImageNet-1k: four folders of classes with so many images each, and ``meta/*.txt``.
+    """Write four classes of ImageNet-1k; return (path below the split's folder, label) by split.
 
-    As in the original there are portraits and landscapes, a grey image, a CMYK one and one with an
-    EXIF orientation. Returns (path below the split's folder, label) of each split.
+    As in the original there are portraits and landscapes, grey and CMYK images and an EXIF turn.
     """
     root = Path(root)
     sizes = ((300, 400), (400, 300), (256, 256), (180, 500), (333, 260))

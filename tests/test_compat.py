@@ -21,40 +21,15 @@ from mmengine.utils import digit_version
 
 from crd_plugin import compat
 from crd_plugin.compat import packages, training
+from tests import compat_probes
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# What upstream says without the package. When one of these no longer fails, upstream has been
-# repaired and the patch can go.
-BROKEN = dict(
-    declare_torchvision_ops='torchvision::nms does not exist',
-    find_installed_packages='pkg_resources',
-    recognize_standard_library='inheritance chain',
-    inherit_our_configs='KeyError',
-    init_dist_on_cpu_pytorch='Error',
-    init_dist_on_cpu_slurm='ZeroDivisionError',
-    init_dist_on_cpu_mpi='Error',
-    wrap_model_on_cpu='device_ids',
-    scale_gradients_on_cpu='only available training on gpu',
-    autocast_float16_on_cpu='only support `torch.bfloat16`',
-    start_data_loading_late='started when it was built',
-    load_log_history='Weights only load failed',
-    replace_quantization_tables='torch>=1.13',
-    turn_off_inplace_layers='the ReLU works in place',
-    find_default_weight_decay='weight_decay',
-    find_soft_cross_entropy='PlaceHolder',
-)
+BROKEN = {case.__name__: message for case, message in compat_probes.BROKEN.items()}
+SOUND = [case.__name__ for case in compat_probes.SOUND]
 # Repaired in MMEngine 0.10.12 of OneDL.
 ONEDL = digit_version(mmengine.__version__) > digit_version('0.10.7')
 REPAIRED = ('find_installed_packages', 'load_log_history', 'start_data_loading_late')
-# What works without the package and must not change.
-SOUND = (
-    'project_runs',
-    'written_files_keep_mode_and_links',
-    'logged_numbers_stay',
-    'allowed_globals_are_kept',
-    'files_of_others_load',
-)
 
 
 def run_python(code, *paths, check=True):
@@ -75,10 +50,9 @@ def probed(tmp_path_factory):
     """Results of all cases without the package, with it, and with it imported late."""
     folder = tmp_path_factory.mktemp('probes')
     env = dict(os.environ, CUDA_VISIBLE_DEVICES='', PYTHONPATH=str(ROOT))
-    script = Path(__file__).with_name('compat_probes.py')
     modes = ('bare', 'early', 'late')
     quiet = dict(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    commands = [[sys.executable, script, mode, folder / mode] for mode in modes]
+    commands = [[sys.executable, compat_probes.__file__, mode, folder / mode] for mode in modes]
     processes = [subprocess.Popen(command, env=env, **quiet) for command in commands]
     assert [process.wait() for process in processes] == [0, 0, 0]
     return {mode: json.loads((folder / mode).read_text()) for mode in modes}
@@ -105,9 +79,8 @@ def test_what_works_upstream_is_unchanged(probed, case):
 
 def test_every_patch_has_a_case(probed):
     assert set(probed['early']) == {*BROKEN, *SOUND}
-    for patches in compat.PATCHES.values():
-        for patch in patches:
-            assert any(case.startswith(patch.__name__) for case in BROKEN), patch
+    for patch in compat.PATCHES.values():
+        assert any(case.startswith(patch.__name__) for case in BROKEN), patch
 
 
 @pytest.mark.parametrize('name', compat.PATCHES)
@@ -171,14 +144,14 @@ def test_import_errors_still_reach_the_user(tmp_path):
 # --- MMCV -------------------------------------------------------------------------------------- #
 
 
-@pytest.mark.parametrize('version', ['2.0.0', '2.1.0', '1.7.2', '2.1.1', '2.2.0'])
-def test_version_of_mmcv(tmp_path, monkeypatch, version):
-    (tmp_path / 'version.py').write_text(f"__version__ = '{version}'\n")
+def test_version_of_mmcv(tmp_path, monkeypatch):
     found = SimpleNamespace(origin=str(tmp_path / '__init__.py'))
     monkeypatch.setattr(packages.importlib.util, 'find_spec', lambda name: found)
-    if version in ('2.0.0', '2.1.0'):
+    for version in ('2.0.0', '2.1.0'):
+        (tmp_path / 'version.py').write_text(f"__version__ = '{version}'\n")
         packages.check_mmcv()
-    else:
+    for version in ('1.7.2', '2.1.1', '2.2.0'):
+        (tmp_path / 'version.py').write_text(f"__version__ = '{version}'\n")
         message = f'MMCV {version} was found, but MMRazor needs .*uninstall.* mmcv-lite==2.1.0'
         with pytest.raises(ImportError, match=message):
             packages.check_mmcv()
@@ -206,36 +179,19 @@ def test_working_and_mismatched_torchvision_are_left_alone(monkeypatch, works, c
     assert not packages._LIBRARIES
 
 
-@pytest.mark.parametrize('content', [None, 'import torch'])
-def test_working_quantization_is_untouched(tmp_path, monkeypatch, content):
-    """A version of MMRazor that does not need the missing functions, or has other files."""
+def test_working_quantization_is_untouched(tmp_path, monkeypatch):
+    """A version of MMRazor that has other files, or does not need the missing functions."""
     name = 'mmrazor.structures.quantization.backend_config'
     monkeypatch.delitem(sys.modules, name, raising=False)
-    mmrazor = ModuleType('mmrazor')
-    mmrazor.__path__ = [str(tmp_path)]
+    mmrazor = SimpleNamespace(__path__=[str(tmp_path)])
     folder = tmp_path / 'structures' / 'quantization' / 'backend_config'
     folder.mkdir(parents=True)
-    source = folder / 'common_operator_config_utils.py'
-    if content:
-        source.write_text(content)
-    packages.replace_quantization_tables(mmrazor)
-    assert name not in sys.modules
-    source.write_text('from torch import reverse2')
-    packages.replace_quantization_tables(mmrazor)
+    for content in (None, 'import torch', 'from torch import reverse2'):
+        assert name not in sys.modules
+        if content:
+            (folder / 'common_operator_config_utils.py').write_text(content)
+        packages.replace_quantization_tables(mmrazor)
     assert name in sys.modules
-
-
-def test_pkg_resources_is_used_where_it_exists(tmp_path):
-    (tmp_path / 'pkg_resources.py').write_text('')
-    run_python(
-        """
-        import crd_plugin
-        from mmengine.utils import get_installed_path
-        assert get_installed_path.__module__ == 'mmengine.utils.package_utils'
-        assert not get_installed_path.__qualname__.startswith('find_')
-        """,
-        tmp_path,
-    )
 
 
 def test_gpus_keep_backend(monkeypatch):
@@ -256,53 +212,52 @@ def test_gpus_keep_backend(monkeypatch):
     assert torch.cuda.set_device is set_device
 
 
-def test_gpus_keep_their_scaler(monkeypatch):
+def test_gpus_keep_their_scaler_and_device_ids(monkeypatch):
     module = ModuleType('amp_optimizer_wrapper')
     monkeypatch.setattr(training, '_has_accelerator', lambda: True)
     training.scale_gradients_on_cpu(module)
     assert not hasattr(module, 'GradScaler')
-
-
-def test_model_on_gpu_keeps_device_ids():
     given = {}
 
     class Wrapper:
         def __init__(self, module, **kwargs):
             given.update(kwargs)
 
-    wrappers = ModuleType('distributed')
-    wrappers.MMDistributedDataParallel = Wrapper
-    training.wrap_model_on_cpu(wrappers)
+    training.wrap_model_on_cpu(SimpleNamespace(MMDistributedDataParallel=Wrapper))
     Wrapper(torch.nn.Linear(1, 1, device='meta'), device_ids=[3])
     assert given == dict(device_ids=[3])
 
 
-def test_what_a_newer_mmengine_repaired_is_left_alone(tmp_path, monkeypatch):
+def test_what_a_newer_version_repaired_is_left_alone(tmp_path, monkeypatch):
     class Iterator:
-        """Starts its data when it is asked for the first batch."""
-
         def __init__(self, dataloader):
             self.dataloader = dataloader
 
+    class Algorithm:
+        def set_module_inplace_false(self):
+            pass
+
     class Loader:
-        """Chooses by itself what is loaded."""
-
         def load_checkpoint(self):
-            """Not called."""
+            pass
 
-    loops, utils = ModuleType('loops'), ModuleType('utils')
-    loops._InfiniteDataloaderIterator, init = Iterator, Iterator.__init__
-    utils._is_builtin_module = recognize = lambda name: True
-    (tmp_path / 'newer.py').write_text('# weights_only, importlib.metadata')
     monkeypatch.syspath_prepend(tmp_path)
-    newer = __import__('newer')
-    newer.CheckpointLoader, load = Loader, Loader.load_checkpoint
-    training.start_data_loading_late(loops)
-    packages.recognize_standard_library(utils)
+    for name, text in (('newer', 'weights_only, importlib.metadata'), ('older', 'pkg_resources')):
+        (tmp_path / f'{name}.py').write_text(f'# {text}')
+    newer, older = __import__('newer'), __import__('older')
+    newer._InfiniteDataloaderIterator, newer.BaseAlgorithm = Iterator, Algorithm
+    newer._is_builtin_module, newer.CheckpointLoader = lambda name: True, Loader
+    parts = (newer, Iterator, Algorithm, Loader)
+    before = [dict(vars(part)) for part in parts]
+    training.start_data_loading_late(newer)
+    training.turn_off_inplace_layers(newer)
+    packages.recognize_standard_library(newer)
     packages.find_installed_packages(newer)
-    compat.load_log_history(newer)
-    assert Iterator.__init__ is init and Loader.load_checkpoint is load
-    assert utils._is_builtin_module is recognize
+    compat.checkpoints.load_log_history(newer)
+    assert [dict(vars(part)) for part in parts] == before
+    # An older setuptools, whose pkg_resources MMEngine can use.
+    monkeypatch.setattr(packages.importlib.util, 'find_spec', lambda name: name)
+    packages.find_installed_packages(older)
 
 
 # --- quantization ------------------------------------------------------------------------------ #
@@ -325,22 +280,17 @@ def test_packages_are_found():
     run_python("""
         import sys
         sys.modules['pkg_resources'] = None
-        import crd_plugin
+        import crd_plugin, mmengine, pytest
         from importlib.metadata import PackageNotFoundError
         from mmengine.utils import get_installed_path, is_installed
         from mmengine.config.config import get_installed_path as in_config
-        import mmengine
         assert get_installed_path is in_config
         assert get_installed_path('mmengine') == mmengine.__path__[0]
         assert is_installed('mmengine') and is_installed('pillow')
         assert get_installed_path('pillow').endswith('PIL')
         assert not is_installed('no_such_package')
-        try:
+        with pytest.raises(PackageNotFoundError):
             get_installed_path('no_such_package')
-        except PackageNotFoundError:
-            pass
-        else:
-            raise AssertionError('a missing package was found')
         """)
 
 
@@ -374,24 +324,22 @@ def test_numpy_of_every_number_type_loads(tmp_path, dtype):
     assert loaded['scalar'] == 1 and type(loaded['scalar']) is type(array[0])
 
 
-def test_checkpoint_written_under_the_other_numpy_loads(tmp_path):
+def test_log_history_written_under_the_other_numpy_loads(tmp_path):
     path = tmp_path / 'a.pth'
-    torch.save(dict(array=np.arange(3), scalar=np.float64(2)), path)
+    history = HistoryBuffer([1.0, 3.0], [1, 1])
+    structured = np.array([(1, 2.5)], dtype=[('a', 'i4'), ('b', 'f8')])
+    saved = dict(array=structured, scalar=np.float64(2), history=history)
+    torch.save(saved, path)
     # NumPy 2 writes the first, NumPy 1 the second.
     names = [b'numpy._core', b'numpy.core']
     own, other = names if np.__version__ >= '2' else reversed(names)
-    rewrite_pickle(path, lambda data: data.replace(own, other))
-    loaded = compat.load_checkpoint_file(path)
-    assert loaded['array'].tolist() == [0, 1, 2] and loaded['scalar'] == 2
-
-
-def test_message_hub_survives(tmp_path):
-    path = tmp_path / 'a.pth'
-    history = HistoryBuffer([1.0, 3.0], [1, 1])
-    torch.save(dict(message_hub=dict(log_scalars=dict(loss=history))), path)
-    loaded = compat.load_checkpoint_file(path)
-    loss = loaded['message_hub']['log_scalars']['loss']
-    assert loss.mean() == 2 and loss.statistics('max') == 3
+    for change in (None, lambda data: data.replace(own, other)):
+        if change:
+            rewrite_pickle(path, change)
+        loaded = compat.load_checkpoint_file(path)
+        assert loaded['array'].dtype == structured.dtype
+        assert loaded['array'].tolist() == [(1, 2.5)] and loaded['scalar'] == 2
+        assert loaded['history'].mean() == 2 and loaded['history'].statistics('max') == 3
 
 
 class Evil:
@@ -409,7 +357,7 @@ class Evil:
     [
         (os.system, ('touch harmed',)),
         (eval, ('open("harmed", "w")',)),
-        (getattr, (os, 'system')),
+        (getattr, ('os', 'system')),
         (getattr, (HistoryBuffer, '__init__')),
         (getattr, (HistoryBuffer, 'update')),
         (getattr, (HistoryBuffer, 'register_statistics')),
@@ -418,12 +366,9 @@ class Evil:
 )
 def test_checkpoint_runs_no_code(tmp_path, monkeypatch, function, args):
     monkeypatch.chdir(tmp_path)
-    data = dict(state_dict={}, evil=Evil(function, *args))
-    if args[0] is os:  # a module cannot be pickled
-        args = ('os', 'system')
-        data = dict(state_dict={}, evil=Evil(function, *args))
-    torch.save(data, 'a.pth')
-    with pytest.raises(compat.CheckpointError, match='a.pth holds'):
+    torch.save(dict(state_dict={}, evil=Evil(function, *args)), 'a.pth')
+    monkeypatch.setenv('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', '1')
+    with pytest.raises(compat.CheckpointError, match='a.pth holds .* only tensors'):
         compat.load_checkpoint_file('a.pth')
     assert not os.path.exists('harmed')
 
@@ -431,15 +376,8 @@ def test_checkpoint_runs_no_code(tmp_path, monkeypatch, function, args):
 @pytest.mark.parametrize('content', [[1], None, torch.ones(1)])
 def test_file_that_is_not_a_dict(tmp_path, content):
     torch.save(content, tmp_path / 'a.pth')
-    kind = type(content).__name__
-    with pytest.raises(compat.CheckpointError, match=f'a.pth holds a {kind}, expected a dict with'):
-        compat.load_checkpoint_file(tmp_path / 'a.pth')
-
-
-def test_unsafe_loading_cannot_be_forced(tmp_path, monkeypatch):
-    monkeypatch.setenv('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', '1')
-    torch.save(Evil(eval, '1'), tmp_path / 'a.pth')
-    with pytest.raises(compat.CheckpointError, match='only tensors'):
+    message = f'a.pth holds a {type(content).__name__}, expected a dict with'
+    with pytest.raises(compat.CheckpointError, match=message):
         compat.load_checkpoint_file(tmp_path / 'a.pth')
 
 
@@ -484,19 +422,10 @@ def test_every_way_to_a_local_file_gives_the_message(tmp_path, monkeypatch):
     compat.use_load_checkpoint_file()
     path = tmp_path / 'broken.pth'
     path.write_bytes(b'')
-    for load in (
-        CheckpointLoader.load_checkpoint,
-        lambda name: load_checkpoint(torch.nn.Linear(1, 1), name),
-    ):
-        with pytest.raises(compat.CheckpointError, match='0 bytes'):
-            load(str(path))
-
-
-def test_structured_array_loads(tmp_path):
-    array = np.array([(1, 2.5)], dtype=[('a', 'i4'), ('b', 'f8')])
-    torch.save(dict(array=array), tmp_path / 'a.pth')
-    loaded = compat.load_checkpoint_file(tmp_path / 'a.pth')['array']
-    assert loaded.dtype == array.dtype and loaded.tolist() == array.tolist()
+    with pytest.raises(compat.CheckpointError, match='0 bytes'):
+        CheckpointLoader.load_checkpoint(str(path))
+    with pytest.raises(compat.CheckpointError, match='0 bytes'):
+        load_checkpoint(torch.nn.Linear(1, 1), str(path))
 
 
 @pytest.mark.parametrize('kind', ['script', 'device'])

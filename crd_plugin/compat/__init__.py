@@ -15,30 +15,12 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
+from . import checkpoints, packages, training
 from .checkpoints import (
     CheckpointError,
     load_checkpoint,
     load_checkpoint_file,
-    load_log_history,
     use_load_checkpoint_file,
-)
-from .packages import (
-    check_mmcv,
-    declare_torchvision_ops,
-    find_installed_packages,
-    find_soft_cross_entropy,
-    inherit_our_configs,
-    recognize_standard_library,
-    replace_quantization_tables,
-)
-from .training import (
-    autocast_float16_on_cpu,
-    find_default_weight_decay,
-    init_dist_on_cpu,
-    scale_gradients_on_cpu,
-    start_data_loading_late,
-    turn_off_inplace_layers,
-    wrap_model_on_cpu,
 )
 
 __all__ = [
@@ -50,24 +32,24 @@ __all__ = [
     'use_load_checkpoint_file',
 ]
 
-# Module of upstream: patches, called with the module right after its own import.
-PATCHES: dict[str, tuple[Callable[[Any], None], ...]] = {
-    'mmengine.config.config': (inherit_our_configs,),
-    'mmengine.config.utils': (recognize_standard_library,),
-    'mmengine.dist.utils': (init_dist_on_cpu,),
-    'mmengine.model.wrappers.distributed': (wrap_model_on_cpu,),
-    'mmengine.optim.optimizer.amp_optimizer_wrapper': (scale_gradients_on_cpu,),
-    'mmengine.runner.amp': (autocast_float16_on_cpu,),
-    'mmengine.runner.checkpoint': (load_log_history,),
-    'mmengine.runner.loops': (start_data_loading_late,),
-    'mmengine.utils.package_utils': (find_installed_packages,),
+# Module of upstream: its patch, called with the module right after its own import.
+PATCHES: dict[str, Callable[[Any], None]] = {
+    'mmengine.config.config': packages.inherit_our_configs,
+    'mmengine.config.utils': packages.recognize_standard_library,
+    'mmengine.dist.utils': training.init_dist_on_cpu,
+    'mmengine.model.wrappers.distributed': training.wrap_model_on_cpu,
+    'mmengine.optim.optimizer.amp_optimizer_wrapper': training.scale_gradients_on_cpu,
+    'mmengine.runner.amp': training.autocast_float16_on_cpu,
+    'mmengine.runner.checkpoint': checkpoints.load_log_history,
+    'mmengine.runner.loops': training.start_data_loading_late,
+    'mmengine.utils.package_utils': packages.find_installed_packages,
     'mmpretrain.engine.optimizers.layer_decay_optim_wrapper_constructor': (
-        find_default_weight_decay,
+        training.find_default_weight_decay
     ),
-    'mmrazor': (replace_quantization_tables,),
-    'mmrazor.models.algorithms.base': (turn_off_inplace_layers,),
-    'mmrazor.models.losses.kd_soft_ce_loss': (find_soft_cross_entropy,),
-    'torchvision.extension': (declare_torchvision_ops,),
+    'mmrazor': packages.replace_quantization_tables,
+    'mmrazor.models.algorithms.base': training.turn_off_inplace_layers,
+    'mmrazor.models.losses.kd_soft_ce_loss': packages.find_soft_cross_entropy,
+    'torchvision.extension': packages.declare_torchvision_ops,
 }
 
 
@@ -79,7 +61,7 @@ def apply_patches() -> None:
     Raises:
         ImportError: If MMCV is missing or of a wrong version.
     """
-    check_mmcv()
+    packages.check_mmcv()
     if any(isinstance(finder, _PatchFinder) for finder in sys.meta_path):
         return
     sys.meta_path.insert(0, _PatchFinder())
@@ -88,17 +70,17 @@ def apply_patches() -> None:
 
 
 def _patch(module: ModuleType) -> None:
-    """Run the patches of a module; one that does not fit this version is left out."""
-    for patch in PATCHES.get(module.__name__, ()):
-        try:
-            patch(module)
-        except Exception as error:
-            logging.getLogger(__name__).warning(
-                'crd_plugin does not know this version of %s and leaves out the patch %s (%r)',
-                module.__name__,
-                patch.__name__,
-                error,
-            )
+    """Run the patch of a module; one that does not fit this version is left out."""
+    patch = PATCHES[module.__name__]
+    try:
+        patch(module)
+    except Exception as error:
+        logging.getLogger(__name__).warning(
+            'crd_plugin does not know this version of %s and leaves out the patch %s (%r)',
+            module.__name__,
+            patch.__name__,
+            error,
+        )
 
 
 class _PatchFinder(importlib.abc.MetaPathFinder):

@@ -23,9 +23,7 @@ class CheckpointError(RuntimeError):
 
 
 def load_checkpoint_file(filename: str | os.PathLike, map_location: Any = 'cpu') -> dict[str, Any]:
-    """Load a local checkpoint without running code of the file.
-
-    Tensors, plain containers and the log history of MMEngine's checkpoints are loaded.
+    """Load a local checkpoint, log history included, without running code of the file.
 
     Args:
         filename (str or PathLike): The checkpoint file, of torch or ``.safetensors``.
@@ -51,12 +49,16 @@ def load_checkpoint_file(filename: str | os.PathLike, map_location: Any = 'cpu')
         )
     try:
         if path.suffix == '.safetensors':
-            loaded = _load_safetensors(path)
+            from safetensors.torch import load_file
+
+            loaded = load_file(path)
         else:
             with _log_history_allowed():
                 loaded = torch.load(path, map_location=map_location, weights_only=True)
-    except ImportError:
-        raise
+    except ImportError as error:
+        raise ImportError(
+            f'{path} needs safetensors; install it with `pip install safetensors`.'
+        ) from error
     except Exception as error:
         # A damaged file makes torch fail in any way. EINVAL is how its reader says that an index
         # points past the end; other errors of the system are not the file's fault.
@@ -71,17 +73,6 @@ def load_checkpoint_file(filename: str | os.PathLike, map_location: Any = 'cpu')
             'torch.save(dict(state_dict=...), FILE).'
         )
     return loaded
-
-
-def _load_safetensors(path: Path) -> dict[str, Any]:
-    """Load tensors into the memory of the host."""
-    try:
-        from safetensors.torch import load_file
-    except ImportError as error:
-        raise ImportError(
-            f'{path} needs safetensors; install it with `pip install safetensors`.'
-        ) from error
-    return load_file(path)
 
 
 def _explain(path: Path, error: Exception) -> str:
@@ -106,9 +97,9 @@ def _explain(path: Path, error: Exception) -> str:
 
 @contextmanager
 def _log_history_allowed() -> Iterator[None]:
-    """Let ``torch.load(weights_only=True)`` read the log history of MMEngine's checkpoints.
+    """Let ``torch.load`` read the log history of MMEngine's checkpoints, and nothing afterwards.
 
-    What the process has allowed under the same names is left as it is; the list is as before then.
+    What the process has allowed itself under the same names stays.
     """
     import numpy as np
     import torch
@@ -125,13 +116,10 @@ def _log_history_allowed() -> Iterator[None]:
     for package in ('numpy.core', 'numpy._core'):  # as NumPy 1 and 2 write it
         allowed[f'{package}.multiarray._reconstruct'] = multiarray._reconstruct
         allowed[f'{package}.multiarray.scalar'] = multiarray.scalar
-    taken = {
-        entry[1] if isinstance(entry, tuple) else f'{entry.__module__}.{entry.__qualname__}'
-        for entry in torch.serialization.get_safe_globals()
-    }
-    added: list[Callable | tuple[Callable, str]] = [
-        (value, name) for name, value in allowed.items() if name not in taken
-    ]
+    for entry in torch.serialization.get_safe_globals():
+        name = entry[1] if isinstance(entry, tuple) else f'{entry.__module__}.{entry.__qualname__}'
+        allowed.pop(name, None)
+    added: list[Any] = [(value, name) for name, value in allowed.items()]
     with torch.serialization.safe_globals(added):
         yield
 
@@ -219,11 +207,7 @@ def _load_url(url: str, map_location: Any = None, progress: bool = True, **_: An
 
 
 def use_load_checkpoint_file() -> None:
-    """Let MMEngine load all checkpoints of this process as :func:`load_checkpoint` does.
-
-    For tools: ``--resume``, ``load_from``, ``init_cfg`` and ``teacher_ckpt`` then fail with its
-    messages, and load safely whatever the version of MMEngine.
-    """
+    """Let MMEngine load all checkpoints of this process as :func:`load_checkpoint` does."""
     from mmengine.runner import CheckpointLoader, checkpoint
 
     CheckpointLoader.register_scheme(prefixes='', loader=load_checkpoint_file, force=True)

@@ -25,11 +25,7 @@ REPAIRS = {
 
 
 def scripts() -> dict[str, Path]:
-    """Find the scripts of the installed MMPretrain.
-
-    Returns:
-        dict[str, Path]: Name without suffix, and file.
-    """
+    """Find the scripts of the installed MMPretrain, by name without suffix."""
     from mmengine.utils import get_installed_path
 
     folder = Path(get_installed_path('mmpretrain'), '.mim', 'tools')
@@ -37,12 +33,7 @@ def scripts() -> dict[str, Path]:
 
 
 def run_script(path: Path, argv: Sequence[str]) -> None:
-    """Run a script of MMPretrain, repaired, as if it were called from the command line.
-
-    Args:
-        path (Path): The script.
-        argv (Sequence[str]): Its arguments.
-    """
+    """Run a script of MMPretrain, repaired, as if it were called from the command line."""
     text = path.read_text()
     for broken, sound in REPAIRS.get(path.stem, {}).items():
         text = text.replace(broken, sound)

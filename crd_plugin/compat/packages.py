@@ -9,6 +9,7 @@ import inspect
 import os.path as osp
 import runpy
 import sys
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
@@ -30,28 +31,22 @@ def rebind(package: str, old: Any, new: Any) -> None:
 
 
 def check_mmcv() -> None:
-    """Raise one clear error if MMCV is missing or does not suit MMRazor.
-
-    It is not among the requirements: ``mmcv`` and ``mmcv-lite`` would overwrite each other.
-
-    Raises:
-        ImportError: If MMCV is missing, too old or too new.
-    """
+    """Raise one clear error if MMCV is missing, too old or too new for MMRazor."""
     from mmengine.utils import digit_version
 
     spec = importlib.util.find_spec('mmcv')
-    needed = f'MMRazor needs {MMCV_MINIMUM} <= mmcv <= {MMCV_MAXIMUM}'
     advice = (
-        f'install one with `pip install mmcv-lite=={MMCV_MAXIMUM}` or, for its compiled operators, '
-        'the full `mmcv` of that version, but never both, because they share the package `mmcv`.'
+        f'MMRazor needs {MMCV_MINIMUM} <= mmcv <= {MMCV_MAXIMUM}; uninstall others, then install '
+        f'one with `pip install mmcv-lite=={MMCV_MAXIMUM}` or, for its compiled operators, the '
+        'full `mmcv` of that version, but never both, because they share the package `mmcv`.'
     )
     if spec is None or spec.origin is None:
-        raise ImportError(f'MMCV is missing, but {needed}; {advice}')
+        raise ImportError(f'MMCV is missing, but {advice}')
     # Importing MMCV takes a second or two; this file of it does not.
     version = runpy.run_path(str(Path(spec.origin).with_name('version.py')))['__version__']
     low, found, high = map(digit_version, (MMCV_MINIMUM, version, MMCV_MAXIMUM))
     if not low <= found <= high:
-        raise ImportError(f'MMCV {version} was found, but {needed}; uninstall it, then {advice}')
+        raise ImportError(f'MMCV {version} was found, but {advice}')
 
 
 def declare_torchvision_ops(extension: ModuleType) -> None:
@@ -126,30 +121,27 @@ def find_installed_packages(package_utils: ModuleType) -> None:
     ):
         return
 
-    def package2module(package: str) -> str:
-        """Top-level module of a distribution."""
-        for module, distributions in importlib.metadata.packages_distributions().items():
-            if package in distributions:
-                return module
-        raise importlib.metadata.PackageNotFoundError(package)
-
     def get_installed_path(package: str) -> str:
         """Folder of an installed package, by module or distribution name."""
         spec = importlib.util.find_spec(package)
-        spec = spec or importlib.util.find_spec(package2module(package))
+        if spec is None:
+            owners = importlib.metadata.packages_distributions()
+            module = next((name for name in owners if package in owners[name]), None)
+            if module is None:
+                raise importlib.metadata.PackageNotFoundError(package)
+            spec = importlib.util.find_spec(module)
         if spec is None or spec.origin is None:
             raise RuntimeError(f'{package} is a namespace package, which has no single path.')
         return osp.dirname(spec.origin)
 
     def is_installed(package: str) -> bool:
         """Whether a distribution or a module of that name is installed."""
-        try:
+        with suppress(importlib.metadata.PackageNotFoundError, RuntimeError):
             return bool(get_installed_path(package))
-        except (importlib.metadata.PackageNotFoundError, RuntimeError):
-            return False
+        return False
 
-    for function in (package2module, get_installed_path, is_installed):
-        rebind('mmengine', getattr(package_utils, function.__name__), function)
+    rebind('mmengine', package_utils.get_installed_path, get_installed_path)
+    rebind('mmengine', package_utils.is_installed, is_installed)
 
 
 def recognize_standard_library(config_utils: ModuleType) -> None:

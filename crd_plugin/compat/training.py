@@ -22,31 +22,16 @@ def start_data_loading_late(loops: ModuleType) -> None:
     the same.
     """
     iterator = loops._InfiniteDataloaderIterator
-    started = []
-
-    class Probe:
-        """Data loader that notes when it is started."""
-
-        def __iter__(self):
-            started.append(self)
-            return iter(())
-
-    iterator(Probe())
-    if not started:
+    if 'iter(self' not in inspect.getsource(iterator.__init__):
         return
 
     def __init__(self, dataloader):
         self._dataloader = dataloader
         self._epoch = 0
 
-    def __getattr__(self, name):
-        if name != '_iterator':
-            raise AttributeError(name)
-        self._iterator = iter(self._dataloader)
-        return self._iterator
-
-    iterator.__init__ = __init__
-    iterator.__getattr__ = __getattr__
+    started = functools.cached_property(lambda self: iter(self._dataloader))
+    started.__set_name__(iterator, '_iterator')
+    iterator.__init__, iterator._iterator = __init__, started
 
 
 def init_dist_on_cpu(dist_utils: ModuleType) -> None:
@@ -158,14 +143,7 @@ def turn_off_inplace_layers(algorithms: ModuleType) -> None:
     """
     from torch import nn
 
-    class Probe:
-        """Algorithm with one in-place layer."""
-
-        architecture = nn.Sequential(nn.ReLU(inplace=True))
-        set_module_inplace_false = algorithms.BaseAlgorithm.set_module_inplace_false
-
-    Probe().set_module_inplace_false(Probe.architecture, 'self.architecture')
-    if not Probe.architecture[0].inplace:
+    if 'OrderedDict' not in inspect.getsource(algorithms.BaseAlgorithm.set_module_inplace_false):
         return
 
     def set_module_inplace_false(self, architecture, varstr):

@@ -23,6 +23,8 @@ _IMAGES = dict(
     TinyImageNet200=dict(train=100_000, val=10_000),
 )
 
+NO_SAMPLES = 'The wrapped {} has no samples; check its ann_file, data_root, filter_cfg and indices.'
+
 
 def sample_name(owner: Any, index: int) -> str:
     """Name a sample for a message: its file, if it has one, its index and its data set."""
@@ -58,33 +60,13 @@ def not_empty(name: Any) -> Iterator[None]:
     except ValueError as error:
         if 'need at least one array' not in str(error):
             raise
-        raise no_samples(name) from error
-
-
-def no_samples(name: Any) -> ValueError:
-    """Make the error for a data set without samples."""
-    return ValueError(
-        f'The wrapped {name} has no samples; check its ann_file, data_root, filter_cfg and indices.'
-    )
+        raise ValueError(NO_SAMPLES.format(name)) from error
 
 
 def check_image(item: Any, channels: int | None, owner: Any, index: int) -> int | None:
-    """Raise a ValueError for an image that cannot stand in a batch with the others.
-
-    Args:
-        item (dict): What the pipeline made of the sample; a list of views counts as its first.
-        channels (int, optional): Channels of the images before; None for the first one.
-        owner (Dataset): The data set that holds the sample, for the message.
-        index (int): Index of the sample in it, for the message.
-
-    Returns:
-        int, optional: Channels of the images; None if the item has no image.
-
-    Raises:
-        ValueError: If the image has another number of channels, or is not of 8 bits or floats.
-    """
+    """Refuse an image that cannot stand in a batch with the others; return its channels."""
     image = item.get('inputs') if isinstance(item, dict) else None
-    image = image[0] if isinstance(image, (list, tuple)) and image else image
+    image = image[0] if isinstance(image, (list, tuple)) and image else image  # of views
     if not isinstance(image, Tensor) or image.dim() != 3:
         return channels
     found, problem = image.size(0), ''
@@ -102,40 +84,23 @@ def check_image(item: Any, channels: int | None, owner: Any, index: int) -> int 
 
 
 def check_complete(owner: Any) -> None:
-    """Raise a ValueError for a published data set of which images are missing.
-
-    Args:
-        owner (Dataset): The data set. Others than the published ones, and those that ``indices``
-            shortens, are left alone.
-
-    Raises:
-        ValueError: If the number of images, in all or of a class, is not the published one.
-    """
-    name, indices = type(owner).__name__, getattr(owner, '_indices', None)
-    prefixes = getattr(owner, 'data_prefix', None) or {}
+    """Refuse a published data set of which images are missing, in all or of a class."""
+    name, prefixes = type(owner).__name__, getattr(owner, 'data_prefix', None) or {}
     split = getattr(owner, 'split', None) or osp.basename(prefixes.get('img_path', ''))
     expected = _IMAGES.get(name, {}).get(split)
-    if expected is None or indices is not None:
+    if expected is None or owner._indices is not None:
         return
-    short = _short_classes(owner, expected)
+    classes, short = owner.metainfo.get('classes') or (), ''
+    if classes and expected % len(classes) == 0:
+        share = expected // len(classes)
+        with suppress(KeyError):  # no labels
+            counts = np.bincount(owner.get_gt_labels(), minlength=len(classes))[: len(classes)]
+            least = counts.argmin()
+            if counts[least] < share:
+                short = f' (class {classes[least]!r} has {counts[least]} of {share})'
     if short or len(owner) != expected:
         raise ValueError(
             f'The {split} set of {name} in {owner.data_root} has {len(owner):,} images{short}, '
             f'expected {expected:,}; unpack or download it again. For a part of it on purpose, set '
             'complete=False in crd_plugin.SampleIndexDataset (train_dataloader.dataset).'
         )
-
-
-def _short_classes(owner: Any, expected: int) -> str:
-    """Say which classes lack images; empty if none does, or classes have unequal numbers."""
-    classes = owner.metainfo.get('classes') or ()
-    if not classes or expected % len(classes):
-        return ''
-    with suppress(KeyError):  # no labels
-        counts = np.bincount(owner.get_gt_labels(), minlength=len(classes))
-        share = expected // len(classes)
-        short = np.flatnonzero(counts[: len(classes)] < share)
-        if len(short):
-            more = f', and {len(short) - 1} more classes lack some' if len(short) > 1 else ''
-            return f' (class {classes[short[0]]!r} has {counts[short[0]]} of {share}{more})'
-    return ''

@@ -11,17 +11,16 @@ class ContrastIds:
     """Draw the ids of a positive and of K negatives of a sample, on the CPU.
 
     Source: HobbitLong/RepDistiller, ``dataset/cifar100.py``, class CIFAR100InstanceSample.
-    Behaviour matched: the same calls of NumPy's global generator, hence the same ids. Differs:
-    classes may have unequal sizes, and labels that nothing can be drawn from are refused.
+    Behaviour matched: the same calls of NumPy's global generator, hence the same ids: without
+    replacement unless K exceeds the pool, which ``percent`` cuts once to
+    ``int(len(negatives of class 0) * percent)`` ids. Differs: classes may have unequal sizes, and
+    labels that nothing can be drawn from are refused.
 
     Args:
         labels (np.ndarray): Class of every sample, ``(N,)`` int64.
-        num_negatives (int): K, drawn without replacement unless it exceeds the pool.
-        percent (float): Fraction of each class's negatives to draw from, cut once to
-            ``int(len(negatives of class 0) * percent)`` ids. Values outside (0, 1) keep all.
-            Defaults to 1.0.
-        mode (str): 'exact': the positive is the sample itself; 'relax': any sample of its class,
-            itself included. Defaults to 'exact'.
+        num_negatives (int): K.
+        percent (float): As for ``SampleIndexDataset``. Defaults to 1.0.
+        mode (str): As for ``SampleIndexDataset``. Defaults to 'exact'.
 
     Raises:
         ValueError: If an argument is out of range, or all samples are of one class.
@@ -50,14 +49,14 @@ class ContrastIds:
                 'loss.'
             )
         if 0 < percent < 1:
-            kept = int(len(self.negatives(0)) * percent)
+            pools = [self.negatives(label) for label in range(len(self.positives))]
+            kept = int(len(pools[0]) * percent)
             if kept == 0:
                 raise ValueError(
-                    f'percent={percent} keeps none of the {len(self.negatives(0))} negatives of '
-                    'class 0; raise it, or use 1.0 for all.'
+                    f'percent={percent} keeps none of the {len(pools[0])} negatives of class 0; '
+                    'raise it, or use 1.0 for all.'
                 )
-            classes = range(len(self.positives))
-            self._kept = [np.random.permutation(self.negatives(label))[:kept] for label in classes]
+            self._kept = [np.random.permutation(pool)[:kept] for pool in pools]
 
     def negatives(self, label: int) -> np.ndarray:
         """Return the ids that negatives of a class are drawn from."""

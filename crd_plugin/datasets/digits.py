@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
-from mmpretrain.datasets import BaseDataset
 
 from crd_plugin.registry import DATASETS
+
+from ._published import PublishedDataset, check_per_class, take_per_class
 
 _NUM_TEST_PER_CLASS = 100
 _MOST_TRAIN_PER_CLASS = 74
 
 
 @DATASETS.register_module()
-class Digits(BaseDataset):
+class Digits(PublishedDataset):
     """1,797 real handwritten digits, 8x8 pixels, ten classes.
 
-    The split is fixed and stratified: within each class the images are put in the order of
-    ``numpy.random.RandomState(0).permutation`` (one generator, classes 0 to 9 in turn); the first
-    100 of each class are the test set (1,000 images), the others the training set (797 images, 74
-    to 83 per class). Few training images make the task hard: ``num_train_per_class`` takes the
-    first that many of each class, so smaller sets lie inside larger ones and the test set never
-    changes.
+    The split is fixed: each class is put in one order (``numpy.random.RandomState(0)``, classes 0
+    to 9 in turn); its first 100 images are in the test set (1,000 images), the others in the
+    training set (797, 74 to 83 per class). ``num_train_per_class`` takes the first that many of
+    these, so smaller sets lie inside larger ones and the test set never changes.
 
     Source: E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI Machine
     Learning Repository, 1998 (its test part), as bundled with scikit-learn
@@ -36,9 +36,7 @@ class Digits(BaseDataset):
         num_train_per_class (int, optional): Training images kept of each class, 1 to 74. None keeps
             all 797. Only for ``split='train'``. Defaults to None.
         digits (Sequence[int]): Digits kept, each labelled by itself. Defaults to all ten.
-        metainfo (dict, optional): Extra meta information. Defaults to None.
-        **kwargs: Other arguments of :class:`mmpretrain.datasets.BaseDataset`, ``pipeline``,
-            ``indices`` and ``test_mode`` among them.
+        **kwargs: Other arguments of :class:`mmpretrain.datasets.BaseDataset`.
 
     Raises:
         ValueError: If ``split``, ``num_train_per_class`` or ``digits`` is out of range.
@@ -46,35 +44,23 @@ class Digits(BaseDataset):
     """
 
     METAINFO = dict(classes=tuple('0123456789'))
+    SPLITS = ('train', 'test')
 
     def __init__(
         self,
         split: str = 'train',
         num_train_per_class: int | None = None,
         digits: Sequence[int] = range(10),
-        metainfo: dict | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> None:
-        if split not in ('train', 'test'):
-            raise ValueError(f"split must be 'train' or 'test', but got {split!r}.")
-        if split == 'test' and num_train_per_class is not None:
-            raise ValueError(
-                f"num_train_per_class={num_train_per_class!r} was given with split='test', but the "
-                "test set is fixed; leave it out or use split='train'."
-            )
-        if num_train_per_class not in (None, *range(1, _MOST_TRAIN_PER_CLASS + 1)):
-            raise ValueError(
-                f'num_train_per_class must be an int from 1 to {_MOST_TRAIN_PER_CLASS}, or None '
-                f'for all images, but got {num_train_per_class!r}.'
-            )
+        check_per_class(num_train_per_class, _MOST_TRAIN_PER_CLASS, split)
         if not isinstance(digits, Sequence) or not digits or not set(digits) <= {*range(10)}:
             raise ValueError(f'digits must be some of 0 to 9, such as [0, 1], but got {digits!r}.')
-        self.split = split
         self.digits = frozenset(digits)
         self.num_train_per_class = num_train_per_class
-        super().__init__(ann_file='', metainfo=metainfo, **kwargs)
+        super().__init__(**{'data_root': '', **kwargs}, split=split)
 
-    def load_data_list(self) -> list[dict]:
+    def list_samples(self) -> list[dict]:
         """Read ``img`` and ``gt_label`` of the split, in scikit-learn's order."""
         try:
             from sklearn.datasets import load_digits
@@ -84,19 +70,13 @@ class Digits(BaseDataset):
                 'imported; install it with `pip install scikit-learn`.'
             ) from error
         bundle = load_digits()
-        generator = np.random.RandomState(0)
-        chosen: list[int] = []
-        for label in range(10):
-            order = generator.permutation(np.flatnonzero(bundle.target == label))
-            if label not in self.digits:
-                continue
-            train = order[_NUM_TEST_PER_CLASS:][: self.num_train_per_class]
-            chosen += [*(order[:_NUM_TEST_PER_CLASS] if self.split == 'test' else train)]
+        part = slice(_NUM_TEST_PER_CLASS)
+        if self.split == 'train':
+            count = self.num_train_per_class
+            part = slice(_NUM_TEST_PER_CLASS, count and _NUM_TEST_PER_CLASS + count)
         images = np.rint(bundle.images * (255 / 16)).astype(np.uint8)[..., None].repeat(3, 3)
         return [
-            dict(img=images[index], gt_label=int(bundle.target[index])) for index in sorted(chosen)
+            dict(img=images[index], gt_label=int(bundle.target[index]))
+            for index in take_per_class(bundle.target, part)
+            if bundle.target[index] in self.digits
         ]
-
-    def extra_repr(self) -> list[str]:
-        """Return the line that ``repr`` adds: the split."""
-        return [f'Split: \t{self.split}']

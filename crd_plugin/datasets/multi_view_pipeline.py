@@ -17,16 +17,13 @@ from crd_plugin.registry import TRANSFORMS
 class MultiViewPipeline(BaseTransform):
     """Run a pipeline several times on each sample.
 
-    ``pipeline=[dict(type='crd_plugin.MultiViewPipeline', transforms=train_pipeline)]`` takes the
-    pipeline of a data set as it is, from loading to ``PackInputs``. Transforms at its start whose
-    names begin with "Load" run once, the others once per view with random numbers of their own. It
-    gives ``inputs``, a list of one image ``(C, H, W)`` per view, and the first view's
-    ``data_samples``.
+    ``pipeline=[dict(type='crd_plugin.MultiViewPipeline', transforms=train_pipeline)]`` takes a
+    pipeline as it is, from loading to ``PackInputs``. Transforms at its start whose names begin
+    with "Load" run once, the others once per view. It gives ``inputs``, a list of one image
+    ``(C, H, W)`` per view, and the first view's ``data_samples``.
 
-    Source: ShipengFu/CoCoRD ``cocord/loader.py`` @ 645b95d, where all three views are random crops
-    and flips of one kind. Differs from MMPretrain's ``MultiView``, which keeps only the image, so
-    that packing has to be moved behind it, and which fails if the pipeline returns None to have
-    another sample drawn.
+    Source: ShipengFu/CoCoRD ``cocord/loader.py`` @ 645b95d. Differs from MMPretrain's
+    ``MultiView``, which keeps only the image and fails if the pipeline returns None.
 
     Args:
         transforms (Sequence[dict | callable]): The pipeline.

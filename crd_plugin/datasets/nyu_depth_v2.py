@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import os.path as osp
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from mmpretrain.datasets import BaseDataset
-from mmpretrain.datasets.base_dataset import expanduser
 
 from crd_plugin.registry import DATASETS
+
+from ._published import PublishedDataset
 
 _DATA, _SPLITS = 'nyu_depth_v2_labeled.mat', 'splits.mat'
 _META = 'https://github.com/ankurhanda/nyuv2-meta-data'
@@ -20,11 +20,10 @@ _URLS = {
     _SPLITS: 'http://horatio.cs.nyu.edu/mit/silberman/indoor_seg_sup/splits.mat',
 }
 _UNLABELLED = 255
-_INPUTS = ('rgb', 'depth')
 
 
 @DATASETS.register_module()
-class NYUDepthV2(BaseDataset):
+class NYUDepthV2(PublishedDataset):
     """1,449 indoor scenes of 480x640 pixels with depth and labels: 795 to train, 654 to test.
 
     A sample is read from the file when it is asked for. Each item has ``img``, ``(480, 640, C)``
@@ -48,10 +47,7 @@ class NYUDepthV2(BaseDataset):
             both.
         mappings (Sequence[str]): Files that map classes, one after the other. Defaults to those to
             13 classes; ``['classMapping40.mat']`` gives 40.
-        metainfo (dict, optional): Extra meta information. Defaults to None: the names of the
-            classes in the last mapping.
-        **kwargs: Other arguments of :class:`mmpretrain.datasets.BaseDataset`, ``pipeline``,
-            ``indices`` and ``test_mode`` among them.
+        **kwargs: Other arguments of :class:`mmpretrain.datasets.BaseDataset`.
 
     Raises:
         ValueError: If an argument is not as described, or a file is truncated or does not fit: a
@@ -60,69 +56,55 @@ class NYUDepthV2(BaseDataset):
         ImportError: If h5py is not installed.
     """
 
+    SPLITS = ('train', 'test')
+
     def __init__(
         self,
         data_root: str,
         split: str = 'train',
         inputs: Sequence[str] = ('rgb', 'depth'),
         mappings: Sequence[str] = ('classMapping40.mat', 'class13Mapping.mat'),
-        metainfo: dict | None = None,
         **kwargs: Any,
     ) -> None:
-        if split not in ('train', 'test'):
-            raise ValueError(f"split must be 'train' or 'test', but got {split!r}.")
-        if not inputs or isinstance(inputs, str) or not set(inputs) <= set(_INPUTS):
+        if not inputs or isinstance(inputs, str) or not set(inputs) <= {'rgb', 'depth'}:
             raise ValueError(f"inputs must be a list of 'rgb' and 'depth', but got {inputs!r}.")
         if not mappings or isinstance(mappings, str):
             raise ValueError(
                 'mappings must be a list of files, such as classMapping40.mat, but got '
                 f'{mappings!r}.'
             )
-        self.split, self.inputs, self.mappings = split, tuple(inputs), tuple(mappings)
-        self.data_root = expanduser(data_root)
+        self.inputs, self.mappings = tuple(inputs), tuple(mappings)
         self._handle: tuple[int, Any] | None = None  # of the process with this number
-        classes = self._read_mappings()
-        super().__init__(
-            ann_file='',
-            metainfo=dict(classes=classes, **(metainfo or {})),
-            data_root=self.data_root,
-            **kwargs,
-        )
+        super().__init__(data_root, split, **kwargs)
 
     def load_data_list(self) -> list[dict]:
         """List ``row``, the place of each sample in the file, and check their labels."""
-        file, names = self._open(), ('images', 'depths', 'labels')
-        shapes = {name: file[name].shape for name in names if name in file}
-        images, sizes = shapes.get('images', ()), {shapes.get('depths'), shapes.get('labels')}
-        if len(images) != 4 or sizes != {(images[0], *images[2:])}:
-            raise ValueError(
-                f'{self._path(_DATA)} has {shapes}, expected images (N, 3, W, H), depths and '
-                f'labels (N, W, H); {_get(_DATA)}.'
-            )
-        rows = self._read_split(images[0])
+        table, names = self._read_mappings()
+        self._metainfo.setdefault('classes', names)
+        self._classes = np.where(table == 0, _UNLABELLED, table - 1).astype(np.uint8)
+        arrays = self._open()
+        rows = self._read_split(len(arrays['images']))
         for row in rows:
-            labels = file['labels'][row]
-            wrong = labels[(labels < 0) | (labels >= len(self._classes))]
+            labels = arrays['labels'][row]
+            wrong = labels[(labels < 0) | (labels >= len(table))]
             if len(wrong):
-                raise ValueError(
-                    f'{self._path(_DATA)}: image {row + 1} has the label {wrong[0]}, but '
-                    f'{self.mappings[0]} maps classes from 1 to {len(self._classes) - 1}; get '
-                    'the mapping that belongs to the file, or that file again.'
+                raise self._misfit(
+                    _DATA,
+                    f'image {row + 1} has the label {wrong[0]}, but {self.mappings[0]} maps '
+                    f'classes from 1 to {len(table) - 1}',
                 )
         return [dict(row=row) for row in rows]
 
     def get_data_info(self, idx: int) -> dict:
         """As for ``BaseDataset``; image and label map are read from disk."""
         info = super().get_data_info(idx)
-        row = info.pop('row')
-        # From (channel,) column, row.
-        file, stacked = self._open(), []
-        for name in self.inputs:
-            if name == 'rgb':
-                stacked.append(file['images'][row].transpose(2, 1, 0))
-            else:
-                stacked.append(file['depths'][row].T[..., None])
+        row, file = info.pop('row'), self._open()
+        read = dict(  # from (channel,) column, row
+            rgb=lambda: file['images'][row].transpose(2, 1, 0),
+            depth=lambda: file['depths'][row].T[..., None],
+        )
         labels = file['labels'][row].T
+        stacked = [read[name]() for name in self.inputs]
         info['img'] = np.concatenate(stacked, axis=-1, dtype=np.float32)
         info['gt_seg_map'] = np.ascontiguousarray(self._classes[labels])
         info['img_shape'] = labels.shape
@@ -130,92 +112,80 @@ class NYUDepthV2(BaseDataset):
 
     def extra_repr(self) -> list[str]:
         """Return the lines that ``repr`` adds."""
-        return [f'Split: \t{self.split}', f'Inputs: \t{", ".join(self.inputs)}']
-
-    def _path(self, name: str) -> str:
-        return osp.join(self.data_root, name)
-
-    def _open(self) -> Any:
-        """Open the data, once per process: workers must not share a handle."""
-        if self._handle is None or self._handle[0] != os.getpid():
-            try:
-                import h5py
-            except ImportError as error:
-                raise ImportError(
-                    'crd_plugin.NYUDepthV2 reads a file of MATLAB 7.3, for which h5py is missing; '
-                    'install it with `pip install h5py`.'
-                ) from error
-            self._check_exists(_DATA)
-            try:
-                file = h5py.File(self._path(_DATA), 'r')
-            except OSError as error:  # HDF5 compares the length of the file.
-                raise ValueError(
-                    f'{self._path(_DATA)} is truncated or another file: {error}; {_get(_DATA)}.'
-                ) from error
-            self._handle = os.getpid(), file
-        return self._handle[1]
+        return [*super().extra_repr(), f'Inputs: \t{", ".join(self.inputs)}']
 
     def __getstate__(self) -> dict:
         """Leave the handle out of copies and of what workers are sent."""
         return {**vars(self), '_handle': None}
 
-    def _check_exists(self, name: str) -> None:
-        if not osp.isfile(self._path(name)):
-            raise FileNotFoundError(f'{self._path(name)} is missing; {_get(name)}.')
+    def _open(self) -> dict[str, Any]:
+        """Open the data, once per process: workers must not share a handle."""
+        if self._handle is None or self._handle[0] != os.getpid():
+            self._handle = os.getpid(), self._load(_DATA, _open_arrays)
+        return self._handle[1]
 
-    def _load_mat(self, name: str) -> dict[str, Any]:
-        """Load a small file of MATLAB."""
-        from scipy.io import loadmat
-
-        self._check_exists(name)
+    def _load(self, name: str, load: Callable[[str], Any]) -> Any:
+        """Load a file of the data set."""
+        path = osp.join(self.data_root, name)
+        if not osp.isfile(path):
+            raise FileNotFoundError(f'{path} is missing; {_get(name)}.')
         try:
-            return loadmat(self._path(name))
-        except Exception as error:  # SciPy raises what it likes.
-            raise ValueError(
-                f'{self._path(name)} is truncated or not a file of MATLAB 5: {error}; {_get(name)}.'
-            ) from error
+            return load(path)
+        except ImportError:
+            raise
+        except Exception as error:  # SciPy raises what it likes; HDF5 compares the length.
+            raise self._misfit(name, f'truncated or another file: {error}') from error
+
+    def _misfit(self, name: str, problem: str) -> ValueError:
+        return ValueError(f'{osp.join(self.data_root, name)}: {problem}; {_get(name)}.')
 
     def _read_split(self, number: int) -> list[int]:
         """Rows of the split's images, of so many in the file."""
-        key, content = f'{self.split}Ndxs', self._load_mat(_SPLITS)
-        rows = np.asarray(content.get(key, [])).ravel().astype(int) - 1
+        from scipy.io import loadmat
+
+        key = f'{self.split}Ndxs'
+        found = self._load(_SPLITS, loadmat).get(key, [])
+        rows = np.asarray(found).ravel().astype(int) - 1
         if not len(rows) or rows.min() < 0 or rows.max() >= number or len({*rows}) < len(rows):
-            raise ValueError(
-                f'{self._path(_SPLITS)}: {key} has {len(rows)} image numbers, expected different '
-                f'ones from 1 to {number}, the images of {_DATA}; {_get(_SPLITS)}.'
+            raise self._misfit(
+                _SPLITS,
+                f'{key} has {len(rows)} image numbers, expected different ones from 1 to {number}, '
+                f'the images of {_DATA}',
             )
         return rows.tolist()
 
-    def _read_mappings(self) -> tuple[str, ...]:
-        """Join the mappings into one table, ``self._classes``; return the names of the classes."""
-        table, classes = self._read_mapping(self.mappings[0])
-        for name in self.mappings[1:]:
-            step, classes = self._read_mapping(name)
-            if table.max() >= len(step):
-                raise ValueError(
-                    f'{self._path(name)} maps {len(step) - 1} classes, the one before it goes up '
-                    f'to {table.max()}; give mappings that follow each other.'
-                )
-            table = step[table]
-        self._classes = np.where(table == 0, _UNLABELLED, table - 1).astype(np.uint8)
-        return classes
-
-    def _read_mapping(self, name: str) -> tuple[np.ndarray, tuple[str, ...]]:
+    def _read_mappings(self) -> tuple[np.ndarray, tuple[str, ...]]:
         """Read the new number of each class, 0 for pixels without a label, and the new names."""
-        content = self._load_mat(name)
-        if 'classMapping13' in content:  # a struct of numbers and names
-            numbers, names = list(content['classMapping13'][0, 0])[:2]
-        else:
-            numbers, names = content.get('mapClass', []), content.get('className', [])
-        table = np.concatenate([[0], np.ravel(numbers)]).astype(int)
-        classes = tuple(str(np.ravel(one)[0]) for one in np.ravel(names))
-        if len(table) == 1 or table.min() < 0 or table.max() > len(classes):
-            raise ValueError(
-                f'{self._path(name)} maps {len(table) - 1} classes to {table.min()} to '
-                f'{table.max()} and names {len(classes)}, expected a number of a name for each, '
-                f'under mapClass and className or in classMapping13; {_get(name)}.'
-            )
-        return table, classes
+        from scipy.io import loadmat
+
+        joined = np.empty(0, int)
+        names: tuple[str, ...] = ()
+        for file in self.mappings:
+            content = self._load(file, loadmat)
+            if 'classMapping13' in content:  # a struct of numbers and names
+                numbers, labels = list(content['classMapping13'][0, 0])[:2]
+            else:
+                numbers, labels = content.get('mapClass', []), content.get('className', [])
+            table = np.concatenate([[0], np.ravel(numbers)]).astype(int)
+            names = tuple(str(np.ravel(one)[0]) for one in np.ravel(labels))
+            before = joined.max(initial=1)
+            if before >= len(table) or table.min() < 0 or table.max() > len(names):
+                raise self._misfit(
+                    file,
+                    f'maps {len(table) - 1} classes to {table.min()} to {table.max()} and names '
+                    f'{len(names)}, expected a number of a name for each of at least {before} '
+                    'classes, under mapClass and className or in classMapping13',
+                )
+            joined = table[joined] if joined.size else table
+        return joined, names
+
+
+def _open_arrays(path: str) -> dict[str, Any]:
+    """Open images, depths and labels, whose first axis counts images."""
+    import h5py
+
+    file = h5py.File(path)
+    return {name: file[name] for name in ('images', 'depths', 'labels')}
 
 
 def _get(name: str) -> str:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from mmengine.dataset import BaseDataset
 from mmengine.device import get_device
 from mmengine.dist import get_world_size
 from mmengine.logging import MMLogger
@@ -18,9 +17,9 @@ from torch.utils.data import get_worker_info
 
 from crd_plugin.registry import DATASETS, FUNCTIONS
 
-from ._checks import named_sample, not_empty
+from ._checks import named_sample, sample_name
 from .resident_pipeline import ResidentPipeline
-from .sample_index import SampleIndexDataset
+from .sample_index import SampleIndexDataset, build
 
 _LOADER = "num_workers=0, persistent_workers=False, collate_fn=dict(type='crd_plugin.whole_batch')"
 
@@ -29,21 +28,17 @@ _LOADER = "num_workers=0, persistent_workers=False, collate_fn=dict(type='crd_pl
 class ResidentDataset(SampleIndexDataset):
     """Keep a data set on the training device and make whole batches there.
 
-    For sets that fit: CIFAR-100 takes 0.24 GB. The images are read once, at the first batch, into
-    one uint8 tensor. A batch, ``inputs`` ``(B, C, H, W)`` uint8 and ``data_samples``, is then one
-    gather that crops and one flip, without workers and copies to the device. Training images come
-    from the same distribution as with the plain data loader, images for evaluation are identical to
-    the bit, and the data preprocessor normalises them as before. See :class:`ResidentPipeline` for
-    the transforms that it knows. A single item, ``dataset[0]``, comes from the wrapped set's own
-    pipeline.
+    The images are read once, at the first batch. A batch, ``inputs`` ``(B, C, H, W)`` uint8 and
+    ``data_samples``, is then one gather that crops and one flip: training images of the same
+    distribution as with the plain data loader, images for evaluation identical to the bit. See
+    :class:`ResidentPipeline` for the transforms that it knows.
 
     Use it in place of ``SampleIndexDataset``, with ``num_workers=0, persistent_workers=False,
     collate_fn=dict(type='crd_plugin.whole_batch')`` for the data loader.
 
     What a sample looks like is a function of (seed, epoch, position): the same for any batch size,
     number of ranks and device. In a loop without epochs each pass through the set counts as one.
-    Without ``RandomStateHook`` the seed is drawn from torch's generator. A sampler that repeats a
-    sample within a pass gets the same image again.
+    Without ``RandomStateHook`` the seed is drawn from torch's generator.
 
     Args:
         dataset (Dataset or dict): The data set to keep, or its config. An image that wrappers
@@ -63,9 +58,7 @@ class ResidentDataset(SampleIndexDataset):
     def __init__(
         self, dataset: Any, device: str | torch.device | None = None, complete: bool = False
     ) -> None:
-        if isinstance(dataset, Mapping):
-            with not_empty(dataset.get('type')):
-                dataset = DATASETS.build(dataset)
+        dataset = build(dataset)
         if isinstance(dataset, SampleIndexDataset):
             complete = complete or dataset.complete
             if dataset.num_negatives is not None:
@@ -76,7 +69,12 @@ class ResidentDataset(SampleIndexDataset):
             dataset = dataset.dataset
         super().__init__(dataset, complete=complete)
         self.device = device if device is None else torch.device(device)
-        self._pipelines = _parse_pipelines(self._sources.owners)
+        self._pipelines = [ResidentPipeline(owner) for owner in self._sources.owners]
+        if any(pipeline.random != self._pipelines[0].random for pipeline in self._pipelines):
+            raise ValueError(
+                'The joined data sets crop or flip differently, but ResidentDataset does the same '
+                'to a whole batch; give them the same RandomCrop, RandomResizedCrop and RandomFlip.'
+            )
         self._seed: int | None = None
         self._epoch = 0
         self._fetched = 0
@@ -102,7 +100,8 @@ class ResidentDataset(SampleIndexDataset):
         if self._held is None:
             self._held = self._read_all()
         held, ids = self._held, list(indices)
-        sample_idx = _upload(torch.tensor(ids, dtype=torch.int64), held.images.device)
+        device = held.images.device
+        sample_idx = torch.tensor(ids, dtype=torch.int64).to(device, non_blocking=True)
         draws = {name: table[sample_idx] for name, table in self._epoch_draws(held.images).items()}
         self._fetched += len(ids)
         samples = []
@@ -137,9 +136,9 @@ class ResidentDataset(SampleIndexDataset):
                 images = torch.empty((len(places), *image.shape), dtype=torch.uint8)
             if image.shape != images.shape[1:]:
                 raise ValueError(
-                    f'Sample {index} of {pipeline.owner} has shape {tuple(image.shape)}, the first '
-                    f'one {tuple(images.shape[1:])}; make the sizes equal with Resize or '
-                    'CenterCrop at the start of the pipeline.'
+                    f'{sample_name(owner, index)} has shape {tuple(image.shape)}, the first one '
+                    f'{tuple(images.shape[1:])}; make the sizes equal with Resize or CenterCrop at '
+                    'the start of the pipeline.'
                 )
             images[row] = image
             labels.append(label)
@@ -176,7 +175,9 @@ class ResidentDataset(SampleIndexDataset):
             words = np.random.SeedSequence(key).generate_state(2)
             seed = int(words[0]) << 32 | int(words[1])
             draws = self._pipelines[0].draw(len(self), (images.size(2), images.size(3)), seed)
-            self._draws = {name: _upload(table, images.device) for name, table in draws.items()}
+            self._draws = {
+                name: table.to(images.device, non_blocking=True) for name, table in draws.items()
+            }
             self._drawn_for = key
         return self._draws
 
@@ -216,30 +217,3 @@ class _Held(NamedTuple):
     rows: Tensor  # (N,) int64, in [0, R)
     labels: Tensor | None  # (N,) int64
     metainfo: list[dict]
-
-
-def _parse_pipelines(owners: Sequence[Any]) -> list[ResidentPipeline]:
-    """Parse the pipeline of each data set, which must all make the same batches."""
-    pipelines = []
-    for owner in owners:
-        name = type(owner).__name__
-        for method in ('__getitem__', 'prepare_data'):
-            if getattr(type(owner), method, None) is not getattr(BaseDataset, method):
-                raise TypeError(
-                    f'{name} does not use {method} of mmengine.dataset.BaseDataset, so it is not '
-                    'known what it does to a sample; use it without ResidentDataset.'
-                )
-        pipelines.append(ResidentPipeline(owner.pipeline.transforms, name))
-    if any(pipeline.random != pipelines[0].random for pipeline in pipelines[1:]):
-        raise ValueError(
-            'The joined data sets crop or flip differently, but ResidentDataset does the same to a '
-            'whole batch; give them the same RandomCrop, RandomResizedCrop and RandomFlip.'
-        )
-    return pipelines
-
-
-def _upload(tensor: Tensor, device: torch.device) -> Tensor:
-    """Copy a tensor from the host to the device without waiting for the copy."""
-    if device.type == 'cuda':
-        tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from mmcv.transforms import CenterCrop, LoadImageFromFile, Pad, RandomFlip, Resize
-from mmengine.dataset import Compose
+from mmengine.dataset import BaseDataset, Compose
 from mmpretrain.datasets.transforms import PackInputs, RandomCrop, RandomResizedCrop, ResizeEdge
 from torch import Tensor
 
@@ -26,24 +26,29 @@ _DIMS = dict(horizontal=(3,), vertical=(2,), diagonal=(2, 3))
 class ResidentPipeline:
     """Apply an mmpretrain pipeline to whole batches.
 
-    The pipeline's own transforms load, resize, pad and pack each image once. The random ones, at
-    most one crop and one flip, are replaced by functions of batches that draw from the same
-    distributions.
+    Its transforms load, resize, pad and pack each image once. The random ones, at most one crop and
+    one flip, are replaced by functions of batches that draw from the same distributions.
 
     Args:
-        transforms (Sequence): Transforms of the pipeline.
-        owner (str): Name of the data set, for messages.
+        dataset (BaseDataset): Data set with the pipeline.
 
     Raises:
+        TypeError: If the data set does not read samples as MMEngine does.
         ValueError: If a transform, its place or an argument is not supported.
     """
 
-    def __init__(self, transforms: Sequence[Any], owner: str) -> None:
-        self.owner = owner
-        rest = list(transforms)
+    def __init__(self, dataset: Any) -> None:
+        self.owner = type(dataset).__name__
+        for method in ('__getitem__', 'prepare_data'):
+            if getattr(type(dataset), method, None) is not getattr(BaseDataset, method):
+                raise TypeError(
+                    f'{self.owner} does not use {method} of mmengine.dataset.BaseDataset, so it is '
+                    'not known what it does to a sample; use it without ResidentDataset.'
+                )
+        rest = list(dataset.pipeline.transforms)
         pack = self._take(rest, PackInputs)
         if pack is None:
-            raise ValueError(f"The pipeline of {owner} must end with dict(type='PackInputs').")
+            raise ValueError(f"The pipeline of {self.owner} must end with dict(type='PackInputs').")
         self.flip = self._take(rest, RandomFlip)
         self.crop = self._take(rest, RandomCrop, RandomResizedCrop)
         # In words, to be compared; empty if images never change.
@@ -67,34 +72,21 @@ class ResidentPipeline:
 
     def read(self, info: dict) -> tuple[Tensor, int | None, dict]:
         """Do what is done once; return image, class or None, and meta information that stays."""
-        idx = info.get('sample_idx')
         item = self._once(info) or {}
         image = item.get('inputs')
         if not isinstance(image, Tensor) or image.dtype != torch.uint8 or image.dim() != 3:
             found = getattr(image, 'dtype', type(image).__name__)
-            raise ValueError(
-                f'The pipeline of {self.owner} gives an image of type {found} for sample {idx}, '
-                'expected a uint8 array; change the pipeline, or take a broken image out of the '
-                'data set.'
-            )
+            raise ValueError(f'its image is of type {found}, expected a uint8 array')
         sample = item['data_samples']
         label = sample.get('gt_label')
         if set(sample.keys()) - {'gt_label'} or (label is not None and label.numel() != 1):
             fields = {key: value.tolist() for key, value in sample.items()}
-            raise ValueError(
-                f'Sample {idx} of {self.owner} has {fields}, but ResidentDataset keeps one class '
-                'per sample; use the data set without it.'
-            )
+            raise ValueError(f'it has {fields}, but ResidentDataset keeps one class per sample')
         metainfo = {} if self.random else sample.metainfo
         return image, None if label is None else int(label), metainfo
 
     def draw(self, count: int, size: tuple[int, int], seed: int) -> dict[str, Tensor]:
-        """Draw where images of one size are cropped and which are flipped, the same for any device.
-
-        Returns:
-            dict: ``box`` ``(count, 2)`` or ``(count, 4)`` int64 and ``flip`` ``(count,)`` bool,
-            as far as there are such transforms.
-        """
+        """Draw ``box`` ``(count, 2 or 4)`` of the crop and ``flip`` ``(count,)`` of each image."""
         columns = 0 if self.crop is None else 2 * getattr(self.crop, 'max_attempts', 0) + 2
         columns += self.flip is not None
         generator = torch.Generator().manual_seed(seed)
@@ -132,7 +124,7 @@ class ResidentPipeline:
         return batch
 
     def _target(self, size: Sequence[int]) -> tuple[int, int]:
-        """Return height and width after ``RandomCrop``, which enlarges nothing."""
+        """Height and width after ``RandomCrop``, which enlarges nothing."""
         return min(size[0], self.crop.crop_size[0]), min(size[1], self.crop.crop_size[1])
 
     def _refuse(self, transform: Any, problem: str) -> None:
@@ -148,5 +140,4 @@ class ResidentPipeline:
 
 
 def _whole_image(image: np.ndarray) -> tuple[int, int, int, int]:
-    height, width = image.shape[:2]
-    return 0, 0, height, width
+    return 0, 0, image.shape[0], image.shape[1]

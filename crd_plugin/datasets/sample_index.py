@@ -18,16 +18,14 @@ from torch.utils.data import Subset
 from crd_plugin.registry import DATASETS
 
 from ._checks import (
+    NO_SAMPLES,
     check_complete,
     check_image,
     named_sample,
-    no_samples,
     not_empty,
     sample_name,
 )
 from .contrast_ids import ContrastIds
-
-_MAX_REFETCH = 1000
 
 
 @DATASETS.register_module()
@@ -35,21 +33,14 @@ class SampleIndexDataset:
     """Wrap a data set and write the position of each sample into its data sample.
 
     A memory bank has one row per sample, so each sample needs an id that is unique in the whole
-    training set. MMEngine's own ``sample_idx`` counts within one annotation list and repeats under
-    ``ConcatDataset``. Here it is replaced, after the pipeline, by the position in the wrapped set:
-    ``dataset[i]['data_samples'].sample_idx == i``.
+    training set: ``dataset[i]['data_samples'].sample_idx == i``. MMEngine's own ``sample_idx``,
+    which is replaced, repeats under ``ConcatDataset``.
 
-    Copies made by ``RepeatDataset`` and ``ClassBalancedDataset`` have positions of their own, hence
-    bank rows of their own; with ``exclude='instance'`` they can be each other's negatives. To let
-    copies share a row, put this wrapper inside:
-    ``RepeatDataset(dataset=dict(type='crd_plugin.SampleIndexDataset', ...))``.
+    Copies made by ``RepeatDataset`` and ``ClassBalancedDataset`` have bank rows of their own; put
+    this wrapper inside of those to let copies share a row.
 
-    An image that cannot be read is an error that names its file. Only if the pipeline returns None
-    (``LoadImageFromFile(ignore_empty=True)``, say) another random sample is read in its place, as
-    MMEngine does, which is warned of once. There its embedding would be written to the wrong row;
-    here that sample keeps its own position: it is drawn by the same NumPy call, but read directly
-    from the data set that holds it. Data sets with a ``__getitem__`` of their own are indexed as
-    usual; an item whose id shows that it is another sample is replaced as well.
+    An image that cannot be read is an error that names its file. Only if the pipeline returns None,
+    another random sample is read in its place, with its own position, which is warned of once.
 
     Args:
         dataset (Dataset or dict): The data set to wrap, or its config.
@@ -82,17 +73,12 @@ class SampleIndexDataset:
         mode: str = 'exact',
         complete: bool = False,
     ) -> None:
-        if isinstance(dataset, Mapping):
-            with not_empty(dataset.get('type')):
-                dataset = DATASETS.build(dataset)
-        self.dataset = dataset
+        self.dataset = build(dataset)
         self.complete = complete
+        self.num_negatives = num_negatives
         # Of images read so far by this process, and whether another one was read in place of one.
         self._channels: int | None = None
         self._warned = False
-        self.num_negatives = num_negatives
-        self.percent = percent
-        self.mode = mode
         self._contrast: ContrastIds | None = None
         if num_negatives is not None:
             self.full_init()
@@ -129,84 +115,68 @@ class SampleIndexDataset:
 
     def full_init(self) -> None:
         """Load the annotations of a lazily initialised data set, and check them."""
-        owners = self._sources.owners
-        if len(self) == 0:
-            raise no_samples(type(self.dataset).__name__)
-        for owner in owners if self.complete else ():
-            check_complete(owner)
+        for owner in self._sources.owners:
+            if self.complete:
+                check_complete(owner)
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, idx: int) -> Any:
-        """Read one sample through its pipeline.
-
-        Args:
-            idx (int): Position; a negative one counts from the end.
-
-        Returns:
-            dict: The item, with ids in its ``data_samples``.
-
-        Raises:
-            IndexError: If ``idx`` is out of range.
-            RuntimeError: If no valid sample is found.
-        """
-        position = self._position(idx)
-        redraws = getattr(self._locate(position)[0], 'max_refetch', _MAX_REFETCH)
+        """Read the sample at a position, counted from the end if negative, with its id."""
+        position, owner, index = self._locate(idx)
+        redraws = getattr(owner, 'max_refetch', 1000)
         for _ in range(redraws + 1):
-            owner, index = self._locate(position)
             with named_sample(owner, index):
                 item = _read_sample(owner, index)
             if item is not None:
                 self._channels = check_image(item, self._channels, owner, index)
                 return self._write_ids(item, position)
-            self._warn_of_redraw(owner, index)
-            position = np.random.randint(0, len(self))
+            if not self._warned:
+                self._warned = True
+                MMLogger.get_current_instance().warning(
+                    f'{sample_name(owner, index)} is replaced by a random other sample, because '
+                    'its pipeline returned None; so will others be, without a further word. If its '
+                    'image is broken, replace it or take it out of the data set.'
+                )
+            position, owner, index = self._locate(np.random.randint(0, len(self)))
         raise RuntimeError(
-            f'No valid sample in {redraws} redraws from {type(owner).__name__}: its pipeline '
-            'returned None, or it returned another sample than the one asked for, each time. '
-            'Check the images and the pipeline.'
+            f'No valid sample in {redraws} redraws from {type(owner).__name__}: it returned None, '
+            'or samples that were not asked for; check the images and the pipeline.'
         )
 
     def get_data_info(self, idx: int) -> dict:
         """Get the annotation of a sample as ``BaseDataset`` does, ``sample_idx`` its position."""
-        position = self._position(idx)
-        owner, index = self._locate(position)
+        position, owner, index = self._locate(idx)
         return {**owner.get_data_info(index), 'sample_idx': position}
 
     def get_cat_ids(self, idx: int) -> list[int]:
         """Get the category ids of a sample as ``BaseDataset`` does."""
-        owner, index = self._locate(self._position(idx))
+        _, owner, index = self._locate(idx)
         return owner.get_cat_ids(index)
 
     def get_gt_labels(self) -> np.ndarray:
-        """Get the class of every position without running pipelines.
-
-        Returns:
-            np.ndarray: ``(N,)`` int64.
-
-        Raises:
-            ValueError: If a sample has no label or more than one.
-        """
+        """Get the class of every position, ``(N,)`` int64, without running pipelines."""
         return self._labels.copy()
 
     def get_subset_(self, indices: int | list[int]) -> None:
         """Raise an error: positions would no longer be rows of the bank."""
         raise NotImplementedError(
-            'A SampleIndexDataset cannot be cut, because its ids are positions in the whole set. '
-            'Cut the inner data set (its indices argument or its get_subset) and wrap the result.'
+            'A SampleIndexDataset cannot be cut, because its ids are positions in the whole set; '
+            'cut the inner data set (indices) and wrap the result.'
         )
 
     get_subset = get_subset_
 
     @cached_property
     def _sources(self) -> Sources:
-        sources = _find_sources(self.dataset)
+        name = type(self.dataset).__name__
+        with not_empty(name):
+            sources = _find_sources(self.dataset)
+        if not len(sources.owner_of):
+            raise ValueError(NO_SAMPLES.format(name))
         if any(isinstance(owner, SampleIndexDataset) for owner in sources.owners):
-            raise ValueError(
-                'dataset contains a SampleIndexDataset already, whose ids would be overwritten; '
-                'wrap the data set once only.'
-            )
+            raise ValueError('dataset contains a SampleIndexDataset already; wrap it only once.')
         return sources
 
     @cached_property
@@ -216,67 +186,53 @@ class SampleIndexDataset:
         starts = np.cumsum([0, *map(len, labels)])
         return np.concatenate(labels)[starts[owner_of] + index_of]
 
-    def _position(self, idx: int) -> int:
+    def _locate(self, idx: int) -> tuple[int, Any, int]:
+        """Return the position, the data set that holds its sample, and the index in that set."""
         try:
-            return range(len(self))[int(idx)]
+            position = range(len(self))[int(idx)]
         except IndexError:
             raise IndexError(f'idx {idx} is outside the data set of {len(self)} samples.') from None
-
-    def _locate(self, position: int) -> tuple[Any, int]:
-        """Return the data set that holds a sample, and the sample's index in it."""
         owners, owner_of, index_of = self._sources
-        return owners[owner_of[position]], int(index_of[position])
-
-    def _warn_of_redraw(self, owner: Any, index: int) -> None:
-        """Say once per process that a sample is replaced by another one."""
-        if not self._warned:
-            MMLogger.get_current_instance().warning(
-                f'{sample_name(owner, index)} is replaced by a random other sample, because its '
-                'pipeline returned None; so will others be, without a further word. If its image '
-                'is broken, replace it or take it out of the data set.'
-            )
-            self._warned = True
+        return position, owners[owner_of[position]], int(index_of[position])
 
     def _write_ids(self, item: Any, position: int) -> Any:
-        samples = _samples_of(item)
-        if not all(isinstance(sample, (BaseDataElement, dict)) for sample in samples):
-            found = sorted(map(str, item)) if isinstance(item, dict) else type(item).__name__
-            raise TypeError(
-                f'The sample at position {position} has no data_samples to hold its id (got '
-                f"{found}); end the pipeline with dict(type='PackInputs')."
-            )
-        fields = {}
-        if self._contrast is not None:
-            fields['contrast_idx'] = self._contrast.draw(position)
-        for sample in samples:
+        fields = {} if self._contrast is None else dict(contrast_idx=self._contrast.draw(position))
+        for sample in _samples_of(item):
             if isinstance(sample, dict):
                 sample.update(fields, sample_idx=position)
-            else:
+            elif isinstance(sample, BaseDataElement):
                 sample.pop('sample_idx', None)
                 sample.set_metainfo(dict(sample_idx=position))
                 sample.set_data(fields)
+            else:
+                found = sorted(map(str, item)) if isinstance(item, dict) else type(item).__name__
+                raise TypeError(
+                    f'The sample at position {position} has no data_samples to hold its id (got '
+                    f"{found}); end the pipeline with dict(type='PackInputs')."
+                )
         return item
 
 
 class Sources(NamedTuple):
-    """Where the sample at each of N positions comes from.
+    """Where the sample at each of N positions comes from."""
 
-    Attributes:
-        owners (list): Data sets that hold samples, without wrappers.
-        owner_of (np.ndarray): Number of the owner of each position, ``(N,)`` int64.
-        index_of (np.ndarray): Index of the sample in its owner, ``(N,)`` int64.
-    """
+    owners: list[Any]  # data sets that hold samples, without wrappers
+    owner_of: np.ndarray  # (N,) int64, number of the owner
+    index_of: np.ndarray  # (N,) int64, index in the owner
 
-    owners: list[Any]
-    owner_of: np.ndarray
-    index_of: np.ndarray
+
+def build(dataset: Any) -> Any:
+    """Build a data set from its config, or return it as it is."""
+    if not isinstance(dataset, Mapping):
+        return dataset
+    with not_empty(dataset.get('type')):
+        return DATASETS.build(dataset)
 
 
 def _find_sources(dataset: Any) -> Sources:
     """Look behind wrappers, to any depth; those that are not known count as owners."""
     if hasattr(dataset, 'full_init'):
-        with not_empty(type(dataset).__name__):
-            dataset.full_init()
+        dataset.full_init()
     if _indexes_like(dataset, ConcatDataset, TorchConcatDataset):
         owners: list[Any] = []
         numbers, indices = [], []
@@ -327,31 +283,23 @@ def _samples_of(item: Any) -> list[Any]:
 
 def _labels_of(owner: Any) -> np.ndarray:
     """Read the class of every sample without running the pipeline, ``(N,)`` int64."""
-    name = type(owner).__name__
-    advice = "correct gt_label, or use exclude='instance' in the loss, which needs no labels."
     try:
         if hasattr(owner, 'get_gt_labels'):
-            labels = owner.get_gt_labels()
+            found = owner.get_gt_labels()
         elif hasattr(owner, 'get_data_info'):
-            labels = [owner.get_data_info(index)['gt_label'] for index in range(len(owner))]
+            found = [owner.get_data_info(index)['gt_label'] for index in range(len(owner))]
         else:
-            labels = owner.targets
-        array = np.asarray(labels)
-    except (KeyError, AttributeError) as error:
+            found = owner.targets
+        labels = np.asarray(found)  # refuses lists of unequal length
+        if labels.shape[1:] == (1,):
+            labels = labels[:, 0]
+        if labels.shape != (len(owner),) or labels.dtype.kind not in 'iu' or (labels < 0).any():
+            raise ValueError(f'got {labels.dtype} of shape {labels.shape}: {labels.tolist()[:9]}')
+    except (KeyError, AttributeError, ValueError) as error:
+        problem = f'no {error.args[0]}' if isinstance(error, KeyError) else error
         raise ValueError(
-            f'{name} has no labels (no get_gt_labels, no gt_label in its annotations, no targets); '
-            f'{advice}'
+            f'{type(owner).__name__} has no labels that give each of {len(owner)} samples one '
+            f"class, an integer >= 0 ({problem}); correct gt_label, or use exclude='instance' in "
+            'the loss, which needs no labels.'
         ) from error
-    except ValueError as error:  # NumPy refuses lists of unequal length.
-        raise ValueError(
-            f'{name} is multi-label, expected one class per sample; {advice}'
-        ) from error
-    if array.shape[1:] == (1,):
-        array = array[:, 0]
-    if array.shape != (len(owner),) or array.dtype.kind not in 'iu' or array.min(initial=0) < 0:
-        smallest = f', the smallest {array.min()},' if array.dtype.kind in 'iuf' else ''
-        raise ValueError(
-            f'{name} has labels of shape {array.shape} and type {array.dtype}{smallest} for '
-            f'{len(owner)} samples, expected one integer class >= 0 per sample; {advice}'
-        )
-    return array.astype(np.int64)
+    return labels.astype(np.int64)

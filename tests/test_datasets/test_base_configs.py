@@ -17,14 +17,14 @@ from tests.config_files import BASE, parsed
 CIFAR10_STATS = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
 CIFAR100_STATS = ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761))
 IMAGENET_STATS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-# Folder, pixels, classes, mean and deviation of RGB / 255.
+# Folder, pixels, mean and deviation of RGB / 255.
 FACTS = dict(
-    cifar10=('data/cifar10', 32, 10, CIFAR10_STATS),
-    cifar100=('data/cifar100', 32, 100, CIFAR100_STATS),
-    imagenet=('data/imagenet', 224, 1000, IMAGENET_STATS),
-    tiny_imagenet=('data/tiny-imagenet-200', 64, 200, IMAGENET_STATS),
-    stl10=('data/stl10_binary', 64, 10, IMAGENET_STATS),
-    stl10_unlabeled=('data/stl10_binary', 64, 10, IMAGENET_STATS),
+    cifar10=('data/cifar10', 32, CIFAR10_STATS),
+    cifar100=('data/cifar100', 32, CIFAR100_STATS),
+    imagenet=('data/imagenet', 224, IMAGENET_STATS),
+    tiny_imagenet=('data/tiny-imagenet-200', 64, IMAGENET_STATS),
+    stl10=('data/stl10_binary', 64, IMAGENET_STATS),
+    stl10_unlabeled=('data/stl10_binary', 64, IMAGENET_STATS),
 )
 # Learning rate, weight decay, epochs, decays, images in a batch of all GPUs.
 SCHEDULES = {
@@ -71,7 +71,7 @@ def _reference(pixels, stats):
 @pytest.mark.parametrize('name', FACTS)
 def test_train_set_has_ids_and_labels(data_files, name):
     train, val = _train_and_val(_load(name))
-    folder, size, _, _ = FACTS[name]
+    folder, size, _ = FACTS[name]
     written = data_files[folder]
     assert isinstance(train, SampleIndexDataset)
     expected = written['unlabeled' if name == 'stl10_unlabeled' else 'train']
@@ -97,7 +97,7 @@ def test_train_set_has_ids_and_labels(data_files, name):
 @pytest.mark.parametrize('name', FACTS)
 def test_test_images_are_those_of_torchvision(data_files, name):
     cfg = _load(name)
-    folder, size, _, stats = FACTS[name]
+    folder, size, stats = FACTS[name]
     split = 'test' if 'test' in data_files[folder] else 'val'
     images = _pil(folder, split, data_files[folder][split])
     _, val = _train_and_val(cfg)
@@ -119,7 +119,7 @@ def test_test_images_are_those_of_torchvision(data_files, name):
 @pytest.mark.parametrize('name', [name for name in FACTS if name != 'stl10_unlabeled'])
 def test_train_images_are_those_of_torchvision(data_files, name):
     cfg = _load(name)
-    folder, size, _, stats = FACTS[name]
+    folder, size, stats = FACTS[name]
     train, _ = _train_and_val(cfg)
     *_, crop, flip, _ = train.dataset.pipeline.transforms
     assert (flip.prob, flip.direction) == (0.5, 'horizontal')
@@ -158,20 +158,6 @@ def test_missing_data_stops_at_once(tmp_path, monkeypatch, name):
         with pytest.raises((RuntimeError, FileNotFoundError), match=FACTS[name][0]):
             DATASETS.build(loader.dataset)
     assert not any(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize('name', FACTS)
-def test_settings_of_the_loaders(name):
-    cfg = _load(name)
-    assert cfg.data_preprocessor.num_classes == FACTS[name][2]
-    for loader in (cfg.train_dataloader, cfg.val_dataloader):
-        assert loader.num_workers > 0
-        assert loader.persistent_workers and loader.pin_memory
-    assert cfg.train_dataloader.sampler.shuffle is True
-    assert cfg.val_dataloader.sampler.shuffle is False
-    assert cfg.test_dataloader == cfg.val_dataloader
-    assert cfg.val_evaluator.type == 'Accuracy'
-    assert tuple(cfg.val_evaluator.topk) == (1, 5)
 
 
 @pytest.mark.parametrize('folder, tested', [('datasets', FACTS), ('schedules', SCHEDULES)])
@@ -230,13 +216,3 @@ def test_first_stage_is_in_front_of_the_cosine_of_fashion_mnist(name, first):
     alone = parsed(BASE / 'schedules' / 'fashion-mnist_b64-40e.py')
     assert cfg.train_cfg.stage_epochs == dict(init=30)
     assert list(_rates(cfg)) == pytest.approx([first] * 30 + list(_rates(alone)))
-
-
-@pytest.mark.parametrize('path', sorted(BASE.glob('settings/*.py')), ids=lambda path: path.stem)
-def test_learning_rate_belongs_to_the_batch(path):
-    cfg = parsed(path)
-    gpus = 8 if '_8xb' in path.stem else 1
-    assert cfg.train_dataloader.batch_size * gpus == cfg.auto_scale_lr.base_batch_size
-    # A method's hooks are there for all data and schedules.
-    hooks = {'crd_plugin.MemoryBankHook', 'crd_plugin.CoCoRDHook', 'crd_plugin.RandomStateHook'}
-    assert hooks <= {hook.type for hook in cfg.default_hooks.values()}

@@ -70,18 +70,13 @@ def test_ids_reach_the_batch_only_if_asked_for():
     [
         (dict(num_negatives=2, mode='loose'), "mode must be 'exact' or 'relax', but got 'loose'"),
         (dict(num_negatives=0), 'num_negatives must be a positive int'),
-        (dict(num_negatives=1.5), 'but got 1.5'),
         (dict(num_negatives=True), 'but got True'),
         (dict(num_negatives=2, percent=0.1), 'percent=0.1 keeps none of the 4'),
+        (dict(num_negatives=1, dataset=numbers(labels=[1] * 3)), 'all 3 samples are of class 1'),
         (dict(percent=0.5), 'percent=0.5 .* only when num_negatives is given'),
         (dict(mode='relax'), "mode='relax' .* only when num_negatives"),
     ],
 )
 def test_bad_arguments_are_named(kwargs, message):
     with pytest.raises(ValueError, match=message):
-        SampleIndexDataset(numbers(), **kwargs)
-
-
-def test_one_class_has_no_negatives():
-    with pytest.raises(ValueError, match='all 3 samples are of class 1'):
-        ContrastIds(np.array([1, 1, 1]), 1)
+        SampleIndexDataset(**{'dataset': numbers(), **kwargs})

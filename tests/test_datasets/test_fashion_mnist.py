@@ -103,30 +103,8 @@ def test_images_of_the_config_are_those_of_torchvision(data_files):
             torch.testing.assert_close(found, normalise(image.expand(3, -1, -1)), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    'kwargs, message',
-    [
-        (dict(split='val'), r"split must be one of \['train', 'holdout', 'test'\], but got 'val'"),
-        (dict(num_train_per_class=0), 'from 1 to 6000, or None .*got 0'),
-        (dict(num_train_per_class=6001), 'got 6001'),
-        (dict(num_train_per_class='all'), "got 'all'"),
-        (dict(split='test', num_train_per_class=5), "with split='test', which is fixed"),
-        (dict(split='holdout', num_train_per_class=5), "with split='holdout', which is fixed"),
-    ],
-)
-def test_bad_arguments_are_named(kwargs, message):
-    with pytest.raises(ValueError, match=message):
-        FashionMNIST(**kwargs)
-
-
-def test_damaged_files_are_named(tmp_path):
+def test_images_and_labels_of_different_numbers(tmp_path):
     fake_data.write_fashion_mnist(tmp_path, num_train=20, num_test=10)
-    root, images = tmp_path.as_posix(), tmp_path / 'train-images-idx3-ubyte.gz'
-    whole = images.read_bytes()
-    for content in (whole[:-50], b'', b'<html>', gzip.compress(gzip.decompress(whole)[:-5])):
-        images.write_bytes(content)
-        with pytest.raises(ValueError, match=r'images-idx3-ubyte.gz is damaged .*get it again'):
-            FashionMNIST(root)
-    shutil.copy(tmp_path / 't10k-images-idx3-ubyte.gz', images)
+    shutil.copy(tmp_path / 't10k-images-idx3-ubyte.gz', tmp_path / 'train-images-idx3-ubyte.gz')
     with pytest.raises(ValueError, match='10 images and 20 labels'):
-        FashionMNIST(root)
+        FashionMNIST(tmp_path.as_posix())

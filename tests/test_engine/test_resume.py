@@ -1,7 +1,6 @@
 """A killed and resumed run equals an uninterrupted one, bit for bit."""
 
 import hashlib
-import importlib.util
 import os
 import signal
 from collections.abc import Iterator
@@ -14,7 +13,6 @@ import torch
 from mmengine.hooks import Hook
 from mmengine.logging import HistoryBuffer
 
-from crd_plugin.cli import arguments as cli
 from tests import small_runs
 
 LAST, KILLED, SAVED = 16, 10, 8  # iterations; four make an epoch
@@ -157,40 +155,3 @@ def _hashes(work_dir: Path) -> dict[str, str]:
         path.name: hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(work_dir.glob('*.pth'))
     }
-
-
-@pytest.fixture(scope='module')
-def broken_run(tmp_path_factory):
-    """Work dir of a run that failed in its third epoch."""
-    work_dir = tmp_path_factory.mktemp('broken')
-    changes = dict(small_runs.without_validation(), train_cfg__max_epochs=4)
-    runner = small_runs.build(work_dir, small_runs.FailHook(KILLED - 1), **changes)
-    with pytest.raises(ArithmeticError, match='broken on purpose'):
-        runner.train()
-    return work_dir, _hashes(work_dir)
-
-
-def test_failing_run_leaves_earlier_checkpoints(broken_run):
-    work_dir, hashes = broken_run
-    assert list(hashes) == ['epoch_1.pth', 'epoch_2.pth']
-    assert Path((work_dir / 'last_checkpoint').read_text()).name == 'epoch_2.pth'
-    assert small_runs.load(work_dir / 'epoch_2.pth')['meta']['iter'] == SAVED
-
-
-def test_resuming_from_a_truncated_checkpoint(broken_run, tmp_path, capsys):
-    work_dir, hashes = broken_run
-    config = small_runs.write_config(tmp_path / 'config.py', work_dir, train_cfg__max_epochs=4)
-    truncated = tmp_path / 'truncated.pth'
-    whole = (work_dir / 'epoch_2.pth').read_bytes()
-    truncated.write_bytes(whole[: len(whole) // 2])
-    path = small_runs.REPO / 'tools' / 'train.py'
-    spec = importlib.util.spec_from_file_location('train_tool', path)
-    train_tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(train_tool)
-    status = cli.run(train_tool.main, [str(config), '--resume', str(truncated)])
-    assert status == 1
-    error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert error.startswith(f'error: checkpoint {truncated} (')
-    assert 'is truncated' in error and 'give an earlier one' in error
-    assert _hashes(work_dir) == hashes
-    assert Path((work_dir / 'last_checkpoint').read_text()).name == 'epoch_2.pth'

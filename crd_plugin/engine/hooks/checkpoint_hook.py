@@ -31,21 +31,14 @@ _BACKEND = 'crd_plugin.whole_files'
 class CheckpointHook(hooks.CheckpointHook):
     """``mmengine.hooks.CheckpointHook`` that has a whole latest checkpoint at any moment.
 
-    * A checkpoint, and the file ``last_checkpoint`` that names the latest one, is written under
-      a temporary name (``*.part``) and then renamed. Temporary files that a killed run left are
-      removed when training starts.
-    * Outdated checkpoints are removed after the new one is complete, not before.
-    * A module whose state is split over the ranks may have a method
-      ``gather_rows_for_checkpoint()`` that returns a context manager. Every rank enters it
-      before rank 0 saves and leaves it afterwards; in between, ``state_dict()`` on rank 0 has to
-      hold the state of all ranks.
-    * A validation that the run did not live to see is made up when it is resumed, so the last and
-      the best result are those of an uninterrupted run.
-    * Settings of the optimizer, its schedules and the batches that were changed for resuming are
-      followed and logged, where MMEngine silently takes those of the checkpoint.
+    * A checkpoint, and the file ``last_checkpoint`` that names the latest one, is written as
+      ``*.part`` and then renamed; outdated ones are removed after that.
+    * Every rank enters the ``gather_rows_for_checkpoint()`` of each module that has one before rank
+      0 saves; within it, ``state_dict()`` on rank 0 has to hold the state of all ranks.
+    * A run that is resumed makes up a lost validation, and follows its config where the settings of
+      optimizer, schedules or batches differ from the checkpoint's, which is logged.
 
-    The config, which MMEngine writes into every checkpoint, is formatted once: that may take half a
-    second. Storage other than local files is used as MMEngine does.
+    Storage other than local files is used as MMEngine does.
 
     Args:
         **kwargs: Arguments of ``mmengine.hooks.CheckpointHook``.
@@ -78,6 +71,7 @@ class CheckpointHook(hooks.CheckpointHook):
     def before_train(self, runner) -> None:
         """Choose the storage, remove what a killed run left, and make up its last validation."""
         super().before_train(runner)
+        # Assigning an attribute of a Config would be a setting.
         object.__setattr__(runner.cfg, '__class__', _FormattedOnce)
         if type(self.file_backend) is LocalBackend:
             self.backend_args = dict(backend=_BACKEND)
@@ -137,10 +131,7 @@ class CheckpointHook(hooks.CheckpointHook):
         self._remove_outdated()
 
     def _save_checkpoint_with_step(self, runner, step: int, meta: dict) -> None:
-        """Save, point to the checkpoint, remove the outdated one.
-
-        Replaces MMEngine's method, which writes the pointer in place.
-        """
+        """Save and remove as MMEngine's method does, which writes the pointer in place."""
         if self.max_keep_ckpts > 0 and step not in list(self.keep_ckpt_ids)[-1:]:
             if len(self.keep_ckpt_ids) == self.max_keep_ckpts:
                 outdated = self._path(self.keep_ckpt_ids.popleft())
@@ -172,14 +163,14 @@ class CheckpointHook(hooks.CheckpointHook):
 
     def _remove_outdated(self) -> None:
         """Remove outdated checkpoints, unless one was written again under the same name."""
-        best = getattr(self, 'best_ckpt_path', None)
-        several = getattr(self, 'best_ckpt_path_dict', {})
         if isinstance(self.file_backend, _WholeFiles):
-            self.file_backend.remove_outdated(kept={self.last_ckpt, best, *several.values()})
+            several = getattr(self, 'best_ckpt_path_dict', {}).values()
+            best = getattr(self, 'best_ckpt_path', None)
+            self.file_backend.remove_outdated(kept={self.last_ckpt, best, *several})
 
 
 class _FormattedOnce(Config):
-    """A config whose text is kept; assigning an attribute of a Config would be a setting."""
+    """A config whose text, which goes into every checkpoint, is formatted once: it takes 0.5 s."""
 
     @cached_property
     def pretty_text(self) -> str:
@@ -189,13 +180,13 @@ class _FormattedOnce(Config):
 
 @register_backend(_BACKEND)
 class _WholeFiles(LocalBackend):
-    """Local files that are written whole or not at all, and removed when it is time."""
+    """Local files that are written whole or not at all; outdated ones are removed later."""
 
     def __init__(self) -> None:
         self._outdated: list[str] = []
 
     def put(self, obj: bytes, filepath: str | Path) -> None:
-        """Write a file."""
+        """Write a file, in a new folder if need be."""
         Path(filepath).parent.mkdir(parents=True, exist_ok=True)
         _write(filepath, obj)
 

@@ -15,9 +15,8 @@ from crd_plugin.registry import HOOKS
 class FiniteLossHook(Hook):
     """Stop training at the first loss that is NaN or infinite, before anything is saved.
 
-    MMEngine trains on to the last epoch, and its checkpoints then hold NaN weights. The sum of all
-    losses is checked in every iteration, as ``RuntimeInfoHook`` has logged it: a GPU is not waited
-    for once more.
+    The sum of all losses is checked as ``RuntimeInfoHook`` has logged it: a GPU is not waited for
+    once more.
 
     Raises:
         ValueError: In training, with the name of the loss, the iteration and what to try.

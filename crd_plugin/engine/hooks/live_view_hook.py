@@ -32,23 +32,12 @@ class LiveViewHook(Hook):
     """Hand numbers and a figure of a distillation to the visualizer while it trains.
 
     In the first iteration, and in one of every ``interval`` from there on, it looks at the step
-    that is taken anyway. Scalars are named ``live/...``:
-
-    * of each :class:`CRDLoss`, for this batch: ``mi_bound`` and its limit ``log_k``; ``alignment``
-      of the student's and the teacher's embedding of a sample, and the uniformity of both (Wang
-      and Isola, arXiv:2005.10242).
-    * ``gradient_share`` of each loss of the model: the L2 norm of its gradient, divided by the sum
-      of these norms. The gradient is taken with respect to the backbone of the student, whose
-      parameters all losses share.
-
-    The figure ``live`` has them as curves since the start or the resuming of this run, and
+    that is taken anyway; weights and random numbers are the same bits with and without it. The
+    scalars ``live/...`` are ``mi_bound``, ``log_k``, alignment and uniformity (Wang and Isola,
+    arXiv:2005.10242) of each :class:`CRDLoss` for this batch, and the share of each loss in the
+    norms of the gradients of the student's backbone. The figure ``live`` has them as curves, and
     histograms of the cosines of positives and negatives: with a memory bank, those of anchors and
-    at most 4,096 random rows; without one, those within the batch. With several ranks, batch and
-    rows are those of rank 0. A batch of one sample has no uniformity and is not shown.
-
-    The run is not changed: weights and random numbers are the same bits with and without this
-    hook. In other iterations it does nothing. One that is looked at takes a backward pass more per
-    loss, and a GPU is waited for.
+    at most 4,096 random rows; without one, those within the batch; all of rank 0.
 
     Args:
         interval (int): Iterations from one look to the next. Defaults to 500.
@@ -62,9 +51,9 @@ class LiveViewHook(Hook):
         self.interval = interval
         self._with_gradients = True
         self._handles: list[Any] = []
+        # Of this iteration; then iterations and values of each scalar.
         self._scalars: dict[str, float] = {}
         self._cosines: dict[str, list[Cosines]] = {}
-        # Iterations and values of each scalar.
         self._history: dict[str, list[tuple[int, float]]] = {}
 
     def before_train(self, runner: Any) -> None:
@@ -155,29 +144,12 @@ class LiveViewHook(Hook):
                 self._cosines[name] = bank_cosines(loss, student, teacher, ids)
 
 
-def batch_cosines(student: Tensor, teacher: Tensor, key: Tensor | None) -> list[Cosines]:
-    """Return the cosines within a batch, as :func:`bank_cosines`."""
-    if key is None:
-        key = torch.arange(len(student), device=student.device)
-    cosines = student @ teacher.t()
-    differs = key[:, None] != key
-    return [(each.diagonal(), each[differs]) for each in (cosines, cosines.t())]
-
-
 def bank_cosines(
     loss: CRDLoss, student: Tensor, teacher: Tensor, sample_idx: Tensor
 ) -> list[Cosines]:
-    """Return the cosines of anchors and rows that this rank keeps.
+    """Return the cosines of positives and of negatives, for anchors of the student and the teacher.
 
-    Args:
-        loss (CRDLoss): Loss with a bank.
-        student (Tensor): Embeddings, ``(B, D)``.
-        teacher (Tensor): Embeddings, ``(B, D)``.
-        sample_idx (Tensor): Ids, ``(B,)``.
-
-    Returns:
-        list[tuple[Tensor, Tensor]]: Of the student's anchors and of the teacher's: cosines of
-        positives and of negatives, one-dimensional.
+    Negatives are rows that this rank keeps.
     """
     bank, shards = loss.bank, loss.bank.shards()
     keys = bank.keys(loss.exclude if bank.labels.numel() else 'instance').key
@@ -193,6 +165,15 @@ def bank_cosines(
         positives = (anchors[here] * stored[place]).sum(1)
         found.append((positives, (anchors @ stored[rows].to(anchors.dtype).t())[differs]))
     return found
+
+
+def batch_cosines(student: Tensor, teacher: Tensor, key: Tensor | None) -> list[Cosines]:
+    """Return the cosines within a batch, as :func:`bank_cosines` does."""
+    if key is None:
+        key = torch.arange(len(student), device=student.device)
+    cosines = student @ teacher.t()
+    differs = key[:, None] != key
+    return [(each.diagonal(), each[differs]) for each in (cosines, cosines.t())]
 
 
 def draw(
@@ -223,10 +204,8 @@ def draw(
         curves(grid[row, 1], f'{name}: embeddings', [f'{name}/{each}' for each in measures])
         axes = figure.add_subplot(grid[row, 2])
         for number, (kind, colour) in enumerate((('positives', 'C2'), ('negatives', 'C3'))):
-            for anchors, pairs, style in (
-                ('student', of_student, '-'),
-                ('teacher', of_teacher, ':'),
-            ):
+            sides = dict(student=(of_student, '-'), teacher=(of_teacher, ':'))
+            for anchors, (pairs, style) in sides.items():
                 label = f'{kind}, {anchors} anchors'
                 heights = histogram(pairs[number])
                 axes.stairs(heights, _EDGES, color=colour, linestyle=style, label=label)
@@ -241,6 +220,6 @@ def draw(
 
 
 def histogram(cosines: Tensor) -> np.ndarray:
-    """Return the share of cosines in each bin of [-1, 1]; zeros if there are none."""
+    """Share of cosines in each bin of [-1, 1]; zeros if there are none."""
     values = cosines.clamp(-1, 1).cpu().numpy()
     return np.histogram(values, _EDGES)[0] / max(values.size, 1)

@@ -24,19 +24,14 @@ from ._checks import check_equal_batches
 class RandomStateHook(Hook):
     """Make all randomness of training a function of the seed and the position in training.
 
-    MMEngine saves the seed but not the state of any generator, and states would not be enough:
-    validation, a new iterator of the data loader and restarted workers all draw numbers that an
-    uninterrupted run does not draw at that point. So the generators of Python, NumPy and torch (all
-    devices) are seeded from (seed, rank, iteration) before each iteration. Each batch is read with
-    generators seeded from (seed, epoch, ids), in workers too, so its images do not depend on the
-    number of workers; see :class:`SeededReading`. That takes 0.2 ms per batch of 64 images. A data
-    set that has ``set_seed`` and ``set_epoch``, as ``ResidentDataset``, is told both instead.
+    The generators of Python, NumPy and torch (all devices) are seeded from (seed, rank, iteration)
+    before each iteration, and each batch is read with generators seeded from (seed, epoch, ids),
+    whatever the number of workers; see :class:`SeededReading`. A data set that has ``set_seed`` and
+    ``set_epoch``, as ``ResidentDataset``, is told both instead. The seeds of the run and of the
+    sampler are saved in the checkpoint.
 
     An ``IterBasedTrainLoop`` that resumes reads the batches before that point again, and needs the
     number of workers that the first run had.
-
-    The seeds of the run and of the sampler are saved in the checkpoint, because MMEngine draws a
-    new one for the sampler if the config gives none.
 
     Raises:
         ValueError: Before training, if the ranks have unequal numbers of batches.
@@ -88,11 +83,9 @@ class RandomStateHook(Hook):
 class SeededReading:
     """Read the batches of a data set with generators seeded from (seed, epoch, ids).
 
-    Afterwards the generators have their previous states, so reading leaves no trace in the
-    randomness of the process.
-
-    In a loop without epochs the same batch may come again. How often a batch that begins with the
-    same id was read is therefore part of the seed; each worker counts for itself.
+    Afterwards the generators have their previous states. In a loop without epochs the same batch
+    may come again, so how often a batch that begins with the same id was read is part of the seed;
+    each worker counts for itself.
 
     Args:
         dataset (Dataset): The data set of the loader.
@@ -119,7 +112,9 @@ class SeededReading:
         if seed_epoch != self._reads_in:
             self._reads.clear()
             self._reads_in = seed_epoch
-        words = _mix(*seed_epoch, self._reads[indices[0]], *indices)
+        words = np.random.SeedSequence(
+            [*seed_epoch, self._reads[indices[0]], *indices]
+        ).generate_state(4)
         self._reads[indices[0]] += 1
         generator = torch.default_generator
         before = random.getstate(), np.random.get_state(), generator.get_state()
@@ -138,24 +133,21 @@ class SeededReading:
 
 
 def seeded_reading(dataset: Any) -> Any:
-    """Return what has ``set_seed`` and ``set_epoch``: the data set, or what reads it from now on.
-
-    torch's data loader reads a batch with the data set's ``__getitems__`` if there is one, so a
-    :class:`SeededReading` is put there. A list or other data set without attributes stays as it is.
-    """
+    """Return the data set, or what reads it from now on, with ``set_seed`` and ``set_epoch``."""
     if hasattr(dataset, 'set_seed'):
         return dataset
+    # torch's data loader reads a batch with the data set's `__getitems__` if there is one.
     reading = getattr(dataset, '__getitems__', None)
     if not isinstance(reading, SeededReading):  # not by an earlier call
         reading = SeededReading(dataset)
-        if hasattr(dataset, '__dict__'):
+        if hasattr(dataset, '__dict__'):  # not a list
             dataset.__getitems__ = reading
     return reading
 
 
 def seed_everything(seed: int, rank: int, iteration: int) -> None:
     """Seed Python, NumPy and torch from the seed of the run, the rank and the iteration."""
-    words = _mix(seed, rank, iteration)
+    words = np.random.SeedSequence([seed, rank, iteration]).generate_state(4)
     random.seed(int(words[0]))
     np.random.seed(words[1])
     torch_seed = int(words[2]) << 32 | int(words[3])
@@ -163,11 +155,6 @@ def seed_everything(seed: int, rank: int, iteration: int) -> None:
     torch.default_generator.manual_seed(torch_seed)
     if torch.cuda.is_initialized():
         torch.cuda.manual_seed_all(torch_seed)
-
-
-def _mix(*counters: int) -> np.ndarray:
-    """Turn counters into four random words; neighbouring counters give unrelated ones."""
-    return np.random.SeedSequence(counters).generate_state(4)
 
 
 def _sampler(loader: DataLoader) -> Any:

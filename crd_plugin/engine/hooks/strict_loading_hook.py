@@ -47,21 +47,7 @@ class StrictLoadingHook(Hook):
 
 
 def load_run(model: nn.Module, checkpoint: dict, role: str, filename: str) -> dict[str, Tensor]:
-    """Load the weights of a run, which must fit exactly.
-
-    Args:
-        model (nn.Module): The whole model, without wrappers.
-        checkpoint (dict): Content of the file.
-        role (str): ``'--resume'``, ``'load_from'``, or ``'checkpoint'`` for one that is tested.
-        filename (str): Name of the file, for messages.
-
-    Returns:
-        dict[str, Tensor]: The weights, under the names of the model.
-
-    Raises:
-        ValueError: If weights are missing, unexpected or of other shapes, or a checkpoint without
-            training state is to be resumed.
-    """
+    """Load the weights of a run for a role, ``'--resume'``, ``'load_from'`` or ``'checkpoint'``."""
     source = f'{role} {filename}'.strip()
     meta = checkpoint.get('meta')
     if role == '--resume' and not (isinstance(meta, dict) and {'epoch', 'iter'} <= set(meta)):
@@ -70,9 +56,8 @@ def load_run(model: nn.Module, checkpoint: dict, role: str, filename: str) -> di
             'from its weights, set load_from instead of --resume.'
         )
     weights, own = fit_weights(find_weights(checkpoint, source), model, source), model.state_dict()
-    settings = {name for name in weights if name.startswith(_SETTINGS) and name not in own}
-    if settings:
-        weights = {name: value for name, value in weights.items() if name not in settings}
+    if any(name.startswith(_SETTINGS) and name not in own for name in weights):
+        weights = {k: v for k, v in weights.items() if k in own or not k.startswith(_SETTINGS)}
     advice = _advice(role, weights, own)
     load_strictly(model, weights, source, 'the model of the config', advice)
     return weights
@@ -80,22 +65,21 @@ def load_run(model: nn.Module, checkpoint: dict, role: str, filename: str) -> di
 
 def _advice(role: str, weights: dict[str, Tensor], own: dict[str, Tensor]) -> str:
     """Say what to do with weights that do not fit as a whole, by what of them does."""
+
+    def fits(prefix: str) -> bool:
+        parts = {name: value for name, value in own.items() if name.startswith(prefix)}
+        return bool(parts) and all(
+            name in weights and weights[name].shape == value.shape for name, value in parts.items()
+        )
+
     advice = 'Give the config that it was trained with'
     student = 'architecture.' if any(name.startswith('architecture.') for name in own) else ''
-    if role == 'load_from' and student and _fits(student, weights, own):
+    if role == 'load_from' and student and fits(student):
         advice += f'; or {PUBLISH} and give it as model.student_ckpt'
-    elif role == 'load_from' and _fits(f'{student}backbone.', weights, own):
+    elif role == 'load_from' and fits(f'{student}backbone.'):
         advice += (
             '; or leave load_from out and take the backbone alone: '
             f"model.{student}backbone.init_cfg=dict(type='Pretrained', checkpoint=FILE, "
             f"prefix='{student}backbone')"
         )
     return f'{advice}.'
-
-
-def _fits(prefix: str, weights: dict[str, Tensor], own: dict[str, Tensor]) -> bool:
-    """Tell whether the weights of a part are there, in the right shapes."""
-    names = [name for name in own if name.startswith(prefix)]
-    return bool(names) and all(
-        name in weights and weights[name].shape == own[name].shape for name in names
-    )

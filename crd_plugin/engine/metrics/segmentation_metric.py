@@ -61,15 +61,7 @@ class SegmentationMetric(BaseMetric):
             self.results.append(cells.reshape(self.num_classes, self.num_classes))
 
     def compute_metrics(self, results: list[np.ndarray]) -> dict[str, float]:
-        """Compute both numbers from the confusion matrices of all images.
-
-        Args:
-            results (list[np.ndarray]): One matrix per image.
-
-        Returns:
-            dict[str, float]: ``pixel_accuracy`` and ``mean_iou``, percent; NaN without a labelled
-            pixel.
-        """
+        """Compute both numbers from the matrices of all images; NaN without a labelled pixel."""
         confusion = np.sum(results, axis=0)
         right = confusion.diagonal()
         union = confusion.sum(0) + confusion.sum(1) - right

@@ -60,18 +60,10 @@ def watched(tmp_path_factory):
     plain, _ = train(folder / 'plain', **both_losses(folder))
     state = torch.get_rng_state()
     hook = Record(interval=3)
-    grad = torch.autograd.grad
-    with mock.patch('torch.autograd.grad', side_effect=grad) as calls:
+    with mock.patch('torch.autograd.grad', side_effect=torch.autograd.grad) as grad:
         runner, lines = train(folder / 'live', hook, **both_losses(folder))
-    return dict(
-        plain=plain,
-        runner=runner,
-        lines=lines,
-        hook=hook,
-        calls=calls.call_count,
-        state=state,
-        folder=folder / 'live',
-    )
+    found = dict(plain=plain, runner=runner, lines=lines, hook=hook, state=state)
+    return dict(found, calls=grad.call_count, folder=folder / 'live')
 
 
 def test_the_run_is_the_same_to_the_bit(watched):
@@ -194,10 +186,9 @@ def test_without_labels_other_rows_are_negatives():
 
 
 def test_histogram():
-    values = torch.tensor([-1.0, 0.01, 0.02, 1.0000001])
-    heights = live_view_hook.histogram(values)
+    heights = live_view_hook.histogram(torch.tensor([-1.0, 0.01, 0.02, 1.0000001]))
     assert heights.shape == (40,) and heights[[0, 20, 39]].tolist() == [0.25, 0.5, 0.25]
-    assert live_view_hook.histogram(values[:0]).sum() == 0
+    assert live_view_hook.histogram(torch.zeros(0)).sum() == 0
 
 
 def test_what_does_not_apply_is_left_out(tmp_path):

@@ -34,45 +34,48 @@ def resaved(run, path, change=lambda name: name, **content):
 
 PLAIN = dict(model=dict(_delete_=True, **small_runs.net(6)))
 WIDE = dict(model__architecture__backbone__width=7, model__architecture__head__in_channels=7)
-TESTED = dict(
-    plain=(
-        PLAIN,
-        '^checkpoint .*epoch_1.pth does not fit the model of the config: .*publish_student.py '
-        'first, or use the config of that distillation',
-    ),
-    width=(WIDE, 'other shapes architecture.*Give the config that it was trained with'),
-    teacher=(dict(model__teacher=small_runs.net(13)), r'instead of \(8, 13\) and \d+ more'),
+OTHER_TEACHER = dict(model__teacher=small_runs.net(13))
+CLASSES_12 = dict(model__architecture__head__num_classes=12, model__teacher__head__num_classes=12)
+GIVE = 'Give the config that it was trained with'
+
+
+@pytest.mark.parametrize(
+    'changes, message',
+    [
+        (
+            PLAIN,
+            '^checkpoint .*epoch_1.pth does not fit the model of the config: .*publish_student.py '
+            'first, or use the config of that distillation',
+        ),
+        (WIDE, f'other shapes architecture.*{GIVE}'),
+        (OTHER_TEACHER, r'instead of \(8, 13\) and \d+ more'),
+    ],
+    ids=['plain', 'width', 'teacher'],
 )
-
-
-@pytest.mark.parametrize('case', TESTED)
-def test_testing(tmp_path, run, case):
-    changes, message = TESTED[case]
+def test_testing(tmp_path, run, changes, message):
     with pytest.raises(ValueError, match=message):
         build(tmp_path, run, **changes).test()
 
 
-CLASSES_12 = dict(model__architecture__head__num_classes=12, model__teacher__head__num_classes=12)
-GIVE = 'Give the config that it was trained with'
-TRAINED = dict(
-    width=(WIDE, f'^load_from .* {GIVE}.$'),
-    teacher=(
-        dict(model__teacher=small_runs.net(13)),
-        f'{GIVE}; or take the student out with tools/.* and give it as model.student_ckpt.$',
-    ),
-    classes=(
-        CLASSES_12,
-        rf'The number of classes differs, 10 instead of 12\. {GIVE}; or leave load_from out and '
-        r"take the backbone alone: model.architecture.backbone.init_cfg=dict\(type='Pretrained', "
-        r"checkpoint=FILE, prefix='architecture.backbone'\).$",
-    ),
-    resumed=(dict(WIDE, resume=True), f'^--resume .* {GIVE}.$'),
+@pytest.mark.parametrize(
+    'changes, message',
+    [
+        (WIDE, f'^load_from .* {GIVE}.$'),
+        (
+            OTHER_TEACHER,
+            f'{GIVE}; or take the student out with tools/.* and give it as model.student_ckpt.$',
+        ),
+        (
+            CLASSES_12,
+            rf'The number of classes differs, 10 instead of 12\. {GIVE}; or leave load_from out '
+            r'and take the backbone alone: model.architecture.backbone.init_cfg=dict\('
+            r"type='Pretrained', checkpoint=FILE, prefix='architecture.backbone'\).$",
+        ),
+        (dict(WIDE, resume=True), f'^--resume .* {GIVE}.$'),
+    ],
+    ids=['width', 'teacher', 'classes', 'resumed'],
 )
-
-
-@pytest.mark.parametrize('case', TRAINED)
-def test_training(tmp_path, run, case):
-    changes, message = TRAINED[case]
+def test_training(tmp_path, run, changes, message):
     with pytest.raises(ValueError, match=message):
         build(tmp_path, run, **small_runs.without_validation(), **changes).train()
 
@@ -95,21 +98,16 @@ def test_what_fits_is_tested(tmp_path, run):
 
 
 def test_plain_load_from_with_another_head(tmp_path, run):
-    weights = small_runs.load(run)['state_dict']
-    student = {
-        k.removeprefix('architecture.'): v for k, v in weights.items() if k.startswith('arch')
-    }
-    torch.save(dict(state_dict=student), tmp_path / 'plain.pth')
+    path = resaved(run, tmp_path / 'plain.pth', lambda k: k.partition('architecture.')[2])
     changes = {**PLAIN, 'custom_hooks': [], **small_runs.without_validation()}
-    build(tmp_path, tmp_path / 'plain.pth', **changes).train()
-    changes['model'] = dict(_delete_=True, **small_runs.net(6))
-    changes['model']['head']['num_classes'] = 12
+    build(tmp_path, path, **changes).train()
+    changes['model__head__num_classes'] = 12
     with pytest.raises(
         ValueError,
         match=r'The number of classes differs, 10 instead of 12\. .*model.backbone.init_cfg=dict\('
         r"type='Pretrained', checkpoint=FILE, prefix='backbone'\)",
     ):
-        build(tmp_path, tmp_path / 'plain.pth', **changes).train()
+        build(tmp_path, path, **changes).train()
 
 
 @pytest.mark.parametrize('change', ['same data', 'other data', 'no bank'])

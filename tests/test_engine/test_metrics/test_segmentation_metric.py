@@ -46,17 +46,6 @@ def test_values_are_those_of_scikit_learn(ignore):
     }
 
 
-def test_by_hand():
-    metric = build(3)
-    true, found = np.array([[0, 0, 1, 1, 255]]), torch.tensor([[0, 1, 1, 1, 2]])
-    metric.process(None, [dict(gt_seg_map=true, pred_seg_map=found)])
-    # IoU 1/2 and 2/3; class 2 is predicted on an unlabelled pixel only.
-    assert metric.evaluate(1) == {
-        'segmentation/pixel_accuracy': 75.0,
-        'segmentation/mean_iou': pytest.approx(100 * (1 / 2 + 2 / 3) / 2),
-    }
-
-
 def test_without_a_labelled_pixel():
     metric = build(3)
     maps = dict(gt_seg_map=np.full((2, 2), 255), pred_seg_map=torch.zeros(2, 2))

@@ -1,0 +1,65 @@
+"""What data sets that are read as they are published have in common."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from mmpretrain.datasets import BaseDataset
+from mmpretrain.datasets.base_dataset import expanduser
+
+
+class PublishedDataset(BaseDataset):
+    """A split of a data set. Subclasses list its samples and say where to get the files."""
+
+    SPLITS: tuple[str, ...]
+    SOURCE: str  # where to get the files
+
+    def __init__(self, data_root: str, split: str = 'train', **kwargs: Any) -> None:
+        if split not in self.SPLITS:
+            raise ValueError(f'split must be one of {self.SPLITS}, but got {split!r}.')
+        self.split = split
+        super().__init__(ann_file='', data_root=expanduser(data_root), **kwargs)
+
+    def load_data_list(self) -> list[dict]:
+        """List the samples of the split; say where to get files that are missing."""
+        try:
+            return self.list_samples()
+        except FileNotFoundError as error:
+            missing = f'{error.filename} is missing' if error.filename else str(error)
+            raise FileNotFoundError(
+                f'{missing}, so data_root={self.data_root!r} does not hold split={self.split!r} of '
+                f'{type(self).__name__}; get it from {self.SOURCE}.'
+            ) from error
+
+    def list_samples(self) -> list[dict]:
+        """List the samples of the split as they lie in the files."""
+        raise NotImplementedError
+
+    def extra_repr(self) -> list[str]:
+        """Return the lines that ``repr`` adds: the split and its folder."""
+        root = [f'Root: \t{self.data_root}'] if self.data_root else []
+        return [f'Split: \t{self.split}', *root]
+
+
+def check_per_class(number: Any, most: int, split: str) -> None:
+    """Refuse a number of training images per class that cannot be taken."""
+    if number is not None and split != 'train':
+        raise ValueError(
+            f'num_train_per_class={number!r} was given with split={split!r}, which is fixed; leave '
+            "it out or use split='train'."
+        )
+    if number is not None and not (isinstance(number, int) and 1 <= number <= most):
+        raise ValueError(
+            f'num_train_per_class must be an int from 1 to {most}, or None for all images, but got '
+            f'{number!r}.'
+        )
+
+
+def take_per_class(labels: np.ndarray, part: slice) -> list[int]:
+    """Take a part of each of ten classes, whose images are put in one fixed order first."""
+    generator = np.random.RandomState(0)
+    taken: list[int] = []
+    for label in range(10):
+        taken += generator.permutation(np.flatnonzero(labels == label))[part].tolist()
+    return sorted(taken)
