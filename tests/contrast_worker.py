@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import crd_plugin  # noqa: F401
-from crd_plugin.models.bank_update import gather_updates
 from crd_plugin.models.collectives import gather_batches, gather_sizes, own_part
 from crd_plugin.models.losses import CRDLoss
+from crd_plugin.models.memory_bank import gather_updates
 
 from . import small_runs
 
@@ -51,7 +51,6 @@ class Connectors(nn.Module):
         self.loss = CRDLoss(D, negatives='batch', objective=objective, exclude=exclude)
 
     def forward(self, s_feats, t_feats, sample_idx, labels) -> Tensor:
-        """Loss of raw features."""
         return self.loss(
             F.normalize(self.student(s_feats), dim=1),
             F.normalize(self.teacher(t_feats), dim=1),
@@ -79,7 +78,6 @@ def make_steps(name: str) -> list[list[dict[str, Tensor]]]:
 
 
 def join(batches: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """The batch of a single process."""
     return {key: torch.cat([batch[key] for batch in batches]) for key in batches[0]}
 
 
@@ -108,7 +106,6 @@ def contrast_batches(model: nn.Module, batches: list[dict[str, Tensor]], ids: bo
 
 
 def in_batch(rank: int) -> dict[tuple, list[dict]]:
-    """Every mode under DDP, as training runs it."""
     found = {}
     for name in SIZES:
         batches = [step[rank] for step in make_steps(name)]
@@ -173,7 +170,6 @@ def make_bank_steps() -> list[list[dict[str, Tensor]]]:
 
 
 def contrast_with_bank(loss: CRDLoss, batches: list[dict[str, Tensor]], given: bool) -> list[dict]:
-    """Losses, gradients and banks, step by step."""
     seen = []
     for batch in batches:
         feats = [batch[name].clone().requires_grad_() for name in ('s_feats', 't_feats')]
@@ -219,7 +215,7 @@ def with_shards(rank: int) -> dict[tuple, dict]:
 
 def _value(loss: CRDLoss, batch: dict[str, Tensor]) -> Tensor:
     """Loss of a batch with new negatives, Z given."""
-    loss.bank._has_z = True
+    loss.bank.has_z = True
     loss.bank.log_z_student.fill_(5.0)
     loss.bank.log_z_teacher.fill_(5.5)
     return loss(batch['s_feats'], batch['t_feats'], batch['sample_idx'])
@@ -323,7 +319,6 @@ def train(folder: Path) -> dict:
 
 
 def work(rank: int, folder: str) -> None:
-    """Entry point of a process."""
     torch.set_num_threads(1)
     folder = Path(folder)
     os.environ['LOCAL_RANK'] = str(rank)

@@ -18,8 +18,8 @@ from torch.utils.data import DataLoader, Dataset
 
 import crd_plugin  # noqa: F401
 from crd_plugin.engine import MemoryBankHook
-from crd_plugin.models.bank_update import PendingUpdate, gather_updates
 from crd_plugin.models.losses import CRDLoss
+from crd_plugin.models.memory_bank import PendingUpdate, gather_updates
 
 from . import small_runs
 
@@ -46,27 +46,21 @@ class Batch(NamedTuple):
 
 
 class Rows(Dataset):
-    """Forty samples of four classes, without any content."""
-
     num_samples = NUM_ROWS
 
     def __len__(self) -> int:
         return NUM_ROWS
 
     def get_gt_labels(self) -> Tensor:
-        """Class of each."""
         return torch.arange(NUM_ROWS) % 4
 
 
 class Loop(BaseLoop):
-    """Stands for a training loop."""
-
     def run(self) -> None:
         """Not called."""
 
 
 def make_steps(world: int) -> list[list[Batch]]:
-    """Batches of all ranks in four steps."""
     generator = torch.Generator().manual_seed(world)
 
     def batch(sample_idx: Tensor) -> Batch:
@@ -164,7 +158,6 @@ def take_steps(trainer: SimpleNamespace, batches: list[Batch]) -> list[dict]:
 
 
 def error_of(function, *args) -> str:
-    """Class and message of what a call raises."""
     try:
         function(*args)
     except Exception as error:
@@ -192,7 +185,6 @@ def notice_drift(trainer: SimpleNamespace, rank: int) -> dict[str, str]:
 
 
 def gather_large_ids(rank: int, world: int) -> dict[str, Tensor]:
-    """Ids that need all of their 64 bits."""
     found = {}
     for name, batch_size in (('padded', 9), ('unknown', None)):
         ids = torch.tensor(LARGE_IDS[: 6 - rank])
@@ -204,21 +196,17 @@ def gather_large_ids(rank: int, world: int) -> dict[str, Tensor]:
 
 
 class Spy(Hook):
-    """Keeps what every rank stages."""
-
     priority = 'VERY_HIGH'
 
     def __init__(self) -> None:
         self.start, self.updates, self.wrapper = None, [], None
 
     def before_train(self, runner) -> None:
-        """The fresh rows."""
         self.wrapper = runner.model.broadcast_buffers
         bank = _bank(runner)
         self.start = {key: value.clone() for key, value in bank.state_dict().items()}
 
     def after_train_iter(self, runner, *args, **kwargs) -> None:
-        """The update before it is committed."""
         self.updates.append(tuple(_bank(runner).pending))
 
 

@@ -29,16 +29,10 @@ _LINEAR = 40.0
 
 
 class ContrastResult(NamedTuple):
-    """What an objective returns for E directions and B anchors.
+    """What an objective returns for E directions and B anchors."""
 
-    Attributes:
-        loss (Tensor): Mean over the anchors, ``(E,)``, differentiable with respect to the anchors.
-        positive_loss (Tensor): ``-log h`` of each positive pair, h the critic, ``(E, B)`` without
-            gradient.
-    """
-
-    loss: Tensor
-    positive_loss: Tensor
+    loss: Tensor  # Mean over the anchors, (E,), differentiable with respect to them.
+    positive_loss: Tensor  # -log h of each positive pair, h the critic, (E, B), without gradient.
 
 
 def nce(
@@ -68,8 +62,7 @@ def nce(
         negatives (Negatives): Positive and negatives of each anchor.
         log_z (Tensor): Logarithm of the partition constants Z, ``(E,)``.
         temperature (float): tau.
-        kernel (str): ``'torch'``, or ``'triton'`` for the scored pass; float64 embeddings and
-            explicit ids that are counted take the former all the same.
+        kernel (str): ``'torch'``, or ``'triton'`` for float32 embeddings and drawn negatives.
 
     Returns:
         ContrastResult: Loss of each direction, ``-log h`` of each positive.
@@ -86,7 +79,8 @@ def nce(
         grad -= positive * torch.sigmoid(below)[..., None]
         # The last term is c / (c + eps), the numerator of the negatives.
         losses = loss + positive_loss + num_negatives * math.log1p(EPS / noise)
-    return ContrastResult(_AttachGradient.apply(anchor, losses, grad / temperature), positive_loss)
+    losses = KnownGradient.apply(anchor, losses, grad / temperature)
+    return ContrastResult(losses.mean(-1), positive_loss)
 
 
 def info_nce(
@@ -97,8 +91,8 @@ def info_nce(
     The ablation of the CRD paper (section 4.4, "InfoNCE"): no partition constant and no noise rate.
 
     Args:
-        anchor (Tensor): As for :func:`nce`, ``(E, B, D)`` float.
-        banks (Sequence[Tensor]): As for :func:`nce`, E of ``(N, D)`` float.
+        anchor (Tensor): As for :func:`nce`, like the other arguments.
+        banks (Sequence[Tensor]): E of ``(N, D)`` float.
         negatives (Negatives): Positive and negatives of each anchor.
         temperature (float): tau.
 
@@ -112,7 +106,8 @@ def info_nce(
         total = torch.logaddexp(score, log_sum)
         grad = (log_sum - total).exp()[..., None] * (mean_row - positive)
         losses = total - score
-    return ContrastResult(_AttachGradient.apply(anchor, losses, grad / temperature), losses)
+    found = KnownGradient.apply(anchor, losses, grad / temperature)
+    return ContrastResult(found.mean(-1), losses)
 
 
 @torch.no_grad()
@@ -143,10 +138,7 @@ def log_partition(
 def critic_loss(
     score: Tensor, positive: Tensor, weight: Tensor, log_mean: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Objective of anchors against a batch, whose keys carry gradient too.
-
-    The batch is the bank: N = M rows and K = M - 1 negatives. Autograd does the rest; a batch is
-    small enough to keep its scores.
+    """Objective of anchors against a batch as the bank, N = M rows and K = M - 1, by autograd.
 
     Args:
         score (Tensor): Anchors against the batch, ``(A, M)`` float32 or float64, divided by the
@@ -176,22 +168,13 @@ def critic_loss(
 
 
 class _Piece(NamedTuple):
-    """Scores of the anchors of some sets against some rows of these sets.
+    """Scores of the anchors of some sets against some rows of these sets."""
 
-    Attributes:
-        at (tuple[int, slice]): Direction and sets, an index of ``(E, S, ...)``.
-        score (Tensor): ``(s, b, m)``, -inf where a row is left out.
-        rows (Tensor): ``(s, m, D)``.
-        counts (Tensor, optional): How often each row counts, like ``score``.
-        left_out (Tensor, optional): Number of rows left out, ``(s, b)``; given with the first
-            direction, because it is the same for all.
-    """
-
-    at: tuple[int, slice]
-    score: Tensor
-    rows: Tensor
-    counts: Tensor | None
-    left_out: Tensor | None
+    at: tuple[int, slice]  # Direction and sets, an index of (E, S, ...).
+    score: Tensor  # (s, b, m), -inf where a row is left out.
+    rows: Tensor  # (s, m, D)
+    counts: Tensor | None  # How often each row counts, like the scores.
+    left_out: Tensor | None  # Number of rows left out, (s, b), with the first direction alone.
 
 
 def _pieces(slots: Tensor, banks: Sequence[Tensor], negatives: Negatives) -> Iterator[_Piece]:
@@ -237,11 +220,7 @@ def _piece_size(slots: Tensor) -> tuple[int, int]:
 def _nce_sums(
     query: Tensor, banks: Sequence[Tensor], negatives: Negatives, shift: Tensor, kernel: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Weighted sum of softplus(s - shift) over the negatives, its gradient, positive rows.
-
-    Returns:
-        tuple[Tensor, Tensor, Tensor]: ``(E, B)``, ``(E, B, D)``, ``(E, B, D)``.
-    """
+    """Weighted sum of softplus(s - shift) over the negatives, its gradient, positive rows."""
     slots = negatives.shards.gather(query)[:, negatives.anchors]
     if kernel == 'triton' and slots.dtype == torch.float32 and negatives.counts is None:
         from .triton_contrast import scored_pass
@@ -256,11 +235,7 @@ def _nce_sums(
 def _scored_pass(
     slots: Tensor, banks: Sequence[Tensor], negatives: Negatives, shift: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Sum softplus(s - shift) over the rows of each set, its gradient; count rows left out.
-
-    Returns:
-        tuple[Tensor, Tensor, Tensor]: ``(E, S, b)``, ``(E, S, b, D)``, ``(S, b)``.
-    """
+    """Sum softplus(s - shift) over the rows of each set, its gradient; count rows left out."""
     loss, grad = slots.new_zeros(slots.shape[:3]), torch.zeros_like(slots)
     left_out = slots.new_zeros(slots.shape[1:3])
     for at, score, rows, counts, number in _pieces(slots, banks, negatives):
@@ -279,15 +254,9 @@ def _scored_pass(
 def _softmax_sums(
     query: Tensor, banks: Sequence[Tensor], negatives: Negatives
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Log of the weighted sum of exp(s), mean row under that softmax, positive rows.
-
-    Sums are kept relative to the largest score met so far.
-
-    Returns:
-        tuple[Tensor, Tensor, Tensor]: ``(E, B)``, ``(E, B, D)``, ``(E, B, D)``.
-    """
+    """Log of the weighted sum of exp(s), mean row under that softmax, positive rows."""
     slots = negatives.shards.gather(query)[:, negatives.anchors]
-    # Not -inf, because a piece may hold nothing but left-out rows.
+    # Sums are relative to the largest score so far. Not -inf: a piece may hold left-out rows alone.
     largest = slots.new_full(slots.shape[:3], torch.finfo(slots.dtype).min)
     total, row_sum = torch.zeros_like(largest), torch.zeros_like(slots)
     left_out = slots.new_zeros(slots.shape[1:3])
@@ -316,12 +285,7 @@ def _softmax_sums(
 def _sum_shards(
     banks: Sequence[Tensor], negatives: Negatives, left_out: Tensor, value: Tensor, vector: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Sum ``value (E, B)`` and ``vector (E, B, D)`` over the shards of the bank.
-
-    Returns:
-        tuple[Tensor, ...]: How much each negative counts ``(E, B)``, the two sums, and the rows of
-        the positives ``(E, B, D)``, of this rank's anchors.
-    """
+    """Sum over the shards; return the weight of a negative, both sums, the rows of positives."""
     shards, width = negatives.shards, vector.size(-1)
     here = negatives.positive % shards.world == shards.rank
     place = torch.where(here, negatives.positive // shards.world, 0)
@@ -339,16 +303,23 @@ def _sum_shards(
     return negatives.num_negatives / remaining.clamp_min(1), value, vector, positive
 
 
-class _AttachGradient(torch.autograd.Function):
-    """Mean of the losses ``(E, B)``, with the gradient ``(E, B, D)`` that is known of each."""
+class KnownGradient(torch.autograd.Function):
+    """Make values differentiable whose gradient is known: ``apply(tensor, value, gradient)``.
+
+    ``gradient`` has the shape of ``tensor``, ``value`` that shape without some of its last
+    dimensions: each value depends on its own part of the tensor.
+    """
 
     @staticmethod
-    def forward(ctx: Any, anchor: Tensor, losses: Tensor, grad: Tensor) -> Tensor:
-        ctx.save_for_backward(grad)
-        return losses.mean(-1)
+    def forward(ctx: Any, tensor: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
+        """Return the value."""
+        ctx.save_for_backward(gradient)
+        return value.clone()
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor, None, None]:
-        (grad,) = ctx.saved_tensors
-        return grad * (grad_loss[:, None, None] / grad.size(1)), None, None
+    def backward(ctx: Any, grad_value: Tensor) -> tuple[Tensor, None, None]:
+        """Scale the gradient of each part."""
+        (gradient,) = ctx.saved_tensors
+        missing = gradient.dim() - grad_value.dim()
+        return gradient * grad_value[(..., *[None] * missing)], None, None

@@ -11,8 +11,8 @@ from torch import Tensor
 def alignment(first: Tensor, second: Tensor) -> Tensor:
     r"""Return the mean squared distance of the embeddings of positive pairs.
 
-    :math:`\frac{1}{B} \sum_i \|x_i - y_i\|^2`: 0 for equal embeddings, 2 for unit vectors without
-    relation. Source: Wang and Isola, arXiv:2005.10242, section 4.1, with alpha = 2.
+    0 for equal embeddings, 2 for unit vectors without relation. Source: Wang and Isola,
+    arXiv:2005.10242, section 4.1, with alpha = 2.
 
     Args:
         first (Tensor): Unit embeddings, ``(B, D)``.

@@ -12,14 +12,7 @@ __all__ = ['move_averages']
 
 @torch.no_grad()
 def move_averages(averages: Iterable[Tensor], sources: Iterable[Tensor], momentum: float) -> None:
-    """Update ``average <- m * average + (1 - m) * source`` in place.
-
-    Args:
-        averages (Iterable[Tensor]): Parameters of the slow network.
-        sources (Iterable[Tensor]): Parameters that they follow, of equal shapes and in the same
-            order.
-        momentum (float): Weight m kept on the OLD average, [0, 1).
-    """
+    """Update ``average <- m * average + (1 - m) * source`` in place, m the momentum in [0, 1)."""
     averages, sources = list(averages), list(sources)
     if averages:
         torch._foreach_lerp_(averages, sources, 1 - momentum)

@@ -14,12 +14,9 @@ __all__ = ['enqueue', 'queue_logits']
 def enqueue(rows: Tensor, pointer: Tensor, keys: Tensor, is_new: Tensor | None = None) -> None:
     """Write keys over the oldest rows, in place, and wrap around at the end.
 
-    The result equals writing them one by one: if there are more keys than rows, the last ones
-    stay. Nothing is read back from the device.
-
-    Source: He et al., arXiv:1911.05722, section 3.2; numbers of ShipengFu/CoCoRD
-    ``cocord/builder.py`` @ 645b95d. Differs: any number of keys is accepted (there, at most as
-    many as rows).
+    The result equals writing them one by one: of more keys than rows the last ones stay. Source:
+    He et al., arXiv:1911.05722, section 3.2; numbers of ShipengFu/CoCoRD ``cocord/builder.py`` @
+    645b95d.
 
     Args:
         rows (Tensor): The queue, ``(K, D)`` float, changed in place.

@@ -10,7 +10,7 @@ import torch
 import torch.multiprocessing as mp
 
 from crd_plugin.models import MemoryBank
-from crd_plugin.models.bank_update import PendingUpdate, gather_updates
+from crd_plugin.models.memory_bank import PendingUpdate, gather_updates
 from tests import dist_worker, small_runs
 from tests.dist_worker import WIDTHS
 
@@ -20,7 +20,6 @@ STEPS = range(4)
 
 @pytest.fixture(scope='module')
 def results(tmp_path_factory):
-    """What the ranks saw, by world size."""
     folder = tmp_path_factory.mktemp('ranks')
     # Imports once, in a server without threads, of which the ranks are forks.
     mp.set_forkserver_preload(['tests.dist_worker'])
@@ -217,7 +216,6 @@ def _accuracy(output: str) -> list:
 
 
 def _same_bits(first: torch.Tensor, second: torch.Tensor) -> bool:
-    """Equal in shape, type and every bit."""
     return (
         first.dtype == second.dtype
         and first.shape == second.shape

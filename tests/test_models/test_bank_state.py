@@ -19,25 +19,21 @@ LABELS = torch.arange(N) % 3
 
 @pytest.fixture(params=[MemoryBank, ShardedBank])
 def kind(request):
-    """A class of banks."""
     return request.param
 
 
 def sized(kind, **arguments):
-    """A bank with fresh rows."""
     bank = kind(D, **arguments)
     bank.resize(N, LABELS, seed=3)
     return bank
 
 
 def expected(dtype=torch.float32):
-    """The rows of seed 3."""
     generator = torch.Generator().manual_seed(3)
     return [next(initial_rows(N, D, generator))[1].to(dtype) for _ in '12']
 
 
 def assert_rows(bank, rows):
-    """The bank has these rows."""
     for name, given in zip(('student', 'teacher'), rows):
         assert torch.equal(getattr(bank, name), given)
 
@@ -53,17 +49,12 @@ def trained(kind):
     return bank
 
 
-def test_sizes(kind):
-    bank = sized(kind)
-    assert bank.num_samples == N and bank.num_bytes == 2 * N * D * 4
-    assert f'num_samples={N}' in repr(bank)
-    assert bank.keys('class').smallest_pool == N - 4
-
-
 def test_resized_as_if_new(kind):
     bank = trained(kind)
     bank.resize(N, LABELS, seed=3)
     assert_rows(bank, expected())
+    assert bank.num_samples == N and bank.num_bytes == 2 * N * D * 4
+    assert f'num_samples={N}, embed_dim={D}, momentum=0.5' in repr(bank)
     assert not bank.has_z and bank.pending is None
     assert bank.log_z.isnan().all()
     assert bank.keys('class').smallest_pool == N - 4
@@ -114,12 +105,6 @@ def test_memory_that_is_too_small_can_be_tried_again(kind, monkeypatch):
     assert_rows(bank, expected())
 
 
-def test_a_seed_may_be_a_tensor(kind):
-    bank = kind(D)
-    bank.resize(N, seed=torch.tensor(3))
-    assert_rows(bank, expected())
-
-
 def test_copies_have_rows_of_their_own(kind):
     model = nn.Sequential(nn.Linear(2, 2), sized(kind))
     twins = [copy.deepcopy(model), pickle.loads(pickle.dumps(model))]
@@ -144,7 +129,7 @@ def test_a_loaded_bank_has_rows_of_its_own(kind):
     saved['student'] *= 0.5
     for bank in (kind(D), kind(D, num_samples=N), sized(kind)):
         bank.load_state_dict(saved)
-        assert bank.num_samples == N
+        assert bank.num_samples == N and not bank.has_z
         assert_rows(bank, (saved['student'], saved['teacher']))
         assert bank.student.data_ptr() != saved['student'].data_ptr()
 
@@ -209,26 +194,16 @@ def test_another_width_in_the_checkpoint_of_an_unsized_bank(kind):
     assert bank.num_samples == 0
 
 
-def test_loaded_in_inference_mode(kind):
+@pytest.mark.parametrize('change', ['load_state_dict', 'resize'])
+def test_loaded_or_sized_in_inference_mode(kind, change):
     """What a model is only tried with must be writable in training."""
     saved = sized(kind).state_dict()
     for bank in (sized(kind), kind(D)):
         with torch.inference_mode():
-            bank.load_state_dict(saved)
+            bank.load_state_dict(saved) if change != 'resize' else bank.resize(N, LABELS, seed=3)
         bank.stage(torch.tensor([2]), torch.ones(1, D), torch.ones(1, D))
         bank.commit()
         assert not torch.equal(bank.student[2], saved['student'][2])
-
-
-def test_sized_in_inference_mode(kind):
-    bank = kind(128, dtype=torch.bfloat16)
-    with torch.inference_mode():
-        bank.resize(20000, seed=3)
-        ones = F.normalize(torch.ones(1, 128))
-    bank.stage(torch.tensor([2]), ones, ones)
-    before = bank.student[2].clone()
-    bank.commit()
-    assert not torch.equal(bank.student[2], before)
 
 
 @pytest.mark.parametrize('dtype', [torch.float64, torch.float32, torch.float16, torch.bfloat16])
@@ -252,8 +227,6 @@ def test_bit_sum_adds_all_bits(monkeypatch, dtype):
         ('student', lambda rows: None, 'student rows that are NoneType, expected floating point'),
         ('teacher', lambda rows: rows.long(), r'teacher rows that are int64 of shape \(10, 4\)'),
         ('student', lambda rows: rows[:, 0], r'student rows that are float32 of shape \(10,\)'),
-        ('student', lambda rows: rows * 100, 'student rows with an L2 norm of .*, expected about'),
-        ('teacher', lambda rows: rows.clone().fill_diagonal_(math.nan), 'an L2 norm of nan'),
         ('student', lambda rows: rows * (torch.arange(N) < 5)[:, None], 'an L2 norm of 0,'),
         (
             'log_z_teacher',

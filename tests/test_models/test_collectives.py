@@ -17,13 +17,11 @@ LOSS = 'model__distiller__distill_losses__loss_crd__'
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
-    """Where the ranks write."""
     return tmp_path_factory.mktemp('ranks')
 
 
 @pytest.fixture(scope='module')
 def ranks(folder):
-    """What each rank saw."""
     # Imports once, in a server without threads, of which the ranks are forks.
     mp.set_forkserver_preload(['tests.contrast_worker'])
     with mock.patch.dict(os.environ, PYTHONPATH=str(small_runs.REPO)):
@@ -163,10 +161,7 @@ def test_resumed_by_as_many_ranks(ranks, folder):
 
 
 class Rows(Hook):
-    """Keeps the rows that training starts with."""
-
     def before_train(self, runner):
-        """After the checkpoint is loaded."""
         bank = runner.model.distiller.distill_losses['loss_crd'].bank
         self.state = {key: value.clone() for key, value in bank.state_dict().items()}
 

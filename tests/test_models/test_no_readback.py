@@ -73,7 +73,6 @@ def meta_in_place_of_a_gpu(monkeypatch):
 
 @pytest.fixture
 def two_ranks(monkeypatch):
-    """As if another process had the same tensors."""
     replace_in_package(
         monkeypatch,
         get_world_size=lambda: 2,
@@ -86,7 +85,6 @@ def banks_of(module):
 
 
 def step(loss, batch=BATCH, dtype=None, **arguments):
-    """Return what forward, backward and commit wait for."""
     student, teacher = (empty(batch, WIDTH, dtype=dtype, requires_grad=True) for _ in '12')
     ids, labels = (empty(batch, dtype=torch.int64) for _ in '12')
     with Watch() as watch:

@@ -51,7 +51,6 @@ SIZES = {
 
 
 def case(rule):
-    """Anchors, two banks and negatives, in float64."""
     torch.manual_seed(0)
     batch, num_rows, num_negatives, width = SIZES[rule]
     ids = torch.randperm(num_rows)[:batch]

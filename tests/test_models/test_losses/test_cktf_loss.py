@@ -48,7 +48,6 @@ def inputs_of(case):
 
 
 def features_of(inputs):
-    """The six features among the arguments of ``forward``."""
     return {key: value for key, value in inputs.items() if not key.endswith('_idx')}
 
 
@@ -97,7 +96,6 @@ def random_inputs(batch=4, pixels=16):
 
 
 def cast(inputs, dtype):
-    """The inputs with features of another type."""
     if isinstance(inputs, dict):
         return {
             key: value if key.endswith('_idx') else cast(value, dtype)
@@ -116,7 +114,6 @@ def random_ids(inputs):
 
 
 def small_loss(**kwargs):
-    """A loss for :func:`random_inputs` with sized banks."""
     loss = CKTFLoss(**{**dict(embed_dim=8, num_negatives=6), **kwargs})
     loss.infer_width(**features_of(random_inputs()))
     for number, crd in enumerate(loss.losses.values()):

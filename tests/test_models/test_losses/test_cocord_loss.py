@@ -38,8 +38,6 @@ def features(s_channels=6, t_channels=6, batch=5):
 
 
 def by_hand(loss, feats):
-    """The formula in the docstring, sample by sample."""
-
     def mlp(part, x):
         x = part[0](x)
         mean, var = x.mean(0), x.var(0, unbiased=False)

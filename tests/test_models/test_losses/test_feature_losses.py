@@ -36,7 +36,6 @@ def features(name, dtype=torch.float32, scale=1.0):
 
 
 def build(name, dtype=torch.float32, **kwargs):
-    """A loss with layers for these features."""
     torch.manual_seed(0)
     loss = LOSSES[name](**kwargs)
     if getattr(loss, 'needs_width', False):

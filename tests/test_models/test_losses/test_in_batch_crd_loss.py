@@ -20,7 +20,6 @@ LABELS = torch.tensor([0, 1, 0, 2, 1, 2])
 
 
 def build(**kwargs):
-    """A loss for any data set."""
     return CRDLoss(D, negatives='batch', **kwargs)
 
 
@@ -30,7 +29,6 @@ def others(size):
 
 
 def batch(size=B, dtype=torch.float64, seed=0):
-    """Unit embeddings of two sides, as leaves."""
     generator = torch.Generator().manual_seed(seed)
     return [
         F.normalize(torch.randn(size, D, generator=generator, dtype=dtype), dim=1).requires_grad_()
@@ -84,7 +82,6 @@ def test_gradient_flows_through_anchors_and_keys():
 
 
 def _direction(loss, anchor, rows, objective):
-    """One direction, anchors against rows."""
     weight = 1 - torch.eye(B, dtype=anchor.dtype)
     mean = loss.log_mean[0] if objective == 'nce' else None
     return critic_loss(anchor @ rows.t() / 0.07, torch.arange(B), weight, mean)[0].mean()
@@ -183,7 +180,6 @@ def test_only_training_fixes_the_constants():
 
 @pytest.fixture
 def said(monkeypatch):
-    """What the loss warns of."""
     said = []
     monkeypatch.setattr(
         in_batch_crd_loss.MMLogger,
@@ -264,7 +260,7 @@ def test_narrow_embeddings(dtype):
         dict(num_negatives=16384),
         dict(momentum=0.5),
         dict(num_samples=100),
-        dict(num_negatives=8, momentum=0.9),
+        dict(sharded=True, bank_dtype='float16'),
     ],
 )
 def test_arguments_of_a_bank_are_refused(given):
@@ -304,7 +300,7 @@ def test_bad_input(name):
         build()(*batch(), **kwargs)
 
 
-def test_bad_embeddings():
+def test_other_bad_calls():
     s, t = batch()
     loss = build(exclude='instance')
     with pytest.raises(ValueError, match=r't_feats has shape \(5, 5\)'):
@@ -314,15 +310,7 @@ def test_bad_embeddings():
     with pytest.raises(ValueError, match='sample_idx is torch.float64'):
         loss(s, t, torch.zeros(B).double())
     assert not loss._has_z
-
-
-def test_a_bank_needs_ids():
-    loss = CRDLoss(D, num_samples=20, exclude='instance')
-    with pytest.raises(ValueError, match="sample_idx is None.*'batch'"):
-        loss(*batch())
-
-
-def test_there_is_nothing_to_draw():
-    loss = CRDLoss(4, negatives='batch')
     with pytest.raises(RuntimeError, match="negatives='batch' draws nothing"):
         loss.draw(torch.arange(3))
+    with pytest.raises(ValueError, match="sample_idx is None.*'batch'"):
+        CRDLoss(D, num_samples=20, exclude='instance')(s, t)

@@ -11,7 +11,6 @@ KD = Config.fromfile(small_runs.REPO / 'configs/_base_/distillers/kd.py').kd
 
 
 def build(**kwargs):
-    """The loss that the configs name."""
     return MODELS.build({**KD.distiller.distill_losses.loss_kd, **kwargs})
 
 

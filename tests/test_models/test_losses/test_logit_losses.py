@@ -59,7 +59,6 @@ def check(value, student, teacher, expected, rtol):
 
 
 def divergence(target, values):
-    """KL divergence of two lists of probabilities."""
     return sum(t * (t / s).log() for t, s in zip(target, values, strict=True))
 
 

@@ -55,7 +55,6 @@ def test_at_against_a_loop(power):
 
 
 def fsp_maps(shapes=FSP_SHAPES, **kwargs):
-    """Random maps of some shapes."""
     return method_cases.random_maps(*((3, *shape) for shape in shapes), **kwargs)
 
 
@@ -133,7 +132,6 @@ def test_neighbours_need_two_layers():
 
 
 def kdsvd_maps(dtype=torch.float64):
-    """Two layers of equal channels."""
     return method_cases.random_pair(*[[(2, 3, 3, 3), (2, 6, 2, 2)]] * 2, dtype)
 
 
@@ -244,7 +242,6 @@ def test_maps_without_comparable_vectors():
 
 
 def nst_maps(form, dtype=torch.float64):
-    """One layer."""
     s_shape, t_shape = NST_FORMS[form]
     return method_cases.random_pair([s_shape], [t_shape], dtype)
 

@@ -17,7 +17,6 @@ VIDS = ['zoo_vid', 'zoo_vid_pool_s', 'zoo_vid_pool_t']
 
 
 def maps(shapes, batch=2, **kwargs):
-    """Random maps of some shapes (C, H, W)."""
     return method_cases.random_maps(*((batch, *shape) for shape in shapes), **kwargs)
 
 
@@ -30,7 +29,6 @@ def published_ab(case):
 
 
 def published_fitnet(case):
-    """A loss with the regressor of a case."""
     loss = FitNetLoss(*(tuple(case[side].shape[1:]) for side in ('s0', 't0')))
     method_cases.load_parameters(loss.regressor, case, 'regress')
     return loss
@@ -190,13 +188,11 @@ def test_ft_against_a_loop(p1, p2):
 
 
 def vid_maps(dtype=torch.float64):
-    """Two layers; the second student map is higher."""
     shapes = [(2, 3, 2, 2), (2, 2, 4, 4)], [(2, 2, 2, 2), (2, 3, 2, 2)]
     return method_cases.random_pair(*shapes, dtype)
 
 
 def build_vid(**kwargs):
-    """A loss for them."""
     torch.manual_seed(0)
     return VIDLoss([3, 2], [2, 3], **kwargs)
 

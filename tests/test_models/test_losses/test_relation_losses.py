@@ -15,7 +15,6 @@ RKD_CASES = {
 
 
 def vectors(dtype=torch.float64):
-    """Four samples of widths 3 and 5."""
     return method_cases.random_pair([(4, 3)], [(4, 5)], dtype)
 
 
@@ -25,7 +24,6 @@ def maps():
 
 
 def build_cc(**kwargs):
-    """A CCLoss for the vectors."""
     torch.manual_seed(0)
     return CCLoss(3, 5, **kwargs)
 
@@ -169,7 +167,6 @@ def test_cc_heads():
 
 
 def razor_rkd(w_d=25.0, w_a=50.0):
-    """MMRazor's two parts."""
     parts = (DistanceWiseRKD(w_d, with_l2_norm=False), AngleWiseRKD(w_a, with_l2_norm=False))
     return lambda s, t: sum(part(s, t) for part in parts)
 
