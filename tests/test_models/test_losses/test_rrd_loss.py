@@ -199,19 +199,3 @@ def test_ranks_hold_one_queue(tmp_path):
     for rank in (first, second):
         assert int(rank['pointer']) == int(whole.queue.pointer) == 6
         torch.testing.assert_close(rank['keys'], whole.queue.keys)
-
-
-@pytest.mark.parametrize(
-    'kwargs, error, text',
-    [
-        (dict(s_temperature=0), ValueError, 's_temperature is 0, expected .*published: 0.1'),
-        (dict(t_temperature=-1), ValueError, 't_temperature is -1, expected .*published: 0.02'),
-        (dict(t_temperature='1'), TypeError, "t_temperature is '1', expected a number"),
-        (dict(queue_size=0), ValueError, 'queue_size is 0, expected at least 1 .published: 16384'),
-        (dict(embed_dim=1.5), ValueError, 'embed_dim is 1.5, expected an integer'),
-        (dict(s_channels=[3, 4]), ValueError, 's_channels is .*one width'),
-    ],
-)
-def test_arguments_out_of_range(kwargs, error, text):
-    with pytest.raises(error, match=text):
-        RRDLoss(**kwargs)
