@@ -14,11 +14,7 @@ _LONGEST_ROW = 1.8
 
 
 def check_state(
-    num_rows: int,
-    embed_dim: int,
-    own_labels: Tensor,
-    state_dict: dict[str, Tensor],
-    prefix: str,
+    num_rows: int, embed_dim: int, own_labels: Tensor, state_dict: dict[str, Tensor], prefix: str
 ) -> None:
     """Refuse the rows and labels of another data set, and damaged rows; change nothing.
 

@@ -118,11 +118,7 @@ def row_keys(num_rows: int, device: torch.device) -> RowKeys:
 
 
 def draw_negatives(
-    rule: str,
-    sample_idx: Tensor,
-    keys: RowKeys,
-    num_negatives: int,
-    shards: Shards | None = None,
+    rule: str, sample_idx: Tensor, keys: RowKeys, num_negatives: int, shards: Shards | None = None
 ) -> Negatives:
     """Choose the negatives of a batch.
 

@@ -74,9 +74,7 @@ def meta_in_place_of_a_gpu(monkeypatch):
 @pytest.fixture
 def two_ranks(monkeypatch):
     replace_in_package(
-        monkeypatch,
-        get_world_size=lambda: 2,
-        all_gather=lambda tensor: [tensor, tensor.clone()],
+        monkeypatch, get_world_size=lambda: 2, all_gather=lambda tensor: [tensor, tensor.clone()]
     )
 
 

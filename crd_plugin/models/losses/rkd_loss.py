@@ -56,10 +56,7 @@ class RKDLoss(FeatureLoss):
     def compare_layer(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Compute the loss, without its factor; a part of weight 0 is left out."""
         losses = []
-        for weight, relation in (
-            (self.distance_weight, _distances),
-            (self.angle_weight, _angles),
-        ):
+        for weight, relation in ((self.distance_weight, _distances), (self.angle_weight, _angles)):
             if weight:
                 losses.append(weight * F.smooth_l1_loss(relation(student), relation(teacher)))
         return torch.stack(losses).sum()
