@@ -228,18 +228,7 @@ class MemoryBank(nn.Module):
         log_z: Tensor | None = None,
         written: bool = False,
     ) -> None:
-        """Leave an update for :meth:`commit`.
-
-        Args:
-            sample_idx (Tensor): Row of each sample, ``(B,)`` int64.
-            student (Tensor): Unit embeddings, ``(B, D)``.
-            teacher (Tensor): Unit embeddings, ``(B, D)``.
-            log_z (Tensor, optional): Constants to set, ``(2,)`` float64. Defaults to None.
-            written (bool): The rows are written already. Defaults to False.
-
-        Raises:
-            RuntimeError: If the update before was never committed.
-        """
+        """Leave a :class:`PendingUpdate` with unit embeddings for :meth:`commit`."""
         if self.pending is not None:
             raise RuntimeError(
                 'The memory bank has an update that was never committed: MemoryBankHook is '
@@ -256,15 +245,7 @@ class MemoryBank(nn.Module):
 
     @torch.no_grad()
     def commit(self, update: PendingUpdate | None = None) -> None:
-        """Write an update into the rows.
-
-        Args:
-            update (PendingUpdate, optional): Update of all ranks, in rank order. Defaults to None:
-                the staged one, gathered over the ranks, which must all call it.
-
-        Raises:
-            RuntimeError: If there is nothing to commit.
-        """
+        """Write an update of all ranks; by default the staged one, which all ranks must call."""
         if update is None:
             if self.pending is None:
                 raise RuntimeError(

@@ -86,15 +86,9 @@ def nce(
 def info_nce(
     anchor: Tensor, banks: Sequence[Tensor], negatives: Negatives, temperature: float
 ) -> ContrastResult:
-    """Softmax cross-entropy of the positive against the negatives.
+    """Softmax cross-entropy of the positive against the negatives; arguments as for :func:`nce`.
 
     The ablation of the CRD paper (section 4.4, "InfoNCE"): no partition constant and no noise rate.
-
-    Args:
-        anchor (Tensor): As for :func:`nce`, like the other arguments.
-        banks (Sequence[Tensor]): E of ``(N, D)`` float.
-        negatives (Negatives): Positive and negatives of each anchor.
-        temperature (float): tau.
 
     Returns:
         ContrastResult: Loss of each direction, and minus the log-probability of each positive.
@@ -114,16 +108,10 @@ def info_nce(
 def log_partition(
     anchor: Tensor, banks: Sequence[Tensor], negatives: Negatives, temperature: float
 ) -> Tensor:
-    """Logarithm of Z / N: mean of exp(s) over the positives and K negatives of each.
+    """Logarithm of Z / N, the mean of exp(s) over the positives and K negatives of each.
 
-    Source: HobbitLong/RepDistiller ``crd/memory.py``, which sets ``Z = N * mean(exp(s))`` on the
-    first batch and keeps it. Computed in logarithms, because exp(1 / 0.01) is beyond float32.
-
-    Args:
-        anchor (Tensor): As for :func:`nce`, ``(E, B, D)`` float.
-        banks (Sequence[Tensor]): As for :func:`nce`, E of ``(N, D)`` float.
-        negatives (Negatives): Positive and negatives of each anchor.
-        temperature (float): tau.
+    Arguments as for :func:`nce`. Source: HobbitLong/RepDistiller ``crd/memory.py``, which sets
+    ``Z = N * mean(exp(s))`` on the first batch and keeps it.
 
     Returns:
         Tensor: ``(E,)`` float64.

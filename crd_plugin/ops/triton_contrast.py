@@ -27,18 +27,7 @@ _MOST_PARTS = 256
 def scored_pass(
     slots: Tensor, banks: Sequence[Tensor], negatives: Negatives, shift: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Sum softplus(s - shift) over the rows of each set, and its gradient.
-
-    Args:
-        slots (Tensor): Anchors of all sets, divided by the temperature, ``(E, S, b, D)`` float32.
-        banks (Sequence[Tensor]): Rows of each direction, E of ``(N, D)`` of any float type.
-        negatives (Negatives): Sets and keys; ``counts`` must be None.
-        shift (Tensor): Subtracted from the scores, ``(E,)`` float32.
-
-    Returns:
-        tuple[Tensor, Tensor, Tensor]: Sums ``(E, S, b)``, gradients ``(E, S, b, D)`` and the number
-        of rows left out ``(S, b)``, all float32.
-    """
+    """Do what ``contrast._scored_pass`` does, for float32 anchors and negatives without counts."""
     slots = slots.contiguous()
     directions, sets, anchors, width = slots.shape
     length = negatives.rows_per_set

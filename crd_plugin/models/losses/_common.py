@@ -140,15 +140,7 @@ class SizedLoss(FeatureLoss):
         self.needs_width = False
 
     def infer_width(self, s_feats: Features, t_feats: Features) -> None:
-        """Build the layers for the sizes of a pair of features.
-
-        Args:
-            s_feats (Tensor | Sequence[Tensor]): Student's features, as for ``forward``.
-            t_feats (Tensor | Sequence[Tensor]): Teacher's features, as for ``forward``.
-
-        Raises:
-            ValueError: If a size given in the config differs.
-        """
+        """Build the layers for the sizes of a pair of features, as for :meth:`forward`."""
         self.sizes = self._check_sizes(self.pair(s_feats, t_feats))
         self._build_if_known()
 
