@@ -1,7 +1,5 @@
 """What the processes of tests/test_models/test_collectives.py do."""
 
-import os
-import traceback
 from pathlib import Path
 
 import torch
@@ -319,22 +317,9 @@ def train(folder: Path) -> dict:
 
 
 def work(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    folder = Path(folder)
-    os.environ['LOCAL_RANK'] = str(rank)
-    dist.init_process_group(
-        'gloo', init_method=f'file://{folder}/init', rank=rank, world_size=WORLD
-    )
-    result = {}
-    try:
+    with small_runs.process_group(rank, folder) as result:
         result['gathering'] = gathering(rank)
         result['in_batch'] = in_batch(rank)
-        result['trained'] = train(folder)
+        result['trained'] = train(Path(folder))
         result['with_shards'] = with_shards(rank)
-        result['runs'] = real_runs(folder)
-    except Exception:
-        result['error'] = traceback.format_exc()
-        raise
-    finally:
-        torch.save(result, folder / f'rank_{rank}.pth')
-        dist.destroy_process_group()
+        result['runs'] = real_runs(Path(folder))

@@ -1,7 +1,5 @@
 """What the processes of the distributed tests do; they import this file."""
 
-import os
-import traceback
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -270,28 +268,15 @@ def train_online(folder: Path) -> dict:
 
 def work(rank: int, folder: str) -> None:
     """Entry point of a process: in a group of four, then, maybe, of two."""
-    torch.set_num_threads(1)
-    folder = Path(folder)
-    os.environ['LOCAL_RANK'] = str(rank)
-    for world in (4, 2):
+    for world, place in ((4, Path(folder)), (2, Path(folder, 'pair'))):
         if rank >= world:
             return
-        dist.init_process_group(
-            'gloo', init_method=f'file://{folder}/init_{world}', rank=rank, world_size=world
-        )
-        result = {}
-        try:
+        with small_runs.process_group(rank, str(place), world) as result:
             trainer = make_trainer()
             batches = [step[rank] for step in make_steps(world)]
             result['steps'] = take_steps(trainer, batches)
             result['drift'] = notice_drift(trainer, rank)
             result['large_ids'] = gather_large_ids(rank, world)
             if world == 2:
-                result['wrapped'] = [train_wrapped(folder, value) for value in (False, True)]
-                result['online'] = train_online(folder)
-        except Exception:
-            result['error'] = traceback.format_exc()
-            raise
-        finally:
-            torch.save(result, folder / f'world_{world}_rank_{rank}.pth')
-            dist.destroy_process_group()
+                result['wrapped'] = [train_wrapped(place, value) for value in (False, True)]
+                result['online'] = train_online(place)

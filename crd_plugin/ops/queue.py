@@ -1,13 +1,15 @@
-"""A first-in, first-out queue of keys, used as negatives."""
+"""Momentum contrast: a first-in, first-out queue of keys, and moving averages of parameters."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
 from .features import full_precision, no_autocast
 
-__all__ = ['enqueue', 'queue_logits']
+__all__ = ['enqueue', 'move_averages', 'queue_logits']
 
 
 @torch.no_grad()
@@ -59,3 +61,11 @@ def queue_logits(query: Tensor, key: Tensor, rows: Tensor, temperature: float) -
         key, rows = key.detach().to(query), rows.detach().to(query)
         positive = (query * key).sum(1, keepdim=True)
         return torch.cat([positive, query @ rows.T], dim=1) / temperature
+
+
+@torch.no_grad()
+def move_averages(averages: Iterable[Tensor], sources: Iterable[Tensor], momentum: float) -> None:
+    """Update ``average <- m * average + (1 - m) * source`` in place, m the momentum in [0, 1)."""
+    averages, sources = list(averages), list(sources)
+    if averages:
+        torch._foreach_lerp_(averages, sources, 1 - momentum)

@@ -1,13 +1,10 @@
 """Banks in several processes, on CPU."""
 
-import os
 import re
 import socket
-from unittest import mock
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 
 from crd_plugin.models import MemoryBank
 from crd_plugin.models.memory_bank import PendingUpdate, gather_updates
@@ -20,17 +17,11 @@ STEPS = range(4)
 
 @pytest.fixture(scope='module')
 def results(tmp_path_factory):
+    """What the ranks saw, by world size."""
     folder = tmp_path_factory.mktemp('ranks')
-    # Imports once, in a server without threads, of which the ranks are forks.
-    mp.set_forkserver_preload(['tests.dist_worker'])
-    with mock.patch.dict(os.environ, PYTHONPATH=str(small_runs.REPO)):
-        mp.start_processes(
-            dist_worker.work, args=(str(folder),), nprocs=4, start_method='forkserver'
-        )
-    return {
-        world: [torch.load(folder / f'world_{world}_rank_{rank}.pth') for rank in range(world)]
-        for world in WORLDS
-    }
+    (folder / 'pair').mkdir()
+    four = small_runs.run_ranks(dist_worker.work, folder, 4)
+    return {4: four, 2: [torch.load(folder / f'pair/rank_{rank}.pth') for rank in range(2)]}
 
 
 @pytest.fixture(scope='module')

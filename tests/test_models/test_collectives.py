@@ -1,11 +1,7 @@
 """Contrast over several processes equals that of one, on CPU."""
 
-import os
-from unittest import mock
-
 import pytest
 import torch
-import torch.multiprocessing as mp
 from mmengine.hooks import Hook
 
 from tests import contrast_worker, small_runs
@@ -22,13 +18,8 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def ranks(folder):
-    # Imports once, in a server without threads, of which the ranks are forks.
-    mp.set_forkserver_preload(['tests.contrast_worker'])
-    with mock.patch.dict(os.environ, PYTHONPATH=str(small_runs.REPO)):
-        mp.start_processes(
-            contrast_worker.work, args=(str(folder),), nprocs=WORLD, start_method='forkserver'
-        )
-    return [torch.load(folder / f'rank_{rank}.pth') for rank in range(WORLD)]
+    """What each rank saw."""
+    return small_runs.run_ranks(contrast_worker.work, folder)
 
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float64])

@@ -156,14 +156,6 @@ def test_objective_without_a_bank(objective, exclude):
         assert step(loss, batch) == set()
 
 
-@pytest.mark.parametrize('kept', ['float16', 'bfloat16'])
-@pytest.mark.parametrize('dtype', [torch.float16, torch.float64])
-def test_objective_in_other_types(dtype, kept):
-    loss = crd_loss(num_negatives=64, bank_dtype=kept)
-    step(loss, dtype=dtype)
-    assert step(loss, dtype=dtype) == set()
-
-
 @functools.cache
 def parsed(path):
     """A config as it stands in the file; nothing may change it."""
@@ -245,11 +237,6 @@ def test_iterations(method, tmp_path):
 def test_every_folder_has_a_config_here():
     folders = {path.parent.name for path in CONFIGS.glob('*/*.py')} - {'_base_', *APART}
     assert folders == {path.parent.name for path in LEAVES.values()}
-
-
-def test_iterations_with_options(tmp_path):
-    cfg = config('crd', tmp_path, channels_last=True, calculate_student_loss=False)
-    assert train(cfg) == [COPIES]
 
 
 @pytest.mark.parametrize('method', ['crd', 'cocord'])

@@ -137,13 +137,8 @@ class CoCoRDLoss(nn.Module):
             ValueError: If shapes are not as described.
             RuntimeError: If the keys staged before were never committed.
         """
-        s_feats, s_feats_2, slow_feats, slow_feats_2, t_feats = self._check(
-            s_feats=s_feats,
-            s_feats_2=s_feats_2,
-            slow_feats=slow_feats,
-            slow_feats_2=slow_feats_2,
-            t_feats=t_feats,
-        )
+        given = (s_feats, s_feats_2, slow_feats, slow_feats_2, t_feats)
+        s_feats, s_feats_2, slow_feats, slow_feats_2, t_feats = self._check(*given)
         query = self.projector(self.connector(s_feats))
         query_2 = self.projector(self.connector(s_feats_2))
         predicted, predicted_2 = self.predictor(query), self.predictor(query_2)
@@ -184,12 +179,13 @@ class CoCoRDLoss(nn.Module):
         self.slow_projector = copy.deepcopy(self.projector).requires_grad_(False)
         self.teacher_projector = copy.deepcopy(self.projector).requires_grad_(False)
 
-    def _check(self, **feats: Features) -> list[Tensor]:
+    def _check(self, *feats: Features) -> list[Tensor]:
         """Return the features as vectors of the expected shape."""
         check_built(self, 's_channels', 't_channels')
-        vectors = {name: _vector(name, feature) for name, feature in feats.items()}
-        batch = vectors['s_feats'].size(0)
-        for name, feature in vectors.items():
+        names = ('s_feats', 's_feats_2', 'slow_feats', 'slow_feats_2', 't_feats')
+        vectors = [_vector(name, feature) for name, feature in zip(names, feats, strict=True)]
+        batch = len(vectors[0])
+        for name, feature in zip(names, vectors):
             argument = 't_channels' if name == 't_feats' else 's_channels'
             expected = (batch, getattr(self, argument))
             if feature.shape != expected:
@@ -204,7 +200,7 @@ class CoCoRDLoss(nn.Module):
                 'the images of a batch; set train_dataloader.drop_last=True, or another '
                 'batch_size.'
             )
-        return list(vectors.values())
+        return vectors
 
 
 def _mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:

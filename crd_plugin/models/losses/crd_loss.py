@@ -266,18 +266,7 @@ class CRDLoss(nn.Module):
         contrast_idx: Tensor | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> Negatives:
-        """Draw the negatives of a batch, for this loss or for several.
-
-        With a sharded bank they are those of all ranks' batches: every rank must call it.
-
-        Args:
-            sample_idx (Tensor): As for :meth:`forward`.
-            contrast_idx (Tensor, optional): As for :meth:`forward`; then these are the negatives.
-            dtype (torch.dtype): Type of the embeddings. Defaults to float32.
-
-        Returns:
-            Negatives: Ready to be scored.
-        """
+        """Draw the negatives of a batch, for one loss or several; with shards a collective."""
         self._check_ids(sample_idx, contrast_idx)
         bank = self.bank
         shards = bank.shards(sample_idx)
@@ -285,13 +274,8 @@ class CRDLoss(nn.Module):
             dtype = torch.float64 if dtype == torch.float64 else torch.float32
             given = shards.gather(contrast_idx[None])[0]
             return given_negatives(given, bank.num_samples, dtype, shards)
-        return draw_negatives(
-            self.negatives,
-            shards.gather(sample_idx[None])[0],
-            bank.keys(self.exclude),
-            self.num_negatives,
-            shards=shards,
-        )
+        ids, keys = shards.gather(sample_idx[None])[0], bank.keys(self.exclude)
+        return draw_negatives(self.negatives, ids, keys, self.num_negatives, shards)
 
     def _contrast(
         self, anchors: Tensor, negatives: Negatives

@@ -42,7 +42,8 @@ class InBatchCRDLoss(CRDLoss):
         **bank_arguments: Arguments of :class:`CRDLoss` that need a bank; they are refused.
 
     Shape:
-        s_feats, t_feats: ``(b, D)`` float with unit L2 norm.
+        s_feats, t_feats: ``(b, D)`` float with unit L2 norm. labels: ``(b,)`` int64, for
+        ``exclude='class'``. sample_idx: ``(b,)`` int64; without it every sample is its own.
 
     State in checkpoints: ``log_mean`` ``(2,)``, the log of Z / N of student's and teacher's
     anchors; NaN until an ``'nce'`` step has been taken.
@@ -91,23 +92,7 @@ class InBatchCRDLoss(CRDLoss):
         contrast_idx: None = None,
         negatives: None = None,
     ) -> Tensor:
-        """Compute the loss of one batch; in training mode the first one fixes Z / N.
-
-        Args:
-            s_feats (Tensor): Student embeddings, ``(b, D)``, unit norm.
-            t_feats (Tensor): Teacher embeddings, ``(b, D)``, unit norm.
-            sample_idx (Tensor, optional): Id of each sample, ``(b,)`` int64, which tells copies of
-                a sample (``exclude='instance'``). Defaults to None: every sample is its own.
-            labels (Tensor, optional): Class of each, ``(b,)`` int64, for ``exclude='class'``.
-            contrast_idx (None): Refused, it needs a bank.
-            negatives (None): Refused, they need a bank.
-
-        Returns:
-            Tensor: Scalar, already multiplied by ``loss_weight``.
-
-        Raises:
-            ValueError: If shapes or values are not as described.
-        """
+        """Compute the loss of one batch; in training mode the first one fixes Z / N."""
         _check_left_out(contrast_idx=contrast_idx, negatives=negatives)
         check_feats(s_feats, t_feats, len(s_feats), self.embed_dim)
         name, key = ('labels', labels) if self.exclude == 'class' else ('sample_idx', sample_idx)

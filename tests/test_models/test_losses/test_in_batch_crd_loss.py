@@ -102,27 +102,6 @@ def test_copies_of_a_sample_are_no_negatives_of_each_other(objective):
     torch.testing.assert_close(distinct, plain)
 
 
-@pytest.mark.parametrize('objective', ['nce', 'infonce'])
-@pytest.mark.parametrize('exclude', ['class', 'instance'])
-def test_it_trains(objective, exclude):
-    """Free embeddings learn to agree; the bound on information rises."""
-    loss = build(objective=objective, exclude=exclude, temperature=0.2)
-    raw = [side.detach().requires_grad_() for side in batch(12)]
-    labels = torch.arange(12) % 3
-    optimizer = torch.optim.Adam(raw, 0.1)
-    history = []
-    for _ in range(60):
-        feats = [F.normalize(side, dim=1) for side in raw]
-        value = loss(*feats, labels=labels)
-        optimizer.zero_grad()
-        value.backward()
-        optimizer.step()
-        history.append((value.item(), loss.mi_bound.item()))
-    assert history[-1][0] < 0.75 * history[0][0]
-    assert history[-1][1] > history[0][1]
-    assert history[-1][1] <= math.log(11)
-
-
 def test_bound_is_log_k_minus_info_nce():
     loss = build(objective='infonce', exclude='instance')
     value = loss(*batch())
@@ -270,32 +249,21 @@ def test_arguments_of_a_bank_are_refused(given):
         build(**given)
 
 
-BAD_INPUT = {
-    'no labels': (
-        dict(),
-        "labels is None, but exclude='class'.*'instance' for data without labels or with several",
-    ),
-    'soft labels': (
-        dict(labels=torch.rand(B, 3)),
-        r'labels is torch.float32 of shape \(6, 3\), expected '
-        r'int64 of shape \(6,\)',
-    ),
-    'no class': (dict(labels=LABELS - 1), "labels has -1, but exclude='class' needs classes from"),
-    'fewer labels': (dict(labels=LABELS[:2]), r'labels is torch.int64 of sh'),
-    'contrast ids': (
-        dict(labels=LABELS, contrast_idx=torch.zeros(B, 2)),
-        "contrast_idx given, but negatives='batch'",
-    ),
-    'drawn negatives': (
-        dict(labels=LABELS, negatives=others(B)),
-        "negatives given, but negatives='batch'",
-    ),
-}
-
-
-@pytest.mark.parametrize('name', BAD_INPUT)
-def test_bad_input(name):
-    kwargs, message = BAD_INPUT[name]
+@pytest.mark.parametrize(
+    'kwargs, message',
+    [
+        ({}, "labels is None, but exclude='class'.*'instance' for data without labels or with se"),
+        (dict(labels=torch.rand(B, 3)), r'labels is torch.float32 of shape \(6, 3\), exp.*\(6,\)'),
+        (dict(labels=LABELS - 1), "labels has -1, but exclude='class' needs classes from"),
+        (dict(labels=LABELS[:2]), r'labels is torch.int64 of shape \(2,\)'),
+        (
+            dict(labels=LABELS, contrast_idx=torch.zeros(B, 2)),
+            "contrast_idx given, but negatives='batch'",
+        ),
+        (dict(labels=LABELS, negatives=others(B)), "negatives given, but negatives='batch'"),
+    ],
+)
+def test_bad_input(kwargs, message):
     with pytest.raises(ValueError, match=message):
         build()(*batch(), **kwargs)
 

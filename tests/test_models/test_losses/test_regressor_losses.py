@@ -275,8 +275,6 @@ def test_sizes_are_inferred():
     loss.infer_width(s_feats=student, t_feats=teacher)
     assert loss.sizes == dict(s_shape=((3, 4, 4),), t_shape=((5, 8, 8),))
     assert isinstance(loss.regressor.conv, nn.ConvTranspose2d)
-    assert 'regressor.conv.weight' in loss.state_dict()
-    assert list(ABLoss(S_SHAPES, T_SHAPES).state_dict())[0] == 'connectors.1.conv.weight'
 
     student, teacher = ft_pair()
     loss = FTLoss(rate=0.4, t_channels=[6])
@@ -284,12 +282,6 @@ def test_sizes_are_inferred():
     # Two of six channels.
     assert loss.translator(student.float()).shape == (2, 2, 4, 4)
     assert loss.paraphraser.encoder(teacher.float()).shape == (2, 2, 4, 4)
-    assert loss.paraphraser(teacher.float()).shape == teacher.shape
-
-    loss = VIDLoss(t_channels=[2, 3])
-    loss.infer_width(*vid_maps())
-    assert [layer.regressor[0].weight.shape[:2] for layer in loss.layers] == [(2, 3), (3, 2)]
-    assert set(loss.state_dict()) == set(build_vid().state_dict())
 
 
 def test_maps_of_another_size():
