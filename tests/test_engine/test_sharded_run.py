@@ -16,7 +16,7 @@ def build(work_dir, sharded=True, **changes):
     )
 
 
-@pytest.mark.parametrize('negatives', ['all', 'shared'])
+@pytest.mark.parametrize('negatives', ['all', 'shared', 'sampled'])
 def test_one_process_trains_as_with_a_bank_in_one_piece(tmp_path, negatives):
     found = []
     for sharded in (False, True):

@@ -82,8 +82,8 @@ def banks_of(module):
     return [bank for bank in module.modules() if isinstance(bank, MemoryBank)]
 
 
-def step(loss, batch=BATCH, dtype=None, **arguments):
-    student, teacher = (empty(batch, WIDTH, dtype=dtype, requires_grad=True) for _ in '12')
+def step(loss, batch=BATCH, **arguments):
+    student, teacher = (empty(batch, WIDTH, requires_grad=True) for _ in '12')
     ids, labels = (empty(batch, dtype=torch.int64) for _ in '12')
     with Watch() as watch:
         value = loss(student, teacher, ids, labels, **arguments)

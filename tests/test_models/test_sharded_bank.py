@@ -189,42 +189,6 @@ def test_scores_are_for_one_rank(be):
     torch.testing.assert_close(found, expected)
 
 
-@pytest.mark.parametrize('objective', ['nce', 'infonce'])
-@pytest.mark.parametrize('negatives', ['sampled', 'shared', 'all'])
-@pytest.mark.parametrize('exclude', ['class', 'instance'])
-def test_one_process(objective, negatives, exclude):
-    """With one shard the loss is the one of a bank in one piece."""
-    losses = []
-    for sharded in (False, True):
-        loss = CRDLoss(
-            D,
-            # Classes of 3 or 4 of 11 rows: all that is left, or each other.
-            num_negatives=7 if exclude == 'class' else 10,
-            objective=objective,
-            negatives=negatives,
-            exclude=exclude,
-            sharded=sharded,
-        )
-        loss.bank.resize(N, torch.arange(N) // 4, seed=5)
-        losses.append(loss)
-    for step in range(2):
-        ids = torch.tensor([[1, 4, 7], [3, 1, 0]][step])
-        seen = []
-        for loss in losses:
-            feats = [unit(3, D, seed=i).requires_grad_() for i in range(2)]
-            torch.manual_seed(step)
-            value = loss(*feats, ids)
-            value.backward()
-            loss.bank.commit()
-            seen.append((value.detach(), loss.mi_bound, *(feat.grad for feat in feats)))
-        for ours, expected in zip(*seen):
-            torch.testing.assert_close(ours, expected)
-    first, second = (loss.bank.state_dict() for loss in losses)
-    assert set(first) == set(second)
-    for key, value in first.items():
-        torch.testing.assert_close(second[key], value, equal_nan=True)
-
-
 @pytest.mark.parametrize('sharded', [False, True])
 @pytest.mark.parametrize('word', ['float16', 'bfloat16'])
 def test_narrow_rows(sharded, word):
