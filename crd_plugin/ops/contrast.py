@@ -73,7 +73,15 @@ def nce(
         query = full_precision(anchor.detach()) / temperature
         # P / (c + eps) = exp(s - shift), so both logarithms are softplus of it.
         shift = (log_z + math.log(noise + EPS)).to(query.dtype)
-        loss, grad, positive = _nce_sums(query, banks, negatives, shift, kernel)
+        slots = negatives.shards.gather(query)[:, negatives.anchors]
+        if kernel == 'triton' and slots.dtype == torch.float32 and negatives.counts is None:
+            from .triton_contrast import scored_pass
+        else:
+            scored_pass = _scored_pass
+        loss, grad, left_out = scored_pass(slots, banks, negatives, shift)
+        loss, grad = negatives.collect(loss).sum(2), negatives.collect(grad).sum(2)
+        weight, loss, grad, positive = _sum_shards(banks, negatives, left_out, loss, grad)
+        loss, grad = loss * weight, grad * weight[..., None]
         below = shift[:, None] - (query * positive).sum(-1)
         positive_loss = F.softplus(below, threshold=_LINEAR)
         grad -= positive * torch.sigmoid(below)[..., None]
@@ -162,11 +170,12 @@ class _Piece(NamedTuple):
     score: Tensor  # (s, b, m), -inf where a row is left out.
     rows: Tensor  # (s, m, D)
     counts: Tensor | None  # How often each row counts, like the scores.
-    left_out: Tensor | None  # Number of rows left out, (s, b), with the first direction alone.
 
 
-def _pieces(slots: Tensor, banks: Sequence[Tensor], negatives: Negatives) -> Iterator[_Piece]:
-    """Score the anchors of all sets, ``(E, S, b, D)``, against the rows of their sets."""
+def _pieces(
+    slots: Tensor, banks: Sequence[Tensor], negatives: Negatives, left_out: Tensor
+) -> Iterator[_Piece]:
+    """Score the anchors of all sets, ``(E, S, b, D)``; count rows left out in ``(S, b)``."""
     num_sets, size, width = slots.shape[1:]
     sets_at_once, limit = _piece_size(slots)
     rows_at_once = min(negatives.rows_per_set, max(1, limit // (sets_at_once * size)))
@@ -177,13 +186,13 @@ def _pieces(slots: Tensor, banks: Sequence[Tensor], negatives: Negatives) -> Ite
         for start in range(0, negatives.rows_per_set, rows_at_once):
             columns = slice(start, start + rows_at_once)
             index = None if negatives.rows is None else negatives.rows[sets, columns].flatten()
-            excluded = counts = left_out = None
+            excluded = counts = None
             row_key, anchor_key = negatives.row_key, negatives.anchor_key
             if row_key is not None and anchor_key is not None:
                 own = anchor_key[negatives.anchors[sets], None]
                 key = row_key[columns] if index is None else row_key[index]
                 excluded = own == key.view(sets_at_once, 1, -1)
-                left_out = excluded.sum(-1)
+                left_out[sets] += excluded.sum(-1)
             elif negatives.counts is not None:
                 counts = negatives.counts[None, :, columns]
                 excluded = counts == 0
@@ -194,8 +203,7 @@ def _pieces(slots: Tensor, banks: Sequence[Tensor], negatives: Negatives) -> Ite
                 torch.bmm(slots[direction, sets], rows.mT, out=score)
                 if excluded is not None:
                     score.masked_fill_(excluded, -math.inf)
-                yield _Piece((direction, sets), score, rows, counts, left_out)
-                left_out = None
+                yield _Piece((direction, sets), score, rows, counts)
 
 
 def _piece_size(slots: Tensor) -> tuple[int, int]:
@@ -205,28 +213,13 @@ def _piece_size(slots: Tensor) -> tuple[int, int]:
     return slots.size(1), 1 << 26  # Few kernel launches.
 
 
-def _nce_sums(
-    query: Tensor, banks: Sequence[Tensor], negatives: Negatives, shift: Tensor, kernel: str
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Weighted sum of softplus(s - shift) over the negatives, its gradient, positive rows."""
-    slots = negatives.shards.gather(query)[:, negatives.anchors]
-    if kernel == 'triton' and slots.dtype == torch.float32 and negatives.counts is None:
-        from .triton_contrast import scored_pass
-    else:
-        scored_pass = _scored_pass
-    loss, grad, left_out = scored_pass(slots, banks, negatives, shift)
-    loss, grad = negatives.collect(loss).sum(2), negatives.collect(grad).sum(2)
-    weight, loss, grad, positive = _sum_shards(banks, negatives, left_out, loss, grad)
-    return loss * weight, grad * weight[..., None], positive
-
-
 def _scored_pass(
     slots: Tensor, banks: Sequence[Tensor], negatives: Negatives, shift: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Sum softplus(s - shift) over the rows of each set, its gradient; count rows left out."""
     loss, grad = slots.new_zeros(slots.shape[:3]), torch.zeros_like(slots)
     left_out = slots.new_zeros(slots.shape[1:3])
-    for at, score, rows, counts, number in _pieces(slots, banks, negatives):
+    for at, score, rows, counts in _pieces(slots, banks, negatives, left_out):
         score -= shift[at[0]]
         value = F.softplus(score, threshold=_LINEAR)
         slope = score.sigmoid_()
@@ -234,8 +227,6 @@ def _scored_pass(
             value, slope = value * counts, slope * counts
         loss[at] += value.sum(-1)
         grad[at].baddbmm_(slope, rows)
-        if number is not None:
-            left_out[at[1]] += number
     return loss, grad, left_out
 
 
@@ -248,7 +239,7 @@ def _softmax_sums(
     largest = slots.new_full(slots.shape[:3], torch.finfo(slots.dtype).min)
     total, row_sum = torch.zeros_like(largest), torch.zeros_like(slots)
     left_out = slots.new_zeros(slots.shape[1:3])
-    for at, score, rows, counts, number in _pieces(slots, banks, negatives):
+    for at, score, rows, counts in _pieces(slots, banks, negatives, left_out):
         top = torch.maximum(largest[at], score.amax(-1))
         value = score.sub_(top[..., None]).exp_()
         if counts is not None:
@@ -257,8 +248,6 @@ def _softmax_sums(
         total[at] = total[at] * shrink + value.sum(-1)
         row_sum[at] = torch.baddbmm(row_sum[at] * shrink[..., None], value, rows)
         largest[at] = top
-        if number is not None:
-            left_out[at[1]] += number
     # Bring the sets of each anchor, and the shards, to one scale.
     largest = negatives.collect(largest)
     top = negatives.shards.largest(largest.amax(2))

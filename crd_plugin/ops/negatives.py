@@ -167,18 +167,7 @@ def given_negatives(
     dtype: torch.dtype = torch.float32,
     shards: Shards | None = None,
 ) -> Negatives:
-    """Score exactly the given rows; a row that is given twice counts twice.
-
-    Args:
-        contrast_idx (Tensor): Rows of each anchor, ``(B, 1 + K)`` int64, the first column the
-            positive.
-        num_rows (int): Rows N of the whole bank.
-        dtype (torch.dtype): Type in which scores are computed.
-        shards (Shards, optional): As for :func:`draw_negatives`.
-
-    Returns:
-        Negatives: Ready to be scored.
-    """
+    """Score the given rows ``(B, 1 + K)``, the positive first, as often as each is given."""
     shards = shards or Shards()
     positive, index = contrast_idx[:, 0], contrast_idx[:, 1:]
     batch, num_negatives = index.shape
@@ -186,7 +175,7 @@ def given_negatives(
     if shards.world == 1 and num_rows > _ROWS_PER_GIVEN_ID * num_negatives:
         return Negatives(num_negatives, num_rows, shards, positive, index, each, each)
     here = index % shards.world == shards.rank
-    kept = -(-(num_rows - shards.rank) // shards.world)
+    kept = len(range(shards.rank, num_rows, shards.world))
     counts = torch.zeros(batch, kept, dtype=dtype, device=index.device)
     place = torch.where(here, index // shards.world, 0)
     counts.scatter_add_(1, place, here.to(dtype))
