@@ -7,8 +7,6 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-__all__ = ['initial_rows', 'last_occurrence', 'momentum_rows']
-
 # Rows that are drawn at once, so that a rank that keeps some of them needs little memory for the
 # others.
 _ROWS_AT_ONCE = 1 << 16

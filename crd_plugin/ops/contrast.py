@@ -19,8 +19,6 @@ from torch import Tensor
 from .features import full_precision, no_autocast
 from .negatives import Negatives
 
-__all__ = ['EPS', 'ContrastResult', 'critic_loss', 'info_nce', 'log_partition', 'nce']
-
 # Added to K / N in the denominators of the public code.
 EPS = 1e-7
 

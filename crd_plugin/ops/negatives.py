@@ -8,16 +8,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = [
-    'Negatives',
-    'RowKeys',
-    'Shards',
-    'class_keys',
-    'draw_negatives',
-    'given_negatives',
-    'row_keys',
-]
-
 # 'sampled' cuts one draw into at most this many sets, and an anchor takes this many of them: the
 # products cost TAKEN / MOST_SETS of scoring the whole draw.
 MOST_SETS = 8

@@ -11,8 +11,6 @@ from torch import Tensor
 
 from .features import full_precision, no_autocast
 
-__all__ = ['METHODS', 'POOLS', 'Blocks', 'pair_blocks', 'pool_flat', 'resolve_pool']
-
 METHODS = ('last', 'smallest', 'largest', 'first', 'random')
 POOLS = ('auto', 'avg8', 'global')
 

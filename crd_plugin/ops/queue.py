@@ -9,8 +9,6 @@ from torch import Tensor
 
 from .features import full_precision, no_autocast
 
-__all__ = ['enqueue', 'move_averages', 'queue_logits']
-
 
 @torch.no_grad()
 def enqueue(rows: Tensor, pointer: Tensor, keys: Tensor, is_new: Tensor | None = None) -> None:

@@ -17,8 +17,6 @@ from torch import Tensor
 
 from .negatives import Negatives
 
-__all__ = ['scored_pass']
-
 # Numbers in a block of rows, which has to fit on the chip: 64 rows of width 128.
 _BLOCK = 1 << 13
 _MOST_PARTS = 256

@@ -7,8 +7,6 @@ from collections.abc import Callable, Hashable
 import torch
 from torch import Tensor
 
-__all__ = ['CapturedStep']
-
 _Function = Callable[..., tuple[Tensor, ...]]
 
 

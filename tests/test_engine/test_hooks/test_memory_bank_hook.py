@@ -69,32 +69,19 @@ def checkpoint(tmp_path_factory):
 
 
 def test_bank_is_sized_after_the_loop_is_built(tmp_path):
-    seen = {}
+    sizes = []
 
     def look(runner):
-        bank = _bank(runner)
-        seen.update(
-            loop=isinstance(runner._train_loop, BaseLoop),
-            loaded=runner._has_loaded,
-            size=bank.num_samples,
-            labels=bank.labels.tolist(),
-            has_z=bank.has_z,
-            norm=float(bank.student.norm(dim=1).mean()),
-        )
+        bank, dataset = _bank(runner), runner.train_dataloader.dataset
+        assert isinstance(runner._train_loop, BaseLoop) and not runner._has_loaded
+        assert not bank.has_z and bank.labels.tolist() == dataset.get_gt_labels().tolist()
+        assert float(bank.student.norm(dim=1).mean()) == pytest.approx(1, abs=0.1)
+        sizes.append(bank.num_samples)
 
     runner = _quiet(tmp_path, Watch('before_run', look))
     assert _bank(runner).num_samples == 0
     runner.train()
-    dataset = runner.train_dataloader.dataset
-    assert seen.pop('norm') == pytest.approx(1, abs=0.1)
-    assert seen == dict(
-        loop=True,
-        loaded=False,
-        size=len(dataset),
-        labels=dataset.get_gt_labels().tolist(),
-        has_z=False,
-    )
-    assert len(dataset) == small_runs.NUM_SAMPLES
+    assert sizes == [small_runs.NUM_SAMPLES] == [len(runner.train_dataloader.dataset)]
 
 
 def test_seed_decides_the_fresh_rows(tmp_path):
@@ -190,11 +177,8 @@ def test_two_banks_are_kept_apart(tmp_path):
     first, second = _bank(runner), _bank(runner, 'loss_crd_2')
     assert first.has_z and second.has_z
     assert not torch.equal(first.student, second.student)
-    line = small_runs.scalars(tmp_path)[-1]
-    assert {key for key in line if key.startswith('mi_bound')} == {
-        'mi_bound_at_crd',
-        'mi_bound_at_crd_2',
-    }
+    bounds = {key for key in small_runs.scalars(tmp_path)[-1] if key.startswith('mi_bound')}
+    assert bounds == {'mi_bound_at_crd', 'mi_bound_at_crd_2'}
 
 
 def test_rows_that_a_captured_step_wrote_are_not_written_again(tmp_path, monkeypatch):

@@ -19,7 +19,7 @@ def build(**kwargs):
 def test_published_numbers(name, dtype):
     case = golden.load(name)
     loss = build(tau=float(case['temperature']), loss_weight=1.0)
-    method_cases.check(loss, case, dtype, one=True)
+    method_cases.check(loss, case, dtype)
 
 
 def test_published_settings():

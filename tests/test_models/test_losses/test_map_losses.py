@@ -15,12 +15,6 @@ KDSVD_CASES = ['zoo_kdsvd', 'zoo_kdsvd_mixed_spatial']
 NST_FORMS = {'positions': [(2, 6, 2, 2), (2, 7, 2, 2)], 'channels': [(2, 2, 3, 3), (2, 3, 3, 3)]}
 
 
-@pytest.mark.parametrize('dtype', method_cases.DTYPES)
-@pytest.mark.parametrize('loss, name', [(ATLoss, 'zoo_at'), (NSTLoss, 'zoo_nst')])
-def test_published_numbers(loss, name, dtype):
-    method_cases.check(loss(), golden.load(name), dtype)
-
-
 def test_mmrazors_at_is_the_same_for_one_size():
     case = golden.load('zoo_at')
     for i in (0, 1):
@@ -59,10 +53,8 @@ def fsp_maps(shapes=FSP_SHAPES, **kwargs):
 
 
 @pytest.mark.parametrize('dtype', method_cases.DTYPES)
-def test_published_fsp(dtype):
-    """The case has maps of two sizes, which RepDistiller lets pass."""
+def test_published_flows(dtype):
     case = golden.load('zoo_fsp')
-    method_cases.check(FSPLoss(match_sizes=False), case, dtype, by_layer=False)
     student, teacher = method_cases.features(case, dtype)
     suffix = '_f64' if dtype == torch.float64 else ''
     for i, (s, t) in enumerate(zip(fsp_loss.flows(student), fsp_loss.flows(teacher))):
