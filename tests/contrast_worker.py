@@ -31,8 +31,8 @@ SHARD_MODES = [
     for objective in ('nce', 'infonce')
     for exclude, given in (('class', False), ('instance', False), ('instance', True))
 ]
-# An id and the bits of NaN, -0 and infinity in float32.
-KEYS = [3, 0x7F800001_7FA00001, 0x80000000, 2**62 + 7, -1]
+# Bits of float32 that a careless copy might change: quiet and signalling NaN, -0; and large ids.
+KEYS = [3, 0x7F800001_7FA00001, 0x80000000, 2**62 + 2**33 + 7, 0x7FC00000_FF800001 - 2**63]
 
 
 class Connectors(nn.Module):

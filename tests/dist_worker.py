@@ -17,22 +17,11 @@ from torch.utils.data import DataLoader, Dataset
 import crd_plugin  # noqa: F401
 from crd_plugin.engine import MemoryBankHook
 from crd_plugin.models.losses import CRDLoss
-from crd_plugin.models.memory_bank import PendingUpdate, gather_updates
 
 from . import small_runs
 
 NUM_ROWS, BATCH_SIZE, NUM_NEGATIVES = 40, 6, 12
 WIDTHS = dict(loss_a=8, loss_b=5)  # one bank each
-# Bits of float32 that a careless copy might change: quiet and signalling NaN,
-# negative zero; and plain large ones.
-LARGE_IDS = [
-    2**32 + 5,
-    2**62 + 2**33 + 7,
-    0x7F800001_7FA00001,
-    0x7FC00000_FF800001 - 2**63,
-    0x80000000,
-    3,
-]
 
 
 class Batch(NamedTuple):
@@ -182,17 +171,6 @@ def notice_drift(trainer: SimpleNamespace, rank: int) -> dict[str, str]:
     return messages
 
 
-def gather_large_ids(rank: int, world: int) -> dict[str, Tensor]:
-    found = {}
-    for name, batch_size in (('padded', 9), ('unknown', None)):
-        ids = torch.tensor(LARGE_IDS[: 6 - rank])
-        embedding = torch.full((ids.numel(), 2), float(rank))
-        update = gather_updates([PendingUpdate(ids, embedding, embedding)], batch_size)[0]
-        found[name] = update.sample_idx
-        found[f'{name}_student'] = update.student
-    return found
-
-
 class Spy(Hook):
     priority = 'VERY_HIGH'
 
@@ -276,7 +254,6 @@ def work(rank: int, folder: str) -> None:
             batches = [step[rank] for step in make_steps(world)]
             result['steps'] = take_steps(trainer, batches)
             result['drift'] = notice_drift(trainer, rank)
-            result['large_ids'] = gather_large_ids(rank, world)
             if world == 2:
                 result['wrapped'] = [train_wrapped(place, value) for value in (False, True)]
                 result['online'] = train_online(place)

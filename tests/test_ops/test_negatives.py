@@ -101,6 +101,11 @@ def test_sets_are_smaller_products():
     assert drawn.rows.shape == (MOST_SETS, 5517)
     assert drawn.anchors.shape == (MOST_SETS, 64 * TAKEN // MOST_SETS)
     assert drawn.slots.shape == (64, TAKEN)
+    # Two anchors share 3 / 8 of their rows in the mean: none, or those of one, two or three sets.
+    sets = [set((slots // drawn.anchors.size(1)).tolist()) for slots in drawn.slots]
+    shared = [len(a & b) for a in sets for b in sets]
+    assert set(shared) == {0, 1, 2, 3}
+    assert sum(shared) / len(shared) / TAKEN == pytest.approx(TAKEN / MOST_SETS)
 
 
 @pytest.mark.parametrize(
@@ -133,17 +138,6 @@ def test_uniform_over_rows_and_over_pairs_of_rows(labels, num_negatives):
     assert 1e-3 < stats.chi2.sf(float(statistic), len(pool) - 1) < 1 - 1e-3
     z = (hits - expected_hits) / expected_hits**0.5
     assert z.abs().max() < 4.5
-
-
-def test_how_many_rows_two_anchors_share():
-    """In the mean 3 / 8 of their rows: none, or those of one, two or three sets."""
-    drawn = draw_negatives('sampled', torch.arange(64), row_keys(50000, CPU), 16384)
-    assert drawn.rows.unique().numel() == drawn.rows.numel()
-    size = drawn.anchors.size(1)
-    sets = [set((slots // size).tolist()) for slots in drawn.slots]
-    shared = [len(a & b) for a in sets for b in sets]
-    assert set(shared) == {0, 1, 2, 3}
-    assert sum(shared) / len(shared) / TAKEN == pytest.approx(TAKEN / MOST_SETS)
 
 
 @pytest.mark.parametrize('number, num_rows', [(5, 5), (7, 1000), (60, 100), (1, 100000)])
