@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -59,11 +61,11 @@ def check_state(
             )
     keys = [f'{prefix}log_z_{side}' for side in SIDES]
     if all(key in state_dict for key in keys):
-        constants = torch.stack([state_dict[key] for key in keys])
-        if not constants.isfinite().all() and not constants.isnan().all():  # NaN: not set
+        values = [float(state_dict[key]) for key in keys]
+        if not all(map(math.isfinite, values)) and not all(map(math.isnan, values)):  # NaN: not set
             raise ValueError(
-                f'{name} has log_z_student {float(constants[0]):.4g} and log_z_teacher '
-                f'{float(constants[1]):.4g}, expected finite constants: {damaged}'
+                f'{name} has log_z_student {values[0]:.4g} and log_z_teacher {values[1]:.4g}, '
+                f'expected finite constants: {damaged}'
             )
     labels = state_dict.get(prefix + 'labels')
     if labels is not None and labels.numel() and own_labels.numel():

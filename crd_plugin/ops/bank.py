@@ -34,21 +34,11 @@ def initial_rows(
 
 
 def momentum_rows(old: Tensor, embedding: Tensor, momentum: float) -> Tensor:
-    """Return the new rows ``unit(m * old + (1 - m) * embedding)``.
-
-    A row whose sum is zero (opposite embeddings, m = 0.5) keeps its old value.
-
-    Args:
-        old (Tensor): Rows in the bank, ``(..., D)`` float.
-        embedding (Tensor): New embeddings, ``(..., D)`` float.
-        momentum (float): Weight of the OLD row, [0, 1).
-
-    Returns:
-        Tensor: ``(..., D)``, in the dtype of ``old``.
-    """
+    """Return the new rows ``unit(m * old + (1 - m) * embedding)`` in the type of the old."""
     kept = old.to(torch.promote_types(old.dtype, torch.float32))
     mixed = momentum * kept + (1 - momentum) * embedding.to(kept.dtype)
     norm = torch.linalg.vector_norm(mixed, dim=-1, keepdim=True)
+    # Opposite embeddings cancel at m = 0.5: then the row keeps its old value.
     return torch.where(norm == 0, kept, mixed / norm).to(old.dtype)
 
 

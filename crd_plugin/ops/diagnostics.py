@@ -41,15 +41,7 @@ def uniformity(embeddings: Tensor) -> Tensor:
 
 
 def gradient_norm(loss: Tensor, parameters: Sequence[Tensor]) -> float | None:
-    """Return the L2 norm of the gradient of a loss; ``backward()`` remains possible.
-
-    Args:
-        loss (Tensor): Scalar.
-        parameters (Sequence[Tensor]): What the gradient is taken with respect to.
-
-    Returns:
-        float: The norm; None if the loss does not reach any of them.
-    """
+    """Return the L2 norm of the gradient of a loss by parameters; None if it reaches none."""
     if not parameters or not loss.requires_grad:
         return None
     gradients = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)

@@ -148,35 +148,15 @@ def absolute_power(x: Tensor, power: float) -> Tensor:
 
 
 def unit_vectors(x: Tensor, dim: int) -> Tensor:
-    """Divide vectors by their L2 norm; a zero vector stays zero.
-
-    Unlike by ``F.normalize``, a vector whose norm is below 1e-12 is not divided, so a zero vector
-    passes the gradient on unchanged instead of 1e12 times as large.
-
-    Args:
-        x (Tensor): Any shape.
-        dim (int): Dimension along which a vector lies.
-
-    Returns:
-        Tensor: The same shape.
-    """
+    """Divide vectors along a dimension by their L2 norm; one below 1e-12 stays as it is."""
+    # So a zero vector passes the gradient on unchanged; by F.normalize it is 1e12 times as large.
     norm = torch.linalg.vector_norm(x, dim=dim, keepdim=True)
     return x / norm.masked_fill(norm < 1e-12, 1)
 
 
 def prediction_distance(prediction: Tensor, target: Tensor) -> Tensor:
-    """Compute the squared distance of unit vectors, ``2 - 2 cos``, per sample.
-
-    Source: Grill et al., arXiv:2006.07733, eq. 2; numbers of ShipengFu/CoCoRD ``helper/util.py``,
-    class DistillMSE, @ 645b95d.
-
-    Args:
-        prediction (Tensor): Predictions, ``(B, D)`` float.
-        target (Tensor): Targets, ``(B, D)`` float; no gradient reaches them.
-
-    Returns:
-        Tensor: ``(B,)`` float32 (float64 for float64 predictions).
-    """
+    """Return ``2 - 2 cos`` per sample of vectors ``(B, D)``; the target gets no gradient."""
+    # Grill et al., arXiv:2006.07733, eq. 2; numbers of ShipengFu/CoCoRD `helper/util.py` @ 645b95d.
     with no_autocast(prediction):
         prediction = unit_vectors(full_precision(prediction), dim=-1)
         target = unit_vectors(full_precision(target.detach()), dim=-1)

@@ -41,19 +41,8 @@ def enqueue(rows: Tensor, pointer: Tensor, keys: Tensor, is_new: Tensor | None =
 
 
 def queue_logits(query: Tensor, key: Tensor, rows: Tensor, temperature: float) -> Tensor:
-    """Score each query against its own key, then against the whole queue.
-
-    The cross-entropy of these scores with class 0 is InfoNCE. Keys and queue get no gradient.
-
-    Args:
-        query (Tensor): ``(B, D)`` float with unit L2 norm.
-        key (Tensor): The positive of each query, ``(B, D)`` float with unit L2 norm.
-        rows (Tensor): The queue, ``(K, D)`` float.
-        temperature (float): Divides the scores.
-
-    Returns:
-        Tensor: ``(B, 1 + K)`` float32 (float64 for float64 queries).
-    """
+    """Score queries ``(B, D)`` against their own key, then the queue: ``(B, 1 + K)`` float32."""
+    # The cross-entropy with class 0 is InfoNCE. Keys and queue get no gradient.
     with no_autocast(query):
         query = full_precision(query)
         key, rows = key.detach().to(query), rows.detach().to(query)
