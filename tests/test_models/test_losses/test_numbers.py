@@ -22,7 +22,7 @@ def numbers():
                 yield pytest.param(cls, needed, argument.name, wrong, id=f'{name}-{argument.name}')
 
 
-@pytest.mark.parametrize('cls, needed, argument, wrong', numbers())
+@pytest.mark.parametrize('cls, needed, argument, wrong', list(numbers()))
 def test_numbers_out_of_range(cls, needed, argument, wrong):
     for value in wrong:
         with pytest.raises((ValueError, TypeError)) as error:
