@@ -101,20 +101,8 @@ def pair_logits(s_feats: Features, t_feats: Features) -> tuple[Tensor, Tensor]:
 
 
 def match_heights(s_map: Tensor, t_map: Tensor) -> tuple[Tensor, Tensor]:
-    """Reduce the higher of two maps to the size of the lower one by average pooling.
-
-    Source: HobbitLong/RepDistiller ``distiller_zoo/AT.py``, where maps are square.
-
-    Args:
-        s_map (Tensor): Student map, ``(B, C_s, H_s, W_s)``.
-        t_map (Tensor): Teacher map, ``(B, C_t, H_t, W_t)``.
-
-    Returns:
-        tuple[Tensor, Tensor]: Both with height ``min(H_s, H_t)`` and equal widths.
-
-    Raises:
-        ValueError: If one map is higher and the other wider, or only the widths differ.
-    """
+    """Average the higher of two maps ``(B, C, H, W)`` down to the height and width of the lower."""
+    # As HobbitLong/RepDistiller `distiller_zoo/AT.py`, where maps are square.
     s_size, t_size = (s_map.size(2), s_map.size(3)), (t_map.size(2), t_map.size(3))
     if s_size == t_size:
         return s_map, t_map
