@@ -41,14 +41,11 @@ def nce(
     temperature: float,
     kernel: str = 'torch',
 ) -> ContrastResult:
-    r"""Noise-contrastive objective of CRD.
+    """Noise-contrastive objective of CRD.
 
-    With :math:`s_{ij} = \langle g_i, v_j \rangle / \tau`, :math:`P = e^s / Z`, :math:`c = K / N`
-    and :math:`h = P / (P + c + \epsilon)`,
-
-    .. math::
-        L = -\frac{1}{B} \sum_i \Big[ \log h_{i,pos}
-            + \sum_k \log \frac{c}{P_{ik} + c + \epsilon} \Big].
+    With ``s = <g, v> / tau``, ``P = e^s / Z`` and ``c = K / N`` the loss of an anchor is ``-log h``
+    of its positive, ``h = P / (P + c + eps)``, minus the sum of ``log (c / (P + c + eps))`` over
+    its negatives.
 
     Source: Tian et al., arXiv:1910.10699, eq. 17-18; numbers of HobbitLong/RepDistiller
     ``crd/criterion.py``, including its ``eps``, which the paper does not have.
