@@ -1,7 +1,5 @@
 """What the processes of tests/test_models/test_collectives.py do."""
 
-import os
-import traceback
 from pathlib import Path
 
 import torch
@@ -11,9 +9,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import crd_plugin  # noqa: F401
-from crd_plugin.models.bank_update import gather_updates
 from crd_plugin.models.collectives import gather_batches, gather_sizes, own_part
 from crd_plugin.models.losses import CRDLoss
+from crd_plugin.models.memory_bank import gather_updates
 
 from . import small_runs
 
@@ -33,8 +31,8 @@ SHARD_MODES = [
     for objective in ('nce', 'infonce')
     for exclude, given in (('class', False), ('instance', False), ('instance', True))
 ]
-# An id and the bits of NaN, -0 and infinity in float32.
-KEYS = [3, 0x7F800001_7FA00001, 0x80000000, 2**62 + 7, -1]
+# Bits of float32 that a careless copy might change: quiet and signalling NaN, -0; and large ids.
+KEYS = [3, 0x7F800001_7FA00001, 0x80000000, 2**62 + 2**33 + 7, 0x7FC00000_FF800001 - 2**63]
 
 
 class Connectors(nn.Module):
@@ -51,7 +49,6 @@ class Connectors(nn.Module):
         self.loss = CRDLoss(D, negatives='batch', objective=objective, exclude=exclude)
 
     def forward(self, s_feats, t_feats, sample_idx, labels) -> Tensor:
-        """Loss of raw features."""
         return self.loss(
             F.normalize(self.student(s_feats), dim=1),
             F.normalize(self.teacher(t_feats), dim=1),
@@ -79,7 +76,6 @@ def make_steps(name: str) -> list[list[dict[str, Tensor]]]:
 
 
 def join(batches: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """The batch of a single process."""
     return {key: torch.cat([batch[key] for batch in batches]) for key in batches[0]}
 
 
@@ -108,7 +104,6 @@ def contrast_batches(model: nn.Module, batches: list[dict[str, Tensor]], ids: bo
 
 
 def in_batch(rank: int) -> dict[tuple, list[dict]]:
-    """Every mode under DDP, as training runs it."""
     found = {}
     for name in SIZES:
         batches = [step[rank] for step in make_steps(name)]
@@ -173,7 +168,6 @@ def make_bank_steps() -> list[list[dict[str, Tensor]]]:
 
 
 def contrast_with_bank(loss: CRDLoss, batches: list[dict[str, Tensor]], given: bool) -> list[dict]:
-    """Losses, gradients and banks, step by step."""
     seen = []
     for batch in batches:
         feats = [batch[name].clone().requires_grad_() for name in ('s_feats', 't_feats')]
@@ -219,7 +213,7 @@ def with_shards(rank: int) -> dict[tuple, dict]:
 
 def _value(loss: CRDLoss, batch: dict[str, Tensor]) -> Tensor:
     """Loss of a batch with new negatives, Z given."""
-    loss.bank._has_z = True
+    loss.bank.has_z = True
     loss.bank.log_z_student.fill_(5.0)
     loss.bank.log_z_teacher.fill_(5.5)
     return loss(batch['s_feats'], batch['t_feats'], batch['sample_idx'])
@@ -323,23 +317,9 @@ def train(folder: Path) -> dict:
 
 
 def work(rank: int, folder: str) -> None:
-    """Entry point of a process."""
-    torch.set_num_threads(1)
-    folder = Path(folder)
-    os.environ['LOCAL_RANK'] = str(rank)
-    dist.init_process_group(
-        'gloo', init_method=f'file://{folder}/init', rank=rank, world_size=WORLD
-    )
-    result = {}
-    try:
+    with small_runs.process_group(rank, folder) as result:
         result['gathering'] = gathering(rank)
         result['in_batch'] = in_batch(rank)
-        result['trained'] = train(folder)
+        result['trained'] = train(Path(folder))
         result['with_shards'] = with_shards(rank)
-        result['runs'] = real_runs(folder)
-    except Exception:
-        result['error'] = traceback.format_exc()
-        raise
-    finally:
-        torch.save(result, folder / f'rank_{rank}.pth')
-        dist.destroy_process_group()
+        result['runs'] = real_runs(Path(folder))

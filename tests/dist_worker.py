@@ -1,7 +1,5 @@
 """What the processes of the distributed tests do; they import this file."""
 
-import os
-import traceback
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -18,23 +16,12 @@ from torch.utils.data import DataLoader, Dataset
 
 import crd_plugin  # noqa: F401
 from crd_plugin.engine import MemoryBankHook
-from crd_plugin.models.bank_update import PendingUpdate, gather_updates
 from crd_plugin.models.losses import CRDLoss
 
 from . import small_runs
 
 NUM_ROWS, BATCH_SIZE, NUM_NEGATIVES = 40, 6, 12
 WIDTHS = dict(loss_a=8, loss_b=5)  # one bank each
-# Bits of float32 that a careless copy might change: quiet and signalling NaN,
-# negative zero; and plain large ones.
-LARGE_IDS = [
-    2**32 + 5,
-    2**62 + 2**33 + 7,
-    0x7F800001_7FA00001,
-    0x7FC00000_FF800001 - 2**63,
-    0x80000000,
-    3,
-]
 
 
 class Batch(NamedTuple):
@@ -46,27 +33,21 @@ class Batch(NamedTuple):
 
 
 class Rows(Dataset):
-    """Forty samples of four classes, without any content."""
-
     num_samples = NUM_ROWS
 
     def __len__(self) -> int:
         return NUM_ROWS
 
     def get_gt_labels(self) -> Tensor:
-        """Class of each."""
         return torch.arange(NUM_ROWS) % 4
 
 
 class Loop(BaseLoop):
-    """Stands for a training loop."""
-
     def run(self) -> None:
         """Not called."""
 
 
 def make_steps(world: int) -> list[list[Batch]]:
-    """Batches of all ranks in four steps."""
     generator = torch.Generator().manual_seed(world)
 
     def batch(sample_idx: Tensor) -> Batch:
@@ -164,7 +145,6 @@ def take_steps(trainer: SimpleNamespace, batches: list[Batch]) -> list[dict]:
 
 
 def error_of(function, *args) -> str:
-    """Class and message of what a call raises."""
     try:
         function(*args)
     except Exception as error:
@@ -191,34 +171,18 @@ def notice_drift(trainer: SimpleNamespace, rank: int) -> dict[str, str]:
     return messages
 
 
-def gather_large_ids(rank: int, world: int) -> dict[str, Tensor]:
-    """Ids that need all of their 64 bits."""
-    found = {}
-    for name, batch_size in (('padded', 9), ('unknown', None)):
-        ids = torch.tensor(LARGE_IDS[: 6 - rank])
-        embedding = torch.full((ids.numel(), 2), float(rank))
-        update = gather_updates([PendingUpdate(ids, embedding, embedding)], batch_size)[0]
-        found[name] = update.sample_idx
-        found[f'{name}_student'] = update.student
-    return found
-
-
 class Spy(Hook):
-    """Keeps what every rank stages."""
-
     priority = 'VERY_HIGH'
 
     def __init__(self) -> None:
         self.start, self.updates, self.wrapper = None, [], None
 
     def before_train(self, runner) -> None:
-        """The fresh rows."""
         self.wrapper = runner.model.broadcast_buffers
         bank = _bank(runner)
         self.start = {key: value.clone() for key, value in bank.state_dict().items()}
 
     def after_train_iter(self, runner, *args, **kwargs) -> None:
-        """The update before it is committed."""
         self.updates.append(tuple(_bank(runner).pending))
 
 
@@ -282,28 +246,14 @@ def train_online(folder: Path) -> dict:
 
 def work(rank: int, folder: str) -> None:
     """Entry point of a process: in a group of four, then, maybe, of two."""
-    torch.set_num_threads(1)
-    folder = Path(folder)
-    os.environ['LOCAL_RANK'] = str(rank)
-    for world in (4, 2):
+    for world, place in ((4, Path(folder)), (2, Path(folder, 'pair'))):
         if rank >= world:
             return
-        dist.init_process_group(
-            'gloo', init_method=f'file://{folder}/init_{world}', rank=rank, world_size=world
-        )
-        result = {}
-        try:
+        with small_runs.process_group(rank, str(place), world) as result:
             trainer = make_trainer()
             batches = [step[rank] for step in make_steps(world)]
             result['steps'] = take_steps(trainer, batches)
             result['drift'] = notice_drift(trainer, rank)
-            result['large_ids'] = gather_large_ids(rank, world)
             if world == 2:
-                result['wrapped'] = [train_wrapped(folder, value) for value in (False, True)]
-                result['online'] = train_online(folder)
-        except Exception:
-            result['error'] = traceback.format_exc()
-            raise
-        finally:
-            torch.save(result, folder / f'world_{world}_rank_{rank}.pth')
-            dist.destroy_process_group()
+                result['wrapped'] = [train_wrapped(place, value) for value in (False, True)]
+                result['online'] = train_online(place)

@@ -40,20 +40,19 @@ def halved(x):
     return sum(x[:, :, i::2, j::2] for i in (0, 1) for j in (0, 1)) / 4
 
 
-def check(loss, case, dtype, one=False, by_layer=True):
+def check(loss, case, dtype, by_layer=True):
     """Compare the value and the student's gradients of one call with golden numbers.
 
     Args:
         loss (callable): Loss in training mode, of any dtype, or a function.
         case (dict): Golden arrays.
         dtype (torch.dtype): Type to compute in.
-        one (bool): Pass the only feature itself instead of a list.
         by_layer (bool): Where there are several layers, also compare each alone.
     """
     student, teacher = features(case, dtype)
     if isinstance(loss, torch.nn.Module):
         loss.to(dtype).zero_grad()
-    value = loss(student[0], teacher[0]) if one else loss(student, teacher)
+    value = loss(student[0], teacher[0]) if len(student) == 1 else loss(student, teacher)
     assert value.shape == () and value.dtype == dtype
     value.backward()
     suffix = '_f64' if dtype == torch.float64 else ''

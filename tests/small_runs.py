@@ -12,13 +12,15 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import mmengine.config.config
 import torch
+import torch.distributed as dist
 import torch.multiprocessing as mp
 from mmengine.config import Config
 from mmengine.hooks import Hook
@@ -261,10 +263,25 @@ def batch(size: int = 6, pixels: int = 8) -> tuple[Tensor, list[DataSample]]:
     return torch.randn(size, 3, pixels, pixels), samples
 
 
-def run_ranks(work: Callable[[int, str], None], folder: Path) -> list[Any]:
-    """Run a function of rank and folder in two processes; return what each saved there."""
+@contextmanager
+def process_group(rank: int, folder: str, world: int = 2) -> Iterator[dict[str, Any]]:
+    """Join a group of ranks in a folder, and leave there what is put into the result."""
+    torch.set_num_threads(1)
+    os.environ['LOCAL_RANK'] = str(rank)
+    init = f'file://{folder}/init'
+    dist.init_process_group('gloo', init_method=init, rank=rank, world_size=world)
+    result: dict[str, Any] = {}
+    try:
+        yield result
+    finally:
+        torch.save(result, f'{folder}/rank_{rank}.pth')
+        dist.destroy_process_group()
+
+
+def run_ranks(work: Callable[[int, str], None], folder: Path, ranks: int = 2) -> list[Any]:
+    """Run a function of rank and folder in processes; return what each saved there."""
     # Imports once, in a server without threads, of which the ranks are forks.
     mp.set_forkserver_preload([work.__module__])
     with mock.patch.dict(os.environ, PYTHONPATH=str(REPO)):
-        mp.start_processes(work, args=(str(folder),), nprocs=2, start_method='forkserver')
-    return [torch.load(folder / f'rank_{rank}.pth') for rank in range(2)]
+        mp.start_processes(work, args=(str(folder),), nprocs=ranks, start_method='forkserver')
+    return [torch.load(folder / f'rank_{rank}.pth') for rank in range(ranks)]

@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import math
 from numbers import Integral, Real
-from typing import Any
 
 
 def not_negative(name: str, value: float) -> float:
     """Require a finite number that is not negative: a TypeError or ValueError names it."""
-    check_number(name, value)
-    if not 0 <= value < math.inf:
+    if not 0 <= check_number(name, value) < math.inf:
         raise ValueError(f'{name} is {value}, expected a finite number that is not negative.')
     return value
 
 
 def positive(name: str, value: float, published: float) -> float:
     """Require a finite number above zero; the message gives the published value."""
-    check_number(name, value)
-    if not 0 < value < math.inf:
+    if not 0 < check_number(name, value) < math.inf:
         raise ValueError(f'{name} is {value}, expected a positive number (published: {published}).')
+    return value
+
+
+def old_weight(name: str, value: float, published: float) -> float:
+    """Require the weight of the old value in a moving average, [0, 1)."""
+    if not 0 <= check_number(name, value) < 1:
+        raise ValueError(
+            f'{name} is {value}, expected 0 <= {name} < 1: it is the weight of the old value, and '
+            f'1 would never learn (published: {published}).'
+        )
     return value
 
 
@@ -32,7 +39,8 @@ def count(name: str, value: int, hint: str = '') -> int:
     return value
 
 
-def check_number(name: str, value: Any) -> None:
+def check_number(name: str, value: float) -> float:
     """Require a number: a TypeError names the argument."""
     if not isinstance(value, Real):
         raise TypeError(f'{name} is {value!r}, expected a number.')
+    return value

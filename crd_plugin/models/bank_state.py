@@ -16,27 +16,22 @@ _LONGEST_ROW = 1.8
 
 
 def check_state(
-    num_rows: int,
-    embed_dim: int,
-    own_labels: Tensor,
-    state_dict: dict[str, Tensor],
-    prefix: str,
+    num_rows: int, embed_dim: int, own_labels: Tensor, state_dict: dict[str, Tensor], prefix: str
 ) -> None:
-    """Refuse the rows and labels of another data set, and damaged rows.
-
-    Nothing is changed. Rows may be missing: strict loading says so.
+    """Refuse the rows and labels of another data set, and damaged rows; change nothing.
 
     Args:
         num_rows (int): Rows N of the bank; 0 if it is not sized yet.
         embed_dim (int): Width D of the bank.
         own_labels (Tensor): Labels of the bank, ``(N,)`` int64, or empty.
-        state_dict (dict[str, Tensor]): State of a checkpoint.
+        state_dict (dict[str, Tensor]): State of a checkpoint. Strict loading says what is missing.
         prefix (str): Name of the bank in it, with a dot at the end.
 
     Raises:
         ValueError: If the rows or labels cannot be those of this bank.
     """
     name = f'The checkpoint\'s memory bank "{prefix[:-1]}"'
+
     damaged = 'the run had diverged or the file is damaged; resume from an earlier checkpoint.'
     for side in SIDES:
         if prefix + side not in state_dict:
@@ -57,20 +52,17 @@ def check_state(
                 f'width {embed_dim}; resume with the training set and embed_dim of that '
                 'run, or start again without --resume.'
             )
-        norms = rows.float().norm(dim=1) if len(rows) else torch.ones(1)
-        for norm in (float(norms.amin()), float(norms.amax())):
-            if not 0 < norm <= _LONGEST_ROW:  # nor NaN
-                raise ValueError(
-                    f'{name} has {side} rows with an L2 norm of {norm:.4g}, expected about 1: '
-                    f'{damaged}'
-                )
-    constants = [
-        state_dict[key] for side in SIDES if (key := f'{prefix}log_z_{side}') in state_dict
-    ]
-    if len(constants) == 2:
-        values = [float(constant) for constant in constants]
-        unset = all(map(math.isnan, values))
-        if not unset and not all(map(math.isfinite, values)):
+        norms = rows.float().norm(dim=1)
+        wrong = norms[~((norms > 0) & (norms <= _LONGEST_ROW))]  # NaN too
+        if len(wrong):
+            raise ValueError(
+                f'{name} has {side} rows with an L2 norm of {float(wrong[0]):.4g}, expected about '
+                f'1: {damaged}'
+            )
+    keys = [f'{prefix}log_z_{side}' for side in SIDES]
+    if all(key in state_dict for key in keys):
+        values = [float(state_dict[key]) for key in keys]
+        if not all(map(math.isfinite, values)) and not all(map(math.isnan, values)):  # NaN: not set
             raise ValueError(
                 f'{name} has log_z_student {values[0]:.4g} and log_z_teacher {values[1]:.4g}, '
                 f'expected finite constants: {damaged}'
@@ -84,27 +76,14 @@ def check_state(
             )
 
 
-def check_labels(labels: Tensor | None, num_samples: int) -> Tensor:
-    """Return the labels of all rows as int64; empty if there are none.
-
-    Args:
-        labels (Tensor, optional): Class of each row, ``(N,)`` integer.
-        num_samples (int): Rows N.
-
-    Returns:
-        Tensor: ``(N,)`` or ``(0,)`` int64.
-
-    Raises:
-        ValueError: If they are not one integer per row.
-    """
+def as_labels(labels: Tensor | None, num_samples: int) -> Tensor:
+    """Return the class of each row, any integers ``(N,)``, as int64; empty if there are none."""
     if labels is None:
         return torch.empty(0, dtype=torch.int64)
     labels = torch.as_tensor(labels)
-    if labels.shape != (num_samples,):
+    if labels.shape != (num_samples,) or labels.is_floating_point() or labels.is_complex():
         raise ValueError(
-            f'labels has shape {tuple(labels.shape)}, expected ({num_samples},): one label for '
-            'each row.'
+            f'labels is {labels.dtype} of shape {tuple(labels.shape)}, expected integers of shape '
+            f'({num_samples},): one class for each row.'
         )
-    if labels.is_floating_point() or labels.is_complex():
-        raise ValueError(f'labels is {labels.dtype}, expected integers: one class for each row.')
     return labels.long()

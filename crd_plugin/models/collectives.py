@@ -11,48 +11,33 @@ from torch import Tensor
 
 
 def gather_sizes(size: int, device: torch.device) -> list[int]:
-    """Gather the batch size of each rank, in rank order.
-
-    The sizes are read back to the host: collectives need equal shapes, and a sampler may give ranks
-    last batches of different sizes.
-
-    Args:
-        size (int): Batch size of this rank.
-        device (torch.device): Where collectives take place.
-
-    Returns:
-        list[int]: One per rank.
-    """
+    """Gather the batch size of each rank, in rank order: a sampler may give unequal last ones."""
     if get_world_size() == 1:
         return [size]
-    sizes = all_gather(torch.tensor([size], device=device))
-    return torch.cat(sizes).tolist()
+    return torch.cat(all_gather(torch.tensor([size], device=device))).tolist()
+
+
+def padding(batch: Tensor, batch_size: int | None) -> int:
+    """Return how many samples fill a batch up to ``batch_size``, None: to the longest rank's."""
+    if batch_size is None:
+        batch_size = max(gather_sizes(len(batch), batch.device))
+    if len(batch) > batch_size:
+        raise RuntimeError(
+            f"A batch has {len(batch)} samples, the data loader's batch_size is {batch_size}; give "
+            'each sample of a batch one embedding.'
+        )
+    return batch_size - len(batch)
 
 
 def own_part(sizes: Sequence[int]) -> slice:
-    """Return where this rank's samples lie among those of all ranks.
-
-    Args:
-        sizes (Sequence[int]): From :func:`gather_sizes`.
-
-    Returns:
-        slice: Of the concatenated batches.
-    """
+    """Return where this rank's samples lie among those of all ranks."""
     start = sum(sizes[: get_rank()])
     return slice(start, start + sizes[get_rank()])
 
 
 @torch.no_grad()
 def gather_rows(rows: Tensor, sizes: Sequence[int]) -> Tensor:
-    """Concatenate the rows of all ranks, in rank order, without gradient.
-
-    Args:
-        rows (Tensor): Rows of this rank, ``(B, ...)``, any type.
-        sizes (Sequence[int]): Batch size of each rank.
-
-    Returns:
-        Tensor: ``(sum of sizes, ...)``.
-    """
+    """Concatenate the rows ``(B, ...)`` of all ranks, of these sizes, without gradient."""
     if len(sizes) == 1:
         return rows
     missing = max(sizes) - len(rows)
@@ -63,32 +48,15 @@ def gather_rows(rows: Tensor, sizes: Sequence[int]) -> Tensor:
 
 
 def pack(ids: Tensor, embeddings: Sequence[Tensor]) -> Tensor:
-    """Lay ids and embeddings side by side, for one collective.
-
-    Ids keep all their bits: an int64 is carried as one float64 or two float32 numbers, which are
-    copied and never computed with.
-
-    Args:
-        ids (Tensor): An id or class of each sample, ``(B,)`` int64.
-        embeddings (Sequence[Tensor]): Each ``(B, D)``, all float32 or all float64.
-
-    Returns:
-        Tensor: ``(B, 1 or 2 + sum of D)``.
-    """
+    """Lay int64 ids ``(B,)`` and embeddings ``(B, D)`` of one type side by side."""
+    # Ids keep all their bits: an int64 is carried as one float64 or two float32 numbers, which are
+    # copied and never computed with.
     bits = ids.contiguous().view(embeddings[0].dtype).view(len(ids), -1)
     return torch.cat([bits, *embeddings], dim=1)
 
 
 def unpack(packed: Tensor, widths: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
-    """Undo :func:`pack`.
-
-    Args:
-        packed (Tensor): From :func:`pack`.
-        widths (Sequence[int]): Width D of each embedding.
-
-    Returns:
-        tuple[Tensor, list[Tensor]]: Ids ``(B,)`` int64 and the embeddings.
-    """
+    """Undo :func:`pack`: return ids and embeddings of these widths."""
     bits, *embeddings = packed.split([packed.size(1) - sum(widths), *widths], dim=1)
     return bits.detach().contiguous().view(torch.int64).view(-1), embeddings
 
@@ -96,7 +64,7 @@ def unpack(packed: Tensor, widths: Sequence[int]) -> tuple[Tensor, list[Tensor]]
 def gather_batches(
     ids: Tensor, embeddings: Sequence[Tensor], sizes: Sequence[int]
 ) -> tuple[Tensor, list[Tensor]]:
-    """Gather ids and embeddings of all ranks, in rank order, in one collective.
+    """Gather ids and embeddings, as for :func:`pack`, of all ranks, in one collective.
 
     The gradient of a gathered embedding is summed over the ranks and goes to the rank that it came
     from.
@@ -107,7 +75,7 @@ def gather_batches(
         sizes (Sequence[int]): Batch size of each rank.
 
     Returns:
-        tuple[Tensor, list[Tensor]]: Ids ``(sum of sizes,)`` and embeddings ``(sum of sizes, D)``.
+        tuple[Tensor, list[Tensor]]: Ids and embeddings in rank order.
     """
     if len(sizes) == 1:
         return ids, list(embeddings)
@@ -116,10 +84,7 @@ def gather_batches(
 
 
 class _GatherRows(torch.autograd.Function):
-    """Rows of all ranks; backward sums over ranks.
-
-    Every rank's loss depends on every row, hence the sum.
-    """
+    """Rows of all ranks. Every rank's loss depends on every row: backward sums over ranks."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, sizes: Sequence[int]) -> Tensor:

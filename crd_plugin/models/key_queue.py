@@ -22,22 +22,17 @@ class KeyQueue(nn.Module):
     """Keep the K latest keys of all ranks.
 
     A forward pass reads the rows and leaves its keys with :meth:`stage`; :meth:`commit` writes
-    them over the oldest rows after the step. So a forward pass does not change what it reads,
-    and the keys of all ranks enter in the same order on every rank.
+    them over the oldest rows after the step, as for :class:`MemoryBank`.
 
     Source: He et al., arXiv:1911.05722, section 3.2; behaviour matched: ShipengFu/CoCoRD
-    ``cocord/builder.py`` @ 645b95d. Differs: keys are rows (columns there); a batch may be
-    larger than the queue, whose last K keys stay (there, at most K are possible).
+    ``cocord/builder.py`` @ 645b95d. Differs: a batch may be larger than the queue.
 
     Args:
         embed_dim (int): Width D of a key.
         size (int): Number K of keys in the queue. Defaults to 2048.
 
-    Shape:
-        ``keys``: ``(K, D)`` float32 with unit L2 norm, initially random directions.
-        ``pointer``: scalar int64, the row that is written next.
-
-    State in checkpoints: ``keys``, ``pointer``.
+    State in checkpoints: ``keys`` ``(K, D)`` float32 with unit L2 norm, initially random
+    directions; ``pointer``, scalar int64, the row that is written next.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -52,19 +47,10 @@ class KeyQueue(nn.Module):
         count('size', size, ' (published: 2048)')
         self.register_buffer('keys', F.normalize(torch.randn(size, embed_dim), dim=1))
         self.register_buffer('pointer', torch.zeros((), dtype=torch.int64))
-        # The staged keys, (B, D).
-        self.pending: Tensor | None = None
+        self.pending: Tensor | None = None  # The staged keys, (B, D).
 
     def stage(self, keys: Tensor) -> None:
-        """Leave keys for :meth:`commit`.
-
-        Args:
-            keys (Tensor): Keys of this rank with unit L2 norm, ``(B, D)``.
-
-        Raises:
-            RuntimeError: If the keys staged before were never committed.
-            ValueError: If the keys have another width.
-        """
+        """Leave keys of this rank with unit L2 norm, ``(B, D)``, for :meth:`commit`."""
         if self.pending is not None:
             raise RuntimeError(
                 'The key queue has keys that were never committed: CoCoRDHook is missing; add '
@@ -87,10 +73,9 @@ class KeyQueue(nn.Module):
 
         Args:
             keys (Tensor, optional): Keys of all ranks, in rank order, ``(B, D)``. Defaults to
-                None: the staged ones, gathered over the ranks if there are several; all of them
-                must call it.
-            is_new (Tensor, optional): ``(B,)`` bool, False for padding, which is skipped.
-                Defaults to None: all keys are written.
+                None: the staged ones, gathered over the ranks, which must all call it.
+            is_new (Tensor, optional): ``(B,)`` bool, False for padding. Defaults to None: no
+                padding.
 
         Raises:
             RuntimeError: If there is nothing to commit.

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
-from mmengine.dist import get_world_size
+from mmengine.dist import all_gather, get_world_size
 from torch import Tensor, nn
 
 from crd_plugin.ops import (
@@ -22,13 +22,23 @@ from crd_plugin.ops import (
 )
 from crd_plugin.registry import MODELS
 
-from ._numbers import check_number, count
-from .bank_state import SIDES, check_labels, check_state
-from .bank_update import PendingUpdate, gather_updates
+from ._numbers import count, old_weight
+from .bank_state import SIDES, as_labels, check_state
+from .collectives import pack, padding, unpack
 
 __all__ = ['MemoryBank']
 
 _DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
+
+class PendingUpdate(NamedTuple):
+    """What one forward pass leaves for the bank."""
+
+    sample_idx: Tensor  # Row of each sample, (B,) int64.
+    student: Tensor  # Embeddings, (B, D).
+    teacher: Tensor
+    log_z: Tensor | None = None  # Log of both partition constants, (2,) float64, on the first step.
+    written: bool = False  # A captured step has written the rows itself.
 
 
 @MODELS.register_module()
@@ -36,29 +46,28 @@ class MemoryBank(nn.Module):
     """Hold a running embedding of every training sample, for student and teacher.
 
     A forward pass reads the rows and leaves its embeddings with :meth:`stage`; :meth:`commit`
-    writes ``v <- unit(m v + (1 - m) g)`` after the step. So a forward pass does not change what it
-    reads, and the updates of all ranks can be written in one order everywhere.
+    writes ``v <- unit(m v + (1 - m) g)`` after the step, in the same order on every rank.
 
     Source: Tian et al., arXiv:1910.10699, section 3; behaviour matched: HobbitLong/RepDistiller
-    ``crd/memory.py``. Differs: settings are plain attributes (there they share a buffer with the
-    partition constants, so a checkpoint silently restores old ones); the constants are kept as
-    logarithms, which do not overflow at small temperatures; ids that repeat within a step are
-    written in a defined way (the last one counts).
+    ``crd/memory.py``. Differs: a checkpoint does not restore settings; the partition constants are
+    kept as logarithms; of ids that repeat within a step the last one counts.
 
     Args:
         embed_dim (int): Width D of the embeddings.
         momentum (float): Weight kept on the OLD row, [0, 1). Defaults to 0.5.
-        num_samples (int, optional): Rows N, the length of the training set. Can be left out with
-            ``MemoryBankHook``, which sizes the bank from the training set and refuses another
-            number.
+        num_samples (int, optional): Rows N, the length of the training set. Defaults to None:
+            sized by ``MemoryBankHook``.
         dtype (torch.dtype): Type of the rows: float64, float32, float16 or bfloat16; all maths is
             at least float32. Defaults to float32.
 
-    Shape:
-        ``student``, ``teacher``: ``(N, D)``. ``labels``: ``(N,)`` int64, or empty when unknown.
+    Attributes:
+        num_samples (int): Rows N; 0 until the bank is sized.
+        has_z (bool): Both partition constants are set.
+        pending (PendingUpdate, optional): The update that waits for :meth:`commit`.
+        keep_rows (bool): False: rows of a checkpoint are passed over (evaluation, export).
 
-    State in checkpoints: ``student``, ``teacher``, ``labels``, and ``log_z_student``,
-    ``log_z_teacher`` (NaN until the first step).
+    State in checkpoints: ``student``, ``teacher`` ``(N, D)``, ``labels`` ``(N,)`` int64 or empty,
+    and ``log_z_student``, ``log_z_teacher`` (NaN until the first step).
 
     Raises:
         ValueError: If an argument is out of range.
@@ -79,28 +88,19 @@ class MemoryBank(nn.Module):
         dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
-        count('embed_dim', embed_dim, ' (published: 128)')
-        check_number('momentum', momentum)
         if dtype not in _DTYPES:
             raise ValueError(f'dtype is {dtype}, expected one of {_DTYPES}.')
-        if not 0 <= momentum < 1:
-            raise ValueError(
-                f'momentum is {momentum}, expected 0 <= momentum < 1: it is the weight of the '
-                'old row, and 1 would never learn.'
-            )
-        self.embed_dim = embed_dim
-        self.momentum = momentum
-        self._num_samples = 0
+        self.embed_dim = count('embed_dim', embed_dim, ' (published: 128)')
+        self.momentum = old_weight('momentum', momentum, 0.5)
+        self.num_samples = 0
         for side in SIDES:
             self._hold(side, torch.empty(0, embed_dim, dtype=dtype))
             self.register_buffer(f'log_z_{side}', torch.tensor(math.nan).double())
         self.register_buffer('labels', torch.empty(0, dtype=torch.int64))
-        # False: rows of a checkpoint are passed over (evaluation, export).
         self.keep_rows = True
-        # Host copy of "the constants are set", so that a step reads nothing back.
-        self._has_z = False
+        self.has_z = False  # On the host, so that a step reads nothing back.
+        self.pending: PendingUpdate | None = None
         self._keys: dict[str, RowKeys] = {}
-        self._pending: PendingUpdate | None = None
         if num_samples is not None:
             self.resize(num_samples)
 
@@ -109,54 +109,21 @@ class MemoryBank(nn.Module):
         self.register_buffer(side, rows)
 
     @property
-    def num_samples(self) -> int:
-        """int: Rows N; 0 until the bank is sized."""
-        return self._num_samples
-
-    @property
     def num_bytes(self) -> int:
         """int: Memory of both sides' rows on this rank, in bytes."""
         return sum(getattr(self, side).nbytes for side in SIDES)
 
     def shards(self, sample_idx: Tensor | None = None) -> Shards:
-        """Return how the rows are split over ranks: here not at all.
-
-        Args:
-            sample_idx (Tensor, optional): Ids of this step, ``(B,)`` int64, where anchors of all
-                ranks are to be gathered.
-
-        Returns:
-            Shards: Rank, number of ranks, and their sums.
-        """
+        """Return how the rows, and the anchors ``(B,)`` of a step, are split over ranks."""
         return Shards()
-
-    @property
-    def has_z(self) -> bool:
-        """bool: Both partition constants are set."""
-        return self._has_z
 
     @property
     def log_z(self) -> Tensor:
         """Tensor: Logarithm of both partition constants, ``(2,)`` float64; NaN until set."""
         return torch.stack([self.log_z_student, self.log_z_teacher])
 
-    @property
-    def pending(self) -> PendingUpdate | None:
-        """PendingUpdate: The update that waits for :meth:`commit`."""
-        return self._pending
-
     def keys(self, exclude: str) -> RowKeys:
-        """Return what tells which rows are negatives of a sample, made once.
-
-        Args:
-            exclude (str): ``'class'``: rows of another class; ``'instance'``: any other row.
-
-        Returns:
-            RowKeys: Keys of all N rows.
-
-        Raises:
-            ValueError: If the bank has no labels, or one class only.
-        """
+        """Return what tells which rows are negatives for 'class' or 'instance', made once."""
         if exclude not in self._keys:
             if exclude == 'instance':
                 self._keys[exclude] = row_keys(self.num_samples, self.labels.device)
@@ -180,10 +147,9 @@ class MemoryBank(nn.Module):
 
         Args:
             num_samples (int): Rows N, the length of the training set.
-            labels (Tensor, optional): Class of each row, ``(N,)`` of any integer type; kept as
-                int64.
+            labels (Tensor, optional): Class of each row, ``(N,)`` integer.
             seed (int, optional): Seed of the rows, the same on every rank. Defaults to None: that
-                of the global generator, so banks that are sized without one start alike.
+                of the global generator.
 
         Raises:
             ValueError: If sizes do not fit, or labels are not integers.
@@ -196,7 +162,7 @@ class MemoryBank(nn.Module):
                 'one row per rank has no negative.'
             )
         device, dtype = self.labels.device, self.student.dtype
-        labels = check_labels(labels, num_samples)
+        labels = as_labels(labels, num_samples)
         generator = torch.Generator()
         generator.manual_seed(torch.initial_seed() if seed is None else int(seed))
         for side in SIDES:
@@ -204,9 +170,9 @@ class MemoryBank(nn.Module):
             self._hold(side, torch.empty(0, self.embed_dim, dtype=dtype, device=device))
             getattr(self, f'log_z_{side}').fill_(math.nan)
         self.labels = labels.to(device)
-        self._has_z, self._keys, self._pending = False, {}, None
-        self._num_samples = 0
-        kept = -(-(num_samples - shards.rank) // shards.world)
+        self.has_z, self._keys, self.pending = False, {}, None
+        self.num_samples = 0
+        kept = len(range(shards.rank, num_samples, shards.world))
         for side in SIDES:
             rows, done = torch.empty(kept, self.embed_dim, dtype=dtype, device=device), 0
             for start, part in initial_rows(num_samples, self.embed_dim, generator):
@@ -214,17 +180,10 @@ class MemoryBank(nn.Module):
                 rows[done : done + len(own)] = own.to(device)
                 done += len(own)
             self._hold(side, rows)
-        self._num_samples = num_samples
+        self.num_samples = num_samples
 
     def share_labels(self, other: MemoryBank) -> None:
-        """Hold the labels of another bank of the same samples instead of a copy.
-
-        Args:
-            other (MemoryBank): The other bank, sized.
-
-        Raises:
-            ValueError: If it has another number of rows.
-        """
+        """Hold the labels and keys of another bank of the same samples instead of a copy."""
         if other.num_samples != self.num_samples:
             raise ValueError(
                 f'The other bank has {other.num_samples} rows, this one {self.num_samples}: '
@@ -237,9 +196,8 @@ class MemoryBank(nn.Module):
         """Return the normalised scores P = exp(s) / Z of given pairs, for inspection.
 
         Args:
-            anchor (Tensor): Embeddings of one side, ``(B, D)``.
-            side (str): ``'student'`` or ``'teacher'``: whose embeddings the anchors are. They are
-                scored against the other side's rows.
+            anchor (Tensor): Embeddings, ``(B, D)``.
+            side (str): Whose they are; the other side's rows are scored.
             index (Tensor): Rows to score, ``(B, M)`` int64.
             temperature (float): tau.
 
@@ -270,73 +228,46 @@ class MemoryBank(nn.Module):
         log_z: Tensor | None = None,
         written: bool = False,
     ) -> None:
-        """Leave an update for :meth:`commit`.
-
-        Args:
-            sample_idx (Tensor): Row of each sample, ``(B,)`` int64.
-            student (Tensor): Unit embeddings, ``(B, D)``.
-            teacher (Tensor): Unit embeddings, ``(B, D)``.
-            log_z (Tensor, optional): Student's and teacher's constant, ``(2,)`` float64, when they
-                are to be set.
-            written (bool): The rows are written already, so :meth:`commit` only clears the update.
-                Defaults to False.
-
-        Raises:
-            RuntimeError: If the update before was never committed.
-        """
-        if self._pending is not None:
+        """Leave a :class:`PendingUpdate` with unit embeddings for :meth:`commit`."""
+        if self.pending is not None:
             raise RuntimeError(
                 'The memory bank has an update that was never committed: MemoryBankHook is '
                 "missing; add memory_bank=dict(type='crd_plugin.MemoryBankHook') to "
                 'default_hooks (in a loop of your own, call bank.commit() after each step).'
             )
-        self._pending = PendingUpdate(
+        self.pending = PendingUpdate(
             sample_idx.detach(), student.detach(), teacher.detach(), log_z, written
         )
 
     def discard(self) -> None:
         """Drop the staged update, if any."""
-        self._pending = None
+        self.pending = None
 
     @torch.no_grad()
     def commit(self, update: PendingUpdate | None = None) -> None:
-        """Write an update into the rows.
-
-        Args:
-            update (PendingUpdate, optional): Update of all ranks, in rank order. Defaults to None:
-                the staged one, gathered over the ranks if there are several; all of them must
-                call it.
-
-        Raises:
-            RuntimeError: If there is nothing to commit.
-        """
+        """Write an update of all ranks; by default the staged one, which all ranks must call."""
         if update is None:
-            if self._pending is None:
+            if self.pending is None:
                 raise RuntimeError(
                     'The memory bank has no staged update; run a training forward pass of CRDLoss '
                     'before commit().'
                 )
-            update = self._pending
+            update = self.pending
             if get_world_size() > 1:
                 (update,) = gather_updates([update])
-        self._pending = None
+        self.pending = None
         if not update.written:
             self.write(update)
 
     @torch.no_grad()
     def write(self, update: PendingUpdate) -> None:
-        """Write an update of all ranks into the rows, whatever is staged.
-
-        Args:
-            update (PendingUpdate): The update, in rank order.
-        """
+        """Write an update of all ranks, in rank order, into the rows, whatever is staged."""
         index, embeddings = update.sample_idx, torch.stack([update.student, update.teacher])
         source, owned = last_occurrence(index), None
         shards = self.shards()
         if shards.world > 1:
             # Shapes must not depend on ids, or a GPU would be waited for. So in place of another
-            # rank's row the first own one of the batch is written once more; without any, a row is
-            # written as it is.
+            # rank's row the first own one is written once more; without any, a row as it is.
             owned = index % shards.world == shards.rank
             here = torch.arange(len(index), device=index.device)
             here = torch.where(owned, here, owned.to(torch.uint8).argmax())
@@ -352,7 +283,7 @@ class MemoryBank(nn.Module):
         if update.log_z is not None:
             self.log_z_student.copy_(update.log_z[0])
             self.log_z_teacher.copy_(update.log_z[1])
-            self._has_z = True
+            self.has_z = True
 
     def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> MemoryBank:
         """Move the keys to another device with the labels."""
@@ -372,8 +303,8 @@ class MemoryBank(nn.Module):
             check_state(self.num_samples, self.embed_dim, self.labels, state_dict, prefix)
             self._fit_buffers(state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-        self._has_z = not bool(torch.isnan(self.log_z_student))
-        self._pending = None
+        self.has_z = not bool(torch.isnan(self.log_z_student))
+        self.pending = None
 
     @torch.inference_mode(False)
     def _fit_buffers(self, state_dict: dict[str, Tensor], prefix: str) -> None:
@@ -382,7 +313,7 @@ class MemoryBank(nn.Module):
         if self.num_samples == 0 and found is not None:
             for side in SIDES:
                 self._hold(side, getattr(self, side).new_empty(len(found), self.embed_dim))
-            self._num_samples = len(found)
+            self.num_samples = len(found)
         labels = state_dict.get(prefix + 'labels')
         if labels is None or labels.numel() != self.num_samples:
             state_dict[prefix + 'labels'] = self.labels
@@ -394,3 +325,22 @@ class MemoryBank(nn.Module):
         return (
             f'num_samples={self.num_samples}, embed_dim={self.embed_dim}, momentum={self.momentum}'
         )
+
+
+def gather_updates(
+    updates: Sequence[PendingUpdate], batch_size: int | None = None
+) -> list[PendingUpdate]:
+    """Gather staged updates of all ranks, one per bank, in rank order, in one collective."""
+    sample_idx = updates[0].sample_idx
+    # Repeating the last entry does not change what is written.
+    missing = padding(sample_idx, batch_size)
+    embeddings = [e.float() for update in updates for e in (update.student, update.teacher)]
+    packed = pack(sample_idx, embeddings)
+    packed = torch.cat([packed, packed[-1:].expand(missing, -1)])
+    widths = [embedding.size(1) for embedding in embeddings]
+    sample_idx, embeddings = unpack(torch.cat(all_gather(packed)), widths)
+    pairs = zip(embeddings[::2], embeddings[1::2], strict=True)
+    return [
+        PendingUpdate(sample_idx, student, teacher, update.log_z)
+        for update, (student, teacher) in zip(updates, pairs, strict=True)
+    ]

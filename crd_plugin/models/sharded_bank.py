@@ -24,12 +24,9 @@ _ROWS_AT_ONCE = 1 << 16
 
 
 class RankShards(Shards):
-    """Rows split over the ranks of the default process group.
+    """Rows split over the ranks of the default process group, and ``sizes`` anchors of each rank.
 
-    Every method of an instance is a collective: all ranks must call it.
-
-    Args:
-        sizes (Sequence[int]): Number of anchors of each rank in this step.
+    ``gather``, ``largest`` and ``own_sum`` are collectives: all ranks must call them.
     """
 
     def __init__(self, sizes: Sequence[int] = ()) -> None:
@@ -61,53 +58,25 @@ class RankShards(Shards):
 class ShardedBank(MemoryBank):
     """:class:`MemoryBank` of which rank r keeps the rows r, r + W, r + 2 W, ...
 
-    For N too large for one device: memory falls as 1 / W, the result stays. Labels ``(N,)`` are on
-    every rank, 8 bytes per row.
+    For N too large for one device: memory falls as 1 / W, the result stays. ``student`` and
+    ``teacher`` are ``(N / W, D)``; labels ``(N,)`` are on every rank. Arguments are those of
+    :class:`MemoryBank`.
 
     Rows are plain tensors instead of buffers, and with several ranks they are not in the state
     dict: ``DistributedDataParallel`` and MMEngine's runner make buffers and state dicts of all
     ranks alike. They still move with the module. ``crd_plugin.CheckpointHook`` gathers all N for a
     checkpoint, which any number of ranks can load.
-
-    Args:
-        embed_dim (int): Width D of the embeddings.
-        momentum (float): Weight kept on the OLD row, [0, 1). Defaults to 0.5.
-        num_samples (int, optional): Rows N of all ranks, as for :class:`MemoryBank`.
-        dtype (torch.dtype): As for :class:`MemoryBank`.
-
-    Shape:
-        ``student``, ``teacher``: ``(N / W, D)``.
-
-    Raises:
-        ValueError: If an argument is out of range.
-        TypeError: If ``momentum`` is not a number.
     """
 
-    def __init__(
-        self,
-        embed_dim: int,
-        momentum: float = 0.5,
-        num_samples: int | None = None,
-        dtype: torch.dtype = torch.float32,
-    ) -> None:
-        # All rows, on the host of rank 0, while a checkpoint is saved.
-        self._whole: dict[str, Tensor] = {}
-        super().__init__(embed_dim, momentum, num_samples, dtype)
+    # All rows, on the host of rank 0, while a checkpoint is saved.
+    _whole: dict[str, Tensor] = {}
 
     def _hold(self, side: str, rows: Tensor) -> None:
         """Keep the rows of one side in an attribute."""
         setattr(self, side, rows)
 
     def shards(self, sample_idx: Tensor | None = None) -> Shards:
-        """Return how the rows are split over ranks.
-
-        Args:
-            sample_idx (Tensor, optional): Ids of this step, ``(B,)`` int64: then a collective,
-                which all ranks must call.
-
-        Returns:
-            RankShards: Rank, number of ranks, and their sums.
-        """
+        """Return how the rows are split over ranks; with the ids of a step, a collective."""
         if sample_idx is None:
             return RankShards()
         return RankShards(gather_sizes(sample_idx.numel(), sample_idx.device))
@@ -178,7 +147,7 @@ class ShardedBank(MemoryBank):
             missing_keys.extend(prefix + side for side in SIDES if side not in rows)
             shards = self.shards()
             if len(rows) == len(SIDES):
-                self._num_samples = len(rows['student'])
+                self.num_samples = len(rows['student'])
             for side in rows if self.num_samples else ():
                 own = rows[side][shards.rank :: shards.world]
                 with torch.inference_mode(False):

@@ -16,7 +16,6 @@ from .features import (
     unit_vectors,
 )
 from .lab import rgb_to_lab
-from .moving_average import move_averages
 from .negatives import (
     Negatives,
     RowKeys,
@@ -27,7 +26,7 @@ from .negatives import (
     row_keys,
 )
 from .pairing import block_cosines, pad_channels, pool_flat, unit_over_batch
-from .queue import enqueue, queue_logits
+from .queue import enqueue, move_averages, queue_logits
 from .singular_vectors import right_singular_vectors
 
 __all__ = [

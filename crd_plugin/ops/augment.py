@@ -58,17 +58,7 @@ def random_boxes(
 
 
 def crop(images: Tensor, rows: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """Cut a window of one size out of each image.
-
-    Args:
-        images (Tensor): All images, padding included, ``(N, C, H, W)``.
-        rows (Tensor): Images of the batch, ``(B,)`` int64.
-        boxes (Tensor): Top and left of each window, ``(B, 2)`` int64.
-        size (tuple): Height and width of the windows, pixels.
-
-    Returns:
-        Tensor: ``(B, C, *size)``.
-    """
+    """Cut a window of one size, with its top and left in ``boxes (B, 2)``, out of each image."""
     # Indexing a view that holds every window copies whole windows: on a CPU seven times as fast as
     # indexing pixels.
     windows = images.unfold(2, size[0], 1).unfold(3, size[1], 1)
@@ -79,9 +69,8 @@ def crop(images: Tensor, rows: Tensor, boxes: Tensor, size: tuple[int, int]) -> 
 def resized_crop(images: Tensor, rows: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
     """Cut a box out of each image and resize it, as Pillow's ``BILINEAR`` does.
 
-    Lines are resized first, then columns, each rounded to whole grey levels. Both steps are exact
-    in float64, so the result equals Pillow's wherever Pillow takes the same order. Pillow 13 begins
-    with the columns if a box has more lines, but not many more columns, than the result; a
+    Lines are resized first, then columns, each rounded to whole grey levels, so the result equals
+    Pillow's where Pillow takes the same order. Pillow 13 begins with the columns of some boxes; a
     difference of one grey level is then possible.
 
     Args:

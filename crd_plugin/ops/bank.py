@@ -7,8 +7,6 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-__all__ = ['initial_rows', 'last_occurrence', 'momentum_rows']
-
 # Rows that are drawn at once, so that a rank that keeps some of them needs little memory for the
 # others.
 _ROWS_AT_ONCE = 1 << 16
@@ -17,16 +15,14 @@ _ROWS_AT_ONCE = 1 << 16
 def initial_rows(
     num_rows: int, embed_dim: int, generator: torch.Generator
 ) -> Iterator[tuple[int, Tensor]]:
-    """Draw the rows of a new bank: uniform in [-a, a], a = 1 / sqrt(D / 3).
+    """Draw the rows of a new bank: uniform in [-a, a], a = 1 / sqrt(D / 3); norm about 1.
 
-    Their norm is about 1; they are not normalised until first written, as in
-    HobbitLong/RepDistiller ``crd/memory.py``.
+    Source: HobbitLong/RepDistiller ``crd/memory.py``.
 
     Args:
         num_rows (int): Rows N.
         embed_dim (int): Width D of a row.
-        generator (torch.Generator): Source of randomness, on the CPU: the numbers do not depend on
-            where the bank is.
+        generator (torch.Generator): Source of randomness, on the CPU wherever the bank is.
 
     Yields:
         tuple[int, Tensor]: First row and rows ``(n, D)`` float32 of a part.
@@ -38,38 +34,17 @@ def initial_rows(
 
 
 def momentum_rows(old: Tensor, embedding: Tensor, momentum: float) -> Tensor:
-    """Return the new rows ``unit(m * old + (1 - m) * embedding)``.
-
-    A row whose sum has no length (opposite embeddings, m = 0.5) keeps its old value: dividing by
-    its norm, as the public code does, gives NaN.
-
-    Args:
-        old (Tensor): Rows in the bank, ``(..., D)`` float.
-        embedding (Tensor): New embeddings, ``(..., D)`` float.
-        momentum (float): Weight of the OLD row, [0, 1).
-
-    Returns:
-        Tensor: ``(..., D)``, in the dtype of ``old``.
-    """
+    """Return the new rows ``unit(m * old + (1 - m) * embedding)`` in the type of the old."""
     kept = old.to(torch.promote_types(old.dtype, torch.float32))
     mixed = momentum * kept + (1 - momentum) * embedding.to(kept.dtype)
     norm = torch.linalg.vector_norm(mixed, dim=-1, keepdim=True)
+    # Opposite embeddings cancel at m = 0.5: then the row keeps its old value.
     return torch.where(norm == 0, kept, mixed / norm).to(old.dtype)
 
 
 def last_occurrence(sample_idx: Tensor) -> Tensor:
-    """Return, for every entry, the position of the last entry with the same id.
-
-    With it, ids that occur twice (a sampler pads its last batch by repeating samples) are written
-    with one and the same value, so the result does not depend on the order in which a device
-    writes.
-
-    Args:
-        sample_idx (Tensor): Ids, ``(B,)`` int64.
-
-    Returns:
-        Tensor: Positions, ``(B,)`` int64. For ``[7, 3, 7]``: ``[2, 1, 2]``.
-    """
+    """Return, for every id ``(B,)``, the last position: ``[2, 1, 2]`` for ``[7, 3, 7]``."""
+    # So ids that occur twice are written with one value, in whatever order a device writes.
     sorted_idx, order = torch.sort(sample_idx, stable=True)
     end = torch.searchsorted(sorted_idx, sample_idx, right=True) - 1
     return order[end]

@@ -19,8 +19,6 @@ from torch import Tensor
 from .features import full_precision, no_autocast
 from .negatives import Negatives
 
-__all__ = ['EPS', 'ContrastResult', 'critic_loss', 'info_nce', 'log_partition', 'nce']
-
 # Added to K / N in the denominators of the public code.
 EPS = 1e-7
 
@@ -29,16 +27,10 @@ _LINEAR = 40.0
 
 
 class ContrastResult(NamedTuple):
-    """What an objective returns for E directions and B anchors.
+    """What an objective returns for E directions and B anchors."""
 
-    Attributes:
-        loss (Tensor): Mean over the anchors, ``(E,)``, differentiable with respect to the anchors.
-        positive_loss (Tensor): ``-log h`` of each positive pair, h the critic, ``(E, B)`` without
-            gradient.
-    """
-
-    loss: Tensor
-    positive_loss: Tensor
+    loss: Tensor  # Mean over the anchors, (E,), differentiable with respect to them.
+    positive_loss: Tensor  # -log h of each positive pair, h the critic, (E, B), without gradient.
 
 
 def nce(
@@ -49,14 +41,11 @@ def nce(
     temperature: float,
     kernel: str = 'torch',
 ) -> ContrastResult:
-    r"""Noise-contrastive objective of CRD.
+    """Noise-contrastive objective of CRD.
 
-    With :math:`s_{ij} = \langle g_i, v_j \rangle / \tau`, :math:`P = e^s / Z`, :math:`c = K / N`
-    and :math:`h = P / (P + c + \epsilon)`,
-
-    .. math::
-        L = -\frac{1}{B} \sum_i \Big[ \log h_{i,pos}
-            + \sum_k \log \frac{c}{P_{ik} + c + \epsilon} \Big].
+    With ``s = <g, v> / tau``, ``P = e^s / Z`` and ``c = K / N`` the loss of an anchor is ``-log h``
+    of its positive, ``h = P / (P + c + eps)``, minus the sum of ``log (c / (P + c + eps))`` over
+    its negatives.
 
     Source: Tian et al., arXiv:1910.10699, eq. 17-18; numbers of HobbitLong/RepDistiller
     ``crd/criterion.py``, including its ``eps``, which the paper does not have.
@@ -68,8 +57,7 @@ def nce(
         negatives (Negatives): Positive and negatives of each anchor.
         log_z (Tensor): Logarithm of the partition constants Z, ``(E,)``.
         temperature (float): tau.
-        kernel (str): ``'torch'``, or ``'triton'`` for the scored pass; float64 embeddings and
-            explicit ids that are counted take the former all the same.
+        kernel (str): ``'torch'``, or ``'triton'`` for float32 embeddings and drawn negatives.
 
     Returns:
         ContrastResult: Loss of each direction, ``-log h`` of each positive.
@@ -80,27 +68,30 @@ def nce(
         query = full_precision(anchor.detach()) / temperature
         # P / (c + eps) = exp(s - shift), so both logarithms are softplus of it.
         shift = (log_z + math.log(noise + EPS)).to(query.dtype)
-        loss, grad, positive = _nce_sums(query, banks, negatives, shift, kernel)
+        slots = negatives.shards.gather(query)[:, negatives.anchors]
+        if kernel == 'triton' and slots.dtype == torch.float32 and negatives.counts is None:
+            from .triton_contrast import scored_pass
+        else:
+            scored_pass = _scored_pass
+        loss, grad, left_out = scored_pass(slots, banks, negatives, shift)
+        loss, grad = negatives.collect(loss).sum(2), negatives.collect(grad).sum(2)
+        weight, loss, grad, positive = _sum_shards(banks, negatives, left_out, loss, grad)
+        loss, grad = loss * weight, grad * weight[..., None]
         below = shift[:, None] - (query * positive).sum(-1)
         positive_loss = F.softplus(below, threshold=_LINEAR)
         grad -= positive * torch.sigmoid(below)[..., None]
         # The last term is c / (c + eps), the numerator of the negatives.
         losses = loss + positive_loss + num_negatives * math.log1p(EPS / noise)
-    return ContrastResult(_AttachGradient.apply(anchor, losses, grad / temperature), positive_loss)
+    losses = KnownGradient.apply(anchor, losses, grad / temperature)
+    return ContrastResult(losses.mean(-1), positive_loss)
 
 
 def info_nce(
     anchor: Tensor, banks: Sequence[Tensor], negatives: Negatives, temperature: float
 ) -> ContrastResult:
-    """Softmax cross-entropy of the positive against the negatives.
+    """Softmax cross-entropy of the positive against the negatives; arguments as for :func:`nce`.
 
     The ablation of the CRD paper (section 4.4, "InfoNCE"): no partition constant and no noise rate.
-
-    Args:
-        anchor (Tensor): As for :func:`nce`, ``(E, B, D)`` float.
-        banks (Sequence[Tensor]): As for :func:`nce`, E of ``(N, D)`` float.
-        negatives (Negatives): Positive and negatives of each anchor.
-        temperature (float): tau.
 
     Returns:
         ContrastResult: Loss of each direction, and minus the log-probability of each positive.
@@ -112,23 +103,18 @@ def info_nce(
         total = torch.logaddexp(score, log_sum)
         grad = (log_sum - total).exp()[..., None] * (mean_row - positive)
         losses = total - score
-    return ContrastResult(_AttachGradient.apply(anchor, losses, grad / temperature), losses)
+    found = KnownGradient.apply(anchor, losses, grad / temperature)
+    return ContrastResult(found.mean(-1), losses)
 
 
 @torch.no_grad()
 def log_partition(
     anchor: Tensor, banks: Sequence[Tensor], negatives: Negatives, temperature: float
 ) -> Tensor:
-    """Logarithm of Z / N: mean of exp(s) over the positives and K negatives of each.
+    """Logarithm of Z / N, the mean of exp(s) over the positives and K negatives of each.
 
-    Source: HobbitLong/RepDistiller ``crd/memory.py``, which sets ``Z = N * mean(exp(s))`` on the
-    first batch and keeps it. Computed in logarithms, because exp(1 / 0.01) is beyond float32.
-
-    Args:
-        anchor (Tensor): As for :func:`nce`, ``(E, B, D)`` float.
-        banks (Sequence[Tensor]): As for :func:`nce`, E of ``(N, D)`` float.
-        negatives (Negatives): Positive and negatives of each anchor.
-        temperature (float): tau.
+    Arguments as for :func:`nce`. Source: HobbitLong/RepDistiller ``crd/memory.py``, which sets
+    ``Z = N * mean(exp(s))`` on the first batch and keeps it.
 
     Returns:
         Tensor: ``(E,)`` float64.
@@ -143,10 +129,7 @@ def log_partition(
 def critic_loss(
     score: Tensor, positive: Tensor, weight: Tensor, log_mean: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Objective of anchors against a batch, whose keys carry gradient too.
-
-    The batch is the bank: N = M rows and K = M - 1 negatives. Autograd does the rest; a batch is
-    small enough to keep its scores.
+    """Objective of anchors against a batch as the bank, N = M rows and K = M - 1, by autograd.
 
     Args:
         score (Tensor): Anchors against the batch, ``(A, M)`` float32 or float64, divided by the
@@ -176,26 +159,18 @@ def critic_loss(
 
 
 class _Piece(NamedTuple):
-    """Scores of the anchors of some sets against some rows of these sets.
+    """Scores of the anchors of some sets against some rows of these sets."""
 
-    Attributes:
-        at (tuple[int, slice]): Direction and sets, an index of ``(E, S, ...)``.
-        score (Tensor): ``(s, b, m)``, -inf where a row is left out.
-        rows (Tensor): ``(s, m, D)``.
-        counts (Tensor, optional): How often each row counts, like ``score``.
-        left_out (Tensor, optional): Number of rows left out, ``(s, b)``; given with the first
-            direction, because it is the same for all.
-    """
-
-    at: tuple[int, slice]
-    score: Tensor
-    rows: Tensor
-    counts: Tensor | None
-    left_out: Tensor | None
+    at: tuple[int, slice]  # Direction and sets, an index of (E, S, ...).
+    score: Tensor  # (s, b, m), -inf where a row is left out.
+    rows: Tensor  # (s, m, D)
+    counts: Tensor | None  # How often each row counts, like the scores.
 
 
-def _pieces(slots: Tensor, banks: Sequence[Tensor], negatives: Negatives) -> Iterator[_Piece]:
-    """Score the anchors of all sets, ``(E, S, b, D)``, against the rows of their sets."""
+def _pieces(
+    slots: Tensor, banks: Sequence[Tensor], negatives: Negatives, left_out: Tensor
+) -> Iterator[_Piece]:
+    """Score the anchors of all sets, ``(E, S, b, D)``; count rows left out in ``(S, b)``."""
     num_sets, size, width = slots.shape[1:]
     sets_at_once, limit = _piece_size(slots)
     rows_at_once = min(negatives.rows_per_set, max(1, limit // (sets_at_once * size)))
@@ -206,13 +181,13 @@ def _pieces(slots: Tensor, banks: Sequence[Tensor], negatives: Negatives) -> Ite
         for start in range(0, negatives.rows_per_set, rows_at_once):
             columns = slice(start, start + rows_at_once)
             index = None if negatives.rows is None else negatives.rows[sets, columns].flatten()
-            excluded = counts = left_out = None
+            excluded = counts = None
             row_key, anchor_key = negatives.row_key, negatives.anchor_key
             if row_key is not None and anchor_key is not None:
                 own = anchor_key[negatives.anchors[sets], None]
                 key = row_key[columns] if index is None else row_key[index]
                 excluded = own == key.view(sets_at_once, 1, -1)
-                left_out = excluded.sum(-1)
+                left_out[sets] += excluded.sum(-1)
             elif negatives.counts is not None:
                 counts = negatives.counts[None, :, columns]
                 excluded = counts == 0
@@ -223,8 +198,7 @@ def _pieces(slots: Tensor, banks: Sequence[Tensor], negatives: Negatives) -> Ite
                 torch.bmm(slots[direction, sets], rows.mT, out=score)
                 if excluded is not None:
                     score.masked_fill_(excluded, -math.inf)
-                yield _Piece((direction, sets), score, rows, counts, left_out)
-                left_out = None
+                yield _Piece((direction, sets), score, rows, counts)
 
 
 def _piece_size(slots: Tensor) -> tuple[int, int]:
@@ -234,36 +208,13 @@ def _piece_size(slots: Tensor) -> tuple[int, int]:
     return slots.size(1), 1 << 26  # Few kernel launches.
 
 
-def _nce_sums(
-    query: Tensor, banks: Sequence[Tensor], negatives: Negatives, shift: Tensor, kernel: str
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Weighted sum of softplus(s - shift) over the negatives, its gradient, positive rows.
-
-    Returns:
-        tuple[Tensor, Tensor, Tensor]: ``(E, B)``, ``(E, B, D)``, ``(E, B, D)``.
-    """
-    slots = negatives.shards.gather(query)[:, negatives.anchors]
-    if kernel == 'triton' and slots.dtype == torch.float32 and negatives.counts is None:
-        from .triton_contrast import scored_pass
-    else:
-        scored_pass = _scored_pass
-    loss, grad, left_out = scored_pass(slots, banks, negatives, shift)
-    loss, grad = negatives.collect(loss).sum(2), negatives.collect(grad).sum(2)
-    weight, loss, grad, positive = _sum_shards(banks, negatives, left_out, loss, grad)
-    return loss * weight, grad * weight[..., None], positive
-
-
 def _scored_pass(
     slots: Tensor, banks: Sequence[Tensor], negatives: Negatives, shift: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Sum softplus(s - shift) over the rows of each set, its gradient; count rows left out.
-
-    Returns:
-        tuple[Tensor, Tensor, Tensor]: ``(E, S, b)``, ``(E, S, b, D)``, ``(S, b)``.
-    """
+    """Sum softplus(s - shift) over the rows of each set, its gradient; count rows left out."""
     loss, grad = slots.new_zeros(slots.shape[:3]), torch.zeros_like(slots)
     left_out = slots.new_zeros(slots.shape[1:3])
-    for at, score, rows, counts, number in _pieces(slots, banks, negatives):
+    for at, score, rows, counts in _pieces(slots, banks, negatives, left_out):
         score -= shift[at[0]]
         value = F.softplus(score, threshold=_LINEAR)
         slope = score.sigmoid_()
@@ -271,27 +222,19 @@ def _scored_pass(
             value, slope = value * counts, slope * counts
         loss[at] += value.sum(-1)
         grad[at].baddbmm_(slope, rows)
-        if number is not None:
-            left_out[at[1]] += number
     return loss, grad, left_out
 
 
 def _softmax_sums(
     query: Tensor, banks: Sequence[Tensor], negatives: Negatives
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Log of the weighted sum of exp(s), mean row under that softmax, positive rows.
-
-    Sums are kept relative to the largest score met so far.
-
-    Returns:
-        tuple[Tensor, Tensor, Tensor]: ``(E, B)``, ``(E, B, D)``, ``(E, B, D)``.
-    """
+    """Log of the weighted sum of exp(s), mean row under that softmax, positive rows."""
     slots = negatives.shards.gather(query)[:, negatives.anchors]
-    # Not -inf, because a piece may hold nothing but left-out rows.
+    # Sums are relative to the largest score so far. Not -inf: a piece may hold left-out rows alone.
     largest = slots.new_full(slots.shape[:3], torch.finfo(slots.dtype).min)
     total, row_sum = torch.zeros_like(largest), torch.zeros_like(slots)
     left_out = slots.new_zeros(slots.shape[1:3])
-    for at, score, rows, counts, number in _pieces(slots, banks, negatives):
+    for at, score, rows, counts in _pieces(slots, banks, negatives, left_out):
         top = torch.maximum(largest[at], score.amax(-1))
         value = score.sub_(top[..., None]).exp_()
         if counts is not None:
@@ -300,8 +243,6 @@ def _softmax_sums(
         total[at] = total[at] * shrink + value.sum(-1)
         row_sum[at] = torch.baddbmm(row_sum[at] * shrink[..., None], value, rows)
         largest[at] = top
-        if number is not None:
-            left_out[at[1]] += number
     # Bring the sets of each anchor, and the shards, to one scale.
     largest = negatives.collect(largest)
     top = negatives.shards.largest(largest.amax(2))
@@ -316,12 +257,7 @@ def _softmax_sums(
 def _sum_shards(
     banks: Sequence[Tensor], negatives: Negatives, left_out: Tensor, value: Tensor, vector: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Sum ``value (E, B)`` and ``vector (E, B, D)`` over the shards of the bank.
-
-    Returns:
-        tuple[Tensor, ...]: How much each negative counts ``(E, B)``, the two sums, and the rows of
-        the positives ``(E, B, D)``, of this rank's anchors.
-    """
+    """Sum over the shards; return the weight of a negative, both sums, the rows of positives."""
     shards, width = negatives.shards, vector.size(-1)
     here = negatives.positive % shards.world == shards.rank
     place = torch.where(here, negatives.positive // shards.world, 0)
@@ -339,16 +275,23 @@ def _sum_shards(
     return negatives.num_negatives / remaining.clamp_min(1), value, vector, positive
 
 
-class _AttachGradient(torch.autograd.Function):
-    """Mean of the losses ``(E, B)``, with the gradient ``(E, B, D)`` that is known of each."""
+class KnownGradient(torch.autograd.Function):
+    """Make values differentiable whose gradient is known: ``apply(tensor, value, gradient)``.
+
+    ``gradient`` has the shape of ``tensor``, ``value`` that shape without some of its last
+    dimensions: each value depends on its own part of the tensor.
+    """
 
     @staticmethod
-    def forward(ctx: Any, anchor: Tensor, losses: Tensor, grad: Tensor) -> Tensor:
-        ctx.save_for_backward(grad)
-        return losses.mean(-1)
+    def forward(ctx: Any, tensor: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
+        """Return the value."""
+        ctx.save_for_backward(gradient)
+        return value.clone()
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor, None, None]:
-        (grad,) = ctx.saved_tensors
-        return grad * (grad_loss[:, None, None] / grad.size(1)), None, None
+    def backward(ctx: Any, grad_value: Tensor) -> tuple[Tensor, None, None]:
+        """Scale the gradient of each part."""
+        (gradient,) = ctx.saved_tensors
+        missing = gradient.dim() - grad_value.dim()
+        return gradient * grad_value[(..., *[None] * missing)], None, None

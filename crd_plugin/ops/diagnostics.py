@@ -11,8 +11,8 @@ from torch import Tensor
 def alignment(first: Tensor, second: Tensor) -> Tensor:
     r"""Return the mean squared distance of the embeddings of positive pairs.
 
-    :math:`\frac{1}{B} \sum_i \|x_i - y_i\|^2`: 0 for equal embeddings, 2 for unit vectors without
-    relation. Source: Wang and Isola, arXiv:2005.10242, section 4.1, with alpha = 2.
+    0 for equal embeddings, 2 for unit vectors without relation. Source: Wang and Isola,
+    arXiv:2005.10242, section 4.1, with alpha = 2.
 
     Args:
         first (Tensor): Unit embeddings, ``(B, D)``.
@@ -41,15 +41,7 @@ def uniformity(embeddings: Tensor) -> Tensor:
 
 
 def gradient_norm(loss: Tensor, parameters: Sequence[Tensor]) -> float | None:
-    """Return the L2 norm of the gradient of a loss; ``backward()`` remains possible.
-
-    Args:
-        loss (Tensor): Scalar.
-        parameters (Sequence[Tensor]): What the gradient is taken with respect to.
-
-    Returns:
-        float: The norm; None if the loss does not reach any of them.
-    """
+    """Return the L2 norm of the gradient of a loss by parameters; None if it reaches none."""
     if not parameters or not loss.requires_grad:
         return None
     gradients = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)

@@ -17,18 +17,12 @@ def full_precision(tensor: Tensor) -> Tensor:
 
 
 def no_autocast(tensor: Tensor) -> torch.autocast:
-    """Return a context without autocast for the device of a tensor.
-
-    Casting the input to float32 is not enough: autocast brings matrix products back to half
-    precision, where sums over a map overflow.
-    """
+    """Return a context without autocast, which casts products of float32 back to half."""
     return torch.autocast(tensor.device.type, enabled=False)
 
 
 def pair_maps(s_feats: Features, t_feats: Features) -> list[tuple[Tensor, Tensor]]:
-    """Pair the feature maps of student and teacher, layer by layer.
-
-    Teacher maps are targets: they are detached.
+    """Pair the feature maps of student and teacher, layer by layer; the teacher's are detached.
 
     Args:
         s_feats (Tensor | Sequence[Tensor]): Student maps, ``(B, C_s, H, W)`` each.
@@ -61,9 +55,7 @@ def pair_maps(s_feats: Features, t_feats: Features) -> list[tuple[Tensor, Tensor
 
 
 def pair_vectors(s_feats: Features, t_feats: Features) -> tuple[Tensor, Tensor]:
-    """Flatten one feature of student and teacher to one vector per sample.
-
-    Teacher vectors are targets: they are detached.
+    """Flatten one feature of student and teacher to vectors; the teacher's is detached.
 
     Args:
         s_feats (Tensor | Sequence[Tensor]): Student feature, ``(B, ...)``, or a sequence of one
@@ -74,35 +66,21 @@ def pair_vectors(s_feats: Features, t_feats: Features) -> tuple[Tensor, Tensor]:
         tuple[Tensor, Tensor]: ``(B, D_s)`` and ``(B, D_t)``, float32 (float64 stays).
 
     Raises:
-        ValueError: If a sequence does not hold exactly one tensor, a tensor has fewer than two
-            dimensions, or the batches differ.
-        TypeError: If a feature is not a tensor.
+        ValueError: If a feature is not one tensor of two or more dimensions, or batches differ.
     """
-    features = []
-    for name, feats in (('s_feats', s_feats), ('t_feats', t_feats)):
-        layers = _layers(name, feats)
-        if len(layers) != 1:
-            raise ValueError(
-                f'{name} is a sequence of {len(layers)} tensors, expected one; choose it with '
-                'data_idx in loss_forward_mappings (data_idx=-1: the last).'
-            )
-        if layers[0].dim() < 2:
-            raise ValueError(
-                f'{name} has shape {tuple(layers[0].shape)}, expected (B, D) or (B, C, H, W).'
-            )
-        features += layers
+    features = [single('s_feats', s_feats), single('t_feats', t_feats)]
+    for name, x in zip(('s_feats', 't_feats'), features):
+        if x.dim() < 2:
+            raise ValueError(f'{name} has shape {tuple(x.shape)}, expected (B, D) or (B, C, H, W).')
     student, teacher = _pair(features[0], features[1])
     return student.flatten(1), teacher.flatten(1)
 
 
 def pair_logits(s_feats: Features, t_feats: Features) -> tuple[Tensor, Tensor]:
-    """Pair the logits of student and teacher.
-
-    Teacher logits are targets: they are detached.
+    """Pair the logits of student and teacher as :func:`pair_vectors` does.
 
     Args:
-        s_feats (Tensor | Sequence[Tensor]): Student logits, ``(B, C)``, or a sequence of one such
-            tensor.
+        s_feats (Tensor | Sequence[Tensor]): Student logits, ``(B, C)``.
         t_feats (Tensor | Sequence[Tensor]): Teacher logits, likewise.
 
     Returns:
@@ -110,10 +88,9 @@ def pair_logits(s_feats: Features, t_feats: Features) -> tuple[Tensor, Tensor]:
 
     Raises:
         ValueError: If they are not logits of one batch and the same two or more classes.
-        TypeError: If a feature is not a tensor.
     """
     student, teacher = pair_vectors(s_feats, t_feats)
-    shapes = [tuple(_layers('', feats)[0].shape) for feats in (s_feats, t_feats)]
+    shapes = [tuple(single('', feats).shape) for feats in (s_feats, t_feats)]
     if shapes[0] != shapes[1] or len(shapes[0]) != 2 or shapes[0][1] < 2:
         raise ValueError(
             f's_feats has shape {shapes[0]} and t_feats {shapes[1]}, expected logits (B, C) of '
@@ -124,21 +101,8 @@ def pair_logits(s_feats: Features, t_feats: Features) -> tuple[Tensor, Tensor]:
 
 
 def match_heights(s_map: Tensor, t_map: Tensor) -> tuple[Tensor, Tensor]:
-    """Reduce the higher of two maps to the size of the lower one by average pooling.
-
-    Source: HobbitLong/RepDistiller ``distiller_zoo/AT.py``, ``NST.py``, ``VID.py``. Differs: there
-    the target is a square; here it is the lower map's height and width, the same for square maps.
-
-    Args:
-        s_map (Tensor): Student map, ``(B, C_s, H_s, W_s)``.
-        t_map (Tensor): Teacher map, ``(B, C_t, H_t, W_t)``.
-
-    Returns:
-        tuple[Tensor, Tensor]: Both with height ``min(H_s, H_t)`` and equal widths.
-
-    Raises:
-        ValueError: If one map is higher and the other wider, or only the widths differ.
-    """
+    """Average the higher of two maps ``(B, C, H, W)`` down to the height and width of the lower."""
+    # As HobbitLong/RepDistiller `distiller_zoo/AT.py`, where maps are square.
     s_size, t_size = (s_map.size(2), s_map.size(3)), (t_map.size(2), t_map.size(3))
     if s_size == t_size:
         return s_map, t_map
@@ -156,33 +120,13 @@ def match_heights(s_map: Tensor, t_map: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def attention_vector(feature_map: Tensor, power: float = 2) -> Tensor:
-    """Compute where a map is active: the channel mean of powers, as a unit vector.
-
-    Source: Zagoruyko and Komodakis, arXiv:1612.03928, section 3.1 (``F_mean^p``).
-
-    Args:
-        feature_map (Tensor): ``(B, C, H, W)``.
-        power (float): p of ``|x|^p``, positive. Defaults to 2.
-
-    Returns:
-        Tensor: ``(B, H * W)``, float32 (float64 stays), unit L2 norm; zero where the map is zero.
-    """
+    """Return the channel mean of ``|x|^p`` of a map, as unit vectors ``(B, H * W)``, float32."""
     x = absolute_power(full_precision(feature_map), power)
     return unit_vectors(x.mean(1).flatten(1), dim=1)
 
 
 def absolute_power(x: Tensor, power: float) -> Tensor:
-    """Compute ``|x|^p`` with gradient 0 at 0.
-
-    For p below 1 the slope at 0 is infinite, which would give NaN wherever a ReLU left a zero.
-
-    Args:
-        x (Tensor): Any shape.
-        power (float): p, positive.
-
-    Returns:
-        Tensor: The same shape.
-    """
+    """Compute ``|x|^p``, p positive, with gradient 0 at 0: for p below 1 the slope is infinite."""
     if power == 2:
         return x.square()
     if power >= 1:
@@ -192,35 +136,15 @@ def absolute_power(x: Tensor, power: float) -> Tensor:
 
 
 def unit_vectors(x: Tensor, dim: int) -> Tensor:
-    """Divide vectors by their L2 norm; a zero vector stays zero.
-
-    Same values as ``F.normalize``, but a vector whose norm is below 1e-12 is not divided at all, so
-    a zero vector passes the gradient on unchanged instead of 1e12 times as large.
-
-    Args:
-        x (Tensor): Any shape.
-        dim (int): Dimension along which a vector lies.
-
-    Returns:
-        Tensor: The same shape; each vector has norm 1, or below 1e-12.
-    """
+    """Divide vectors along a dimension by their L2 norm; one below 1e-12 stays as it is."""
+    # So a zero vector passes the gradient on unchanged; by F.normalize it is 1e12 times as large.
     norm = torch.linalg.vector_norm(x, dim=dim, keepdim=True)
     return x / norm.masked_fill(norm < 1e-12, 1)
 
 
 def prediction_distance(prediction: Tensor, target: Tensor) -> Tensor:
-    """Compute the squared distance of unit vectors, ``2 - 2 cos``, per sample.
-
-    Source: Grill et al., arXiv:2006.07733, eq. 2; numbers of ShipengFu/CoCoRD ``helper/util.py``,
-    class DistillMSE, @ 645b95d.
-
-    Args:
-        prediction (Tensor): Predictions, ``(B, D)`` float.
-        target (Tensor): Targets, ``(B, D)`` float; no gradient reaches them.
-
-    Returns:
-        Tensor: ``(B,)`` float32 (float64 for float64 predictions).
-    """
+    """Return ``2 - 2 cos`` per sample of vectors ``(B, D)``; the target gets no gradient."""
+    # Grill et al., arXiv:2006.07733, eq. 2; numbers of ShipengFu/CoCoRD `helper/util.py` @ 645b95d.
     with no_autocast(prediction):
         prediction = unit_vectors(full_precision(prediction), dim=-1)
         target = unit_vectors(full_precision(target.detach()), dim=-1)
@@ -235,6 +159,17 @@ def _pool(feature_map: Tensor, size: tuple[int, int]) -> Tensor:
     if height % size[0] or width % size[1]:
         return F.adaptive_avg_pool2d(feature_map, size)
     return F.avg_pool2d(feature_map, (height // size[0], width // size[1]))
+
+
+def single(name: str, feats: Features) -> Tensor:
+    """Return one feature, alone or in a sequence of one, as necks return it."""
+    layers = _layers(name, feats)
+    if len(layers) != 1:
+        raise ValueError(
+            f'{name} is a sequence of {len(layers)} tensors, expected one; choose it with data_idx '
+            'in loss_forward_mappings (data_idx=-1: the last).'
+        )
+    return layers[0]
 
 
 def _layers(name: str, feats: Features) -> list[Tensor]:
@@ -253,11 +188,11 @@ def _layers(name: str, feats: Features) -> list[Tensor]:
     return layers
 
 
-def _pair(student: Tensor, teacher: Tensor, layer: str = '') -> tuple[Tensor, Tensor]:
+def _pair(s_feats: Tensor, t_feats: Tensor, layer: str = '') -> tuple[Tensor, Tensor]:
     """Return both features in full precision, the teacher's detached; check their batch."""
-    if student.size(0) != teacher.size(0):
+    if len(s_feats) != len(t_feats):
         raise ValueError(
-            f's_feats{layer} has {student.size(0)} samples and t_feats{layer} {teacher.size(0)}; '
-            'both must come from the same batch.'
+            f's_feats{layer} has {len(s_feats)} samples and t_feats{layer} {len(t_feats)}; both '
+            'must come from the same batch.'
         )
-    return full_precision(student), full_precision(teacher.detach())
+    return full_precision(s_feats), full_precision(t_feats.detach())

@@ -8,16 +8,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = [
-    'Negatives',
-    'RowKeys',
-    'Shards',
-    'class_keys',
-    'draw_negatives',
-    'given_negatives',
-    'row_keys',
-]
-
 # 'sampled' cuts one draw into at most this many sets, and an anchor takes this many of them: the
 # products cost TAKEN / MOST_SETS of scoring the whole draw.
 MOST_SETS = 8
@@ -31,8 +21,7 @@ _ROWS_PER_GIVEN_ID = 16
 class Shards:
     """How the rows of a bank are split over ranks. This class: not at all.
 
-    Row j is kept by rank ``j % world`` as its row ``j // world``, so each rank has its part of
-    every class in whatever order a data set has them.
+    Row j is kept by rank ``j % world`` as its row ``j // world``: each has its part of every class.
     """
 
     rank = 0
@@ -56,17 +45,11 @@ class Shards:
 
 
 class RowKeys(NamedTuple):
-    """Key of every row: rows that share the anchor's key are never its negatives.
+    """Key of every row: rows that share the anchor's key are never its negatives."""
 
-    Attributes:
-        key (Tensor): Class of each row, or its own position, ``(N,)`` integer.
-        mean_pool (float): Rows of another key that a row has on average.
-        smallest_pool (int): Fewest rows of another key that any row has.
-    """
-
-    key: Tensor
-    mean_pool: float
-    smallest_pool: int
+    key: Tensor  # Class of each row, or its own position, (N,) integer.
+    mean_pool: float  # Rows of another key that a row has on average.
+    smallest_pool: int  # Fewest rows of another key that any row has.
 
 
 class Negatives(NamedTuple):
@@ -75,32 +58,19 @@ class Negatives(NamedTuple):
     Every set is scored against b anchors, so an objective needs S small dense products. What
     remains after leaving out rows of an anchor's own key is weighted K / remaining, which makes the
     sum an unbiased estimate of K uniform negatives.
-
-    Attributes:
-        num_negatives (int): K of the objective.
-        num_rows (int): Rows N of the whole bank.
-        shards (Shards): How the rows are split over ranks.
-        positive (Tensor): Row of the positive of each anchor, ``(B,)`` int64.
-        rows (Tensor, optional): Rows of each set, ``(S, L)`` int64. None: one set, every row of the
-            bank.
-        anchors (Tensor): Anchor in each slot of each set, ``(S, b)`` int64.
-        slots (Tensor): Slots of each anchor among the S * b, ``(B, taken)`` int64.
-        row_key (Tensor, optional): Key of each row that is scored here, ``(N,)``. None: nothing is
-            left out and every row counts once.
-        anchor_key (Tensor, optional): Key of each anchor, ``(B,)``.
-        counts (Tensor, optional): How often each row counts for each anchor, ``(B, N)`` float, with
-            ``rows`` None.
     """
 
-    num_negatives: int
-    num_rows: int
-    shards: Shards
-    positive: Tensor
-    rows: Tensor | None
-    anchors: Tensor
-    slots: Tensor
+    num_negatives: int  # K of the objective.
+    num_rows: int  # Rows N of the whole bank.
+    shards: Shards  # How the rows are split over ranks.
+    positive: Tensor  # Row of the positive of each anchor, (B,) int64.
+    rows: Tensor | None  # Rows of each set, (S, L) int64. None: one set, every row of the bank.
+    anchors: Tensor  # Anchor in each slot of each set, (S, b) int64.
+    slots: Tensor  # Slots of each anchor among the S * b, (B, taken) int64.
+    # Key of each row that is scored here, (N,), and of each anchor, (B,). None: every row counts.
     row_key: Tensor | None = None
     anchor_key: Tensor | None = None
+    # How often each row counts for each anchor, (B, N) float, with `rows` None.
     counts: Tensor | None = None
 
     @property
@@ -117,17 +87,7 @@ class Negatives(NamedTuple):
 
 
 def class_keys(labels: Tensor) -> RowKeys:
-    """Make the class of each row its key (``exclude='class'``).
-
-    Args:
-        labels (Tensor): Class of each row, ``(N,)`` integer, any values.
-
-    Returns:
-        RowKeys: On the device of ``labels``.
-
-    Raises:
-        ValueError: If all rows have one class, so that nothing is a negative.
-    """
+    """Make the class of each row, any integers ``(N,)``, its key (``exclude='class'``)."""
     values, key, count = torch.unique(labels, return_inverse=True, return_counts=True)
     num_rows = labels.numel()
     if len(values) < 2:
@@ -142,42 +102,26 @@ def class_keys(labels: Tensor) -> RowKeys:
 
 
 def row_keys(num_rows: int, device: torch.device) -> RowKeys:
-    """Make the position of each row its key (``exclude='instance'``).
-
-    Args:
-        num_rows (int): Rows N of the bank.
-        device (torch.device): Device of the result.
-
-    Returns:
-        RowKeys: Each row is left out for itself alone.
-    """
+    """Make the position of each of N rows its key (``exclude='instance'``)."""
     key = torch.arange(num_rows, dtype=torch.int32, device=device)
     return RowKeys(key, num_rows - 1.0, num_rows - 1)
 
 
 def draw_negatives(
-    rule: str,
-    sample_idx: Tensor,
-    keys: RowKeys,
-    num_negatives: int,
-    generator: torch.Generator | None = None,
-    shards: Shards | None = None,
+    rule: str, sample_idx: Tensor, keys: RowKeys, num_negatives: int, shards: Shards | None = None
 ) -> Negatives:
     """Choose the negatives of a batch.
 
     ``'all'``: every row. ``'shared'``: one draw of K rows for all anchors. ``'sampled'``: one draw
     is cut into sets; the anchors fall into as many groups, and group g takes the sets g, g + 1, ...
-    (cyclic), so that about K rows of another key remain for each anchor. The rows of an anchor are
-    a uniform subset of the bank without repetition. A bank that has not enough rows for that is
-    scored whole. Nothing is read back from a GPU.
+    (cyclic), so that about K rows of another key remain for each anchor, a uniform subset without
+    repetition. A bank that has not enough rows for that is scored whole.
 
     Args:
         rule (str): ``'sampled'``, ``'shared'`` or ``'all'``.
         sample_idx (Tensor): Row of each anchor's positive, ``(B,)`` int64.
         keys (RowKeys): Keys of all N rows.
         num_negatives (int): K, negatives per anchor.
-        generator (torch.Generator, optional): Source of randomness on the device of ``sample_idx``.
-            Defaults to the device's global one.
         shards (Shards, optional): Draw this rank's share from the rows that it keeps. Defaults to
             None: all rows are here.
 
@@ -200,20 +144,11 @@ def draw_negatives(
         num_sets, taken, length = _set_sizes(batch, num_rows, wanted)
     rows = None
     if num_sets * length < num_rows:
-        rows = random_rows(num_rows, num_sets * length, sample_idx.device, generator)
+        rows = random_rows(num_rows, num_sets * length, sample_idx.device)
         rows = rows.view(num_sets, length)
     anchors, slots = _group(batch, num_sets, taken, sample_idx.device)
-    return Negatives(
-        num_negatives,
-        keys.key.numel(),
-        shards,
-        sample_idx,
-        rows,
-        anchors,
-        slots,
-        row_key,
-        keys.key[sample_idx],
-    )
+    drawn = Negatives(num_negatives, keys.key.numel(), shards, sample_idx, rows, anchors, slots)
+    return drawn._replace(row_key=row_key, anchor_key=keys.key[sample_idx])
 
 
 def given_negatives(
@@ -222,18 +157,7 @@ def given_negatives(
     dtype: torch.dtype = torch.float32,
     shards: Shards | None = None,
 ) -> Negatives:
-    """Score exactly the given rows; a row that is given twice counts twice.
-
-    Args:
-        contrast_idx (Tensor): Rows of each anchor, ``(B, 1 + K)`` int64, the first column the
-            positive.
-        num_rows (int): Rows N of the whole bank.
-        dtype (torch.dtype): Type in which scores are computed.
-        shards (Shards, optional): As for :func:`draw_negatives`.
-
-    Returns:
-        Negatives: Ready to be scored.
-    """
+    """Score the given rows ``(B, 1 + K)``, the positive first, as often as each is given."""
     shards = shards or Shards()
     positive, index = contrast_idx[:, 0], contrast_idx[:, 1:]
     batch, num_negatives = index.shape
@@ -241,7 +165,7 @@ def given_negatives(
     if shards.world == 1 and num_rows > _ROWS_PER_GIVEN_ID * num_negatives:
         return Negatives(num_negatives, num_rows, shards, positive, index, each, each)
     here = index % shards.world == shards.rank
-    kept = -(-(num_rows - shards.rank) // shards.world)
+    kept = len(range(shards.rank, num_rows, shards.world))
     counts = torch.zeros(batch, kept, dtype=dtype, device=index.device)
     place = torch.where(here, index // shards.world, 0)
     counts.scatter_add_(1, place, here.to(dtype))
@@ -253,17 +177,7 @@ def given_negatives(
 def random_rows(
     num_rows: int, number: int, device: torch.device, generator: torch.Generator | None = None
 ) -> Tensor:
-    """Draw rows without repetition, in random order.
-
-    Args:
-        num_rows (int): Rows N to draw from.
-        number (int): Rows wanted, at most N.
-        device (torch.device): Device of the result and of ``generator``.
-        generator (torch.Generator, optional): Source of randomness.
-
-    Returns:
-        Tensor: ``(number,)`` int64.
-    """
+    """Draw some of N rows without repetition, in random order, ``(number,)`` int64."""
     if device.type == 'cpu' and 8 * number < num_rows:
         # A permutation of a million rows would cost more than the objective. Of independent draws
         # about number / 16 repeat; what is left when these are dropped is a uniform subset.

@@ -11,8 +11,6 @@ from torch import Tensor
 
 from .features import full_precision, no_autocast
 
-__all__ = ['METHODS', 'POOLS', 'Blocks', 'pair_blocks', 'pool_flat', 'resolve_pool']
-
 METHODS = ('last', 'smallest', 'largest', 'first', 'random')
 POOLS = ('auto', 'avg8', 'global')
 
@@ -32,10 +30,8 @@ def pair_blocks(
     to the teacher's width, and both are pooled and flattened.
 
     Source: kaiqi123/CKTF ``distiller_zoo/ST.py`` @ b2bba29; Zhao et al., arXiv:2303.07599.
-    Differs: cosines are computed only where the choice depends on them, and the choice is not
-    read back from a GPU; a unit that is zero for the whole batch gets zero gradient, where there
-    it is multiplied by 1e12. Norms and cosines are computed over the batch of one process, as in
-    batch norm.
+    Differs: the choice is not read back from a GPU; a unit that is zero for the whole batch gets
+    zero gradient. Norms and cosines are those of the batch of one process, as in batch norm.
 
     Args:
         s_blocks (Sequence): For each stage of the student its last map, ``(B, C, H, W)`` float,

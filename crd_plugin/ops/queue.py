@@ -1,25 +1,22 @@
-"""A first-in, first-out queue of keys, used as negatives."""
+"""Momentum contrast: a first-in, first-out queue of keys, and moving averages of parameters."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
 from .features import full_precision, no_autocast
 
-__all__ = ['enqueue', 'queue_logits']
-
 
 @torch.no_grad()
 def enqueue(rows: Tensor, pointer: Tensor, keys: Tensor, is_new: Tensor | None = None) -> None:
     """Write keys over the oldest rows, in place, and wrap around at the end.
 
-    The result equals writing them one by one: if there are more keys than rows, the last ones
-    stay. Nothing is read back from the device.
-
-    Source: He et al., arXiv:1911.05722, section 3.2; numbers of ShipengFu/CoCoRD
-    ``cocord/builder.py`` @ 645b95d. Differs: any number of keys is accepted (there, at most as
-    many as rows).
+    The result equals writing them one by one: of more keys than rows the last ones stay. Source:
+    He et al., arXiv:1911.05722, section 3.2; numbers of ShipengFu/CoCoRD ``cocord/builder.py`` @
+    645b95d.
 
     Args:
         rows (Tensor): The queue, ``(K, D)`` float, changed in place.
@@ -44,21 +41,18 @@ def enqueue(rows: Tensor, pointer: Tensor, keys: Tensor, is_new: Tensor | None =
 
 
 def queue_logits(query: Tensor, key: Tensor, rows: Tensor, temperature: float) -> Tensor:
-    """Score each query against its own key, then against the whole queue.
-
-    The cross-entropy of these scores with class 0 is InfoNCE. Keys and queue get no gradient.
-
-    Args:
-        query (Tensor): ``(B, D)`` float with unit L2 norm.
-        key (Tensor): The positive of each query, ``(B, D)`` float with unit L2 norm.
-        rows (Tensor): The queue, ``(K, D)`` float.
-        temperature (float): Divides the scores.
-
-    Returns:
-        Tensor: ``(B, 1 + K)`` float32 (float64 for float64 queries).
-    """
+    """Score queries ``(B, D)`` against their own key, then the queue: ``(B, 1 + K)`` float32."""
+    # The cross-entropy with class 0 is InfoNCE. Keys and queue get no gradient.
     with no_autocast(query):
         query = full_precision(query)
         key, rows = key.detach().to(query), rows.detach().to(query)
         positive = (query * key).sum(1, keepdim=True)
         return torch.cat([positive, query @ rows.T], dim=1) / temperature
+
+
+@torch.no_grad()
+def move_averages(averages: Iterable[Tensor], sources: Iterable[Tensor], momentum: float) -> None:
+    """Update ``average <- m * average + (1 - m) * source`` in place, m the momentum in [0, 1)."""
+    averages, sources = list(averages), list(sources)
+    if averages:
+        torch._foreach_lerp_(averages, sources, 1 - momentum)

@@ -17,8 +17,6 @@ from torch import Tensor
 
 from .negatives import Negatives
 
-__all__ = ['scored_pass']
-
 # Numbers in a block of rows, which has to fit on the chip: 64 rows of width 128.
 _BLOCK = 1 << 13
 _MOST_PARTS = 256
@@ -27,18 +25,7 @@ _MOST_PARTS = 256
 def scored_pass(
     slots: Tensor, banks: Sequence[Tensor], negatives: Negatives, shift: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Sum softplus(s - shift) over the rows of each set, and its gradient.
-
-    Args:
-        slots (Tensor): Anchors of all sets, divided by the temperature, ``(E, S, b, D)`` float32.
-        banks (Sequence[Tensor]): Rows of each direction, E of ``(N, D)`` of any float type.
-        negatives (Negatives): Sets and keys; ``counts`` must be None.
-        shift (Tensor): Subtracted from the scores, ``(E,)`` float32.
-
-    Returns:
-        tuple[Tensor, Tensor, Tensor]: Sums ``(E, S, b)``, gradients ``(E, S, b, D)`` and the number
-        of rows left out ``(S, b)``, all float32.
-    """
+    """Do what ``contrast._scored_pass`` does, for float32 anchors and negatives without counts."""
     slots = slots.contiguous()
     directions, sets, anchors, width = slots.shape
     length = negatives.rows_per_set

@@ -1,16 +1,13 @@
 """Banks in several processes, on CPU."""
 
-import os
 import re
 import socket
-from unittest import mock
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 
 from crd_plugin.models import MemoryBank
-from crd_plugin.models.bank_update import PendingUpdate, gather_updates
+from crd_plugin.models.memory_bank import PendingUpdate, gather_updates
 from tests import dist_worker, small_runs
 from tests.dist_worker import WIDTHS
 
@@ -22,16 +19,9 @@ STEPS = range(4)
 def results(tmp_path_factory):
     """What the ranks saw, by world size."""
     folder = tmp_path_factory.mktemp('ranks')
-    # Imports once, in a server without threads, of which the ranks are forks.
-    mp.set_forkserver_preload(['tests.dist_worker'])
-    with mock.patch.dict(os.environ, PYTHONPATH=str(small_runs.REPO)):
-        mp.start_processes(
-            dist_worker.work, args=(str(folder),), nprocs=4, start_method='forkserver'
-        )
-    return {
-        world: [torch.load(folder / f'world_{world}_rank_{rank}.pth') for rank in range(world)]
-        for world in WORLDS
-    }
+    (folder / 'pair').mkdir()
+    four = small_runs.run_ranks(dist_worker.work, folder, 4)
+    return {4: four, 2: [torch.load(folder / f'pair/rank_{rank}.pth') for rank in range(2)]}
 
 
 @pytest.fixture(scope='module')
@@ -72,19 +62,6 @@ def test_ranks_equal_a_single_process(results, single, world, step):
 
 
 @pytest.mark.parametrize('world', WORLDS)
-def test_every_step_writes_its_rows_only(single, world):
-    """The reference is no constant: each step moves the rows of its ids."""
-    steps = dist_worker.make_steps(world)
-    for number in STEPS[1:]:
-        ids = dist_worker.concatenate(steps[number]).sample_idx.unique()
-        before, after = (
-            single[world][i]['banks']['loss_a']['student'] for i in (number - 1, number)
-        )
-        moved = (before != after).any(1).nonzero().view(-1)
-        assert torch.equal(moved, ids)
-
-
-@pytest.mark.parametrize('world', WORLDS)
 def test_mean_loss_of_the_ranks_is_that_of_a_single_process(results, single, world):
     """Holds where batches are of one size; that is how DDP averages."""
     for step in (1, 3):
@@ -112,22 +89,6 @@ def test_drifted_rank_is_noticed(results, world):
                 'RuntimeError: loss_b.bank differs between rank 0 and rank 1 '
                 f'(seen on rank {rank}); something other than MemoryBankHook'
             )
-
-
-@pytest.mark.parametrize('world', WORLDS)
-def test_ids_keep_all_their_bits(results, world):
-    ids = torch.tensor(dist_worker.LARGE_IDS)
-    padded, unknown, values = [], [], []
-    for rank in range(world):
-        own = ids[: 6 - rank]
-        padded += [own, own[-1:].expand(9 - own.numel())]
-        unknown += [own, own[-1:].expand(6 - own.numel())]
-        values.append(torch.full((9, 2), float(rank)))
-    for result in results[world]:
-        found = result['large_ids']
-        assert torch.equal(found['padded'], torch.cat(padded))
-        assert torch.equal(found['unknown'], torch.cat(unknown))
-        assert torch.equal(found['padded_student'], torch.cat(values))
 
 
 def test_batch_larger_than_the_loader_gives():
@@ -217,7 +178,6 @@ def _accuracy(output: str) -> list:
 
 
 def _same_bits(first: torch.Tensor, second: torch.Tensor) -> bool:
-    """Equal in shape, type and every bit."""
     return (
         first.dtype == second.dtype
         and first.shape == second.shape

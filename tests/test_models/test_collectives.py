@@ -1,11 +1,7 @@
 """Contrast over several processes equals that of one, on CPU."""
 
-import os
-from unittest import mock
-
 import pytest
 import torch
-import torch.multiprocessing as mp
 from mmengine.hooks import Hook
 
 from tests import contrast_worker, small_runs
@@ -17,20 +13,13 @@ LOSS = 'model__distiller__distill_losses__loss_crd__'
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
-    """Where the ranks write."""
     return tmp_path_factory.mktemp('ranks')
 
 
 @pytest.fixture(scope='module')
 def ranks(folder):
     """What each rank saw."""
-    # Imports once, in a server without threads, of which the ranks are forks.
-    mp.set_forkserver_preload(['tests.contrast_worker'])
-    with mock.patch.dict(os.environ, PYTHONPATH=str(small_runs.REPO)):
-        mp.start_processes(
-            contrast_worker.work, args=(str(folder),), nprocs=WORLD, start_method='forkserver'
-        )
-    return [torch.load(folder / f'rank_{rank}.pth') for rank in range(WORLD)]
+    return small_runs.run_ranks(contrast_worker.work, folder)
 
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
@@ -163,10 +152,7 @@ def test_resumed_by_as_many_ranks(ranks, folder):
 
 
 class Rows(Hook):
-    """Keeps the rows that training starts with."""
-
     def before_train(self, runner):
-        """After the checkpoint is loaded."""
         bank = runner.model.distiller.distill_losses['loss_crd'].bank
         self.state = {key: value.clone() for key, value in bank.state_dict().items()}
 

@@ -36,12 +36,10 @@ def scope():
 
 
 def file_of(method):
-    """The file of a method's fragment."""
     return BASE / 'distillers' / f'{method}.py'
 
 
 def composed(methods):
-    """Config of a model with several methods."""
     return join(PAIR, *(parsed(file_of(method))[method] for method in methods.split()))
 
 
@@ -140,26 +138,6 @@ def test_recorders_are_shared(methods, recorders):
     for _, manager, names in sides:
         for name in names:  # One record per step, none twice.
             assert len(manager.get_recorder(name).data_buffer) == 1
-
-
-def test_two_methods_on_the_same_maps_share_them():
-    model = build(composed('at nst'))
-    assert len(model.student.backbone._forward_hooks) == 1
-    losses = losses_of(model)
-    records = [model.distiller.get_record('stages', from_student=side) for side in (True, False)]
-    modules = model.distiller.distill_losses
-    for name in ('loss_at', 'loss_nst'):
-        assert torch.equal(losses[f'distill.{name}'], modules[name](*records))
-
-
-def test_parts_of_both_methods_are_trained():
-    """Regressor and connectors reach the optimizer and its checkpoint."""
-    model = build(composed('fitnet crd'))
-    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    start = 'distiller.distill_losses.loss_fitnet.regressor.'
-    assert {f'{start}conv.weight', f'{start}bn.bias'} <= trained
-    assert 'distiller.connectors.crd_student.linear.weight' in trained
-    assert f'{start}bn.running_mean' in model.state_dict()
 
 
 def leaf(methods, path):

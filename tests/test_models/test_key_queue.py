@@ -64,12 +64,6 @@ def test_state_dict_round_trip(queue):
     assert str(queue) == 'KeyQueue(size=5, embed_dim=3)'
 
 
-@pytest.mark.parametrize('name', ['embed_dim', 'size'])
-def test_bad_arguments(name):
-    with pytest.raises(ValueError, match=f'{name} is 0, expected at least 1'):
-        KeyQueue(**{'embed_dim': 4, name: 0})
-
-
 @pytest.mark.parametrize('size, width', [(4, 3), (5, 2)])
 def test_checkpoint_of_another_size(queue, size, width):
     """Also where a caller is not strict, as MMEngine is not."""

@@ -1,54 +1,270 @@
-"""The memory bank: sizing, scores, updates, checkpoints."""
+"""Memory banks of both kinds: rows, updates, scores, and what a checkpoint does to them."""
 
 import copy
+import math
+import pickle
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
-from crd_plugin.models import MemoryBank
+from crd_plugin.engine.hooks._checks import bit_sum
+from crd_plugin.models import MemoryBank, ShardedBank, memory_bank
 from crd_plugin.models.memory_bank import PendingUpdate
+from crd_plugin.ops import initial_rows
 from tests import golden
 
-
-def unit(*shape):
-    """Random unit vectors."""
-    return F.normalize(torch.randn(*shape), dim=-1)
+D, N = 4, 10
+LABELS = torch.arange(N) % 3
 
 
-@pytest.fixture
-def bank():
-    """Ten rows of width 4 with labels."""
-    bank = MemoryBank(4)
-    bank.resize(10, torch.arange(10) % 3, seed=0)
+@pytest.fixture(params=[MemoryBank, ShardedBank])
+def kind(request):
+    return request.param
+
+
+def sized(kind, **arguments):
+    bank = kind(D, **arguments)
+    bank.resize(N, LABELS, seed=3)
     return bank
 
 
-def test_rows_come_from_the_seed():
-    banks = [MemoryBank(8) for _ in range(3)]
-    for bank, seed in zip(banks, (1, 1, 2)):
-        torch.rand(3)
-        bank.resize(50, seed=seed)
-    assert torch.equal(banks[0].student, banks[1].student)
-    assert torch.equal(banks[0].teacher, banks[1].teacher)
-    assert not torch.equal(banks[0].student, banks[2].student)
-    assert not torch.equal(banks[0].student, banks[0].teacher)
+@pytest.fixture
+def bank(kind):
+    return sized(kind)
 
 
-def test_num_samples_in_the_config_sizes_the_bank():
-    bank = MemoryBank(8, num_samples=20)
-    assert bank.num_samples == 20 and bank.student.shape == (20, 8)
-    assert MemoryBank(8).num_samples == 0
-    assert 'num_samples=20, embed_dim=8, momentum=0.5' in repr(bank)
+def unit(*shape):
+    return F.normalize(torch.randn(*shape), dim=-1)
+
+
+def expected(dtype=torch.float32):
+    generator = torch.Generator().manual_seed(3)
+    return [next(initial_rows(N, D, generator))[1].to(dtype) for _ in '12']
+
+
+def assert_rows(bank, rows):
+    for name, given in zip(('student', 'teacher'), rows):
+        assert torch.equal(getattr(bank, name), given)
+
+
+def trained(kind):
+    """A bank of another size, with constants, a pending update and draws."""
+    bank = kind(D, num_samples=N + 5)
+    ones = F.normalize(torch.ones(1, D))
+    bank.stage(torch.tensor([2]), ones, ones, torch.zeros(2).double())
+    bank.commit()
+    bank.stage(torch.tensor([2]), ones, ones)
+    assert bank.has_z
+    return bank
+
+
+def test_resized_as_if_new(kind):
+    bank = trained(kind)
+    bank.resize(N, LABELS, seed=3)
+    assert_rows(bank, expected())
+    assert bank.num_samples == N and bank.num_bytes == 2 * N * D * 4
+    assert f'num_samples={N}, embed_dim={D}, momentum=0.5' in repr(bank)
+    assert not bank.has_z and bank.pending is None
+    assert bank.log_z.isnan().all()
+    assert bank.keys('class').smallest_pool == N - 4
+    bank.resize(N, seed=3)
+    with pytest.raises(ValueError, match='the memory bank has none'):
+        bank.keys('class')
+
+
+@pytest.mark.parametrize(
+    'arguments, error',
+    [
+        (dict(num_samples=1), ValueError),
+        (dict(num_samples=10.5), ValueError),
+        (dict(num_samples=N, labels=LABELS.double()), ValueError),
+        (dict(num_samples=N, labels=LABELS[1:]), ValueError),
+        (dict(num_samples=N, seed=2**70), (RuntimeError, ValueError)),
+        (dict(num_samples=N, seed='seven'), ValueError),
+    ],
+)
+def test_a_refused_size_changes_nothing(kind, arguments, error):
+    bank = trained(kind)
+    before = copy.deepcopy(bank.state_dict())
+    with pytest.raises(error):
+        bank.resize(**arguments)
+    assert bank.has_z and bank.pending is not None
+    for name, value in bank.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+def test_memory_that_is_too_small_can_be_tried_again(kind, monkeypatch):
+    """Old rows are given up first: there may not be room for both."""
+    bank, left = trained(kind), [1]
+    original = memory_bank.initial_rows
+
+    def rows(*arguments):
+        assert len(bank.teacher) == 0
+        if left:
+            left.pop()
+            return original(*arguments)
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(memory_bank, 'initial_rows', rows)
+        with pytest.raises(MemoryError):
+            bank.resize(N, LABELS, seed=3)
+    assert bank.num_samples == 0 and not bank.has_z and bank.pending is None
+    bank.resize(N, LABELS, seed=3)
+    assert_rows(bank, expected())
+
+
+def test_copies_have_rows_of_their_own(kind):
+    model = nn.Sequential(nn.Linear(2, 2), sized(kind))
+    twins = [copy.deepcopy(model), pickle.loads(pickle.dumps(model))]
+    model[1].student.zero_()
+    for twin in twins:
+        assert_rows(twin[1], expected())
+
+
+def test_a_moved_bank_has_the_rows_that_it_had(kind):
+    assert_rows(sized(kind).double(), expected(torch.float64))
+    assert_rows(sized(kind).half(), expected(torch.float16))
+    assert_rows(sized(kind, dtype=torch.bfloat16), expected(torch.bfloat16))
+    bank = sized(kind)
+    bank.share_memory()
+    # Rows of a sharded bank are no buffers, but they are passed on as well.
+    for tensor in (bank.labels, bank.student, bank.teacher):
+        assert tensor.is_shared()
+
+
+def test_a_loaded_bank_has_rows_of_its_own(kind):
+    saved = sized(kind).state_dict()
+    saved['student'] *= 0.5
+    for bank in (kind(D), kind(D, num_samples=N), sized(kind)):
+        bank.load_state_dict(saved)
+        assert bank.num_samples == N and not bank.has_z
+        assert_rows(bank, (saved['student'], saved['teacher']))
+        assert bank.student.data_ptr() != saved['student'].data_ptr()
+
+
+def test_evaluation_keeps_what_is_there(kind):
+    bank = kind(D, num_samples=N + 1)
+    before = bank.student.clone()
+    bank.keep_rows = False
+    bank.load_state_dict(sized(kind).state_dict())
+    assert bank.num_samples == N + 1 and torch.equal(bank.student, before)
+
+
+@pytest.mark.parametrize('lacking', ['student', 'teacher'])
+def test_a_side_that_a_checkpoint_lacks_stays_fresh(kind, lacking):
+    saved = {
+        name: value * 0.5 if name in ('student', 'teacher') else value
+        for name, value in sized(kind).state_dict().items()
+    }
+    del saved[lacking]
+    bank = sized(kind)
+    result = bank.load_state_dict(saved, strict=False)
+    assert result.missing_keys == [lacking]
+    for name, fresh in zip(('student', 'teacher'), expected()):
+        wanted = fresh if name == lacking else saved[name]
+        assert torch.equal(getattr(bank, name), wanted)
+
+
+@pytest.mark.parametrize(
+    'change, message',
+    [
+        (dict(labels=LABELS + 1), 'another data set or order'),
+        (dict(student=torch.ones(7, D)), 'has 7 rows of width 4, this one 10'),
+        (dict(teacher=torch.ones(7, D)), 'has 7 rows of width 4, this one 10'),
+        (dict(teacher=torch.ones(N, 5)), 'has 10 rows of width 5, this one 10'),
+        (dict(student=None, teacher=torch.ones(7, D)), 'has 7 rows of width 4'),
+        (dict(student=torch.full((N, D), 2.0)), 'has student rows with an L2 norm of 4, expected'),
+        (dict(teacher=torch.full((N, D), math.nan)), 'teacher rows with an L2 norm of nan, exp'),
+    ],
+)
+def test_a_refused_checkpoint_changes_nothing(kind, change, message):
+    saved = {**sized(kind).state_dict(), **change}
+    saved = {name: value for name, value in saved.items() if value is not None}
+    bank = sized(kind)
+    with pytest.raises(ValueError, match=message):
+        bank.load_state_dict(saved, strict=False)
+    assert bank.num_samples == N and not bank.has_z
+    assert_rows(bank, expected())
+
+
+def test_one_side_for_a_bank_without_a_size():
+    saved = sized(ShardedBank).state_dict()
+    del saved['teacher']
+    bank = ShardedBank(D)
+    assert bank.load_state_dict(saved, strict=False).missing_keys == ['teacher']
+    assert len(bank.student) == len(bank.teacher) == bank.num_samples == 0
+
+
+def test_another_width_in_the_checkpoint_of_an_unsized_bank(kind):
+    bank = kind(D + 1)
+    with pytest.raises(ValueError, match='rows of width 4, this one .* 5'):
+        bank.load_state_dict(sized(kind).state_dict())
+    assert bank.num_samples == 0
+
+
+@pytest.mark.parametrize('change', ['load_state_dict', 'resize'])
+def test_loaded_or_sized_in_inference_mode(kind, change):
+    """What a model is only tried with must be writable in training."""
+    saved = sized(kind).state_dict()
+    for bank in (sized(kind), kind(D)):
+        with torch.inference_mode():
+            bank.load_state_dict(saved) if change != 'resize' else bank.resize(N, LABELS, seed=3)
+        bank.stage(torch.tensor([2]), torch.ones(1, D), torch.ones(1, D))
+        bank.commit()
+        assert not torch.equal(bank.student[2], saved['student'][2])
+
+
+@pytest.mark.parametrize('dtype', [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_bit_sum_adds_all_bits(monkeypatch, dtype):
+    rows = torch.randn(10, D).to(dtype)
+    whole = bit_sum(rows)
+    monkeypatch.setattr('crd_plugin.engine.hooks._checks._ROWS_AT_ONCE', 3)
+    assert torch.equal(bit_sum(rows), whole)
+    halves = rows.view(torch.int16).long()
+    if dtype.itemsize > 2:
+        halves = rows.view(torch.int32).long()
+    expected = (halves.sum(1) * torch.arange(1, 11)).sum()
+    assert torch.equal(whole, expected)
+    rows[7, 1] += 1
+    assert not torch.equal(bit_sum(rows), whole)
+
+
+@pytest.mark.parametrize(
+    'part, change, message',
+    [
+        ('student', lambda rows: None, 'student rows that are NoneType, expected floating point'),
+        ('teacher', lambda rows: rows.long(), r'teacher rows that are int64 of shape \(10, 4\)'),
+        ('student', lambda rows: rows[:, 0], r'student rows that are float32 of shape \(10,\)'),
+        ('student', lambda rows: rows * (torch.arange(N) < 5)[:, None], 'an L2 norm of 0,'),
+        (
+            'log_z_teacher',
+            lambda z: z * math.nan,
+            'log_z_student 0 and log_z_teacher nan, expected',
+        ),
+        ('log_z_student', lambda z: z - math.inf, 'log_z_student -inf and log_z_teacher 0'),
+    ],
+)
+def test_damaged_state_is_refused(part, change, message):
+    """Half a bank, rows of another kind, what is not finite."""
+    bank = sized(MemoryBank)
+    state = bank.state_dict()
+    state['log_z_student'] = state['log_z_teacher'] = torch.zeros(()).double()
+    bank.load_state_dict(state)
+    with pytest.raises(ValueError, match=f'{message}.*resume from an earlier checkpoint'):
+        bank.load_state_dict({**state, part: change(state[part])})
 
 
 def test_commit_writes_only_its_rows(bank):
     before = copy.deepcopy(bank)
     ids, student, teacher = torch.tensor([7, 2]), unit(2, 4), unit(2, 4)
-    bank.stage(ids, student, teacher)
+    bank.stage(ids, student, teacher, torch.tensor([3.0, 4.0]).double())
     assert torch.equal(bank.student, before.student)
+    assert not bank.has_z and torch.isnan(bank.log_z_student)
     bank.commit()
-    assert bank.pending is None
+    assert bank.pending is None and bank.has_z and bank.log_z.tolist() == [3, 4]
     for name, new in (('student', student), ('teacher', teacher)):
         old, rows = getattr(before, name), getattr(bank, name)
         torch.testing.assert_close(rows[ids], F.normalize(old[ids] + new, dim=1))
@@ -76,16 +292,6 @@ def test_stage_detaches_and_refuses_a_second_time(bank):
         bank.commit()
 
 
-def test_constants_are_set_by_commit(bank):
-    log_z = torch.tensor([3.0, 4.0], dtype=torch.float64)
-    assert not bank.has_z
-    bank.stage(torch.tensor([0]), unit(1, 4), unit(1, 4), log_z)
-    assert not bank.has_z and torch.isnan(bank.log_z_student)
-    bank.commit()
-    assert bank.has_z
-    assert (bank.log_z_student.item(), bank.log_z_teacher.item()) == (3, 4)
-
-
 @pytest.mark.parametrize('side', ['student', 'teacher'])
 def test_scores_are_the_published_ones(side):
     case = golden.load('crd_medium')
@@ -99,35 +305,19 @@ def test_scores_are_the_published_ones(side):
         case[f'call1_f_{letter}'], side, case['call1_contrast_idx'], float(case['T_eff'])
     )
     golden.assert_value(out, case[f'call1_out_{letter}'])
-
-
-def test_scores_of_another_side(bank):
     with pytest.raises(ValueError, match="side is 'both', expected 'student'"):
-        bank.scores(unit(1, 4), 'both', torch.zeros(1, 1).long(), 0.07)
+        bank.scores(unit(1, 32), 'both', torch.zeros(1, 1).long(), 0.07)
 
 
-def test_state_dict_round_trip(bank):
+def test_state_dict_round_trip(kind, bank):
     bank.stage(torch.tensor([3]), unit(1, 4), unit(1, 4), torch.ones(2))
     bank.commit()
-    for other in (MemoryBank(4), MemoryBank(4, num_samples=10)):
+    for other in (kind(4), kind(4, num_samples=10)):
         other.load_state_dict(bank.state_dict())
         assert other.has_z and other.num_samples == 10
         for name, value in bank.state_dict().items():
             assert torch.equal(getattr(other, name), value)
         assert torch.equal(other.keys('class').key, bank.keys('class').key)
-
-
-def test_fresh_state_dict_has_no_constants(bank):
-    other = MemoryBank(4)
-    other.load_state_dict(bank.state_dict())
-    assert not other.has_z
-
-
-def test_rows_are_passed_over_in_evaluation(bank):
-    other = MemoryBank(4)
-    other.keep_rows = False
-    other.load_state_dict(bank.state_dict())
-    assert other.num_samples == 0
 
 
 def test_keys(bank):
@@ -144,36 +334,23 @@ def test_keys(bank):
 @pytest.mark.parametrize(
     'kwargs, message',
     [
-        (dict(embed_dim=0), 'embed_dim is 0, expected at least 1'),
-        (dict(embed_dim=4, momentum=1.0), r'momentum is 1.0, expected 0 <='),
-        (dict(embed_dim=4, momentum=-0.1), r'momentum is -0.1, expected'),
-        (dict(embed_dim=4, num_samples=1), 'num_samples is 1, expected at least'),
-        (dict(embed_dim=4, num_samples=2.5), 'num_samples is 2.5, expected an in'),
-        (dict(embed_dim='a'), "embed_dim is 'a', expected an integer"),
-        (dict(embed_dim=4, dtype=torch.int32), 'dtype is torch.int32, expected'),
+        (dict(momentum=1.0), r'momentum is 1.0, expected 0 <= momentum < 1'),
+        (dict(num_samples=1), 'num_samples is 1, expected at least'),
+        (dict(dtype=torch.int32), 'dtype is torch.int32, expected'),
     ],
 )
 def test_bad_arguments(kwargs, message):
     with pytest.raises(ValueError, match=message):
-        MemoryBank(**kwargs)
-
-
-def test_momentum_that_is_no_number():
-    with pytest.raises(TypeError, match="momentum is 'half', expected a num"):
-        MemoryBank(4, 'half')
+        MemoryBank(4, **kwargs)
 
 
 def test_labels_are_any_integers():
     bank = MemoryBank(4)
     bank.resize(3, [0, 1, 1])
     assert bank.labels.dtype == torch.int64 and bank.labels.tolist() == [0, 1, 1]
-    with pytest.raises(ValueError, match='labels is torch.float32, expected'):
-        bank.resize(3, torch.ones(3))
-
-
-def test_labels_of_another_length():
-    with pytest.raises(ValueError, match=r'labels has shape \(4,\).*\(5,\)'):
-        MemoryBank(4).resize(5, torch.zeros(4).long())
+    for wrong in (torch.ones(3), torch.ones(4).long()):
+        with pytest.raises(ValueError, match=r'labels is .*, expected integers of shape \(3,\)'):
+            bank.resize(3, wrong)
 
 
 def test_labels_can_be_shared():

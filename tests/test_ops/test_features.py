@@ -9,9 +9,7 @@ import torch.nn.functional as F
 from crd_plugin.ops import (
     absolute_power,
     attention_vector,
-    full_precision,
     match_heights,
-    no_autocast,
     pair_logits,
     pair_maps,
     pair_vectors,
@@ -21,7 +19,6 @@ from crd_plugin.ops import (
 
 
 def maps(*shapes, dtype=torch.float32):
-    """Seeded maps with gradient."""
     generator = torch.Generator().manual_seed(0)
     return [torch.randn(shape, generator=generator).to(dtype).requires_grad_() for shape in shapes]
 
@@ -32,21 +29,6 @@ def test_logits_are_paired():
     assert student is s and teacher.dtype == torch.float32 and not teacher.requires_grad
     with pytest.raises(ValueError, match=r's_feats has shape \(3, 4\) and t_feats \(3, 2\), exp'):
         pair_logits(s, t[:, :2])
-
-
-def test_full_precision():
-    for dtype in (torch.float16, torch.bfloat16, torch.float32):
-        assert full_precision(torch.ones(2, dtype=dtype)).dtype == (torch.float32)
-    x = torch.ones(2, dtype=torch.float64)
-    assert full_precision(x) is x
-
-
-def test_no_autocast():
-    x = torch.full((2, 2), 1.0 + 2**-12)
-    with torch.autocast('cpu', torch.bfloat16):
-        assert (x @ x).dtype == torch.bfloat16
-        with no_autocast(x):
-            assert (x @ x).dtype == torch.float32
 
 
 def test_maps_are_paired_in_order_and_the_teacher_is_detached():
@@ -196,14 +178,6 @@ def test_absolute_power(power):
     torch.testing.assert_close(x.grad, slope.double())
 
 
-def test_attention_of_roots_where_nothing_is_active():
-    x = torch.tensor([1.0, 0.0, 4.0, 0.0]).view(1, 1, 2, 2).requires_grad_()
-    q = attention_vector(x, 0.5)
-    torch.testing.assert_close(q, torch.tensor([[1.0, 0.0, 2.0, 0.0]]) / 5**0.5)
-    q[0, 0].backward()
-    assert torch.isfinite(x.grad).all() and x.grad[0, 0, 0, 0] > 0
-
-
 def test_unit_vectors():
     """A zero vector stays zero and passes the gradient on unchanged."""
     x = torch.tensor([[3.0, 4.0], [0.0, 0.0]], requires_grad=True)
@@ -224,13 +198,6 @@ def test_prediction_distance_equals_a_loop():
         dot = math.fsum(x * y for x, y in zip(a, b))
         cosine = dot / math.hypot(*a) / math.hypot(*b)
         assert float(value) == pytest.approx(2 - 2 * cosine, rel=1e-12)
-
-
-def test_ends_of_the_range_of_prediction_distance():
-    a = torch.tensor([[3.0, 4.0]])
-    orthogonal = torch.tensor([[4.0, -3.0]])
-    for target, expected in ((a, 0.0), (orthogonal, 2.0), (-2 * a, 4.0)):
-        torch.testing.assert_close(prediction_distance(a, target), torch.tensor([expected]))
 
 
 def test_gradient_reaches_the_prediction_alone():

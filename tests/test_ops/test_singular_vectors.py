@@ -9,13 +9,11 @@ SHAPES = [(2, 7, 4), (2, 4, 7), (2, 5, 5)]
 
 
 def matrices(shape, dtype=torch.float64):
-    """Seeded matrices."""
     torch.manual_seed(0)
     return torch.randn(shape).to(dtype).requires_grad_()
 
 
 def by_svd(x, k):
-    """Torch's vectors."""
     _, s, vh = torch.linalg.svd(x, full_matrices=False)
     return vh.transpose(1, 2)[..., :k], s[:, :k]
 
@@ -77,8 +75,3 @@ def test_vectors_of_equal_singular_values():
     torch.testing.assert_close(sigma, torch.ones(1, 2).double())
     v.square().sum().backward()
     assert torch.isfinite(x.grad).all()
-
-
-def test_type_is_kept():
-    v, sigma = right_singular_vectors(matrices((2, 3, 4), torch.float32), 2)
-    assert v.dtype == sigma.dtype == torch.float32

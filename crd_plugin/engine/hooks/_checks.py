@@ -11,74 +11,38 @@ _ROWS_AT_ONCE = 1 << 16
 
 
 def check_once(hook: Hook, runner) -> None:
-    """Refuse a hook that is registered twice.
-
-    Args:
-        hook (Hook): One of them.
-        runner (Runner): The runner.
-
-    Raises:
-        ValueError: If there are several of its class.
-    """
+    """Raise a ValueError if a hook is registered twice."""
     number = sum(isinstance(other, type(hook)) for other in runner.hooks)
     if number > 1:
         raise ValueError(
-            f'{type(hook).__name__} is registered {number} times, expected '
-            'once; remove it from custom_hooks where a base config already '
-            'has it.'
+            f'{type(hook).__name__} is registered {number} times, expected once; remove it from '
+            'custom_hooks where a base config already has it.'
         )
 
 
 def check_buffers_are_ours(runner, what: str) -> None:
-    """Refuse a hook that averages every buffer over the ranks.
-
-    Args:
-        runner (Runner): The runner.
-        what (str): What it would damage, for the message.
-
-    Raises:
-        ValueError: If there is a ``SyncBuffersHook``.
-    """
+    """Raise a ValueError if a ``SyncBuffersHook`` would damage something."""
     if any(isinstance(hook, SyncBuffersHook) for hook in runner.hooks):
         raise ValueError(
-            'SyncBuffersHook averages every buffer over the ranks, which is '
-            f'wrong for {what}; remove it from custom_hooks (batch norm: use '
-            'sync_bn).'
+            f'SyncBuffersHook averages every buffer over the ranks, which is wrong for {what}; '
+            'remove it from custom_hooks (batch norm: use sync_bn).'
         )
 
 
 def check_ranks_agree(hook: Hook, name: str, checksum: Tensor) -> None:
-    """Compare checksums of all ranks; every rank must call it.
-
-    Args:
-        hook (Hook): That keeps the ranks in step.
-        name (str): What the checksum is of, for the message.
-        checksum (Tensor): This rank's, of one shape everywhere.
-
-    Raises:
-        RuntimeError: If two ranks differ.
-    """
+    """Raise a RuntimeError if checksums of the ranks differ; every rank must call it."""
     sums = all_gather(checksum)
     for rank, other in enumerate(sums):
         if not other.equal(sums[0]):
             raise RuntimeError(
-                f'{name} differs between rank 0 and rank {rank} (seen on '
-                f'rank {get_rank()}); something other than '
-                f'{type(hook).__name__} changes its buffers, such as a hook '
+                f'{name} differs between rank 0 and rank {rank} (seen on rank {get_rank()}); '
+                f'something other than {type(hook).__name__} changes its buffers, such as a hook '
                 'that averages or overwrites them.'
             )
 
 
 def check_kinds(model: nn.Module, weights: dict[str, Tensor]) -> None:
-    """Refuse integers in place of weights, which loading would cast.
-
-    Args:
-        model (nn.Module): The model that is resumed.
-        weights (dict[str, Tensor]): Its state in the checkpoint.
-
-    Raises:
-        ValueError: If one is floating point and the other is not.
-    """
+    """Raise a ValueError for integers in place of weights, which loading would cast."""
     for name, own in model.state_dict().items():
         saved = weights.get(name, own)
         if isinstance(saved, Tensor) and saved.is_floating_point() != own.is_floating_point():
@@ -89,14 +53,7 @@ def check_kinds(model: nn.Module, weights: dict[str, Tensor]) -> None:
 
 
 def check_equal_batches(loader: DataLoader) -> None:
-    """Refuse ranks that would wait for each other for ever; every rank must call it.
-
-    Args:
-        loader (DataLoader): The training data of this rank.
-
-    Raises:
-        ValueError: If the ranks have unequal numbers of batches.
-    """
+    """Raise a ValueError if ranks have unequal numbers of batches; every rank must call it."""
     numbers = [int(number) for number in all_gather(torch.tensor([len(loader)]))]
     if len(set(numbers)) > 1:
         raise ValueError(
@@ -107,14 +64,7 @@ def check_equal_batches(loader: DataLoader) -> None:
 
 
 def bit_sum(tensor: Tensor) -> Tensor:
-    """Position-weighted sum of the bits of a tensor.
-
-    Args:
-        tensor (Tensor): ``(N, ...)``, of two, four or eight bytes an element.
-
-    Returns:
-        Tensor: Scalar int64, modulo 2**64.
-    """
+    """Return the position-weighted sum of the bits of a float tensor ``(N, ...)``, as int64."""
     word = torch.int16 if tensor.element_size() == 2 else torch.int32
     words = tensor.contiguous().view(-1).view(word).view(tensor.size(0), -1)
     # A few rows at a time: torch widens what it adds up to int64 first.

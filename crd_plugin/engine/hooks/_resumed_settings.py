@@ -14,14 +14,7 @@ _COUNTED = {'optimizer', 'last_step', '_global_step', '_last_value'}
 
 
 def batches(runner: Any) -> dict[str, Any]:
-    """Describe how the training data is cut into batches, to be saved with a checkpoint.
-
-    Args:
-        runner (Runner): The runner.
-
-    Returns:
-        dict: Batches per epoch, samples per batch (None if that varies), and ranks.
-    """
+    """Return batches per epoch, samples per batch (None if they vary) and ranks, to be saved."""
     loader = runner.train_loop.dataloader
     return dict(epoch_length=len(loader), batch_size=loader.batch_size, world_size=get_world_size())
 
@@ -34,11 +27,9 @@ def counts_epochs(runner: Any) -> bool:
 def follow_config(runner: Any, checkpoint: dict[str, Any]) -> None:
     """Let a run that is resumed follow its config where that differs from the checkpoint's.
 
-    MMEngine takes the settings of optimizer and schedules from the checkpoint and drops those of
-    the config. Here, a schedule that differs, or other batches per epoch, put the run where a run
-    with the new config would be after as many epochs. Nothing else is changed.
-
-    Several optimizers, and schedules that depend on metrics, are left to MMEngine.
+    MMEngine drops the config's settings of optimizer and schedules. Here, a schedule that differs,
+    or other batches per epoch, put the run where a run with the new config would be after as many
+    epochs. Several optimizers, and schedules that depend on metrics, are left to MMEngine.
 
     Args:
         runner (Runner): The runner, before it takes over the checkpoint.
@@ -57,6 +48,7 @@ def follow_config(runner: Any, checkpoint: dict[str, Any]) -> None:
             )
     meta, now = checkpoint['meta'], batches(runner)
     before = checkpoint.get('batches', {})
+    moved = False
     if counts_epochs(runner):
         length = before.get('epoch_length') or meta['iter'] / max(meta['epoch'], 1)
         if length * meta['epoch'] != meta['iter'] or int(length) != length:
@@ -69,8 +61,6 @@ def follow_config(runner: Any, checkpoint: dict[str, Any]) -> None:
         before = {**before, 'epoch_length': int(length)}
         moved = now['epoch_length'] * meta['epoch'] != meta['iter']
         meta['iter'] = now['epoch_length'] * meta['epoch']
-    else:
-        moved = False
     changes = _differences('', _readable(before), _readable(now))
     if not isinstance(runner.param_schedulers, dict) and 'param_groups' in checkpoint['optimizer']:
         changes += _follow_schedules(runner, checkpoint, moved)
@@ -106,14 +96,11 @@ def _follow_schedules(runner: Any, checkpoint: dict[str, Any], moved: bool) -> l
         checkpoint['param_schedulers'] = [scheduler.state_dict() for scheduler in fresh]
     scheduled = {name for s in fresh for name in (s.param_name, f'initial_{s.param_name}')}
     for old, new in _parameter_groups(runner, checkpoint):
-        follow = {
-            key: value
-            for key, value in new.items()
-            if key != 'params' and (replayed or key not in scheduled)
-        }
-        told = {key: value for key, value in follow.items() if key not in scheduled and key in old}
-        changes += _differences('optimizer.', old, told)
-        old.update(follow)
+        settings = {key: value for key, value in new.items() if key not in {'params', *scheduled}}
+        changes += _differences('optimizer.', old, settings)
+        old.update(settings)
+        if replayed:
+            old.update({key: new[key] for key in scheduled & new.keys()})
     return list(dict.fromkeys(changes))
 
 
@@ -153,13 +140,10 @@ def _replay(schedulers: list[Any], epochs: int, iterations: int) -> None:
 
 def _differences(prefix: str, before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """Say which values have changed; what was not saved is passed over."""
-    return [
-        f'{prefix}{key} {_short(before[key])} -> {_short(value)}'
-        for key, value in now.items()
-        if before.get(key) is not None and before[key] != value
-    ]
-
-
-def _short(value: Any) -> Any:
-    """Milestones as a list."""
-    return sorted(value) if isinstance(value, dict) else value
+    changed = []
+    for key, value in now.items():
+        if before.get(key) is not None and before[key] != value:
+            # Milestones are a Counter.
+            pair = [sorted(x) if isinstance(x, dict) else x for x in (before[key], value)]
+            changed.append('{}{} {} -> {}'.format(prefix, key, *pair))
+    return changed

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from crd_plugin.models._numbers import count
 from crd_plugin.models.algorithms import CoCoRDDistill
-from crd_plugin.models.collectives import gather_rows, gather_sizes
+from crd_plugin.models.collectives import gather_rows, padding
 from crd_plugin.models.losses.cocord_loss import CoCoRDTerms
 from crd_plugin.registry import HOOKS
 
@@ -27,14 +27,11 @@ class CoCoRDHook(Hook):
 
     Before an iteration the slow student and the averaged projectors move towards the student,
     once per optimizer step: iterations whose gradients are accumulated see the same averages.
-    After every iteration, accumulating or not, the keys of all ranks enter the queue in rank
-    order, in one collective, so that all ranks hold bit-identical queues, equal to the queue of
-    a single process that saw the same keys.
+    After every iteration the keys of all ranks enter the queue in rank order, in one collective, so
+    that all ranks hold the queue of a single process that saw the same keys, to the bit.
 
-    It logs ``contrast`` and ``prediction`` (the two terms without their weights) and
-    ``contrast_top1``, the percentage of queries nearer to their own key than to any key in the
-    queue. With any model other than a ``CoCoRDDistill``, and outside training, it does nothing,
-    so it can always be among the default hooks.
+    It logs the :class:`~crd_plugin.models.losses.cocord_loss.CoCoRDTerms`. With any model other
+    than a ``CoCoRDDistill``, and outside training, it does nothing, so it can be a default hook.
 
     Source: ShipengFu/CoCoRD ``cocord/builder.py`` @ 645b95d, which is for one GPU; for several,
     facebookresearch/moco gathers keys likewise.
@@ -117,9 +114,8 @@ class CoCoRDHook(Hook):
                 'projector that its own one follows, has diverged: lower the learning rate, clip '
                 "gradients, or check the teacher's checkpoint."
             )
-        runner.message_hub.update_scalar('train/contrast', terms.contrast)
-        runner.message_hub.update_scalar('train/prediction', terms.prediction)
-        runner.message_hub.update_scalar('train/contrast_top1', terms.top1)
+        for name, value in zip(('contrast', 'prediction', 'contrast_top1'), terms, strict=True):
+            runner.message_hub.update_scalar(f'train/{name}', value)
 
     def _check_ranks(self) -> None:
         """Check that all ranks hold the same bits."""
@@ -131,13 +127,7 @@ class CoCoRDHook(Hook):
 
 def gather_keys(keys: Tensor, batch_size: int | None) -> tuple[Tensor, Tensor]:
     """Gather the keys of all ranks, each padded to ``batch_size``, and which are no padding."""
-    if batch_size is None:  # An iterable data set: one more collective.
-        batch_size = max(gather_sizes(len(keys), keys.device))
-    if len(keys) > batch_size:
-        raise RuntimeError(
-            f"A batch has {len(keys)} samples, the data loader's batch_size is {batch_size}; give "
-            'each sample of a batch one key.'
-        )
+    size = len(keys) + padding(keys, batch_size)
     # A last column of ones tells keys from padding.
-    rows = gather_rows(F.pad(keys, (0, 1), value=1), [batch_size] * get_world_size())
+    rows = gather_rows(F.pad(keys, (0, 1), value=1), [size] * get_world_size())
     return rows[:, :-1], rows[:, -1] == 1

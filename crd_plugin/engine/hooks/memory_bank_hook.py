@@ -16,10 +16,9 @@ from torch import Tensor, nn
 
 from crd_plugin.models._numbers import count
 from crd_plugin.models.bank_state import SIDES
-from crd_plugin.models.bank_update import gather_updates
 from crd_plugin.models.losses import CRDLoss, InBatchCRDLoss
 from crd_plugin.models.losses.crd_checks import check_embeddings, check_labels, check_range
-from crd_plugin.models.memory_bank import MemoryBank
+from crd_plugin.models.memory_bank import MemoryBank, gather_updates
 from crd_plugin.models.sharded_bank import ShardedBank
 from crd_plugin.registry import HOOKS
 
@@ -33,31 +32,25 @@ class MemoryBankHook(Hook):
 
     A loss only reads its bank and leaves an update. After each iteration this hook gathers the
     updates of all ranks with one collective and writes them in rank order, so that all ranks hold
-    bit-identical banks, equal to those of a single process that saw the same embeddings. No public
-    code of CRD does this (HobbitLong/RepDistiller#3: accuracy drops on 8 GPUs). Of a sharded bank
-    each rank writes the rows that it keeps.
-
-    Of a model without a bank it only looks whether an in-batch loss has negatives, so the hook can
-    be a default hook.
+    bit-identical banks, equal to those of a single process that saw the same embeddings. Of a
+    sharded bank each rank writes the rows that it keeps. Of a model without a bank it only looks
+    whether an in-batch loss has negatives, so it can be a default hook.
 
     Args:
         interval (int): Iterations between two looks at numbers (mutual information bound, norms,
             negatives in the batch), which wait for a GPU. Defaults to 50.
 
     Raises:
-        ValueError: Before training, if the training set has no ids or labels that a loss needs, or
-            a single class where a loss needs two, a
-            given ``num_samples`` differs from its length, this hook is there twice, a
-            ``SyncBuffersHook`` would average bank rows, or an ``EMAHook`` or MMEngine's own
-            ``CheckpointHook`` meets a sharded bank.
+        ValueError: Before training, if the training set lacks ids, labels or a second class that a
+            loss needs, or has another length than a given ``num_samples``, or if another hook would
+            damage a bank.
     """
 
     # Before CheckpointHook and LoggerHook, and before EMAHook copies buffers.
     priority = 'ABOVE_NORMAL'
 
     def __init__(self, interval: int = 50) -> None:
-        count('interval', interval, ' (iterations)')
-        self.interval = interval
+        self.interval = count('interval', interval, ' (iterations)')
         self._banks: dict[str, MemoryBank] = {}
         self._losses: dict[str, CRDLoss] = {}
         self._labels: Tensor | None = None
@@ -71,22 +64,23 @@ class MemoryBankHook(Hook):
         self._banks = _named(model, MemoryBank)
         self._losses = _named(model, CRDLoss)
         training = isinstance(runner._train_loop, BaseLoop)
-        if training and any(isinstance(loss, InBatchCRDLoss) for loss in self._losses.values()):
-            numbered, labels = index_dataset(runner.train_loop.dataloader.dataset), None
-            with suppress(AttributeError, ValueError):  # no ids, or not one class per sample
-                labels = torch.from_numpy(numbered.get_gt_labels())
-            check_negatives(model, labels)
         for bank in self._banks.values():
             bank.keep_rows = training
-        if not training or not self._banks or self._sized == list(self._banks.values()):
+        if not training or not (self._banks or self._losses):
+            return
+        given = runner.train_loop.dataloader.dataset
+        dataset, labels = index_dataset(given), None
+        if any(isinstance(loss, InBatchCRDLoss) for loss in self._losses.values()):
+            with suppress(AttributeError, ValueError):  # no ids, or not one class per sample
+                labels = torch.from_numpy(dataset.get_gt_labels())
+            check_negatives(model, labels)
+        if not self._banks or self._sized == list(self._banks.values()):
             return
         self._check_runner(runner)
-        dataset = index_dataset(runner.train_loop.dataloader.dataset)
         if dataset is None:
-            given = type(runner.train_loop.dataloader.dataset).__name__
             raise ValueError(
-                f'train_dataloader.dataset is a {given}, whose samples carry no ids for the '
-                "memory bank; wrap it: dataset=dict(type='crd_plugin.SampleIndexDataset', "
+                f'train_dataloader.dataset is a {type(given).__name__}, whose samples carry no ids '
+                "for the memory bank; wrap it: dataset=dict(type='crd_plugin.SampleIndexDataset', "
                 'dataset=...).'
             )
         self._labels = self._read_labels(dataset)
@@ -106,15 +100,10 @@ class MemoryBankHook(Hook):
         self._check_ranks()
 
     def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
-        """Check ids and labels of the batch while they are on the host.
-
-        Tensors on a CPU are checked by the loss itself.
-        """
+        """Check ids and labels of the batch on the host; on a CPU the loss does so itself."""
         samples = data_batch.get('data_samples') if isinstance(data_batch, dict) else None
-        if not self._banks or not isinstance(samples, (list, tuple)):
-            return
-        bank = next(iter(self._banks.values()))
-        if bank.labels.device.type != 'cpu':
+        bank = next(iter(self._banks.values()), None)
+        if bank and bank.labels.device.type != 'cpu' and isinstance(samples, (list, tuple)):
             self._check_samples(samples, bank.num_samples)
 
     def after_train_iter(
@@ -158,13 +147,13 @@ class MemoryBankHook(Hook):
             self._keep_fresh(runner, weights)
             return
         for name in self._banks:
-            for part in (*SIDES, *(f'log_z_{side}' for side in SIDES)):
-                if not any(f'{name}.{part}' in key for key in weights):
-                    raise ValueError(
-                        f'The checkpoint has no whole memory bank "{name}", so training cannot be '
-                        'resumed from it exactly; start from its weights with load_from instead of '
-                        '--resume.'
-                    )
+            parts = [f'{name}.{start}{side}' for side in SIDES for start in ('', 'log_z_')]
+            if not all(any(part in key for key in weights) for part in parts):
+                raise ValueError(
+                    f'The checkpoint has no whole memory bank "{name}", so training cannot be '
+                    'resumed from it exactly; start from its weights with load_from instead of '
+                    '--resume.'
+                )
         saved = checkpoint.get('memory_bank', {})
         for name, settings in self._settings().items():
             for key, value in settings.items():
@@ -200,29 +189,21 @@ class MemoryBankHook(Hook):
         check_once(self, runner)
         check_buffers_are_ours(runner, 'a memory bank')
         sharded = [name for name, bank in self._banks.items() if isinstance(bank, ShardedBank)]
-        if not sharded:
-            return
-        savers = [hook for hook in runner.hooks if isinstance(hook, CheckpointHook)]
-        gathering = all(isinstance(hook, WholeCheckpointHook) for hook in savers)
-        if get_world_size() > 1 and not gathering:
-            raise ValueError(
-                f"CheckpointHook would save one rank's part of {sharded[0]}, whose rows are split "
-                "over the ranks; set default_hooks.checkpoint.type='crd_plugin.CheckpointHook'."
-            )
-        if any(isinstance(hook, EMAHook) for hook in runner.hooks):
-            raise ValueError(
-                f'EMAHook keeps a copy of {sharded[0]}, whose rows are split over the ranks, and '
-                "would save one rank's rows; remove EMAHook from custom_hooks, or use "
-                'sharded=False.'
-            )
+        for hook in runner.hooks if sharded else ():
+            partial = isinstance(hook, CheckpointHook) and not isinstance(hook, WholeCheckpointHook)
+            if isinstance(hook, EMAHook) or (partial and get_world_size() > 1):
+                raise ValueError(
+                    f"{type(hook).__name__} would save one rank's part of {sharded[0]}, whose rows "
+                    'are split over the ranks; set default_hooks.checkpoint.type='
+                    "'crd_plugin.CheckpointHook', remove EMAHook, or use sharded=False."
+                )
 
     def _read_labels(self, dataset: Any) -> Tensor | None:
         """Labels of the training set; None where nothing needs them and there are none."""
         try:
             return torch.from_numpy(np.asarray(dataset.get_gt_labels(), dtype=np.int64))
         except ValueError as error:
-            losses = self._losses.values()
-            if any(loss.bank is not None and loss.exclude == 'class' for loss in losses):
+            if any(loss.bank and loss.exclude == 'class' for loss in self._losses.values()):
                 raise ValueError(f"exclude='class' needs labels: {error}") from error
             return None
 
@@ -257,23 +238,18 @@ class MemoryBankHook(Hook):
                 'crd_plugin.SampleIndexDataset and end its pipeline with PackInputs.'
             )
         index = torch.tensor(ids, dtype=torch.int64)
-        check_range('sample_idx', int(index.min()), int(index.max()), num_samples)
-        labels = [getattr(sample, 'gt_label', None) for sample in samples]
+        check_range('sample_idx', index, num_samples)
+        labels: list[Any] = [getattr(sample, 'gt_label', None) for sample in samples]
         # Labels of resident data are on the device, and reading them would wait for it.
-        single = [
-            label
-            for label in labels
-            if isinstance(label, Tensor) and label.numel() == 1 and label.is_cpu
-        ]
-        if self._labels is not None and len(single) == len(labels):
-            check_labels(torch.stack(single).view(-1), self._labels[index], index)
+        readable = all(isinstance(x, Tensor) and x.numel() == 1 and x.is_cpu for x in labels)
+        if self._labels is not None and readable:
+            check_labels(torch.cat([x.view(1) for x in labels]), self._labels[index], index)
 
     def _log(self, runner: Any, staged: Sequence[MemoryBank]) -> None:
         """Look at norms and negatives; with a bank, log the mutual information bound."""
         for bank in staged:
             for name, side in (('s_feats', 'student'), ('t_feats', 'teacher')):
-                embedding = getattr(bank.pending, side)
-                check_embeddings(name, side, embedding.float().norm(dim=1))
+                check_embeddings(name, side, getattr(bank.pending, side))
         for name, loss in self._losses.items():
             if isinstance(loss, InBatchCRDLoss):
                 loss.warn_if_alone()
@@ -286,22 +262,16 @@ class MemoryBankHook(Hook):
 
     def _check_ranks(self) -> None:
         """All ranks must hold the same bits."""
-        if get_world_size() == 1:
-            return
-        for name, bank in self._banks.items():
-            check_ranks_agree(self, name, checksum(bank))
+        for name, bank in self._banks.items() if get_world_size() > 1 else ():
+            # Shards are meant to differ.
+            rows = () if isinstance(bank, ShardedBank) else (bank.student, bank.teacher)
+            check_ranks_agree(
+                self, name, torch.stack([bit_sum(part) for part in (*rows, bank.log_z)])
+            )
 
 
 def pool_remark(name: str, loss: CRDLoss) -> str | None:
-    """Say that K is more than the rows that some sample has; make the keys of the bank.
-
-    Args:
-        name (str): Name of the loss.
-        loss (CRDLoss): The loss, with a bank that has its size and labels.
-
-    Returns:
-        str: A sentence; None where there are enough rows.
-    """
+    """Say that K is more than the rows that some sample has, if so; make the keys of the bank."""
     pool = loss.bank.keys(loss.exclude).smallest_pool
     if loss.negatives != 'sampled' or pool >= loss.num_negatives:
         return None
@@ -312,34 +282,15 @@ def pool_remark(name: str, loss: CRDLoss) -> str | None:
 
 
 def index_dataset(dataset: Any) -> Any:
-    """Find the data set that numbers the samples, inside wrappers or not.
-
-    ``RepeatDataset(SampleIndexDataset(...))`` lets the copies of a sample share a row of the bank.
-
-    Args:
-        dataset (Dataset): Data set of the training data loader.
-
-    Returns:
-        SampleIndexDataset: Or any that has ``num_samples``; None if there is none.
-    """
+    """Return the data set that numbers the samples, inside wrappers or not; None without one."""
+    # RepeatDataset(SampleIndexDataset(...)) lets the copies of a sample share a row of the bank.
     while dataset is not None and not hasattr(dataset, 'num_samples'):
         dataset = getattr(dataset, 'dataset', None)
     return dataset
 
 
 def check_negatives(model: nn.Module, labels: Tensor | None) -> None:
-    """Raise a ValueError if no batch of the training set can have a negative.
-
-    A bank refuses this itself.
-
-    Args:
-        model (nn.Module): The whole model.
-        labels (Tensor, optional): Class of each sample of the training set, ``(N,)`` int64; None if
-            it is not known.
-
-    Raises:
-        ValueError: If an in-batch loss has ``exclude='class'`` and all samples are of one class.
-    """
+    """Raise a ValueError if in-batch losses find no negative: all N labels are of one class."""
     if labels is None or labels.numel() == 0 or bool((labels != labels[0]).any()):
         return
     for name, loss in _named(model, InBatchCRDLoss).items():
@@ -349,23 +300,6 @@ def check_negatives(model: nn.Module, labels: Tensor | None) -> None:
                 "with exclude='class' no batch has a negative; use exclude='instance', or train on "
                 'several classes.'
             )
-
-
-def checksum(bank: MemoryBank) -> Tensor:
-    """Sum the bits of a bank; the result differs if the bank does.
-
-    Args:
-        bank (MemoryBank): The bank. Shards are meant to differ: of a sharded bank only the
-            constants count.
-
-    Returns:
-        Tensor: Student's rows, teacher's rows and both constants, ``(3,)`` int64.
-    """
-    rows = (bank.student, bank.teacher)
-    if isinstance(bank, ShardedBank):
-        nothing = bank.log_z.new_zeros(1)
-        rows = (nothing, nothing)
-    return torch.stack([bit_sum(part) for part in (*rows, bank.log_z)])
 
 
 def _named(model: nn.Module, kind: type) -> dict[str, Any]:

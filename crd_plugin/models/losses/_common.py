@@ -1,71 +1,45 @@
-"""Bases of the losses that compare features, and checks of arguments."""
+"""Bases of the losses that compare features."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from crd_plugin.models._numbers import count, not_negative, positive
 from crd_plugin.ops import no_autocast, pair_maps
 from crd_plugin.ops.features import Features
 
+from .._numbers import not_negative
 from ..connectors.conv_regressor import ConvRegressor, Shape, check_shape
-
-__all__ = [
-    'FeatureLoss',
-    'Pairs',
-    'Shapes',
-    'SizedLoss',
-    'Widths',
-    'check_given',
-    'count',
-    'not_negative',
-    'not_inferred',
-    'positive',
-    'shapes',
-    'shapes_of',
-    'widths',
-]
 
 Pairs = Sequence[tuple[Tensor, Tensor]]
 Widths = int | Sequence[int]
 Shapes = tuple[Shape, ...]
 
 
-def channels_of(pairs: Pairs) -> tuple[tuple, tuple]:
-    """Return the channels of student's and teacher's features, layer by layer."""
-    return tuple(s.size(1) for s, _ in pairs), tuple(t.size(1) for _, t in pairs)
-
-
-def shapes_of(pairs: Pairs) -> tuple[tuple, tuple]:
-    """Return channels, height and width of student's and teacher's maps, layer by layer."""
-    return tuple(tuple(s.shape[1:]) for s, _ in pairs), tuple(tuple(t.shape[1:]) for _, t in pairs)
-
-
 class FeatureLoss(nn.Module):
     """Base of losses that compare features of the student with the teacher's, in full precision.
 
-    A subclass defines :meth:`compare_layer`, or :meth:`compare` if layers depend on each other; it
-    overrides :meth:`pair` if it takes vectors. What it needs of a batch it declares below.
+    A subclass defines :meth:`compare_layer`, or :meth:`compare` if layers depend on each other.
 
     Args:
         loss_weight (float): Factor of the loss. Defaults to 1.0.
 
     Attributes:
+        pairing (Callable): ``pair_maps``, or ``pair_vectors`` or ``pair_logits`` of one feature.
         min_samples (int): Samples that it needs to compare them with each other.
-        takes_stages (bool): Whether it is meant for several stages of a backbone: the dry run
-            refuses one that returns a single stage.
-        before_activation (bool): Whether it compares signs before the activation: the dry run
-            refuses maps without a negative value.
+        takes_stages (bool): It is meant for several stages of a backbone; the dry run refuses one.
+        before_activation (bool): It compares signs before the activation; the dry run refuses maps
+            without a negative value.
 
     Raises:
         ValueError: If ``loss_weight`` is negative or not finite.
         TypeError: If ``loss_weight`` is not a number.
     """
 
+    pairing: Callable[..., Any] = staticmethod(pair_maps)
     min_samples = 1
     takes_stages = False
     before_activation = False
@@ -93,48 +67,50 @@ class FeatureLoss(nn.Module):
 
     def checked_pairs(self, s_feats: Features, t_feats: Features) -> Pairs:
         """Pair the features of a batch, and check that there are enough samples."""
-        pairs, name = self.pair(s_feats, t_feats), type(self).__name__
+        pairs = self.pair(s_feats, t_feats)
         samples = len(pairs[0][0])
         if samples < self.min_samples:
             raise ValueError(
-                f's_feats has {samples} sample, expected at least {self.min_samples}: {name} '
-                'compares samples with each other; set train_dataloader.drop_last=True, or another '
-                'batch_size.'
+                f's_feats has {samples} sample, expected at least {self.min_samples}: '
+                f'{type(self).__name__} compares samples with each other; set '
+                'train_dataloader.drop_last=True, or another batch_size.'
             )
         return pairs
 
     def pair(self, s_feats: Features, t_feats: Features) -> Pairs:
         """Return student's and teacher's features of each layer, float32, the latter detached."""
-        return pair_maps(s_feats, t_feats)
+        pairs = self.pairing(s_feats, t_feats)
+        return pairs if isinstance(pairs, list) else [pairs]
 
     def compare(self, pairs: Pairs) -> Tensor:
         """Compute the loss of all layers, without its factor."""
         return torch.stack([self.compare_layer(*pair) for pair in pairs]).sum()
 
     def compare_layer(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """Compute the loss of one layer. Abstract: needed unless compare is overridden."""
+        """Compute the loss of one layer, without its factor."""
         raise NotImplementedError
 
 
 class SizedLoss(FeatureLoss):
     """Base of losses that are built for the sizes of student's and teacher's features.
 
-    The sizes are two arguments of the subclass, one number or shape per layer. Where the config
-    leaves them out, ``FrozenTeacherDistill`` sends images through the networks and calls
-    :meth:`infer_width`. A subclass ends its ``__init__`` with :meth:`set_sizes` and defines
-    :meth:`build`. Under autocast its layers may run in half precision.
+    The sizes are two arguments of the subclass. Where the config leaves them out,
+    ``FrozenTeacherDistill`` sends images through the networks and calls :meth:`infer_width`. A
+    subclass ends its ``__init__`` with :meth:`set_sizes` and defines :meth:`build`. Under autocast
+    its layers may run in half precision.
 
     Args:
         loss_weight (float): As for :class:`FeatureLoss`.
 
     Attributes:
-        measure (Callable): The sizes of pairs of features: ``channels_of`` or ``shapes_of``.
-        published_layer (str, optional): If the loss takes a single layer, the one in the paper.
+        by_shape (bool): A size is channels, height and width of a map; otherwise channels alone.
+        published_layer (str, optional): If the loss takes a single map, the one in the paper.
         needs_width (bool): Whether a size, and so the layers, are still missing.
-        sizes (dict): The student's and the teacher's size by argument; None where unknown.
+        sizes (dict): The student's and the teacher's size by argument, layer by layer; None where
+            unknown.
     """
 
-    measure = staticmethod(channels_of)
+    by_shape = False
     published_layer: str | None = None
 
     def __init__(self, loss_weight: float = 1.0) -> None:
@@ -142,10 +118,18 @@ class SizedLoss(FeatureLoss):
         self.needs_width = True
         self.sizes: dict[str, tuple | None] = {}
 
-    def set_sizes(self, **sizes: tuple | None) -> None:
-        """Store the student's and the teacher's size; build the layers if both are known."""
-        self.sizes = sizes
-        (s_name, s_size), (t_name, t_size) = sizes.items()
+    def set_sizes(self, **sizes: Any) -> None:
+        """Check and store the student's and the teacher's size; build if both are known."""
+        single = self.published_layer is not None or self.pairing is not pair_maps
+        check = _shapes if self.by_shape else _widths
+        self.sizes = {
+            name: None if size is None else check(name, size, single)
+            for name, size in sizes.items()
+        }
+        self._build_if_known()
+
+    def _build_if_known(self) -> None:
+        (s_name, s_size), (t_name, t_size) = self.sizes.items()
         if s_size is None or t_size is None:
             return
         if len(s_size) != len(t_size):
@@ -156,19 +140,9 @@ class SizedLoss(FeatureLoss):
         self.needs_width = False
 
     def infer_width(self, s_feats: Features, t_feats: Features) -> None:
-        """Build the layers for the sizes of a pair of features.
-
-        Args:
-            s_feats (Tensor | Sequence[Tensor]): Student's features, as for ``forward``.
-            t_feats (Tensor | Sequence[Tensor]): Teacher's features, as for ``forward``.
-
-        Raises:
-            ValueError: If a size given in the config differs.
-        """
-        found = dict(zip(self.sizes, self.measure(self.pair(s_feats, t_feats))))
-        for name, size in found.items():
-            check_given(name, self.sizes[name], size)
-        self.set_sizes(**found)
+        """Build the layers for the sizes of a pair of features, as for :meth:`forward`."""
+        self.sizes = self._check_sizes(self.pair(s_feats, t_feats))
+        self._build_if_known()
 
     def forward(self, s_feats: Features, t_feats: Features) -> Tensor:
         """As for :class:`FeatureLoss`, with autocast left to the layers."""
@@ -188,27 +162,19 @@ class SizedLoss(FeatureLoss):
         return pairs
 
     def build(self, s_size: Any, t_size: Any) -> None:
-        """Make the layers. Abstract: each loss with layers defines it."""
+        """Make the layers."""
         raise NotImplementedError
 
     def check(self, pairs: Pairs) -> None:
         """Raise a ValueError unless the layers were built for features of these sizes."""
-        self.check_built()
-        for (name, built), size in zip(self.sizes.items(), self.measure(pairs)):
-            check_given(name, built, size)
-
-    def check_built(self) -> None:
-        """Raise a ValueError if there are no layers yet."""
-        if self.needs_width:
-            raise not_inferred(type(self).__name__, ' and '.join(self.sizes))
-
-    def check_fits(self, layers: Iterable[nn.Module], pairs: Pairs) -> None:
-        """Raise a ValueError unless each layer leads from the student's to the teacher's shape."""
+        check_built(self, *self.sizes)
+        if not self.by_shape:
+            self._check_sizes(pairs)
+            return
         # The shapes may differ from those that the layers were built for if the same layers would
         # be built for them: images may be larger than input_shape.
-        self.check_built()
-        layers = list(layers)
-        s_shapes, t_shapes = shapes_of(pairs)
+        layers = [m for m in self.modules() if isinstance(m, (ConvRegressor, nn.Identity))]
+        s_shapes, t_shapes = self._measure(pairs)
         fits = len(layers) == len(pairs) and all(
             layer.fits(s, t) if isinstance(layer, ConvRegressor) else s == t
             for layer, s, t in zip(layers, s_shapes, t_shapes)
@@ -221,8 +187,22 @@ class SizedLoss(FeatureLoss):
                 f'{built_for}; set model.input_shape to the size of the training images.'
             )
 
+    def _measure(self, pairs: Pairs) -> list[tuple]:
+        """Return the student's and the teacher's size, layer by layer."""
+        sides = zip(*pairs)
+        if self.by_shape:
+            return [tuple(tuple(x.shape[1:]) for x in side) for side in sides]
+        return [tuple(x.size(1) for x in side) for side in sides]
 
-def check_given(name: str, given: tuple | None, found: tuple) -> None:
+    def _check_sizes(self, pairs: Pairs) -> dict[str, tuple | None]:
+        """Return the sizes of features; raise a ValueError if they are not those known so far."""
+        found: dict[str, tuple | None] = dict(zip(self.sizes, self._measure(pairs)))
+        for name, size in found.items():
+            check_given(name, self.sizes[name], size)
+        return found
+
+
+def check_given(name: str, given: tuple | None, found: tuple | None) -> None:
     """Raise a ValueError if a size given in the config is not that of the features."""
     if given is not None and given != found:
         raise ValueError(
@@ -231,18 +211,18 @@ def check_given(name: str, given: tuple | None, found: tuple) -> None:
         )
 
 
-def not_inferred(loss: str, arguments: str) -> ValueError:
-    """Make the error for a loss whose layers were never built, as these arguments are missing."""
-    return ValueError(
-        f'{arguments} of {loss} are not known: give them in the config, or use '
-        'crd_plugin.FrozenTeacherDistill, which infers them when the model is built.'
-    )
+def check_built(loss: Any, *arguments: str) -> None:
+    """Raise a ValueError if a loss has no layers yet, because these arguments are missing."""
+    if loss.needs_width:
+        raise ValueError(
+            f'{" and ".join(arguments)} of {type(loss).__name__} are not known: give them in the '
+            'config, or use crd_plugin.FrozenTeacherDistill, which infers them when the model is '
+            'built.'
+        )
 
 
-def widths(name: str, value: Widths | None, single: bool = False) -> tuple[int, ...] | None:
-    """Check one number of channels per layer, or exactly one; None stays None."""
-    if value is None:
-        return None
+def _widths(name: str, value: Any, single: bool) -> tuple[int, ...]:
+    """Check one number of channels per layer, or exactly one."""
     several = tuple(value) if isinstance(value, Sequence) else (value,)
     if not several or not all(type(n) is int and n > 0 for n in several):
         raise ValueError(
@@ -254,10 +234,10 @@ def widths(name: str, value: Widths | None, single: bool = False) -> tuple[int, 
     return several
 
 
-def shapes(name: str, value: Sequence[Sequence[int]] | None) -> Shapes | None:
-    """Check channels, height and width of each map; None stays None."""
-    if value is None:
-        return None
+def _shapes(name: str, value: Any, single: bool) -> Shapes:
+    """Check channels, height and width of each map, or of exactly one."""
+    if single:
+        return (check_shape(name, value),)
     if not isinstance(value, Sequence) or not value:
         raise ValueError(
             f'{name} is {value}, expected a list with channels, height and width of each layer.'

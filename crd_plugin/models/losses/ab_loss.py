@@ -10,43 +10,27 @@ from torch import Tensor, nn
 from crd_plugin.ops import full_precision
 from crd_plugin.registry import MODELS
 
+from .._numbers import positive
 from ..connectors.conv_regressor import ConvRegressor
-from ._common import (
-    Pairs,
-    Shapes,
-    SizedLoss,
-    positive,
-    shapes,
-    shapes_of,
-)
+from ._common import Pairs, Shapes, SizedLoss
 
 
 @MODELS.register_module()
 class ABLoss(SizedLoss):
-    r"""Distillation of activation boundaries.
+    """Distillation of activation boundaries.
 
-    The student's maps, before their activation, are pushed beyond a margin :math:`\mu` on that
-    side of zero where the teacher's are:
-
-    .. math::
-        L = \frac{3}{1000 B} \sum_i 2^{i-L+1} \sum_x \begin{cases}
-            (s + \mu)^2 & t \le 0,\ s > -\mu \\
-            (s - \mu)^2 & t > 0,\ s \le \mu \\
-            0 & \text{otherwise} \end{cases}
-
-    with layers i = 0 ... L - 1. Where channels or sizes differ, a convolution with batch norm
-    (:class:`ConvRegressor`) brings the student's map to the teacher's shape. Used alone, in a stage
-    before the classifier is trained.
+    The student's maps, before their activation, are pushed beyond a margin on that side of zero
+    where the teacher's are: the squares by which they miss it are summed, layer i of n counts
+    ``2^(i - n + 1)``. Where channels or sizes differ, a :class:`ConvRegressor` brings the student's
+    map to the teacher's shape. Used alone, in a stage before the classifier is trained.
 
     Source: Heo et al., arXiv:1811.03233, section 3; numbers of HobbitLong/RepDistiller
-    ``distiller_zoo/AB.py`` and ``models/util.py``. ``mmrazor.ABLoss`` gives the same number for one
-    layer; it has neither the convolutions nor the weights of the layers.
+    ``distiller_zoo/AB.py`` and ``models/util.py``.
 
     Args:
         s_shapes (Sequence[Sequence[int]], optional): Channels, height and width of each student
             map. Defaults to None: inferred by ``FrozenTeacherDistill``.
-        t_shapes (Sequence[Sequence[int]], optional): Channels, height and width of each teacher
-            map. Defaults to None: inferred.
+        t_shapes (Sequence[Sequence[int]], optional): The same of the teacher.
         margin (float): mu, in units of the activation. Defaults to 1.0.
         loss_weight (float): Factor of the loss. Defaults to 1.0, as published.
 
@@ -62,8 +46,7 @@ class ABLoss(SizedLoss):
 
     takes_stages = True
     before_activation = True
-
-    measure = staticmethod(shapes_of)
+    by_shape = True
 
     def __init__(
         self,
@@ -75,11 +58,7 @@ class ABLoss(SizedLoss):
         super().__init__(loss_weight)
         self.margin = positive('margin', margin, 1.0)
         self.connectors = nn.ModuleList()
-        self.set_sizes(s_shapes=shapes('s_shapes', s_shapes), t_shapes=shapes('t_shapes', t_shapes))
-
-    def check(self, pairs: Pairs) -> None:
-        """Raise a ValueError if the connectors do not bring the student's maps to the teacher's."""
-        self.check_fits(self.connectors, pairs)
+        self.set_sizes(s_shapes=s_shapes, t_shapes=t_shapes)
 
     def compare(self, pairs: Pairs) -> Tensor:
         """Compute the loss of all layers, without its factor."""

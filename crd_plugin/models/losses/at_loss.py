@@ -4,29 +4,21 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from crd_plugin.ops import (
-    attention_vector,
-    match_heights,
-)
+from crd_plugin.ops import attention_vector, match_heights
 from crd_plugin.registry import MODELS
 
-from ._common import FeatureLoss, positive
+from .._numbers import positive
+from ._common import FeatureLoss
 
 
 @MODELS.register_module()
 class ATLoss(FeatureLoss):
-    r"""Attention transfer: the student looks where the teacher looks.
+    """Attention transfer: the student looks where the teacher looks.
 
-    .. math::
-        L = \sum_l \frac{1}{B H W} \lVert q_s^l - q_t^l \rVert^2, \quad
-        q = \frac{a}{\lVert a \rVert}, \quad
-        a_{hw} = \frac{1}{C} \sum_c |F_{chw}|^p
+    ``L = sum over layers of mean (q_s - q_t)^2``, q the unit vector of ``mean over c of |F|^p``.
 
     Source: Zagoruyko and Komodakis, arXiv:1612.03928, section 3.1; numbers of
     HobbitLong/RepDistiller ``distiller_zoo/AT.py``: the mean of squares, not the paper's norm.
-    Unlike ``mmrazor.ATLoss``, which gives the same number for one pair of maps of one size, it
-    takes the layers together, reduces the higher map to the lower one, and is computed in float32
-    under autocast.
 
     Args:
         power (float): p, positive. Defaults to 2, as published.

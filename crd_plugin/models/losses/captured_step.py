@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from typing import Any
 
 import torch
 from torch import Tensor
-
-__all__ = ['CapturedStep', 'KnownGradient']
 
 _Function = Callable[..., tuple[Tensor, ...]]
 
@@ -73,23 +70,3 @@ class _Graph:
             own.copy_(given)
         self._graph.replay()
         return tuple(output.clone() for output in self._outputs)
-
-
-class KnownGradient(torch.autograd.Function):
-    """Make a value that was computed elsewhere differentiable: ``apply(tensor, value, gradient)``.
-
-    ``value`` is a scalar that depends on ``tensor``, ``gradient`` its gradient, in the same shape.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, tensor: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
-        """Return the value."""
-        ctx.save_for_backward(gradient)
-        return value.clone()
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad_value: Tensor) -> tuple[Tensor, None, None]:
-        """Scale the gradient."""
-        (gradient,) = ctx.saved_tensors
-        return gradient * grad_value, None, None

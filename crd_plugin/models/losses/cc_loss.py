@@ -5,21 +5,18 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from crd_plugin.ops import full_precision, pair_vectors
-from crd_plugin.ops.features import Features
 from crd_plugin.registry import MODELS
 
-from ._common import Pairs, SizedLoss, count, widths
+from .._numbers import count
+from ._common import SizedLoss
 
 
 @MODELS.register_module()
 class CCLoss(SizedLoss):
-    r"""Correlation congruence, as RepDistiller trains it.
+    """Correlation congruence, as RepDistiller trains it.
 
-    .. math::
-        L = \frac{1}{B - 1} \sum_{i=1}^{B-1} \sum_k d_{ik} d_{i+1,k}, \quad
-        d = |W_s x_s + b_s - W_t x_t - b_t|
-
-    Both linear heads are trained. The loss depends on the order of the batch.
+    ``L = mean over i of <d_i, d_{i+1}>``, d the absolute gap of both embeddings of a sample. Both
+    linear heads are trained. The loss depends on the order of the batch.
 
     Source: Peng et al., arXiv:1904.01802; numbers of HobbitLong/RepDistiller
     ``distiller_zoo/CC.py``: products of neighbouring samples' gaps, not the paper's kernel
@@ -41,6 +38,7 @@ class CCLoss(SizedLoss):
         TypeError: If ``loss_weight`` is not a number.
     """
 
+    pairing = staticmethod(pair_vectors)
     min_samples = 2
 
     def __init__(
@@ -52,14 +50,7 @@ class CCLoss(SizedLoss):
     ) -> None:
         super().__init__(loss_weight)
         self.embed_dim = count('embed_dim', embed_dim)
-        self.set_sizes(
-            s_channels=widths('s_channels', s_channels, single=True),
-            t_channels=widths('t_channels', t_channels, single=True),
-        )
-
-    def pair(self, s_feats: Features, t_feats: Features) -> Pairs:
-        """Return the flattened features."""
-        return [pair_vectors(s_feats, t_feats)]
+        self.set_sizes(s_channels=s_channels, t_channels=t_channels)
 
     def compare_layer(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Compute the loss, without its factor."""

@@ -6,16 +6,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from crd_plugin.ops import full_precision
 from crd_plugin.ops.pairing import METHODS, POOLS, Blocks, pair_blocks, pool_flat, resolve_pool
 from crd_plugin.registry import MODELS
 
-from ..connectors import EmbeddingConnector
-from ._common import count, not_inferred, not_negative
-from .crd_checks import check_own_draw
-from .crd_loss import CRDLoss
+from .._numbers import count, not_negative
+from ._common import check_built
+from ._several_crd import SeveralCRD
 
 _STEM, _PENULTIMATE = 'stem', 'penultimate'
 
@@ -24,24 +23,20 @@ Features = dict[str, tuple[Tensor, Tensor]]
 
 
 @MODELS.register_module()
-class CKTFLoss(nn.Module):
-    r"""Contrastive Knowledge Transfer Framework.
+class CKTFLoss(SeveralCRD):
+    """Contrastive Knowledge Transfer Framework.
 
-    A :class:`CRDLoss` with its own two connectors and its own memory bank at every level: the
-    stem, each group of blocks, and the penultimate vector.
-
-    .. math::
-        L = \beta L_{pen} + \theta \Big( L_{stem} + \sum_g L_g \Big)
+    ``L = beta L_pen + theta (L_stem + sum over g of L_g)``: a :class:`CRDLoss` with its own two
+    connectors and its own memory bank at every level, the penultimate vector, the stem and each
+    group of blocks.
 
     :func:`~crd_plugin.ops.pairing.pair_blocks` chooses which block of the teacher is compared
     with the last block of the student in group g. All levels share the negatives of a step and
-    the labels. They cannot share the rows of a bank, because each level trains its own teacher
-    connector.
+    the labels.
 
     Source: Zhao et al., arXiv:2303.07599 (ICASSP 2023); numbers of kaiqi123/CKTF
-    ``helper/loops.py`` @ b2bba29. Differs: the stems may have different widths; where the
-    published code adds CKTF to another method it leaves out a fourth group, here all groups
-    count unless ``num_groups=3``.
+    ``helper/loops.py`` @ b2bba29. Differs: the stems may have different widths; beside another
+    method all groups count unless ``num_groups=3``, as there.
 
     Args:
         embed_dim (int): Width D of all embeddings. Defaults to 128.
@@ -88,47 +83,29 @@ class CKTFLoss(nn.Module):
         loss_weight: float = 1.0,
         **kwargs: Any,
     ) -> None:
-        super().__init__()
         for name, value, allowed in (('method', method, METHODS), ('pool', pool, POOLS)):
             if value not in allowed:
                 raise ValueError(f'{name} is {value!r}, expected one of {allowed}.')
         if num_groups is not None:
             count('num_groups', num_groups, ', or None for all groups')
-        self.beta = not_negative('beta', beta)
-        self.theta = not_negative('theta', theta)
-        self.loss_weight = not_negative('loss_weight', loss_weight)
-        if beta == 0 == theta:
+        if not_negative('beta', beta) + not_negative('theta', theta) == 0:
             raise ValueError(
                 'beta and theta are both 0, so no level is left; give one a weight '
                 '(published: 0.8 and 0.1).'
             )
-        self.embed_dim = embed_dim
-        self.head = head
+        first = _PENULTIMATE if beta else _STEM
+        super().__init__(first, embed_dim, head, loss_weight, temperature=temperature, **kwargs)
+        self.beta = beta
+        self.theta = theta
         self.num_groups = num_groups
         self.method = method
         self.pool = pool
-        self._crd = dict(embed_dim=embed_dim, temperature=temperature, **kwargs)
-        check_own_draw('CKTFLoss', **kwargs)
-        # Needs no widths, so a wrong setting is reported now.
-        self.losses = nn.ModuleDict({_PENULTIMATE if beta else _STEM: CRDLoss(**self._crd)})
-        self.student_connectors = nn.ModuleDict()
-        self.teacher_connectors = nn.ModuleDict()
-        EmbeddingConnector(None, embed_dim, head)  # Only checks its arguments.
         if in_channels is not None:
             self._build(in_channels)
 
-    @property
-    def needs_width(self) -> bool:
-        """bool: The connectors still have to be built by :meth:`infer_width`."""
-        return not self.student_connectors
-
     @torch.no_grad()
     def infer_width(self, **features: Any) -> None:
-        """Build connectors and losses for the widths of given features.
-
-        Args:
-            **features: The six features that :meth:`forward` takes.
-        """
+        """Build connectors and losses for the widths of the six features of :meth:`forward`."""
         self._build(list(_widths(self.features(**features)).values()))
 
     def forward(
@@ -148,18 +125,16 @@ class CKTFLoss(nn.Module):
         Args:
             s_stem (Tensor): Output of the student's stem, ``(B, C, H, W)`` float, or pooled and
                 flattened already, ``(B, values)``.
-            t_stem (Tensor): Output of the teacher's stem, likewise.
+            t_stem (Tensor): The same of the teacher.
             s_blocks (Sequence): Maps of the student's blocks, group by group, or the last map of
                 each group.
-            t_blocks (Sequence): Maps of the teacher's blocks; all blocks unless ``method`` is
+            t_blocks (Sequence): The same of the teacher; all blocks unless ``method`` is
                 ``'last'``.
             s_feats (Tensor): Student's penultimate vector, ``(B, C)`` float.
-            t_feats (Tensor): Teacher's penultimate vector, ``(B, C)`` float.
-            sample_idx (Tensor, optional): Position of each sample in the training set, ``(B,)``
-                int64; may be left out where :class:`CRDLoss` does not need it.
+            t_feats (Tensor): The same of the teacher.
+            sample_idx (Tensor, optional): As for :class:`CRDLoss`.
             labels (Tensor, optional): As for :class:`CRDLoss`.
-            contrast_idx (Tensor, optional): As for :class:`CRDLoss`; the same for all levels, as
-                in the published code.
+            contrast_idx (Tensor, optional): As for :class:`CRDLoss`; the same for all levels.
 
         Returns:
             Tensor: Scalar, already multiplied by ``loss_weight``.
@@ -169,15 +144,8 @@ class CKTFLoss(nn.Module):
         """
         pairs = self.features(s_stem, t_stem, s_blocks, t_blocks, s_feats, t_feats)
         self._check_widths(pairs)
-        drawn, total = None, torch.zeros((), device=s_feats.device)
-        for level, (student, teacher) in pairs.items():
-            crd: Any = self.losses[level]
-            student = self.student_connectors[level](student)
-            teacher = self.teacher_connectors[level](teacher)
-            if crd.bank is not None and drawn is None:
-                # Once, as the published data loader hands the same ids to all levels.
-                drawn = crd.draw(sample_idx, contrast_idx, student.dtype)
-            value = crd(student, teacher, sample_idx, labels, contrast_idx, drawn)
+        total = torch.zeros((), device=s_feats.device)
+        for level, value in self.contrast(pairs, sample_idx, labels, contrast_idx):
             total = total + value * (self.beta if level == _PENULTIMATE else self.theta)
         return self.loss_weight * total
 
@@ -207,8 +175,7 @@ class CKTFLoss(nn.Module):
 
     def _check_widths(self, pairs: Features) -> None:
         """Check that the features have the widths that the connectors were built for."""
-        if self.needs_width:
-            raise not_inferred('CKTFLoss', 'in_channels')
+        check_built(self, 'in_channels')
         found = _widths(pairs)
         expected = {
             level: (connector.in_channels, self.teacher_connectors[level].in_channels)
@@ -237,16 +204,10 @@ class CKTFLoss(nn.Module):
                 'the stem, each group and the penultimate level, of those that beta and theta '
                 'leave.'
             )
-        for level, (student, teacher) in zip(levels, widths):
-            self.student_connectors[level] = EmbeddingConnector(student, self.embed_dim, self.head)
-            self.teacher_connectors[level] = EmbeddingConnector(teacher, self.embed_dim, self.head)
-            if level not in self.losses:
-                self.losses[level] = CRDLoss(**self._crd)
+        for level, pair in zip(levels, widths):
+            self.build(level, *pair)
 
 
 def _widths(pairs: Features) -> dict[str, tuple[int, int]]:
     """Return the number of values per sample of both features of each level."""
-    return {
-        level: (student[0].numel(), teacher[0].numel())
-        for level, (student, teacher) in pairs.items()
-    }
+    return {level: (s[0].numel(), t[0].numel()) for level, (s, t) in pairs.items()}

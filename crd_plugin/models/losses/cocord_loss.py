@@ -10,15 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from crd_plugin.ops import move_averages, prediction_distance, queue_logits
-from crd_plugin.ops.features import full_precision, unit_vectors
+from crd_plugin.ops.features import Features, full_precision, single, unit_vectors
 from crd_plugin.registry import MODELS
 
-from .._numbers import check_number
+from .._numbers import count, not_negative, old_weight, positive
 from ..key_queue import KeyQueue
-from ._common import count, not_negative, positive
-
-# A neck returns a tuple of one tensor.
-Feature = Tensor | tuple[Tensor, ...] | list[Tensor]
+from ._common import check_built
 
 
 class CoCoRDTerms(NamedTuple):
@@ -31,32 +28,20 @@ class CoCoRDTerms(NamedTuple):
 
 @MODELS.register_module()
 class CoCoRDLoss(nn.Module):
-    r"""Contrastive Consistent Representation Distillation.
+    """Contrastive Consistent Representation Distillation.
 
-    Two views of an image go through the student (features :math:`s, s'`) and through the slow
-    student (:math:`\bar s, \bar s'`), a third view through the teacher (:math:`t`):
-
-    .. math::
-        L = w_c \, \mathrm{CE}\Big(\frac{1}{\tau}
-            [\langle \hat q, k\rangle, \langle \hat q, v_1\rangle, \dots,
-            \langle \hat q, v_K\rangle], 0\Big)
-            + w_p \, \big(d(g(q), \bar p(\bar s'))
-            + d(g(q'), \bar p(\bar s))\big)
-
-    with :math:`q = p(s)`, :math:`\hat q` and :math:`k` of unit length, :math:`k \propto p_T(t)`,
-    :math:`v` the keys in the queue and :math:`d(a, b) = 2 - 2 \cos(a, b)`, averaged over the
-    batch. The projector p and the predictor g are trained. The slow projector :math:`\bar p` and
-    the teacher's projector :math:`p_T` get no gradient: they are moving averages of p. Only
-    parameters are averaged; each network has its own running statistics, updated twice per step
-    in p, g and :math:`\bar p` and once in :math:`p_T`.
+    Two views of an image go through the student (features s, s') and through the slow student (z,
+    z'), a third view through the teacher (t). With ``q = p(s)`` and ``d(a, b) = 2 - 2 cos(a, b)``
+    the loss is ``w_c`` times InfoNCE of q with its key ``p_T(t)`` against the keys in the queue,
+    all of unit length, plus ``w_p (d(g(q), p_S(z')) + d(g(q'), p_S(z)))``. The projector p and the
+    predictor g are trained. The slow projector p_S and the teacher's projector p_T get no gradient:
+    their parameters are moving averages of those of p; running statistics are their own.
 
     Source: Fu et al., Contrastive Consistent Representation Distillation, BMVC 2023; numbers of
     ShipengFu/CoCoRD ``cocord/builder.py`` @ 645b95d. Differs: a forward pass changes neither
-    queue nor averages (``CoCoRDHook`` does, before and after it), all ranks' keys enter the
-    queue, and the features may have different widths, where the public code stops with a shape
-    error. Then a trained linear layer, the connector, brings the student's feature to the
-    teacher's width, and the slow student uses its average: so the teacher's feature still goes
-    only through averages of what the student trains. Where widths agree there is no connector.
+    queue nor averages (``CoCoRDHook`` does, before and after it); all ranks' keys enter the
+    queue; where widths differ, a trained linear layer, the connector, brings the student's feature
+    to the teacher's width, and the slow student uses its average.
 
     Args:
         s_channels (int, optional): Width of the student's feature. Defaults to None: inferred by
@@ -105,8 +90,8 @@ class CoCoRDLoss(nn.Module):
         self.hidden_dim = count('hidden_dim', hidden_dim)
         self.embed_dim = count('embed_dim', embed_dim)
         self.temperature = positive('temperature', temperature, 0.1)
-        self.slow_momentum = _momentum('slow_momentum', slow_momentum, 0.9)
-        self.teacher_momentum = _momentum('teacher_momentum', teacher_momentum, 0.999)
+        self.slow_momentum = old_weight('slow_momentum', slow_momentum, 0.9)
+        self.teacher_momentum = old_weight('teacher_momentum', teacher_momentum, 0.999)
         self.contrast_weight = not_negative('contrast_weight', contrast_weight)
         self.prediction_weight = not_negative('prediction_weight', prediction_weight)
         self.loss_weight = not_negative('loss_weight', loss_weight)
@@ -122,13 +107,7 @@ class CoCoRDLoss(nn.Module):
         return self.s_channels is None or self.t_channels is None
 
     def infer_width(self, s_feats: Tensor, t_feats: Tensor, **kwargs: Any) -> None:
-        """Take the missing widths from features and build the layers.
-
-        Args:
-            s_feats (Tensor): As for :meth:`forward`.
-            t_feats (Tensor): As for :meth:`forward`.
-            **kwargs: The other features, which have the student's width.
-        """
+        """Take the missing widths from the features of :meth:`forward` and build the layers."""
         self.s_channels = self.s_channels or _vector('s_feats', s_feats).size(1)
         self.t_channels = self.t_channels or _vector('t_feats', t_feats).size(1)
         self._build(self.s_channels, self.t_channels)
@@ -158,13 +137,8 @@ class CoCoRDLoss(nn.Module):
             ValueError: If shapes are not as described.
             RuntimeError: If the keys staged before were never committed.
         """
-        s_feats, s_feats_2, slow_feats, slow_feats_2, t_feats = self._check(
-            s_feats=s_feats,
-            s_feats_2=s_feats_2,
-            slow_feats=slow_feats,
-            slow_feats_2=slow_feats_2,
-            t_feats=t_feats,
-        )
+        given = (s_feats, s_feats_2, slow_feats, slow_feats_2, t_feats)
+        s_feats, s_feats_2, slow_feats, slow_feats_2, t_feats = self._check(*given)
         query = self.projector(self.connector(s_feats))
         query_2 = self.projector(self.connector(s_feats_2))
         predicted, predicted_2 = self.predictor(query), self.predictor(query_2)
@@ -188,10 +162,7 @@ class CoCoRDLoss(nn.Module):
         return self.loss_weight * total
 
     def update_averages(self) -> None:
-        """Move slow projector, slow connector and teacher's projector towards their sources.
-
-        Call it once per optimizer step, before the forward pass.
-        """
+        """Move the averages towards their sources: once per optimizer step, before the forward."""
         for average, source, momentum in (
             (self.slow_connector, self.connector, self.slow_momentum),
             (self.slow_projector, self.projector, self.slow_momentum),
@@ -208,16 +179,13 @@ class CoCoRDLoss(nn.Module):
         self.slow_projector = copy.deepcopy(self.projector).requires_grad_(False)
         self.teacher_projector = copy.deepcopy(self.projector).requires_grad_(False)
 
-    def _check(self, **feats: Feature) -> list[Tensor]:
+    def _check(self, *feats: Features) -> list[Tensor]:
         """Return the features as vectors of the expected shape."""
-        if self.needs_width:
-            raise ValueError(
-                's_channels and t_channels of CoCoRDLoss are not known: give them in the config, '
-                'or use crd_plugin.CoCoRDDistill, which infers them when the model is built.'
-            )
-        vectors = {name: _vector(name, feature) for name, feature in feats.items()}
-        batch = vectors['s_feats'].size(0)
-        for name, feature in vectors.items():
+        check_built(self, 's_channels', 't_channels')
+        names = ('s_feats', 's_feats_2', 'slow_feats', 'slow_feats_2', 't_feats')
+        vectors = [_vector(name, feature) for name, feature in zip(names, feats, strict=True)]
+        batch = len(vectors[0])
+        for name, feature in zip(names, vectors):
             argument = 't_channels' if name == 't_feats' else 's_channels'
             expected = (batch, getattr(self, argument))
             if feature.shape != expected:
@@ -232,18 +200,7 @@ class CoCoRDLoss(nn.Module):
                 'the images of a batch; set train_dataloader.drop_last=True, or another '
                 'batch_size.'
             )
-        return list(vectors.values())
-
-
-def _momentum(name: str, value: float, published: float) -> float:
-    """Return the weight of the old value of an average, or raise."""
-    check_number(name, value)
-    if not 0 <= value < 1:
-        raise ValueError(
-            f'{name} is {value}, expected 0 <= {name} < 1: it is the weight of the old value, and '
-            f'1 would never move (published: {published}).'
-        )
-    return value
+        return vectors
 
 
 def _mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
@@ -253,15 +210,9 @@ def _mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
     )
 
 
-def _vector(name: str, feature: Feature) -> Tensor:
+def _vector(name: str, feature: Features) -> Tensor:
     """Return a feature as one vector per sample, float32 (float64 stays)."""
-    if isinstance(feature, (tuple, list)):
-        if len(feature) != 1:
-            raise ValueError(
-                f'{name} is a sequence of {len(feature)} tensors, expected one; choose it with '
-                'data_idx in loss_forward_mappings.'
-            )
-        feature = feature[0]
+    feature = single(name, feature)
     if feature.dim() != 2:
         raise ValueError(
             f'{name} has shape {tuple(feature.shape)}, expected (B, channels): the pooled feature; '

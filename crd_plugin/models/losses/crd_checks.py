@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from importlib.util import find_spec
-from typing import Any
 
 import torch
 from mmengine.dist import get_world_size
@@ -16,23 +15,22 @@ _NORM_TOLERANCE = 1e-2
 
 
 def check_column(name: str, ids: Tensor, batch: int | None = None) -> None:
-    """Raise a ValueError for what is not one int64 a sample."""
+    """Raise a ValueError for what is not one int64 per sample."""
     if ids.dtype != torch.int64 or ids.dim() != 1 or batch not in (None, ids.numel()):
         raise ValueError(
-            f'{name} is {ids.dtype} of shape {tuple(ids.shape)}, expected '
-            f'int64 of shape ({"B" if batch is None else batch},); record it '
-            'with crd_plugin.SampleField.'
+            f'{name} is {ids.dtype} of shape {tuple(ids.shape)}, expected int64 of shape '
+            f'({"B" if batch is None else batch},); record it with crd_plugin.SampleField.'
         )
 
 
-def check_range(name: str, smallest: int, largest: int, num_rows: int) -> None:
+def check_range(name: str, ids: Tensor, num_rows: int) -> None:
     """Raise a ValueError for ids that the bank has no row for."""
-    if smallest < 0 or largest >= num_rows:
-        wrong = smallest if smallest < 0 else largest
+    outside = ids[(ids < 0) | (ids >= num_rows)]
+    if outside.numel():
         raise ValueError(
-            f'{name} {wrong} is outside the memory bank of {num_rows} rows; '
-            'the bank must be sized from the training set: leave num_samples '
-            'out, and wrap that data set in crd_plugin.SampleIndexDataset.'
+            f'{name} {int(outside[0])} is outside the memory bank of {num_rows} rows; the bank '
+            'must be sized from the training set: leave num_samples out, and wrap that data set in '
+            'crd_plugin.SampleIndexDataset.'
         )
 
 
@@ -42,57 +40,33 @@ def check_labels(given: Tensor, expected: Tensor, sample_idx: Tensor) -> None:
     if wrong.numel():
         at = int(wrong[0])
         raise ValueError(
-            f'labels: sample {int(sample_idx[at])} has label '
-            f"{int(given[at])}, the memory bank's row has "
-            f'{int(expected[at])}; the batch comes from another data set, or '
-            'another order of it, than the bank was sized from.'
+            f"labels: sample {int(sample_idx[at])} has label {int(given[at])}, the memory bank's "
+            f'row has {int(expected[at])}; the batch comes from another data set, or another order '
+            'of it, than the bank was sized from.'
         )
 
 
-def check_embeddings(name: str, side: str, norm: Tensor) -> None:
-    """Raise a ValueError for embeddings that are not of unit norm.
-
-    Args:
-        name (str): Argument, for the message.
-        side (str): ``'student'`` or ``'teacher'``.
-        norm (Tensor): L2 norm of each embedding, ``(B,)``.
-
-    Raises:
-        ValueError: If one is not finite, or neither 1 nor 0.
-    """
+def check_embeddings(name: str, side: str, feats: Tensor) -> None:
+    """Raise a ValueError for embeddings ``(B, D)`` whose norm is not finite, or neither 1 nor 0."""
+    norm = feats.detach().float().norm(dim=1)
     if not torch.isfinite(norm).all():
         bad = int((~torch.isfinite(norm)).sum())
         raise ValueError(
-            f'{name}: {bad} of {norm.numel()} {side} embeddings are NaN or '
-            f'infinite; the {side} or its connector has diverged: lower the '
-            'learning rate, clip gradients, or check its checkpoint.'
+            f'{name}: {bad} of {norm.numel()} {side} embeddings are NaN or infinite; the {side} or '
+            'its connector has diverged: lower the learning rate, clip gradients, or check its '
+            'checkpoint.'
         )
     # A zero vector stays zero under F.normalize; it is no error of scale.
     off = ((norm - 1).abs() > _NORM_TOLERANCE) & (norm > 0)
     if off.any():
         raise ValueError(
-            f'{name}: a {side} embedding has L2 norm '
-            f'{float(norm[off][0]):.4g}, expected 1; put a '
-            'crd_plugin.EmbeddingConnector, which normalises, in front of '
-            'the loss.'
+            f'{name}: a {side} embedding has L2 norm {float(norm[off][0]):.4g}, expected 1; put a '
+            'crd_plugin.EmbeddingConnector, which normalises, in front of the loss.'
         )
 
 
 def check_feats(s_feats: Tensor, t_feats: Tensor, batch: int, embed_dim: int) -> None:
-    """Raise a ValueError unless there is one embedding per sample and side.
-
-    Their norm is looked at on a CPU only: a GPU would be waited for, there ``MemoryBankHook`` looks
-    now and then.
-
-    Args:
-        s_feats (Tensor): Student embeddings, expected ``(B, D)``.
-        t_feats (Tensor): Teacher embeddings, expected ``(B, D)``.
-        batch (int): Samples B.
-        embed_dim (int): Width D.
-
-    Raises:
-        ValueError: If shape, norm or values are not those of embeddings.
-    """
+    """Raise a ValueError unless there is one unit embedding ``(B, D)`` per sample and side."""
     sides = (('s_feats', 'student', s_feats), ('t_feats', 'teacher', t_feats))
     for name, side, feats in sides:
         if feats.shape != (batch, embed_dim):
@@ -101,8 +75,8 @@ def check_feats(s_feats: Tensor, t_feats: Tensor, batch: int, embed_dim: int) ->
                 'embedding of width embed_dim per sample; put a crd_plugin.EmbeddingConnector '
                 f'with embed_dim={embed_dim} in front of it.'
             )
-        if feats.device.type == 'cpu':
-            check_embeddings(name, side, feats.detach().float().norm(dim=1))
+        if feats.device.type == 'cpu':  # On a GPU MemoryBankHook looks now and then.
+            check_embeddings(name, side, feats)
 
 
 def check_fast_paths(kernel: str, cuda_graph: bool, device: torch.device) -> None:
@@ -123,13 +97,4 @@ def check_fast_paths(kernel: str, cuda_graph: bool, device: torch.device) -> Non
         raise ValueError(
             f'cuda_graph=True works in one process, this run has {get_world_size()}: a graph would '
             'write rows before those of the other ranks are known; leave it out.'
-        )
-
-
-def check_own_draw(name: str, cuda_graph: bool = False, **others: Any) -> None:
-    """Raise a ValueError for a graph, which draws, among losses that share negatives."""
-    if cuda_graph:
-        raise ValueError(
-            f'cuda_graph=True draws the negatives of one CRDLoss, but those of {name} share '
-            'theirs; leave it out.'
         )

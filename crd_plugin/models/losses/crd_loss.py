@@ -20,13 +20,13 @@ from crd_plugin.ops import (
     nce,
     no_autocast,
 )
+from crd_plugin.ops.contrast import KnownGradient
 from crd_plugin.registry import MODELS
 
-from ..bank_update import PendingUpdate
-from ..memory_bank import MemoryBank
+from .._numbers import count, not_negative, positive
+from ..memory_bank import MemoryBank, PendingUpdate
 from ..sharded_bank import ShardedBank
-from ._common import count, not_negative, positive
-from .captured_step import CapturedStep, KnownGradient
+from .captured_step import CapturedStep
 from .crd_checks import check_column, check_fast_paths, check_feats, check_labels, check_range
 
 # Negatives per sample, and the size of the training set, of CIFAR-100 in the paper.
@@ -45,13 +45,10 @@ class CRDLoss(nn.Module):
             + \sum_{k=1}^{K} \log (1 - h_{ik}) \Big], \quad
         h = \frac{P}{P + K/N}, \quad P = \frac{e^{\langle g, v\rangle/\tau}}{Z}
 
-    Source: Tian et al., arXiv:1910.10699, eq. 17-18; numbers of HobbitLong/RepDistiller ``crd/``.
-    Unlike in ``mmrazor.CRDLoss``, ``loss_weight`` counts (there it is stored and never used),
-    negatives can exclude the anchor's class without ids from the data loader, a forward pass does
-    not change the bank, and ranks agree on Z.
-
     ``MemoryBankHook`` sizes the bank and commits its updates. With ``negatives='batch'`` this is
     :class:`InBatchCRDLoss`, which has no bank.
+
+    Source: Tian et al., arXiv:1910.10699, eq. 17-18; numbers of HobbitLong/RepDistiller ``crd/``.
 
     Args:
         embed_dim (int): Width D of the embeddings. Defaults to 128.
@@ -66,21 +63,17 @@ class CRDLoss(nn.Module):
             which is the expectation of ``'sampled'``; ``'batch'``: see :class:`InBatchCRDLoss`.
         exclude (str): ``'class'``: negatives are of another class; ``'instance'``: any other row,
             for data without labels.
-        num_samples (int, optional): Rows N. Defaults to None: the length of the training set, set
-            by ``MemoryBankHook``.
+        num_samples (int, optional): Rows N. Defaults to None: set by ``MemoryBankHook``.
         loss_weight (float): Factor of the loss. Defaults to 1.0.
-        sharded (bool): Split the rows of the bank over the ranks: each keeps N / W of them, scores
-            the anchors of all ranks against these, and the sums are reduced. The same loss with
+        sharded (bool): Split the rows of the bank over the ranks. The same loss with
             ``negatives='all'``, the same expectation otherwise. Defaults to False.
         bank_dtype (str, optional): Type of the rows: ``'float32'``, ``'float16'`` or
             ``'bfloat16'``; all maths is in float32. Defaults to None: float32.
         kernel (str): ``'torch'``, or ``'triton'`` for one Triton kernel per direction in place of
-            the loop over the rows; on a GPU, with ``objective='nce'``. Not measured yet. Defaults
-            to ``'torch'``.
+            the loop over the rows; on a GPU, with ``objective='nce'``. Defaults to ``'torch'``.
         cuda_graph (bool): Replay drawing, objective, gradient and update of the bank as one CUDA
             graph from the third step on, where a batch is as long as the one before; on a GPU, in
-            one process. The rows are then written by the forward pass. Not measured yet. Defaults
-            to False.
+            one process. The forward pass then writes the rows. Defaults to False.
 
     Shape:
         s_feats, t_feats: ``(B, D)`` float with unit L2 norm.
@@ -120,9 +113,6 @@ class CRDLoss(nn.Module):
         super().__init__()
         if num_negatives is not None:
             count('num_negatives', num_negatives, ' (published: 16384)')
-        count('embed_dim', embed_dim, ' (published: 128)')
-        positive('temperature', temperature, 0.07)
-        not_negative('loss_weight', loss_weight)
         choices = (
             ('objective', objective, ('nce', 'infonce')),
             ('negatives', negatives, ('sampled', 'shared', 'all', 'batch')),
@@ -140,20 +130,20 @@ class CRDLoss(nn.Module):
                 'cuda_graph=True works in one process, in which sharded=True splits nothing; leave '
                 'one of them out.'
             )
-        self.embed_dim = embed_dim
-        self.temperature = temperature
+        self.embed_dim = count('embed_dim', embed_dim, ' (published: 128)')
+        self.temperature = positive('temperature', temperature, 0.07)
+        self.loss_weight = not_negative('loss_weight', loss_weight)
         self.objective = objective
         self.negatives = negatives
         self.exclude = exclude
-        self.loss_weight = loss_weight
         self.kernel = kernel
         self.cuda_graph = cuda_graph
         self._num_negatives = num_negatives
         if negatives != 'batch':
             momentum = 0.5 if momentum is None else momentum
             dtype = getattr(torch, bank_dtype or 'float32')
-            bank = ShardedBank if sharded else MemoryBank
-            self.bank = bank(embed_dim, momentum, num_samples, dtype)
+            kind = ShardedBank if sharded else MemoryBank
+            self.bank = kind(embed_dim, momentum, num_samples, dtype)
         # K and the losses of the positives, from which mi_bound is computed.
         self._critic: tuple[int, Tensor] | None = None
         self._captured = CapturedStep()
@@ -201,14 +191,12 @@ class CRDLoss(nn.Module):
             s_feats (Tensor): Student embeddings, ``(B, D)``, unit norm.
             t_feats (Tensor): Teacher embeddings, ``(B, D)``, unit norm.
             sample_idx (Tensor): Position of each sample in the training set, ``(B,)`` int64.
-            labels (Tensor, optional): Class of each sample, ``(B,)`` int64. The bank knows the
-                labels; with ``exclude='class'`` these are compared with it, on CPU tensors, to
-                notice a training set that is not the bank's.
+            labels (Tensor, optional): Class of each sample, ``(B,)`` int64; with
+                ``exclude='class'`` compared with the bank's, on a CPU.
             contrast_idx (Tensor, optional): Rows to score, ``(B, 1 + K)`` int64, the first column
-                the positive. Replaces the drawing of negatives, for parity with the published code.
+                the positive, in place of drawn ones.
             negatives (Negatives, optional): What :meth:`draw` of a loss with a bank of the same
-                samples returned for this batch, so that several losses share it. Defaults to None:
-                drawn here.
+                samples returned for this batch. Defaults to None: drawn here.
 
         Returns:
             Tensor: Scalar, already multiplied by ``loss_weight``.
@@ -263,12 +251,7 @@ class CRDLoss(nn.Module):
         return KnownGradient.apply(anchors, loss, gradient)
 
     def _whole_step(self, anchors: Tensor, sample_idx: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Draw, contrast and write the rows, without reading anything back.
-
-        Returns:
-            tuple[Tensor, Tensor, Tensor]: Loss, a scalar, its gradient by the anchors
-            ``(2, B, D)``, and the losses of the positives ``(2, B)``.
-        """
+        """Draw, contrast and write the rows; return loss, gradient and losses of the positives."""
         leaf = anchors.detach().requires_grad_()
         with torch.enable_grad(), no_autocast(leaf):
             result, _ = self._contrast(leaf, self.draw(sample_idx))
@@ -283,22 +266,7 @@ class CRDLoss(nn.Module):
         contrast_idx: Tensor | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> Negatives:
-        """Draw the negatives of a batch by the rule of ``self.negatives``.
-
-        With a sharded bank they are those of all ranks' batches: every rank must call it.
-
-        Args:
-            sample_idx (Tensor): As for :meth:`forward`.
-            contrast_idx (Tensor, optional): As for :meth:`forward`; then these are the negatives.
-            dtype (torch.dtype): Type of the embeddings. Defaults to float32.
-
-        Returns:
-            Negatives: Ready to be scored, by this loss or by several.
-
-        Raises:
-            ValueError: If ids are not as described.
-            RuntimeError: If the bank has no size.
-        """
+        """Draw the negatives of a batch, for one loss or several; with shards a collective."""
         self._check_ids(sample_idx, contrast_idx)
         bank = self.bank
         shards = bank.shards(sample_idx)
@@ -306,13 +274,8 @@ class CRDLoss(nn.Module):
             dtype = torch.float64 if dtype == torch.float64 else torch.float32
             given = shards.gather(contrast_idx[None])[0]
             return given_negatives(given, bank.num_samples, dtype, shards)
-        return draw_negatives(
-            self.negatives,
-            shards.gather(sample_idx[None])[0],
-            bank.keys(self.exclude),
-            self.num_negatives,
-            shards=shards,
-        )
+        ids, keys = shards.gather(sample_idx[None])[0], bank.keys(self.exclude)
+        return draw_negatives(self.negatives, ids, keys, self.num_negatives, shards)
 
     def _contrast(
         self, anchors: Tensor, negatives: Negatives
@@ -365,8 +328,8 @@ class CRDLoss(nn.Module):
         if sample_idx.device.type != 'cpu':
             return sample_idx  # Looking at numbers would wait for the GPU.
         for name, ids in (('sample_idx', sample_idx), ('contrast_idx', contrast_idx)):
-            if ids is not None and ids.numel():
-                check_range(name, int(ids.min()), int(ids.max()), num_samples)
+            if ids is not None:
+                check_range(name, ids, num_samples)
         return sample_idx
 
 

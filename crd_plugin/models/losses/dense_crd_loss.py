@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from crd_plugin.registry import MODELS
 
-from ._common import count
+from .._numbers import count
 from .crd_loss import CRDLoss
 
 
@@ -39,7 +39,9 @@ class DenseCRDLoss(nn.Module):
     Shape:
         s_feats, t_feats: ``(B, D, H, W)``, ``(B, N, D)`` or ``(B, D)`` float with unit L2 norm over
         D, from :class:`~crd_plugin.models.connectors.DenseEmbeddingConnector` or, for a global
-        side, :class:`~crd_plugin.models.connectors.EmbeddingConnector`. Output: scalar.
+        side, :class:`~crd_plugin.models.connectors.EmbeddingConnector`.
+        sample_idx: position of each image in the training set, ``(B,)`` int64; a memory bank and
+        ``exclude='instance'`` need it. labels: ``(B,)`` int64, or maps ``(B, H, W)`` of any size.
 
     Raises:
         ValueError: If an argument is out of range or not one of the allowed values.
@@ -59,22 +61,7 @@ class DenseCRDLoss(nn.Module):
         sample_idx: Tensor | None = None,
         labels: Tensor | None = None,
     ) -> Tensor:
-        """Draw locations and compute the loss of one batch.
-
-        Args:
-            s_feats (Tensor): Student embeddings, see Shape.
-            t_feats (Tensor): Teacher embeddings, see Shape.
-            sample_idx (Tensor, optional): Position of each image in the training set, ``(B,)``
-                int64; a memory bank and ``exclude='instance'`` need it.
-            labels (Tensor, optional): Classes, ``(B,)`` int64, or label maps ``(B, H, W)``, integer
-                and of any size; ``exclude='class'`` without a bank needs them.
-
-        Returns:
-            Tensor: Scalar, already multiplied by ``loss_weight``.
-
-        Raises:
-            ValueError: If shapes or values are not as described.
-        """
+        """Draw locations and compute the loss of one batch; shapes are those of the class."""
         student, teacher = _locations('s_feats', s_feats), _locations('t_feats', t_feats)
         total = max(student.size(1), teacher.size(1))
         grids = {tuple(x.shape[2:]) for x in (s_feats, t_feats) if x.dim() == 4} - {(1, 1)}

@@ -11,29 +11,24 @@ from crd_plugin.ops import no_autocast, pair_logits
 from crd_plugin.ops.features import Features
 from crd_plugin.registry import MODELS
 
-from ._common import count, not_negative, positive
+from .._numbers import count, not_negative, positive
 from .crd_checks import check_column
 
 
 @MODELS.register_module()
 class DKDLoss(nn.Module):
-    r"""Decoupled knowledge distillation: KD in two parts with weights of their own.
+    """Decoupled knowledge distillation: KD in two parts with weights of their own.
 
-    With :math:`p` the softmax of logits divided by tau and :math:`y` the class of a sample,
-
-    .. math::
-        L = \tau^2 \left[ \alpha \, KL(b^t \| b^s) + \beta \, KL(r^t \| r^s) \right], \quad
-        b = (p_y, 1 - p_y), \quad r_c = \frac{p_c}{1 - p_y}, \; c \ne y
-
-    averaged over the batch. KD is the same with the teacher's :math:`1 - p_y` for beta, so a
-    confident teacher silences its second part.
+    ``L = tau^2 (alpha KL(b_t || b_s) + beta KL(r_t || r_s))``, averaged over the batch, with p the
+    softmax of logits divided by tau, y the class of a sample, ``b = (p_y, 1 - p_y)`` and r the
+    other classes' ``p / (1 - p_y)``. KD has the teacher's ``1 - p_y`` for beta.
 
     During the first epochs of a run of MMEngine the loss grows linearly: epoch e, from 1, counts
     e / ``warmup_epochs``. Outside a run it has its full weight.
 
     Source: Zhao et al., arXiv:2203.08679, equation 7; behaviour matched: megvii-research/mdistiller
-    ``mdistiller/distillers/DKD.py`` @ a08d46f. Differs: logarithms are taken of no probability, so
-    a class that has none left gives a finite loss.
+    ``mdistiller/distillers/DKD.py`` @ a08d46f. Differs: a class without probability gives a finite
+    loss.
 
     Args:
         alpha (float): Weight of the first part, target class against the others. Defaults to 1.0.
@@ -68,20 +63,7 @@ class DKDLoss(nn.Module):
         self._warned = False
 
     def forward(self, s_feats: Features, t_feats: Features, labels: Tensor | None) -> Tensor:
-        """Compute the loss of one batch.
-
-        Args:
-            s_feats (Tensor): Student's logits, ``(B, C)``.
-            t_feats (Tensor): Teacher's logits, ``(B, C)``; no gradient reaches them.
-            labels (Tensor): Class of each sample, ``(B,)`` int64; None, as a recorder gives where
-                samples have no single label, is refused.
-
-        Returns:
-            Tensor: Scalar float32 (float64 for float64), already multiplied by ``loss_weight``.
-
-        Raises:
-            ValueError: If shapes or labels are not as described.
-        """
+        """Compute the loss of one batch; no gradient reaches the teacher's logits."""
         student, teacher = pair_logits(s_feats, t_feats)
         num_classes = student.size(1)
         if labels is None:

@@ -12,28 +12,25 @@ from torch import Tensor, nn
 from crd_plugin.ops import no_autocast, pair_logits
 from crd_plugin.registry import MODELS
 
-from ._common import not_negative, positive
+from .._numbers import not_negative, positive
 
 
 @MODELS.register_module()
 class EnsembleKDLoss(nn.Module):
-    r"""Knowledge distillation from the mean of the teachers' softened probabilities.
+    """Knowledge distillation from the mean of the teachers' softened probabilities.
 
-    .. math::
-        L = \tau^2 \, KL\Big( \frac{1}{M} \sum_m \mathrm{softmax}(t_m / \tau)
-            \,\Big\|\, \mathrm{softmax}(s / \tau) \Big)
+    ``L = tau^2 KL(mean over m of softmax(t_m / tau) || softmax(s / tau))``, averaged over the
+    batch. With one teacher it is ``mmrazor.KLDivergence``.
 
-    averaged over the batch. With one teacher it is ``mmrazor.KLDivergence``.
-
-    Source: Hinton et al., arXiv:1503.02531, section 1, whose arithmetic mean of probabilities this
-    is; the CRD paper does not say which mean its figure 4 takes.
+    Source: Hinton et al., arXiv:1503.02531, section 1.
 
     Args:
         tau (float): Temperature. Defaults to 4.0.
         loss_weight (float): Factor of the loss. Defaults to 1.0.
 
     Shape:
-        s_feats: logits, ``(B, C)`` float. t_feats: one ``(B, C)`` float per teacher.
+        s_feats: logits, ``(B, C)`` float. t_feats: one ``(B, C)`` float per teacher; in a mapping
+        ``record_idx='all'``.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -61,19 +58,7 @@ class EnsembleKDLoss(nn.Module):
         self.needs_width = False
 
     def forward(self, s_feats: Tensor, t_feats: Tensor | Sequence[Tensor]) -> Tensor:
-        """Compute the loss of one batch.
-
-        Args:
-            s_feats (Tensor): Student's logits, ``(B, C)``.
-            t_feats (Sequence[Tensor]): Each teacher's logits, ``(B, C)``; no gradient reaches them.
-                In a mapping ``record_idx='all'``.
-
-        Returns:
-            Tensor: Scalar float32 (float64 for float64), already multiplied by ``loss_weight``.
-
-        Raises:
-            ValueError: If shapes are not as described.
-        """
+        """Compute the loss of one batch; no gradient reaches the teachers' logits."""
         teachers = [t_feats] if isinstance(t_feats, Tensor) else t_feats
         pairs = [pair_logits(s_feats, logits) for logits in teachers]
         with no_autocast(s_feats):

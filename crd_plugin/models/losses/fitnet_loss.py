@@ -10,35 +10,24 @@ from torch import Tensor
 from crd_plugin.ops import full_precision
 from crd_plugin.registry import MODELS
 
-from ..connectors.conv_regressor import ConvRegressor, check_shape
-from ._common import (
-    Pairs,
-    Shapes,
-    SizedLoss,
-    shapes_of,
-)
+from ..connectors.conv_regressor import ConvRegressor
+from ._common import Shapes, SizedLoss
 
 
 @MODELS.register_module()
 class FitNetLoss(SizedLoss):
-    r"""FitNet: a regressor brings the student's map to the teacher's.
+    """FitNet: a regressor brings the student's map to the teacher's.
 
-    .. math::
-        L = \frac{1}{B C H W} \lVert r(F_s) - F_t \rVert^2
-
-    with r a convolution, batch norm and ReLU (:class:`ConvRegressor`), trained together with the
-    student in one stage.
+    ``L = mean (r(F_s) - F_t)^2`` with r a convolution, batch norm and ReLU
+    (:class:`ConvRegressor`), trained together with the student in one stage.
 
     Source: Romero et al., arXiv:1412.6550, section 2.2; numbers of HobbitLong/RepDistiller
-    ``distiller_zoo/FitNet.py``. Unlike ``mmrazor.L2Loss`` with a convolutional connector, the
-    regressor is chosen by the heights of both maps and needs no widths in the config, and the mean
-    is taken in float32 under autocast.
+    ``distiller_zoo/FitNet.py``.
 
     Args:
         s_shape (Sequence[int], optional): Channels, height, width of the student's map. Defaults to
             None: inferred by ``FrozenTeacherDistill``.
-        t_shape (Sequence[int], optional): Channels, height, width of the teacher's map. Defaults to
-            None: inferred.
+        t_shape (Sequence[int], optional): The same of the teacher.
         loss_weight (float): Factor of the loss. Defaults to 1.0 (published: 100).
 
     Shape:
@@ -51,7 +40,7 @@ class FitNetLoss(SizedLoss):
         TypeError: If ``loss_weight`` is not a number.
     """
 
-    measure = staticmethod(shapes_of)
+    by_shape = True
     published_layer = '1, the second stage'
 
     def __init__(
@@ -61,14 +50,7 @@ class FitNetLoss(SizedLoss):
         loss_weight: float = 1.0,
     ) -> None:
         super().__init__(loss_weight)
-        self.set_sizes(
-            s_shape=None if s_shape is None else (check_shape('s_shape', s_shape),),
-            t_shape=None if t_shape is None else (check_shape('t_shape', t_shape),),
-        )
-
-    def check(self, pairs: Pairs) -> None:
-        """Raise a ValueError if the regressor does not bring the student's map to the teacher's."""
-        self.check_fits(self.children(), pairs)
+        self.set_sizes(s_shape=s_shape, t_shape=t_shape)
 
     def compare_layer(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Compute the loss, without its factor."""

@@ -8,31 +8,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from crd_plugin.ops import (
-    match_heights,
-    no_autocast,
-)
+from crd_plugin.ops import match_heights, no_autocast
 from crd_plugin.registry import MODELS
 
-from ._common import Pairs, Shapes, SizedLoss, shapes, shapes_of
+from ._common import Pairs, Shapes, SizedLoss
 
 
 @MODELS.register_module()
 class FSPLoss(SizedLoss):
-    r"""Flow of the solution procedure.
+    """Flow of the solution procedure.
 
-    The inner products of the channels of neighbouring maps, from the stem to the last stage, are
-    brought to those of the teacher:
-
-    .. math::
-        L = \sum_i \operatorname{mean} (G^S_i - G^T_i)^2, \quad
-        G_i[b, c, d] = \frac{1}{H W} \sum_x F_{i+1}[b, c, x] F_i[b, d, x]
-
-    Of two neighbours, the higher map is reduced to the lower one by average pooling. Used alone, in
-    a stage before the classifier is trained.
-
-    Both networks need the same channels map by map. Pairs without them are the empty cells ("n/a")
-    of the published tables; here such a pair is refused when the model is built.
+    ``L = sum over i of mean (G_s - G_t)^2`` with ``G[b, c, d]`` the mean over positions of channel
+    c of map i + 1 times channel d of map i, the higher map pooled to the lower one. Used alone, in
+    a stage before the classifier is trained. A pair whose channels differ map by map, "n/a" in
+    published tables, is refused when the model is built.
 
     Source: Yim et al., CVPR 2017, eq. 1-2; numbers of HobbitLong/RepDistiller
     ``distiller_zoo/FSP.py``.
@@ -40,8 +29,7 @@ class FSPLoss(SizedLoss):
     Args:
         s_shapes (Sequence[Sequence[int]], optional): Channels, height and width of each student
             map. Defaults to None: inferred by ``FrozenTeacherDistill``.
-        t_shapes (Sequence[Sequence[int]], optional): Channels, height and width of each teacher
-            map. Defaults to None: inferred.
+        t_shapes (Sequence[Sequence[int]], optional): The same of the teacher.
         match_sizes (bool): Require equal heights and widths of student and teacher too, as in the
             paper. RepDistiller does not (False): it compares means over different positions.
             Defaults to True.
@@ -57,8 +45,7 @@ class FSPLoss(SizedLoss):
     """
 
     takes_stages = True
-
-    measure = staticmethod(shapes_of)
+    by_shape = True
 
     def __init__(
         self,
@@ -69,11 +56,11 @@ class FSPLoss(SizedLoss):
     ) -> None:
         super().__init__(loss_weight)
         self.match_sizes = match_sizes
-        self.set_sizes(s_shapes=shapes('s_shapes', s_shapes), t_shapes=shapes('t_shapes', t_shapes))
+        self.set_sizes(s_shapes=s_shapes, t_shapes=t_shapes)
 
     def check(self, pairs: Pairs) -> None:
         """Raise a ValueError for maps that cannot be compared."""
-        self.build(*shapes_of(pairs))
+        self.build(*self._measure(pairs))
 
     def compare(self, pairs: Pairs) -> Tensor:
         """Compute the loss of all neighbours, without its factor."""

@@ -12,34 +12,22 @@ from crd_plugin.ops import absolute_power, attention_vector, full_precision, mat
 from crd_plugin.ops.features import Features
 from crd_plugin.registry import MODELS
 
-from ._common import (
-    SizedLoss,
-    check_given,
-    not_negative,
-    positive,
-    widths,
-)
+from .._numbers import not_negative, positive
+from ._common import SizedLoss, check_built, check_given
 
 
 @MODELS.register_module()
 class FTLoss(SizedLoss):
-    r"""Factor transfer.
+    """Factor transfer.
 
     A paraphraser, an autoencoder of the teacher's last map, is trained first
     (:meth:`reconstruction`) and then frozen. Its code, the teacher's factor, is compared with the
     output of a translator of the student's map, which is trained together with the student:
-
-    .. math::
-        L = \frac{1}{B H W} \sum \big| q_S - q_T \big|^{p_2}, \quad
-        q = \frac{v}{\lVert v \rVert_2}, \quad
-        v = \frac{1}{C} \sum_c |F_c|^{p_1}
-
-    Of two factors, the higher one is reduced to the lower one by average pooling.
+    ``L = mean |q_s - q_t|^p2``, q the unit vector of ``mean over c of |F|^p1``, the higher factor
+    pooled to the lower one.
 
     Source: Kim et al., arXiv:1802.04977, section 3; numbers of HobbitLong/RepDistiller
-    ``distiller_zoo/FT.py`` and ``models/util.py``, which collapse a factor to one map (q above)
-    where the paper compares all its channels. ``mmrazor.FTLoss`` compares all channels, has no p_1
-    and p_2, and its paraphraser needs a run of its own.
+    ``distiller_zoo/FT.py`` and ``models/util.py``. The paper compares all channels of a factor.
 
     Args:
         s_channels (int, optional): Channels of the student's map. Defaults to None: inferred by
@@ -77,10 +65,7 @@ class FTLoss(SizedLoss):
         self.p1 = positive('p1', p1, 2)
         self.p2 = positive('p2', p2, 1)
         self.reconstruction_weight = not_negative('reconstruction_weight', reconstruction_weight)
-        self.set_sizes(
-            s_channels=widths('s_channels', s_channels, single=True),
-            t_channels=widths('t_channels', t_channels, single=True),
-        )
+        self.set_sizes(s_channels=s_channels, t_channels=t_channels)
 
     def compare_layer(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Compute the loss, without its factor; no gradient reaches the paraphraser."""
@@ -101,7 +86,7 @@ class FTLoss(SizedLoss):
         Raises:
             ValueError: If the channels are not those of the paraphraser.
         """
-        self.check_built()
+        check_built(self, *self.sizes)
         ((_, teacher),) = self.pair(t_feats, t_feats)
         check_given('t_channels', self.sizes['t_channels'], (teacher.size(1),))
         restored = full_precision(self.paraphraser(teacher))

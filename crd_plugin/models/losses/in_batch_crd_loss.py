@@ -23,28 +23,27 @@ class InBatchCRDLoss(CRDLoss):
     r"""Contrast student and teacher embeddings within the global batch.
 
     Student embeddings are anchors against the teacher's of the batch of all ranks, and teacher
-    embeddings against the student's. Keys are of this step, so the gradient flows through anchors
-    and keys, on every rank that used them: both connectors learn from all pairs, as in SimCLR (Chen
-    et al., arXiv:2002.05709) and CLIP (Radford et al., arXiv:2103.00020). K is the number of other
-    samples, N that of all, and Z / N is fixed by the first batch. Neither ids nor
-    ``MemoryBankHook`` are needed.
+    embeddings against the student's. The gradient flows through anchors and keys, as in CLIP
+    (Radford et al., arXiv:2103.00020). K is the number of other samples, N that of all, and Z / N
+    is fixed by the first batch. Neither ids nor ``MemoryBankHook`` are needed.
 
     Each rank returns :math:`\frac{W}{B} \sum_i \ell_i` over its own anchors, with W ranks and B
-    samples in the global batch, so that the mean over ranks, which DDP takes of gradients, is that
-    of one process with the whole batch, whatever the sizes of the parts.
+    samples in the global batch: the mean over ranks, which DDP takes of gradients, is that of one
+    process with the whole batch.
 
     Args:
         embed_dim (int): Width D of the embeddings. Defaults to 128.
         temperature (float): tau. Defaults to 0.07.
-        objective (str): ``'nce'``, or ``'infonce'``, which is recommended: it needs no constant
-            from the first batch. Defaults to ``'nce'``.
+        objective (str): ``'nce'``, or ``'infonce'``, which needs no constant from the first batch.
+            Defaults to ``'nce'``.
         exclude (str): ``'class'``: samples of the anchor's class are not negatives; ``'instance'``:
             copies of the anchor are not.
         loss_weight (float): Factor of the loss. Defaults to 1.0.
         **bank_arguments: Arguments of :class:`CRDLoss` that need a bank; they are refused.
 
     Shape:
-        s_feats, t_feats: ``(b, D)`` float with unit L2 norm.
+        s_feats, t_feats: ``(b, D)`` float with unit L2 norm. labels: ``(b,)`` int64, for
+        ``exclude='class'``. sample_idx: ``(b,)`` int64; without it every sample is its own.
 
     State in checkpoints: ``log_mean`` ``(2,)``, the log of Z / N of student's and teacher's
     anchors; NaN until an ``'nce'`` step has been taken.
@@ -93,25 +92,7 @@ class InBatchCRDLoss(CRDLoss):
         contrast_idx: None = None,
         negatives: None = None,
     ) -> Tensor:
-        """Compute the loss of one batch; in training mode the first one fixes Z / N.
-
-        Args:
-            s_feats (Tensor): Student embeddings, ``(b, D)``, unit norm.
-            t_feats (Tensor): Teacher embeddings, ``(b, D)``, unit norm.
-            sample_idx (Tensor, optional): Id of each sample, ``(b,)`` int64; with
-                ``exclude='instance'`` it tells copies of a sample apart from others. Defaults to
-                None: every sample is its own.
-            labels (Tensor, optional): Class of each sample, ``(b,)`` int64; ``exclude='class'``
-                needs it.
-            contrast_idx (None): Refused, it needs a bank.
-            negatives (None): Refused, they need a bank.
-
-        Returns:
-            Tensor: Scalar, already multiplied by ``loss_weight``.
-
-        Raises:
-            ValueError: If shapes or values are not as described.
-        """
+        """Compute the loss of one batch; in training mode the first one fixes Z / N."""
         _check_left_out(contrast_idx=contrast_idx, negatives=negatives)
         check_feats(s_feats, t_feats, len(s_feats), self.embed_dim)
         name, key = ('labels', labels) if self.exclude == 'class' else ('sample_idx', sample_idx)
@@ -134,15 +115,7 @@ class InBatchCRDLoss(CRDLoss):
             return self.loss_weight * self._contrast_batch(student, teacher, key)
 
     def draw(self, *args: Any, **kwargs: Any) -> Any:
-        """Refuse to draw: the negatives are the other samples of the batch.
-
-        Args:
-            *args: Not used.
-            **kwargs: Not used.
-
-        Raises:
-            RuntimeError: Always.
-        """
+        """Raise a RuntimeError: the negatives are the other samples of the batch."""
         raise RuntimeError(
             "CRDLoss with negatives='batch' draws nothing: its negatives are the other samples "
             "of the global batch; call forward() alone, or use negatives='sampled'."
@@ -163,12 +136,10 @@ class InBatchCRDLoss(CRDLoss):
         remaining = weight.sum(1, keepdim=True)
         weight = weight * ((total - 1) / remaining.clamp_min(1))
         self._alone = ~remaining.any()
-        if self._alone.is_cpu:
+        if self._alone.is_cpu:  # Elsewhere MemoryBankHook does so now and then.
             self.warn_if_alone()
-        scores = [
-            student @ teachers.t() / self.temperature,
-            teacher @ students.t() / self.temperature,
-        ]
+        sides = ((student, teachers), (teacher, students))
+        scores = [anchors @ keys.t() / self.temperature for anchors, keys in sides]
         means: Any = (None, None)
         if self.objective == 'nce':
             means = self._partition(scores, position, weight)
@@ -194,11 +165,8 @@ class InBatchCRDLoss(CRDLoss):
         return log_mean
 
     def warn_if_alone(self) -> None:
-        """Warn once if no sample of the last batch had a negative, which waits for a GPU.
-
-        A forward pass on a CPU calls it; elsewhere ``MemoryBankHook`` does now and then.
-        """
-        if not self._warned and self._alone is not None and bool(self._alone):
+        """Warn once if no sample of the last batch had a negative, which waits for a GPU."""
+        if self._alone is not None and not self._warned and bool(self._alone):
             of_one = 'of one class' if self.exclude == 'class' else 'copies of one sample'
             self._warn(
                 f'all samples of a global batch are {of_one}, so none has a negative and nothing '

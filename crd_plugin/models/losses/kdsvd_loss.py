@@ -6,35 +6,29 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from crd_plugin.ops import (
-    right_singular_vectors,
-)
+from crd_plugin.ops import right_singular_vectors
 from crd_plugin.registry import MODELS
 
-from ._common import FeatureLoss, Pairs, count
+from .._numbers import count
+from ._common import FeatureLoss, Pairs
 
 
 @MODELS.register_module()
 class KDSVDLoss(FeatureLoss):
-    r"""Correlation of neighbouring layers' leading singular vectors.
+    """Correlation of neighbouring layers' leading singular vectors.
 
     A map is a matrix of positions by channels. The teacher keeps its k first right singular vectors
     v; of the student's first k + 3, the one most parallel to each stands for it, with its sign.
-    Between neighbouring layers
-
-    .. math::
-        L = \frac{1}{B} \sum_{l > 1} \sum_{b, c, c'}
-            (r^s_{cc'} - r^t_{cc'})^2, \quad
-        r_{cc'} = \exp\Big(-\frac{(v^l_c - v^{l-1}_{c'})^2}{8}\Big)
+    ``L = sum over neighbours and pairs of channels of (r_s - r_t)^2 / B`` with ``r = exp(-(v_c -
+    u_d)^2 / 8)`` of the upper layer's v and the lower one's u.
 
     Source: Lee et al., arXiv:1807.06819, section 3; numbers of HobbitLong/RepDistiller
-    ``distiller_zoo/KDSVD.py``. Differs: there the loss depends on the sign that the SVD routine
-    happens to give the teacher's vectors; here the sum of each is made positive, so that maps after
-    a ReLU have a first vector without negative values.
+    ``distiller_zoo/KDSVD.py``. Differs: the sign of the teacher's vectors is not that of the SVD
+    routine; the sum of each is made positive.
 
     Args:
-        num_vectors (int): k, at least 1. Vectors are weighted by their singular values, scaled to
-            unit norm, so a single vector has weight 1. Defaults to 1, as published.
+        num_vectors (int): k. Vectors are weighted by their singular values, scaled to unit norm.
+            Defaults to 1, as published.
         loss_weight (float): Factor of the loss. Defaults to 1.0.
 
     Shape:

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from crd_plugin.ops import (
-    match_heights,
-    unit_vectors,
-)
+from crd_plugin.ops import match_heights, unit_vectors
 from crd_plugin.registry import MODELS
 
 from ._common import FeatureLoss
@@ -15,18 +12,15 @@ from ._common import FeatureLoss
 
 @MODELS.register_module()
 class NSTLoss(FeatureLoss):
-    r"""Neuron selectivity transfer: where the channels are active.
+    """Neuron selectivity transfer: where the channels are active.
 
     Each channel of a map is a unit vector over its positions; the loss is the squared maximum mean
-    discrepancy of both sets of channels with the kernel :math:`k(a, b) = (a \cdot b)^2`:
-
-    .. math::
-        L = \sum_l \operatorname{mean}_b \big[ \overline{k(t, t')}
-            + \overline{k(s, s')} - 2 \overline{k(s, t)} \big]
+    discrepancy ``mean k(t, t') + mean k(s, s') - 2 mean k(s, t)`` of both sets of channels with the
+    kernel ``k(a, b) = (a . b)^2``.
 
     Source: Huang and Wang, arXiv:1707.01219, section 4 (d=2, c=0); numbers of
-    HobbitLong/RepDistiller ``distiller_zoo/NST.py``, which needs ``B * C_s * C_t * H * W`` numbers
-    for all pairs of channels; here no tensor has more than ``B * max(C, H * W)^2``.
+    HobbitLong/RepDistiller ``distiller_zoo/NST.py``; no tensor has more than
+    ``B * max(C, H * W)^2`` numbers.
 
     Args:
         loss_weight (float): Factor of the loss. Defaults to 1.0 (published: 50).

@@ -6,10 +6,9 @@ import torch
 from torch import Tensor
 
 from crd_plugin.ops import pair_vectors
-from crd_plugin.ops.features import Features
 from crd_plugin.registry import MODELS
 
-from ._common import FeatureLoss, Pairs
+from ._common import FeatureLoss
 
 # The value of HobbitLong/RepDistiller; it changes the numbers in float32.
 _EPS = 1e-7
@@ -17,15 +16,10 @@ _EPS = 1e-7
 
 @MODELS.register_module()
 class PKTLoss(FeatureLoss):
-    r"""Probabilistic knowledge transfer: which samples are neighbours.
+    """Probabilistic knowledge transfer: which samples are neighbours.
 
-    .. math::
-        L = \frac{1}{B^2} \sum_{ij} p^t_{ij}
-            \log \frac{p^t_{ij} + \epsilon}{p^s_{ij} + \epsilon}, \quad
-        p_{ij} = \frac{1 + \cos(x_i, x_j)}{\sum_k (1 + \cos(x_i, x_k))}
-
-    The mean over all pairs, diagonal included, is small; hence the large published weight. The loss
-    of a batch of one sample is zero.
+    ``L = mean over i, j of p_t log ((p_t + eps) / (p_s + eps))``, p the rows of ``1 + cos(x_i,
+    x_j)`` divided by their sum. The mean over all pairs is small; hence the large published weight.
 
     Source: Passalis and Tefas, ECCV 2018, arXiv:1803.10837, section 3; numbers of
     HobbitLong/RepDistiller ``distiller_zoo/PKT.py``, except that a zero vector has a finite
@@ -38,11 +32,8 @@ class PKTLoss(FeatureLoss):
         One vector per sample, ``(B, D_s)`` and ``(B, D_t)``; maps are flattened.
     """
 
+    pairing = staticmethod(pair_vectors)
     min_samples = 2
-
-    def pair(self, s_feats: Features, t_feats: Features) -> Pairs:
-        """Return the flattened features."""
-        return [pair_vectors(s_feats, t_feats)]
 
     def compare_layer(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Compute the loss, without its factor."""

@@ -7,29 +7,22 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from crd_plugin.ops import pair_vectors, unit_vectors
-from crd_plugin.ops.features import Features
 from crd_plugin.registry import MODELS
 
-from ._common import FeatureLoss, Pairs, not_negative
+from .._numbers import not_negative
+from ._common import FeatureLoss
 
 
 @MODELS.register_module()
 class RKDLoss(FeatureLoss):
-    r"""Relational distillation: distances and angles between samples.
+    """Relational distillation: distances and angles between samples.
 
-    .. math::
-        L = w_d \operatorname{mean}_{ij} \ell(D^s_{ij}, D^t_{ij})
-          + w_a \operatorname{mean}_{ijk} \ell(A^s_{ijk}, A^t_{ijk})
-
-    with l the smooth L1 loss, D the Euclidean distances divided by their mean, and A the cosine of
-    the angle at sample i between samples j and k.
+    ``L = w_d mean l(D_s, D_t) + w_a mean l(A_s, A_t)`` with l the smooth L1 loss, D the Euclidean
+    distances divided by their mean, and A the cosines of the angles at sample i between j and k.
 
     Source: Park et al., arXiv:1904.05068, section 3.2; numbers of HobbitLong/RepDistiller
-    ``distiller_zoo/RKD.py``. In float32 it is the sum of ``mmrazor.DistanceWiseRKD`` and
-    ``mmrazor.AngleWiseRKD``, both with ``with_l2_norm=False``. Those overflow under autocast to
-    float16, return NaN for a batch of one sample, and give a sample that a batch holds twice a
-    gradient 1e12 times too large; here the loss is computed in float32, one sample is an error, and
-    the gradient is of the size of the others'.
+    ``distiller_zoo/RKD.py``, except that a sample that a batch holds twice has a gradient of the
+    size of the others'.
 
     Args:
         distance_weight (float): Factor w_d. Defaults to 25.0.
@@ -45,6 +38,7 @@ class RKDLoss(FeatureLoss):
         TypeError: If a weight is not a number.
     """
 
+    pairing = staticmethod(pair_vectors)
     min_samples = 2
 
     def __init__(
@@ -59,17 +53,10 @@ class RKDLoss(FeatureLoss):
                 'expected at least one of them (published: 25 and 50).'
             )
 
-    def pair(self, s_feats: Features, t_feats: Features) -> Pairs:
-        """Return the flattened features."""
-        return [pair_vectors(s_feats, t_feats)]
-
     def compare_layer(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Compute the loss, without its factor; a part of weight 0 is left out."""
         losses = []
-        for weight, relation in (
-            (self.distance_weight, _distances),
-            (self.angle_weight, _angles),
-        ):
+        for weight, relation in ((self.distance_weight, _distances), (self.angle_weight, _angles)):
             if weight:
                 losses.append(weight * F.smooth_l1_loss(relation(student), relation(teacher)))
         return torch.stack(losses).sum()

@@ -6,34 +6,28 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from crd_plugin.ops import no_autocast, pair_vectors, unit_vectors
-from crd_plugin.ops.features import Features
 from crd_plugin.registry import MODELS
 
+from .._numbers import count, positive
 from ..collectives import gather_rows, gather_sizes
 from ..key_queue import KeyQueue
-from ._common import Pairs, SizedLoss, count, positive, widths
+from ._common import SizedLoss
 
 
 @MODELS.register_module()
 class RRDLoss(SizedLoss):
-    r"""Relational representation distillation: which of many samples is near.
+    """Relational representation distillation: which of many samples is near.
 
-    With unit embeddings :math:`s_b, t_b` of a sample and rows :math:`q_k` of a queue of the
-    teacher's latest embeddings,
-
-    .. math::
-        L = \frac{1}{B} \sum_b KL(softmax_k(t_b \cdot q_k / \tau_t) \|
-            softmax_k(s_b \cdot q_k / \tau_s))
-
-    In training mode the batch of all ranks enters the queue first, so that each sample is compared
-    with itself too. The student's linear layer is trained; the teacher's is random and constant.
-    Neither ids, labels nor a hook are needed.
+    ``L = mean over b of KL(softmax_k(t_b . q_k / tau_t) || softmax_k(s_b . q_k / tau_s))`` with
+    unit embeddings s, t and rows q of a queue of the teacher's latest embeddings. In training mode
+    the batch of all ranks enters the queue first, so that each sample is compared with itself too.
+    The student's linear layer is trained; the teacher's is random and constant. Neither ids, labels
+    nor a hook are needed.
 
     Source: Giakoumoglou and Stathaki, arXiv:2407.12073; behaviour matched: giakoumoglou/distillers
-    ``cifar/distillers/RRD.py`` @ a2ee80b, whose teacher's layer no gradient reaches either, with
-    the temperatures of its training scripts. Differs: the entropy of the teacher's distribution,
-    a constant, is subtracted; the first rows of the queue have unit norm; a batch may be of any
-    size.
+    ``cifar/distillers/RRD.py`` @ a2ee80b, with the temperatures of its training scripts. Differs:
+    the entropy of the teacher's distribution, a constant, is subtracted; the first rows of the
+    queue have unit norm; a batch may be of any size.
 
     Args:
         s_channels (int, optional): Width of the student's vector. Defaults to None: inferred by
@@ -55,6 +49,8 @@ class RRDLoss(SizedLoss):
         TypeError: If a number is expected and not given.
     """
 
+    pairing = staticmethod(pair_vectors)
+
     def __init__(
         self,
         s_channels: int | None = None,
@@ -71,14 +67,7 @@ class RRDLoss(SizedLoss):
         self.s_temperature = positive('s_temperature', s_temperature, 0.1)
         self.t_temperature = positive('t_temperature', t_temperature, 0.02)
         self.queue = KeyQueue(embed_dim, queue_size)
-        self.set_sizes(
-            s_channels=widths('s_channels', s_channels, single=True),
-            t_channels=widths('t_channels', t_channels, single=True),
-        )
-
-    def pair(self, s_feats: Features, t_feats: Features) -> Pairs:
-        """Return the flattened features."""
-        return [pair_vectors(s_feats, t_feats)]
+        self.set_sizes(s_channels=s_channels, t_channels=t_channels)
 
     def compare_layer(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Compute the loss, without its factor; in training mode, renew the queue first."""

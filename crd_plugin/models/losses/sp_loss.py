@@ -12,13 +12,10 @@ from ._common import FeatureLoss
 
 @MODELS.register_module()
 class SPLoss(FeatureLoss):
-    r"""Similarity-preserving distillation: which samples resemble each other.
+    """Similarity-preserving distillation: which samples resemble each other.
 
-    .. math::
-        L = \sum_l \frac{1}{B^2} \lVert \hat G_s^l - \hat G_t^l \rVert_F^2,
-        \quad G = F F^\top
-
-    with F the flattened maps of the batch and each row of G divided by its norm.
+    ``L = sum over layers of mean (G_s - G_t)^2``, ``G = F F^T`` of the flattened maps, each row
+    divided by its norm.
 
     Source: Tung and Mori, arXiv:1907.09682, section 3; numbers of HobbitLong/RepDistiller
     ``distiller_zoo/SP.py``, except that the gradient of a sample whose map is zero is not 1e12

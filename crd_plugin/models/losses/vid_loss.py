@@ -11,27 +11,17 @@ from torch import Tensor, nn
 from crd_plugin.ops import match_heights
 from crd_plugin.registry import MODELS
 
-from ._common import (
-    Pairs,
-    SizedLoss,
-    Widths,
-    positive,
-    widths,
-)
+from .._numbers import positive
+from ._common import Pairs, SizedLoss, Widths
 
 
 @MODELS.register_module()
 class VIDLoss(SizedLoss):
-    r"""Variational information distillation: predict the teacher's maps.
+    """Variational information distillation: predict the teacher's maps.
 
-    .. math::
-        L = \sum_l \operatorname{mean}_{bchw} \tfrac12 \Big[
-            \frac{(\mu^l(F_s^l) - F_t^l)^2}{v_c^l} + \log v_c^l \Big], \quad
-        v = \operatorname{softplus}(\alpha) + \epsilon
-
-    with, for each layer, one regressor mu (three 1x1 convolutions with ReLU between) and one
-    variance v per teacher channel, trained with the student. It is a bound of the mutual
-    information without its constant, so it can be negative.
+    ``L = sum over layers of mean ((mu(F_s) - F_t)^2 / v + log v) / 2`` with one regressor mu (three
+    1x1 convolutions with ReLU between) and one variance ``v = softplus(a) + eps`` per teacher
+    channel for each layer, trained with the student. It can be negative.
 
     Source: Ahn et al., arXiv:1904.05835, section 2; numbers of HobbitLong/RepDistiller
     ``distiller_zoo/VID.py``.
@@ -72,9 +62,7 @@ class VIDLoss(SizedLoss):
                 'lower bound eps (published: 1e-5 and 5.0).'
             )
         self.layers = nn.ModuleList()
-        self.set_sizes(
-            s_channels=widths('s_channels', s_channels), t_channels=widths('t_channels', t_channels)
-        )
+        self.set_sizes(s_channels=s_channels, t_channels=t_channels)
 
     def compare(self, pairs: Pairs) -> Tensor:
         """Compute the loss of all layers, without its factor."""

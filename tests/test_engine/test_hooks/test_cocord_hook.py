@@ -25,23 +25,18 @@ class Spy(Hook):
         self.before, self.after = [], []
 
     def before_train_iter(self, runner, *args, **kwargs) -> None:
-        """Record the state."""
         self.before.append(copy.deepcopy(runner.model.state_dict()))
 
     def after_train_iter(self, runner, *args, **kwargs) -> None:
-        """Record the state and the staged keys."""
         pending = runner.model.cocord_loss.queue.pending
         self.after.append((copy.deepcopy(runner.model.state_dict()), pending))
 
 
 @HOOKS.register_module()
 class BreakHook(Hook):
-    """Makes one weight NaN, after CoCoRDHook."""
-
     priority = 'LOWEST'
 
     def before_train_iter(self, runner, *args, **kwargs) -> None:
-        """Break the teacher's projector."""
         runner.model.cocord_loss.teacher_projector[3].weight.data[0, 0] = float('nan')
 
 
@@ -184,7 +179,6 @@ def test_silent_with_models_without_a_queue(tmp_path, caplog):
 
 @pytest.fixture(scope='module')
 def whole(tmp_path_factory):
-    """Work dir of three epochs without interruption."""
     folder = tmp_path_factory.mktemp('whole')
     small_runs.build(folder, **run_changes(), train_cfg__max_epochs=3).train()
     return folder

@@ -130,8 +130,6 @@ def test_nothing_is_said_where_nothing_has_changed(tmp_path, caplog, changes):
 
 
 class Runner:
-    """What :func:`follow_config` needs of a runner."""
-
     param_schedulers = None
 
     def __init__(self, monkeypatch, ranks=1, length=4, size=6):

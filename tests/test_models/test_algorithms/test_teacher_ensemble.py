@@ -147,9 +147,9 @@ def test_one_member_equals_one_teacher(files):
     one = MODELS.build(cfg).eval()
     one.student.load_state_dict(single.student.state_dict())
     loss, other = one.distiller.distill_losses['loss_crd'], single.distiller
-    loss.student_connectors[0].load_state_dict(other.connectors['s'].state_dict())
-    loss.teacher_connectors[0].load_state_dict(other.connectors['t'].state_dict())
-    loss.losses[0].load_state_dict(other.distill_losses['loss_crd'].state_dict())
+    loss.student_connectors['0'].load_state_dict(other.connectors['s'].state_dict())
+    loss.teacher_connectors['0'].load_state_dict(other.connectors['t'].state_dict())
+    loss.losses['0'].load_state_dict(other.distill_losses['loss_crd'].state_dict())
     batch = small_runs.batch()
     ours, theirs = (model(*batch, mode='loss') for model in (one, single))
     for name, value in theirs.items():
@@ -254,7 +254,7 @@ def _train_on_two_ranks(rank, folder):
         f'{folder}/run', model=dict(_delete_=True, **ensemble()), launcher='pytorch'
     )
     runner.train()
-    losses = runner.model.module.distiller.distill_losses['loss_crd'].losses
+    losses = runner.model.module.distiller.distill_losses['loss_crd'].losses.values()
     torch.save([loss.bank.state_dict() for loss in losses], f'{folder}/rank_{rank}.pth')
 
 

@@ -14,7 +14,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from crd_plugin.models import CKTFLoss, CRDLoss, EnsembleCRDLoss
 from crd_plugin.models.losses import captured_step, crd_loss
-from crd_plugin.models.losses.captured_step import CapturedStep, KnownGradient
+from crd_plugin.models.losses.captured_step import CapturedStep
 
 N, K, D = 60, 20, 8
 LABELS = torch.arange(N) % 6
@@ -61,7 +61,6 @@ def make_loss(**arguments):
 
 
 def train(loss, device='cpu'):
-    """What each step gives: loss, gradients, bound, rows."""
     found = []
     for number, ids in enumerate(STEPS):
         torch.manual_seed(number)  # of features and negatives, as RandomStateHook does
@@ -144,14 +143,6 @@ def test_a_shape_is_captured_when_it_comes_again(monkeypatch):
     assert made == [4, 2]
     step(lambda x: (x,), 'b', torch.zeros(4))
     assert made == [4, 2]  # other settings: not before the second time
-
-
-def test_known_gradient():
-    x = torch.randn(3, dtype=torch.float64, requires_grad=True)
-    value = KnownGradient.apply(x, (x**2).sum().detach(), 2 * x.detach())
-    (5 * value).backward()
-    torch.testing.assert_close(x.grad, 10 * x.detach())
-    torch.testing.assert_close(value, (x**2).sum())
 
 
 @pytest.mark.parametrize('given', ['negatives', 'contrast_idx'])

@@ -1,7 +1,6 @@
 """CKTFLoss: the numbers of kaiqi123/CKTF, shared negatives, widths, errors."""
 
 import copy
-import math
 
 import numpy as np
 import pytest
@@ -48,7 +47,6 @@ def inputs_of(case):
 
 
 def features_of(inputs):
-    """The six features among the arguments of ``forward``."""
     return {key: value for key, value in inputs.items() if not key.endswith('_idx')}
 
 
@@ -97,7 +95,6 @@ def random_inputs(batch=4, pixels=16):
 
 
 def cast(inputs, dtype):
-    """The inputs with features of another type."""
     if isinstance(inputs, dict):
         return {
             key: value if key.endswith('_idx') else cast(value, dtype)
@@ -116,7 +113,6 @@ def random_ids(inputs):
 
 
 def small_loss(**kwargs):
-    """A loss for :func:`random_inputs` with sized banks."""
     loss = CKTFLoss(**{**dict(embed_dim=8, num_negatives=6), **kwargs})
     loss.infer_width(**features_of(random_inputs()))
     for number, crd in enumerate(loss.losses.values()):
@@ -287,16 +283,6 @@ def test_every_setting_counts():
         assert value(**dict([setting])) != whole
 
 
-def test_sharded_banks_of_one_process_are_plain_ones():
-    plain, sharded = small_loss(), small_loss(sharded=True)
-    assert type(plain.losses['stem'].bank) is not type(sharded.losses['stem'].bank)
-    sharded.load_state_dict(plain.state_dict())
-    inputs = random_inputs()
-    ids = random_ids(inputs)
-    values = [loss(**inputs, contrast_idx=ids) for loss in (plain, sharded)]
-    torch.testing.assert_close(*values)
-
-
 # --- arguments -------------------------------------------------------------
 
 
@@ -327,13 +313,7 @@ def test_widths_are_inferred_or_given():
         (dict(method='middle'), "method is 'middle', expected one of"),
         (dict(pool='max'), "pool is 'max', expected one of"),
         (dict(head='conv'), "head is 'conv'"),
-        (dict(beta=math.nan), 'beta is nan'),
-        (dict(theta=math.inf), 'theta is inf'),
         (dict(beta=0, theta=0), 'both 0, so no level is left'),
-        (dict(loss_weight=math.nan), 'loss_weight is nan'),
-        (dict(num_groups=0), 'num_groups is 0'),
-        (dict(num_groups='3'), "num_groups is '3', expected an integer, or None"),
-        (dict(embed_dim=0), 'embed_dim'),
         (dict(temperature=0), 'temperature is 0'),
         (dict(num_negatives=0), 'num_negatives is 0'),
         (dict(exclude='none'), "exclude is 'none'"),

@@ -29,7 +29,6 @@ def build(case, dtype=torch.float32, **kwargs):
 
 @pytest.fixture
 def loss():
-    """Forty rows of four classes, width 6."""
     torch.manual_seed(0)
     loss = CRDLoss(6, 8)
     loss.bank.resize(40, torch.arange(40) % 4, seed=0)
@@ -37,7 +36,6 @@ def loss():
 
 
 def batch(ids, width=6):
-    """Unit embeddings for some ids, as leaves."""
     pair = [F.normalize(torch.randn(len(ids), width), dim=1).requires_grad_() for _ in range(2)]
     return (*pair, torch.as_tensor(ids))
 
@@ -202,16 +200,6 @@ def test_a_batch_of_one_and_more_negatives_than_rows():
     assert torch.isfinite(value) and torch.isfinite(s.grad).all()
 
 
-@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
-def test_narrow_embeddings(loss, dtype):
-    s, t, ids = batch([4, 9, 11])
-    with torch.autocast('cpu', dtype):
-        value = loss(s.to(dtype), t.to(dtype), ids)
-    assert value.dtype == torch.float32 and torch.isfinite(value)
-    value.backward()
-    assert torch.isfinite(s.grad).all() and s.grad.abs().sum() > 0
-
-
 def test_compiled_model_gives_the_same(loss):
     """Graph breaks are allowed, wrong numbers are not."""
     loss.negatives = 'all'
@@ -249,32 +237,15 @@ def test_the_same_on_a_gpu(loss, mode):
 @pytest.mark.parametrize(
     'kwargs, message',
     [
-        (dict(num_negatives=0), 'num_negatives is 0, expected at least 1'),
-        (dict(temperature=0), 'temperature is 0, expected a positive'),
-        (dict(loss_weight=float('nan')), 'loss_weight is nan, expected a finite'),
         (dict(objective='mse'), r"objective is 'mse', expected one of \('nce'"),
         (dict(negatives='none'), "negatives is 'none', expected one of"),
         (dict(exclude='self'), "exclude is 'self', expected one of"),
-        (dict(momentum=1), 'momentum is 1, expected'),
-        (dict(num_negatives=2.5), 'num_negatives is 2.5, expected an integer'),
-        (dict(embed_dim='128'), "embed_dim is '128', expected an integer"),
-        (dict(temperature=float('inf')), 'temperature is inf, expected a posit'),
+        (dict(bank_dtype='int8'), "bank_dtype is 'int8', expected one"),
     ],
 )
 def test_bad_arguments(kwargs, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         CRDLoss(**kwargs)
-
-
-@pytest.mark.parametrize('name', ['temperature', 'loss_weight'])
-def test_what_is_no_number(name):
-    with pytest.raises(TypeError, match=f"{name} is '1', expected a number"):
-        CRDLoss(**{name: '1'})
-
-
-def test_bank_without_rows():
-    with pytest.raises(RuntimeError, match='MemoryBankHook is missing'):
-        CRDLoss(6)(*batch([0]))
 
 
 def test_second_step_without_a_hook(loss):
@@ -284,84 +255,48 @@ def test_second_step_without_a_hook(loss):
 
 
 def nan_row(feats):
-    """One embedding that has diverged."""
     feats = feats.detach().clone()
     feats[1, 2] = float('nan')
     return feats
 
 
-BAD_INPUT = {
-    'width of one side': (
-        lambda s, t, i: (s, t[:, :5], i),
-        r't_feats has shape \(2, 5\), expected \(2, 6\).*EmbeddingConnector',
-    ),
-    'feature map': (
-        lambda s, t, i: (s[:, :, None, None], t, i),
-        r's_feats has shape \(2, 6, 1, 1\), expected \(2, 6\)',
-    ),
-    'fewer ids': (lambda s, t, i: (s, t, i[:1]), r's_feats has shape'),
-    'float ids': (lambda s, t, i: (s, t, i.float()), 'sample_idx is torch.float32.*SampleField'),
-    'id too large': (
-        lambda s, t, i: (s, t, i + 36),
-        'sample_idx 45 is outside the memory bank of 40 rows',
-    ),
-    'negative id': (lambda s, t, i: (s, t, i - 5), 'sample_idx -1 is outside'),
-    'not normalised': (
-        lambda s, t, i: (s * 3, t, i),
-        r's_feats: a student embedding has L2 norm 3, exp',
-    ),
-    'student diverged': (
-        lambda s, t, i: (nan_row(s), t, i),
-        's_feats: 1 of 2 student embeddings are NaN',
-    ),
-    'teacher diverged': (
-        lambda s, t, i: (s, nan_row(t), i),
-        't_feats: 1 of 2 teacher embeddings are NaN',
-    ),
-    'other labels': (
-        lambda s, t, i: (s, t, i, torch.tensor([0, 3])),
-        'sample 9 has label 3, the memory bank.s row has 1; the batch comes',
-    ),
-    'contrast ids of one column': (
-        lambda s, t, i: (s, t, i, None, i[:, None]),
-        r'contrast_idx is torch.int64 of shape \(2, 1\), expected int64 of shape \(2, 9\): '
-        r'\(B, 1 \+ K\)',
-    ),
-    'contrast ids of another K': (
-        lambda s, t, i: (s, t, i, None, torch.zeros(2, 8).long()),
-        r'contrast_idx is .* \(2, 8\), expected .* \(2, 9\).*set num_negatives to the K',
-    ),
-    'contrast ids that are no integers': (
-        lambda s, t, i: (s, t, i, None, torch.ones(2, 9)),
-        r'contrast_idx is torch.float32 of shape \(2, 9\), expected int64',
-    ),
-    'labels of another length': (
-        lambda s, t, i: (s, t, i, torch.zeros(3).long()),
-        r'labels is torch.int64 of shape \(3,\), expected .* shape \(2,\)',
-    ),
-    'labels in a column': (
-        lambda s, t, i: (s, t, i, torch.zeros(2, 1).long()),
-        r'labels is torch.int64 of shape \(2, 1\), expected .* \(2,\)',
-    ),
-    'contrast id too large': (
-        lambda s, t, i: (s, t, i, None, torch.full((2, 9), 40)),
-        'contrast_idx 40 is outside',
-    ),
-}
-
-
-@pytest.mark.parametrize('name', BAD_INPUT)
-def test_bad_input(loss, name):
-    spoil, message = BAD_INPUT[name]
+@pytest.mark.parametrize(
+    'spoil, message',
+    [
+        (lambda s, t, i: (s, t[:, :5], i), r't_feats has shape \(2, 5\), exp.*EmbeddingConnector'),
+        (lambda s, t, i: (s[..., None], t, i), r's_feats has shape \(2, 6, 1\), expected \(2, 6\)'),
+        (lambda s, t, i: (s, t, i[:1]), r's_feats has shape \(2, 6\), expected \(1, 6\)'),
+        (lambda s, t, i: (s, t, i.float()), 'sample_idx is torch.float32.*SampleField'),
+        (lambda s, t, i: (s, t, i + 36), 'sample_idx 40 is outside the memory bank of 40 rows'),
+        (lambda s, t, i: (s, t, i - 5), 'sample_idx -1 is outside'),
+        (lambda s, t, i: (s * 3, t, i), 's_feats: a student embedding has L2 norm 3, exp'),
+        (lambda s, t, i: (nan_row(s), t, i), 's_feats: 1 of 2 student embeddings are NaN'),
+        (lambda s, t, i: (s, nan_row(t), i), 't_feats: 1 of 2 teacher embeddings are NaN'),
+        (
+            lambda s, t, i: (s, t, i, torch.tensor([0, 3])),
+            'sample 9 has label 3, the memory bank.s row has 1; the batch comes',
+        ),
+        (
+            lambda s, t, i: (s, t, i, torch.zeros(3).long()),
+            r'labels is torch.int64 of shape \(3,\), expected .* shape \(2,\)',
+        ),
+        (
+            lambda s, t, i: (s, t, i, None, torch.zeros(2, 8).long()),
+            r'contrast_idx is .* \(2, 8\), expected .* \(2, 9\): \(B, 1 \+ K\).*set num_negatives',
+        ),
+        (
+            lambda s, t, i: (s, t, i, None, torch.ones(2, 9)),
+            r'contrast_idx is torch.float32 of shape \(2, 9\), expected int64',
+        ),
+        (lambda s, t, i: (s, t, i, None, torch.full((2, 9), 40)), 'contrast_idx 40 is outside'),
+    ],
+)
+def test_bad_input(loss, spoil, message):
     before = loss.bank.student.clone()
     with pytest.raises(ValueError, match=message):
         loss(*spoil(*batch([4, 9])))
     assert loss.bank.pending is None
     assert torch.equal(loss.bank.student, before)
-
-
-def test_right_labels_pass(loss):
-    assert torch.isfinite(loss(*batch([4, 9]), torch.tensor([0, 1])))
 
 
 def test_negatives_drawn_before(loss):
@@ -377,19 +312,21 @@ def test_negatives_drawn_before(loss):
     assert not torch.equal(values[0], values[2])
 
 
-def test_labels_are_not_looked_at_where_classes_do_not_matter(loss):
-    """Also several labels per sample."""
-    loss.exclude = 'instance'
-    assert torch.isfinite(loss(*batch([4, 9]), torch.rand(2, 7)))
-
-
 def test_drawing_checks_the_ids(loss):
     with pytest.raises(ValueError, match='sample_idx 40 is outside'):
         loss.draw(torch.tensor([40]))
     with pytest.raises(ValueError, match='contrast_idx 41 is outside'):
         loss.draw(torch.tensor([4]), torch.full((1, 9), 41))
-    with pytest.raises(RuntimeError, match='MemoryBankHook is missing'):
+    with pytest.raises(RuntimeError, match='without rows: MemoryBankHook is missing'):
         CRDLoss(6, 8).draw(torch.tensor([4]))
+
+
+def test_right_labels_pass(loss):
+    """And any, such as several per sample, where classes do not matter."""
+    assert torch.isfinite(loss(*batch([4, 9]), torch.tensor([0, 1])))
+    loss.bank.discard()
+    loss.exclude = 'instance'
+    assert torch.isfinite(loss(*batch([4, 9]), torch.rand(2, 7)))
 
 
 HALVES = [torch.float16, torch.bfloat16, torch.float32]

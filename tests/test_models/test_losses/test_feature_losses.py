@@ -36,7 +36,6 @@ def features(name, dtype=torch.float32, scale=1.0):
 
 
 def build(name, dtype=torch.float32, **kwargs):
-    """A loss with layers for these features."""
     torch.manual_seed(0)
     loss = LOSSES[name](**kwargs)
     if getattr(loss, 'needs_width', False):
@@ -57,15 +56,6 @@ def test_loss_weight_is_a_factor(name):
     )
     assert one != 0 and none == 0
     torch.testing.assert_close(more, 2.5 * one)
-
-
-@pytest.mark.parametrize('name', LOSSES)
-def test_loss_weight_is_checked(name):
-    for weight in (float('nan'), float('inf')):
-        with pytest.raises(ValueError, match=f'loss_weight is {weight}, expected a finite number'):
-            LOSSES[name](loss_weight=weight)
-    with pytest.raises(TypeError, match="loss_weight is '2', expected a number"):
-        LOSSES[name](loss_weight='2')
 
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16], ids=str)
@@ -163,8 +153,6 @@ def test_a_given_size_must_be_that_of_the_features(name):
 
 # Losses with an argument out of range, and what the error says.
 ARGUMENTS = [
-    ('ABLoss', dict(margin=0.0), 'margin is 0.0, expected a positive'),
-    ('ABLoss', dict(margin=float('inf')), 'margin is inf'),
     ('ABLoss', dict(s_shapes=[(3, 4)]), r's_shapes\[0\] is \(3, 4\), expected channels'),
     ('ABLoss', dict(t_shapes=[]), r't_shapes is \[\], expected a list'),
     ('ABLoss', dict(s_shapes=7), 's_shapes is 7, expected a list'),
@@ -174,32 +162,16 @@ ARGUMENTS = [
         's_shapes has 2 layers and t_shapes 1',
     ),
     ('ABLoss', dict(s_shapes=[(3, 2, 2)], t_shapes=[(3, 7, 7)]), 'cannot be brought'),
-    ('ATLoss', dict(power=0), 'power is 0'),
-    ('CCLoss', dict(s_channels=0), 's_channels is 0'),
-    ('CCLoss', dict(t_channels=-2), 't_channels is -2'),
     ('CCLoss', dict(s_channels=[3, 4]), 's_channels is .*one width'),
-    ('CCLoss', dict(embed_dim=0), 'embed_dim is 0'),
     ('FSPLoss', dict(t_shapes=[]), r't_shapes is \[\], expected a list'),
-    ('FTLoss', dict(rate=0), 'rate is 0, expected a positive'),
-    ('FTLoss', dict(p1=-1), 'p1 is -1'),
-    ('FTLoss', dict(p2=0.0), 'p2 is 0.0'),
-    ('FTLoss', dict(reconstruction_weight=float('nan')), 'reconstruction_weight is nan'),
     ('FTLoss', dict(t_channels=[3, 4]), r't_channels is \[3, 4\], expected one'),
     ('FTLoss', dict(s_channels=3, t_channels=6, rate=0.1), 'rate is 0.1, of 6 teacher'),
     ('FitNetLoss', dict(s_shape=(3, 4)), r's_shape is \(3, 4\), expected channels'),
     ('FitNetLoss', dict(t_shape=()), r't_shape is \(\)'),
     ('FitNetLoss', dict(s_shape=(3, 4, 4), t_shape=(3, 9, 9)), 'cannot be brought'),
-    ('KDSVDLoss', dict(num_vectors=0), 'num_vectors is 0'),
-    ('KDSVDLoss', dict(num_vectors=1.5), 'num_vectors is 1.5'),
-    ('RKDLoss', dict(distance_weight=float('inf')), 'distance_weight is inf'),
-    ('RKDLoss', dict(angle_weight=float('inf')), 'angle_weight is inf'),
     ('RKDLoss', dict(distance_weight=0, angle_weight=0), 'both 0'),
     ('VIDLoss', dict(t_channels=[2, -1]), r't_channels is \[2, -1\]'),
-    ('VIDLoss', dict(t_channels=[]), r't_channels is \[\]'),
-    ('VIDLoss', dict(s_channels=True), 's_channels is True'),
     ('VIDLoss', dict(s_channels=[2, 3], t_channels=4), '2 layers and t_channels 1'),
-    ('VIDLoss', dict(init_variance=0.0), 'init_variance is 0.0.*published: 5.0'),
-    ('VIDLoss', dict(eps=0.0), 'eps is 0.0'),
     ('VIDLoss', dict(eps=2.0, init_variance=1.0), 'eps is 2.0 and init_variance 1.0'),
 ]
 
@@ -208,11 +180,3 @@ ARGUMENTS = [
 def test_arguments_out_of_range(name, kwargs, text):
     with pytest.raises(ValueError, match=text):
         LOSSES[name](**kwargs)
-
-
-@pytest.mark.parametrize(
-    'name, argument', [('ATLoss', 'power'), ('FTLoss', 'rate'), ('RKDLoss', 'angle_weight')]
-)
-def test_arguments_that_are_not_numbers(name, argument):
-    with pytest.raises(TypeError, match=f"{argument} is '2', expected a number"):
-        LOSSES[name](**{argument: '2'})

@@ -20,7 +20,6 @@ LABELS = torch.tensor([0, 1, 0, 2, 1, 2])
 
 
 def build(**kwargs):
-    """A loss for any data set."""
     return CRDLoss(D, negatives='batch', **kwargs)
 
 
@@ -30,7 +29,6 @@ def others(size):
 
 
 def batch(size=B, dtype=torch.float64, seed=0):
-    """Unit embeddings of two sides, as leaves."""
     generator = torch.Generator().manual_seed(seed)
     return [
         F.normalize(torch.randn(size, D, generator=generator, dtype=dtype), dim=1).requires_grad_()
@@ -84,7 +82,6 @@ def test_gradient_flows_through_anchors_and_keys():
 
 
 def _direction(loss, anchor, rows, objective):
-    """One direction, anchors against rows."""
     weight = 1 - torch.eye(B, dtype=anchor.dtype)
     mean = loss.log_mean[0] if objective == 'nce' else None
     return critic_loss(anchor @ rows.t() / 0.07, torch.arange(B), weight, mean)[0].mean()
@@ -103,27 +100,6 @@ def test_copies_of_a_sample_are_no_negatives_of_each_other(objective):
         s, t, torch.tensor([3, 9, 4, 7, 1, 2])
     )
     torch.testing.assert_close(distinct, plain)
-
-
-@pytest.mark.parametrize('objective', ['nce', 'infonce'])
-@pytest.mark.parametrize('exclude', ['class', 'instance'])
-def test_it_trains(objective, exclude):
-    """Free embeddings learn to agree; the bound on information rises."""
-    loss = build(objective=objective, exclude=exclude, temperature=0.2)
-    raw = [side.detach().requires_grad_() for side in batch(12)]
-    labels = torch.arange(12) % 3
-    optimizer = torch.optim.Adam(raw, 0.1)
-    history = []
-    for _ in range(60):
-        feats = [F.normalize(side, dim=1) for side in raw]
-        value = loss(*feats, labels=labels)
-        optimizer.zero_grad()
-        value.backward()
-        optimizer.step()
-        history.append((value.item(), loss.mi_bound.item()))
-    assert history[-1][0] < 0.75 * history[0][0]
-    assert history[-1][1] > history[0][1]
-    assert history[-1][1] <= math.log(11)
 
 
 def test_bound_is_log_k_minus_info_nce():
@@ -183,7 +159,6 @@ def test_only_training_fixes_the_constants():
 
 @pytest.fixture
 def said(monkeypatch):
-    """What the loss warns of."""
     said = []
     monkeypatch.setattr(
         in_batch_crd_loss.MMLogger,
@@ -264,7 +239,7 @@ def test_narrow_embeddings(dtype):
         dict(num_negatives=16384),
         dict(momentum=0.5),
         dict(num_samples=100),
-        dict(num_negatives=8, momentum=0.9),
+        dict(sharded=True, bank_dtype='float16'),
     ],
 )
 def test_arguments_of_a_bank_are_refused(given):
@@ -274,37 +249,26 @@ def test_arguments_of_a_bank_are_refused(given):
         build(**given)
 
 
-BAD_INPUT = {
-    'no labels': (
-        dict(),
-        "labels is None, but exclude='class'.*'instance' for data without labels or with several",
-    ),
-    'soft labels': (
-        dict(labels=torch.rand(B, 3)),
-        r'labels is torch.float32 of shape \(6, 3\), expected '
-        r'int64 of shape \(6,\)',
-    ),
-    'no class': (dict(labels=LABELS - 1), "labels has -1, but exclude='class' needs classes from"),
-    'fewer labels': (dict(labels=LABELS[:2]), r'labels is torch.int64 of sh'),
-    'contrast ids': (
-        dict(labels=LABELS, contrast_idx=torch.zeros(B, 2)),
-        "contrast_idx given, but negatives='batch'",
-    ),
-    'drawn negatives': (
-        dict(labels=LABELS, negatives=others(B)),
-        "negatives given, but negatives='batch'",
-    ),
-}
-
-
-@pytest.mark.parametrize('name', BAD_INPUT)
-def test_bad_input(name):
-    kwargs, message = BAD_INPUT[name]
+@pytest.mark.parametrize(
+    'kwargs, message',
+    [
+        ({}, "labels is None, but exclude='class'.*'instance' for data without labels or with se"),
+        (dict(labels=torch.rand(B, 3)), r'labels is torch.float32 of shape \(6, 3\), exp.*\(6,\)'),
+        (dict(labels=LABELS - 1), "labels has -1, but exclude='class' needs classes from"),
+        (dict(labels=LABELS[:2]), r'labels is torch.int64 of shape \(2,\)'),
+        (
+            dict(labels=LABELS, contrast_idx=torch.zeros(B, 2)),
+            "contrast_idx given, but negatives='batch'",
+        ),
+        (dict(labels=LABELS, negatives=others(B)), "negatives given, but negatives='batch'"),
+    ],
+)
+def test_bad_input(kwargs, message):
     with pytest.raises(ValueError, match=message):
         build()(*batch(), **kwargs)
 
 
-def test_bad_embeddings():
+def test_other_bad_calls():
     s, t = batch()
     loss = build(exclude='instance')
     with pytest.raises(ValueError, match=r't_feats has shape \(5, 5\)'):
@@ -314,15 +278,7 @@ def test_bad_embeddings():
     with pytest.raises(ValueError, match='sample_idx is torch.float64'):
         loss(s, t, torch.zeros(B).double())
     assert not loss._has_z
-
-
-def test_a_bank_needs_ids():
-    loss = CRDLoss(D, num_samples=20, exclude='instance')
-    with pytest.raises(ValueError, match="sample_idx is None.*'batch'"):
-        loss(*batch())
-
-
-def test_there_is_nothing_to_draw():
-    loss = CRDLoss(4, negatives='batch')
     with pytest.raises(RuntimeError, match="negatives='batch' draws nothing"):
         loss.draw(torch.arange(3))
+    with pytest.raises(ValueError, match="sample_idx is None.*'batch'"):
+        CRDLoss(D, num_samples=20, exclude='instance')(s, t)

@@ -59,7 +59,6 @@ def check(value, student, teacher, expected, rtol):
 
 
 def divergence(target, values):
-    """KL divergence of two lists of probabilities."""
     return sum(t * (t / s).log() for t, s in zip(target, values, strict=True))
 
 
@@ -214,25 +213,6 @@ def test_warmup_longer_than_training_is_noticed(tmp_path):
     (log,) = tmp_path.glob('*/*.log')
     text = ' '.join(log.read_text().split())
     assert text.count('warmup_epochs=4 of DKDLoss is more than the 2 of train_cfg.max_epochs') == 1
-
-
-@pytest.mark.parametrize(
-    'cls, kwargs, error, text',
-    [
-        (DKDLoss, dict(tau=0), ValueError, 'tau is 0, expected a positive number .published: 4'),
-        (DKDLoss, dict(tau=float('nan')), ValueError, 'tau is nan'),
-        (DKDLoss, dict(tau='4'), TypeError, "tau is '4', expected a number"),
-        (DKDLoss, dict(alpha=float('inf')), ValueError, 'alpha is inf'),
-        (DKDLoss, dict(beta=float('nan')), ValueError, 'beta is nan'),
-        (DKDLoss, dict(beta=None), TypeError, 'beta is None'),
-        (DKDLoss, dict(warmup_epochs=0), ValueError, 'warmup_epochs is 0, expected at least 1'),
-        (DKDLoss, dict(loss_weight='1'), TypeError, "loss_weight is '1'"),
-        (LSKDLoss, dict(tau=-2), ValueError, 'tau is -2, expected a positive number .published: 2'),
-    ],
-)
-def test_arguments_out_of_range(cls, kwargs, error, text):
-    with pytest.raises(error, match=text):
-        cls(**kwargs)
 
 
 @pytest.mark.parametrize(

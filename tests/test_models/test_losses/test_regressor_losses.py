@@ -1,4 +1,4 @@
-"""ABLoss, FitNetLoss, FTLoss and VIDLoss against the published numbers and plain loops."""
+"""ABLoss, FitNetLoss, FTLoss and VIDLoss against plain loops."""
 
 import math
 
@@ -8,90 +8,18 @@ from mmrazor.models.losses import ABLoss as RazorABLoss
 from torch import nn
 
 from crd_plugin.models.losses import ABLoss, FitNetLoss, FTLoss, VIDLoss
-from crd_plugin.models.losses.ft_loss import factor_loss
 from tests import golden, method_cases
+from tests.test_models.test_losses.test_published_numbers import published
 
 S_SHAPES, T_SHAPES = [(3, 4, 4), (4, 2, 2)], [(3, 4, 4), (6, 2, 2)]
-HINTS = ['zoo_hint_same', 'zoo_hint_down', 'zoo_hint_up', 'zoo_hint_shrink']
-VIDS = ['zoo_vid', 'zoo_vid_pool_s', 'zoo_vid_pool_t']
 
 
 def maps(shapes, batch=2, **kwargs):
-    """Random maps of some shapes (C, H, W)."""
     return method_cases.random_maps(*((batch, *shape) for shape in shapes), **kwargs)
 
 
-def published_ab(case):
-    """A loss with the connectors of the golden case."""
-    shapes = [[tuple(case[f'{side}{i}'].shape[1:]) for i in range(3)] for side in 'st']
-    loss = ABLoss(*shapes, margin=float(case['margin']))
-    method_cases.load_parameters(loss.connectors, case, 'connector.connectors')
-    return loss
-
-
-def published_fitnet(case):
-    """A loss with the regressor of a case."""
-    loss = FitNetLoss(*(tuple(case[side].shape[1:]) for side in ('s0', 't0')))
-    method_cases.load_parameters(loss.regressor, case, 'regress')
-    return loss
-
-
-def published_ft(case):
-    """A loss with the networks of the golden case."""
-    loss = FTLoss(8, 16, float(case['k']), int(case['p1']), int(case['p2']))
-    for name in ('paraphraser', 'translator'):
-        method_cases.load_parameters(getattr(loss, name), case, name)
-    return loss
-
-
-@pytest.mark.parametrize('dtype', method_cases.DTYPES)
-def test_published_ab(dtype):
-    case = golden.load('zoo_ab')
-    loss = published_ab(case)
-    method_cases.check(loss, case, dtype, by_layer=False)
-    method_cases.check_parameters(loss.connectors, case, 'connector.connectors')
-
-
-@pytest.mark.parametrize('dtype', method_cases.DTYPES)
-@pytest.mark.parametrize('name', HINTS)
-def test_published_fitnet(name, dtype):
-    case = golden.load(name)
-    loss = published_fitnet(case)
-    method_cases.check(loss, case, dtype, one=True)
-    method_cases.check_parameters(loss.regressor, case, 'regress')
-
-
-@pytest.mark.parametrize('dtype', method_cases.DTYPES)
-def test_published_ft(dtype):
-    case = golden.load('zoo_ft')
-    loss = published_ft(case)
-    method_cases.check(loss, case, dtype, one=True)
-    method_cases.check_parameters(loss.translator, case, 'translator')
-    assert all(p.grad is None for p in loss.paraphraser.parameters())
-
-
-@pytest.mark.parametrize('dtype', method_cases.DTYPES)
-@pytest.mark.parametrize('name', ['zoo_ft_pool', 'zoo_ft_p2'])
-def test_published_factors_without_networks(name, dtype):
-    case = golden.load(name)
-    powers = int(case['p1']), int(case['p2'])
-    method_cases.check(lambda s, t: factor_loss(s, t, *powers), case, dtype, one=True)
-
-
-@pytest.mark.parametrize('dtype', method_cases.DTYPES)
-@pytest.mark.parametrize('name', VIDS)
-def test_published_vid(name, dtype):
-    case = golden.load(name)
-    loss = VIDLoss(case['s0'].size(1), case['t0'].size(1))
-    torch.testing.assert_close(loss.layers[0].log_scale.detach(), case['default_log_scale'])
-    method_cases.load_parameters(loss.layers[0], case, 'vid')
-    method_cases.check(loss, case, dtype, one=True)
-    method_cases.check_parameters(loss.layers[0], case, 'vid')
-
-
 def test_ab_layers_with_and_without_a_connector():
-    case = golden.load('zoo_ab')
-    loss = published_ab(case)
+    case, loss = published('zoo_ab')
     assert isinstance(loss.connectors[0], nn.Identity)
     student, teacher = method_cases.features(case, torch.float32)
     for i, (connector, s, t) in enumerate(zip(loss.connectors, student, teacher)):
@@ -100,15 +28,6 @@ def test_ab_layers_with_and_without_a_connector():
         # What mmrazor has lacks the weight of the layer alone.
         razor = RazorABLoss(margin=1.0)(connected, t)
         golden.assert_value(razor * case['w'][i].float(), case[f'loss_{i}'])
-
-
-def test_published_factors_and_reconstruction():
-    case = golden.load('zoo_ft')
-    loss = published_ft(case)
-    golden.assert_value(loss.translator(case['s0']), case['factor_s'])
-    golden.assert_value(loss.paraphraser.encoder(case['t0']), case['factor_t'])
-    golden.assert_value(loss.paraphraser(case['t0']), case['reconstruction'])
-    golden.assert_value(loss.reconstruction(case['t0']), case['paraphraser_loss'])
 
 
 @pytest.mark.parametrize('margin', [1.0, 0.3])
@@ -190,13 +109,11 @@ def test_ft_against_a_loop(p1, p2):
 
 
 def vid_maps(dtype=torch.float64):
-    """Two layers; the second student map is higher."""
     shapes = [(2, 3, 2, 2), (2, 2, 4, 4)], [(2, 2, 2, 2), (2, 3, 2, 2)]
     return method_cases.random_pair(*shapes, dtype)
 
 
 def build_vid(**kwargs):
-    """A loss for them."""
     torch.manual_seed(0)
     return VIDLoss([3, 2], [2, 3], **kwargs)
 
@@ -279,8 +196,6 @@ def test_sizes_are_inferred():
     loss.infer_width(s_feats=student, t_feats=teacher)
     assert loss.sizes == dict(s_shape=((3, 4, 4),), t_shape=((5, 8, 8),))
     assert isinstance(loss.regressor.conv, nn.ConvTranspose2d)
-    assert 'regressor.conv.weight' in loss.state_dict()
-    assert list(ABLoss(S_SHAPES, T_SHAPES).state_dict())[0] == 'connectors.1.conv.weight'
 
     student, teacher = ft_pair()
     loss = FTLoss(rate=0.4, t_channels=[6])
@@ -288,12 +203,6 @@ def test_sizes_are_inferred():
     # Two of six channels.
     assert loss.translator(student.float()).shape == (2, 2, 4, 4)
     assert loss.paraphraser.encoder(teacher.float()).shape == (2, 2, 4, 4)
-    assert loss.paraphraser(teacher.float()).shape == teacher.shape
-
-    loss = VIDLoss(t_channels=[2, 3])
-    loss.infer_width(*vid_maps())
-    assert [layer.regressor[0].weight.shape[:2] for layer in loss.layers] == [(2, 3), (3, 2)]
-    assert set(loss.state_dict()) == set(build_vid().state_dict())
 
 
 def test_maps_of_another_size():

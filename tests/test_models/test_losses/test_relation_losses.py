@@ -1,4 +1,4 @@
-"""CCLoss, PKTLoss, RKDLoss and SPLoss against the published numbers and plain loops."""
+"""CCLoss, PKTLoss, RKDLoss and SPLoss against plain loops and MMRazor's."""
 
 import pytest
 import torch
@@ -7,15 +7,8 @@ from mmrazor.models.losses import AngleWiseRKD, DistanceWiseRKD
 from crd_plugin.models.losses import CCLoss, PKTLoss, RKDLoss, SPLoss
 from tests import golden, method_cases
 
-RKD_CASES = {
-    'zoo_rkd': {},
-    'zoo_rkd_distance_only': dict(distance_weight=1.0, angle_weight=0.0),
-    'zoo_rkd_angle_only': dict(distance_weight=0.0, angle_weight=1.0),
-}
-
 
 def vectors(dtype=torch.float64):
-    """Four samples of widths 3 and 5."""
     return method_cases.random_pair([(4, 3)], [(4, 5)], dtype)
 
 
@@ -25,37 +18,8 @@ def maps():
 
 
 def build_cc(**kwargs):
-    """A CCLoss for the vectors."""
     torch.manual_seed(0)
     return CCLoss(3, 5, **kwargs)
-
-
-@pytest.mark.parametrize('dtype', method_cases.DTYPES)
-def test_published_cc(dtype):
-    case = golden.load('zoo_cc')
-    loss = CCLoss(24, 40, embed_dim=16)
-    for side in ('embed_s', 'embed_t'):
-        method_cases.load_parameters(getattr(loss, side), case, f'{side}.linear')
-    method_cases.check(loss, case, dtype, one=True)
-    for side in ('embed_s', 'embed_t'):
-        method_cases.check_parameters(getattr(loss, side), case, f'{side}.linear')
-    golden.assert_value(loss.embed_s(case['s0'].to(dtype)).float(), case['emb_s'])
-    golden.assert_value(loss.embed_t(case['t0'].to(dtype)).float(), case['emb_t'])
-
-
-@pytest.mark.parametrize('dtype', method_cases.DTYPES)
-def test_published_pkt_and_sp(dtype):
-    method_cases.check(PKTLoss(), golden.load('zoo_pkt'), dtype, one=True)
-    method_cases.check(SPLoss(), golden.load('zoo_sp'), dtype)
-
-
-@pytest.mark.parametrize('dtype', method_cases.DTYPES)
-@pytest.mark.parametrize('name', RKD_CASES)
-def test_published_rkd(name, dtype):
-    case = golden.load(name)
-    loss = RKDLoss(**RKD_CASES[name])
-    assert (loss.distance_weight, loss.angle_weight) == (case['w_d'], case['w_a'])
-    method_cases.check(loss, case, dtype, one=True)
 
 
 def test_cc_against_a_loop():
@@ -169,7 +133,6 @@ def test_cc_heads():
 
 
 def razor_rkd(w_d=25.0, w_a=50.0):
-    """MMRazor's two parts."""
     parts = (DistanceWiseRKD(w_d, with_l2_norm=False), AngleWiseRKD(w_a, with_l2_norm=False))
     return lambda s, t: sum(part(s, t) for part in parts)
 

@@ -1,0 +1,32 @@
+"""Every number among the arguments of losses, bank and queue is checked when they are built."""
+
+import inspect
+import math
+
+import pytest
+
+from crd_plugin import models
+from crd_plugin.models import losses
+
+WRONG = {'float': (math.nan, math.inf, -1, '1'), 'int': (0, 1.5, '1'), 'Widths': (0, -2, True, [])}
+
+
+def numbers():
+    """Classes, arguments and the values that they refuse."""
+    for name in (*losses.__all__, 'MemoryBank', 'KeyQueue'):
+        cls = getattr(models, name)
+        needed = {} if name.endswith('Loss') else dict(embed_dim=4)
+        for argument in inspect.signature(cls.__init__).parameters.values():
+            wrong = WRONG.get(str(argument.annotation).split(' ')[0])
+            if wrong and argument.name != 'ignore_index':
+                yield pytest.param(cls, needed, argument.name, wrong, id=f'{name}-{argument.name}')
+
+
+@pytest.mark.parametrize('cls, needed, argument, wrong', list(numbers()))
+def test_numbers_out_of_range(cls, needed, argument, wrong):
+    for value in wrong:
+        with pytest.raises((ValueError, TypeError)) as error:
+            cls(**{**needed, argument: value})
+        assert str(error.value).startswith(f'{argument} is {value!r}, expected')
+        is_text = wrong is WRONG['float'] and value == '1'
+        assert error.type is (TypeError if is_text else ValueError)
