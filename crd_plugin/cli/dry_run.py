@@ -32,7 +32,7 @@ from crd_plugin.engine.loops.staged_train_loop import split_epochs
 from crd_plugin.models.algorithms.pretrained_init import use_pretrained_init
 from crd_plugin.models.losses import CoCoRDLoss, CRDLoss
 from crd_plugin.models.memory_bank import MemoryBank
-from crd_plugin.models.recorders._members import members_of
+from crd_plugin.models.recorders.classifier_recorders import members_of
 
 from ._dry_run_inputs import (
     INPUT_SHAPE,

@@ -12,8 +12,6 @@ from crd_plugin.compat import load_checkpoint
 
 from .checkpoints import find_weights, fit_weights, load_strictly, shorten
 
-__all__ = ['PretrainedInit', 'use_pretrained_init']
-
 _NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm)
 
 

@@ -9,8 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ['channels_last', 'compile_backbone', 'in_float32', 'keep_in_dtype']
-
 
 def channels_last(inputs: Any) -> Any:
     """Lay images ``(B, C, H, W)``, or each of several views, out with channels last."""
