@@ -1,7 +1,5 @@
 """Views: what a network is given of the images of a batch."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Literal
 

@@ -1,7 +1,5 @@
 """Training in stages: one config, one command, one run."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 

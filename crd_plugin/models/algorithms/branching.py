@@ -1,7 +1,5 @@
 """Branches of a network: its last stages once more, behind a shared trunk."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from functools import partial

@@ -1,7 +1,5 @@
 """Strict loading of weights, the same for every role."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Collection, Iterable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """CoCoRD: three views, a slow student and a queue of teacher keys."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Sequence
 from typing import Any

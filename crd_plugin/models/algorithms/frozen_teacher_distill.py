@@ -1,7 +1,5 @@
 """Distillation from a teacher that does not change."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -189,7 +187,7 @@ class FrozenTeacherDistill(StudentInterface, SingleTeacherDistill):
         """Predict by the student from its view."""
         return super().predict(self.student_view(inputs), *args, **kwargs)
 
-    def train(self, mode: bool = True) -> FrozenTeacherDistill:
+    def train(self, mode: bool = True) -> 'FrozenTeacherDistill':
         """Set the mode of all modules but the teacher's, which stay in eval mode."""
         super().train(mode)
         self.teacher.eval()

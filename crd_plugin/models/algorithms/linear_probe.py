@@ -1,7 +1,5 @@
 """A linear classifier on the features of a frozen network."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
@@ -67,7 +65,7 @@ class LinearProbe(ImageClassifier):
         with torch.set_grad_enabled(self.finetune and torch.is_grad_enabled()):
             return super().extract_feat(inputs, stage)
 
-    def train(self, mode: bool = True) -> LinearProbe:
+    def train(self, mode: bool = True) -> 'LinearProbe':
         """Set the mode of the head; all else is in eval mode, batch norm as ``norm_eval`` says."""
         super().train(mode)
         for part in self.frozen:

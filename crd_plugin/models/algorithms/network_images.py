@@ -1,7 +1,5 @@
 """The images that each network is given: its view, normalised as it asks for."""
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 import torch
@@ -17,7 +15,7 @@ class Normalisation(NamedTuple):
     std: Tensor
     flips: bool  # exchanges the first and the last of three channels
 
-    def undone(self) -> Normalisation:
+    def undone(self) -> 'Normalisation':
         """Return that of pixels from 0 to 255 in the same channels and order."""
         return Normalisation(torch.zeros_like(self.mean), torch.ones_like(self.std), self.flips)
 

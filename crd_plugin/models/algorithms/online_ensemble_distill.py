@@ -1,7 +1,5 @@
 """Distillation without a teacher: branches learn from their ensemble."""
 
-from __future__ import annotations
-
 import copy
 import math
 from collections.abc import Sequence

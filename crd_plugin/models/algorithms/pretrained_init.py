@@ -1,7 +1,5 @@
 """``init_cfg=dict(type='Pretrained', ...)``, made strict."""
 
-from __future__ import annotations
-
 from mmengine.logging import MMLogger
 from mmengine.model import weight_init
 from mmengine.registry import WEIGHT_INITIALIZERS

@@ -1,7 +1,5 @@
 """Options of a model that make it faster or smaller."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from functools import partial
 from typing import Any

@@ -1,7 +1,5 @@
 """Distillation in stages that train different parts by different losses."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -114,7 +112,7 @@ class StagedDistill(FrozenTeacherDistill):
                 losses[f'distill.{name}_{method}'] = getattr(module, method)(**given)
         return losses
 
-    def train(self, mode: bool = True) -> StagedDistill:
+    def train(self, mode: bool = True) -> 'StagedDistill':
         """Set the mode of what trains in this stage; the rest is in eval mode."""
         super().train(mode)
         if self.stage is not None and mode:
@@ -128,7 +126,7 @@ class StagedDistill(FrozenTeacherDistill):
                 module.eval()
         return self
 
-    def _current(self) -> Stage:
+    def _current(self) -> 'Stage':
         """Return the current stage."""
         if self.stage is None:
             raise ValueError(

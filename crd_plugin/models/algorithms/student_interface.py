@@ -1,7 +1,5 @@
 """What tools of MMPretrain ask of a classifier, answered by the student."""
 
-from __future__ import annotations
-
 import re
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Several teachers as one."""
 
-from __future__ import annotations
-
 import copy
 import os
 from collections.abc import Mapping, Sequence

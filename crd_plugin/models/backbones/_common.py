@@ -1,7 +1,5 @@
 """What the backbones for 32x32 images share: arguments, initial weights and the forward pass."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

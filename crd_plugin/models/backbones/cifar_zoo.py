@@ -1,7 +1,5 @@
 """The networks of the CIFAR tables by name, as configs."""
 
-from __future__ import annotations
-
 import copy
 import difflib
 from typing import Any

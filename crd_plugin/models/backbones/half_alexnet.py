@@ -1,7 +1,5 @@
 """Half of an AlexNet for 64x64 images, as cross-modal papers use it."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from torch import Tensor, nn

@@ -1,7 +1,5 @@
 """MobileNetV2 for 32x32 images, as distillation papers use it."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from torch import Tensor, nn

@@ -1,7 +1,5 @@
 """A plain stack of convolutions, for images of any modality."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

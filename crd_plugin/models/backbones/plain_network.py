@@ -1,7 +1,5 @@
 """Any network of PyTorch that returns logits, as the backbone of a classifier."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable
 from typing import Any

@@ -1,7 +1,5 @@
 """ResNets: what mmpretrain lacks, and those of the CIFAR tables."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

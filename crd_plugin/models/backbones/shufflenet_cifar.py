@@ -1,7 +1,5 @@
 """ShuffleNetV1 and ShuffleNetV2 for 32x32 images, as distillation papers use them."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """A pretrained network of timm as a teacher."""
 
-from __future__ import annotations
-
 import difflib
 import os
 import sys

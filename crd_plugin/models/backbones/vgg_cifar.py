@@ -1,7 +1,5 @@
 """VGG with batch norm for 32x32 images, as distillation papers use it."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from torch import Tensor, nn

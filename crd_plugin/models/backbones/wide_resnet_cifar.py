@@ -1,7 +1,5 @@
 """Three-stage wide ResNet for 32x32 images: WRN-d-w."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from torch import Tensor, nn

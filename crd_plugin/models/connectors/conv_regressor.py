@@ -1,7 +1,5 @@
 """Convolution that brings a map to the shape of another."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Projection of a feature, or of that at each location, to a unit embedding."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -1,7 +1,5 @@
 """Preprocessing of several views of each image."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from mmengine.model import BaseDataPreprocessor

@@ -1,7 +1,5 @@
 """Preprocessing for a network that sees a view of the images."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

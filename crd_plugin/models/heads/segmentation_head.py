@@ -1,7 +1,5 @@
 """A classifier of every pixel."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

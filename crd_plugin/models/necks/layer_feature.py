@@ -1,7 +1,5 @@
 """A neck that picks one layer."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch.nn.functional as F

@@ -1,7 +1,5 @@
 """Recorders of the maps inside a backbone: one per stage, or one per block."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import chain

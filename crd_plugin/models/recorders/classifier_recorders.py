@@ -1,7 +1,5 @@
 """Recorders of what the last layer of a classifier reads and returns, whoever built it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from typing import Any
 
