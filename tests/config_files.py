@@ -21,8 +21,8 @@ from tests import small_runs
 CONFIGS = small_runs.REPO / 'configs'
 BASE = CONFIGS / '_base_'
 BASES = sorted(BASE.rglob('*.py'))
-# Leaves that are not a method on a pair, by folder; each folder has tests of its own:
-# tests/test_transfer_configs.py, test_train_depth.py, test_cross_modal_configs.py,
+# Leaves that are not a method on a pair, by folder: tests/test_apart_configs.py, and
+# test_transfer_configs.py, test_train_depth.py, test_cross_modal_configs.py,
 # test_foundation_configs.py.
 APART = {
     folder: sorted(CONFIGS.glob(f'{folder}/*.py'))
@@ -57,6 +57,20 @@ def _read(path: Path) -> Config:
 def parsed(path: Path) -> Config:
     """A config, read once and copied for each test: one that changes it changes no other."""
     return copy.deepcopy(_read(path))
+
+
+def fast(*more: str, batch: int = 4, validate: bool = True) -> list[str]:
+    """Options of an epoch of small batches in this process, whatever is validated."""
+    loaders = ('train', 'val', 'test') if validate else ('train',)
+    return [
+        '--cfg-options',
+        f'train_dataloader.batch_size={batch}',
+        'train_dataloader.dataset.complete=False',
+        'train_cfg.max_epochs=1',
+        *(f'{loader}_dataloader.num_workers=0' for loader in loaders),
+        *(f'{loader}_dataloader.persistent_workers=False' for loader in loaders),
+        *more,
+    ]
 
 
 def facts(leaf: Path) -> dict:

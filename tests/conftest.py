@@ -15,6 +15,7 @@ import mmengine.dataset.base_dataset
 import mmengine.runner.runner
 import pytest
 import torch
+from mmengine.registry import DefaultScope
 
 # Each data set that is built collects garbage, which takes most of a second with so many modules.
 mmengine.dataset.base_dataset.gc = SimpleNamespace(collect=lambda: 0)
@@ -26,3 +27,10 @@ def pytest_runtest_setup(item):
     """Skip tests marked ``cuda`` where there is no GPU."""
     if item.get_closest_marker('cuda') and not torch.cuda.is_available():
         pytest.skip('needs CUDA')
+
+
+@pytest.fixture
+def mmpretrain_scope():
+    """Find types without a prefix in MMPretrain, as a runner does with its configs."""
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        yield

@@ -58,13 +58,12 @@ class TinyNet(BaseModule):
 
 
 class FailHook(Hook):
-    """Raises an error after some iterations."""
+    """Raises an error that no caller expects, after some iterations."""
 
     def __init__(self, iteration: int) -> None:
         self.iteration = iteration
 
     def before_train_iter(self, runner, *args, **kwargs) -> None:
-        """Raise an error that no caller expects."""
         if runner.iter == self.iteration:
             raise ArithmeticError('broken on purpose')
 
@@ -119,12 +118,7 @@ def model(**loss: Any) -> dict[str, Any]:
 
 
 def config(work_dir: Any, **changes: Any) -> Config:
-    """Return a complete config.
-
-    Args:
-        work_dir (path): Where logs and checkpoints go.
-        **changes: Replacements; a double underscore stands for a dot.
-    """
+    """Return a complete config; in the names of changes a double underscore stands for a dot."""
     pipeline = [dict(type='RandomCrop', crop_size=8, padding=1), dict(type='PackInputs')]
     test_dataset = dict(
         type='crd_plugin.Digits', split='test', indices=50, pipeline=[dict(type='PackInputs')]

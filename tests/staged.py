@@ -92,16 +92,10 @@ class Snapshots(Hook):
         self.states = []
 
     def before_train(self, runner) -> None:
-        """The first weights."""
-        self._keep(runner)
-
-    def after_train_epoch(self, runner) -> None:
-        """The weights of an epoch."""
-        self._keep(runner)
-
-    def _keep(self, runner) -> None:
         module = getattr(runner.model, 'module', runner.model)
         self.states.append({k: v.clone() for k, v in module.state_dict().items()})
+
+    after_train_epoch = before_train
 
 
 def same(first: torch.Tensor, second: torch.Tensor) -> bool:

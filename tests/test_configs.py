@@ -11,11 +11,11 @@ from urllib.parse import urlsplit
 import mmpretrain
 import pytest
 from mmengine.fileio import load
-from mmengine.registry import DefaultScope
 
 from crd_plugin.cli.arguments import without_files
 from crd_plugin.cli.dry_run import dry_run_file
 from crd_plugin.fragments import join, seeds
+from crd_plugin.models.backbones import CIFAR_ZOO
 from tests.config_files import (
     APART,
     BASE,
@@ -38,6 +38,7 @@ from tests.config_files import (
     parsed,
     plain,
 )
+from tests.repdistiller import NETS
 
 CLASSES = {
     'cifar10': 10,
@@ -60,32 +61,15 @@ RATES = {
 }
 SLOW_NETS = ('mobilenetv2', 'shufflenetv1', 'shufflenetv2')
 
-# Parameters with a classifier of 100 classes, counted in the networks of
-# HobbitLong/RepDistiller @ b84f547, and the width of the classifier's input.
-REPDISTILLER = {
-    'resnet8x4': (1233540, 256),
-    'resnet20': (278324, 64),
-    'resnet32': (472756, 64),
-    'resnet32x4': (7433860, 256),
-    'resnet50': (23705252, 2048),
-    'resnet56': (861620, 64),
-    'resnet110': (1736564, 64),
-    'mobilenetv2': (812836, 1280),
-    'shufflenetv1': (949258, 960),
-    'shufflenetv2': (1355528, 1024),
-    'vgg8': (3965028, 512),
-    'vgg11': (9277284, 512),
-    'vgg13': (9462180, 512),
-    'vgg16': (14774436, 512),
-    'vgg19': (20086692, 512),
-    'wrn16-2': (703284, 128),
-    'wrn40-1': (569780, 64),
-    'wrn40-2': (2255156, 128),
-}
-# ResNet-50 above counts for mmpretrain's too. With ten classes: ResNet-18 of
-# kuangliu/pytorch-cifar; 4.3 million for WRN-22-4, counted by hand below.
-# With 1000 classes: torchvision. ResNet-8, by hand: 464 in the stem, 4,672 + 14,528 + 57,728 in the
-# stages, 650 in the classifier.
+# Names in tests/repdistiller.py, whose ResNet-50 counts for mmpretrain's too.
+REPDISTILLER = dict(
+    resnet50='ResNet50',
+    mobilenetv2='MobileNetV2',
+    shufflenetv1='ShuffleV1',
+    shufflenetv2='ShuffleV2',
+)
+# With ten classes: ResNet-18 of kuangliu/pytorch-cifar. With 1000 classes: torchvision. ResNet-8
+# by hand: 464 in the stem, 4,672 + 14,528 + 57,728 in the stages, 650 in the classifier.
 OTHERS = {
     ('resnet8', 'fashion-mnist'): 78042,
     ('resnet18', 'cifar10'): 11173962,
@@ -96,21 +80,15 @@ OTHERS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def scope():
-    with DefaultScope.overwrite_default_scope('mmpretrain'):
-        yield
+pytestmark = pytest.mark.usefixtures('mmpretrain_scope')
 
 
 # --- every file ------------------------------------------------------------ #
 
 
-def test_there_are_no_other_files():
-    assert set(CONFIGS.rglob('*.py')) == {*BASES, *LEAVES, *OTHER_LEAVES}
-    assert {'kd', 'crd', 'vanilla'} <= set(FOLDERS)
-
-
 def test_bases_parse_and_are_used():
+    """There are no other files."""
+    assert set(CONFIGS.rglob('*.py')) == {*BASES, *LEAVES, *OTHER_LEAVES}
     for path in BASES:
         assert len(parsed(path)) > 0
     used = frozenset().union(*map(ancestors, (*LEAVES, *OTHER_LEAVES)))
@@ -306,20 +284,16 @@ def expected_parameters(net, data):
     classes = CLASSES[data]
     if (net, data) in OTHERS:
         return OTHERS[net, data]
-    if net in REPDISTILLER:
-        number, width = REPDISTILLER[net]
-        return number + (classes - 100) * (width + 1)
+    name = REPDISTILLER.get(net, re.sub(r'wrn(\d+)-', r'wrn_\1_', net))
+    if name in NETS:
+        return NETS[name]['num_params'] + (classes - 100) * (CIFAR_ZOO[name]['in_channels'] + 1)
     if net == 'wrn22-4':
+        assert wide_resnet(40, 2, 100) == NETS['wrn_40_2']['num_params']
         return wide_resnet(22, 4, classes)
-    blocks = {'resnet10': (1,) * 4, 'resnet18': (2,) * 4, 'resnet34': (3, 4, 6, 3)}[net]
-    return basic_resnet(blocks, classes)
-
-
-def test_counting_by_hand():
-    assert wide_resnet(40, 2, 100) == REPDISTILLER['wrn40-2'][0]
-    assert wide_resnet(16, 2, 100) == REPDISTILLER['wrn16-2'][0]
     assert basic_resnet((2, 2, 2, 2), 10) == OTHERS['resnet18', 'cifar10']
-    assert round(wide_resnet(22, 4, 10) / 1e6, 1) == 4.3
+    return basic_resnet(
+        {'resnet10': (1,) * 4, 'resnet18': (2,) * 4, 'resnet34': (3, 4, 6, 3)}[net], classes
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,15 @@
 """Configs with teachers that others have pretrained, made small and run for a step."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.fileio import load
 from mmengine.runner import Runner
 from PIL import Image
 
 from crd_plugin.cli.dry_run import dry_run_file
-from crd_plugin.fragments import join
 from tests import small_runs
 from tests.config_files import APART, CONFIGS, facts, parsed
 from tests.test_config_tables import table
@@ -23,53 +23,25 @@ SMALL = {
     'clip-vitb16': dict(depth=1, embed_dim=48, num_heads=3, size=32),
     'swin-tiny': {},
 }
-PUBLISHED = {
-    'dinov2-vits14': ('vit_small_patch14_dinov2.lvd142m', 'dinov2_vits14_pretrain.pth'),
-    'dinov3-vits16': (
-        'vit_small_patch16_dinov3.lvd1689m',
-        'vit_small_patch16_dinov3.lvd1689m.safetensors',
-    ),
-    'clip-vitb16': ('vit_base_patch16_clip_quickgelu_224.openai', 'model.safetensors'),
-}
 
 
-def stem_of(path):
-    return path.stem
-
-
-def test_readme_metafile_and_files_agree():
-    meta, rows = load(CONFIGS / 'foundation' / 'metafile.yml'), table('foundation')
-    models = {model['Name']: model for model in meta['Models']}
-    assert set(models) == set(rows) == {leaf.stem for leaf in FOUNDATION}
-    for name, model in models.items():
-        data, row = model['Metadata'], rows[name]
-        assert [data[key] for key in ('Teacher', 'Student')] == [row['Teacher'], row['Student']]
-        assert data['Training Data'] == row['Data']
-        cfg = parsed(CONFIGS / 'foundation' / f'{name}.py')
-        assert data['Batch Size'] == cfg.auto_scale_lr.base_batch_size
-        assert data['Epochs'] == cfg.train_cfg.max_epochs
-
-
-@pytest.mark.parametrize('leaf', FOUNDATION, ids=stem_of)
+@pytest.mark.parametrize('leaf', FOUNDATION, ids=lambda leaf: leaf.stem)
 def test_leaf_is_what_its_name_says(leaf):
     cfg, name = parsed(leaf), facts(leaf)
-    methods = name['method'].split('-')
-    assert cfg.model == join(cfg.pair, *(cfg[method] for method in methods))
-    teacher, student = name['nets'].split('_')
-    assert student == 'resnet18' and cfg.model.architecture.backbone.depth == 18
-    if teacher in PUBLISHED:
-        model_name, file = PUBLISHED[teacher]
-        assert cfg.model.teacher.model_name == model_name
-        assert cfg.model.teacher_ckpt.endswith(f'/{file}')
+    row, data = table('foundation')[leaf.stem], name['data']
+    assert re.sub(r'\W', '', row['Data']).lower() == re.sub(r'\W', '', data)
+    assert re.sub(r'\W', '', row['Method']).lower() == re.sub(r'\W', '', name['method'])
+    if 'timm' in cfg.model.teacher.type.lower():
+        published = re.split('[-_.]', cfg.model.teacher.model_name)
+        assert name['nets'].split('-')[0] in published, published
+    assert cfg.model.architecture.backbone.depth == 18
     unlabeled = name['data'].endswith('-unlabeled')
-    dataset = cfg.train_dataloader.dataset.dataset
-    assert unlabeled == (dataset.get('with_label') is False)
-    assert unlabeled == ('val_dataloader' in cfg and cfg.val_dataloader is None)
+    assert unlabeled == (cfg.train_dataloader.dataset.dataset.get('with_label') is False)
     assert unlabeled == (cfg.model.get('calculate_student_loss', True) is False)
     assert unlabeled == cfg.get('find_unused_parameters', False)
 
 
-@pytest.mark.parametrize('leaf', FOUNDATION, ids=stem_of)
+@pytest.mark.parametrize('leaf', FOUNDATION, ids=lambda leaf: leaf.stem)
 def test_dry_run(leaf, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     name = facts(leaf)
@@ -128,23 +100,3 @@ def test_training_on_a_folder_of_images(method, tmp_path):
     assert weights['architecture.backbone.conv1.weight'].dtype == torch.float32
     store = dict(crd='bank.teacher', rrd='queue.keys')[method]
     assert len(weights[f'distiller.distill_losses.loss_{method}.{store}']) == 8
-
-
-def test_kd_without_a_classifier_is_one_line(tmp_path):
-    bases = [
-        f'{CONFIGS}/_base_/{name}.py'
-        for name in (
-            'settings/imagenet_8xb32-100e',
-            'pairs/dinov2-vits14_resnet18_imagenet',
-            'distillers/kd',
-        )
-    ]
-    text = f'_base_ = {bases}\nfrom crd_plugin.fragments import join\n'
-    (tmp_path / 'kd.py').write_text(f'{text}model = join(_base_.pair, _base_.kd)\n')
-    options = {f'model.teacher.{k}': v for k, v in SMALL['dinov2-vits14'].items()}
-    report = dry_run_file(str(tmp_path / 'kd.py'), options, use_teacher_ckpt=False)
-    (problem,) = report.problems
-    assert problem.startswith(
-        "model.distiller.teacher_recorders.logits: TimmTeacher has neither a 'head' nor a 'model'"
-    )
-    assert 'take a method that reads features alone' in problem

@@ -16,36 +16,18 @@ from mmengine.registry import DefaultScope
 
 from crd_plugin.registry import MODELS
 from tests import fake_data, small_runs
-from tests.config_files import CONFIGS, parsed
+from tests.config_files import CONFIGS, fast, parsed
 from tests.test_cli.test_arguments import call
 
-# Config, data folder and what fills it, images per step, learning rate of the schedule.
+# Config, data folder, how many images fill it, images per step, learning rate of the schedule.
 ROWS = {
-    'cifar10': (
-        'crd/crd_wrn22-4_wrn16-2_8xb16-200e_cifar10',
-        'data/cifar10',
-        lambda root: fake_data.write_cifar10(root, num_train=10, num_test=6),
-        5,
-        0.1,
-    ),
-    'cifar100': (
-        'crd/crd-kd_resnet56_resnet20_b64-240e_cifar100',
-        'data/cifar100',
-        lambda root: fake_data.write_cifar100(root, num_train=12, num_test=6),
-        6,
-        0.05,
-    ),
-    'imagenet': (
-        'crd/crd_resnet34_resnet18_8xb32-100e_imagenet',
-        'data/imagenet',
-        lambda root: fake_data.write_imagenet(root, num_train=1, num_val=1),
-        2,
-        0.1,
-    ),
+    'cifar10': ('crd/crd_wrn22-4_wrn16-2_8xb16-200e_cifar10', 'cifar10', (10, 6), 5, 0.1),
+    'cifar100': ('crd/crd-kd_resnet56_resnet20_b64-240e_cifar100', 'cifar100', (12, 6), 6, 0.05),
+    'imagenet': ('crd/crd_resnet34_resnet18_8xb32-100e_imagenet', 'imagenet', (1, 1), 2, 0.1),
     'tiny-imagenet': (
         'kd/kd_vgg16_vgg11_b64-240e_tiny-imagenet',
-        'data/tiny-imagenet-200',
-        lambda root: fake_data.write_tiny_imagenet(root, num_train=1, num_val=1),
+        'tiny-imagenet-200',
+        (1, 1),
         5,
         0.05,
     ),
@@ -54,17 +36,8 @@ ROWS = {
 
 def options(batch, epochs, *more):
     """Small batches in this process, every step logged."""
-    loaders = [f'{name}_dataloader.num_workers=0' for name in ('train', 'val', 'test')]
-    return [
-        '--cfg-options',
-        f'train_dataloader.batch_size={batch}',
-        f'train_cfg.max_epochs={epochs}',
-        'train_dataloader.dataset.complete=False',
-        'default_hooks.logger.interval=1',
-        'log_processor.window_size=1',
-        *loaders,
-        *more,
-    ]
+    every = 'default_hooks.logger.interval=1', 'log_processor.window_size=1'
+    return fast(*every, f'train_cfg.max_epochs={epochs}', *more, batch=batch)
 
 
 def train_teacher(cfg, batch):
@@ -84,10 +57,10 @@ def train_teacher(cfg, batch):
 
 @pytest.mark.parametrize('data', ROWS)
 def test_row(data, tmp_path, monkeypatch):
-    name, root, write, batch, rate = ROWS[data]
+    name, root, images, batch, rate = ROWS[data]
     monkeypatch.chdir(tmp_path)
     fake_data.without_md5(monkeypatch)
-    write(root)
+    getattr(fake_data, f'write_{data.replace("-", "_")}')(f'data/{root}', *images)
     leaf = CONFIGS / f'{name}.py'
     cfg = parsed(leaf)
     teacher, more = train_teacher(cfg, batch)
@@ -130,24 +103,9 @@ def test_row(data, tmp_path, monkeypatch):
 
     # The checkpoint has the teacher; no file or URL of it is asked for.
     teacher.unlink()
-    assert (
-        call(
-            'test',
-            leaf,
-            work_dir / 'epoch_2.pth',
-            '--out',
-            'found.json',
-            '--out-item',
-            'metrics',
-            *options(batch, 2),
-        )
-        == 0
-    )
+    out = '--out', 'found.json', '--out-item', 'metrics'
+    assert call('test', leaf, work_dir / 'epoch_2.pth', *out, *options(batch, 2)) == 0
     found = json.loads(Path('found.json').read_text())
-    last = [
-        line
-        for line in small_runs.scalars(work_dir)
-        if 'accuracy/top1' in line and 'loss' not in line
-    ]
-    assert found['accuracy/top1'] in [line['accuracy/top1'] for line in last]
+    lines = [line for line in small_runs.scalars(work_dir) if 'loss' not in line]
+    assert found['accuracy/top1'] in [line.get('accuracy/top1') for line in lines]
     assert 0 <= found['accuracy/top1'] <= found['accuracy/top5'] <= 100

@@ -1,4 +1,4 @@
-"""ImageNet to NYU-Depth: configs, dry runs, and both stages on small data in the true format."""
+"""ImageNet to NYU-Depth: settings, and both stages on small data in the true format."""
 
 import re
 
@@ -6,16 +6,13 @@ import h5py
 import pytest
 import torch
 import torchvision
-from mmengine.fileio import load
-from mmengine.registry import DefaultScope
 
 from crd_plugin.cli.comparison import read_published
 from crd_plugin.cli.dry_run import dry_run_file
-from crd_plugin.fragments import join
 from crd_plugin.models.algorithms.checkpoints import load_pretrained
 from crd_plugin.registry import MODELS
 from tests import fake_data, small_runs
-from tests.config_files import APART, CONFIGS, key_of, parsed
+from tests.config_files import CONFIGS, fast, key_of, parsed
 from tests.test_cli.test_arguments import call
 
 FRAGMENTS = {
@@ -25,47 +22,14 @@ FRAGMENTS = {
     'kd-at': ['kd', 'at'],
     'fitnet': ['fitnet'],
 }
-STAGES = dict(nyu=('b16-200e', 'b16-200e'), digits=('b64-40e', 'b20-100e'))
-DEPTH = APART['depth']
-DISTILLED = [leaf for leaf in DEPTH if not re.search('tuned|vanilla', leaf.name)]
-TUNED = [leaf for leaf in DEPTH if 'tuned' in leaf.name]
 ROOT = 'data/nyu-depth-v2'
 
 
-@pytest.fixture(autouse=True)
-def scope():
-    with DefaultScope.overwrite_default_scope('mmpretrain'):
-        yield
-
-
-def stem_of(path):
-    return path.stem
+pytestmark = pytest.mark.usefixtures('mmpretrain_scope')
 
 
 def config(name):
     return CONFIGS / 'depth' / f'{name}.py'
-
-
-def test_the_leaves_and_their_table():
-    names = {'vanilla_conv5_b16-200e_nyu-depth', 'vanilla_conv5_b20-100e_digits-depth'}
-    for data, (first, second) in STAGES.items():
-        teacher = dict(nyu='resnet18', digits='resnet14')[data]
-        for method in FRAGMENTS:
-            names |= {
-                f'{method}_{teacher}_conv5_{first}_{data}-depth',
-                f'{method}-tuned_{teacher}_conv5_{second}_{data}-depth',
-            }
-    names |= {f'{method}_resnet50_conv5_b16-200e_nyu-depth' for method in FRAGMENTS}
-    assert {leaf.stem for leaf in DEPTH} == names
-    text = (CONFIGS / 'depth' / 'README.md').read_text()
-    meta = load(str(CONFIGS / 'depth' / 'metafile.yml'))
-    assert all(f'({name}.py)' in text for name in names)
-    for path in re.findall(r'(?:configs|tools|docs)/[\w./-]+\.(?:py|md)', text):
-        assert (small_runs.REPO / path).is_file(), path
-    assert {model['Name'] for model in meta['Models']} < names
-    assert {model['Config'] for model in meta['Models']} < {
-        f'configs/depth/{name}.py' for name in names
-    }
 
 
 def test_figures_of_the_paper():
@@ -83,43 +47,30 @@ def test_figures_of_the_paper():
         assert first == f'{method}_resnet18_conv5_b16-200e_nyu-depth'
 
 
-@pytest.mark.parametrize('leaf', DISTILLED, ids=stem_of)
-def test_first_stage(leaf):
-    cfg, (method, *_) = parsed(leaf), leaf.stem.split('_')
-    assert cfg.model == join(cfg.pair, *(cfg[name] for name in FRAGMENTS[method]))
-    assert cfg.model.calculate_student_loss is False and cfg.val_dataloader is None
-    assert 'gt_' not in str(cfg.model.distiller)
-    loss = cfg.model.distiller.distill_losses.get('loss_crd')
+@pytest.mark.parametrize('method', FRAGMENTS)
+@pytest.mark.parametrize(
+    'teacher, first, second',
+    [
+        ('resnet18', 'b16-200e_nyu', 'b16-200e_nyu'),
+        ('resnet14', 'b64-40e_digits', 'b20-100e_digits'),
+    ],
+)
+def test_settings_of_both_stages(teacher, first, second, method):
+    one = parsed(config(f'{method}_{teacher}_conv5_{first}-depth'))
+    loss = one.model.distiller.distill_losses.get('loss_crd')
     if loss:
         assert loss.type == 'crd_plugin.DenseCRDLoss'
         assert (loss.temperature, loss.exclude, loss.loss_weight) == (0.1, 'instance', 1.0)
         assert loss.get('negatives', 'bank') == ('batch' if method == 'crd-batch' else 'bank')
-    dataset = cfg.train_dataloader.dataset.dataset
-    assert (dataset.inputs, dataset.split) == (['rgb', 'depth'], 'train')
-    assert cfg.model.architecture.head.num_classes == cfg.model.teacher.head.num_classes
-
-
-@pytest.mark.parametrize('leaf', TUNED, ids=stem_of)
-def test_second_stage(leaf):
-    cfg = parsed(leaf)
-    backbone = dict(cfg.model.backbone)
-    init = backbone.pop('init_cfg')
-    run, file = re.fullmatch(r'work_dirs/([\w-]+)/(\w+)\.pth', init.checkpoint).groups()
-    first = parsed(config(run))
-    assert run.startswith(f'{leaf.stem.split("-tuned")[0]}_')
-    assert file == f'epoch_{first.train_cfg.max_epochs}'
-    assert (init.type, init.prefix) == ('Pretrained', 'architecture.backbone.')
-    assert key_of(backbone) == key_of(first.model.architecture.backbone)
-    # The student sees what it saw in the first stage.
-    for key in ('mean', 'std'):
-        student = first.model.architecture.data_preprocessor
-        assert cfg.data_preprocessor[key] == student[key]
-    for loader in (cfg.train_dataloader.dataset, cfg.val_dataloader, cfg.test_dataloader):
+    assert one.train_dataloader.dataset.dataset.inputs == ['rgb', 'depth']
+    two = parsed(config(f'{method}-tuned_{teacher}_conv5_{second}-depth'))
+    for loader in (two.train_dataloader.dataset, two.val_dataloader, two.test_dataloader):
         assert loader.dataset.inputs == ['depth']
-    classes = cfg.model.head.num_classes
-    assert cfg.val_evaluator.num_classes == cfg.test_evaluator.num_classes == classes
-    alone = parsed(config(re.sub(r'.*_conv5', 'vanilla_conv5', leaf.stem)))
-    assert key_of(alone.model.backbone) == key_of(backbone) and alone.model.head == cfg.model.head
+    classes = two.model.head.num_classes
+    assert two.val_evaluator.num_classes == two.test_evaluator.num_classes == classes
+    alone = parsed(config(f'vanilla_conv5_{second}-depth')).model
+    assert alone.head == two.model.head
+    assert key_of(alone.backbone) == key_of(one.model.architecture.backbone)
 
 
 @pytest.fixture
@@ -129,35 +80,17 @@ def data(tmp_path, monkeypatch):
     return tmp_path / ROOT
 
 
-def options(*more, size=(64, 48)):
-    scale = f'scale={",".join(map(str, size))}'
-    loaders = [
-        f'{loader}_dataloader.{setting}'
-        for loader in ('train', 'val', 'test')
-        for setting in ('num_workers=0', 'persistent_workers=False')
-    ]
-    return [
-        '--cfg-options',
-        'train_dataloader.batch_size=2',
-        'train_dataloader.dataset.complete=False',
-        f'train_dataloader.dataset.dataset.pipeline.0.{scale}',
-        'train_cfg.max_epochs=1',
-        'param_scheduler.milestones=[1]',
-        *loaders,
-        *more,
-    ]
-
-
-def first_options(*more):
-    without = [option for option in options(*more) if not re.match('(val|test)_', option)]
-    return [*without, 'model.teacher_ckpt=None', 'model.input_shape=4,48,64']
+def options(*more, validate=True):
+    scale = 'train_dataloader.dataset.dataset.pipeline.0.scale=64,48'
+    return fast(scale, 'param_scheduler.milestones=[1]', *more, batch=2, validate=validate)
 
 
 @pytest.mark.parametrize('method', FRAGMENTS)
 def test_both_stages(data, tmp_path, method):
     """The distilled weights of the backbone, and none of the head, go into the second stage."""
     leaf = config(f'{method}_resnet18_conv5_b16-200e_nyu-depth')
-    assert call('train', leaf, *first_options()) == 0
+    first = 'model.teacher_ckpt=None', 'model.input_shape=4,48,64'
+    assert call('train', leaf, *options(*first, validate=False)) == 0
     first = tmp_path / 'work_dirs' / leaf.stem
     logged = small_runs.scalars(first)[-1]
     assert {name for name in logged if 'loss_' in name} == {
@@ -181,30 +114,6 @@ def test_both_stages(data, tmp_path, method):
     for name in weights:
         assert torch.equal(tuned[name], state[f'architecture.{name}'])
     assert call('test', leaf, second / 'epoch_1.pth', *options(size[1])) == 0
-
-
-@pytest.mark.parametrize(
-    'name',
-    [
-        'crd_resnet18_conv5_b16-200e_nyu-depth',
-        'fitnet_resnet50_conv5_b16-200e_nyu-depth',
-        'kd-at_resnet50_conv5_b16-200e_nyu-depth',
-        'vanilla_conv5_b16-200e_nyu-depth',
-        'crd-batch_resnet14_conv5_b64-40e_digits-depth',
-        'vanilla_conv5_b20-100e_digits-depth',
-    ],
-)
-def test_dry_run_without_the_files(tmp_path, monkeypatch, name):
-    monkeypatch.chdir(tmp_path)
-    changes = {'train_dataloader.batch_size': 2}
-    if not name.startswith('vanilla'):
-        changes['model.teacher_ckpt'] = None
-    if name.endswith('nyu-depth'):
-        changes['train_dataloader.dataset.dataset.pipeline.0.scale'] = (96, 64)
-    report = dry_run_file(str(config(name)), changes)
-    assert report.problems == [] and not any(tmp_path.iterdir())
-    for row in report.losses:
-        assert row.student > 0, row.name
 
 
 def test_each_network_sees_its_modality(data):

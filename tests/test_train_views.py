@@ -113,11 +113,6 @@ def test_from_training_to_the_student_alone(write, tmp_path, capsys):
             'data_preprocessor 3 numbers',
         ),
         (
-            dict(teacher_view=dict(type='crd_plugin.LabView', channels='L')),
-            'model.teacher_view: LabView is given images of 6 channels, expected 3, which are red, '
-            'green and blue',
-        ),
-        (
             dict(teacher_view=dict(type='crd_plugin.ChannelVeiw', channels=[0])),
             "model.teacher_view.type: 'crd_plugin.ChannelVeiw' is not registered.*ChannelView",
         ),

@@ -17,7 +17,7 @@ from torch import nn
 from crd_plugin.checkpoints.publish import build_student, student_config
 from crd_plugin.compat import load_checkpoint_file
 from crd_plugin.models.algorithms.checkpoints import find_weights
-from crd_plugin.models.recorders._classifier import find_classification_layer
+from crd_plugin.models.recorders.classifier_recorders import find_classification_layer
 
 from .arguments import UsageError
 

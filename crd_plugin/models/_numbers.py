@@ -1,7 +1,5 @@
 """Check arguments that are numbers; each function returns the value."""
 
-from __future__ import annotations
-
 import math
 from numbers import Integral, Real
 

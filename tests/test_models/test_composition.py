@@ -5,7 +5,6 @@ import copy
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 from mmpretrain.structures import DataSample
 
@@ -29,10 +28,7 @@ COMBINATIONS = [
 SOURCES = dict(stages='backbone', feat='head.fc', logits='head')
 
 
-@pytest.fixture(autouse=True)
-def scope():
-    with DefaultScope.overwrite_default_scope('mmpretrain'):
-        yield
+pytestmark = pytest.mark.usefixtures('mmpretrain_scope')
 
 
 def file_of(method):
@@ -102,7 +98,7 @@ def test_sum_of_the_losses_alone(methods):
         assert any(key.startswith('architecture.') for key in grads)
         for key, grad in grads.items():
             expected[key] = expected.get(key, 0) + grad
-    assert set(total) == set(expected)
+    assert set(total) == set(expected)  # regressors and connectors, too
     for key, grad in total.items():
         scale = float(expected[key].abs().max())
         torch.testing.assert_close(grad, expected[key], rtol=1e-4, atol=1e-5 * scale)

@@ -1,7 +1,5 @@
 """Training in stages: one config, one command, one run."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -25,11 +23,9 @@ class StagedTrainLoop(EpochBasedTrainLoop):
     """Train a model through its stages, epoch by epoch.
 
     At the first epoch of a stage the loop tells the model, which then computes other losses and
-    trains other parts, and clears the state of the optimizer (momentum), as a new optimizer would
-    start. The stage follows from the epoch alone, so a run resumes in any stage, also between two.
-    Learning rates are those of ``param_scheduler``, which counts all epochs.
-
-    Each line of the log has the number of the stage, from 1, as ``stage``.
+    trains other parts, and clears the state of the optimizer (momentum). The stage follows from the
+    epoch alone, so a run resumes in any stage. ``param_scheduler`` counts all epochs. Each line of
+    the log has the number of the stage, from 1, as ``stage``.
 
     Source: HobbitLong/RepDistiller, ``train_student.py`` and ``helper/pretrain.py``, which use one
     optimizer per stage.
@@ -38,8 +34,8 @@ class StagedTrainLoop(EpochBasedTrainLoop):
         runner (Runner): The runner; its model has stages (``crd_plugin.StagedDistill``).
         dataloader (DataLoader | dict): The training data of all stages.
         max_epochs (int): Epochs of all stages together.
-        stage_epochs (dict[str, int]): Epochs of each stage but the last, which has the remaining
-            ones, by the names that the model gives them. 0 leaves a stage out.
+        stage_epochs (dict[str, int]): Epochs of each stage but the last, by its name; 0 leaves it
+            out.
         val_begin (int, optional): First epoch, counted from 1, that ends with a validation.
             Defaults to None: the first of the last stage; before, the classifier is untrained.
         val_interval (int): Epochs between validations. Defaults to 1.
@@ -123,18 +119,16 @@ def split_epochs(
                 f'train_cfg.stage_epochs.{name} is {epochs!r}, expected a number of epochs (0 '
                 'leaves the stage out).'
             )
-        if epochs:
-            spans.append(Span(name, begin, begin + epochs))
+        spans.append(Span(name, begin, begin + epochs))
         begin += epochs
     if begin >= max_epochs:
         raise ValueError(
             f'train_cfg.max_epochs is {max_epochs}, of which stage_epochs takes {begin}; no epoch '
-            f'is left for the last stage, "{last}". Give fewer to the others, such as '
-            f'train_cfg.stage_epochs.{first[-1]}={max_epochs - 1}.'
-            if first
-            else f'train_cfg.max_epochs is {max_epochs}, expected at least 1.'
+            f'is left for the last stage, "{last}"; give fewer to the others '
+            '(train_cfg.stage_epochs.NAME), or more in all.'
         )
-    return [*spans, Span(last, begin, max_epochs)]
+    spans.append(Span(last, begin, max_epochs))
+    return [span for span in spans if span.end > span.begin]
 
 
 def _unwrap(model: nn.Module) -> Any:

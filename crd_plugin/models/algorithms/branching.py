@@ -1,25 +1,21 @@
 """Branches of a network: its last stages once more, behind a shared trunk."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from functools import partial
 from itertools import takewhile
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ['SkippedStage', 'check_branch', 'find_trunk', 'make_branch', 'run_and_watch']
-
 
 class SkippedStage(nn.Sequential):
-    """Return the input; stands in a branch where the network has a module of the trunk.
-
-    The children keep their names and positions, since a backbone's code may reach through them.
-    """
+    """Return the input; stands in a branch where the network has a module of the trunk."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
+        # A backbone's code may reach through to them.
         for name, child in module.named_children():
             self.add_module(name, SkippedStage(child))
 
@@ -32,20 +28,16 @@ def run_and_watch(
     net: nn.Module, names: Iterable[str], images: Tensor
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Return the first input of each named module, in the order of their calls, and the logits."""
-    inputs: dict[str, Tensor] = {}
+    inputs: dict[str, Any] = {}
 
-    def keep(name):
-        def hook(module, args):
-            inputs.setdefault(name, args[0] if args else None)
+    def keep(name: str, module: nn.Module, args: tuple) -> None:
+        inputs.setdefault(name, args[0] if args else None)
 
-        return hook
-
-    handles = [net.get_submodule(name).register_forward_pre_hook(keep(name)) for name in names]
-    try:
+    with ExitStack() as handles:
+        for name in names:
+            hook = net.get_submodule(name).register_forward_pre_hook(partial(keep, name))
+            handles.callback(hook.remove)
         logits = net(images, None, mode='tensor')
-    finally:
-        for handle in handles:
-            handle.remove()
     return inputs, logits
 
 

@@ -1,7 +1,5 @@
 """Strict loading of weights, the same for every role."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Collection, Iterable
 from pathlib import Path
@@ -13,17 +11,6 @@ from torch import Tensor, nn
 
 from crd_plugin.compat import load_checkpoint
 
-__all__ = [
-    'PUBLISH',
-    'check_is_distillation',
-    'find_weights',
-    'fit_weights',
-    'how_to_train',
-    'load_pretrained',
-    'load_strictly',
-    'shorten',
-]
-
 PUBLISH = 'take the student out with tools/model_converters/publish_student.py'
 _PACKAGE = Path(__file__).resolve().parents[2]
 _SHAPES = re.compile(
@@ -33,18 +20,7 @@ _SHAPES = re.compile(
 
 
 def load_pretrained(model: BaseModule, checkpoint: str, role: str) -> None:
-    """Load a file that must fit exactly, and keep ``init_weights`` from replacing the weights.
-
-    Args:
-        model (BaseModule): The network.
-        checkpoint (str): Path or URL.
-        role (str): ``'teacher'`` or ``'student'``.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        CheckpointError: If it cannot be downloaded or loaded.
-        ValueError: If it holds no weights, or others.
-    """
+    """Load a teacher or student strictly, and keep ``init_weights`` from replacing the weights."""
     source = f'{role}_ckpt={checkpoint}'
     try:
         loaded = load_checkpoint(checkpoint)
@@ -68,20 +44,7 @@ def load_pretrained(model: BaseModule, checkpoint: str, role: str) -> None:
 
 
 def find_weights(loaded: dict[str, Any], source: str) -> dict[str, Tensor]:
-    """Find the weights in what a checkpoint file holds.
-
-    They may be the content itself, its ``state_dict``, or the only dict of tensors in it.
-
-    Args:
-        loaded (dict): Content of the file.
-        source (str): Name of the file, for messages.
-
-    Returns:
-        dict[str, Tensor]: Tensors by name.
-
-    Raises:
-        ValueError: If there are none, or several.
-    """
+    """Find the content itself, its ``state_dict``, or the only dict of tensors in it."""
     if _are_weights(loaded):
         return loaded
     keys = ['state_dict'] if 'state_dict' in loaded else list(loaded)
@@ -102,29 +65,18 @@ def find_weights(loaded: dict[str, Any], source: str) -> dict[str, Tensor]:
 
 
 def fit_weights(weights: dict[str, Tensor], model: nn.Module, source: str) -> dict[str, Tensor]:
-    """Give weights the names of a model where only wrappers around it differ.
-
-    Left out are ``_orig_mod.`` of ``torch.compile`` and first parts that all names share but no
-    module of the model has, such as ``module.`` of ``DataParallel``. Names that lack their first
-    part, such as ``backbone.``, are completed if that gives exactly the names of the model.
-
-    Args:
-        weights (dict[str, Tensor]): Tensors by name.
-        model (nn.Module): What they are to be loaded into.
-        source (str): Name of the file, for the log.
-
-    Returns:
-        dict[str, Tensor]: The same tensors; the same dict if no name changes.
-    """
+    """Give weights the names of a model where only wrappers around it differ."""
     own = set(model.state_dict())
     parts = {name.partition('.')[0] for name in own}
+    # Of torch.compile.
     names = {name: name.replace('_orig_mod.', '') for name in weights}
-    while len(first := {name.partition('.')[0] for name in names.values()}) == 1 and all(
-        '.' in name for name in names.values()
-    ):
-        if first <= parts:
+    # First parts that all names share but no module has, such as `module.` of DataParallel.
+    while all('.' in name for name in names.values()):
+        first = {name.partition('.')[0] for name in names.values()}
+        if len(first) != 1 or first <= parts:
             break
         names = {name: short.partition('.')[2] for name, short in names.items()}
+    # First parts that are missing, such as `backbone.`, if that gives exactly the model's names.
     completed = {name: _complete(short, own, parts) for name, short in names.items()}
     if set(completed.values()) == own:
         names = completed
@@ -141,20 +93,7 @@ def fit_weights(weights: dict[str, Tensor], model: nn.Module, source: str) -> di
 def load_strictly(
     model: nn.Module, weights: dict[str, Tensor], source: str, target: str, advice: str
 ) -> None:
-    """Load weights that must fit exactly.
-
-    Args:
-        model (nn.Module): The model.
-        weights (dict[str, Tensor]): Tensors by name.
-        source (str): Name of the file, for the message.
-        target (str): Name of what it has to fit.
-        advice (str): What to do in general, a sentence. Where the file is that of a distillation,
-            or the number of classes differs, the message says so instead.
-
-    Raises:
-        ValueError: If a name is missing or unexpected, or a shape differs.
-        RuntimeError: If torch cannot load the weights for another reason.
-    """
+    """Load weights that must fit exactly; the error ends with the advice, or with a better one."""
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
@@ -179,24 +118,8 @@ def load_strictly(
         ) from error
 
 
-def check_is_distillation(keys: Iterable[str], prefix: str, advice: str) -> None:
-    """Refuse a plain network's checkpoint, of which MMEngine would only warn."""
-    if not any(key.startswith(f'{prefix}architecture.') for key in keys):
-        raise ValueError(
-            'The checkpoint has no weights under "architecture.", so it is not one of a '
-            f'distillation; {advice}.'
-        )
-
-
 def how_to_train(checkpoint: str) -> str:
-    """Say how to make a file that is missing: by the config that its folder is named after.
-
-    Args:
-        checkpoint (str): Path, such as ``work_dirs/NAME/epoch_100.pth``.
-
-    Returns:
-        str: A clause for a message.
-    """
+    """Say how to make a missing ``work_dirs/NAME/epoch_N.pth``: by the config of that name."""
     name = Path(checkpoint).parent.name
     for folder in (_PACKAGE.parent / 'configs', _PACKAGE / '.mim' / 'configs'):
         for config in folder.glob(f'*/{name}.py') if name else ():
@@ -212,7 +135,6 @@ def shorten(names: Collection[Any], most: int = 5) -> str:
 
 
 def _are_weights(value: Any) -> bool:
-    """Tell whether a value is a state dict with something in it."""
     return (
         isinstance(value, dict)
         and bool(value)
@@ -233,7 +155,6 @@ def _listed(kind: str, text: str) -> list[str]:
 
 
 def _tuple(sizes: str) -> str:
-    """Write the sizes of a tensor as Python does."""
     return f'({sizes}{"," if sizes and "," not in sizes else ""})'
 
 

@@ -1,7 +1,5 @@
 """CoCoRD: three views, a slow student and a queue of teacher keys."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Sequence
 from typing import Any
@@ -31,26 +29,23 @@ class CoCoRDDistill(FrozenTeacherDistill):
        then the first, without gradient;
     4. ``CoCoRDLoss`` compares the recorded features.
 
-    The recorders that ``CoCoRDLoss`` reads from the student are registered on the slow student as
-    well. They hold four records: ``record_idx`` 0 and 1 are the student's first and second view, 2
-    and 3 the slow student's second and first. Any other loss, such as KD, reads ``record_idx=0``.
+    The recorders that ``CoCoRDLoss`` reads hold four records: ``record_idx`` 0 and 1 are the
+    student's first and second view, 2 and 3 the slow student's second and first. Any other loss,
+    such as KD, reads ``record_idx=0``.
 
     Only parameters are averaged: the slow student has running statistics of its own, gathered in
-    train mode. Those of both students move twice per step, as in the source; the teacher's never.
+    train mode. Those of both students move twice per step; the teacher's never.
 
     ``CoCoRDHook`` calls :meth:`update_averages` before each step and writes the keys of all ranks
     into the queue after it.
 
     Source: Fu et al., Contrastive Consistent Representation Distillation, BMVC 2023; behaviour
-    matched: ShipengFu/CoCoRD ``cocord/builder.py`` @ 645b95d. Differs: the averages move before
-    the first forward pass of a step rather than within it, which gives the same numbers; see
-    ``CoCoRDLoss`` for features of different widths.
+    matched: ShipengFu/CoCoRD ``cocord/builder.py`` @ 645b95d.
 
     Args:
         architecture (dict | BaseModel): The student.
         distiller (dict): Config with one ``crd_plugin.CoCoRDLoss`` in ``distill_losses``, see
             ``configs/_base_/distillers/cocord.py``.
-        teacher (dict | BaseModel): The teacher.
         **kwargs: Further arguments of ``FrozenTeacherDistill``.
 
     Raises:
@@ -62,14 +57,12 @@ class CoCoRDDistill(FrozenTeacherDistill):
     num_views = 3
     loss_class = CoCoRDLoss
 
-    def __init__(
-        self, architecture: BaseModel | dict, distiller: dict, teacher: BaseModel | dict, **kwargs
-    ) -> None:
+    def __init__(self, architecture: BaseModel | dict, distiller: dict, **kwargs) -> None:
         if isinstance(architecture, dict):
             architecture = RAZOR_MODELS.build(architecture)
         # Copied before recorders register their hooks on the student.
         slow_student = copy.deepcopy(architecture)
-        super().__init__(architecture=architecture, distiller=distiller, teacher=teacher, **kwargs)
+        super().__init__(architecture=architecture, distiller=distiller, **kwargs)
         self._loss_name, recorders = self._find_loss()
         self.data_preprocessor: Any = MultiViewPreprocessor(self.data_preprocessor)
         self.slow_student = slow_student.requires_grad_(False)
@@ -113,10 +106,7 @@ class CoCoRDDistill(FrozenTeacherDistill):
         return result if with_loss else {}
 
     def update_averages(self) -> None:
-        """Move slow student and averaged projectors towards the student.
-
-        ``CoCoRDHook`` calls this once per optimizer step, before the forward pass.
-        """
+        """Move slow student and averaged projectors towards the student, before each step."""
         if not self.distillation_stopped:
             loss = self.cocord_loss
             move_averages(
@@ -147,32 +137,30 @@ class CoCoRDDistill(FrozenTeacherDistill):
 
     def _find_loss(self) -> tuple[str, list[str]]:
         """Return the name of the CoCoRDLoss and the student's recorders that it reads."""
+        example = 'take configs/_base_/distillers/cocord.py as an example.'
         losses = self.distiller.distill_losses
         found = [name for name, loss in losses.items() if isinstance(loss, CoCoRDLoss)]
         if len(found) != 1:
             raise ValueError(
                 f'distiller.distill_losses has {len(found)} losses of type crd_plugin.CoCoRDLoss, '
-                'CoCoRDDistill needs one; take configs/_base_/distillers/cocord.py as an example.'
+                f'CoCoRDDistill needs one; {example}'
             )
         (name,) = found
         mapping = self.distiller.loss_forward_mappings.get(name)
         if not mapping:
             raise ValueError(
-                f'loss_forward_mappings has no {name}, so CoCoRDLoss is given no features; take '
-                'configs/_base_/distillers/cocord.py as an example.'
+                f'loss_forward_mappings has no {name}, so CoCoRDLoss is given no features; '
+                f'{example}'
             )
         return name, sorted({one['recorder'] for one in mapping.values() if one['from_student']})
 
     def _views(self, batch_inputs: Any) -> Sequence[Tensor]:
         """Return the views of a batch, or raise if it has another number of them."""
-        if isinstance(batch_inputs, Tensor):
-            found = f'single images, {tuple(batch_inputs.shape)}'
-        elif len(batch_inputs) == self.num_views:
+        single = isinstance(batch_inputs, Tensor)
+        if not single and len(batch_inputs) == self.num_views:
             return batch_inputs
-        else:
-            found = f'{len(batch_inputs)} views'
+        found = 'single images' if single else f'{len(batch_inputs)} views'
         raise ValueError(
-            f'CoCoRDDistill was given {found}, expected {self.num_views} views of each image; make '
-            "them with pipeline=[dict(type='crd_plugin.MultiViewPipeline', "
-            'transforms=train_pipeline)] in the training data set.'
+            f'CoCoRDDistill was given {found}, expected {self.num_views} views of each image; give '
+            "the training data set pipeline=[dict(type='crd_plugin.MultiViewPipeline', ...)]."
         )

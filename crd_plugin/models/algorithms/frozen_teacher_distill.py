@@ -1,9 +1,7 @@
 """Distillation from a teacher that does not change."""
 
-from __future__ import annotations
-
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -16,12 +14,12 @@ from torch import Tensor, nn
 from crd_plugin.registry import MODELS
 
 from ..recorders import SampleFieldRecorder
-from ..recorders._members import members_of
+from ..recorders.classifier_recorders import members_of
 from . import speed
-from .checkpoints import check_is_distillation, load_pretrained
+from .checkpoints import load_pretrained
 from .network_images import check_mixing, network_images
 from .student_interface import StudentInterface
-from .teacher_ensemble import Member, TeacherEnsemble
+from .teacher_ensemble import Member, TeacherEnsemble, find_recorder
 
 Samples = list[BaseDataElement] | None
 
@@ -32,18 +30,15 @@ class FrozenTeacherDistill(StudentInterface, SingleTeacherDistill):
 
     * The whole teacher is in eval mode. The original freezes only batch norm
       (``teacher_norm_eval``), so its dropout and drop path stay random.
-    * The teacher's checkpoint is loaded strictly, before training. The original calls
-      ``load_checkpoint`` without ``strict``, so a checkpoint of another network leaves random
-      weights behind a warning.
+    * Checkpoints are loaded strictly, before training. The original's teacher keeps random weights
+      behind a warning if the checkpoint is that of another network.
     * The teacher's loss is not computed: it runs in ``mode='tensor'``, head included, and so does
       the student with ``calculate_student_loss=False``, which then needs no labels.
     * A network with a ``data_preprocessor`` of its own is given images with that mean, std and
-      order of channels, whatever the other's are. The original ignores it.
-    * Teacher and student may see different views of an image: other channels, colours or sizes.
-    * The student may start from given weights.
+      order of channels. The original ignores it.
     * Widths that connectors and losses leave out are taken from one forward pass when the model
       is built, before optimizer and DDP see the parameters.
-    * Several teachers are an ensemble, see :class:`TeacherEnsemble` and ``docs/ensembles.md``.
+    * Several teachers are an ensemble, see ``docs/ensembles.md``.
 
     Args:
         distiller (dict): Config of a distiller.
@@ -52,32 +47,32 @@ class FrozenTeacherDistill(StudentInterface, SingleTeacherDistill):
         teacher_ckpt (str | Sequence[str], optional): Path or URL of its checkpoint. A list makes
             an ensemble, one member per checkpoint. Defaults to None: the teacher's own
             ``init_cfg`` counts; random weights cause a warning.
-        student_ckpt (str, optional): Path or URL of weights that the student starts from, loaded
-            strictly. Defaults to None.
+        student_ckpt (str, optional): Path or URL of weights that the student starts from. Defaults
+            to None.
         teacher_view (dict | nn.Module, optional): What the teacher is given of the images, such as
             ``dict(type='crd_plugin.ChannelView', channels=[0, 1, 2])``, see
             ``docs/two_inputs.md``. Defaults to None: all of it.
-        student_view (dict | nn.Module, optional): What the student is given, in tests and
-            predictions too. Defaults to None: all of it.
+        student_view (dict | nn.Module, optional): The same of the student, in tests too. Defaults
+            to None: all of it.
         input_shape (Sequence[int]): Channels, height and width of the image that widths are
             inferred with, before any view. Defaults to (3, 32, 32).
-        teacher_dtype (str, optional): ``'bfloat16'`` keeps and runs the teacher in this type, which
-            halves its memory; losses are given its features in float32. Defaults to None:
-            float32.
+        teacher_dtype (str, optional): ``'bfloat16'`` keeps and runs the teacher in this type;
+            losses are given its features in float32. Defaults to None: float32.
         channels_last (bool): Lay images and weights out with channels last, see
             ``docs/performance.md``. Defaults to False.
-        compile (bool | dict): Compile the backbones of both networks by ``torch.compile``; a
-            dict holds its arguments. Defaults to False.
+        compile (bool | dict): Compile both backbones by ``torch.compile``; a dict holds its
+            arguments. Defaults to False.
         **kwargs: Further arguments of ``mmrazor.SingleTeacherDistill``: ``architecture`` (the
             student), ``student_trainable``, ``calculate_student_loss`` ...
 
     Raises:
-        ValueError: If ``teacher_trainable`` is True, a checkpoint or ``input_shape`` does not
-            fit, the student mixes images, ``teacher_dtype`` is not one of the allowed values, or
-            ``torch.compile`` refuses ``compile``.
+        ValueError: If an argument is not one of the allowed values, a checkpoint or ``input_shape``
+            does not fit, or the student mixes images.
         TypeError: If ``channels_last`` or ``compile`` is of another type.
         FileNotFoundError: If a checkpoint does not exist.
     """
+
+    advice = f'{StudentInterface.advice}, or start a student from it with model.student_ckpt'
 
     def __init__(
         self,
@@ -96,7 +91,7 @@ class FrozenTeacherDistill(StudentInterface, SingleTeacherDistill):
         if kwargs.pop('teacher_trainable', False):
             raise ValueError(
                 'teacher_trainable is True, but FrozenTeacherDistill trains no teacher; use '
-                'mmrazor.SingleTeacherDistill for that.'
+                'mmrazor.SingleTeacherDistill.'
             )
         if not isinstance(channels_last, bool):
             raise TypeError(f'channels_last is {channels_last!r}, expected True or False.')
@@ -111,8 +106,7 @@ class FrozenTeacherDistill(StudentInterface, SingleTeacherDistill):
         check_mixing(self.student, self.data_preprocessor)
         own = self.data_preprocessor
         if isinstance(self.teacher, TeacherEnsemble):
-            self.teacher.adapt_images(own, teacher_view)
-            self.teacher.check_records(self.distiller)
+            self.teacher.prepare(self.distiller, own, teacher_view)
             teacher_view = None
         self.teacher_view = network_images(self.teacher, own, teacher_view, 'teacher')
         self.student_view = network_images(self.student, own, student_view, 'student')
@@ -132,13 +126,14 @@ class FrozenTeacherDistill(StudentInterface, SingleTeacherDistill):
         self._speed_up(self.student, 'student')
 
     def forward(self, inputs: Tensor, data_samples: Samples = None, mode: str = 'tensor') -> Any:
-        """Run as MMRazor does, with images laid out as ``channels_last`` says."""
+        """Run as MMRazor does; tests and predictions are those of the student's view."""
         if self.compile_options is not False:
-            # With CUDA graphs the student's pass would else reuse the memory of the maps that
-            # were recorded of the teacher. Without them this does nothing.
+            # With CUDA graphs the student's pass would else overwrite the teacher's maps.
             torch.compiler.cudagraph_mark_step_begin()
         if self.channels_last:
             inputs = speed.channels_last(inputs)
+        if mode != 'loss':
+            inputs = self.student_view(inputs)
         return super().forward(inputs, data_samples, mode)
 
     def loss(self, batch_inputs: Tensor, data_samples: Samples = None) -> dict[str, Tensor]:
@@ -151,13 +146,7 @@ class FrozenTeacherDistill(StudentInterface, SingleTeacherDistill):
         return losses
 
     def run_teacher(self, batch_inputs: Any, data_samples: Samples = None) -> None:
-        """Run the teacher and record.
-
-        Args:
-            batch_inputs (Tensor): Images, ``(B, C, H, W)``; a list of views where a subclass
-                takes them.
-            data_samples (list[BaseDataElement], optional): Annotations.
-        """
+        """Run the teacher on images ``(B, C, H, W)``, or views in a subclass, and record."""
         distiller = self.distiller
         distiller.set_deliveries_override(False)
         with distiller.teacher_recorders, distiller.deliveries, torch.no_grad():
@@ -173,26 +162,21 @@ class FrozenTeacherDistill(StudentInterface, SingleTeacherDistill):
     def run_student(
         self, batch_inputs: Any, data_samples: Samples = None, with_loss: bool = True
     ) -> dict[str, Tensor]:
-        """Run the student and record.
-
-        Args:
-            batch_inputs (Tensor): As for :meth:`run_teacher`.
-            data_samples (list[BaseDataElement], optional): Annotations.
-            with_loss (bool): Compute its own losses, which needs labels. Defaults to True.
-
-        Returns:
-            dict[str, Tensor]: The student's own losses; empty without ``with_loss``.
-
-        Raises:
-            ValueError: If these need labels and the samples have none.
-        """
+        """Run the student, record, and return its own losses, none without ``with_loss``."""
         distiller = self.distiller
         distiller.set_deliveries_override(True)
         trains = self.student_trainable and torch.is_grad_enabled()
         mode = 'loss' if with_loss else 'tensor'
         with distiller.student_recorders, distiller.deliveries, torch.set_grad_enabled(trains):
-            with _labels_wanted():
+            try:
                 result = self.student(self.student_view(batch_inputs), data_samples, mode=mode)
+            except AttributeError as error:
+                if error.name != 'gt_label':
+                    raise
+                raise ValueError(
+                    "The data samples have no gt_label, which the student's own loss needs; set "
+                    'model.calculate_student_loss=False to train on the distillation alone.'
+                ) from error
         return result if with_loss else {}
 
     def extract_feat(self, inputs: Tensor, **kwargs) -> Any:
@@ -203,15 +187,7 @@ class FrozenTeacherDistill(StudentInterface, SingleTeacherDistill):
         """Predict by the student from its view."""
         return super().predict(self.student_view(inputs), *args, **kwargs)
 
-    def _forward(self, inputs: Tensor, data_samples: Samples = None) -> Any:
-        """Run the student on its view, for ``mode='tensor'``."""
-        return super()._forward(self.student_view(inputs), data_samples)
-
-    def _predict(self, inputs: Tensor, data_samples: Samples = None) -> Any:
-        """Predict by the student from its view, for ``mode='predict'``."""
-        return super()._predict(self.student_view(inputs), data_samples)
-
-    def train(self, mode: bool = True) -> FrozenTeacherDistill:
+    def train(self, mode: bool = True) -> 'FrozenTeacherDistill':
         """Set the mode of all modules but the teacher's, which stay in eval mode."""
         super().train(mode)
         self.teacher.eval()
@@ -226,16 +202,6 @@ class FrozenTeacherDistill(StudentInterface, SingleTeacherDistill):
             )
         super().init_weights()
 
-    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
-        """Refuse a checkpoint that is not one of a distillation."""
-        check_is_distillation(
-            state_dict,
-            prefix,
-            'test it with the config of the plain network, or start a student from it with '
-            'model.student_ckpt',
-        )
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-
     def _speed_up(self, network: nn.Module, role: str) -> None:
         """Apply ``channels_last`` and ``compile`` to a network."""
         if self.channels_last:
@@ -247,7 +213,7 @@ class FrozenTeacherDistill(StudentInterface, SingleTeacherDistill):
     def _infer_widths(self, input_shape: Sequence[int]) -> None:
         """Send an image through both networks, for connectors and losses that lack widths."""
         distiller = self.distiller
-        if not any(_needs_width(module) for module in distiller.modules()):
+        if not any(map(_needs_width, distiller.modules())):
             return
         training = self.training
         self.eval()
@@ -265,8 +231,9 @@ class FrozenTeacherDistill(StudentInterface, SingleTeacherDistill):
                     'in_channels of every connector.'
                 ) from error
         mappings = distiller.loss_forward_mappings
-        for record in (record for mapping in mappings.values() for record in mapping.values()):
-            self._infer_connector(**record)
+        for mapping in mappings.values():
+            for record in mapping.values():
+                self._infer_connector(**record)
         for name, mapping in mappings.items():
             loss = distiller.distill_losses[name]
             if _needs_width(loss):
@@ -274,7 +241,7 @@ class FrozenTeacherDistill(StudentInterface, SingleTeacherDistill):
                 features = {
                     key: self._recorded(**record)
                     for key, record in mapping.items()
-                    if not isinstance(self._recorder(**record), SampleFieldRecorder)
+                    if not isinstance(find_recorder(distiller, record), SampleFieldRecorder)
                 }
                 loss.infer_width(**features)
         self.train(training)
@@ -284,7 +251,7 @@ class FrozenTeacherDistill(StudentInterface, SingleTeacherDistill):
     ) -> None:
         """Give the layers of a record's connector their widths, one after the other."""
         module = self.distiller.connectors[connector] if connector else nn.Identity()
-        if not any(_needs_width(layer) for layer in module.modules()):
+        if not any(map(_needs_width, module.modules())):
             return
         feature = self._recorded(**record)
         layers: list[Any] = list(module) if isinstance(module, nn.Sequential) else [module]
@@ -292,11 +259,6 @@ class FrozenTeacherDistill(StudentInterface, SingleTeacherDistill):
             if _needs_width(layer):
                 layer.infer_width(feature)
             feature = layer(feature)
-
-    def _recorder(self, recorder: str, from_student: bool, **record: Any) -> Any:
-        """Return the recorder of a record."""
-        side = 'student' if from_student else 'teacher'
-        return getattr(self.distiller, f'{side}_recorders').get_recorder(recorder)
 
     def _recorded(self, **record: Any) -> Any:
         """Return a record of the forward pass; MMRazor only asserts that it exists."""
@@ -316,20 +278,6 @@ def _has_weights(network: Any) -> bool:
     return bool(network.is_init or network.init_cfg or getattr(backbone, 'is_init', False))
 
 
-@contextmanager
-def _labels_wanted() -> Iterator[None]:
-    """Say what to do if a loss of the student looks for a label that no sample has."""
-    try:
-        yield
-    except AttributeError as error:
-        if error.name != 'gt_label':
-            raise
-        raise ValueError(
-            "The data samples have no gt_label, which the student's own loss needs; set "
-            'model.calculate_student_loss=False to train on the distillation alone.'
-        ) from error
-
-
-def _needs_width(module: nn.Module) -> bool:
+def _needs_width(module: Any) -> bool:
     """Tell whether a connector or a loss has yet to be given its widths."""
     return getattr(module, 'needs_width', False)

@@ -1,7 +1,5 @@
 """A linear classifier on the features of a frozen network."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
@@ -37,7 +35,6 @@ class LinearProbe(ImageClassifier):
 
     Raises:
         FileNotFoundError: If the checkpoint does not exist.
-        CheckpointError: If it cannot be downloaded or loaded.
         ValueError: If it is that of another network, or there is no head.
     """
 
@@ -52,30 +49,26 @@ class LinearProbe(ImageClassifier):
         if self.head is None:
             raise ValueError('head is None, but it is all that a LinearProbe trains; give one.')
         self.backbone_ckpt, self.norm_eval, self.finetune = backbone_ckpt, norm_eval, finetune
-        for part in self.frozen.values():
+        for part in self.frozen:
             part.requires_grad_(False)
         if backbone_ckpt:
             self._load(backbone_ckpt)
 
     @property
-    def probed(self) -> dict[str, nn.Module]:
-        """dict[str, nn.Module]: What the checkpoint holds, by name: all but the head."""
-        return {name: part for name, part in self.named_children() if name in ('backbone', 'neck')}
-
-    @property
-    def frozen(self) -> dict[str, nn.Module]:
-        """dict[str, nn.Module]: What does not train, by name."""
-        return {} if self.finetune else self.probed
+    def frozen(self) -> list[nn.Module]:
+        """list[nn.Module]: What does not train."""
+        parts = () if self.finetune else (self.backbone, self.neck)
+        return [part for part in parts if part is not None]
 
     def extract_feat(self, inputs: Tensor, stage: str = 'neck') -> Any:
         """Extract features as ``ImageClassifier`` does, without gradient unless it is finetuned."""
         with torch.set_grad_enabled(self.finetune and torch.is_grad_enabled()):
             return super().extract_feat(inputs, stage)
 
-    def train(self, mode: bool = True) -> LinearProbe:
+    def train(self, mode: bool = True) -> 'LinearProbe':
         """Set the mode of the head; all else is in eval mode, batch norm as ``norm_eval`` says."""
         super().train(mode)
-        for part in self.frozen.values():
+        for part in self.frozen:
             part.eval()
             for module in part.modules():
                 if isinstance(module, _BatchNorm):
@@ -95,17 +88,11 @@ class LinearProbe(ImageClassifier):
         """Load all but the head, and keep ``init_weights`` from replacing it."""
         source = f'backbone_ckpt={checkpoint}'
         weights = find_weights(load_checkpoint(checkpoint), source)
-        student = {
-            name.removeprefix(_STUDENT): value
-            for name, value in weights.items()
-            if name.startswith(_STUDENT)
-        }
-        weights = {
-            name: value
-            for name, value in (student or weights).items()
-            if not name.startswith('head.')
-        }
-        network = nn.ModuleDict(self.probed)
+        student = {n: value for n, value in weights.items() if n.startswith(_STUDENT)} or weights
+        weights = {n.removeprefix(_STUDENT): value for n, value in student.items()}
+        weights = {n: value for n, value in weights.items() if not n.startswith('head.')}
+        parts = {n: part for n, part in self.named_children() if n in ('backbone', 'neck')}
+        network = nn.ModuleDict(parts)
         load_strictly(
             network,
             fit_weights(weights, network, source),
@@ -114,5 +101,5 @@ class LinearProbe(ImageClassifier):
             'Give the config of a probe whose model.backbone is that of the checkpoint (type, '
             'depth, widths).',
         )
-        for part in self.probed.values():
-            part._is_init = True  # type: ignore[assignment]
+        for part in parts.values():
+            part._is_init = True

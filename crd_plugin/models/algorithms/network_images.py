@@ -1,15 +1,11 @@
 """The images that each network is given: its view, normalised as it asks for."""
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from crd_plugin.registry import MODELS
-
-__all__ = ['Renormalise', 'check_mixing', 'network_images']
 
 
 class Normalisation(NamedTuple):
@@ -19,14 +15,13 @@ class Normalisation(NamedTuple):
     std: Tensor
     flips: bool  # exchanges the first and the last of three channels
 
+    def undone(self) -> 'Normalisation':
+        """Return that of pixels from 0 to 255 in the same channels and order."""
+        return Normalisation(torch.zeros_like(self.mean), torch.ones_like(self.std), self.flips)
+
 
 class Renormalise(nn.Module):
-    """Change the normalisation of images: one multiplication and one addition per pixel.
-
-    Args:
-        given (Normalisation): What has been done to the images.
-        wanted (Normalisation): What should have been done.
-    """
+    """Change the normalisation of images: one multiplication and one addition per pixel."""
 
     scale: Tensor
     shift: Tensor
@@ -40,17 +35,7 @@ class Renormalise(nn.Module):
         self.register_buffer('shift', (mean - wanted.mean) / wanted.std, persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Change images.
-
-        Args:
-            images (Tensor): ``(B, C, H, W)``.
-
-        Returns:
-            Tensor: As many.
-
-        Raises:
-            ValueError: If they have another number of channels.
-        """
+        """Change images ``(B, C, H, W)``."""
         if images.size(1) != len(self.scale) != 1:
             raise ValueError(
                 f'the images have {images.size(1)} channels, but mean and std of the '
@@ -62,44 +47,24 @@ class Renormalise(nn.Module):
 
 
 def network_images(
-    network: nn.Module,
-    own: nn.Module,
-    view: nn.Module | dict | None = None,
-    role: str = 'teacher',
+    network: nn.Module, own: nn.Module, view: nn.Module | dict | None = None, role: str = 'teacher'
 ) -> nn.Module:
-    """Return what turns the images of a distillation into those that a network is given.
-
-    Without a view these are the images normalised as the network's own ``data_preprocessor`` says,
-    if it has a mean. A view then picks from the bare pixels, and what it gives is normalised so.
-    For a network without a mean of its own, it picks from the images as the distillation normalises
-    them, unless it has an attribute ``takes_pixels``. A ``ViewPreprocessor`` of the network brings
-    its own view, which follows.
-
-    Args:
-        network (nn.Module): Teacher or student.
-        own (nn.Module): Data preprocessor of the distillation.
-        view (nn.Module | dict, optional): From images to images, or its config. Defaults to None.
-        role (str): ``'teacher'`` or ``'student'``, for messages. Defaults to ``'teacher'``.
-
-    Returns:
-        nn.Module: From images to images; ``nn.Identity`` if nothing is to be changed.
-
-    Raises:
-        ValueError: If the network asks for another number of channels and has no view.
-    """
+    """Return what turns images that ``own`` has preprocessed into those for a network."""
     preprocessor = getattr(network, 'data_preprocessor', None)
     theirs, given = _normalisation(preprocessor), _normalisation(own)
+    # That of a ViewPreprocessor of the network comes second.
     views = [one for one in (view, getattr(preprocessor, 'view', None)) if one is not None]
     if views:
         steps = [MODELS.build(one) if isinstance(one, dict) else one for one in views]
+        # A view sees images as they are, but for one of pixels or what is normalised behind it.
         if given and (theirs or any(getattr(step, 'takes_pixels', False) for step in steps)):
-            steps.insert(0, Renormalise(given, _bare(given)))
+            steps.insert(0, Renormalise(given, given.undone()))
         if theirs:  # The order of the channels is the view's.
-            steps.append(Renormalise(_bare(theirs), theirs))
+            steps.append(Renormalise(theirs.undone(), theirs))
         return nn.Sequential(*steps)
     if theirs is None or given is not None and _equal(theirs, given):
         return nn.Identity()
-    given = given or _bare(theirs, _flips(own))
+    given = given or theirs.undone()._replace(flips=_flips(own))
     channels = {len(theirs.mean), len(given.mean)} - {1}  # one value counts for all
     if len(channels) > 1:
         raise ValueError(
@@ -111,15 +76,7 @@ def network_images(
 
 
 def check_mixing(student: nn.Module, own: nn.Module) -> None:
-    """Refuse a student that would mix images, which the distillation's preprocessor alone does.
-
-    Args:
-        student (nn.Module): The student.
-        own (nn.Module): Data preprocessor of the distillation.
-
-    Raises:
-        ValueError: If the student's own data preprocessor mixes images.
-    """
+    """Refuse a student that would mix images, which the distillation's preprocessor alone does."""
     asked = getattr(student, 'data_preprocessor', None)
     # MMRazor takes the student's where the config gives none.
     if asked is not own and getattr(asked, 'batch_augments', None) is not None:
@@ -138,12 +95,6 @@ def _normalisation(preprocessor: Any) -> Normalisation | None:
     return Normalisation(mean, std, _flips(preprocessor))
 
 
-def _bare(like: Normalisation, flips: bool | None = None) -> Normalisation:
-    """Pixels from 0 to 255 in as many channels, and in the same order if ``flips`` is left out."""
-    flips = like.flips if flips is None else flips
-    return Normalisation(torch.zeros_like(like.mean), torch.ones_like(like.std), flips)
-
-
 def _flips(preprocessor: Any) -> bool:
     """Whether a data preprocessor exchanges red and blue, by its name in MMPretrain or MMEngine."""
     return bool(
@@ -152,5 +103,4 @@ def _flips(preprocessor: Any) -> bool:
 
 
 def _equal(one: Normalisation, other: Normalisation) -> bool:
-    """Whether two normalisations are the same."""
     return one.flips == other.flips and one.mean.equal(other.mean) and one.std.equal(other.std)

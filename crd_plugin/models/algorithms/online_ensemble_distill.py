@@ -1,7 +1,5 @@
 """Distillation without a teacher: branches learn from their ensemble."""
 
-from __future__ import annotations
-
 import copy
 import math
 from collections.abc import Sequence
@@ -17,12 +15,11 @@ from mmrazor.models.algorithms import BaseAlgorithm
 from mmrazor.registry import MODELS as RAZOR_MODELS
 from torch import Tensor, nn
 
-from crd_plugin.models._numbers import check_number, not_negative, positive
+from crd_plugin.models._numbers import count, not_negative, positive
 from crd_plugin.ops.features import full_precision
 from crd_plugin.registry import MODELS
 
 from .branching import check_branch, find_trunk, make_branch, run_and_watch
-from .checkpoints import check_is_distillation
 from .student_interface import StudentInterface
 
 Samples = list[BaseDataElement] | None
@@ -32,51 +29,42 @@ Samples = list[BaseDataElement] | None
 class OnlineEnsembleDistill(StudentInterface, BaseAlgorithm):
     """Distil an on-the-fly native ensemble: the online KD of the CRD paper's tables.
 
-    The network's last stages exist m times behind a shared trunk: once in ``architecture``, which
-    is the student, and m - 1 times in ``branches``, with initial weights of their own. A gate
-    looks at the trunk's output and gives each branch an importance,
-    ``g = softmax(ReLU(BN(FC(pool(feature)))))``. The ensemble's logits ``z_e = sum_i g_i z_i``
-    teach all branches:
+    The network's last stages exist m times behind a shared trunk: once in ``architecture``, the
+    student, and m - 1 times in ``branches``, with initial weights of their own. A gate
+    ``g = softmax(ReLU(BN(FC(pool(feature)))))`` weighs them by the trunk's output. The ensemble's
+    logits ``z_e = sum_i g_i z_i`` teach all branches:
 
-        sum_i CE(z_i, y) + CE(z_e, y)
-            + T^2 sum_i KL(softmax(z_e / T) || softmax(z_i / T))
+        sum_i CE(z_i, y) + CE(z_e, y) + T^2 sum_i KL(softmax(z_e / T) || softmax(z_i / T))
 
-    Only ``architecture``, a plain network, is deployed.
-
-    Branches copy the last stages, neck and head of a classifier whose backbone hands one map from
-    stage to stage: those of crd_plugin, the ResNets of mmpretrain and the like. Others are refused.
+    Branches need a classifier whose backbone hands one map from stage to stage: those of
+    crd_plugin, the ResNets of mmpretrain and the like. Others are refused.
 
     Source: Lan, Zhu and Gong, arXiv:1806.04606. Behaviour matched: Lan1991Xu/ONE_NeurIPS2018 @
-    54afde3, ``models/cifar/resnet.py``, ``loss/kl_loss.py`` and ``cifar_one.py``. Differs: the KL
-    divergence is exact, where the original adds 1e-7 to each probability of the ensemble; its
-    ``--consistency_rampup`` is ``ramp_up`` and grows per iteration rather than per epoch; branches
-    are initialised as the config of the architecture says.
+    54afde3. Differs: the KL divergence is exact, where the original adds 1e-7 to each probability
+    of the ensemble; ``ramp_up`` (its ``--consistency_rampup``) grows per iteration; branches are
+    initialised as the config of the architecture says.
 
     Args:
         architecture (dict): Config of a classifier of mmpretrain.
-        branch_from (str): First stage that each branch has of its own; all that is called before
-            it is shared. In the original the last stage: ``'backbone.layer3'`` (``block3`` of a
-            wide ResNet, ``block4`` of VGG, ``blocks.5`` of MobileNetV2).
+        branch_from (str): First stage that each branch has of its own. In the original the last:
+            ``'backbone.layer3'`` (``block3`` of a wide ResNet, ``block4`` of VGG, ``blocks.5`` of
+            MobileNetV2).
         num_branches (int): Branches m, including the student. Defaults to 3.
         tau (float): Temperature T of the KL divergence. Defaults to 3.
-        branch_weight (float): Weight of the branches' cross-entropies, including the student's.
-            Defaults to 1.
+        branch_weight (float): Weight of the cross-entropy of each branch. Defaults to 1.
         ensemble_weight (float): Weight of the ensemble's cross-entropy. Defaults to 1.
         kl_weight (float): Weight of the divergence. Defaults to 1.
-        detach_ensemble (bool): Stop the gradient through the ensemble's side of the divergence;
-            False lets it come closer to the branches too. Defaults to True.
+        detach_ensemble (bool): Stop the gradient through the ensemble's side of the divergence.
+            Defaults to True.
         ramp_up (float): Fraction r of all iterations, [0, 1], over which ``kl_weight`` grows by
             exp(-5 (1 - t / r)^2) at progress t. The original's scripts use 80 of 300 epochs.
             Defaults to 0: the full weight from the start, as in the published objective.
         predict_with (str): ``'branch'``: evaluate the student alone; ``'ensemble'``: all branches
             with the gate. Defaults to ``'branch'``.
-        input_shape (Sequence[int]): Channels, height and width of the image that the network is
-            divided with. Defaults to (3, 32, 32).
-        data_preprocessor (dict, optional): Given by the runner from the config. Defaults to None:
-            the architecture's.
+        input_shape (Sequence[int]): Channels, height and width of an image. Defaults to
+            (3, 32, 32).
+        data_preprocessor (dict, optional): Defaults to None: the architecture's.
         init_cfg (dict, optional): Initialisation config. Defaults to None.
-
-    State in checkpoints: ``architecture``, ``branches``, ``gate``.
 
     Raises:
         TypeError: If ``architecture`` is not a config, or a number is of another type.
@@ -105,25 +93,18 @@ class OnlineEnsembleDistill(StudentInterface, BaseAlgorithm):
                 f'architecture is {type(architecture).__name__}, expected the config of a network: '
                 'each branch is built from it, with weights of its own.'
             )
-        if not isinstance(num_branches, int) or isinstance(num_branches, bool) or num_branches < 2:
+        if count('num_branches', num_branches) < 2:
             raise ValueError(
-                f'num_branches is {num_branches!r}, expected an int of at least 2; for the student '
-                'alone use the config of the plain network.'
+                'num_branches is 1, expected at least 2; for the student alone use the config of '
+                'the plain network.'
             )
-        check_number('ramp_up', ramp_up)
-        if not 0 <= ramp_up <= 1:
+        if not_negative('ramp_up', ramp_up) > 1:
             raise ValueError(
                 f'ramp_up is {ramp_up}, expected a fraction of the training in [0, 1], such as '
                 '80 / 300.'
             )
         if predict_with not in ('branch', 'ensemble'):
             raise ValueError(f"predict_with is {predict_with!r}, expected 'branch' or 'ensemble'.")
-        positive('tau', tau, 3)
-        weights = dict(
-            branch_weight=branch_weight, ensemble_weight=ensemble_weight, kl_weight=kl_weight
-        )
-        for name, weight in weights.items():
-            not_negative(name, weight)
         super().__init__(copy.deepcopy(architecture), data_preprocessor, init_cfg)
         if not callable(getattr(getattr(self.architecture, 'head', None), 'loss_module', None)):
             raise ValueError(
@@ -132,10 +113,10 @@ class OnlineEnsembleDistill(StudentInterface, BaseAlgorithm):
             )
         self.branch_from = branch_from
         self.num_branches = num_branches
-        self.tau = tau
-        self.branch_weight = branch_weight
-        self.ensemble_weight = ensemble_weight
-        self.kl_weight = kl_weight
+        self.tau = positive('tau', tau, 3)
+        self.branch_weight = not_negative('branch_weight', branch_weight)
+        self.ensemble_weight = not_negative('ensemble_weight', ensemble_weight)
+        self.kl_weight = not_negative('kl_weight', kl_weight)
         self.detach_ensemble = detach_ensemble
         self.ramp_up = ramp_up
         self.predict_with = predict_with
@@ -150,9 +131,8 @@ class OnlineEnsembleDistill(StudentInterface, BaseAlgorithm):
                 mixing images.
 
         Returns:
-            dict[str, Tensor]: Cross-entropies ``student.loss``, ``branch1.loss`` ... and
-            ``ensemble.loss``; the divergence ``distill.loss_online_kd``; with labels also the
-            accuracies of student and ensemble in percent, for the log.
+            dict[str, Tensor]: ``student.loss``, ``branch1.loss`` ..., ``ensemble.loss``,
+            ``distill.loss_online_kd``; with labels also accuracies in percent, for the log.
 
         Raises:
             ValueError: If there is only one sample, or the samples are not annotated.
@@ -181,9 +161,7 @@ class OnlineEnsembleDistill(StudentInterface, BaseAlgorithm):
                 losses[f'{name}.accuracy'] = 100 * right.float().mean()
         return losses
 
-    def predict(
-        self, inputs: Tensor, data_samples: Samples = None, **kwargs
-    ) -> list[BaseDataElement]:
+    def predict(self, inputs: Tensor, data_samples: Samples = None, **kwargs) -> list:
         """Predict by what is evaluated."""
         return self._predict(inputs, data_samples)
 
@@ -194,7 +172,7 @@ class OnlineEnsembleDistill(StudentInterface, BaseAlgorithm):
         return _gated_sum(*self._all_logits(inputs))
 
     def _predict(self, inputs: Tensor, data_samples: Samples = None) -> list[BaseDataElement]:
-        """Return the predictions of what is evaluated."""
+        """Predict by what is evaluated."""
         if self.predict_with == 'branch':
             return super()._predict(inputs, data_samples)
         scores = self._forward(inputs).softmax(dim=1)
@@ -238,11 +216,6 @@ class OnlineEnsembleDistill(StudentInterface, BaseAlgorithm):
         self.branches = ModuleList(branches)
         self.gate = _Gate(_pool(feature).size(1), self.num_branches)
         self.train()
-
-    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
-        """Refuse the checkpoint of a plain network."""
-        check_is_distillation(state_dict, prefix, 'test it with the config of the plain network')
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
 class _Gate(nn.Module):

@@ -1,7 +1,5 @@
 """``init_cfg=dict(type='Pretrained', ...)``, made strict."""
 
-from __future__ import annotations
-
 from mmengine.logging import MMLogger
 from mmengine.model import weight_init
 from mmengine.registry import WEIGHT_INITIALIZERS
@@ -11,8 +9,6 @@ from torch.nn.modules.batchnorm import _NormBase
 from crd_plugin.compat import load_checkpoint
 
 from .checkpoints import find_weights, fit_weights, load_strictly, shorten
-
-__all__ = ['PretrainedInit', 'use_pretrained_init']
 
 _NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm)
 

@@ -1,15 +1,11 @@
 """Options of a model that make it faster or smaller."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-
-__all__ = ['channels_last', 'compile_backbone', 'in_float32', 'keep_in_dtype']
 
 
 def channels_last(inputs: Any) -> Any:

@@ -1,7 +1,5 @@
 """Distillation in stages that train different parts by different losses."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -28,9 +26,8 @@ class StagedDistill(FrozenTeacherDistill):
     """Distil in several stages, one after the other.
 
     Each stage says which losses are computed and which parts train. All other parts are frozen: no
-    gradient, and eval mode, so that batch norm statistics stay constant. ``StagedTrainLoop``
-    switches the stages. A network that no loss of the stage reads is not run: the teacher where
-    only cross-entropy counts, the student while a paraphraser is trained.
+    gradient, and eval mode. ``StagedTrainLoop`` switches the stages. A network that no loss of the
+    stage reads is not run.
 
     Source: the initial stage of HobbitLong/RepDistiller, ``helper/pretrain.py``. Differs: there,
     teacher and student always run.
@@ -40,10 +37,9 @@ class StagedDistill(FrozenTeacherDistill):
 
             * ``name``: name of the stage in the loop's settings and in the log.
             * ``losses``: names from ``distill_losses``, or a dict that maps names to the method to
-              call instead of ``forward``, which is given those of its arguments that the mapping
-              of the loss has. Default: all losses.
-            * ``without_losses``: names left out of all losses. Losses that another config adds
-              then act in this stage.
+              call instead of ``forward``, with those of its arguments that the mapping of the loss
+              has. Default: all losses.
+            * ``without_losses``: names left out of them.
             * ``student_loss`` (bool): Whether the student's own loss counts. Default: True.
             * ``trainable``: paths of the modules that train. Default: all but the teacher. Without
               the student's own loss, what a backbone has behind its last stage (``tail_names``)
@@ -66,9 +62,7 @@ class StagedDistill(FrozenTeacherDistill):
                 f'stages is {stages!r}, expected a list with a dict for each stage, in order.'
             )
         # Parameters that a config freezes, as a backbone's frozen_stages, never train.
-        self._ever_trained = {
-            name for name, parameter in self.named_parameters() if parameter.requires_grad
-        }
+        self._ever_trained = {name for name, p in self.named_parameters() if p.requires_grad}
         self.stages: dict[str, Stage] = {}
         keys = inspect.signature(self._add_stage).parameters
         for given in stages:
@@ -98,9 +92,8 @@ class StagedDistill(FrozenTeacherDistill):
         """Compute the current stage's losses, ``student.*`` and ``distill.LOSS[_METHOD]``."""
         active = {} if self.distillation_stopped else self.active_losses()
         arguments = {name: self._arguments(name, method) for name, method in active.items()}
-        sides = {
-            record['from_student'] for mapping in arguments.values() for record in mapping.values()
-        }
+        records = [record for mapping in arguments.values() for record in mapping.values()]
+        sides = {record['from_student'] for record in records}
         if self.distiller.deliveries.deliveries:
             sides = {True, False}
         with_loss = self.calculate_student_loss and self._current().student_loss
@@ -111,17 +104,15 @@ class StagedDistill(FrozenTeacherDistill):
             result = self.run_student(batch_inputs, data_samples, with_loss)
             losses.update(add_prefix(result, 'student'))
         for name, method in active.items():
-            suffix = '' if method == 'forward' else f'_{method}'
             module = self.distiller.distill_losses[name]
-            # Not `forward` itself, which would skip the module's hooks.
-            function = getattr(module, method) if suffix else module
-            records = {
-                key: self.distiller.get_record(**record) for key, record in arguments[name].items()
-            }
-            losses[f'distill.{name}{suffix}'] = function(**records)
+            given = {key: self.distiller.get_record(**one) for key, one in arguments[name].items()}
+            if method == 'forward':  # by the module, whose hooks count
+                losses[f'distill.{name}'] = module(**given)
+            else:
+                losses[f'distill.{name}_{method}'] = getattr(module, method)(**given)
         return losses
 
-    def train(self, mode: bool = True) -> StagedDistill:
+    def train(self, mode: bool = True) -> 'StagedDistill':
         """Set the mode of what trains in this stage; the rest is in eval mode."""
         super().train(mode)
         if self.stage is not None and mode:
@@ -135,13 +126,12 @@ class StagedDistill(FrozenTeacherDistill):
                 module.eval()
         return self
 
-    def _current(self) -> Stage:
+    def _current(self) -> 'Stage':
         """Return the current stage."""
         if self.stage is None:
             raise ValueError(
-                f'The model has the stages {tuple(self.stages)}, but none was begun; train it '
-                "with train_cfg=dict(type='crd_plugin.StagedTrainLoop', max_epochs=..., "
-                'stage_epochs=...).'
+                f'The model has the stages {tuple(self.stages)}, but none was begun; train it with '
+                "train_cfg=dict(type='crd_plugin.StagedTrainLoop', max_epochs=, stage_epochs=)."
             )
         return self.stages[self.stage]
 
@@ -155,18 +145,14 @@ class StagedDistill(FrozenTeacherDistill):
 
     def _trained_parameters(self, stage: Stage) -> Iterator[nn.Parameter]:
         """Yield the parameters that train in a stage."""
-        modules = self._frozen_modules(stage)
-        frozen = {id(parameter) for module in modules for parameter in module.parameters()}
+        frozen = {id(p) for module in self._frozen_modules(stage) for p in module.parameters()}
         for path in stage.trainable:
-            for parameter in self.get_submodule(path).parameters():
-                if id(parameter) not in frozen:
-                    yield parameter
+            yield from (p for p in self.get_submodule(path).parameters() if id(p) not in frozen)
 
     def _frozen_modules(self, stage: Stage) -> Iterator[nn.Module]:
         """Yield modules that do not train although their parents may."""
         yield self.teacher
-        for path in stage.frozen:
-            yield self.get_submodule(path)
+        yield from map(self.get_submodule, stage.frozen)
         if not stage.student_loss:
             for module in self.architecture.modules():
                 for name in getattr(module, 'tail_names', ()):
@@ -187,60 +173,34 @@ class StagedDistill(FrozenTeacherDistill):
                 f'stages has the name {name!r}, expected a different word for each stage, such as '
                 "'init' and 'main'."
             )
-        if losses is not None and without_losses:
-            raise ValueError(
-                f'stages.{name} has losses and without_losses; give the former to take only '
-                'these, or the latter to take all others.'
-            )
         known, without = self.distiller.distill_losses, _listed(without_losses)
-        if losses is None:
-            losses = [loss for loss in known if loss not in without]
+        losses = list(known) if losses is None else losses
         methods = losses if isinstance(losses, dict) else dict.fromkeys(_listed(losses), 'forward')
         for loss in (*methods, *without):
             if loss not in known:
                 raise ValueError(
                     f'stages.{name}: unknown loss {loss!r}; distill_losses defines {tuple(known)}.'
                 )
+        methods = {loss: method for loss, method in methods.items() if loss not in without}
         for loss, method in methods.items():
-            self._check_method(name, loss, method)
+            if not callable(getattr(known[loss], method, None)):
+                raise ValueError(
+                    f'stages.{name}.losses.{loss} is {method!r}, which is not a method of '
+                    f'{type(known[loss]).__name__}.'
+                )
+        trains, held = _listed('' if trainable is None else trainable), _listed(frozen)
+        for path in (*trains, *held):
+            self._check_path(f'stages.{name}', path)
+        stage = Stage(methods, student_loss, trains, held)
         if not methods and not student_loss:
             raise ValueError(
                 f'stages.{name} computes nothing: it has no losses and student_loss=False.'
             )
-        trains, held = _listed('' if trainable is None else trainable), _listed(frozen)
-        for path in trains:
-            self._check_path(f'stages.{name}.trainable', path)
-        for path in held:
-            self._check_path(f'stages.{name}.frozen', path)
-        stage = Stage(methods, student_loss, trains, held)
         if not any(parameter.requires_grad for parameter in self._trained_parameters(stage)):
             raise ValueError(
                 f'stages.{name} trains no parameter; name a module that has some in trainable.'
             )
         self.stages[name] = stage
-
-    def _check_method(self, stage: str, loss: str, method: str) -> None:
-        """Require that the method exists and the mapping has its arguments."""
-        module = self.distiller.distill_losses[loss]
-        function = getattr(module, method, None)
-        if not callable(function):
-            raise ValueError(
-                f'stages.{stage}.losses.{loss} is {method!r}, which is not a method of '
-                f'{type(module).__name__}.'
-            )
-        mapping = self.distiller.loss_forward_mappings.get(loss)
-        if mapping is None or method == 'forward':
-            return  # MMRazor checks these.
-        missing = [
-            key
-            for key, parameter in inspect.signature(function).parameters.items()
-            if parameter.default is parameter.empty and key not in mapping
-        ]
-        if missing:
-            raise ValueError(
-                f'stages.{stage}.losses.{loss}: {method} of {type(module).__name__} needs '
-                f'{", ".join(missing)}; add it to loss_forward_mappings.{loss}.'
-            )
 
     def _check_path(self, place: str, path: str) -> None:
         """Require that a path leads to a module of student or distiller."""

@@ -1,14 +1,10 @@
 """What tools of MMPretrain ask of a classifier, answered by the student."""
 
-from __future__ import annotations
-
 import re
 from typing import Any
 
 from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
-
-__all__ = ['StudentInterface']
 
 # Names of the student and of what is built like it.
 _STUDENT = re.compile(r'^(architecture|branches\.\d+)\.')
@@ -18,6 +14,8 @@ class StudentInterface:
     """Answer as the student, which is ``architecture``, does."""
 
     architecture: Any
+    # What to do with the checkpoint of a plain network.
+    advice = 'test it with the config of the plain network'
 
     @property
     def backbone(self) -> nn.Module:
@@ -43,31 +41,24 @@ class StudentInterface:
         return self.architecture.predict(inputs, *args, **kwargs)
 
     def get_layer_depth(self, param_name: str) -> tuple[int, int]:
-        """Return the depth of a parameter, for layer-wise decay of the learning rate.
-
-        Connectors and all else outside the student's backbone have the full rate, as its head.
-
-        Args:
-            param_name (str): Name of a parameter of this model.
-
-        Returns:
-            tuple[int, int]: Depth, and the number of depths.
-
-        Raises:
-            NotImplementedError: If the student's backbone does not know its depths.
-        """
+        """Return depth and number of depths of a parameter, for layer-wise decay of its rate."""
         try:
             return self.architecture.get_layer_depth(_STUDENT.sub('', param_name))
         except (AttributeError, NotImplementedError) as error:
             backbone = getattr(self.architecture, 'backbone', self.architecture)
+            depth = getattr(backbone, 'depth', None)
+            which = type(backbone).__name__ + (f' of depth {depth}' if depth else '')
             raise NotImplementedError(
-                f'layer-wise decay needs the depths of the student, but its {_describe(backbone)} '
-                'does not know them; take another constructor of optim_wrapper, or a backbone with '
+                f'layer-wise decay needs the depths of the student, but its {which} does not know '
+                'them; take another constructor of optim_wrapper, or a backbone with '
                 'get_layer_depth such as mmpretrain.VisionTransformer.'
             ) from error
 
-
-def _describe(network: nn.Module) -> str:
-    """Name a network by its class and depth."""
-    depth = getattr(network, 'depth', None)
-    return type(network).__name__ + (f' of depth {depth}' if isinstance(depth, int) else '')
+    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
+        """Refuse a plain network's checkpoint, of which MMEngine would only warn."""
+        if not any(key.startswith(f'{prefix}architecture.') for key in state_dict):
+            raise ValueError(
+                'The checkpoint has no weights under "architecture.", so it is not one of a '
+                f'distillation; {self.advice}.'
+            )
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)  # type: ignore[misc]

@@ -1,7 +1,5 @@
 """Several teachers as one."""
 
-from __future__ import annotations
-
 import copy
 import os
 from collections.abc import Mapping, Sequence
@@ -11,7 +9,7 @@ from mmengine.model import BaseModel, ModuleList
 from mmrazor.registry import MODELS as RAZOR_MODELS
 from torch import nn
 
-from ..recorders._members import MemberRecorder
+from ..recorders.classifier_recorders import MemberRecorder
 from .checkpoints import load_pretrained
 from .network_images import network_images
 
@@ -21,22 +19,9 @@ Member: TypeAlias = BaseModel | Mapping[str, Any]
 class TeacherEnsemble(BaseModel):
     """Run several frozen teachers, one after the other, on the same images.
 
-    ``FrozenTeacherDistill`` builds it. Each member has its own checkpoint and is given images
-    normalised as its own ``data_preprocessor`` says. A recorder finds the modules of member i
-    under ``members.i``; ``crd_plugin.PenultimateFeature`` and ``crd_plugin.Logits`` record all of
-    them.
-
-    Args:
-        teacher (dict | BaseModel | Sequence): Networks of any architectures, or the config that
-            all members have.
-        checkpoints (Sequence[str], optional): One file or URL per member; None for a member whose
-            config has an ``init_cfg``, or for all members, whose weights come later. Defaults to
-            None: for all.
-
-    Raises:
-        ValueError: If there is no member, a member has no checkpoint, two have the same one, or a
-            checkpoint does not fit.
-        FileNotFoundError: If a checkpoint does not exist.
+    ``FrozenTeacherDistill`` builds it of its arguments. Each member is given images normalised as
+    its own ``data_preprocessor`` says. A recorder finds the modules of member i under
+    ``members.i``; ``crd_plugin.PenultimateFeature`` and ``crd_plugin.Logits`` record all of them.
     """
 
     def __init__(
@@ -64,35 +49,16 @@ class TeacherEnsemble(BaseModel):
                     load_pretrained(member, checkpoint, 'teacher')
                 except ValueError as error:
                     raise ValueError(f'Member {number} of the ensemble: {error}') from error
-        self.images = nn.ModuleList(nn.Identity() for _ in self.members)
 
-    def adapt_images(self, own: nn.Module, view: nn.Module | dict | None = None) -> None:
-        """Give each member images as it was trained on.
-
-        Args:
-            own (nn.Module): Data preprocessor of the distillation.
-            view (nn.Module | dict, optional): What all of them are given of an image. Defaults to
-                None: all of it.
-        """
+    def prepare(self, distiller: Any, own: nn.Module, view: nn.Module | dict | None) -> None:
+        """Adapt images to each member; refuse a loss that would be given the first one alone."""
         self.images = nn.ModuleList(network_images(member, own, view) for member in self.members)
-
-    def check_records(self, distiller: Any) -> None:
-        """Refuse a loss that would silently be given the first member alone.
-
-        Args:
-            distiller (ConfigurableDistiller): The distiller whose mappings are checked.
-
-        Raises:
-            ValueError: If a record of several members does not say which.
-        """
         number = len(self.members)
         for loss, mapping in distiller.loss_forward_mappings.items() if number > 1 else ():
             for key, record in mapping.items():
                 if record['from_student'] or 'record_idx' in record:
                     continue
-                if isinstance(
-                    distiller.teacher_recorders.get_recorder(record['recorder']), MemberRecorder
-                ):
+                if isinstance(find_recorder(distiller, record), MemberRecorder):
                     raise ValueError(
                         f'loss_forward_mappings.{loss}.{key} does not say which of the {number} '
                         "teachers it takes; set record_idx='all' for a loss of ensembles, such as "
@@ -105,6 +71,12 @@ class TeacherEnsemble(BaseModel):
             member(images(inputs), data_samples, mode=mode)
             for member, images in zip(self.members, self.images)
         ]
+
+
+def find_recorder(distiller: Any, record: Mapping[str, Any]) -> Any:
+    """Return the recorder that a record of a loss names."""
+    side = 'student' if record['from_student'] else 'teacher'
+    return getattr(distiller, f'{side}_recorders').get_recorder(record['recorder'])
 
 
 def _check_checkpoints(members: list[Any], checkpoints: Sequence[str | None] | None) -> None:
@@ -125,13 +97,10 @@ def _check_checkpoints(members: list[Any], checkpoints: Sequence[str | None] | N
                     f'teacher_ckpt[{known[path]}] and teacher_ckpt[{number}] are the same file, '
                     f'{checkpoint}; give each member its own, for example of another seed.'
                 )
-        elif any(checkpoints) and not _initial(member):
+            continue
+        brings = member.get('init_cfg') if isinstance(member, Mapping) else member.init_cfg
+        if any(checkpoints) and not brings:
             raise ValueError(
                 f'teacher_ckpt[{number}] is {checkpoint!r}, so member {number} of the ensemble '
                 'has no checkpoint; give its file, or leave the member out.'
             )
-
-
-def _initial(member: Any) -> Any:
-    """Initial weights that a member brings itself."""
-    return member.get('init_cfg') if isinstance(member, Mapping) else member.init_cfg

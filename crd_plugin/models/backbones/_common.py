@@ -1,11 +1,10 @@
 """What the backbones for 32x32 images share: arguments, initial weights and the forward pass."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
+from typing import Any
 
 from mmpretrain.models.backbones.base_backbone import BaseBackbone
-from torch import Tensor
+from torch import Tensor, nn
 
 from crd_plugin.models._numbers import count
 
@@ -35,21 +34,15 @@ class CIFARBackbone(BaseBackbone):
         init_cfg (dict | list[dict], optional): Initial weights. Defaults to None:
             ``default_init_cfg``, as in the original.
 
-    Attributes:
-        num_stages (int): Number of stages.
-        default_init_cfg (list[dict], optional): Initial weights; None: those of torch.
-        stem_name (str): Module whose output is the map before the first stage; for
-            ``StageOutputsRecorder``.
-        tail_names (tuple[str]): Modules behind the last stage, which only the head needs; for
-            ``StagedDistill``.
-
     Raises:
         ValueError: If an argument is out of range.
     """
 
     num_stages = 3
-    default_init_cfg: list[dict] | None = KAIMING
+    default_init_cfg: list[dict] | None = KAIMING  # None: as torch
+    # The module whose output is the map before the first stage.
     stem_name = 'relu'
+    # Modules behind the last stage, which only the head needs.
     tail_names: tuple[str, ...] = ()
 
     def __init__(
@@ -96,14 +89,18 @@ class CIFARBackbone(BaseBackbone):
         if not self.pre_activation:
             x = stage(x)
             return x, x
-        for block in stage[:-1]:
-            x = block(x)
-        before = stage[-1].before_relu(x)
+        before = stage[-1].before_relu(stage[:-1](x))
         return before, stage[-1].relu(before)
 
     def tail(self, x: Tensor) -> Tensor:
         """Compute the map for the head from that of the last stage."""
         return x
+
+
+def conv_norm(in_channels: int, channels: int, kernel: int = 1, **kwargs: Any) -> list[nn.Module]:
+    """Make a convolution without bias that keeps the size at stride 1, and its batch norm."""
+    layer = nn.Conv2d(in_channels, channels, kernel, padding=kernel // 2, bias=False, **kwargs)
+    return [layer, nn.BatchNorm2d(channels)]
 
 
 def check_out_indices(

@@ -1,7 +1,5 @@
 """The networks of the CIFAR tables by name, as configs."""
 
-from __future__ import annotations
-
 import copy
 import difflib
 from typing import Any
@@ -46,17 +44,7 @@ CIFAR_ZOO: dict[str, dict] = {
 
 
 def find_cifar_name(name: str) -> str:
-    """Find the key of a network in ``CIFAR_ZOO``.
-
-    Args:
-        name (str): Name in upper or lower case, with ``-`` or ``_``: ``WRN-40-2``.
-
-    Returns:
-        str: The key, such as ``'wrn_40_2'``.
-
-    Raises:
-        ValueError: If there is none; the nearest names are listed.
-    """
+    """Find the key in ``CIFAR_ZOO`` of a name in any case, with ``-`` or ``_``: ``WRN-40-2``."""
     known = {key.lower(): key for key in CIFAR_ZOO}
     key = str(name).lower().replace('-', '_')
     if key not in known:
@@ -75,8 +63,7 @@ def build_cifar_classifier_cfg(
     Args:
         name (str): Name in ``CIFAR_ZOO``, in upper or lower case.
         num_classes (int): Classes of the data set.
-        **backbone_kwargs (Any): Arguments of the backbone: ``out_indices`` (the stages that a
-            method reads), ``pre_activation`` ...
+        **backbone_kwargs (Any): Arguments of the backbone: ``out_indices``, ``pre_activation`` ...
 
     Returns:
         dict: Config of an ``ImageClassifier``; a copy that the caller may change.

@@ -1,7 +1,5 @@
 """Half of an AlexNet for 64x64 images, as cross-modal papers use it."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from torch import Tensor, nn
@@ -9,7 +7,7 @@ from torch import Tensor, nn
 from crd_plugin.models._numbers import count
 from crd_plugin.registry import MODELS
 
-from ._common import CIFARBackbone
+from ._common import CIFARBackbone, conv_norm
 
 _WIDTHS = (48, 96, 192, 192, 96)
 # Stages that max pooling ends.
@@ -24,10 +22,10 @@ class HalfAlexNet(CIFARBackbone):
     Contrastive multiview coding splits an AlexNet into two halves with half of the channels each,
     one per modality, such as luminance and chrominance.
 
-    Source: Tian et al., Contrastive Multiview Coding, arXiv:1906.05849. Its public code has the
-    halves for 224x224 images (HobbitLong/CMC, ``models/alexnet.py`` @ 21ce9e0: widths 48, 128, 192,
-    192, 128); these are the widths and 3x3 kernels for 64x64 images of STL-10 in projects built on
-    it. Why not ``mmpretrain.AlexNet``: it takes 224x224 RGB images only and has no batch norm.
+    Source: Tian et al., Contrastive Multiview Coding, arXiv:1906.05849; HobbitLong/CMC,
+    ``models/alexnet.py`` @ 21ce9e0 has halves for 224x224 images. These are the widths and 3x3
+    kernels for 64x64 images of STL-10 in projects built on it. Why not ``mmpretrain.AlexNet``: it
+    takes 224x224 RGB images only and has no batch norm.
 
     The feature behind the second fully connected layer, which the head reads, always comes last.
     Recorders reach the layers as ``backbone.conv1`` to ``backbone.conv5`` before their ReLU, and as
@@ -39,8 +37,8 @@ class HalfAlexNet(CIFARBackbone):
             none of them.
 
     Shape:
-        Input: (B, in_channels, S, S). Output: tuple of maps (B, C_i, H_i, H_i), C_i = 48, 96, 192,
-        192, 96, and H_i = 31, 15, 15, 15, 7 for S = 64; then a feature (B, 2048).
+        Output: maps of 48, 96, 192, 192, 96 channels and of height 31, 15, 15, 15, 7 for images of
+        64; then a feature (B, 2048).
 
     Raises:
         ValueError: If an argument is out of range, or images are of another size.
@@ -56,8 +54,7 @@ class HalfAlexNet(CIFARBackbone):
         self.input_size = size = count('input_size', input_size)
         before = self.in_channels
         for i, width in enumerate(_WIDTHS):
-            convolution = nn.Conv2d(before, width, 3, padding=1, bias=False)
-            self.add_module(f'conv{i + 1}', nn.Sequential(convolution, nn.BatchNorm2d(width)))
+            self.add_module(f'conv{i + 1}', nn.Sequential(*conv_norm(before, width, 3)))
             before, size = width, (size - 1) // 2 if i in _POOLED else size
         if size < 1:
             raise ValueError(f'input_size is {input_size}, expected at least 15 pixels.')

@@ -1,7 +1,5 @@
 """MobileNetV2 for 32x32 images, as distillation papers use it."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from torch import Tensor, nn
@@ -36,21 +34,19 @@ class CIFARMobileNetV2(CIFARBackbone):
     the first group has no expansion, the second halves the map, widths are rounded to multiples of
     8, and ReLU is capped at 6.
 
-    The stages are linear, so the map of the last 1x1 convolution, which the head reads, always
-    comes last. Recorders reach the stem as ``backbone.conv1``, that last map as ``backbone.conv2``,
-    groups of blocks as ``backbone.blocks.0`` to ``backbone.blocks.6``.
+    The stages are linear; the map of the last 1x1 convolution, which the head reads, always comes
+    last. Recorders reach the stem as ``backbone.conv1``, that last map as ``backbone.conv2``.
 
     Args:
-        widen_factor (float): Width relative to the paper's; channels are rounded down. The last
-            convolution gets wider above 1, but never narrower. Defaults to 0.5.
+        widen_factor (float): Width relative to the paper's, rounded down; that of the last
+            convolution never gets less. Defaults to 0.5.
         expansion (int): Width inside a block relative to its input's. Defaults to 6.
         **kwargs (Any): Arguments of :class:`CIFARBackbone`; ``out_indices`` are 0 to 3, by
             default none. ``pre_activation`` changes nothing, as no stage ends with a ReLU.
 
     Shape:
-        Input: (B, in_channels, H, W). Output: tuple of maps (B, C_i, H_i, W_i), C_i = 12, 16, 48,
-        160 at half width, H_i = H / 2, H / 4, H / 8, H / 16 rounded up; then the last map, 1280
-        channels, H / 16.
+        Output: maps of 12, 16, 48, 160 channels at half width and of height H / 2, H / 4, H / 8,
+        H / 16 rounded up; then the last map, 1280 channels, H / 16.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -60,12 +56,7 @@ class CIFARMobileNetV2(CIFARBackbone):
     stem_name = 'conv1'
     tail_names = ('conv2',)
 
-    def __init__(
-        self,
-        widen_factor: float = 0.5,
-        expansion: int = 6,
-        **kwargs: Any,
-    ) -> None:
+    def __init__(self, widen_factor: float = 0.5, expansion: int = 6, **kwargs: Any) -> None:
         if not isinstance(widen_factor, (int, float)) or widen_factor < 0.1:
             raise ValueError(
                 f'widen_factor must be a number of at least 0.1, but got {widen_factor!r}.'

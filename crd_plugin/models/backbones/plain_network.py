@@ -1,7 +1,5 @@
 """Any network of PyTorch that returns logits, as the backbone of a classifier."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable
 from typing import Any
@@ -24,8 +22,8 @@ def plain_network(source: str, **kwargs: Any) -> nn.Module:
     is the backbone of a classifier whose head is ``crd_plugin.LogitsHead``.
 
     Args:
-        source (str): Import path of a class or function, or the name of a module that was given to
-            :func:`crd_plugin.distill` in this process, which is copied.
+        source (str): Import path of a class or function; or the name of a module given to
+            :func:`crd_plugin.distill`, which is copied.
         **kwargs (Any): Its arguments.
 
     Returns:
@@ -61,8 +59,7 @@ class LogitsHead(ClsHead):
         **kwargs (Any): Arguments of ``mmpretrain.ClsHead``: ``loss`` ...
 
     Raises:
-        ValueError: In the forward pass, if the backbone returns something else than
-            ``(B, num_classes)``.
+        ValueError: In the forward pass, if the backbone returns anything but ``(B, num_classes)``.
     """
 
     def __init__(self, num_classes: int | None = None, **kwargs: Any) -> None:
@@ -72,12 +69,9 @@ class LogitsHead(ClsHead):
     def pre_logits(self, feats: Any) -> Tensor:
         """Return the logits, ``(B, num_classes)``."""
         logits = feats[-1] if isinstance(feats, (list, tuple)) else feats
-        shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        if (
-            not isinstance(shape, tuple)
-            or len(shape) != 2
-            or self.num_classes not in (None, shape[1])
-        ):
+        is_tensor = isinstance(logits, Tensor)
+        shape = tuple(logits.shape) if is_tensor else type(logits).__name__
+        if not is_tensor or len(shape) != 2 or self.num_classes not in (None, shape[1]):
             raise ValueError(
                 f'the network returns {shape}, expected logits of shape (B, '
                 f'{self.num_classes or "classes"}); give it that number of outputs.'

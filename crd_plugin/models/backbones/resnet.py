@@ -1,7 +1,5 @@
 """ResNets: what mmpretrain lacks, and those of the CIFAR tables."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,26 +17,20 @@ from ._common import KAIMING, check_out_indices
 class CIFARFourStageResNet(ResNet_CIFAR):
     """ResNet-10 to ResNet-152 for 32x32 images, with access to pre-activations.
 
-    Weights, names and everything else are those of ``mmpretrain.ResNet_CIFAR``, which at depth 50
-    is HobbitLong/RepDistiller's ``models/resnetv2.py`` numerically; its checkpoints need
-    ``shortcut`` renamed to ``downsample``. The parent alone suffices unless a method reads
-    pre-activations: its last ReLU overwrites them in place.
-
-    Recorders reach the stem after its ReLU as ``backbone.relu``, a stage as ``backbone.layer1`` to
-    ``backbone.layer4``.
+    Weights and names are those of ``mmpretrain.ResNet_CIFAR``, which at depth 50 is
+    HobbitLong/RepDistiller's ``models/resnetv2.py`` numerically; its checkpoints need ``shortcut``
+    renamed to ``downsample``. The parent suffices unless a method reads pre-activations: its last
+    ReLU overwrites them. Recorders reach the stem as ``backbone.relu``, a stage as
+    ``backbone.layer1`` to ``layer4``.
 
     Args:
-        depth (int): 10 (as in kaiqi123/CKTF, one basic block per stage; missing in mmpretrain), 18,
-            34, 50, 101 or 152.
-        pre_activation (bool): Return the stages before their last ReLU, then the last one's map
-            after it for the head. ``layerX`` is then not called; record ``backbone``. Defaults to
-            False.
+        depth (int): 10 (as in kaiqi123/CKTF, one basic block per stage), 18, 34, 50, 101 or 152.
+        pre_activation (bool): As for :class:`CIFARBackbone`. Defaults to False.
         **kwargs (Any): Arguments of ``mmpretrain.ResNet_CIFAR``: ``out_indices`` (stages 0 to 3, by
             default the last), ``zero_init_residual`` (True by default, False in RepDistiller) ...
 
     Shape:
-        Input: (B, in_channels, H, W). Output: tuple of maps (B, C_i, H_i, W_i), H_i = H, H / 2,
-        H / 4, H / 8 rounded up.
+        Output: maps of height H, H / 2, H / 4, H / 8 rounded up.
     """
 
     arch_settings = {10: (BasicBlock, (1, 1, 1, 1)), **ResNet_CIFAR.arch_settings}
@@ -71,33 +63,23 @@ class CIFARFourStageResNet(ResNet_CIFAR):
 class CIFARResNet(CIFARFourStageResNet):
     """ResNet-8 to ResNet-110 of the CIFAR tables, thin or four times as wide.
 
-    A 3x3 stem of stride 1, then three stages of (depth - 2) / 6 basic blocks each, whose widths
-    double and whose maps halve from stage to stage. Where stride or width changes, the shortcut is
-    a 1x1 convolution with batch norm.
-
     Source: He et al., arXiv:1512.03385, section 4.2. Behaviour and parameter names matched:
     HobbitLong/RepDistiller, ``models/resnet.py``, so its public checkpoints fit (prefix their keys
-    by ``backbone.``, ``fc`` by ``head.``). Differs: no classifier inside; add the neck
-    ``GlobalAveragePooling`` and the head ``LinearClsHead``.
-
-    Recorders reach a stage as ``backbone.layer1`` to ``backbone.layer3``, the stem after its ReLU
-    as ``backbone.relu``.
+    by ``backbone.``, ``fc`` by ``head.``). Recorders reach the stem as ``backbone.relu``, a stage
+    as ``backbone.layer1`` to ``layer3``.
 
     Args:
-        depth (int): Convolutions and classifier counted, 6 n + 2: 8, 14, 20, 32, 44, 56, 110 in the
-            literature, at most 1202.
+        depth (int): Convolutions and classifier counted, 6 n + 2, at most 1202.
         stem_channels (int): Width of the stem. Defaults to 16; 32 in the ``x4`` networks.
-        base_channels (int): Width of the first stage; the others have twice and four times as many.
-            Defaults to 16; 64 in the ``x4`` networks.
+        base_channels (int): Width of the first of three stages. Defaults to 16; 64 in the ``x4``
+            networks.
         out_indices (Sequence[int]): Stages to return, 0 to 2, ascending. Defaults to (2, ).
         in_channels (int): Image channels. Defaults to 3.
         pre_activation (bool): As for :class:`CIFARFourStageResNet`. Defaults to False.
-        init_cfg (dict | list[dict], optional): Defaults to None: Kaiming normal, fan-out, as in the
-            original.
+        init_cfg (dict | list[dict], optional): Defaults to None: Kaiming normal, as the original.
 
     Shape:
-        Input: (B, in_channels, H, W). Output: tuple of maps (B, C_i, H_i, W_i), H_i = H, H / 2,
-        H / 4 rounded up.
+        Output: maps of height H, H / 2, H / 4 rounded up.
 
     Raises:
         ValueError: If ``depth``, a width or ``out_indices`` is out of range.
@@ -147,17 +129,11 @@ class ImageNetResNet(ResNet):
     """ResNet-10 to ResNet-152 for ImageNet.
 
     All of ``mmpretrain.ResNet``, whose weights have torchvision's names and numbers, and depth 10,
-    one basic block per stage, used for small students in the literature. For depths 18 and more the
-    parent alone suffices.
+    one basic block per stage. For depths 18 and more the parent alone suffices.
 
     Args:
         depth (int): 10, 18, 34, 50, 101 or 152.
-        **kwargs (Any): Arguments of ``mmpretrain.ResNet``: ``out_indices`` (stages 0 to 3, by
-            default the last) ...
-
-    Shape:
-        Input: (B, 3, H, W). Output: tuple of maps (B, C_i, H_i, W_i), H_i = H / 4, H / 8, H / 16,
-        H / 32 rounded up.
+        **kwargs (Any): Arguments of ``mmpretrain.ResNet``.
     """
 
     arch_settings = {10: (BasicBlock, (1, 1, 1, 1)), **ResNet.arch_settings}

@@ -1,7 +1,5 @@
 """ShuffleNetV1 and ShuffleNetV2 for 32x32 images, as distillation papers use them."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
@@ -11,7 +9,7 @@ from torch.nn import functional as F
 
 from crd_plugin.registry import MODELS
 
-from ._common import CIFARBackbone
+from ._common import CIFARBackbone, conv_norm
 
 # Channels of the first stage for each number of groups (paper, table 1). The paper's other numbers
 # are missing: 1 is no shuffle, 4 and 8 do not divide the first block.
@@ -27,6 +25,20 @@ _BLOCKS = (4, 8, 4)
 _STEM_CHANNELS = 24
 
 
+class _Convolutions(nn.Module):
+    """Convolutions ``conv1``, ``conv2``, ..., each with its batch norm ``bn1``, ``bn2``, ..."""
+
+    def __init__(self, *layers: list[nn.Module]) -> None:
+        super().__init__()
+        for i, (convolution, norm) in enumerate(layers, 1):
+            self.add_module(f'conv{i}', convolution)
+            self.add_module(f'bn{i}', norm)
+
+    def run(self, i: int, x: Tensor) -> Tensor:
+        """Apply a convolution and its batch norm."""
+        return getattr(self, f'bn{i}')(getattr(self, f'conv{i}')(x))
+
+
 @MODELS.register_module()
 class CIFARShuffleNetV1(CIFARBackbone):
     """Grouped 1x1 convolutions with a shuffle of channels between them.
@@ -36,8 +48,7 @@ class CIFARShuffleNetV1(CIFARBackbone):
     stem halves the map twice. Differs from the paper, as the original does: a ReLU follows the
     depthwise convolution too, and the stem is a 1x1 convolution.
 
-    Recorders reach the stem after its ReLU as ``backbone.relu``, a stage as ``backbone.layer1`` to
-    ``backbone.layer3``.
+    Recorders reach the stem as ``backbone.relu``, a stage as ``backbone.layer1`` to ``layer3``.
 
     Args:
         groups (int): Groups of the 1x1 convolutions, 2 or 3, which also sets the widths. Defaults
@@ -46,8 +57,7 @@ class CIFARShuffleNetV1(CIFARBackbone):
             default the last.
 
     Shape:
-        Input: (B, in_channels, H, W), H and W even. Output: tuple of maps (B, C_i, H_i, W_i),
-        H_i = H / 2, H / 4, H / 8 rounded up.
+        Input: height H and width even. Output: maps of height H / 2, H / 4, H / 8 rounded up.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -61,8 +71,7 @@ class CIFARShuffleNetV1(CIFARBackbone):
         super().__init__(**kwargs)
         self.groups = groups
         width = _STEM_CHANNELS
-        self.conv1 = nn.Conv2d(self.in_channels, width, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
+        self.conv1, self.bn1 = conv_norm(self.in_channels, width)
         self.relu = nn.ReLU()
         for i, number in enumerate(_BLOCKS):
             channels = _V1_CHANNELS[groups] * 2**i
@@ -73,28 +82,25 @@ class CIFARShuffleNetV1(CIFARBackbone):
             width = channels
 
 
-class _V1Block(nn.Module):
+class _V1Block(_Convolutions):
     """Grouped 1x1, shuffle, depthwise 3x3, grouped 1x1."""
 
     def __init__(self, in_channels: int, channels: int, stride: int, groups: int) -> None:
-        super().__init__()
         width = channels // 4
         self.stride = stride
         # The stem's 24 channels are too few to be grouped.
         self.groups = 1 if in_channels == _STEM_CHANNELS else groups
-        self.conv1 = nn.Conv2d(in_channels, width, 1, groups=self.groups, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = nn.Conv2d(width, width, 3, stride, padding=1, groups=width, bias=False)
-        self.bn2 = nn.BatchNorm2d(width)
-        self.conv3 = nn.Conv2d(width, channels, 1, groups=groups, bias=False)
-        self.bn3 = nn.BatchNorm2d(channels)
+        super().__init__(
+            conv_norm(in_channels, width, groups=self.groups),
+            conv_norm(width, width, 3, stride=stride, groups=width),
+            conv_norm(width, channels, groups=groups),
+        )
         self.relu = nn.ReLU()
 
     def before_relu(self, x: Tensor) -> Tensor:
         """Add both branches, or put them side by side where the map is halved."""
-        out = self.relu(self.bn1(self.conv1(x)))
-        out = self.relu(self.bn2(self.conv2(channel_shuffle(out, self.groups))))
-        out = self.bn3(self.conv3(out))
+        out = channel_shuffle(self.relu(self.run(1, x)), self.groups)
+        out = self.run(3, self.relu(self.run(2, out)))
         if self.stride == 1:
             return out + x
         return torch.cat([out, F.avg_pool2d(x, 3, 2, padding=1)], dim=1)
@@ -113,8 +119,7 @@ class CIFARShuffleNetV2(CIFARBackbone):
     stem halves the map twice.
 
     The map of the last 1x1 convolution, which the head reads, always comes last. Recorders reach
-    the stem after its ReLU as ``backbone.relu``, a stage as ``backbone.layer1`` to
-    ``backbone.layer3``.
+    the stem as ``backbone.relu``, a stage as ``backbone.layer1`` to ``layer3``.
 
     Args:
         widen_factor (float): 0.5, 1, 1.5 or 2. Defaults to 1: stages of 116, 232, 464 channels,
@@ -124,8 +129,7 @@ class CIFARShuffleNetV2(CIFARBackbone):
             the half that passed through, which is after its ReLU, then the convolved one.
 
     Shape:
-        Input: (B, in_channels, H, W). Output: tuple of maps (B, C_i, H_i, W_i), H_i = H / 2,
-        H / 4, H / 8 rounded up; then the last map, H / 8.
+        Output: maps of height H / 2, H / 4, H / 8 rounded up; then the last map, H / 8.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -143,33 +147,27 @@ class CIFARShuffleNetV2(CIFARBackbone):
         self.widen_factor = widen_factor
         width = _STEM_CHANNELS
         *widths, last = _V2_CHANNELS[widen_factor]
-        self.conv1 = nn.Conv2d(self.in_channels, width, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
+        self.conv1, self.bn1 = conv_norm(self.in_channels, width)
         self.relu = nn.ReLU()
         for i, (number, channels) in enumerate(zip(_BLOCKS, widths)):
             rest = (_V2Block(channels) for _ in range(number - 1))
             self.add_module(f'layer{i + 1}', nn.Sequential(_V2DownBlock(width, channels), *rest))
             width = channels
-        self.conv2 = nn.Conv2d(width, last, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(last)
+        self.conv2, self.bn2 = conv_norm(width, last)
 
     def tail(self, x: Tensor) -> Tensor:
         """Compute the map for the head."""
         return F.relu(self.bn2(self.conv2(x)))
 
 
-class _V2Block(nn.Module):
+class _V2Block(_Convolutions):
     """Half of the channels kept, the other convolved."""
 
     def __init__(self, channels: int) -> None:
-        super().__init__()
         half = channels // 2
-        self.conv1 = nn.Conv2d(half, half, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(half)
-        self.conv2 = nn.Conv2d(half, half, 3, padding=1, groups=half, bias=False)
-        self.bn2 = nn.BatchNorm2d(half)
-        self.conv3 = nn.Conv2d(half, half, 1, bias=False)
-        self.bn3 = nn.BatchNorm2d(half)
+        super().__init__(
+            conv_norm(half, half), conv_norm(half, half, 3, groups=half), conv_norm(half, half)
+        )
 
     def before_relu(self, x: Tensor) -> Tensor:
         """Put the half that is kept and the convolved one side by side."""
@@ -186,40 +184,27 @@ class _V2Block(nn.Module):
     def _halves(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return the half that is kept and the convolved one before its last ReLU."""
         kept, out = x.chunk(2, dim=1)
-        out = F.relu(self.bn1(self.conv1(out)))
-        out = self.bn2(self.conv2(out))
-        return kept, self.bn3(self.conv3(out))
+        return kept, self.run(3, self.run(2, F.relu(self.run(1, out))))
 
 
-class _V2DownBlock(nn.Module):
+class _V2DownBlock(_Convolutions):
     """Two branches that both halve the map."""
 
     def __init__(self, in_channels: int, channels: int) -> None:
-        super().__init__()
         half = channels // 2
-        self.conv1 = _halving(in_channels)
-        self.bn1 = nn.BatchNorm2d(in_channels)
-        self.conv2 = nn.Conv2d(in_channels, half, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(half)
-        self.conv3 = nn.Conv2d(in_channels, half, 1, bias=False)
-        self.bn3 = nn.BatchNorm2d(half)
-        self.conv4 = _halving(half)
-        self.bn4 = nn.BatchNorm2d(half)
-        self.conv5 = nn.Conv2d(half, half, 1, bias=False)
-        self.bn5 = nn.BatchNorm2d(half)
+        super().__init__(
+            conv_norm(in_channels, in_channels, 3, stride=2, groups=in_channels),
+            conv_norm(in_channels, half),
+            conv_norm(in_channels, half),
+            conv_norm(half, half, 3, stride=2, groups=half),
+            conv_norm(half, half),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute the block's map."""
-        left = self.bn1(self.conv1(x))
-        left = F.relu(self.bn2(self.conv2(left)))
-        right = F.relu(self.bn3(self.conv3(x)))
-        right = self.bn4(self.conv4(right))
-        return _join(left, self.bn5(self.conv5(right)))
-
-
-def _halving(channels: int) -> nn.Conv2d:
-    """Make a depthwise 3x3 convolution of stride 2."""
-    return nn.Conv2d(channels, channels, 3, 2, padding=1, groups=channels, bias=False)
+        left = F.relu(self.run(2, self.run(1, x)))
+        right = self.run(4, F.relu(self.run(3, x)))
+        return _join(left, self.run(5, right))
 
 
 def _join(kept: Tensor, convolved: Tensor) -> Tensor:

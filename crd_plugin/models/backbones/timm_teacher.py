@@ -1,7 +1,5 @@
 """A pretrained network of timm as a teacher."""
 
-from __future__ import annotations
-
 import difflib
 import os
 import sys
@@ -10,7 +8,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from mmpretrain.models.classifiers import ImageClassifier
-from torch import Tensor, nn
+from torch import Tensor
 
 from crd_plugin.compat import CheckpointError
 from crd_plugin.models._numbers import count
@@ -27,24 +25,19 @@ class TimmTeacher(ImageClassifier):
     """Build a foundation model of timm that knows what images it has to be given.
 
     Size, mean and standard deviation are those that timm has published with the weights; a
-    distillation resizes and normalises the teacher's images accordingly, whatever the student's
-    are. Position embeddings are resampled to ``size`` when the weights are loaded.
-
-    ``teacher_ckpt`` takes files as they are published: timm's ``model.safetensors``, the ``.pth``
-    of DINOv2 and DINOv3, the state dict of OpenAI's CLIP or OpenCLIP. They are loaded strictly;
-    only the parts behind the feature are left out: ``docs/foundation_teachers.md``.
+    distillation resizes and normalises the teacher's images accordingly. Position embeddings are
+    resampled to ``size`` when the weights are loaded. ``teacher_ckpt`` takes files of timm, DINOv2,
+    DINOv3, CLIP and OpenCLIP as they are published, see ``docs/foundation_teachers.md``.
 
     Args:
         model_name (str): Name in timm with the tag of its weights, such as
             ``'vit_small_patch14_dinov2.lvd142m'``.
-        pool (str, optional): Feature of an image: ``'cls'``, its class token, or ``'mean'``, the
-            mean of its patches or of its map. Defaults to None: as the weights were published.
-        size (int, optional): Height and width of the images in pixels. Defaults to None: as the
-            weights were published.
+        pool (str, optional): Feature of an image: ``'cls'``, its class token, or ``'mean'`` of its
+            patches or map. Defaults to None: as the weights were published.
+        size (int, optional): Height and width of the images in pixels. Defaults to None: the same.
         num_classes (int): Outputs of the published classifier, for methods that read logits.
             Defaults to 0: features alone.
-        pretrained (bool): Let timm download the weights, or take them from its cache. Defaults to
-            False.
+        pretrained (bool): Let timm fetch the weights. Defaults to False.
         init_cfg (dict, optional): Initialisation of MMEngine. Defaults to None.
         **kwargs (Any): Further arguments of ``timm.create_model``, such as ``depth``.
 
@@ -69,19 +62,26 @@ class TimmTeacher(ImageClassifier):
         if pool and num_classes:
             raise ValueError(
                 f'pool={pool!r} with num_classes={num_classes}: a classifier has its own pooling; '
-                'leave out one of the two.'
+                'leave one out.'
             )
         known = _published(model_name, pretrained)
         size = known.input_size[-1] if size is None else count('size', size)
         if known.fixed_input_size:
             kwargs['img_size'] = size
-        network = _build(model_name, pretrained, num_classes=num_classes, **kwargs)
+        import timm
+
+        try:
+            network = timm.create_model(model_name, pretrained, num_classes=num_classes, **kwargs)
+        except OSError as error:
+            raise CheckpointError(
+                f'the weights of {model_name} cannot be downloaded ({error}); download the file by '
+                'hand, leave out pretrained and give its path as teacher_ckpt.'
+            ) from error
         patch = getattr(getattr(network, 'patch_embed', None), 'patch_size', (1,))[0]
         if size % patch:
-            near = max(size // patch, 1) * patch
             raise ValueError(
                 f'size is {size}, but {model_name} divides images into patches of {patch} pixels; '
-                f'take a multiple, such as {near}.'
+                f'take a multiple, such as {max(size // patch, 1) * patch}.'
             )
         if pool:
             _set_pool(network, model_name, pool)
@@ -100,7 +100,8 @@ class TimmTeacher(ImageClassifier):
             ),
             init_cfg=init_cfg,
         )
-        self._name, self._classifiers = model_name, known.classifier or ()
+        given = known.classifier or ()
+        self._name, self._classifiers = model_name, [given] if isinstance(given, str) else given
 
     def rename_weights(self, weights: dict[str, Tensor], source: str) -> dict[str, Tensor]:
         """Give published weights the names and sizes of this network, as timm does.
@@ -110,8 +111,7 @@ class TimmTeacher(ImageClassifier):
             source (str): Name of the file, for messages.
 
         Returns:
-            dict[str, Tensor]: Tensors by name, without a classifier or an attention pooling that
-            this network does not have.
+            dict[str, Tensor]: The same, without a classifier or pooling that the network lacks.
 
         Raises:
             ValueError: If they are those of another network.
@@ -129,9 +129,7 @@ class TimmTeacher(ImageClassifier):
                     f'{source} cannot be given the names of {self._name}: '
                     f'{type(error).__name__}: {error}; give the file that was published for it.'
                 ) from error
-        given = self._classifiers
-        behind = (given,) if isinstance(given, str) else tuple(given)
-        parts = tuple(f'{part}.' for part in (*behind, 'attn_pool'))
+        parts = tuple(f'{part}.' for part in (*self._classifiers, 'attn_pool'))
         own = self.backbone.state_dict()
         return {
             f'backbone.{name}': value
@@ -167,19 +165,6 @@ def _published(name: str, pretrained: bool) -> Any:
             f'timm has no weights of {name}; leave out pretrained and give a file as teacher_ckpt.'
         )
     return known
-
-
-def _build(name: str, pretrained: bool, **kwargs: Any) -> nn.Module:
-    """Build a network of timm."""
-    import timm
-
-    try:
-        return timm.create_model(name, pretrained=pretrained, **kwargs)
-    except OSError as error:
-        raise CheckpointError(
-            f'the weights of {name} cannot be downloaded ({error}); download the file by hand, '
-            'leave out pretrained and give its path as teacher_ckpt.'
-        ) from error
 
 
 def _set_pool(network: Any, name: str, pool: str) -> None:

@@ -1,7 +1,5 @@
 """VGG with batch norm for 32x32 images, as distillation papers use it."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from torch import Tensor, nn
@@ -34,9 +32,8 @@ class CIFARVGG(CIFARBackbone):
     convolutions have a bias in spite of batch norm. Why not ``mmpretrain.VGG``: it always pools
     five times, has no bias beside batch norm, and no depth 8.
 
-    Recorders reach the stem after its ReLU as ``backbone.relu``, a stage before its last ReLU as
-    ``backbone.block1`` to ``backbone.block4`` and after it as ``backbone.relu1`` to
-    ``backbone.relu4``.
+    Recorders reach the stem as ``backbone.relu``, a stage before its last ReLU as
+    ``backbone.block1`` to ``backbone.block4`` and after it as ``backbone.relu1`` and so on.
 
     Args:
         depth (int): 8, 11, 13, 16 or 19.
@@ -44,8 +41,8 @@ class CIFARVGG(CIFARBackbone):
             default the last.
 
     Shape:
-        Input: (B, in_channels, H, W). Output: tuple of maps (B, C_i, H_i, W_i), C_i = 128, 256,
-        512, 512, H_i = H / 2, H / 4, H / 8, H / 8 rounded down; the last is H / 16 if H = 64.
+        Output: maps of 128, 256, 512, 512 channels and of height H / 2, H / 4, H / 8, H / 8 rounded
+        down; the last is H / 16 if H = 64.
 
     Raises:
         ValueError: If an argument is out of range.

@@ -1,7 +1,5 @@
 """Three-stage wide ResNet for 32x32 images: WRN-d-w."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from torch import Tensor, nn
@@ -9,37 +7,31 @@ from torch import Tensor, nn
 from crd_plugin.models._numbers import count
 from crd_plugin.registry import MODELS
 
-from ._common import CIFARBackbone
+from ._common import CIFARBackbone, conv_norm
 
 
 @MODELS.register_module()
 class CIFARWideResNet(CIFARBackbone):
     """Wide ResNet with (depth - 4) / 6 pre-activation blocks per stage.
 
-    A bare 3x3 stem of 16 channels, three stages of 16, 32 and 64 channels times ``widen_factor``,
-    then batch norm and ReLU. Where the width changes, batch norm and ReLU come before both branches
-    and the shortcut is a bare 1x1 convolution.
-
     Source: Zagoruyko and Komodakis, arXiv:1605.07146. Behaviour and parameter names matched:
     HobbitLong/RepDistiller, ``models/wrn.py``. Why not ``mmrazor.WideResNet``: its logits are the
     same, but it returns the last map alone, no stage, and nothing before an activation.
 
-    The stages are raw residual sums, which no head reads; so the map after the last batch norm and
-    ReLU always comes last. Recorders reach the stem as ``backbone.conv1``, a stage as
+    The stages are raw residual sums; the map after the last batch norm and ReLU, which the head
+    reads, always comes last. Recorders reach the stem as ``backbone.conv1``, a stage as
     ``backbone.block1`` to ``backbone.block3``.
 
     Args:
         depth (int): 6 n + 4: 16, 22, 28, 40 in the literature.
         widen_factor (int): Width of the stages in units of 16, 32, 64. Defaults to 1.
-        drop_rate (float): Dropout between the convolutions of a block, a fraction. Defaults to 0,
-            as in the distillation literature.
+        drop_rate (float): Dropout between the convolutions of a block, a fraction. Defaults to 0.
         **kwargs (Any): Arguments of :class:`CIFARBackbone`; ``out_indices`` are 0 to 2, by
             default none. With ``pre_activation`` a stage is the map after the batch norm that
             follows it, before its ReLU.
 
     Shape:
-        Input: (B, in_channels, H, W). Output: tuple of maps (B, C_i, H_i, W_i), H_i = H, H / 2,
-        H / 4 rounded up; then the last map, shaped as stage 2.
+        Output: maps of height H, H / 2, H / 4 rounded up; then the last map, shaped as stage 2.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -49,11 +41,7 @@ class CIFARWideResNet(CIFARBackbone):
     tail_names = ('bn1',)
 
     def __init__(
-        self,
-        depth: int,
-        widen_factor: int = 1,
-        drop_rate: float = 0.0,
-        **kwargs: Any,
+        self, depth: int, widen_factor: int = 1, drop_rate: float = 0.0, **kwargs: Any
     ) -> None:
         if not isinstance(depth, int) or depth < 10 or (depth - 4) % 6:
             raise ValueError(f'depth must be 6 n + 4 (16, 22, 28, 40, ...), but got {depth!r}.')
@@ -118,8 +106,7 @@ class _Block(nn.Module):
     def __init__(self, in_channels: int, channels: int, stride: int, drop_rate: float) -> None:
         super().__init__()
         self.bn1 = nn.BatchNorm2d(in_channels)
-        self.conv1 = nn.Conv2d(in_channels, channels, 3, stride, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(channels)
+        self.conv1, self.bn2 = conv_norm(in_channels, channels, 3, stride=stride)
         self.relu = nn.ReLU()
         self.dropout = nn.Dropout(drop_rate)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
@@ -131,6 +118,4 @@ class _Block(nn.Module):
         """Compute the residual sum; ``normed`` is the first batch norm of ``x``, if computed."""
         active = self.relu(self.bn1(x) if normed is None else normed)
         out = self.dropout(self.relu(self.bn2(self.conv1(active))))
-        if self.convShortcut is not None:
-            x = self.convShortcut(active)
-        return x + self.conv2(out)
+        return self.conv2(out) + (x if self.convShortcut is None else self.convShortcut(active))

@@ -1,7 +1,6 @@
 """Layers between a recorded feature and a loss."""
 
 from .conv_regressor import ConvRegressor
-from .dense_embedding_connector import DenseEmbeddingConnector
-from .embedding_connector import EmbeddingConnector
+from .embedding_connector import DenseEmbeddingConnector, EmbeddingConnector
 
 __all__ = ['ConvRegressor', 'DenseEmbeddingConnector', 'EmbeddingConnector']

@@ -1,7 +1,5 @@
 """Convolution that brings a map to the shape of another."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,13 +17,12 @@ Plan = tuple[type[nn.Module], dict[str, Any]]
 class ConvRegressor(nn.Module):
     """Bring a map to another's channels, height and width.
 
-    One convolution with bias, batch norm and, by default, a ReLU. The heights choose the
-    convolution: input twice as high: 3x3 with stride 2; half as high: transposed 4x4 with stride
-    2; at least as high otherwise: no padding and a kernel of 1 + difference (1x1 for equal sizes).
+    One convolution with bias, batch norm and, by default, a ReLU. The heights choose it: input
+    twice as high: 3x3 with stride 2; half as high: transposed 4x4 with stride 2; at least as high
+    otherwise: no padding and a kernel of 1 + difference.
 
-    Source: Romero et al., arXiv:1412.6550, section 2.2; behaviour matched:
-    HobbitLong/RepDistiller ``models/util.py`` (``ConvReg``). Differs: a shape that cannot be
-    reached is an error when the module is built, not a mismatch while training.
+    Source: Romero et al., arXiv:1412.6550, section 2.2; behaviour matched: HobbitLong/RepDistiller
+    ``models/util.py`` (``ConvReg``).
 
     Args:
         in_shape (Sequence[int]): Channels, height, width of the input.
@@ -37,8 +34,7 @@ class ConvRegressor(nn.Module):
         :meth:`fits`.
 
     Raises:
-        ValueError: If a shape is not three positive integers, or one convolution does not lead
-            from ``in_shape`` to ``out_shape``.
+        ValueError: If a shape is not three positive integers, or cannot be reached.
     """
 
     def __init__(
@@ -74,18 +70,14 @@ class ConvRegressor(nn.Module):
 
 
 def check_shape(name: str, shape: Sequence[int]) -> Shape:
-    """Require channels, height and width of a map; a ValueError names the argument."""
-    if (
-        not isinstance(shape, Sequence)
-        or len(shape) != 3
-        or not all(isinstance(n, int) and n > 0 for n in shape)
-    ):
+    """Require the shape of a map; a ValueError names the argument."""
+    sizes = list(shape) if isinstance(shape, Sequence) else []
+    if len(sizes) != 3 or not all(isinstance(n, int) and n > 0 for n in sizes):
         raise ValueError(
             f'{name} is {shape}, expected channels, height and width of a map, three positive '
             'integers.'
         )
-    channels, height, width = shape
-    return channels, height, width
+    return sizes[0], sizes[1], sizes[2]
 
 
 def _plan(in_shape: Sequence[int], out_shape: Sequence[int]) -> Plan | None:

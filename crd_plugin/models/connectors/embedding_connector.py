@@ -1,6 +1,4 @@
-"""Projection of a feature to a unit embedding."""
-
-from __future__ import annotations
+"""Projection of a feature, or of that at each location, to a unit embedding."""
 
 from collections.abc import Sequence
 
@@ -19,9 +17,8 @@ class EmbeddingConnector(BaseModule):
     """Project a feature to D dimensions and normalise it to unit length.
 
     Source: Tian et al., arXiv:1910.10699, section 3.1 (linear head); behaviour matched:
-    HobbitLong/RepDistiller ``crd/criterion.py`` and, for the other heads, kaiqi123/CKTF. Teacher
-    and student have one connector each, and both are trained. Differs: a zero feature gives a
-    zero embedding with a gradient of ordinary size instead of NaN.
+    HobbitLong/RepDistiller ``crd/criterion.py`` and, for the other heads, kaiqi123/CKTF. Differs: a
+    zero feature gives a zero embedding with a gradient of ordinary size instead of NaN.
 
     Args:
         in_channels (int, optional): Values per sample after flattening. Defaults to None:
@@ -34,10 +31,11 @@ class EmbeddingConnector(BaseModule):
 
     Shape:
         Input: ``(B, in_channels)`` or ``(B, C, H, W)``, flattened in that order; a tuple of one
-        such tensor, as necks return, is accepted. Output: ``(B, D)`` float32 with unit L2 norm.
+        such tensor, as necks return, is accepted. Output: ``(B, D)`` with unit L2 norm, float32, or
+        float64 from float64 layers.
 
     Raises:
-        ValueError: If an argument or the width of a feature does not fit.
+        ValueError: If an argument or a feature does not fit, or its width is not known.
     """
 
     def __init__(
@@ -67,18 +65,7 @@ class EmbeddingConnector(BaseModule):
         self._build(_flatten(feature).size(1))
 
     def forward(self, feature: Tensor | Sequence[Tensor]) -> Tensor:
-        """Embed a batch of features.
-
-        Args:
-            feature (Tensor): ``(B, in_channels)`` or ``(B, C, H, W)``. Where it has another
-                floating type than the layers, it is cast to theirs.
-
-        Returns:
-            Tensor: ``(B, D)`` float32 (float64 for float64 layers), unit norm.
-
-        Raises:
-            ValueError: If the width is not known, or the feature has another one.
-        """
+        """Embed a batch of features, cast to the type of the layers."""
         x = _flatten(feature)
         if self.in_channels is None:
             raise ValueError(
@@ -117,6 +104,35 @@ class EmbeddingConnector(BaseModule):
         self.in_channels = width
 
 
+@MODELS.register_module()
+class DenseEmbeddingConnector(EmbeddingConnector):
+    """Project the feature at each location of a map, or each token, as EmbeddingConnector does.
+
+    All locations share the layers, as in a 1x1 convolution. For
+    :class:`~crd_plugin.models.losses.DenseCRDLoss`.
+
+    Args:
+        *args, **kwargs: Arguments of :class:`EmbeddingConnector`; ``in_channels`` is C.
+
+    Shape:
+        Input: a map ``(B, C, H, W)`` or tokens ``(B, N, C)``; a tuple of one such tensor is
+        accepted. Output: ``(B, D, H, W)`` or ``(B, N, D)``, float32, with unit L2 norm over D.
+
+    Raises:
+        ValueError: If an argument, the width or the shape of a feature does not fit.
+    """
+
+    def infer_width(self, feature: Tensor | Sequence[Tensor]) -> None:
+        """Take ``in_channels`` from a feature, as given to ``forward``, and build the layers."""
+        self._build(_channels_last(feature).size(-1))
+
+    def forward(self, feature: Tensor | Sequence[Tensor]) -> Tensor:
+        """Embed every location of a batch of features."""
+        x = _channels_last(feature)
+        embedding = super().forward(x.flatten(0, -2)).unflatten(0, x.shape[:-1])
+        return embedding.movedim(-1, 1) if x.dim() == 4 else embedding
+
+
 def _flatten(feature: Tensor | Sequence[Tensor]) -> Tensor:
     """Bring a feature to ``(B, values)``."""
     if not isinstance(feature, Tensor):
@@ -133,3 +149,16 @@ def _flatten(feature: Tensor | Sequence[Tensor]) -> Tensor:
             'crd_plugin.PenultimateFeature does.'
         )
     return feature.flatten(1)
+
+
+def _channels_last(feature: Tensor | Sequence[Tensor]) -> Tensor:
+    """Return ``(B, H, W, C)`` of a map, ``(B, N, C)`` of tokens."""
+    features = [feature] if isinstance(feature, Tensor) else feature
+    if len(features) != 1 or features[0].dim() not in (3, 4):
+        raise ValueError(
+            f'The feature has shape {", ".join(str(tuple(one.shape)) for one in features)}, '
+            'expected one map (B, C, H, W) or the tokens (B, N, C) of a transformer; choose one '
+            'with data_idx in loss_forward_mappings, or use crd_plugin.EmbeddingConnector for a '
+            'feature (B, C) of the whole image.'
+        )
+    return features[0].movedim(1, -1) if features[0].dim() == 4 else features[0]

@@ -1,8 +1,5 @@
 """Preprocessing of several views of each image."""
 
-from __future__ import annotations
-
-from collections.abc import Sequence
 from typing import Any
 
 from mmengine.model import BaseDataPreprocessor
@@ -12,10 +9,8 @@ from torch import Tensor
 class MultiViewPreprocessor(BaseDataPreprocessor):
     """Send each view of a batch through another preprocessor.
 
-    So training on several views and testing on single images share one config, that of the data
-    set. Differs from MMPretrain's ``SelfSupDataPreprocessor``, which takes views too, but does not
-    pad, does not handle labels, and needs another ``collate_fn`` and other arguments than
-    ``ClsDataPreprocessor``.
+    So training on several views and testing on single images share one config. Why not MMPretrain's
+    ``SelfSupDataPreprocessor``: it does not pad or handle labels, and has other arguments.
 
     Args:
         preprocessor (BaseDataPreprocessor): Preprocessor of single images. Batch augmentations such
@@ -35,30 +30,12 @@ class MultiViewPreprocessor(BaseDataPreprocessor):
         self.preprocessor = preprocessor
 
     def forward(self, data: Any, training: bool = False) -> Any:
-        """Preprocess a batch of images, or of views of them.
-
-        Args:
-            data (dict): As collated: under ``inputs`` images, or a list with the images of each
-                view.
-            training (bool): Passed on. Defaults to False.
-
-        Returns:
-            dict: ``inputs``, a batch ``(B, C, H, W)`` or a list of one such batch per view, and
-            ``data_samples``.
-        """
-        views = _views_of(data)
-        if views is None:
+        """Preprocess collated images to ``(B, C, H, W)``, or views of them to a list of such."""
+        views = data['inputs']
+        # A view is a list of images (pseudo_collate) or (B, C, H, W) (default_collate).
+        if isinstance(views, Tensor) or isinstance(views[0], Tensor) and views[0].dim() != 4:
             return self.preprocessor(data, training)
         # The samples once: the preprocessor may write to them.
         first = self.preprocessor({**data, 'inputs': views[0]}, training)
         others = [self.preprocessor(dict(inputs=view), training)['inputs'] for view in views[1:]]
         return {**first, 'inputs': [first['inputs'], *others]}
-
-
-def _views_of(data: dict) -> Sequence | None:
-    """Return the views of a collated batch; None for single images."""
-    inputs = data['inputs']
-    if isinstance(inputs, Tensor):
-        return None
-    # A view is a list of images (pseudo_collate) or (B, C, H, W) (default_collate).
-    return inputs if not isinstance(inputs[0], Tensor) or inputs[0].dim() == 4 else None

@@ -1,7 +1,5 @@
 """Preprocessing for a network that sees a view of the images."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,8 +14,7 @@ from crd_plugin.registry import MODELS
 class ViewPreprocessor(ClsDataPreprocessor):
     """Give a network its view of the images, normalised: luminance, some channels, a size.
 
-    As ``data_preprocessor`` of a network it counts in training and tests of the network alone and
-    in a distillation, which then needs no ``teacher_view`` or ``student_view``.
+    As ``data_preprocessor`` of a network it also counts in a distillation.
 
     Args:
         view (dict | nn.Module): From pixels, 0 to 255, to what the network sees, such as
@@ -28,8 +25,7 @@ class ViewPreprocessor(ClsDataPreprocessor):
             them are the distillation's.
 
     Raises:
-        ValueError: If there are not as many means as deviations, a deviation is not positive, or
-            the view has another number of channels.
+        ValueError: If mean and std do not fit each other or the view.
     """
 
     def __init__(
@@ -39,15 +35,7 @@ class ViewPreprocessor(ClsDataPreprocessor):
         self.view = _NormalisedView(view, mean, std)
 
     def forward(self, data: dict, training: bool = False) -> dict:
-        """Preprocess a batch as ``ClsDataPreprocessor`` does, then its images.
-
-        Args:
-            data (dict): As collated: ``inputs``, and optionally ``data_samples``.
-            training (bool): Whether batch augmentations are applied. Defaults to False.
-
-        Returns:
-            dict: The same, with the normalised view as ``inputs``.
-        """
+        """Preprocess a collated batch as ``ClsDataPreprocessor`` does, then take the view of it."""
         data = super().forward(data, training)
         return {**data, 'inputs': self.view(data['inputs'])}
 

@@ -1,7 +1,5 @@
 """A classifier of every pixel."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 
@@ -33,7 +31,7 @@ class SegmentationHead(BaseModule):
         init_cfg (dict | list[dict], optional): Initial weights. Defaults to None: those of torch.
 
     Raises:
-        ValueError: If an argument is out of range.
+        ValueError: If an argument or a label is out of range, or a sample has no label map.
     """
 
     def __init__(
@@ -57,32 +55,13 @@ class SegmentationHead(BaseModule):
         )
 
     def forward(self, feats: Sequence[Tensor]) -> Tensor:
-        """Compute scores at the size of the map.
-
-        Args:
-            feats (Sequence[Tensor]): Maps of the backbone; the last counts, ``(B, C, H, W)``.
-
-        Returns:
-            Tensor: ``(B, num_classes, H, W)``.
-        """
+        """Compute scores ``(B, num_classes, H, W)`` of the last map, ``(B, C, H, W)``."""
         return self.layers(feats[-1])
 
     def loss(
         self, feats: Sequence[Tensor], data_samples: list[DataSample], **kwargs: Any
     ) -> dict[str, Tensor]:
-        """Compute the mean cross-entropy of the labelled pixels.
-
-        Args:
-            feats (Sequence[Tensor]): As for :meth:`forward`.
-            data_samples (list[DataSample]): Samples with ``gt_seg_map``, ``(H, W)`` integers.
-            **kwargs: Not used.
-
-        Returns:
-            dict[str, Tensor]: ``loss``.
-
-        Raises:
-            ValueError: If a sample has no label map, or one has values out of range.
-        """
+        """Compute the mean cross-entropy of the pixels that ``gt_seg_map`` ``(H, W)`` labels."""
         target = stack_field(data_samples, 'gt_seg_map', feats[-1].device)
         assert target is not None
         target = target.long()
@@ -104,16 +83,7 @@ class SegmentationHead(BaseModule):
     def predict(
         self, feats: Sequence[Tensor], data_samples: list[DataSample] | None = None
     ) -> list[DataSample]:
-        """Predict the class of every pixel.
-
-        Args:
-            feats (Sequence[Tensor]): As for :meth:`forward`.
-            data_samples (list[DataSample], optional): Samples whose ``img_shape`` is the size to
-                predict at. Defaults to None: the size of the map.
-
-        Returns:
-            list[DataSample]: Samples with ``pred_seg_map``, ``(H, W)`` int64.
-        """
+        """Predict ``pred_seg_map`` at the size ``img_shape`` of each sample, or of the map."""
         scores = self(feats)
         samples = data_samples or [DataSample() for _ in scores]
         for sample, score in zip(samples, scores):

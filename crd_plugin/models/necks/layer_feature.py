@@ -1,7 +1,5 @@
 """A neck that picks one layer."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch.nn.functional as F
@@ -24,7 +22,7 @@ class LayerFeature(nn.Module):
             Defaults to None: as they are.
 
     Raises:
-        ValueError: If ``layer`` is not an integer or ``size`` not a positive one.
+        ValueError: If an argument is out of range, or a backbone has no such output.
     """
 
     def __init__(self, layer: int, size: int | None = None) -> None:
@@ -34,17 +32,7 @@ class LayerFeature(nn.Module):
         self.layer, self.size = layer, None if size is None else count('size', size)
 
     def forward(self, outputs: Sequence[Tensor]) -> tuple[Tensor]:
-        """Pick and flatten.
-
-        Args:
-            outputs (Sequence[Tensor]): Outputs of a backbone, ``(B, C, H, W)`` or ``(B, C)``.
-
-        Returns:
-            tuple[Tensor]: One feature, ``(B, C * size * size)``.
-
-        Raises:
-            ValueError: If there is no such output.
-        """
+        """Pick one of the outputs ``(B, C, H, W)`` or ``(B, C)`` and flatten it."""
         if not -len(outputs) <= self.layer < len(outputs):
             raise ValueError(
                 f'layer is {self.layer}, but the backbone has {len(outputs)} outputs, counted from '

@@ -1,7 +1,5 @@
 """Recorder of a field of the data samples, such as ids and labels, as a tensor."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -22,15 +22,6 @@ def weights():
     return MODELS.build(small_runs.net(6)).state_dict()
 
 
-@pytest.fixture
-def log(caplog):
-    """Text of the log."""
-    logger = MMLogger.get_current_instance()
-    logger.addHandler(caplog.handler)  # MMEngine's loggers have no parents
-    yield caplog
-    logger.removeHandler(caplog.handler)
-
-
 def renamed(weights, change):
     """Weights under other names."""
     return {change(name): value for name, value in weights.items()}
@@ -51,14 +42,15 @@ WRAPPINGS = dict(
 
 
 @pytest.mark.parametrize('wrapping', WRAPPINGS)
-def test_the_right_weights_are_found(tmp_path, weights, wrapping, log):
+def test_the_right_weights_are_found(tmp_path, weights, wrapping, monkeypatch):
+    said = []
+    monkeypatch.setattr(MMLogger, 'info', lambda self, text: said.append(text))
     torch.save(WRAPPINGS[wrapping](weights), tmp_path / 'net.pth')
     model = MODELS.build(small_runs.net(6))
     load_pretrained(model, str(tmp_path / 'net.pth'), 'teacher')
     for name, value in model.state_dict().items():
         assert torch.equal(value, weights[name]), name
-    changes = [record for record in log.records if 'teacher_ckpt=' in record.message]
-    assert bool(changes) == (wrapping != 'bare')
+    assert any('teacher_ckpt=' in text for text in said) == (wrapping != 'bare')
 
 
 @pytest.mark.parametrize(
@@ -69,7 +61,6 @@ def test_the_right_weights_are_found(tmp_path, weights, wrapping, log):
             'a.pth holds no weights but a dict of state_dict, ema; expected names with their ',
         ),
         ({}, 'holds no weights but a dict of none; '),
-        (dict(a=1), 'holds no weights but a dict of a; '),
         (
             dict(model={'w': torch.ones(1)}, model_ema={'w': torch.ones(1)}, step=1),
             r'several sets of weights: model, model_ema; .*torch.save\(dict\(state_dict=',

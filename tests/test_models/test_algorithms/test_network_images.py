@@ -84,9 +84,6 @@ def test_equal_or_no_settings_change_nothing():
     assert isinstance(alone.student_view, torch.nn.Identity)
 
 
-# --- views ----------------------------------------------------------------- #
-
-
 class Grey(torch.nn.Module):
     """A view of one's own: the mean over channels, three times."""
 
@@ -135,14 +132,12 @@ def test_luminance_and_a_module_of_ones_own():
     raw = torch.randint(0, 256, (6, 3, 8, 8), dtype=torch.uint8)
     lab = rgb_to_lab(raw.float() / 255)[:, :1]
     for own in (preprocessor(), preprocessor(**OWN)):
-        view = network_images(torch.nn.Module(), MODELS.build(own), dict(LAB))
+        luminance = dict(type='crd_plugin.LabView', channels='L')
+        view = network_images(torch.nn.Module(), MODELS.build(own), luminance)
         images = MODELS.build(own)(dict(inputs=raw))['inputs'].float()
         torch.testing.assert_close(view(images), lab, atol=0.01, rtol=1e-4)
     seen = seen_by(build(data_preprocessor=preprocessor(**OWN), student_view=Grey()), raw)
     torch.testing.assert_close(seen['student'], Grey()(seen['teacher']))
-
-
-LAB = dict(type='crd_plugin.LabView', channels='L')
 
 
 @pytest.mark.parametrize('own', [preprocessor(), preprocessor(**OWN, to_rgb=True)])
@@ -163,37 +158,26 @@ def test_a_network_brings_its_view(own):
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-3)
 
 
-def test_two_resolutions():
-    resize = dict(type='crd_plugin.ResizeView', size=4)
-    raw = torch.randint(0, 256, (6, 3, 8, 8), dtype=torch.uint8)
-    seen = seen_by(build(data_preprocessor=preprocessor(**OWN), student_view=resize), raw)
-    assert (seen['student'].shape, seen['teacher'].shape) == ((6, 3, 4, 4), (6, 3, 8, 8))
+MIXUP = dict(augments=[dict(type='Mixup', alpha=0.2)])
+FOUR = dict(data_preprocessor=preprocessor(mean=[1.0] * 4, std=[1.0] * 4))
 
 
-def test_a_view_that_does_not_fit_is_refused():
-    own = preprocessor()
-    with pytest.raises(ValueError, match='^ChannelView asks for .* or set model.input_shape'):
-        build(data_preprocessor=own, teacher_view=channels(3, 4, 5))
-    theirs = dict(data_preprocessor=preprocessor(**OTHER))
-    with pytest.raises(ValueError, match='the images have 2 channels, but mean .* 3 numbers'):
-        build(data_preprocessor=own, student_view=channels(0, 1), architecture=theirs)
-
-
-def test_mixed_images_are_refused_where_they_have_no_effect():
-    mixup = dict(augments=[dict(type='Mixup', alpha=0.2)])
-    for changes in (
-        dict(train_cfg=mixup),
-        dict(data_preprocessor=preprocessor(batch_augments=mixup)),
-    ):
-        with pytest.raises(ValueError, match='^architecture mixes images .* of the config.$'):
-            build(data_preprocessor=preprocessor(**OWN), architecture=changes)
-
-
-def test_another_number_of_channels_is_refused():
-    with pytest.raises(
-        ValueError, match='of the teacher has 4 channels, .* 3; .* model.teacher_view.$'
-    ):
-        build(
-            data_preprocessor=preprocessor(**OWN),
-            teacher=dict(data_preprocessor=preprocessor(mean=[1.0] * 4, std=[1.0] * 4)),
-        )
+@pytest.mark.parametrize(
+    'changes, message',
+    [
+        (
+            dict(student_view=channels(0, 1), architecture=FOUR),
+            'the images have 2 channels, but mean .* 4 numbers',
+        ),
+        (dict(teacher=FOUR), 'of the teacher has 4 channels, .* 3; .* model.teacher_view.$'),
+        # Mixing would have no effect.
+        (dict(architecture=dict(train_cfg=MIXUP)), '^architecture mixes images .* of the config'),
+        (
+            dict(architecture=dict(data_preprocessor=preprocessor(batch_augments=MIXUP))),
+            '^architecture mixes images',
+        ),
+    ],
+)
+def test_what_does_not_fit_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        build(data_preprocessor=preprocessor(**OWN), **changes)

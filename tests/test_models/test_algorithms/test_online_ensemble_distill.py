@@ -1,11 +1,12 @@
 """OnlineEnsembleDistill: losses, gate, predictions, checkpoints, errors."""
 
+import itertools
+
 import pytest
 import torch
 import torch.nn.functional as F
 from mmengine.logging import MessageHub
 from mmengine.model import BaseModule
-from mmengine.registry import DefaultScope
 from mmpretrain.registry import MODELS as MMPRETRAIN_MODELS
 from mmpretrain.structures import DataSample
 from torch import nn
@@ -29,10 +30,7 @@ class OneStage(BaseModule):
         return (self.layer3(self.stem(x)),)
 
 
-@pytest.fixture(autouse=True)
-def scope():
-    with DefaultScope.overwrite_default_scope('mmpretrain'):
-        yield
+pytestmark = pytest.mark.usefixtures('mmpretrain_scope')
 
 
 def net(**head):
@@ -81,28 +79,21 @@ def summed(losses):
     return sum(value for key, value in losses.items() if 'loss' in key)
 
 
-def full_networks(model, cfg):
-    """Build each branch as a network of its own, with the weights of the trunk; student first."""
-    nets = []
-    for branch in (model.architecture, *model.branches):
-        whole = MODELS.build(cfg).to(next(model.parameters()).dtype)
-        whole.load_state_dict({**model.architecture.state_dict(), **branch.state_dict()})
-        nets.append(whole.train(model.training))
-    return nets
-
-
 def _log_softmax(row, tau=1.0):
     return row / tau - torch.exp(row / tau).sum().log()
 
 
-def looped_loss(model, nets, images, labels):
-    """Compute the objective as it stands in the paper, sample by sample."""
-    feature = []
-    handle = nets[0].backbone.layer3.register_forward_pre_hook(
-        lambda module, args: feature.append(args[0])
-    )
-    logits = [one(images, None, mode='tensor') for one in nets]
-    handle.remove()
+def looped_loss(model, images, labels):
+    """Compute the objective as it stands in the paper, sample by sample.
+
+    Each branch is a whole network, with the weights of the trunk.
+    """
+    whole, feature, logits = MODELS.build(net()).to(images.dtype).train(), [], []
+    whole.backbone.layer3.register_forward_pre_hook(lambda module, args: feature.append(args[0]))
+    trunk = dict(model.architecture.named_parameters())
+    for branch in (model.architecture, *model.branches):
+        weights = {**trunk, **dict(branch.named_parameters())}
+        logits.append(torch.func.functional_call(whole, weights, (images, None, 'tensor')))
     fc, bn, size = model.gate.fc, model.gate.bn, len(labels)
     # Pooling and FC, then the statistics of the batch norm.
     scores = [fc.weight @ (x.flatten(1).sum(1) / x[0].numel()) + fc.bias for x in feature[0]]
@@ -186,48 +177,24 @@ def test_numbers_of_the_original():
 )
 def test_value_and_gradient_equal_loops_over_full_networks(changes):
     model = build(**changes).double().train()
-    nets = full_networks(model, net())
     images, samples = batch(dtype=torch.float64)
     images.requires_grad_()
     value = summed(model(images, samples, mode='loss'))
-    value.backward()
-    grads = {name: p.grad for name, p in model.named_parameters()}
-    grad_images, images.grad = images.grad, None
-    model.zero_grad()
-
-    expected = looped_loss(model, nets, images, labels_of(samples))
-    expected.backward()
+    expected = looped_loss(model, images, labels_of(samples))
     assert value.dtype == torch.float64
     torch.testing.assert_close(value, expected, rtol=1e-9, atol=1e-10)
-
-    def same(actual, wanted):
-        torch.testing.assert_close(actual, wanted, rtol=1e-7, atol=1e-9)
-
-    same(grad_images, images.grad)
-    for name, parameter in model.gate.named_parameters():
-        same(grads[f'gate.{name}'], parameter.grad)
-    for i, whole in enumerate(nets):
-        for name, parameter in whole.named_parameters():
-            key = f'branches.{i - 1}.{name}'
-            if i == 0 and 'layer3' not in name and 'head' not in name:
-                # The trunk gets the gradients of all branches.
-                wanted = sum(dict(one.named_parameters())[name].grad for one in nets)
-                same(grads[f'architecture.{name}'], wanted)
-            elif i == 0:
-                same(grads[f'architecture.{name}'], parameter.grad)
-            elif key in grads:
-                same(grads[key], parameter.grad)
+    trained = [images, *model.parameters()]
+    found, wanted = (torch.autograd.grad(loss, trained) for loss in (value, expected))
+    torch.testing.assert_close(found, wanted, rtol=1e-7, atol=1e-9)
 
 
 def test_names_and_parts_of_the_losses():
     model = build().train()
     images, samples = batch()
     losses = model(images, samples, mode='loss')
+    parts = ['student', 'branch1', 'branch2', 'ensemble']
     assert list(losses) == [
-        'student.loss',
-        'branch1.loss',
-        'branch2.loss',
-        'ensemble.loss',
+        *(f'{part}.loss' for part in parts),
         'distill.loss_online_kd',
         'student.accuracy',
         'ensemble.accuracy',
@@ -241,34 +208,31 @@ def test_names_and_parts_of_the_losses():
         assert float(losses[f'{name}.accuracy']) == pytest.approx(100 * right)
 
 
-@pytest.mark.parametrize(
-    'changes',
-    [
-        dict(),
-        dict(ensemble_weight=0, kl_weight=0),
-        dict(branch_weight=0, ensemble_weight=0),
-    ],
-)
-def test_every_parameter_gets_a_gradient_each_step(changes):
-    """DistributedDataParallel waits for each of them."""
-    model = build(**changes).train()
+def test_each_part_runs_once_and_gets_a_gradient():
+    """DistributedDataParallel waits for each parameter, whatever the weights."""
+    model = build(branch_weight=0, ensemble_weight=0).train()
     summed(model(*batch(), mode='loss')).backward()
-    missing = [name for name, p in model.named_parameters() if p.grad is None]
-    assert missing == []
-
-
-def test_the_trunk_runs_once():
-    model = build().train()
-    calls = []
-    model.architecture.backbone.layer2.register_forward_hook(lambda *args: calls.append(1))
-    model(*batch(), mode='loss')
-    assert len(calls) == 1
+    assert all(parameter.grad is not None for parameter in model.parameters())
     counts = {
         int(value)
         for key, value in model.state_dict().items()
         if key.endswith('num_batches_tracked')
     }
     assert counts == {1}
+
+
+def test_large_half_logits():
+    """Losses are float32; the sum of exponents of float16 logits would overflow."""
+    model = build().train()
+    for net in (model.architecture, *model.branches):
+        net.head.register_forward_hook(
+            lambda module, args, logits: torch.linspace(-6e4, 6e4, 5).half().expand(6, 5)
+        )
+    losses = model(*batch(), mode='loss')
+    assert {losses[key].dtype for key in losses if 'loss' in key} == {torch.float32}
+    # All branches agree with the ensemble, and the last label has the largest logit.
+    assert losses['distill.loss_online_kd'] == 0 and losses['student.loss'].isfinite()
+    assert losses['student.accuracy'] == pytest.approx(100 / 6)
 
 
 def test_mixed_labels_and_the_loss_of_the_config():
@@ -290,35 +254,13 @@ def test_mixed_labels_and_the_loss_of_the_config():
     assert not any('accuracy' in key for key in losses)
 
 
-def test_half_precision():
-    """Losses are float32; the sum of exponents of float16 logits would overflow."""
-    model = build().train()
-    images, samples = batch()
-    exact = model(images, samples, mode='loss')
-    with torch.autocast('cpu', dtype=torch.bfloat16):
-        losses = model(images, samples, mode='loss')
-    for key in [key for key in losses if 'loss' in key]:
-        assert losses[key].dtype == torch.float32
-        torch.testing.assert_close(losses[key], exact[key], rtol=0.1, atol=0.1)
-    for net in (model.architecture, *model.branches):
-        net.head.register_forward_hook(
-            lambda module, args, logits: torch.linspace(-6e4, 6e4, 5).half().expand(6, 5)
-        )
-    losses = model(*batch(), mode='loss')
-    # All branches agree with the ensemble, and the last label has the largest logit.
-    assert losses['distill.loss_online_kd'] == 0 and losses['student.loss'].isfinite()
-    assert losses['student.accuracy'] == pytest.approx(100 / 6)
-
-
 @pytest.mark.parametrize(
     'epoch, expected',
     [
         # sigmoid_rampup(epoch, 80) of the original.
         (0, 0.006737946999085467),
-        (20, 0.06006691208003602),
         (40, 0.2865047968601901),
         (79, 0.9992190549705546),
-        (80, 1.0),
         (250, 1.0),
         (None, 1.0),  # Without a runner.
     ],
@@ -368,16 +310,11 @@ def test_branches_start_with_weights_of_their_own():
     cfg = config()
     model = MODELS.build(cfg)
     assert cfg == config()
-    nets = (model.architecture, *model.branches)
-    weights = [one.backbone.layer3[0].conv1.weight for one in nets]
+    weights = [one.backbone.layer3[0].conv1.weight for one in (model.architecture, *model.branches)]
     built = [one.detach().clone() for one in weights]
     model.init_weights()
-    # As built, as initialised, and before and after.
-    different = [*built, *weights]
-    for i, one in enumerate(different):
-        assert one.std() > 0.01
-        for other in different[:i]:
-            assert (one - other).abs().max() > 0.01
+    for one, other in itertools.combinations([*built, *weights], 2):
+        assert (one - other).abs().max() > 0.01
     # By the backbone's init_cfg, fan-out: sqrt(2 / (16 * 9)).
     for one in weights:
         assert float(one.detach().std()) == pytest.approx(0.118, rel=0.15)
@@ -406,23 +343,18 @@ def test_keys_of_checkpoints():
 @pytest.mark.parametrize(
     'changes, message',
     [
-        (dict(num_branches=1), 'num_branches is 1, expected an int of at least 2'),
-        (dict(num_branches=2.0), 'num_branches is 2.0, expected an int'),
-        (dict(num_branches=True), 'num_branches is True'),
+        (dict(num_branches=1), 'num_branches is 1, expected at least 2'),
+        (dict(num_branches=2.0), 'num_branches is 2.0, expected an integer'),
         (dict(tau=0), 'tau is 0, expected a positive number'),
-        (dict(tau=float('inf')), 'tau is inf'),
         (dict(branch_weight=-1), 'branch_weight is -1, expected a finite number that is not'),
         (dict(ensemble_weight=float('nan')), 'ensemble_weight is nan'),
         (dict(kl_weight=float('inf')), 'kl_weight is inf'),
         (dict(ramp_up=80), r'ramp_up is 80, expected a fraction of the training in \[0, 1\]'),
-        (dict(ramp_up=-0.1), 'ramp_up is -0.1'),
         (dict(predict_with='both'), "predict_with is 'both', expected 'branch' or 'ensemble'"),
         (dict(input_shape=(1, 8, 8)), r'input_shape=\(1, 8, 8\) does not go'),
         (dict(architecture={**net(), 'head': None}), 'architecture.head has no loss_module'),
         (dict(architecture=None), 'architecture is NoneType, expected the config of a network'),
         (dict(tau='3'), "tau is '3', expected a number"),
-        (dict(kl_weight='3'), "kl_weight is '3', expected a number"),
-        (dict(ramp_up='3'), "ramp_up is '3', expected a number"),
     ],
 )
 def test_wrong_arguments(changes, message):

@@ -136,16 +136,6 @@ def test_weights_have_their_channels_last():
         assert feature.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_channels_last_takes_views_and_leaves_the_rest():
-    images = torch.randn(2, 3, 4, 4)
-    views = speed.channels_last([images, images + 1])
-    assert isinstance(views, list) and torch.equal(views[1], images + 1)
-    for view in views:
-        assert view.is_contiguous(memory_format=torch.channels_last)
-    vector = torch.randn(2, 3)
-    assert speed.channels_last(vector) is vector
-
-
 def test_compiled_backbones_are_called(monkeypatch):
     traced = []
 
@@ -154,6 +144,7 @@ def test_compiled_backbones_are_called(monkeypatch):
         return graph.forward
 
     net = model(compile=dict(backend=backend))
+    assert copy.deepcopy(net).student.backbone._compiled_call_impl is None
     step(net, *batch())
     # Teacher's and student's, once each; not again for equal shapes.
     assert len(traced) == 2
@@ -161,23 +152,15 @@ def test_compiled_backbones_are_called(monkeypatch):
     assert len(traced) == 2
 
 
-@pytest.mark.parametrize('options', [dict(compile=TRACED), {}])
-def test_each_forward_pass_is_a_step_of_cuda_graphs(monkeypatch, options):
+def test_each_forward_pass_is_a_step_of_cuda_graphs(monkeypatch):
     """Else the student's pass takes the memory of the teacher's maps."""
-    net, order = model(**options), []
+    net, order = model(compile=TRACED), []
     monkeypatch.setattr(torch.compiler, 'cudagraph_mark_step_begin', lambda: order.append('step'))
     for name in ('teacher', 'student'):
         getattr(net, name).register_forward_pre_hook(lambda *_, name=name: order.append(name))
     for _ in range(2):
         step(net, *batch())
-    marks = ['step'] if options else []
-    assert order == 2 * [*marks, 'teacher', 'student']
-
-
-def test_copies_are_not_compiled():
-    net = model(compile=True)
-    assert net.student.backbone._compiled_call_impl is not None
-    assert copy.deepcopy(net).student.backbone._compiled_call_impl is None
+    assert order == 2 * ['step', 'teacher', 'student']
 
 
 @pytest.mark.parametrize(
@@ -203,43 +186,8 @@ def test_network_without_a_backbone():
 def test_both_networks_run_under_autocast_and_the_objective_does_not():
     net = model().float()
     images, samples = batch()
-    torch.manual_seed(5)  # negatives are drawn
-    expected = net(images.float(), samples, mode='loss')
-    crd = net.distiller.distill_losses['loss_crd']
-    crd.bank.discard()
-    given = []
-    crd.register_forward_pre_hook(
-        lambda module, args, kwargs: given.append(kwargs), with_kwargs=True
-    )
-    torch.manual_seed(5)
     with torch.autocast('cpu', dtype=torch.bfloat16):
         losses = net(images.float(), samples, mode='loss')
-    for (side, name), records in recorded(net).items():
-        if name == 'logits':
-            assert records[0].dtype == torch.bfloat16, side
-    # Embeddings are normalised, and the objective computed, in float32.
-    for name in ('s_feats', 't_feats'):
-        assert given[0][name].dtype == torch.float32
-        torch.testing.assert_close(given[0][name].norm(dim=1), torch.ones(4))
+    for side in ('student', 'teacher'):
+        assert recorded(net)[side, 'logits'][0].dtype == torch.bfloat16
     assert losses['distill.loss_crd'].dtype == torch.float32
-    torch.testing.assert_close(
-        losses['distill.loss_crd'], expected['distill.loss_crd'], rtol=0.1, atol=0
-    )
-    sum(losses.values()).backward()
-    for name, parameter in net.student.named_parameters():
-        assert parameter.grad.dtype == torch.float32, name
-
-
-def test_training_with_every_option(tmp_path):
-    """The options together, through runner, hooks and optimizer wrapper."""
-    plain = dict(model__architecture=small_runs.net(6), default_hooks__checkpoint=None)
-    options = dict(
-        model__channels_last=True, model__compile=TRACED, optim_wrapper__optimizer__fused=True
-    )
-    weights = []
-    for changes in ({}, options):
-        changes = {**plain, **small_runs.without_validation(), **changes}
-        runner = small_runs.build(tmp_path / str(len(changes)), **changes)
-        runner.train()
-        weights.append(runner.model.student.state_dict())
-    torch.testing.assert_close(weights[1], weights[0], rtol=1e-3, atol=1e-4)

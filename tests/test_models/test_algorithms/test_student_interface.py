@@ -102,8 +102,5 @@ def test_branches_have_the_depths_of_the_network():
     for name in ('architecture.backbone.conv', 'branches.1.backbone.conv'):
         assert model.get_layer_depth(name) == (len('backbone.conv'), 100)
     assert model.get_layer_depth('gate.fc.weight') == (99, 100)
-
-
-def test_backbone_without_depths_is_told():
     with pytest.raises(NotImplementedError, match='its CIFARResNet of depth 8 does not know them'):
         rates(build('FrozenTeacherDistill'))

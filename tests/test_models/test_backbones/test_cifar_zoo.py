@@ -5,7 +5,6 @@ import functools
 
 import pytest
 import torch
-from mmengine.config import Config
 from mmpretrain.registry import MODELS
 
 from crd_plugin.models.backbones import CIFAR_ZOO, build_cifar_classifier_cfg, find_cifar_name
@@ -111,10 +110,13 @@ def test_stages_are_chosen_by_out_indices(family, monkeypatch):
     monkeypatch.setattr(model.backbone, 'out_indices', (1, num_stages(name) - 1))
     chosen = model.backbone(images())
     torch.testing.assert_close(chosen, (everything[1], *everything[num_stages(name) - 1 :]))
+    if getattr(model.backbone, 'tail_names', ()):
+        monkeypatch.setattr(model.backbone, 'out_indices', ())
+        torch.testing.assert_close(model.backbone(images()), everything[-1:])
 
 
 def test_training_is_the_same_with_pre_activations(family):
-    """Same output and gradients; batch norm counts each batch once."""
+    """Same output and gradients; batch norm counts each batch once; nothing works in place."""
     name, model = family
     results = []
     for pre_activation in (False, True):
@@ -126,17 +128,9 @@ def test_training_is_the_same_with_pre_activations(family):
         grads = {key: value.grad for key, value in net.named_parameters()}
         results.append((logits.detach(), dict(net.named_buffers()), grads))
     torch.testing.assert_close(*results)
+    sum(feature.square().mean() for feature in net.backbone(images().double())).backward()
     counts = [v for key, v in results[0][1].items() if key.endswith('num_batches_tracked')]
     assert all(value == 1 for value in counts)
-
-
-def test_gradient_reaches_a_pre_activation(family):
-    """No operation in place spoils it; the first weights get a gradient."""
-    backbone = copy.deepcopy(family[1].backbone)
-    backbone.pre_activation = True
-    backbone.train()
-    sum(feature.square().mean() for feature in backbone(images()[..., ::2, ::2])).backward()
-    assert next(backbone.parameters()).grad.abs().sum() > 0
 
 
 @torch.no_grad()
@@ -187,21 +181,6 @@ def test_config_is_the_callers_own():
     again = build_cifar_classifier_cfg('wrn_40_2', 10)
     assert again['backbone']['depth'] == 40
     assert again['head']['init_cfg'] is None
-
-
-def test_use_in_a_config_file(tmp_path):
-    """An empty `_base_` keeps MMEngine's text format in spite of imports."""
-    (tmp_path / 'pair.py').write_text(
-        '_base_ = []\n'
-        'from crd_plugin.models.backbones import build_cifar_classifier_cfg\n'
-        "student = build_cifar_classifier_cfg('resnet8', 10)\n"
-    )
-    (tmp_path / 'leaf.py').write_text("_base_ = ['pair.py']\nmodel = _base_.student\n")
-    cfg = Config.fromfile(tmp_path / 'leaf.py')
-    assert set(cfg) == {'student', 'model'}
-    again = Config.fromstring(cfg.pretty_text, '.py')
-    model = MODELS.build(again.model)
-    assert sum(p.numel() for p in model.parameters()) == 83892 - 90 * 65
 
 
 def test_bad_names_are_refused():

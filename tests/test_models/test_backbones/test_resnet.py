@@ -104,8 +104,3 @@ def test_depth_10():
     assert sum(p.numel() for p in net.parameters()) == 11176512 - second
     (last,) = net(torch.randn(2, 3, 64, 64))
     assert last.shape == (2, 512, 2, 2)
-
-
-def test_depth_that_does_not_exist():
-    with pytest.raises(KeyError, match='invalid depth 11'):
-        ImageNetResNet(11)

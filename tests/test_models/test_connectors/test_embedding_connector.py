@@ -7,7 +7,7 @@
 import pytest
 import torch
 
-from crd_plugin.models.connectors import EmbeddingConnector
+from crd_plugin.models.connectors import DenseEmbeddingConnector, EmbeddingConnector
 from crd_plugin.registry import MODELS
 from tests import golden
 
@@ -59,17 +59,6 @@ def test_pad_crops_a_wide_input_on_both_sides():
 
 
 @pytest.mark.parametrize('head', HEADS)
-def test_output_has_unit_norm_and_a_map_is_flattened(head):
-    connector = EmbeddingConnector(12, 16, head)
-    feature = torch.randn(5, 3, 2, 2)
-    embedding = connector(feature)
-    assert embedding.shape == (5, 16) and embedding.dtype == torch.float32
-    torch.testing.assert_close(embedding.norm(dim=1), torch.ones(5))
-    assert torch.equal(connector(feature.flatten(1)), embedding)
-    assert torch.equal(connector((feature,)), embedding)
-
-
-@pytest.mark.parametrize('head', HEADS)
 def test_zero_feature_gives_zero_and_a_gradient_of_ordinary_size(head):
     connector = EmbeddingConnector(4, 6, head)
     for name, parameter in connector.named_parameters():
@@ -110,7 +99,30 @@ def test_width_is_taken_from_a_feature(head):
     explicit = EmbeddingConnector(20, 6, head)
     assert not connector.needs_width and connector.in_channels == 20
     connector.load_state_dict(explicit.state_dict())
-    assert torch.equal(connector(feature), explicit(feature))
+    assert torch.equal(connector(feature), explicit((feature.flatten(1),)))
+
+
+@pytest.mark.parametrize('head', HEADS)
+def test_every_location_is_embedded_alone(head):
+    dense = DenseEmbeddingConnector(embed_dim=8, head=head).double()
+    feature = torch.randn(2, 6, 3, 4, dtype=torch.float64, requires_grad=True)
+    assert dense.needs_width
+    dense.infer_width((feature,))
+    dense.double()
+    plain = EmbeddingConnector(6, 8, head).double()
+    plain.load_state_dict(dense.state_dict())
+    embedding = dense(feature)
+    assert embedding.shape == (2, 8, 3, 4)
+    expected = torch.stack(
+        [torch.stack([plain(feature[..., y, x]) for x in range(4)], -1) for y in range(3)], -2
+    )
+    torch.testing.assert_close(embedding, expected)
+    weight = torch.randn_like(embedding)
+    (grad,) = torch.autograd.grad((embedding * weight).sum(), feature)
+    (other,) = torch.autograd.grad((expected * weight).sum(), feature)
+    torch.testing.assert_close(grad, other)
+    tokens = feature.flatten(2).transpose(1, 2)
+    torch.testing.assert_close(dense(tokens), embedding.flatten(2).transpose(1, 2))
 
 
 @pytest.mark.parametrize(
@@ -140,16 +152,28 @@ def test_arguments(kwargs, message):
             torch.ones(2, 5),
             'has 5 values per sample, EmbeddingConnector has in_channels=4; set in_channels=5, or',
         ),
-        *(
-            (
-                EmbeddingConnector(head=head),
-                torch.ones(2, 5),
-                'in_channels of EmbeddingConnector is not known: give it in the config, or use',
-            )
-            for head in HEADS
+        (
+            EmbeddingConnector(head='pad'),
+            torch.ones(2, 5),
+            'in_channels of EmbeddingConnector is not known: give it in the config, or use',
         ),
         (EmbeddingConnector(3), (torch.ones(2, 3),) * 2, 'a sequence of 2 tensors.*data_idx'),
         (EmbeddingConnector(3), torch.ones(3), r'has shape \(3,\), expected \(B'),
+        (
+            DenseEmbeddingConnector(6),
+            torch.ones(2, 6),
+            r'shape \(2, 6\), expected one map .*EmbeddingConnector',
+        ),
+        (
+            DenseEmbeddingConnector(6),
+            (torch.ones(2, 6, 2, 2),) * 2,
+            r'shape \(2, 6, 2, 2\), \(2, 6, 2, 2\), expected one map',
+        ),
+        (
+            DenseEmbeddingConnector(6),
+            torch.ones(2, 5, 2, 2),
+            'has 5 values per sample, EmbeddingConnector has in_channels=6',
+        ),
     ],
 )
 def test_features_that_do_not_fit(connector, feature, message):

@@ -1,7 +1,4 @@
-"""Both recorders of a classifier, on heads of every kind.
-
-Also for :mod:`crd_plugin.models.recorders.logits_recorder`: one network has both.
-"""
+"""Both recorders of a classifier, on heads of every kind."""
 
 import pytest
 import torch
@@ -87,26 +84,6 @@ def test_networks_of_timm():
     torch.testing.assert_close(model.model.fc(feature), logits)
 
 
-def test_a_layer_of_ones_own_class():
-    """Any layer with weights counts, such as the 1x1 convolution of some heads."""
-
-    class Head(nn.Module):
-        num_classes = 7
-
-        def __init__(self):
-            super().__init__()
-            self.before, self.scores = nn.Conv2d(6, 5, 1), nn.Conv2d(5, 7, 1)
-
-        def forward(self, feats):
-            return self.scores(self.before(feats[-1][..., None, None]).relu()).flatten(1)
-
-    model = classifier()
-    model.head = Head()
-    logits, feature = record(model)
-    assert feature.shape == (2, 5)
-    torch.testing.assert_close(model.head.scores(feature[..., None, None]).flatten(1), logits)
-
-
 def test_source_names_the_module_that_returns_it():
     model = classifier()
     logits, feature = record(model, feature='neck', logits='head.fc')
@@ -128,30 +105,30 @@ def test_a_network_without_a_head():
 
 
 def test_what_is_not_logits_is_refused():
+    with pytest.raises(TypeError, match='TinyNet returns tuple, expected logits of shape'):
+        record(classifier(), logits='backbone')
+
+
+def test_a_convolution_may_be_the_last_layer():
+    """Any layer with weights counts, as in some heads."""
     model = classifier()
-    recorder = LogitsRecorder('backbone')
-    recorder.initialize(model)
-    with (
-        recorder,
-        pytest.raises(TypeError, match='TinyNet returns tuple, expected logits of shape'),
-    ):
-        model(torch.rand(2, 3, 16, 16), mode='tensor')
+    model.head.fc = nn.Sequential(nn.Unflatten(1, (6, 1, 1)), nn.Conv2d(6, 10, 1), nn.Flatten())
+    logits, feature = record(model)
+    torch.testing.assert_close(model.head.fc(feature), logits)
 
 
+@torch.no_grad()
 def test_the_last_layer_may_be_in_the_backbone():
     head = dict(type='mmpretrain.ClsHead')
     vgg = dict(type='mmpretrain.VGG', depth=11, num_classes=7)
     model = classifier(backbone=vgg, neck=None, head=head)
-    model.backbone.classifier[0] = nn.Linear(512, 8)
-    model.backbone.classifier[3] = nn.Linear(8, 8)
-    model.backbone.classifier[6] = nn.Linear(8, 7)
-    images = torch.rand(2, 3, 32, 32)
+    for i, (inputs, outputs) in {0: (512, 8), 3: (8, 8), 6: (8, 7)}.items():
+        model.backbone.classifier[i] = nn.Linear(inputs, outputs)
     recorder = PenultimateFeatureRecorder()
     recorder.initialize(model)
-    with recorder, torch.no_grad():
-        scores = model(images, mode='tensor')
-    (feature,) = recorder.data_buffer
-    torch.testing.assert_close(model.backbone.classifier[6](feature), scores)
+    with recorder:
+        scores = model(torch.rand(2, 3, 32, 32), mode='tensor')
+    torch.testing.assert_close(model.backbone.classifier[6](*recorder.data_buffer), scores)
 
 
 def test_no_layer_with_weights():
