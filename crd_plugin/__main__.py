@@ -1,7 +1,5 @@
 """``python -m crd_plugin distill``: the one call, from the command line."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Sequence

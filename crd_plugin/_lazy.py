@@ -1,7 +1,5 @@
 """Import public classes when they are first asked for."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module

@@ -1,7 +1,5 @@
 """Functions for configs: join networks and methods, keep data on the device."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Mapping
 from typing import Any

@@ -4,8 +4,6 @@ Twenty of scikit-learn's digits, batches of six (the last one of two), a student
 random teacher: an epoch takes a tenth of a second.
 """
 
-from __future__ import annotations
-
 import copy
 import itertools
 import json

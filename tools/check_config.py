@@ -1,7 +1,5 @@
 """Try a config out before training: ``tools/check_config.py CONFIG``."""
 
-from __future__ import annotations
-
 import argparse
 import os.path as osp
 import sys

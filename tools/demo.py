@@ -9,8 +9,6 @@ the deviation is the student's alone. A finished run is not repeated; a run
 whose config or teacher changed is, and the old one moved to <name>_old1.
 """
 
-from __future__ import annotations
-
 import argparse
 import functools
 import json

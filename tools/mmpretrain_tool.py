@@ -1,8 +1,6 @@
 """Run a tool of MMPretrain on our configs: ``python tools/mmpretrain_tool.py TOOL ...``."""
 
-from __future__ import annotations
-
-import difflib
+import argparse
 import sys
 from collections.abc import Sequence
 
@@ -13,16 +11,13 @@ from crd_plugin.compat.mmpretrain_tools import run_script, scripts
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run a tool."""
-    name, *rest = (sys.argv[1:] if argv is None else argv) or ['']
     found = scripts()
-    if name not in found:
-        nearest = difflib.get_close_matches(name, found, n=1) or ['browse_dataset']
-        raise cli.UsageError(
-            f'MMPretrain has no tool {name!r}, such as {nearest[0]}; docs/tools.md shows those for '
-            'configs of this package.'
-        )
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('tool', choices=found, metavar='TOOL', help=f'one of: {", ".join(found)}')
+    parser.add_argument('arguments', nargs=argparse.REMAINDER, help='what the tool itself takes')
+    args = parser.parse_args(argv)
     use_load_checkpoint_file()
-    run_script(found[name], rest)
+    run_script(found[args.tool], args.arguments)
 
 
 if __name__ == '__main__':

@@ -7,8 +7,6 @@ latest checkpoint. A run whose settings or teacher changed starts over, and the
 old one is moved to seed_<seed>_old1.
 """
 
-from __future__ import annotations
-
 import argparse
 import glob
 import os

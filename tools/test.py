@@ -1,7 +1,5 @@
 """Evaluate a checkpoint: ``python tools/test.py CONFIG CHECKPOINT``."""
 
-from __future__ import annotations
-
 import argparse
 import os
 import os.path as osp

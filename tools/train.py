@@ -1,7 +1,5 @@
 """Train a model: ``python tools/train.py CONFIG [flags]``."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Sequence

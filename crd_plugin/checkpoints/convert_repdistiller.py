@@ -1,7 +1,5 @@
 """Checkpoints of HobbitLong/RepDistiller as checkpoints of our configs."""
 
-from __future__ import annotations
-
 import argparse
 import hashlib
 import os

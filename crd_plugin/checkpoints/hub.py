@@ -1,7 +1,5 @@
 """The folder of a student that a model hub expects, and its way there."""
 
-from __future__ import annotations
-
 import hashlib
 import importlib
 import re

@@ -1,7 +1,5 @@
 """The student alone: from a checkpoint of a distillation to a plain one."""
 
-from __future__ import annotations
-
 import ast
 import copy
 import hashlib

@@ -1,7 +1,5 @@
 """Compare the runs of a table with the published figures."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from io import StringIO

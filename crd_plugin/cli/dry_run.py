@@ -4,8 +4,6 @@ The first part that fails ends it: whatever is raised, :func:`crd_plugin.cli.exp
 into one line. So a method, a loss or a data set of one's own needs nothing here.
 """
 
-from __future__ import annotations
-
 import copy
 import logging
 import os.path as osp

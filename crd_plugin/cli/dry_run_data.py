@@ -1,7 +1,5 @@
 """What a dry run reads: data sets, weights, and how the teacher's images were normalised."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import os.path as osp

@@ -1,7 +1,5 @@
 """What a dry run finds, and how it is printed."""
 
-from __future__ import annotations
-
 from collections import namedtuple
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager

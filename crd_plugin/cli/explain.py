@@ -4,8 +4,6 @@ Nothing here knows a method, a loss or a hook. The place of an exception is read
 the dicts that were being built and the modules that were running.
 """
 
-from __future__ import annotations
-
 import os.path as osp
 import re
 import traceback

@@ -1,7 +1,5 @@
 """Run trained networks over images; measure and draw their features and logits."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple

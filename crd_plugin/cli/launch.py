@@ -3,8 +3,6 @@
 Only light modules are imported at the top, so that a mistyped argument is answered at once.
 """
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import importlib

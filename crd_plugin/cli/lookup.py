@@ -1,7 +1,5 @@
 """Look up what a config names: places in it, types in the registries, arguments of a class."""
 
-from __future__ import annotations
-
 import difflib
 import inspect
 import itertools

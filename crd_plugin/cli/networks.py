@@ -1,7 +1,5 @@
 """The config of a network by name, module, file or function."""
 
-from __future__ import annotations
-
 import copy
 import difflib
 import inspect

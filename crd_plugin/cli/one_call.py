@@ -1,7 +1,5 @@
 """A distillation in one call: write its config, check it, train, publish the student."""
 
-from __future__ import annotations
-
 import argparse
 import os
 import re

@@ -1,7 +1,5 @@
 """Train several runs side by side and show how far they are."""
 
-from __future__ import annotations
-
 import contextlib
 import queue
 import sys
@@ -38,7 +36,7 @@ class Display:
         self._bars.add_task('all runs', total=work)
         (self._whole,) = self._bars.tasks
 
-    def __enter__(self) -> Display:
+    def __enter__(self) -> 'Display':
         self._bars.start()
         return self
 

@@ -1,7 +1,5 @@
 """Probe several checkpoints with one config, compare with the published figures, draw bars."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Read files that anybody may have written: bounded in size, checked in type."""
 
-from __future__ import annotations
-
 import json
 import math
 import sys

@@ -1,7 +1,5 @@
 """Assemble tables and figures of trained runs in one HTML file that opens without a network."""
 
-from __future__ import annotations
-
 import base64
 import html
 import sys

@@ -1,7 +1,5 @@
 """Where a training goes on after an interruption, and how it is interrupted without harm."""
 
-from __future__ import annotations
-
 import errno
 import logging
 import os

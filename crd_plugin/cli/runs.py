@@ -1,7 +1,5 @@
 """One training of a table: its settings, its folder, and what is left to do there."""
 
-from __future__ import annotations
-
 import argparse
 import functools
 import hashlib

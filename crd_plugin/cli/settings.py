@@ -1,7 +1,5 @@
 """Check the settings of a config that nothing has been built from: names, types, ranges."""
 
-from __future__ import annotations
-
 import inspect
 import math
 import re

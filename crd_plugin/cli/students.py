@@ -1,7 +1,5 @@
 """Arguments of the tools that compare students with their teacher."""
 
-from __future__ import annotations
-
 import argparse
 import re
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Grids of settings, and the accuracy of their runs against the value."""
 
-from __future__ import annotations
-
 import itertools
 import re
 from collections import Counter

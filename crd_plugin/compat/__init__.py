@@ -5,8 +5,6 @@ what breaks and where that is reported, looks first, and changes nothing where u
 ``tests/test_compat.py`` runs a case for each of them, with and without this package.
 """
 
-from __future__ import annotations
-
 import importlib.abc
 import logging
 import sys

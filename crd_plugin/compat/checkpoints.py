@@ -1,7 +1,5 @@
 """Checkpoints: load them safely, say clearly why that fails."""
 
-from __future__ import annotations
-
 import errno
 import functools
 import inspect

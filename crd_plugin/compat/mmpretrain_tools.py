@@ -1,7 +1,5 @@
 """Run the scripts that MMPretrain ships, repaired for today's packages."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Patches of importing packages and of finding them."""
 
-from __future__ import annotations
-
 import functools
 import importlib.metadata
 import importlib.util

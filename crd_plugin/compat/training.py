@@ -1,7 +1,5 @@
 """Patches of training: loops, several processes and mixed precision."""
 
-from __future__ import annotations
-
 import functools
 import inspect
 import os

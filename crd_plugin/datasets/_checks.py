@@ -1,7 +1,5 @@
 """Checks of data sets and their samples, which name the file and what to do."""
 
-from __future__ import annotations
-
 import os
 import os.path as osp
 from collections.abc import Iterator

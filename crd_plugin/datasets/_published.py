@@ -1,7 +1,5 @@
 """What data sets that are read as they are published have in common."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Ids of positives and negatives, drawn as the published data sets draw them."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from torch import Tensor

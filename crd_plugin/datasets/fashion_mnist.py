@@ -1,7 +1,5 @@
 """Fashion-MNIST, read packed or unpacked, with nested subsets and images held out of training."""
 
-from __future__ import annotations
-
 import gzip
 import os.path as osp
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Several independent views of one image, by any pipeline."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Sequence
 from itertools import takewhile

@@ -1,7 +1,5 @@
 """NYU-Depth V2: colour, depth and labels of indoor scenes, read from the MATLAB file in place."""
 
-from __future__ import annotations
-
 import os
 import os.path as osp
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """A data set that is kept on the training device as one tensor."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -121,7 +119,7 @@ class ResidentDataset(SampleIndexDataset):
         """Leave the images out of a copy or pickle, which reads them again."""
         return {**self.__dict__, '_held': None, '_draws': {}, '_drawn_for': None}
 
-    def _read_all(self) -> _Held:
+    def _read_all(self) -> '_Held':
         """Read every image once and put them on the device."""
         start = time.perf_counter()
         owners, owner_of, index_of = self._sources
@@ -205,7 +203,7 @@ class _Batch(dict):
             )
         raise KeyError(key)
 
-    def pin_memory(self) -> _Batch:
+    def pin_memory(self) -> '_Batch':
         """Stay on the device; torch calls this if the loader pins memory."""
         return self
 

@@ -1,7 +1,5 @@
 """The parts of a pipeline: what is done to each image once, and what to whole batches."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """Data set wrapper that gives every sample a unique id."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Mapping
 from functools import cached_property
@@ -169,7 +167,7 @@ class SampleIndexDataset:
     get_subset = get_subset_
 
     @cached_property
-    def _sources(self) -> Sources:
+    def _sources(self) -> 'Sources':
         name = type(self.dataset).__name__
         with not_empty(name):
             sources = _find_sources(self.dataset)

@@ -1,7 +1,5 @@
 """STL-10 with its unlabeled part, read from the binary files in place."""
 
-from __future__ import annotations
-
 import os
 import os.path as osp
 

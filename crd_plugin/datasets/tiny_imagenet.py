@@ -1,7 +1,5 @@
 """Tiny-ImageNet-200 as its archive unpacks, no file moved."""
 
-from __future__ import annotations
-
 from mmengine.fileio import join_path, list_dir_or_file, list_from_file
 from mmpretrain.datasets.custom import find_folders, get_samples
 

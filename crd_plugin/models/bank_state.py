@@ -1,7 +1,5 @@
 """What a memory bank requires of labels and of the state in a checkpoint."""
 
-from __future__ import annotations
-
 import math
 
 import torch

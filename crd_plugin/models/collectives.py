@@ -1,7 +1,5 @@
 """Batches of all ranks as one, with gradients."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Queue of teacher keys: the negatives of CoCoRD, the rows that RRD compares with."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

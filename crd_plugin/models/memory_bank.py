@@ -1,7 +1,5 @@
 """Memory bank of contrastive representation distillation."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -182,7 +180,7 @@ class MemoryBank(nn.Module):
             self._hold(side, rows)
         self.num_samples = num_samples
 
-    def share_labels(self, other: MemoryBank) -> None:
+    def share_labels(self, other: 'MemoryBank') -> None:
         """Hold the labels and keys of another bank of the same samples instead of a copy."""
         if other.num_samples != self.num_samples:
             raise ValueError(
@@ -285,7 +283,7 @@ class MemoryBank(nn.Module):
             self.log_z_teacher.copy_(update.log_z[1])
             self.has_z = True
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> MemoryBank:
+    def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> 'MemoryBank':
         """Move the keys to another device with the labels."""
         super()._apply(fn, *args, **kwargs)
         self._keys = {name: keys._replace(key=fn(keys.key)) for name, keys in self._keys.items()}

@@ -1,7 +1,5 @@
 """A memory bank whose rows are split over the ranks."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -114,7 +112,7 @@ class ShardedBank(MemoryBank):
                 whole[place] = received[: len(whole[place])].to(whole.device)
         return whole
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> ShardedBank:
+    def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> 'ShardedBank':
         """Move or cast the rows with the module."""
         super()._apply(fn, *args, **kwargs)
         for side in SIDES:

@@ -4,8 +4,6 @@ All images are in one tensor ``(N, C, H, W)``; a batch is chosen by its rows. Wh
 a tensor too, so nothing here waits for a device.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

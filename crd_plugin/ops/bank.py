@@ -1,7 +1,5 @@
 """Maths of the memory bank: initial rows, momentum update, its order over ranks."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import torch

@@ -6,8 +6,6 @@ negatives. Rows of the bank need no gradient. Everything is computed in float32 
 embeddings) whatever autocast says, because exp(1 / 0.07) overflows float16.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple

@@ -1,7 +1,5 @@
 """Numbers that describe a training without changing it."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

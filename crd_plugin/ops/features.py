@@ -1,7 +1,5 @@
 """Pair, resize and normalise the features of student and teacher."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

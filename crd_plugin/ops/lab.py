@@ -1,7 +1,5 @@
 """The Lab colour space."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """Which rows of a memory bank each anchor is scored against."""
 
-from __future__ import annotations
-
 import math
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """Features of two networks, block by block: one shape, choice of a block, pooling."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """Momentum contrast: a first-in, first-out queue of keys, and moving averages of parameters."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 import torch

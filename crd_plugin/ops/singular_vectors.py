@@ -1,7 +1,5 @@
 """Leading singular vectors and their gradient."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -6,8 +6,6 @@ its anchors against them, and adds softplus sums and ``sigmoid @ rows`` to its o
 result. Parts are added afterwards, so the sums do not depend on the order of the programs.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

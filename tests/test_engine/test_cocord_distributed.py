@@ -1,7 +1,5 @@
 """CoCoRD in two processes, on CPU."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 from unittest import mock

@@ -9,8 +9,6 @@ Writes results.json, correlation.png (mean difference in each title) and
 embedding.png (t-SNE of the features; the first seed of each method).
 """
 
-from __future__ import annotations
-
 import json
 import sys
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Set runs beside the published figures: ``make_table.py WORK_DIR...``."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys

@@ -6,8 +6,6 @@ one colour scale, the mean absolute difference in its title. FILE.json has the
 differences, teacher minus student, and their means.
 """
 
-from __future__ import annotations
-
 import json
 import sys
 from collections.abc import Sequence

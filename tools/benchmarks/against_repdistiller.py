@@ -6,8 +6,6 @@ its own. Seconds are of whole steps (student, objective, optimizer) and of the o
 connectors, loss, their backward pass, the update of the rows and the draw of the ids.
 """
 
-from __future__ import annotations
-
 import argparse
 import copy
 import sys

@@ -6,8 +6,6 @@ other. `4 apart` are four times CRD, with negatives and labels of their own; `pa
 done with the blocks, without an objective.
 """
 
-from __future__ import annotations
-
 import argparse
 import time
 from collections.abc import Sequence

@@ -7,8 +7,6 @@ that are scored, which are read once; the reference writes a copy of K + 1 rows 
 it twice. Building is what it takes until the bank has its rows and the index of its classes.
 """
 
-from __future__ import annotations
-
 import argparse
 import itertools
 import math

@@ -5,8 +5,6 @@ batch counts when it is what a training step takes: normalised images, ids and l
 The row ``contrast_idx`` also draws the ids of each sample's negatives, as published data sets do.
 """
 
-from __future__ import annotations
-
 import argparse
 import itertools
 import statistics

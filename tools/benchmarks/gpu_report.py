@@ -4,8 +4,6 @@ What matters most comes first, each as a subprocess with a time limit of its own
 and ``report.md`` are written after each; what fails is recorded, and the next one begins.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import json

@@ -1,7 +1,5 @@
 """Random images in place of a data set that is not there."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple

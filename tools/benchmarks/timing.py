@@ -1,7 +1,5 @@
 """Shared by the benchmarks: arguments, rounds of turns, memory and tables."""
 
-from __future__ import annotations
-
 import argparse
 import functools
 import json

@@ -5,8 +5,6 @@ Several configs take turns of ``--iters`` steps, fetching included, built and dr
 the host. Peak memory is that of one step beyond what is held between steps.
 """
 
-from __future__ import annotations
-
 import argparse
 import functools
 import itertools

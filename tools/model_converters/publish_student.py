@@ -1,7 +1,5 @@
 """Take the student out of a distillation: ``publish_student.py CKPT OUT``."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Sequence

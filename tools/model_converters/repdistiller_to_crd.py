@@ -1,7 +1,5 @@
 """Use a teacher of RepDistiller: ``repdistiller_to_crd.py IN.pth OUT.pth``."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Whether a run may go on from a checkpoint, and what of its config counts from then on."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Iterator
 from typing import Any

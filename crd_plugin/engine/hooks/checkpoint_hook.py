@@ -1,7 +1,5 @@
 """Checkpoints that survive a run killed while it saves."""
 
-from __future__ import annotations
-
 import inspect
 import os
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Updates of CoCoRD's averages and key queue between forward passes."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """Stop a training whose loss is not a finite number."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Show what a distillation does while it trains."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Iterable, Mapping
 from functools import partial

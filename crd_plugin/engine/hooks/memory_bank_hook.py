@@ -1,7 +1,5 @@
 """The one place that changes memory banks during training."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any

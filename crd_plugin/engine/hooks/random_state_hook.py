@@ -1,7 +1,5 @@
 """Randomness that a resumed run repeats exactly."""
 
-from __future__ import annotations
-
 import random
 from collections import Counter, deque
 from collections.abc import Sequence

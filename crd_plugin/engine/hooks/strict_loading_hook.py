@@ -1,7 +1,5 @@
 """Weights of a run that must fit exactly."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from mmengine.hooks import Hook

@@ -1,7 +1,5 @@
 """Pixel accuracy and mean intersection over union."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Bases of the losses that compare features."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Base of losses that sum CRD over several pairs of features."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Activation boundaries."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

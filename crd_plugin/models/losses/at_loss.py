@@ -1,7 +1,5 @@
 """Attention transfer."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from crd_plugin.ops import attention_vector, match_heights

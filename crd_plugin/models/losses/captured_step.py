@@ -1,7 +1,5 @@
 """Run a function of tensors as a CUDA graph, so that a step costs one launch instead of many."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Hashable
 
 import torch
@@ -24,7 +22,7 @@ class CapturedStep:
         self._graphs: dict[Hashable, _Graph] = {}
         self._last: Hashable = None
 
-    def __reduce__(self) -> tuple[type[CapturedStep], tuple[()]]:
+    def __reduce__(self) -> tuple[type['CapturedStep'], tuple[()]]:
         """Copy and save without the graphs, which belong to this module's tensors."""
         return type(self), ()
 

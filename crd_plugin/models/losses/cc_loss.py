@@ -1,7 +1,5 @@
 """Correlation congruence."""
 
-from __future__ import annotations
-
 from torch import Tensor, nn
 
 from crd_plugin.ops import full_precision, pair_vectors

@@ -1,7 +1,5 @@
 """Contrastive transfer at the penultimate layer and between blocks."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The objective of CoCoRD and the small networks that belong to it."""
 
-from __future__ import annotations
-
 import copy
 from typing import Any, NamedTuple
 

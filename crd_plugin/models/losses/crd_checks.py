@@ -1,7 +1,5 @@
 """Checks of ids, labels and embeddings, for CRDLoss and MemoryBankHook."""
 
-from __future__ import annotations
-
 import os
 from importlib.util import find_spec
 

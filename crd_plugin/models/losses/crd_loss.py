@@ -1,7 +1,5 @@
 """The objective of contrastive representation distillation."""
 
-from __future__ import annotations
-
 import inspect
 import math
 from typing import Any
@@ -86,7 +84,7 @@ class CRDLoss(nn.Module):
 
     bank: MemoryBank
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> CRDLoss:
+    def __new__(cls, *args: Any, **kwargs: Any) -> 'CRDLoss':
         """Choose the class without a bank for the config word 'batch'."""
         if cls is CRDLoss and kwargs.get('negatives') == 'batch':
             from .in_batch_crd_loss import InBatchCRDLoss

@@ -1,7 +1,5 @@
 """CRD on pixels and tokens."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

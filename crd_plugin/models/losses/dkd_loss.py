@@ -1,7 +1,5 @@
 """Decoupled knowledge distillation."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from mmengine.logging import MessageHub, MMLogger

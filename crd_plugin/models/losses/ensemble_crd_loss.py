@@ -1,7 +1,5 @@
 """CRD against several teachers."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

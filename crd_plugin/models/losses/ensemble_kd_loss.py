@@ -1,7 +1,5 @@
 """Knowledge distillation from several teachers."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """FitNet hints."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch.nn.functional as F

@@ -1,7 +1,5 @@
 """Flow of the solution procedure."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

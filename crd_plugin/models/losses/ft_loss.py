@@ -1,7 +1,5 @@
 """Factor transfer."""
 
-from __future__ import annotations
-
 from collections import OrderedDict
 
 import torch

@@ -1,7 +1,5 @@
 """CRD without a memory bank: the global batch against itself."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Knowledge distillation by singular value decomposition."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor

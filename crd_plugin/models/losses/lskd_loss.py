@@ -1,7 +1,5 @@
 """Knowledge distillation with logit standardisation."""
 
-from __future__ import annotations
-
 import math
 
 import torch.nn.functional as F

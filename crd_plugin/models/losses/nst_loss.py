@@ -1,7 +1,5 @@
 """Neuron selectivity transfer."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from crd_plugin.ops import match_heights, unit_vectors

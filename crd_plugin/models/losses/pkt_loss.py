@@ -1,7 +1,5 @@
 """Probabilistic knowledge transfer."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

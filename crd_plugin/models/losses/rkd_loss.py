@@ -1,7 +1,5 @@
 """Relational knowledge distillation."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor

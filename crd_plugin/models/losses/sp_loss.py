@@ -1,7 +1,5 @@
 """Similarity-preserving distillation."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from crd_plugin.ops import unit_vectors

@@ -1,7 +1,5 @@
 """Variational information distillation."""
 
-from __future__ import annotations
-
 import math
 
 import torch
