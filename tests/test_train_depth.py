@@ -145,7 +145,7 @@ def spoil_label(root):
 @pytest.mark.parametrize(
     'damage, more, message',
     [
-        (truncate, (), r'nyu_depth_v2_labeled\.mat is truncated or another file: .*get '),
+        (truncate, (), r'nyu_depth_v2_labeled\.mat: truncated or another file: .*get '),
         (spoil_label, (), r'image \d has the label 900, but classMapping40\.mat maps classes from'),
         (
             lambda root: None,
