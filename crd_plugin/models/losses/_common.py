@@ -28,13 +28,12 @@ class FeatureLoss(nn.Module):
     Attributes:
         pairing (Callable): ``pair_maps``, or ``pair_vectors`` or ``pair_logits`` of one feature.
         min_samples (int): Samples that it needs to compare them with each other.
-        takes_stages (bool): It is meant for several stages of a backbone; the dry run refuses one.
+        takes_stages (bool): It is meant for several stages; the dry run refuses one.
         before_activation (bool): It compares signs before the activation; the dry run refuses maps
             without a negative value.
 
     Raises:
-        ValueError: If ``loss_weight`` is negative or not finite.
-        TypeError: If ``loss_weight`` is not a number.
+        ValueError, TypeError: If ``loss_weight`` is negative, not finite or not a number.
     """
 
     pairing: Callable[..., Any] = staticmethod(pair_maps)
@@ -59,13 +58,14 @@ class FeatureLoss(nn.Module):
         Raises:
             ValueError: If layers or shapes cannot be paired, or do not fit the loss.
         """
-        pairs = self.checked_pairs(s_feats, t_feats)
+        pairs = self.pair(s_feats, t_feats)
         with no_autocast(pairs[0][0]):
             return self.loss_weight * self.compare(pairs)
 
-    def checked_pairs(self, s_feats: Features, t_feats: Features) -> Pairs:
-        """Pair the features of a batch, and check that there are enough samples."""
-        pairs = self.pair(s_feats, t_feats)
+    def pair(self, s_feats: Features, t_feats: Features) -> Pairs:
+        """Return student's and teacher's features of each layer, float32, the latter detached."""
+        found = self.pairing(s_feats, t_feats)
+        pairs = found if isinstance(found, list) else [found]
         samples = len(pairs[0][0])
         if samples < self.min_samples:
             raise ValueError(
@@ -74,11 +74,6 @@ class FeatureLoss(nn.Module):
                 'train_dataloader.drop_last=True, or another batch_size.'
             )
         return pairs
-
-    def pair(self, s_feats: Features, t_feats: Features) -> Pairs:
-        """Return student's and teacher's features of each layer, float32, the latter detached."""
-        pairs = self.pairing(s_feats, t_feats)
-        return pairs if isinstance(pairs, list) else [pairs]
 
     def compare(self, pairs: Pairs) -> Tensor:
         """Compute the loss of all layers, without its factor."""
@@ -97,9 +92,6 @@ class SizedLoss(FeatureLoss):
     subclass ends its ``__init__`` with :meth:`set_sizes` and defines :meth:`build`. Under autocast
     its layers may run in half precision.
 
-    Args:
-        loss_weight (float): As for :class:`FeatureLoss`.
-
     Attributes:
         by_shape (bool): A size is channels, height and width of a map; otherwise channels alone.
         published_layer (str, optional): If the loss takes a single map, the one in the paper.
@@ -110,11 +102,8 @@ class SizedLoss(FeatureLoss):
 
     by_shape = False
     published_layer: str | None = None
-
-    def __init__(self, loss_weight: float = 1.0) -> None:
-        super().__init__(loss_weight)
-        self.needs_width = True
-        self.sizes: dict[str, tuple | None] = {}
+    needs_width = True
+    sizes: dict[str, tuple | None]
 
     def set_sizes(self, **sizes: Any) -> None:
         """Check and store the student's and the teacher's size; build if both are known."""
@@ -144,7 +133,7 @@ class SizedLoss(FeatureLoss):
 
     def forward(self, s_feats: Features, t_feats: Features) -> Tensor:
         """As for :class:`FeatureLoss`, with autocast left to the layers."""
-        pairs = self.checked_pairs(s_feats, t_feats)
+        pairs = self.pair(s_feats, t_feats)
         self.check(pairs)
         return self.loss_weight * self.compare(pairs)
 

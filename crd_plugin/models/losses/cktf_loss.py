@@ -12,7 +12,7 @@ from crd_plugin.registry import MODELS
 
 from .._numbers import count, not_negative
 from ._common import check_built
-from ._several_crd import SeveralCRD
+from .ensemble_crd_loss import SeveralCRD
 
 _STEM, _PENULTIMATE = 'stem', 'penultimate'
 
@@ -28,9 +28,7 @@ class CKTFLoss(SeveralCRD):
     connectors and its own memory bank at every level, the penultimate vector, the stem and each
     group of blocks.
 
-    :func:`~crd_plugin.ops.pairing.pair_blocks` chooses which block of the teacher is compared
-    with the last block of the student in group g. All levels share the negatives of a step and
-    the labels.
+    All levels share the negatives of a step and the labels.
 
     Source: Zhao et al., arXiv:2303.07599 (ICASSP 2023); numbers of kaiqi123/CKTF
     ``helper/loops.py`` @ b2bba29. Differs: the stems may have different widths; beside another
@@ -40,9 +38,9 @@ class CKTFLoss(SeveralCRD):
         embed_dim (int): Width D of all embeddings. Defaults to 128.
         temperature (float): tau. Defaults to 0.1, as scripted for CIFAR-100; 0.07 on
             Tiny-ImageNet and STL-10.
-        method (str): Choice of the teacher's block: ``'last'``, ``'first'``, ``'random'``, or
-            the block with the ``'smallest'`` or ``'largest'`` cosine similarity to the student's.
-            Defaults to ``'last'``.
+        method (str): The teacher's block that is compared with the student's last one, in each
+            group: ``'last'``, ``'first'``, ``'random'``, or that of the ``'smallest'`` or
+            ``'largest'`` cosine similarity. Defaults to ``'last'``.
         pool (str): ``'avg8'``: the mean of each 8x8 window; ``'global'``: the mean of the map;
             ``'auto'``: ``'avg8'`` for three groups, else ``'global'``. Defaults to ``'auto'``.
         head (str): Head of the connectors, ``'linear'``, ``'mlp'`` or ``'pad'``. Defaults to
@@ -55,12 +53,7 @@ class CKTFLoss(SeveralCRD):
             teacher's feature at the stem, the groups and the penultimate level, after pooling,
             without removed levels. Defaults to None: inferred by ``FrozenTeacherDistill``.
         loss_weight (float): Factor of the loss. Defaults to 1.0.
-        **kwargs: Arguments of every :class:`CRDLoss`: ``num_negatives``, ``momentum``,
-            ``objective``, ``negatives``, ``exclude``, ``num_samples``, ``sharded``,
-            ``bank_dtype``, ``kernel``.
-
-    Shape:
-        See :meth:`forward`. Output: scalar float32 (float64 for float64 features).
+        **kwargs: Further arguments of every :class:`CRDLoss` but ``cuda_graph``.
 
     Raises:
         ValueError: If an argument is out of range or not one of the allowed values.
@@ -130,12 +123,12 @@ class CKTFLoss(SeveralCRD):
                 ``'last'``.
             s_feats (Tensor): Student's penultimate vector, ``(B, C)`` float.
             t_feats (Tensor): The same of the teacher.
-            sample_idx (Tensor, optional): As for :class:`CRDLoss`.
-            labels (Tensor, optional): As for :class:`CRDLoss`.
-            contrast_idx (Tensor, optional): As for :class:`CRDLoss`; the same for all levels.
+            sample_idx (Tensor, optional): As for :class:`CRDLoss`, the same for all levels.
+            labels (Tensor, optional): Likewise.
+            contrast_idx (Tensor, optional): Likewise.
 
         Returns:
-            Tensor: Scalar, already multiplied by ``loss_weight``.
+            Tensor: Scalar float32 (float64 for float64 features), times ``loss_weight``.
 
         Raises:
             ValueError: If features do not fit each other or the connectors, which may be missing.

@@ -5,7 +5,7 @@ import torch
 from mmrazor.models.losses import ATLoss as RazorATLoss
 from torch.overrides import TorchFunctionMode
 
-from crd_plugin.models.losses import ATLoss, FSPLoss, KDSVDLoss, NSTLoss, fsp_loss, kdsvd_loss
+from crd_plugin.models.losses import ATLoss, FSPLoss, KDSVDLoss, NSTLoss, map_losses
 from crd_plugin.ops import right_singular_vectors
 from tests import golden, method_cases
 
@@ -57,7 +57,7 @@ def test_published_flows(dtype):
     case = golden.load('zoo_fsp')
     student, teacher = method_cases.features(case, dtype)
     suffix = '_f64' if dtype == torch.float64 else ''
-    for i, (s, t) in enumerate(zip(fsp_loss.flows(student), fsp_loss.flows(teacher))):
+    for i, (s, t) in enumerate(zip(map_losses.flows(student), map_losses.flows(teacher))):
         golden.assert_value((s - t).square().mean(), case[f'loss_{i}{suffix}'])
 
 
@@ -115,11 +115,11 @@ def test_pairs_that_have_no_fsp(shapes, text):
 
 def test_neighbours_need_two_layers():
     maps = fsp_maps(FSP_SHAPES[:1])
-    with pytest.raises(ValueError, match='at least two, but got 1'):
+    with pytest.raises(ValueError, match='FSP compares neighbouring layers, expected at least 2, but got 1'):
         FSPLoss()(maps, maps)
     with pytest.raises(ValueError, match='s_shapes has 2 layers and t_shapes 3'):
         FSPLoss(FSP_SHAPES[:2], FSP_SHAPES)
-    with pytest.raises(ValueError, match='expected at least 2'):
+    with pytest.raises(ValueError, match='KDSVD compares neighbouring layers'):
         KDSVDLoss()(maps, maps)
 
 
@@ -147,7 +147,7 @@ def test_published_kdsvd(name, dtype, monkeypatch):
         close(cosine.abs(), torch.ones(cosine.shape, dtype=dtype))
         return vectors * cosine.sign()
 
-    monkeypatch.setattr(kdsvd_loss, '_orient', as_stored)
+    monkeypatch.setattr(map_losses, '_orient', as_stored)
     value = KDSVDLoss(num_vectors=int(case['k']))(student, teacher)
     assert value.dtype == dtype
     close(value, case['loss_f64' if dtype == torch.float64 else 'loss'])
@@ -164,7 +164,7 @@ def test_published_alignment(name):
         vectors, _ = right_singular_vectors(x, 4)
         cosine = (vectors * case[f'V_s{i}']).sum(1)
         close(cosine.abs(), torch.ones(cosine.shape))
-        close(kdsvd_loss.align(vectors, case[f'V_t{i}']), case[f'aligned_V_s{i}'])
+        close(map_losses.align(vectors, case[f'V_t{i}']), case[f'aligned_V_s{i}'])
 
 
 @pytest.mark.parametrize('k', [1, 2])
@@ -210,7 +210,7 @@ def test_sign_of_the_svd_does_not_count(monkeypatch):
         v, sigma = right_singular_vectors(x, k)
         return -v, sigma
 
-    monkeypatch.setattr(kdsvd_loss, 'right_singular_vectors', flipped)
+    monkeypatch.setattr(map_losses, 'right_singular_vectors', flipped)
     torch.testing.assert_close(KDSVDLoss()(*maps), expected)
 
 

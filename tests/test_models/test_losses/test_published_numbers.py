@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from crd_plugin.models import losses
-from crd_plugin.models.losses.ft_loss import factor_loss
+from crd_plugin.models.losses.regressor_losses import factor_loss
 from tests import golden, method_cases
 
 
