@@ -56,8 +56,8 @@ class CKTFLoss(SeveralCRD):
         **kwargs: Further arguments of every :class:`CRDLoss` but ``cuda_graph``.
 
     Raises:
-        ValueError: If an argument is out of range or not one of the allowed values.
-        TypeError: If an argument is not a number where a number is expected.
+        ValueError, TypeError: If an argument is out of range, not one of the allowed values or not
+            a number.
     """
 
     def __init__(
@@ -135,10 +135,8 @@ class CKTFLoss(SeveralCRD):
         """
         pairs = self.features(s_stem, t_stem, s_blocks, t_blocks, s_feats, t_feats)
         self._check_widths(pairs)
-        total = torch.zeros((), device=s_feats.device)
-        for level, value in self.contrast(pairs, sample_idx, labels, contrast_idx):
-            total = total + value * (self.beta if level == _PENULTIMATE else self.theta)
-        return self.loss_weight * total
+        weights = {level: self.beta if level == _PENULTIMATE else self.theta for level in pairs}
+        return self.contrast(pairs, weights, sample_idx, labels, contrast_idx)
 
     def features(
         self,

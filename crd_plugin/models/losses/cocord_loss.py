@@ -43,8 +43,8 @@ class CoCoRDLoss(nn.Module):
 
     Args:
         s_channels (int, optional): Width of the student's feature. Defaults to None: inferred by
-            ``CoCoRDDistill`` when the model is built.
-        t_channels (int, optional): Width of the teacher's feature. Defaults to None: inferred.
+            ``CoCoRDDistill``.
+        t_channels (int, optional): The same of the teacher.
         hidden_dim (int): Hidden width of a projector. Defaults to 2048.
         embed_dim (int): Width D of a key. Defaults to 2048.
         predictor_dim (int): Hidden width of the predictor. Defaults to 512.
@@ -52,15 +52,13 @@ class CoCoRDLoss(nn.Module):
         temperature (float): tau. Defaults to 0.1.
         slow_momentum (float): Weight of the OLD value in the averages of the slow student and its
             projector, [0, 1). Defaults to 0.9.
-        teacher_momentum (float): Weight of the OLD value in the teacher's projector, [0, 1).
-            Defaults to 0.999.
+        teacher_momentum (float): The same in the teacher's projector. Defaults to 0.999.
         contrast_weight (float): w_c. Defaults to 1.0.
         prediction_weight (float): w_p. Defaults to 4.0.
         loss_weight (float): Factor of the whole loss. Defaults to 1.0.
 
     Raises:
-        ValueError: If an argument is out of range.
-        TypeError: If an argument is not a number where a number is expected.
+        ValueError, TypeError: If an argument is out of range or not a number.
     """
 
     def __init__(
@@ -128,15 +126,15 @@ class CoCoRDLoss(nn.Module):
             t_feats (Tensor): Teacher's feature of the third view, ``(B, t_channels)`` float.
 
         Returns:
-            Tensor: Scalar float32 (float64 for float64 features), already multiplied by
-            ``loss_weight``.
+            Tensor: Scalar float32 (float64 for float64 features), times ``loss_weight``.
 
         Raises:
             ValueError: If shapes are not as described.
             RuntimeError: If the keys staged before were never committed.
         """
-        given = (s_feats, s_feats_2, slow_feats, slow_feats_2, t_feats)
-        s_feats, s_feats_2, slow_feats, slow_feats_2, t_feats = self._check(*given)
+        s_feats, s_feats_2, slow_feats, slow_feats_2, t_feats = self._check(
+            s_feats, s_feats_2, slow_feats, slow_feats_2, t_feats
+        )
         query = self.projector(self.connector(s_feats))
         query_2 = self.projector(self.connector(s_feats_2))
         predicted, predicted_2 = self.predictor(query), self.predictor(query_2)

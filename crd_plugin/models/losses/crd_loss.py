@@ -53,8 +53,7 @@ class CRDLoss(nn.Module):
         num_negatives (int, optional): K. Defaults to None: 16384, as published for the 50,000
             images of CIFAR-100, or the same share of a smaller training set.
         temperature (float): tau. Defaults to 0.07.
-        momentum (float, optional): Weight of the OLD row of the bank. Defaults to None: 0.5, as
-            published.
+        momentum (float, optional): Weight of the OLD row of the bank. Defaults to None: 0.5.
         objective (str): ``'nce'`` or ``'infonce'`` (the paper's ablation).
         negatives (str): ``'sampled'``: about K rows for each anchor, weighted to count as K;
             ``'shared'``: one draw of K rows for the batch; ``'all'``: every row weighted K / pool,
@@ -65,21 +64,17 @@ class CRDLoss(nn.Module):
         loss_weight (float): Factor of the loss. Defaults to 1.0.
         sharded (bool): Split the rows of the bank over the ranks. The same loss with
             ``negatives='all'``, the same expectation otherwise. Defaults to False.
-        bank_dtype (str, optional): Type of the rows: ``'float32'``, ``'float16'`` or
-            ``'bfloat16'``; all maths is in float32. Defaults to None: float32.
-        kernel (str): ``'torch'``, or ``'triton'`` for one Triton kernel per direction in place of
-            the loop over the rows; on a GPU, with ``objective='nce'``. Defaults to ``'torch'``.
-        cuda_graph (bool): Replay drawing, objective, gradient and update of the bank as one CUDA
-            graph from the third step on, where a batch is as long as the one before; on a GPU, in
-            one process. The forward pass then writes the rows. Defaults to False.
-
-    Shape:
-        s_feats, t_feats: ``(B, D)`` float with unit L2 norm.
-        sample_idx: ``(B,)`` int64. Output: scalar float32 (float64 for float64 embeddings).
+        bank_dtype (str, optional): Type of the rows, ``'float16'`` or ``'bfloat16'``; all maths is
+            in float32. Defaults to None: ``'float32'``.
+        kernel (str): ``'torch'``, or ``'triton'`` for one Triton kernel per direction; on a GPU,
+            with ``objective='nce'``. Defaults to ``'torch'``.
+        cuda_graph (bool): Replay the objective and the update of the bank as one CUDA graph where a
+            batch is as long as the one before; on a GPU, in one process. The forward pass then
+            writes the rows. Defaults to False.
 
     Raises:
-        ValueError: If an argument is out of range or not one of the allowed values.
-        TypeError: If an argument is not a number where one is expected.
+        ValueError, TypeError: If an argument is out of range, not one of the allowed values or not
+            a number.
     """
 
     bank: MemoryBank
@@ -197,7 +192,7 @@ class CRDLoss(nn.Module):
                 samples returned for this batch. Defaults to None: drawn here.
 
         Returns:
-            Tensor: Scalar, already multiplied by ``loss_weight``.
+            Tensor: Scalar float32 (float64 for float64 embeddings), times ``loss_weight``.
 
         Raises:
             ValueError: If shapes, ids or values are not as described.

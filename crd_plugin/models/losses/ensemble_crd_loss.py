@@ -1,6 +1,6 @@
 """CRD against several teachers, and what sums of CRD share."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -51,12 +51,13 @@ class SeveralCRD(nn.Module):
     def contrast(
         self,
         pairs: dict[str, tuple[Tensor, Tensor]],
+        weights: dict[str, float],
         sample_idx: Tensor | None,
         labels: Tensor | None,
         contrast_idx: Tensor | None,
-    ) -> Iterator[tuple[str, Tensor]]:
-        """Yield the loss of each pair of features, student's and teacher's, with its name."""
-        drawn = None
+    ) -> Tensor:
+        """Sum the losses of pairs of features, student's and teacher's, times their weights."""
+        drawn, total = None, torch.zeros((), device=next(iter(pairs.values()))[0].device)
         for name, (student, teacher) in pairs.items():
             crd: Any = self.losses[name]
             student = self.student_connectors[name](student)
@@ -64,7 +65,9 @@ class SeveralCRD(nn.Module):
             if crd.bank is not None and drawn is None:
                 # Once, as CKTF's published data loader hands the same ids to all levels.
                 drawn = crd.draw(sample_idx, contrast_idx, student.dtype)
-            yield name, crd(student, teacher, sample_idx, labels, contrast_idx, drawn)
+            value = crd(student, teacher, sample_idx, labels, contrast_idx, drawn)
+            total = total + value * weights[name]
+        return self.loss_weight * total
 
 
 @MODELS.register_module()
@@ -91,8 +94,7 @@ class EnsembleCRDLoss(SeveralCRD):
         teachers. Output: scalar float32 (float64 for float64 features).
 
     Raises:
-        ValueError: If an argument is out of range or not one of the allowed values.
-        TypeError: If an argument is not a number where a number is expected.
+        ValueError, TypeError: As :class:`CRDLoss`.
     """
 
     def __init__(
@@ -129,10 +131,7 @@ class EnsembleCRDLoss(SeveralCRD):
                 'give as many widths in in_channels.'
             )
         pairs = {str(number): (s_feats, teacher) for number, teacher in enumerate(teachers)}
-        total = torch.zeros((), device=s_feats.device)
-        for _, value in self.contrast(pairs, sample_idx, labels, contrast_idx):
-            total = total + value
-        return self.loss_weight * total
+        return self.contrast(pairs, dict.fromkeys(pairs, 1.0), sample_idx, labels, contrast_idx)
 
     def _build(self, student: int, teachers: Sequence[int]) -> None:
         """Build connectors and losses of all teachers."""

@@ -37,7 +37,7 @@ class InBatchCRDLoss(CRDLoss):
         exclude (str): ``'class'``: samples of the anchor's class are not negatives; ``'instance'``:
             copies of the anchor are not.
         loss_weight (float): Factor of the loss. Defaults to 1.0.
-        **bank_arguments: Arguments of :class:`CRDLoss` that need a bank; they are refused.
+        **bank_arguments: Arguments of :class:`CRDLoss` that need a bank are refused.
 
     Shape:
         s_feats, t_feats: ``(b, D)`` float with unit L2 norm. labels: ``(b,)`` int64, for
@@ -47,8 +47,7 @@ class InBatchCRDLoss(CRDLoss):
     anchors; NaN until an ``'nce'`` step has been taken.
 
     Raises:
-        ValueError: If an argument is out of range or needs a bank.
-        TypeError: If an argument is not a number where one is expected.
+        ValueError, TypeError: If an argument is out of range, not a number, or needs a bank.
     """
 
     log_mean: Tensor

@@ -30,11 +30,11 @@ class RRDLoss(SizedLoss):
     Args:
         s_channels (int, optional): Width of the student's vector. Defaults to None: inferred by
             ``FrozenTeacherDistill``.
-        t_channels (int, optional): Width of the teacher's vector. Defaults to None: inferred.
+        t_channels (int, optional): The same of the teacher.
         embed_dim (int): Width D of the embeddings. Defaults to 128.
         queue_size (int): Rows K of the queue. Defaults to 16384.
-        s_temperature (float): Divides the student's similarities. Defaults to 0.1.
-        t_temperature (float): Divides the teacher's similarities. Defaults to 0.02.
+        s_temperature (float): tau_s. Defaults to 0.1.
+        t_temperature (float): tau_t. Defaults to 0.02.
         loss_weight (float): Factor of the loss. Defaults to 1.0.
 
     Shape:
@@ -43,8 +43,7 @@ class RRDLoss(SizedLoss):
     State in checkpoints: both layers; ``queue.keys`` ``(K, D)`` and ``queue.pointer``.
 
     Raises:
-        ValueError: If an argument is out of range.
-        TypeError: If a number is expected and not given.
+        ValueError, TypeError: If an argument is out of range or not a number.
     """
 
     pairing = staticmethod(pair_vectors)
@@ -68,7 +67,7 @@ class RRDLoss(SizedLoss):
         self.set_sizes(s_channels=s_channels, t_channels=t_channels)
 
     def compare_layer(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """Compute the loss, without its factor; in training mode, renew the queue first."""
+        """As for :class:`FeatureLoss`; in training mode, renew the queue first."""
         with no_autocast(student):
             student = unit_vectors(self.embed_s(student), dim=1)
             teacher = unit_vectors(self.embed_t(teacher), dim=1)

@@ -115,7 +115,9 @@ def test_pairs_that_have_no_fsp(shapes, text):
 
 def test_neighbours_need_two_layers():
     maps = fsp_maps(FSP_SHAPES[:1])
-    with pytest.raises(ValueError, match='FSP compares neighbouring layers, expected at least 2, but got 1'):
+    with pytest.raises(
+        ValueError, match='FSP compares neighbouring layers, expected at least 2, but got 1'
+    ):
         FSPLoss()(maps, maps)
     with pytest.raises(ValueError, match='s_shapes has 2 layers and t_shapes 3'):
         FSPLoss(FSP_SHAPES[:2], FSP_SHAPES)
