@@ -12,7 +12,7 @@ from crd_plugin.ops import absolute_power, attention_vector, full_precision, mat
 from crd_plugin.ops.features import Features
 from crd_plugin.registry import MODELS
 
-from .._numbers import not_negative, positive
+from .._numbers import positive
 from ..connectors.conv_regressor import ConvRegressor
 from ._common import Pairs, Shapes, SizedLoss, Widths, check_built, check_given
 
@@ -153,8 +153,6 @@ class FTLoss(SizedLoss):
         rate (float): Channels of a factor, as a fraction of the teacher's. Defaults to 0.5.
         p1 (float): Power of an activation. Defaults to 2.
         p2 (float): Power of the difference. Defaults to 1.
-        reconstruction_weight (float): Factor of :meth:`reconstruction`. Defaults to 1.0, as
-            published.
         loss_weight (float): Factor of the loss. Defaults to 1.0 (published: 200).
 
     Shape:
@@ -173,14 +171,12 @@ class FTLoss(SizedLoss):
         rate: float = 0.5,
         p1: float = 2,
         p2: float = 1,
-        reconstruction_weight: float = 1.0,
         loss_weight: float = 1.0,
     ) -> None:
         super().__init__(loss_weight)
         self.rate = positive('rate', rate, 0.5)
         self.p1 = positive('p1', p1, 2)
         self.p2 = positive('p2', p2, 1)
-        self.reconstruction_weight = not_negative('reconstruction_weight', reconstruction_weight)
         self.set_sizes(s_channels=s_channels, t_channels=t_channels)
 
     def compare_layer(self, student: Tensor, teacher: Tensor) -> Tensor:
@@ -196,7 +192,7 @@ class FTLoss(SizedLoss):
             t_feats (Tensor | Sequence[Tensor]): Teacher's map, as for :meth:`forward`.
 
         Returns:
-            Tensor: Scalar, multiplied by ``reconstruction_weight``.
+            Tensor: Scalar.
 
         Raises:
             ValueError: If the channels are not those of the paraphraser.
@@ -204,8 +200,7 @@ class FTLoss(SizedLoss):
         check_built(self, *self.sizes)
         ((_, teacher),) = self.pair(t_feats, t_feats)
         check_given('t_channels', self.sizes['t_channels'], (teacher.size(1),))
-        restored = full_precision(self.paraphraser(teacher))
-        return self.reconstruction_weight * F.mse_loss(restored, teacher)
+        return F.mse_loss(full_precision(self.paraphraser(teacher)), teacher)
 
     def build(self, s_size: tuple[int], t_size: tuple[int]) -> None:
         """Make paraphraser and translator."""

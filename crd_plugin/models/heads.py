@@ -1,4 +1,4 @@
-"""A classifier of every pixel."""
+"""Heads that mmpretrain lacks."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,10 +9,12 @@ from mmengine.model import BaseModule
 from mmpretrain.structures import DataSample
 from torch import Tensor, nn
 
-from crd_plugin.models._numbers import count
 from crd_plugin.registry import MODELS
 
-from ..recorders.sample_field_recorder import stack_field
+from ._numbers import count
+from .recorders.sample_field_recorder import stack_field
+
+__all__ = ['SegmentationHead']
 
 
 @MODELS.register_module()
