@@ -46,9 +46,8 @@ class OnlineEnsembleDistill(StudentInterface, BaseAlgorithm):
 
     Args:
         architecture (dict): Config of a classifier of mmpretrain.
-        branch_from (str): First stage that each branch has of its own. In the original the last:
-            ``'backbone.layer3'`` (``block3`` of a wide ResNet, ``block4`` of VGG, ``blocks.5`` of
-            MobileNetV2).
+        branch_from (str): First stage that each branch has of its own, in the original the last:
+            ``'backbone.layer3'`` of a ResNet, ``block3`` of a wide one.
         num_branches (int): Branches m, including the student. Defaults to 3.
         tau (float): Temperature T of the KL divergence. Defaults to 3.
         branch_weight (float): Weight of the cross-entropy of each branch. Defaults to 1.
@@ -57,8 +56,8 @@ class OnlineEnsembleDistill(StudentInterface, BaseAlgorithm):
         detach_ensemble (bool): Stop the gradient through the ensemble's side of the divergence.
             Defaults to True.
         ramp_up (float): Fraction r of all iterations, [0, 1], over which ``kl_weight`` grows by
-            exp(-5 (1 - t / r)^2) at progress t. The original's scripts use 80 of 300 epochs.
-            Defaults to 0: the full weight from the start, as in the published objective.
+            exp(-5 (1 - t / r)^2) at progress t. Defaults to 0, as in the published objective; the
+            original's scripts have 80 / 300.
         predict_with (str): ``'branch'``: evaluate the student alone; ``'ensemble'``: all branches
             with the gate. Defaults to ``'branch'``.
         input_shape (Sequence[int]): Channels, height and width of an image. Defaults to
@@ -67,9 +66,8 @@ class OnlineEnsembleDistill(StudentInterface, BaseAlgorithm):
         init_cfg (dict, optional): Initialisation config. Defaults to None.
 
     Raises:
-        TypeError: If ``architecture`` is not a config, or a number is of another type.
-        ValueError: If an argument is out of range, the architecture cannot be divided at
-            ``branch_from``, or its head has no loss.
+        ValueError, TypeError: If an argument is out of range or of another type, or the
+            architecture cannot be divided at ``branch_from``.
     """
 
     def __init__(

@@ -64,8 +64,7 @@ class ABLoss(SizedLoss):
     def compare(self, pairs: Pairs) -> Tensor:
         """As for :class:`FeatureLoss`."""
         losses = [
-            # Under autocast the connector may run in half precision, the sum must not.
-            boundary_loss(full_precision(connector(student)), teacher, self.margin)
+            boundary_loss(regress(connector, student, teacher), teacher, self.margin)
             for connector, (student, teacher) in zip(self.connectors, pairs)
         ]
         total = torch.stack([2.0 ** (i + 1 - len(losses)) * loss for i, loss in enumerate(losses)])
@@ -78,6 +77,18 @@ class ABLoss(SizedLoss):
             nn.Identity() if s == t else ConvRegressor(s, t, relu=False)
             for s, t in zip(s_size, t_size)
         )
+
+
+def regress(connector: nn.Module, student: Tensor, teacher: Tensor) -> Tensor:
+    """Bring a map of the student to the shape of the teacher's."""
+    # Under autocast the layers may run in half precision, the sum must not.
+    found = full_precision(connector(student))
+    if found.shape != teacher.shape:
+        raise ValueError(
+            f's_feats becomes {tuple(found.shape)}, but t_feats has the shape '
+            f'{tuple(teacher.shape)}; set model.input_shape to the size of the training images.'
+        )
+    return found
 
 
 def boundary_loss(student: Tensor, teacher: Tensor, margin: float) -> Tensor:
@@ -125,8 +136,7 @@ class FitNetLoss(SizedLoss):
 
     def compare_layer(self, student: Tensor, teacher: Tensor) -> Tensor:
         """As for :class:`FeatureLoss`."""
-        # Under autocast the regressor may run in half precision, the mean must not.
-        return F.mse_loss(full_precision(self.regressor(student)), teacher)
+        return F.mse_loss(regress(self.regressor, student, teacher), teacher)
 
     def build(self, s_size: Shapes, t_size: Shapes) -> None:
         """Make the regressor."""

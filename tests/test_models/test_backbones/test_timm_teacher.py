@@ -406,7 +406,7 @@ def test_bfloat16():
     assert {p.dtype for p in half.student.parameters()} == {torch.float32}
     assert half.state_dict().keys() == full.state_dict().keys()
     full.load_state_dict(half.state_dict())
-    with pytest.raises(ValueError, match="teacher_dtype is 'fp16', expected 'bfloat16', or None"):
+    with pytest.raises(ValueError, match="teacher_dtype is 'fp16', expected 'bfloat16' or None"):
         distillation(teacher_dtype='fp16')
 
 
