@@ -19,11 +19,8 @@ _HIDDEN = 2048
 class HalfAlexNet(CIFARBackbone):
     """Five 3x3 convolutions and two fully connected layers, each with batch norm and ReLU.
 
-    Contrastive multiview coding splits an AlexNet into two halves with half of the channels each,
-    one per modality, such as luminance and chrominance.
-
-    Source: Tian et al., Contrastive Multiview Coding, arXiv:1906.05849; HobbitLong/CMC,
-    ``models/alexnet.py`` @ 21ce9e0 has halves for 224x224 images. These are the widths and 3x3
+    Source: Tian et al., Contrastive Multiview Coding, arXiv:1906.05849, with one half per modality;
+    HobbitLong/CMC, ``models/alexnet.py`` @ 21ce9e0 is for 224x224 images. These are the widths and
     kernels for 64x64 images of STL-10 in projects built on it. Why not ``mmpretrain.AlexNet``: it
     takes 224x224 RGB images only and has no batch norm.
 

@@ -24,10 +24,9 @@ _POOLS = dict(cls='token', mean='avg')
 class TimmTeacher(ImageClassifier):
     """Build a foundation model of timm that knows what images it has to be given.
 
-    Size, mean and standard deviation are those that timm has published with the weights; a
-    distillation resizes and normalises the teacher's images accordingly. Position embeddings are
-    resampled to ``size`` when the weights are loaded. ``teacher_ckpt`` takes files of timm, DINOv2,
-    DINOv3, CLIP and OpenCLIP as they are published, see ``docs/foundation_teachers.md``.
+    Size, mean and standard deviation are those that timm has published with the weights. Position
+    embeddings are resampled to ``size`` when weights are loaded. ``teacher_ckpt`` takes files of
+    timm, DINOv2, DINOv3, CLIP and OpenCLIP as published, see ``docs/foundation_teachers.md``.
 
     Args:
         model_name (str): Name in timm with the tag of its weights, such as
@@ -42,8 +41,7 @@ class TimmTeacher(ImageClassifier):
         **kwargs (Any): Further arguments of ``timm.create_model``, such as ``depth``.
 
     Raises:
-        ValueError: If timm is not installed or has no such network or weights, or the network has
-            no such pooling or size.
+        ValueError: If timm is not installed or has no such network, weights, pooling or size.
         CheckpointError: If the weights cannot be downloaded.
     """
 
@@ -104,18 +102,7 @@ class TimmTeacher(ImageClassifier):
         self._name, self._classifiers = model_name, [given] if isinstance(given, str) else given
 
     def rename_weights(self, weights: dict[str, Tensor], source: str) -> dict[str, Tensor]:
-        """Give published weights the names and sizes of this network, as timm does.
-
-        Args:
-            weights (dict[str, Tensor]): Tensors by name.
-            source (str): Name of the file, for messages.
-
-        Returns:
-            dict[str, Tensor]: The same, without a classifier or pooling that the network lacks.
-
-        Raises:
-            ValueError: If they are those of another network.
-        """
+        """Give published weights the names and sizes of this network, as timm does."""
         if any(name.startswith('backbone.') for name in weights):
             return weights  # saved from this class
         # Each file of timm has a public function of this name for the files of the authors.

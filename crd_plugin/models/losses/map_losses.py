@@ -108,14 +108,7 @@ class FSPLoss(SizedLoss):
 
     def build(self, s_size: Shapes, t_size: Shapes) -> None:
         """Check that the two networks can be compared; there are no layers."""
-        check_neighbours('FSP', len(s_size))
-        s_channels, t_channels = ([shape[0] for shape in side] for side in (s_size, t_size))
-        if s_channels != t_channels:
-            raise ValueError(
-                'FSP compares inner products of channels, so both networks need equally many map '
-                f'by map; the student has {s_channels}, the teacher {t_channels}. Such a pair has '
-                'no FSP ("n/a" or left out in published tables); take another method.'
-            )
+        check_neighbours('FSP', *([shape[0] for shape in side] for side in (s_size, t_size)))
         s_sizes, t_sizes = ([shape[1:] for shape in side] for side in (s_size, t_size))
         if self.match_sizes and s_sizes != t_sizes:
             raise ValueError(
@@ -126,12 +119,18 @@ class FSPLoss(SizedLoss):
             )
 
 
-def check_neighbours(method: str, layers: int) -> None:
-    """Require at least two layers."""
-    if layers < 2:
+def check_neighbours(method: str, students: list[int], teachers: list[int]) -> None:
+    """Require the channels of at least two layers, as many of student and teacher."""
+    if len(students) < 2:
         raise ValueError(
-            f'{method} compares neighbouring layers, expected at least 2, but got {layers}; record '
-            'the stages without data_idx.'
+            f'{method} compares neighbouring layers, expected at least 2, but got {len(students)}; '
+            'record the stages without data_idx.'
+        )
+    if students != teachers:
+        raise ValueError(
+            f'{method} compares channels, so both networks need equally many map by map; the '
+            f'student has {students}, the teacher {teachers}. Such a pair has no {method} ("n/a" '
+            'or left out in published tables); take another method.'
         )
 
 
@@ -178,7 +177,7 @@ class KDSVDLoss(FeatureLoss):
 
     def compare(self, pairs: Pairs) -> Tensor:
         """As for :class:`FeatureLoss`."""
-        self._check(pairs)
+        check_neighbours('KDSVD', *([x.size(1) for x in side] for side in zip(*pairs)))
         layers = [self._vectors(*pair) for pair in pairs]
         losses = []
         for lower, upper in zip(layers, layers[1:]):
@@ -190,30 +189,16 @@ class KDSVDLoss(FeatureLoss):
         """Return the weighted vectors of one layer, ``(B, C, k)`` for student and teacher."""
         k = self.num_vectors
         student, teacher = student.flatten(2).mT, teacher.flatten(2).mT  # (B, H * W, C)
+        if k > min(*student.shape[1:], *teacher.shape[1:]):
+            raise ValueError(
+                f'num_vectors is {k}, but a map of {tuple(student.shape[1:])} or '
+                f'{tuple(teacher.shape[1:])} positions and channels has fewer; lower it.'
+            )
         v_t, sigma = right_singular_vectors(teacher, k)
         v_t = _orient(v_t)
         v_s, _ = right_singular_vectors(student, min(k + 3, *student.shape[1:]))
         weight = F.normalize(sigma, dim=1)[:, None]
         return align(v_s, v_t) * weight, v_t * weight
-
-    def _check(self, pairs: Pairs) -> None:
-        """Raise a ValueError for maps that have no such vectors to compare."""
-        check_neighbours('KDSVD', len(pairs))
-        for i, (student, teacher) in enumerate(pairs):
-            if student.size(1) != teacher.size(1):
-                raise ValueError(
-                    f's_feats[{i}] has {student.size(1)} channels and t_feats[{i}] '
-                    f'{teacher.size(1)}; singular vectors over channels can only be compared if '
-                    "there are as many. Choose a student of the teacher's widths, or another "
-                    'method.'
-                )
-            for name, x in (('s_feats', student), ('t_feats', teacher)):
-                rank = min(x.size(1), x[0, 0].numel())
-                if rank < self.num_vectors:
-                    raise ValueError(
-                        f'{name}[{i}] has {rank} singular vectors, expected at least '
-                        f'num_vectors={self.num_vectors}.'
-                    )
 
 
 def align(v_s: Tensor, v_t: Tensor) -> Tensor:

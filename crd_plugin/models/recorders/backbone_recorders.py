@@ -63,15 +63,11 @@ class InnerMapsRecorder(ModuleOutputsRecorder):
 
 @TASK_UTILS.register_module()
 class StageOutputsRecorder(InnerMapsRecorder):
-    """Record one map for each stage that a backbone returns.
+    """Record one map for each stage that a backbone returns, a tuple per call.
 
-    Some backbones append the map that the head reads, which is not a stage (``CIFARWideResNet``,
-    ``CIFARMobileNetV2``, ``CIFARShuffleNetV2``, and any of ours with ``pre_activation=True``).
-    This recorder leaves it out, so that index -1 is the last stage everywhere and teacher and
-    student can be paired stage by stage. In a distiller:
+    The map that the head reads, which some backbones append, is no stage and left out, so that
+    index -1 is the last stage everywhere. In a distiller:
     ``dict(type='crd_plugin.StageOutputs', source='backbone')``.
-
-    Each call of the backbone leaves one record, a tuple of tensors.
 
     Args:
         source (str): Name of the backbone in the model. Its ``out_indices`` tell how many stages
@@ -114,21 +110,17 @@ class StageOutputsRecorder(InnerMapsRecorder):
 
 @TASK_UTILS.register_module()
 class BlockOutputsRecorder(InnerMapsRecorder):
-    """Record the output of every block, stage by stage.
+    """Record the output of every block, a tuple with one entry per stage and call.
 
     A backbone names its blocks by a property ``block_names``: for each stage the modules whose
-    last output in a forward pass is a block's. Ours have it where blocks are what kaiqi123/CKTF
-    records: ``CIFARResNet`` and ``CIFARVGG`` after the ReLU, ``CIFARWideResNet`` the residual
-    sum. MMPretrain's ResNets need no such property. In a distiller:
-    ``dict(type='crd_plugin.BlockOutputs', source='backbone')``.
-
-    Each call of the backbone leaves one record, a tuple with one entry per stage.
+    last output in a forward pass is a block's, as kaiqi123/CKTF records them: ``CIFARResNet`` and
+    ``CIFARVGG`` after the ReLU, ``CIFARWideResNet`` the residual sum. MMPretrain's ResNets need no
+    such property. In a distiller: ``dict(type='crd_plugin.BlockOutputs', source='backbone')``.
 
     Args:
         source (str): Name of the backbone in the model.
-        blocks (str): ``'all'``: an entry is the tuple of the maps of all blocks, which are held
-            until the next step. ``'last'``: an entry is the map of the last block, the only one
-            that is held. Defaults to ``'all'``.
+        blocks (str): ``'all'``: an entry is the tuple of the maps of all blocks; ``'last'``: the
+            map of the last one. Defaults to ``'all'``.
 
     Raises:
         ValueError: If ``blocks`` is not one of the allowed values, the model has no such
