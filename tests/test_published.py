@@ -3,7 +3,6 @@
 import re
 
 import pytest
-from mmengine.registry import DefaultScope
 
 from crd_plugin.cli.comparison import read_published
 from tests.config_files import (
@@ -28,11 +27,7 @@ METRICS = {
     'Paper, ratio': '^x$',
 }
 
-
-@pytest.fixture(autouse=True)
-def scope():
-    with DefaultScope.overwrite_default_scope('mmpretrain'):
-        yield
+pytestmark = pytest.mark.usefixtures('mmpretrain_scope')
 
 
 def network_of(name):

@@ -179,15 +179,11 @@ def test_a_loss_for_one_teacher_has_to_name_it():
     MODELS.build(cfg)
 
 
-def test_random_members_cause_a_warning(monkeypatch, files):
-    warnings = []
-    monkeypatch.setattr(
-        'mmengine.logging.MMLogger.warning', lambda self, text: warnings.append(text)
-    )
+def test_random_members_cause_a_warning(warned, files):
     build(teacher=small_runs.net(12), teacher_ckpt=files[:2]).init_weights()
-    assert not warnings
+    assert not warned
     build().init_weights()
-    assert 'the teacher has random weights' in warnings[0]
+    assert 'the teacher has random weights' in warned[0]
 
 
 # --- runs ------------------------------------------------------------------ #

@@ -1,4 +1,4 @@
-"""Every number among the arguments of losses, bank and queue is checked when they are built."""
+"""Every number among the arguments of these classes is checked when they are built."""
 
 import inspect
 import math
@@ -9,13 +9,18 @@ from crd_plugin import models
 from crd_plugin.models import losses
 
 WRONG = {'float': (math.nan, math.inf, -1, '1'), 'int': (0, 1.5, '1'), 'Widths': (0, -2, True, [])}
+# What they need beside.
+NEEDED = {
+    **{name: {} for name in (*losses.__all__, 'EmbeddingConnector')},
+    **{name: dict(embed_dim=4) for name in ('MemoryBank', 'KeyQueue')},
+    'SegmentationHead': dict(in_channels=3, num_classes=4),
+}
 
 
 def numbers():
     """Classes, arguments and the values that they refuse."""
-    for name in (*losses.__all__, 'MemoryBank', 'KeyQueue'):
+    for name, needed in NEEDED.items():
         cls = getattr(models, name)
-        needed = {} if name.endswith('Loss') else dict(embed_dim=4)
         for argument in inspect.signature(cls.__init__).parameters.values():
             wrong = WRONG.get(str(argument.annotation).split(' ')[0])
             if wrong and argument.name != 'ignore_index':
