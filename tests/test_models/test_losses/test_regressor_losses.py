@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from mmrazor.models.losses import ABLoss as RazorABLoss
 from torch import nn
 
 from crd_plugin.models.losses import ABLoss, FitNetLoss, FTLoss, VIDLoss
@@ -21,13 +20,9 @@ def maps(shapes, batch=2, **kwargs):
 def test_ab_layers_with_and_without_a_connector():
     case, loss = published('zoo_ab')
     assert isinstance(loss.connectors[0], nn.Identity)
-    student, teacher = method_cases.features(case, torch.float32)
-    for i, (connector, s, t) in enumerate(zip(loss.connectors, student, teacher)):
-        connected = connector(s)
-        golden.assert_value(connected, case[f'connected_{i}'])
-        # What mmrazor has lacks the weight of the layer alone.
-        razor = RazorABLoss(margin=1.0)(connected, t)
-        golden.assert_value(razor * case['w'][i].float(), case[f'loss_{i}'])
+    student, _ = method_cases.features(case, torch.float32)
+    for i, (connector, s) in enumerate(zip(loss.connectors, student)):
+        golden.assert_value(connector(s), case[f'connected_{i}'])
 
 
 @pytest.mark.parametrize('margin', [1.0, 0.3])

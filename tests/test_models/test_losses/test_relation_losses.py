@@ -1,11 +1,10 @@
-"""CCLoss, PKTLoss, RKDLoss and SPLoss against plain loops and MMRazor's."""
+"""CCLoss, PKTLoss, RKDLoss and SPLoss against plain loops."""
 
 import pytest
 import torch
-from mmrazor.models.losses import AngleWiseRKD, DistanceWiseRKD
 
 from crd_plugin.models.losses import CCLoss, PKTLoss, RKDLoss, SPLoss
-from tests import golden, method_cases
+from tests import method_cases
 
 
 def vectors(dtype=torch.float64):
@@ -132,20 +131,6 @@ def test_cc_heads():
         loss(s, s)
 
 
-def razor_rkd(w_d=25.0, w_a=50.0):
-    parts = (DistanceWiseRKD(w_d, with_l2_norm=False), AngleWiseRKD(w_a, with_l2_norm=False))
-    return lambda s, t: sum(part(s, t) for part in parts)
-
-
-def test_rkd_is_the_sum_of_mmrazors_parts_in_float32():
-    case = golden.load('zoo_rkd')
-    student, teacher = method_cases.features(case, torch.float32)
-    value, expected = RKDLoss()(student, teacher), razor_rkd()(student[0], teacher[0])
-    torch.testing.assert_close(value, expected)
-    for ours, theirs in zip(*(torch.autograd.grad(v, student) for v in (value, expected))):
-        golden.assert_grad(ours, theirs)
-
-
 def test_rkd_part_of_weight_zero_is_left_out():
     student, teacher = vectors(torch.float32)
     # Infinite distances; angles of weight 0 do not bring NaN in.
@@ -161,8 +146,6 @@ def test_sample_given_twice_to_rkd_has_a_gradient_like_the_others():
     RKDLoss(distance_weight=0)(s, t).backward()
     twice, others = s.grad[:2].abs().max(), s.grad[2:].abs().max()
     assert 0 < twice < 100 * others
-    (gradient,) = torch.autograd.grad(AngleWiseRKD()(s, t), s)
-    assert gradient.abs().max() > 1e6 * others
     s = torch.zeros(4, 3, requires_grad=True)
     RKDLoss()(s, t).backward()
     assert torch.isfinite(s.grad).all()
