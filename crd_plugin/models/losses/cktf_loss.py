@@ -11,7 +11,6 @@ from crd_plugin.ops.pairing import METHODS, POOLS, Blocks, pair_blocks, pool_fla
 from crd_plugin.registry import MODELS
 
 from .._numbers import count, not_negative
-from ._common import check_built
 from .ensemble_crd_loss import SeveralCRD
 
 _STEM, _PENULTIMATE = 'stem', 'penultimate'
@@ -97,7 +96,8 @@ class CKTFLoss(SeveralCRD):
     @torch.no_grad()
     def infer_width(self, **features: Any) -> None:
         """Build connectors and losses for the widths of the six features of :meth:`forward`."""
-        self._build(list(_widths(self.features(**features)).values()))
+        pairs = self.features(**features).values()
+        self._build([(student[0].numel(), teacher[0].numel()) for student, teacher in pairs])
 
     def forward(
         self,
@@ -134,7 +134,6 @@ class CKTFLoss(SeveralCRD):
             ValueError: If features do not fit each other or the connectors, which may be missing.
         """
         pairs = self.features(s_stem, t_stem, s_blocks, t_blocks, s_feats, t_feats)
-        self._check_widths(pairs)
         weights = {level: self.beta if level == _PENULTIMATE else self.theta for level in pairs}
         return self.contrast(pairs, weights, sample_idx, labels, contrast_idx)
 
@@ -162,21 +161,6 @@ class CKTFLoss(SeveralCRD):
             pairs[_PENULTIMATE] = (full_precision(s_feats), full_precision(t_feats))
         return pairs
 
-    def _check_widths(self, pairs: Features) -> None:
-        """Check that the features have the widths that the connectors were built for."""
-        check_built(self, 'in_channels')
-        found = _widths(pairs)
-        expected = {
-            level: (connector.in_channels, self.teacher_connectors[level].in_channels)
-            for level, connector in self.student_connectors.items()
-        }
-        if found != expected:
-            raise ValueError(
-                f'The pooled features of student and teacher have the widths {found}, the '
-                f'connectors were made for {expected}; set model.input_shape to the size of the '
-                f'training images, or in_channels={list(found.values())}.'
-            )
-
     def _build(self, in_channels: Sequence[tuple[int, int]]) -> None:
         """Build the connectors and losses of all levels."""
         widths = in_channels if isinstance(in_channels, Sequence) else ()
@@ -195,8 +179,3 @@ class CKTFLoss(SeveralCRD):
             )
         for level, pair in zip(levels, widths):
             self.build(level, *pair)
-
-
-def _widths(pairs: Features) -> dict[str, tuple[int, int]]:
-    """Return the number of values per sample of both features of each level."""
-    return {level: (s[0].numel(), t[0].numel()) for level, (s, t) in pairs.items()}

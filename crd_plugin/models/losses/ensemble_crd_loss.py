@@ -57,6 +57,13 @@ class SeveralCRD(nn.Module):
         contrast_idx: Tensor | None,
     ) -> Tensor:
         """Sum the losses of pairs of features, student's and teacher's, times their weights."""
+        check_built(self, 'in_channels')
+        if pairs.keys() != self.student_connectors.keys():
+            raise ValueError(
+                f'{type(self).__name__} is given features of {", ".join(pairs)}, but was made for '
+                f'{", ".join(self.student_connectors)}; give in_channels of each, or leave it out; '
+                "of an ensemble map record_idx='all'."
+            )
         drawn, total = None, torch.zeros((), device=next(iter(pairs.values()))[0].device)
         for name, (student, teacher) in pairs.items():
             crd: Any = self.losses[name]
@@ -122,15 +129,7 @@ class EnsembleCRDLoss(SeveralCRD):
         contrast_idx: Tensor | None = None,
     ) -> Tensor:
         """Return the loss of one batch; in training mode, stage an update in each bank."""
-        teachers = _listed(t_feats)
-        check_built(self, 'in_channels')
-        if len(teachers) != len(self.losses):
-            raise ValueError(
-                f't_feats has the features of {len(teachers)} teachers, the loss was made for '
-                f"{len(self.losses)}; map record_idx='all' of a recorder of the whole ensemble, or "
-                'give as many widths in in_channels.'
-            )
-        pairs = {str(number): (s_feats, teacher) for number, teacher in enumerate(teachers)}
+        pairs = {str(i): (s_feats, teacher) for i, teacher in enumerate(_listed(t_feats))}
         return self.contrast(pairs, dict.fromkeys(pairs, 1.0), sample_idx, labels, contrast_idx)
 
     def _build(self, student: int, teachers: Sequence[int]) -> None:

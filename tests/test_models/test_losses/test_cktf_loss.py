@@ -302,7 +302,7 @@ def test_widths_are_inferred_or_given():
     with pytest.raises(ValueError, match='model.input_shape'):
         given(**random_inputs(pixels=24))
     fewer = CKTFLoss(**settings, in_channels=[(16, 24), (6, 6), (6, 10)])
-    with pytest.raises(ValueError, match="'group3'.*made for"):
+    with pytest.raises(ValueError, match='of stem, .*group3, penultimate, but was made for stem'):
         fewer(**inputs)
     CKTFLoss(theta=0, in_channels=[(5, 6)])
 
