@@ -129,8 +129,7 @@ class OnlineEnsembleDistill(StudentInterface, BaseAlgorithm):
                 mixing images.
 
         Returns:
-            dict[str, Tensor]: ``student.loss``, ``branch1.loss`` ..., ``ensemble.loss``,
-            ``distill.loss_online_kd``; with labels also accuracies in percent, for the log.
+            dict[str, Tensor]: Losses; with labels also accuracies in percent, for the log.
 
         Raises:
             ValueError: If there is only one sample, or the samples are not annotated.
