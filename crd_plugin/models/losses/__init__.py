@@ -9,8 +9,7 @@ from .in_batch_crd_loss import InBatchCRDLoss
 from .logit_losses import DKDLoss, EnsembleKDLoss, LSKDLoss
 from .map_losses import ATLoss, FSPLoss, KDSVDLoss, NSTLoss
 from .regressor_losses import ABLoss, FitNetLoss, FTLoss, VIDLoss
-from .relation_losses import CCLoss, PKTLoss, RKDLoss, SPLoss
-from .rrd_loss import RRDLoss
+from .relation_losses import CCLoss, PKTLoss, RKDLoss, RRDLoss, SPLoss
 
 __all__ = [
     'ABLoss',

@@ -42,9 +42,8 @@ class CoCoRDLoss(nn.Module):
     to the teacher's width, and the slow student uses its average.
 
     Args:
-        s_channels (int, optional): Width of the student's feature. Defaults to None: inferred by
-            ``CoCoRDDistill``.
-        t_channels (int, optional): The same of the teacher.
+        s_channels, t_channels (int, optional): Widths of the features. Defaults to None: inferred
+            by ``CoCoRDDistill``.
         hidden_dim (int): Hidden width of a projector. Defaults to 2048.
         embed_dim (int): Width D of a key. Defaults to 2048.
         predictor_dim (int): Hidden width of the predictor. Defaults to 512.
@@ -53,8 +52,7 @@ class CoCoRDLoss(nn.Module):
         slow_momentum (float): Weight of the OLD value in the averages of the slow student and its
             projector, [0, 1). Defaults to 0.9.
         teacher_momentum (float): The same in the teacher's projector. Defaults to 0.999.
-        contrast_weight (float): w_c. Defaults to 1.0.
-        prediction_weight (float): w_p. Defaults to 4.0.
+        contrast_weight, prediction_weight (float): w_c and w_p. Defaults to 1.0 and 4.0.
         loss_weight (float): Factor of the whole loss. Defaults to 1.0.
 
     Raises:
@@ -120,9 +118,9 @@ class CoCoRDLoss(nn.Module):
 
         Args:
             s_feats (Tensor): Student's feature of the first view, ``(B, s_channels)`` float.
-            s_feats_2 (Tensor): Student's feature of the second view.
+            s_feats_2 (Tensor): The same of the second view.
             slow_feats (Tensor): Slow student's feature of the first view.
-            slow_feats_2 (Tensor): Slow student's feature of the second view.
+            slow_feats_2 (Tensor): The same of the second view.
             t_feats (Tensor): Teacher's feature of the third view, ``(B, t_channels)`` float.
 
         Returns:

@@ -65,9 +65,8 @@ class FSPLoss(SizedLoss):
     ``distiller_zoo/FSP.py``.
 
     Args:
-        s_shapes (Sequence[Sequence[int]], optional): Channels, height and width of each student
+        s_shapes, t_shapes (Sequence[Sequence[int]], optional): Channels, height and width of each
             map. Defaults to None: inferred by ``FrozenTeacherDistill``.
-        t_shapes (Sequence[Sequence[int]], optional): The same of the teacher.
         match_sizes (bool): Require equal heights and widths of student and teacher too, as in the
             paper. RepDistiller does not (False): it compares means over different positions.
             Defaults to True.

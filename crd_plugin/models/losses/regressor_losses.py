@@ -30,9 +30,8 @@ class ABLoss(SizedLoss):
     ``distiller_zoo/AB.py`` and ``models/util.py``.
 
     Args:
-        s_shapes (Sequence[Sequence[int]], optional): Channels, height and width of each student
+        s_shapes, t_shapes (Sequence[Sequence[int]], optional): Channels, height and width of each
             map. Defaults to None: inferred by ``FrozenTeacherDistill``.
-        t_shapes (Sequence[Sequence[int]], optional): The same of the teacher.
         margin (float): mu, in units of the activation. Defaults to 1.0.
         loss_weight (float): Factor of the loss. Defaults to 1.0, as published.
 
@@ -108,9 +107,8 @@ class FitNetLoss(SizedLoss):
     ``distiller_zoo/FitNet.py``.
 
     Args:
-        s_shape (Sequence[int], optional): Channels, height, width of the student's map. Defaults to
+        s_shape, t_shape (Sequence[int], optional): Channels, height, width of the maps. Defaults to
             None: inferred by ``FrozenTeacherDistill``.
-        t_shape (Sequence[int], optional): The same of the teacher.
         loss_weight (float): Factor of the loss. Defaults to 1.0 (published: 100).
 
     Shape:
@@ -157,12 +155,10 @@ class FTLoss(SizedLoss):
     ``distiller_zoo/FT.py`` and ``models/util.py``. The paper compares all channels of a factor.
 
     Args:
-        s_channels (int, optional): Channels of the student's map. Defaults to None: inferred by
+        s_channels, t_channels (int, optional): Channels of the maps. Defaults to None: inferred by
             ``FrozenTeacherDistill``.
-        t_channels (int, optional): The same of the teacher.
         rate (float): Channels of a factor, as a fraction of the teacher's. Defaults to 0.5.
-        p1 (float): Power of an activation. Defaults to 2.
-        p2 (float): Power of the difference. Defaults to 1.
+        p1, p2 (float): Powers of an activation and of the difference. Defaults to 2 and 1.
         loss_weight (float): Factor of the loss. Defaults to 1.0 (published: 200).
 
     Shape:
@@ -258,9 +254,8 @@ class VIDLoss(SizedLoss):
     ``distiller_zoo/VID.py``.
 
     Args:
-        s_channels (int | Sequence[int], optional): Channels of the student's maps, one per layer.
+        s_channels, t_channels (int | Sequence[int], optional): Channels of the maps, one per layer.
             Defaults to None: inferred by ``FrozenTeacherDistill``.
-        t_channels (int | Sequence[int], optional): The same of the teacher.
         init_variance (float): Initial value of v. Defaults to 5.0.
         eps (float): Lower bound of v, below ``init_variance``. Defaults to 1e-5.
         loss_weight (float): Factor of the loss. Defaults to 1.0, as published.
