@@ -48,6 +48,12 @@ SHAPES = [
         for h, last in ((32, 4), (48, 6), (64, 4))
     ),
     (
+        'CIFARFourStageResNet',
+        dict(depth=10, out_indices=(0, 1, 2, 3)),
+        (3, 16, 16),
+        [(64, 16, 16), (128, 8, 8), (256, 4, 4), (512, 2, 2)],
+    ),
+    (
         'PlainConvNet',
         dict(out_indices=(1, 2, 3, 4)),
         (1, 48, 64),
@@ -74,6 +80,7 @@ CASES = [
     ('PlainConvNet', dict(widths=[4, 4], strides=[1]), 'widths has 2 layers and strides 1'),
     ('PlainConvNet', dict(widths=[4, 0], strides=[1, 1]), r'widths\[1\] is 0, expected at least 1'),
     ('PlainConvNet', dict(strides=[1, 1, 0, 1, 1]), r'strides\[2\] is 0'),
+    ('HalfAlexNet', dict(input_size=14), '^input_size is 14, expected at least 15 pixels.$'),
     ('PlainConvNet', dict(out_indices=(5,)), r'ascending stages out of \(0, 1, 2, 3, 4\)'),
 ]
 
