@@ -4,7 +4,6 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from mmengine.config import Config
 from mmengine.registry import DefaultScope
 from safetensors.torch import save_file
 
@@ -13,8 +12,8 @@ from crd_plugin.fragments import join
 from crd_plugin.models.algorithms.checkpoints import load_pretrained
 from crd_plugin.registry import MODELS
 from tests import small_runs
+from tests.config_files import fragment
 
-DISTILLERS = small_runs.REPO / 'configs' / '_base_' / 'distillers'
 WIDTH, HEADS = 48, 3
 VIT = dict(depth=2, embed_dim=WIDTH, num_heads=HEADS)
 CONVNEXT = dict(depths=(1, 1, 1, 1), dims=(8, 8, 8, 16))
@@ -52,12 +51,12 @@ def pair(name=DINOV2, **kwargs):
 
 
 def distillation(name=DINOV2, method='rrd', **kwargs):
-    (fragment,) = Config.fromfile(DISTILLERS / f'{method}.py').values()
-    for loss in fragment.distiller.distill_losses.values():
+    own = fragment(method)
+    for loss in own.distiller.distill_losses.values():
         if loss.type != 'mmrazor.KLDivergence' and loss.type != 'crd_plugin.RRDLoss':
             loss.update(num_samples=20, num_negatives=8)
     with DefaultScope.overwrite_default_scope('mmpretrain'):
-        return MODELS.build(join(pair(name, **kwargs), fragment))
+        return MODELS.build(join(pair(name, **kwargs), own))
 
 
 def randomised(shapes):

@@ -13,7 +13,7 @@ from mmrazor.models.losses import KLDivergence
 from crd_plugin.cli.dry_run import dry_run_file
 from crd_plugin.models.losses import DKDLoss, EnsembleKDLoss, LSKDLoss
 from tests import method_cases, small_runs
-from tests.config_files import BASE, CONFIGS, parsed
+from tests.config_files import CONFIGS, fragment
 
 LABELS = torch.tensor([0, 2, 3])
 # alpha, beta, tau: value and gradient of the second sample.
@@ -113,7 +113,7 @@ def test_kd_against_a_loop(members):
 
 
 def test_published_settings_of_kd():
-    kd = parsed(BASE / 'distillers' / 'kd.py').kd
+    kd = fragment('kd')
     both, alone = (one.distiller.distill_losses.loss_kd for one in (kd, kd.alone))
     assert (both.tau, both.loss_weight, alone.loss_weight) == (4, 1, 0.9) and 'tau' not in alone
 
@@ -235,7 +235,7 @@ class ShareHook(Hook):
 
 def run(tmp_path, epochs, **changes):
     """Train with DKD alone, warmed up for four epochs; return the shares and the weights."""
-    dkd = parsed(BASE / 'distillers' / 'dkd.py').dkd.to_dict()['distiller']
+    dkd = fragment('dkd').distiller.to_dict()
     dkd['distill_losses']['loss_dkd']['warmup_epochs'] = 4
     hook = ShareHook()
     model = dict(small_runs.model(), distiller=dkd)

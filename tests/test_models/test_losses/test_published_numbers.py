@@ -7,7 +7,7 @@ from crd_plugin.models import losses
 from crd_plugin.models.losses.regressor_losses import factor_loss
 from crd_plugin.registry import MODELS
 from tests import golden, method_cases
-from tests.config_files import BASE, parsed
+from tests.config_files import fragment
 
 
 def shapes(case, number, single=False):
@@ -28,7 +28,7 @@ def build_ft(case):
 
 def build_kd(case):
     """The loss of the fragment kd, which is MMRazor's."""
-    loss = parsed(BASE / 'distillers' / 'kd.py').kd.distiller.distill_losses.loss_kd
+    loss = fragment('kd').distiller.distill_losses.loss_kd
     return MODELS.build({**loss, 'tau': float(case['temperature'])})
 
 

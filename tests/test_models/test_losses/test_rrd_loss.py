@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from crd_plugin.models.losses import RRDLoss
 from tests import method_cases, small_runs
-from tests.config_files import BASE, parsed
+from tests.config_files import fragment
 
 N = torch.arange(60, dtype=torch.float64)
 # Temperatures: value, gradients of the student's features and of its layer's first row.
@@ -134,7 +134,7 @@ def test_restored_state_goes_on_exactly():
 
 
 def test_resumed_run_is_exact(tmp_path):
-    distiller = parsed(BASE / 'distillers' / 'rrd.py').rrd.to_dict()['distiller']
+    distiller = fragment('rrd').distiller.to_dict()
     distiller['distill_losses']['loss_rrd'].update(queue_size=16, embed_dim=8)
     changes = dict(
         model=dict(small_runs.model(), distiller=distiller),
