@@ -18,7 +18,8 @@ from crd_plugin.engine import CoCoRDHook
 from crd_plugin.models.losses import cocord_loss
 from crd_plugin.registry import MODELS
 from tests import golden, small_runs
-from tests.cocord import distiller, model_config
+from tests.cocord import NETWORKS, model_config
+from tests.config_files import fragment
 
 CASES = ('default', 'nowrap', 'exact_fit')
 # Parts of the public code and of ours.
@@ -91,15 +92,8 @@ def reference_model(arrays):
         slow_momentum=float(arrays['b_m']),
         teacher_momentum=float(arrays['m']),
     )
-    model = MODELS.build(
-        dict(
-            type='crd_plugin.CoCoRDDistill',
-            architecture=net,
-            teacher=copy.deepcopy(net),
-            input_shape=(inputs,),
-            distiller=distiller('backbone', **loss),
-        )
-    )
+    networks = dict(architecture=net, teacher=net, input_shape=(inputs,))
+    model = MODELS.build(model_config(networks, **loss))
     # All of it: that no key is left over is the first comparison.
     model.load_state_dict(states(arrays, 'init.'))
     return model.train()
@@ -264,16 +258,7 @@ def test_slow_student_sees_the_view_of_the_student():
 
 
 def test_kd_beside_it_reads_the_first_view_and_the_teachers():
-    cfg = distiller()
-    logits = dict(type='mmrazor.ModuleOutputs', source='head.fc')
-    for side in ('student', 'teacher'):
-        cfg[f'{side}_recorders']['logits'] = dict(logits)
-    cfg['distill_losses']['loss_kd'] = dict(type='mmrazor.KLDivergence', tau=4, loss_weight=1.0)
-    cfg['loss_forward_mappings']['loss_kd'] = dict(
-        preds_S=dict(recorder='logits', from_student=True),
-        preds_T=dict(recorder='logits', from_student=False),
-    )
-    model = _build(architecture=small_runs.net(6), distiller=cfg).eval()
+    model = MODELS.build(model_config(NETWORKS, fragment('kd'))).eval()
     views, samples = _batch()
     losses = model(views, samples, mode='loss')
     with torch.no_grad():
@@ -324,7 +309,7 @@ def test_number_of_views():
 
 
 def test_distillers_and_networks_that_do_not_fit():
-    two, unmapped, late = (distiller() for _ in '123')
+    two, unmapped, late = (model_config()['distiller'] for _ in '123')
     two['distill_losses']['loss_b'] = two['distill_losses']['loss_cocord']
     unmapped['loss_forward_mappings'] = {}
     late['loss_forward_mappings']['loss_cocord']['slow_feats']['record_idx'] = 4
