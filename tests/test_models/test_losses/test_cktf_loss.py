@@ -314,8 +314,6 @@ def test_widths_are_inferred_or_given():
         (dict(pool='max'), "pool is 'max', expected one of"),
         (dict(head='conv'), "head is 'conv'"),
         (dict(beta=0, theta=0), 'both 0, so no level is left'),
-        (dict(temperature=0), 'temperature is 0'),
-        (dict(num_negatives=0), 'num_negatives is 0'),
         (dict(exclude='none'), "exclude is 'none'"),
         (dict(in_channels=64), 'in_channels is 64, expected a pair of widths'),
         (dict(in_channels=[5, 6, 7]), 'a pair of widths'),
