@@ -286,7 +286,7 @@ def test_stopped_distillation_is_plain_training():
 def test_widths_are_inferred_without_a_trace(width):
     model = _build(teacher=small_runs.net(width))
     loss = model.cocord_loss
-    assert (loss.s_channels, loss.t_channels) == (6, width)
+    assert loss.sizes == dict(s_channels=(6,), t_channels=(width,))
     assert isinstance(loss.connector, nn.Identity) is (width == 6)
     for net in (model.student, model.slow_student):
         assert int(net.backbone.bn.num_batches_tracked) == 0
