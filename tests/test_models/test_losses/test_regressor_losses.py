@@ -185,17 +185,9 @@ def test_sums_are_in_full_precision():
     torch.testing.assert_close(reconstruction, ft.reconstruction(large), rtol=0.02, atol=0)
 
 
-def test_sizes_are_inferred():
-    student, teacher = method_cases.random_maps((2, 3, 4, 4), (2, 5, 8, 8))
-    loss = FitNetLoss(t_shape=[5, 8, 8])
-    loss.infer_width(s_feats=student, t_feats=teacher)
-    assert loss.sizes == dict(s_shape=((3, 4, 4),), t_shape=((5, 8, 8),))
-    assert isinstance(loss.regressor.conv, nn.ConvTranspose2d)
-
+def test_rate_of_a_factor():
     student, teacher = ft_pair()
-    loss = FTLoss(rate=0.4, t_channels=[6])
-    loss.infer_width(s_feats=student, t_feats=teacher)
-    # Two of six channels.
+    loss = FTLoss(3, 6, rate=0.4)  # two of six channels
     assert loss.translator(student.float()).shape == (2, 2, 4, 4)
     assert loss.paraphraser.encoder(teacher.float()).shape == (2, 2, 4, 4)
 
