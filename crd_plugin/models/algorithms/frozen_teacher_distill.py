@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from crd_plugin.registry import MODELS
 
+from .._numbers import one_of
 from ..recorders import SampleFieldRecorder
 from ..recorders.classifier_recorders import members_of
 from . import speed
@@ -90,8 +91,7 @@ class FrozenTeacherDistill(StudentInterface, SingleTeacherDistill):
             )
         if not isinstance(channels_last, bool):
             raise TypeError(f'channels_last is {channels_last!r}, expected True or False.')
-        if teacher_dtype not in (None, 'bfloat16'):
-            raise ValueError(f"teacher_dtype is {teacher_dtype!r}, expected 'bfloat16' or None.")
+        one_of('teacher_dtype', teacher_dtype, (None, 'bfloat16'))
         one = teacher_ckpt is None or isinstance(teacher_ckpt, str)
         if isinstance(teacher, Sequence) or not one:
             teacher, teacher_ckpt = TeacherEnsemble(teacher, teacher_ckpt), None

@@ -15,7 +15,7 @@ from mmrazor.models.algorithms import BaseAlgorithm
 from mmrazor.registry import MODELS as RAZOR_MODELS
 from torch import Tensor, nn
 
-from crd_plugin.models._numbers import count, not_negative, positive
+from crd_plugin.models._numbers import count, not_negative, one_of, positive
 from crd_plugin.ops.features import full_precision
 from crd_plugin.registry import MODELS
 
@@ -101,8 +101,6 @@ class OnlineEnsembleDistill(StudentInterface, BaseAlgorithm):
                 f'ramp_up is {ramp_up}, expected a fraction of the training in [0, 1], such as '
                 '80 / 300.'
             )
-        if predict_with not in ('branch', 'ensemble'):
-            raise ValueError(f"predict_with is {predict_with!r}, expected 'branch' or 'ensemble'.")
         super().__init__(copy.deepcopy(architecture), data_preprocessor, init_cfg)
         if not callable(getattr(getattr(self.architecture, 'head', None), 'loss_module', None)):
             raise ValueError(
@@ -117,7 +115,7 @@ class OnlineEnsembleDistill(StudentInterface, BaseAlgorithm):
         self.kl_weight = not_negative('kl_weight', kl_weight)
         self.detach_ensemble = detach_ensemble
         self.ramp_up = ramp_up
-        self.predict_with = predict_with
+        self.predict_with = one_of('predict_with', predict_with, ('branch', 'ensemble'))
         self._divide(architecture, input_shape)
 
     def loss(self, inputs: Tensor, data_samples: Samples = None) -> dict[str, Tensor]:

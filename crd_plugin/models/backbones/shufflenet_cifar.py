@@ -7,6 +7,7 @@ from mmpretrain.models.utils import channel_shuffle
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from crd_plugin.models._numbers import one_of
 from crd_plugin.registry import MODELS
 
 from ._common import CIFARBackbone, conv_norm
@@ -66,10 +67,8 @@ class CIFARShuffleNetV1(CIFARBackbone):
     default_init_cfg = None
 
     def __init__(self, groups: int = 3, **kwargs: Any) -> None:
-        if groups not in _V1_CHANNELS:
-            raise ValueError(f'groups must be one of {tuple(_V1_CHANNELS)}, but got {groups!r}.')
         super().__init__(**kwargs)
-        self.groups = groups
+        self.groups = one_of('groups', groups, _V1_CHANNELS)
         width = _STEM_CHANNELS
         self.conv1, self.bn1 = conv_norm(self.in_channels, width)
         self.relu = nn.ReLU()
@@ -139,12 +138,8 @@ class CIFARShuffleNetV2(CIFARBackbone):
     tail_names = ('conv2', 'bn2')
 
     def __init__(self, widen_factor: float = 1.0, **kwargs: Any) -> None:
-        if widen_factor not in _V2_CHANNELS:
-            raise ValueError(
-                f'widen_factor must be one of {tuple(_V2_CHANNELS)}, but got {widen_factor!r}.'
-            )
         super().__init__(**kwargs)
-        self.widen_factor = widen_factor
+        self.widen_factor = one_of('widen_factor', widen_factor, _V2_CHANNELS)
         width = _STEM_CHANNELS
         *widths, last = _V2_CHANNELS[widen_factor]
         self.conv1, self.bn1 = conv_norm(self.in_channels, width)

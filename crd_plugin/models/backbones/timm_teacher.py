@@ -11,7 +11,7 @@ from mmpretrain.models.classifiers import ImageClassifier
 from torch import Tensor
 
 from crd_plugin.compat import CheckpointError
-from crd_plugin.models._numbers import count
+from crd_plugin.models._numbers import count, one_of
 from crd_plugin.registry import MODELS
 
 from ..views import ResizeView
@@ -55,8 +55,7 @@ class TimmTeacher(ImageClassifier):
         init_cfg: dict | None = None,
         **kwargs: Any,
     ) -> None:
-        if pool not in (None, *_POOLS):
-            raise ValueError(f"pool is {pool!r}, expected 'cls', 'mean', or None for that of timm.")
+        one_of('pool', pool, (None, *_POOLS))
         if pool and num_classes:
             raise ValueError(
                 f'pool={pool!r} with num_classes={num_classes}: a classifier has its own pooling; '

@@ -5,6 +5,7 @@ from typing import Any
 from torch import Tensor, nn
 from torchvision.ops import Conv2dNormActivation
 
+from crd_plugin.models._numbers import one_of
 from crd_plugin.registry import MODELS
 
 from ._common import CIFARBackbone
@@ -51,10 +52,8 @@ class CIFARVGG(CIFARBackbone):
     num_stages = 4
 
     def __init__(self, depth: int, **kwargs: Any) -> None:
-        if depth not in _GROUPS:
-            raise ValueError(f'depth must be one of {tuple(_GROUPS)}, but got {depth!r}.')
         super().__init__(**kwargs)
-        self.depth = depth
+        self.depth = one_of('depth', depth, _GROUPS)
         in_channels = self.in_channels
         for i, (number, width) in enumerate(zip(_GROUPS[depth], _WIDTHS)):
             self.add_module(f'block{i}', _group(number, in_channels, width))

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
-from crd_plugin.models._numbers import count
+from crd_plugin.models._numbers import count, one_of
 from crd_plugin.ops.features import Features, full_precision, single, unit_vectors
 from crd_plugin.registry import MODELS
 
@@ -44,10 +44,8 @@ class EmbeddingConnector(BaseModule):
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg)
-        if head not in ('linear', 'mlp', 'pad'):
-            raise ValueError(f"head is {head!r}, expected 'linear', 'mlp' or 'pad'.")
         self.embed_dim = count('embed_dim', embed_dim, ' (published: 128)')
-        self.head = head
+        self.head = one_of('head', head, ('linear', 'mlp', 'pad'))
         self.in_channels: int | None = None
         if in_channels is not None:
             self._build(count('in_channels', in_channels))

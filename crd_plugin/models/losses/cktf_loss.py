@@ -10,7 +10,7 @@ from crd_plugin.ops import full_precision
 from crd_plugin.ops.pairing import METHODS, POOLS, Blocks, pair_blocks, pool_flat, resolve_pool
 from crd_plugin.registry import MODELS
 
-from .._numbers import count, not_negative
+from .._numbers import count, not_negative, one_of
 from .ensemble_crd_loss import SeveralCRD
 
 _STEM, _PENULTIMATE = 'stem', 'penultimate'
@@ -73,9 +73,8 @@ class CKTFLoss(SeveralCRD):
         loss_weight: float = 1.0,
         **kwargs: Any,
     ) -> None:
-        for name, value, allowed in (('method', method, METHODS), ('pool', pool, POOLS)):
-            if value not in allowed:
-                raise ValueError(f'{name} is {value!r}, expected one of {allowed}.')
+        one_of('method', method, METHODS)
+        one_of('pool', pool, POOLS)
         if num_groups is not None:
             count('num_groups', num_groups, ', or None for all groups')
         if not_negative('beta', beta) + not_negative('theta', theta) == 0:

@@ -21,7 +21,7 @@ from crd_plugin.ops import (
 from crd_plugin.ops.contrast import KnownGradient
 from crd_plugin.registry import MODELS
 
-from .._numbers import count, not_negative, positive
+from .._numbers import count, not_negative, one_of, positive
 from ..memory_bank import MemoryBank, PendingUpdate
 from ..sharded_bank import ShardedBank
 from .captured_step import CapturedStep
@@ -106,16 +106,11 @@ class CRDLoss(nn.Module):
         super().__init__()
         if num_negatives is not None:
             count('num_negatives', num_negatives, ' (published: 16384)')
-        choices = (
-            ('objective', objective, ('nce', 'infonce')),
-            ('negatives', negatives, ('sampled', 'shared', 'all', 'batch')),
-            ('exclude', exclude, ('class', 'instance')),
-            ('bank_dtype', bank_dtype, (None, 'float32', 'float16', 'bfloat16')),
-            ('kernel', kernel, ('torch', 'triton')),
-        )
-        for name, value, allowed in choices:
-            if value not in allowed:
-                raise ValueError(f'{name} is {value!r}, expected one of {allowed}.')
+        self.objective = one_of('objective', objective, ('nce', 'infonce'))
+        self.negatives = one_of('negatives', negatives, ('sampled', 'shared', 'all', 'batch'))
+        self.exclude = one_of('exclude', exclude, ('class', 'instance'))
+        self.kernel = one_of('kernel', kernel, ('torch', 'triton'))
+        one_of('bank_dtype', bank_dtype, (None, 'float32', 'float16', 'bfloat16'))
         if kernel == 'triton' and objective == 'infonce':
             raise ValueError("kernel='triton' has the objective 'nce' only; leave kernel out.")
         if cuda_graph and sharded:
@@ -126,10 +121,6 @@ class CRDLoss(nn.Module):
         self.embed_dim = count('embed_dim', embed_dim, ' (published: 128)')
         self.temperature = positive('temperature', temperature, 0.07)
         self.loss_weight = not_negative('loss_weight', loss_weight)
-        self.objective = objective
-        self.negatives = negatives
-        self.exclude = exclude
-        self.kernel = kernel
         self.cuda_graph = cuda_graph
         self._num_negatives = num_negatives
         if negatives != 'batch':

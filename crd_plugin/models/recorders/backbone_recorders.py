@@ -8,6 +8,7 @@ from typing import Any
 from mmrazor.models.task_modules import ModuleOutputsRecorder
 from torch import Tensor, nn
 
+from crd_plugin.models._numbers import one_of
 from crd_plugin.registry import TASK_UTILS
 
 
@@ -130,9 +131,7 @@ class BlockOutputsRecorder(InnerMapsRecorder):
 
     def __init__(self, source: str, blocks: str = 'all') -> None:
         super().__init__(source)
-        if blocks not in ('all', 'last'):
-            raise ValueError(f"blocks is {blocks!r}, expected 'all' or 'last'.")
-        self.blocks = blocks
+        self.blocks = one_of('blocks', blocks, ('all', 'last'))
 
     def inner_names(self, backbone: nn.Module) -> list[str]:
         """Return the names of the blocks, and keep them stage by stage."""

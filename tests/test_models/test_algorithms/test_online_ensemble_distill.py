@@ -345,7 +345,7 @@ def test_keys_of_checkpoints():
     [
         (dict(num_branches=1), 'num_branches is 1, expected at least 2'),
         (dict(ramp_up=80), r'ramp_up is 80, expected a fraction of the training in \[0, 1\]'),
-        (dict(predict_with='both'), "predict_with is 'both', expected 'branch' or 'ensemble'"),
+        (dict(predict_with='both'), "predict_with is 'both', expected one of"),
         (dict(input_shape=(1, 8, 8)), r'input_shape=\(1, 8, 8\) does not go'),
         (dict(architecture={**net(), 'head': None}), 'architecture.head has no loss_module'),
         (dict(architecture=None), 'architecture is NoneType, expected the config of a network'),

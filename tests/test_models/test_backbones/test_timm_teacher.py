@@ -322,7 +322,7 @@ def test_checkpoint_of_a_run_goes_back_in(tmp_path):
     [
         (dict(model_name='vit_smal_patch14_dinov2'), 'the nearest are .*vit_small_patch14_dinov2'),
         (dict(model_name='?'), r'has no model_name .\?.; see timm.list_pretrained'),
-        (dict(pool='token'), "pool is 'token', expected 'cls', 'mean', or None"),
+        (dict(pool='token'), "pool is 'token', expected one of .None, 'cls', 'mean'"),
         (
             dict(size=30),
             'size is 30, but .* into patches of 14 pixels; take a multiple, such as 28',
@@ -388,7 +388,9 @@ def test_bfloat16():
     assert {p.dtype for p in half.student.parameters()} == {torch.float32}
     assert half.state_dict().keys() == full.state_dict().keys()
     full.load_state_dict(half.state_dict())
-    with pytest.raises(ValueError, match="teacher_dtype is 'fp16', expected 'bfloat16' or None"):
+    with pytest.raises(
+        ValueError, match="teacher_dtype is 'fp16', expected one of .None, 'bfloat16'"
+    ):
         distillation(teacher_dtype='fp16')
 
 

@@ -128,7 +128,7 @@ def test_every_location_is_embedded_alone(head):
 @pytest.mark.parametrize(
     'kwargs, message',
     [
-        (dict(head='conv'), "head is 'conv', expected 'linear', 'mlp' or 'pad'"),
+        (dict(head='conv'), "head is 'conv', expected one of .'linear', 'mlp', 'pad'"),
         (
             dict(in_channels=7, embed_dim=10, head='pad'),
             "7 values to embed_dim=10: the difference must be even; use embed_dim=11 or head='lin",

@@ -196,5 +196,5 @@ def test_other_families_are_refused(name):
 
 
 def test_errors_of_blocks():
-    with pytest.raises(ValueError, match="blocks is 'first', expected 'all'"):
+    with pytest.raises(ValueError, match="blocks is 'first', expected one of"):
         recorder_of('first')
