@@ -37,7 +37,6 @@ def network_of(name):
 
 
 def losses_of(row):
-    """Losses of the distillation that a figure is of."""
     if row.method in ('vanilla', 'teacher', 'student alone', 'Online-KD'):
         return set()
     words = dict(InfoNCE='crd').get(row.method, row.method.lower()).split('+')
@@ -46,7 +45,6 @@ def losses_of(row):
 
 
 def schedule_of(row):
-    """Batch size and epochs of a source."""
     if row.dataset == 'ImageNet':
         return '8xb32-100e'
     return '8xb16-200e' if row.source.startswith('MM') else 'b(64|32)-240e'

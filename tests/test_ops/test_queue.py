@@ -10,7 +10,6 @@ from crd_plugin.ops import enqueue, move_averages, queue_logits
 
 
 def one_by_one(rows, pointer, keys):
-    """Write one key after the other, as the definition says."""
     rows = list(rows)
     for key in keys:
         rows[pointer] = key

@@ -26,7 +26,6 @@ def weights():
 
 
 def renamed(weights, change):
-    """Weights under other names."""
     return {change(name): value for name, value in weights.items()}
 
 
@@ -133,7 +132,6 @@ def test_missing_file_says_how_to_make_it(tmp_path, monkeypatch):
 
 @pytest.fixture
 def strict():
-    """As in a tool."""
     init_default_scope('mmpretrain')
     upstream = WEIGHT_INITIALIZERS.get('Pretrained')
     use_pretrained_init()
@@ -151,7 +149,6 @@ def resnet(depth, **settings):
 
 
 def initialised(cfg, part, path, prefix=None):
-    """Build a network whose part starts from a file."""
     target = cfg[part] if part else cfg
     target['init_cfg'] = dict(type='Pretrained', checkpoint=str(path), prefix=prefix)
     net = MMPRETRAIN_MODELS.build(cfg)
@@ -161,7 +158,6 @@ def initialised(cfg, part, path, prefix=None):
 
 @pytest.fixture
 def file(tmp_path, strict):
-    """Weights of a ResNet-14."""
     torch.manual_seed(11)
     weights = MMPRETRAIN_MODELS.build(resnet(14)).state_dict()
     torch.save(dict(state_dict=weights), tmp_path / 'net.pth')

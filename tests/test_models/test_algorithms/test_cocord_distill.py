@@ -45,7 +45,6 @@ class VectorNet(BaseModule):
         self.bn = nn.BatchNorm1d(width)
 
     def forward(self, x: torch.Tensor) -> tuple:
-        """One feature, as backbones return them."""
         return (self.bn(self.lin(x)).relu(),)
 
 
@@ -59,7 +58,6 @@ class TinyInplaceNet(small_runs.TinyNet):
 
 
 def our_name(key):
-    """Name in the public code to ours."""
     part, _, rest = key.partition('.')
     if part in ('queue', 'queue_ptr'):
         return QUEUE + dict(queue='keys', queue_ptr='pointer')[part]
@@ -69,14 +67,12 @@ def our_name(key):
 
 
 def states(arrays, prefix):
-    """Part of a state dict under our names."""
     found = {key[len(prefix) :]: v for key, v in arrays.items() if key.startswith(prefix)}
     ours = dict(queue=lambda value: value.T, queue_ptr=lambda value: value[0])
     return {our_name(key): ours.get(key, lambda v: v)(value) for key, value in found.items()}
 
 
 def reference_model(arrays):
-    """The model of a golden case in its first state."""
     inputs, width, classes = (int(arrays[key]) for key in ('in_dim', 'feat_dim', 'n_cls'))
     net = dict(
         type='mmpretrain.ImageClassifier',
@@ -123,7 +119,6 @@ def assert_states(model, expected):
 
 
 def record_calls(model):
-    """Outputs of the parts in the order of their calls."""
     loss, calls = model.cocord_loss, {}
     parts = dict(s_q_pred=loss.predictor, s_k=loss.slow_projector, s_output=model.student.head.fc)
     for name, part in parts.items():

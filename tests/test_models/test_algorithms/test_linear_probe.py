@@ -19,7 +19,6 @@ def build(width=6, **changes):
 
 
 def step(model):
-    """One step of SGD on labels 0 to 2."""
     images, samples = small_runs.batch()
     for number, sample in enumerate(samples):
         sample.set_gt_label(number % 3)

@@ -198,7 +198,6 @@ def test_resumed_run_and_published_student(tmp_path, files):
 
 
 def _train_on_two_ranks(rank, folder):
-    """Train an epoch on two ranks and save the banks."""
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE='2')
     os.environ.update(MASTER_ADDR='127.0.0.1', MASTER_PORT=(Path(folder) / 'port').read_text())
     torch.set_num_threads(1)

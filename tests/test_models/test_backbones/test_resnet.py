@@ -61,7 +61,6 @@ def randomise(net):
 @pytest.mark.parametrize('depth', [18, 50])
 @torch.no_grad()
 def test_torchvisions_weights_load(depth):
-    """Basic blocks and bottlenecks."""
     theirs = getattr(torchvision.models, f'resnet{depth}')(weights=None)
     randomise(theirs)
     theirs.eval()

@@ -60,7 +60,6 @@ def distillation(name=DINOV2, method='rrd', **kwargs):
 
 
 def randomised(shapes):
-    """Weights of given names and shapes."""
     generator = torch.Generator().manual_seed(0)
     return {name: 0.3 * torch.randn(shape, generator=generator) for name, shape in shapes.items()}
 

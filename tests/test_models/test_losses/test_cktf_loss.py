@@ -76,7 +76,6 @@ def loss_of(case, name, **kwargs):
 
 
 def golden_name(parameter):
-    """Name of a connector's parameter in the golden files."""
     side, level, rest = parameter.split('.', 2)
     return f'{LEVELS[level]}.embed_{side[0]}.{rest}'
 
@@ -106,7 +105,6 @@ def cast(inputs, dtype):
 
 
 def random_ids(inputs):
-    """Explicit rows to score: the positive and six others."""
     ids = torch.randint(20, (4, 7))
     ids[:, 0] = inputs['sample_idx']
     return ids

@@ -62,7 +62,6 @@ def by_hand(loss, feats):
 
 @pytest.mark.parametrize('t_channels', [6, 9])
 def test_value_and_gradient_equal_the_formula(t_channels):
-    """Equal widths and others."""
     loss, feats = build(t_channels=t_channels), features(6, t_channels)
     for feature in feats.values():
         feature.requires_grad_()

@@ -12,7 +12,6 @@ SETTINGS = dict(embed_dim=8, num_negatives=6)
 
 
 def features():
-    """Features of a student of width 5 and of three teachers."""
     student = torch.randn(4, 5, requires_grad=True)
     return student, [torch.randn(4, width, requires_grad=True) for width in WIDTHS]
 

@@ -51,14 +51,12 @@ def no_run(request):
 
 
 def logits(dtype=torch.float64):
-    """Student's and teacher's logits, three samples of four classes."""
     n = torch.arange(12, dtype=torch.float64)
     student, teacher = (3 * n).sin() * 4, (5 * n).cos() * 6
     return [method_cases.leaves([x.view(3, 4)], dtype)[0] for x in (student, teacher)]
 
 
 def check(value, student, teacher, expected, rtol):
-    """Compare value and gradient with published ones; the teacher has none."""
     value.backward()
     assert value.detach().item() == pytest.approx(expected[0], rel=rtol)
     assert student.grad[1].tolist() == pytest.approx(expected[1], rel=rtol)
@@ -246,7 +244,6 @@ def run(tmp_path, epochs, **changes):
 
 
 def test_resumed_warmup(tmp_path):
-    """It goes on where it was, so the run ends with the same weights."""
     shares, expected = run(tmp_path / 'whole', 5)
     assert shares == [0.25, 0.5, 0.75, 1.0, 1.0]
     changes = dict(load_from=str(tmp_path / 'whole' / 'epoch_2.pth'), resume=True)

@@ -164,7 +164,6 @@ def test_published_alignment(name):
 def test_kdsvd_against_a_loop(k):
 
     def by_svd(x, k):
-        """Torch's vectors of one sample, (k, C), and their weights."""
         _, s, vh = torch.linalg.svd(x.flatten(1).t(), full_matrices=False)
         return vh[:k], s[:k] / s[:k].norm()
 

@@ -62,7 +62,6 @@ PARTS = {
 
 
 def published(name):
-    """Golden arrays and the loss with their parameters."""
     case = golden.load(name)
     loss = LOSSES[name](case)
     for part, prefix in PARTS.get(name[:6], {}).items():

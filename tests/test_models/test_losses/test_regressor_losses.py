@@ -73,7 +73,6 @@ def test_fitnet_against_a_loop():
 
 
 def ft_pair(dtype=torch.float64):
-    """Maps of a student of three and a teacher of six channels."""
     return method_cases.random_maps((2, 3, 4, 4), (2, 6, 4, 4), dtype=dtype)
 
 

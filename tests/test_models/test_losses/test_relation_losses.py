@@ -102,7 +102,6 @@ def test_sp_against_a_loop():
 
 
 def test_one_sample():
-    """These losses compare samples with each other."""
     (s,), (t,) = vectors()
     one_map = [[x[:1] for x in side] for side in maps()]
     for loss in (build_cc(), RKDLoss(), PKTLoss(), SPLoss()):
@@ -134,7 +133,6 @@ def test_rkd_part_of_weight_zero_is_left_out():
 
 
 def test_sample_given_twice_to_rkd_has_a_gradient_like_the_others():
-    """That of MMRazor's is about 1e12 times as large."""
     (s,), (t,) = vectors(torch.float32)
     s.data[1] = s.data[0]
     RKDLoss(distance_weight=0)(s, t).backward()

@@ -50,7 +50,6 @@ def build(*temperatures, **kwargs):
 
 
 def features():
-    """Student's and teacher's features of two samples, as leaves."""
     student, teacher = (7 * N[:6]).cos().view(2, 3), (11 * N[:10]).cos().view(2, 5)
     return [method_cases.leaves([x], torch.float64)[0] for x in (student, teacher)]
 
