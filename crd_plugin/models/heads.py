@@ -95,5 +95,4 @@ class SegmentationHead(BaseModule):
 
 
 def _upsample(scores: Tensor, size: Sequence[int]) -> Tensor:
-    """Resize scores ``(B, classes, h, w)`` to ``(B, classes, H, W)``."""
     return F.interpolate(scores, tuple(size), mode='bilinear', align_corners=False)

@@ -108,5 +108,4 @@ def _resize_weights(starts: Tensor, lengths: Tensor, full: int, target: int) -> 
 
 
 def _round(values: Tensor) -> Tensor:
-    """Round to whole grey levels, in place."""
     return values.add_(0.5).floor_().clamp_(0, 255)

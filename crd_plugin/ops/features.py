@@ -127,7 +127,6 @@ def prediction_distance(prediction: Tensor, target: Tensor) -> Tensor:
 
 
 def _pool(feature_map: Tensor, size: tuple[int, int]) -> Tensor:
-    """Average a map down to a size."""
     # Where the sizes divide, both give the same; but on a GPU the backward pass of the adaptive one
     # is refused under torch.use_deterministic_algorithms.
     height, width = feature_map.shape[-2:]

@@ -131,7 +131,6 @@ def _choose(own: Tensor, teacher: Sequence[Tensor], method: str, pool: str) -> T
 
 
 def _check_shapes(stage: int, student: tuple[int, ...], teacher: tuple[int, ...]) -> None:
-    """Check that the maps of a stage can be paired."""
     if not len(student) == len(teacher) == 4:
         raise ValueError(
             f"Stage {stage}: the student's block has shape {student}, the teacher's {teacher}, "

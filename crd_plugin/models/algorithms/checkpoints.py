@@ -218,5 +218,4 @@ def _is_of_classes(shape: tuple[str, str, str]) -> bool:
 
 
 def _is_norm(module: nn.Module, name: str) -> bool:
-    """Tell whether a parameter or buffer is that of a norm layer."""
     return isinstance(module.get_submodule(name.rpartition('.')[0]), _NORMS)

@@ -117,7 +117,6 @@ class CoCoRDDistill(FrozenTeacherDistill):
         self._copy_student()
 
     def _copy_student(self) -> None:
-        """Copy parameters and buffers of the student to the slow student."""
         self.slow_student.load_state_dict(self.student.state_dict())
 
     def _infer_widths(self, input_shape: Sequence[int]) -> None:

@@ -196,7 +196,6 @@ class FrozenTeacherDistill(StudentInterface, SingleTeacherDistill):
         super().init_weights()
 
     def _speed_up(self, network: nn.Module, role: str) -> None:
-        """Apply ``channels_last`` and ``compile`` to a network."""
         if self.channels_last:
             network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if self.compile_options is not False:
@@ -272,5 +271,4 @@ def _has_weights(network: Any) -> bool:
 
 
 def _needs_width(module: Any) -> bool:
-    """Tell whether a connector or a loss has yet to be given its widths."""
     return getattr(module, 'needs_width', False)

@@ -167,7 +167,6 @@ class OnlineEnsembleDistill(StudentInterface, BaseAlgorithm):
         return _gated_sum(*self._all_logits(inputs))
 
     def _predict(self, inputs: Tensor, data_samples: Samples = None) -> list[BaseDataElement]:
-        """Predict by what is evaluated."""
         if self.predict_with == 'branch':
             return super()._predict(inputs, data_samples)
         scores = self._forward(inputs).softmax(dim=1)
@@ -184,7 +183,6 @@ class OnlineEnsembleDistill(StudentInterface, BaseAlgorithm):
         return [full_precision(logits) for logits in (student, *others)], self.gate(feature)
 
     def _cross_entropy(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Return the loss that the head's config asks for."""
         return self.architecture.head.loss_module(logits, target, avg_factor=len(logits))
 
     def _ramp(self) -> float:
@@ -197,7 +195,6 @@ class OnlineEnsembleDistill(StudentInterface, BaseAlgorithm):
         return math.exp(-5 * (1 - min(progress, 1.0)) ** 2)
 
     def _divide(self, config: dict, input_shape: Sequence[int]) -> None:
-        """Build the other branches and the gate."""
         # A generator of its own: the initial weights must not depend on these images.
         images = torch.randn((2, *input_shape), generator=torch.Generator().manual_seed(0))
         images = images.to(next(self.architecture.parameters()).device)
@@ -228,7 +225,6 @@ class _Gate(nn.Module):
 
 
 def _pool(feature: Tensor) -> Tensor:
-    """Average a map ``(B, C, H, W)`` over its pixels; a vector ``(B, C)`` stays."""
     return feature.mean(dim=(2, 3)) if feature.dim() == 4 else feature
 
 

@@ -104,5 +104,4 @@ class _InvertedResidual(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Compute the block's map."""
         return x + self.conv(x) if self.shortcut else self.conv(x)

@@ -141,5 +141,4 @@ class HalfAlexNet(CIFARBackbone):
 
 
 def _fully_connected(inputs: int) -> nn.Sequential:
-    """Make a fully connected layer with batch norm and ReLU."""
     return nn.Sequential(nn.Linear(inputs, _HIDDEN), nn.BatchNorm1d(_HIDDEN), nn.ReLU())

@@ -36,7 +36,6 @@ class _Convolutions(nn.Module):
             self.add_module(f'bn{i}', norm)
 
     def run(self, i: int, x: Tensor) -> Tensor:
-        """Apply a convolution and its batch norm."""
         return getattr(self, f'bn{i}')(getattr(self, f'conv{i}')(x))
 
 
@@ -105,7 +104,6 @@ class _V1Block(_Convolutions):
         return torch.cat([out, F.avg_pool2d(x, 3, 2, padding=1)], dim=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Compute the block's map."""
         return self.relu(self.before_relu(x))
 
 
@@ -173,7 +171,6 @@ class _V2Block(_Convolutions):
         return _join(*x.chunk(2, dim=1))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Compute the block's map."""
         return _join(*self._halves(x))
 
     def _halves(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -196,7 +193,6 @@ class _V2DownBlock(_Convolutions):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Compute the block's map."""
         left = F.relu(self.run(2, self.run(1, x)))
         right = self.run(4, F.relu(self.run(3, x)))
         return _join(left, self.run(5, right))

@@ -154,7 +154,6 @@ def _published(name: str, pretrained: bool) -> Any:
 
 
 def _set_pool(network: Any, name: str, pool: str) -> None:
-    """Choose how a network makes one feature of its tokens."""
     if pool == 'cls' and getattr(network, 'cls_token', None) is None:
         raise ValueError(f"pool is 'cls', but {name} has no class token; take 'mean' or None.")
     try:

@@ -86,7 +86,6 @@ class EmbeddingConnector(BaseModule):
         return unit_vectors(full_precision(x), dim=1)
 
     def _build(self, width: int) -> None:
-        """Build the layers for features of this width."""
         if self.head == 'linear':
             self.linear = nn.Linear(width, self.embed_dim)
         elif self.head == 'mlp':
@@ -130,7 +129,6 @@ class DenseEmbeddingConnector(EmbeddingConnector):
 
 
 def _flatten(feature: Features) -> Tensor:
-    """Bring a feature to ``(B, values)``."""
     feature = single('The recorded feature', feature)
     if feature.dim() not in (2, 4):
         raise ValueError(

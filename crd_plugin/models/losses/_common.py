@@ -164,7 +164,6 @@ class SizedLoss(FeatureLoss):
                 check_given(name, known, size)
 
     def _measure(self, pairs: Pairs) -> list[tuple]:
-        """Return the student's and the teacher's size, layer by layer."""
         sides = zip(*pairs)
         if self.by_shape:
             return [tuple(tuple(x.shape[1:]) for x in side) for side in sides]

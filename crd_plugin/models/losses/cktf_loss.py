@@ -161,7 +161,6 @@ class CKTFLoss(SeveralCRD):
         return pairs
 
     def _build(self, in_channels: Sequence[tuple[int, int]]) -> None:
-        """Build the connectors and losses of all levels."""
         widths = in_channels if isinstance(in_channels, Sequence) else ()
         top = [_PENULTIMATE] if self.beta else []
         groups = [f'group{i}' for i in range(1, len(widths) - len(top))]

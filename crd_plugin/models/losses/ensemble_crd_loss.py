@@ -133,11 +133,9 @@ class EnsembleCRDLoss(SeveralCRD):
         return self.contrast(pairs, dict.fromkeys(pairs, 1.0), sample_idx, labels, contrast_idx)
 
     def _build(self, student: int, teachers: Sequence[int]) -> None:
-        """Build connectors and losses of all teachers."""
         for number, width in enumerate(teachers):
             self.build(str(number), student, width)
 
 
 def _listed(feats: Tensor | Sequence[Tensor]) -> Sequence[Tensor]:
-    """Return the feature of one teacher, or those of several, as a sequence."""
     return [feats] if isinstance(feats, Tensor) else feats

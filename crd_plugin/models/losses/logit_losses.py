@@ -115,7 +115,6 @@ def _split(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _divergence(student: Tensor, teacher: Tensor) -> Tensor:
-    """Return the mean KL divergence of log-probabilities over the batch."""
     return F.kl_div(student, teacher, reduction='batchmean', log_target=True)
 
 
@@ -158,7 +157,6 @@ class LSKDLoss(FeatureLoss):
 
 
 def _standardize(logits: Tensor) -> Tensor:
-    """Bring each sample's logits to mean 0 and standard deviation 1."""
     centred = logits - logits.mean(1, keepdim=True)
     return math.sqrt(logits.size(1) - 1) * unit_vectors(centred, dim=1)
 
