@@ -146,7 +146,11 @@ def test_key_queue_without_its_hook(tmp_path):
     [
         # In the first stage, or when it infers its widths.
         ('ft', dict(s_channels=6, t_channels=5), 't_channels is 5, but the recorded features'),
-        ('cocord', dict(s_channels=7, t_channels=12), 's_feats has shape (4, 6)'),
+        (
+            'cocord',
+            dict(s_channels=7, t_channels=12),
+            's_channels is 7, but the recorded features have 6',
+        ),
     ],
 )
 def test_loss_that_does_not_fit_the_features(tmp_path, loss, changes, message):
