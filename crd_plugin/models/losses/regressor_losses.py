@@ -62,10 +62,11 @@ class ABLoss(SizedLoss):
 
     def compare(self, pairs: Pairs) -> Tensor:
         """As for :class:`FeatureLoss`."""
-        losses = [
-            boundary_loss(regress(connector, student, teacher), teacher, self.margin)
-            for connector, (student, teacher) in zip(self.connectors, pairs)
-        ]
+        losses = []
+        for connector, (student, teacher) in zip(self.connectors, pairs):
+            student = regress(connector, student, teacher)
+            towards = torch.where(teacher > 0, student, -student)
+            losses.append((self.margin - towards).clamp(min=0).square().sum())
         total = torch.stack([2.0 ** (i + 1 - len(losses)) * loss for i, loss in enumerate(losses)])
         # The published scale; it has no other reason.
         return total.sum() * (3 / 1000 / len(pairs[0][0]))
@@ -88,12 +89,6 @@ def regress(connector: nn.Module, student: Tensor, teacher: Tensor) -> Tensor:
             f'{tuple(teacher.shape)}; set model.input_shape to the size of the training images.'
         )
     return found
-
-
-def boundary_loss(student: Tensor, teacher: Tensor, margin: float) -> Tensor:
-    """Sum the squares by which the student misses the margin on the teacher's side."""
-    towards = torch.where(teacher > 0, student, -student)
-    return (margin - towards).clamp(min=0).square().sum()
 
 
 @MODELS.register_module()

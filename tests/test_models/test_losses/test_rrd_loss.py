@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from crd_plugin.models.losses import RRDLoss
 from tests import method_cases, small_runs
 from tests.config_files import fragment
+from tests.test_models.test_losses.test_logit_losses import divergence, softmax
 
 N = torch.arange(60, dtype=torch.float64)
 # Temperatures: value, gradients of the student's features and of its layer's first row.
@@ -81,10 +82,6 @@ def test_against_a_loop():
         y = layer(x)
         return y / sum(v**2 for v in y).sqrt()
 
-    def softmax(scores):
-        powers = [x.exp() for x in scores]
-        return [x / sum(powers) for x in powers]
-
     def loop(students, teachers):
         s, t = (
             [unit(e, x) for x in y[0]]
@@ -95,7 +92,7 @@ def test_against_a_loop():
         for a, b in zip(s, t, strict=True):
             p = softmax([(a * row).sum() / 0.3 for row in rows])
             q = softmax([(b * row).sum() / 0.2 for row in rows])
-            total = total + sum(y * (y / x).log() for x, y in zip(p, q, strict=True))
+            total = total + divergence(q, p)
         return 0.7 * total / len(s)
 
     student, teacher = features()
