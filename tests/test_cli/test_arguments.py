@@ -319,15 +319,6 @@ def test_launcher_without_its_variables(folder, capsys, monkeypatch, launcher, v
     assert error.endswith(f'start the script with {program}.')
 
 
-def test_more_processes_than_gpus(folder, capsys, monkeypatch):
-    for name in ('RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT'):
-        monkeypatch.setenv(name, '1')
-    monkeypatch.setenv('LOCAL_RANK', '1')
-    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 1)
-    error = error_of(capsys, run('train plain.py --launcher pytorch'))
-    assert 'LOCAL_RANK is 1, but this machine has 1 GPU' in error
-
-
 @pytest.mark.parametrize(
     'flags, message',
     [
