@@ -30,18 +30,15 @@ def convert_repdistiller(
 ) -> Path:
     """Write a teacher of RepDistiller as a checkpoint of our config.
 
-    The config is ``build_cifar_classifier_cfg(arch, num_classes)``, where the number of classes is
-    that of the weights; it is written into the file too. Equal input gives equal bytes.
-
-    Source: the files that ``train_teacher.py`` of HobbitLong/RepDistiller writes, ``{'model':
-    state_dict, 'epoch', 'accuracy' | 'best_acc', 'optimizer' | 'opt'}``, also those of torch 0.4.0,
-    in which batch norm counts no batches.
+    The config is ``build_cifar_classifier_cfg(arch, num_classes)`` with the classes of the weights;
+    it is written into the file too. Equal input gives equal bytes.
 
     Args:
-        checkpoint (str): Such a file.
+        checkpoint (str): File of ``train_teacher.py`` of HobbitLong/RepDistiller, ``{'model':
+            state_dict, 'epoch', 'accuracy' | 'best_acc', 'optimizer' | 'opt'}``, also of torch
+            0.4.0, in which batch norm counts no batches.
         out (str): File to write.
-        arch (str, optional): Name in ``CIFAR_ZOO``. Defaults to None: that of the network that the
-            weights are of.
+        arch (str, optional): Name in ``CIFAR_ZOO``. Defaults to None: that of the weights.
 
     Returns:
         Path: The file written: ``state_dict`` and, under ``meta``, ``architecture``,

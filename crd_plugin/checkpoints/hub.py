@@ -49,8 +49,8 @@ def export_student(
     Args:
         published (str | Path): What :func:`publish_student` has written, alone in its folder.
         source (str | Path): Checkpoint of the distillation that it was taken from.
-        metrics (dict[str, float], optional): What ``tools/test.py --out-item metrics`` has
-            measured, ``{'accuracy/top1': 91.8}``. Defaults to None: the card has no accuracy.
+        metrics (dict[str, float], optional): Accuracies for the card, ``{'accuracy/top1': 91.8}``.
+            Defaults to None.
         onnx_size (int, optional): Height and width of the images of ``model.onnx``, in pixels.
             Defaults to None: none is written.
 

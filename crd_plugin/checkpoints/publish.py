@@ -48,14 +48,12 @@ def publish_student(
 
     Args:
         checkpoint (str): File that MMEngine's runner has saved.
-        out (str): ``DIR/NAME.pth`` gives ``DIR/NAME-<hash8>.pth``, with the first eight hex digits
-            of the file's SHA-256; an existing folder, or a path that ends in a slash, takes the
-            checkpoint's name.
-        config (str | Config, optional): Config of the student, or of the distillation, that the
-            weights must fit, and that is written into the file. Defaults to None: that in the
-            checkpoint.
-        use_ema (bool): Whether to publish the averaged weights of a run with an ``EMAHook``, rather
-            than the last ones. Defaults to True.
+        out (str): ``DIR/NAME.pth`` gives ``DIR/NAME-<hash8>.pth``, by the file's SHA-256; an
+            existing folder, or a path that ends in a slash, takes the checkpoint's name.
+        config (str | Config, optional): Config of student or distillation that the weights must
+            fit, written into the file. Defaults to None: that in the checkpoint.
+        use_ema (bool): Publish the averaged weights of a run with an ``EMAHook``, not the last
+            ones. Defaults to True.
 
     Returns:
         Path: The file written.
@@ -68,8 +66,8 @@ def publish_student(
     """
     logger = MMLogger.get_current_instance()
     loaded = load_checkpoint_file(os.fspath(checkpoint))
-    weights = _student_weights(_weights(loaded, checkpoint, use_ema), checkpoint)
-    meta = loaded.get('meta') if 'state_dict' in loaded else None
+    weights = _student_weights(loaded, checkpoint, use_ema)
+    meta = loaded.get('meta')
     meta = meta if isinstance(meta, dict) else {}
     published = {key: meta[key] for key in _META if key in meta}
     if config is None:
@@ -168,22 +166,16 @@ def _drop_initial_weights(cfg: Any) -> None:
         _drop_initial_weights(child)
 
 
-def _weights(loaded: Any, filename: Any, use_ema: bool) -> dict[str, Tensor]:
-    """Model weights of a checkpoint, averaged or not."""
+def _student_weights(loaded: Any, filename: Any, use_ema: bool) -> dict[str, Tensor]:
+    """Weights under ``architecture.``, or all if there are none; averaged or not."""
     weights = find_weights(loaded, f'checkpoint {filename}')
     # EMAHook saves the averages as state_dict and the others aside.
     last = loaded.get('ema_state_dict') if weights is not loaded else None
-    if last is None:
-        return weights
-    which = 'averages of EMAHook' if use_ema else 'last ones, not the averages of EMAHook'
-    MMLogger.get_current_instance().info(f'The weights are the {which}.')
-    if use_ema:
-        return weights
-    return {key: last.get(f'module.{key}', value) for key, value in weights.items()}
-
-
-def _student_weights(weights: dict[str, Tensor], filename: Any) -> dict[str, Tensor]:
-    """Weights under ``architecture.``, or all if there are none."""
+    if last is not None:
+        which = 'averages of EMAHook' if use_ema else 'last ones, not the averages of EMAHook'
+        MMLogger.get_current_instance().info(f'The weights are the {which}.')
+        if not use_ema:
+            weights = {key: last.get(f'module.{key}', value) for key, value in weights.items()}
     if any(key.startswith(_STUDENT) for key in weights):
         student = {
             k.removeprefix(_STUDENT): v for k, v in weights.items() if k.startswith(_STUDENT)
@@ -195,10 +187,6 @@ def _student_weights(weights: dict[str, Tensor], filename: Any) -> dict[str, Ten
             f'checkpoint {filename} has a distiller but no student: no key starts with '
             '"architecture."; give a checkpoint of crd_plugin.FrozenTeacherDistill or of MMRazor.'
         )
-    MMLogger.get_current_instance().info(
-        'This is not a checkpoint of a distillation (no key starts with "architecture."): all '
-        'weights are kept, optimizer and log history are left out.'
-    )
     return weights
 
 
@@ -225,21 +213,13 @@ def build_student(plain: dict[str, Any], weights: dict[str, Tensor], filename: A
 
     cfg = copy.deepcopy(plain.get('model'))
     if not isinstance(cfg, dict):
-        raise ValueError(
-            'config has no `model`; give the config of the plain student or that of the '
-            'distillation.'
-        )
+        raise ValueError('config has no `model`; give that of the student or of the distillation.')
     if plain.get('data_preprocessor'):
         cfg.setdefault('data_preprocessor', plain['data_preprocessor'])
     with DefaultScope.overwrite_default_scope(plain.get('default_scope', 'mmpretrain')):
         model = MODELS.build(cfg)
-    load_strictly(
-        model,
-        weights,
-        f'the student in checkpoint {filename}',
-        'config',
-        'Give the config of the student that was trained.',
-    )
+    advice = 'Give the config of the student that was trained.'
+    load_strictly(model, weights, f'the student in checkpoint {filename}', 'config', advice)
     return model.eval()
 
 
@@ -268,10 +248,7 @@ def write_once(content: bytes, target: Path) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f'.{target.name}-{os.getpid()}.part')
     try:
-        with open(part, 'wb') as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        part.write_bytes(content)
         os.replace(part, target)
     finally:
         part.unlink(missing_ok=True)
