@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from crd_plugin.checkpoints import hub
 from crd_plugin.compat import load_checkpoint_file
 from tests import small_runs
+from tests.test_checkpoints.test_publish_student import student_of
 from tests.test_cli.test_arguments import call
 
 TOOL = 'model_converters/publish_student'
@@ -116,13 +117,8 @@ def test_card(folder, checkpoint):
 
 def test_card_without_accuracy_and_teacher(checkpoint, tmp_path):
     """A student that was trained alone; nothing is said that is not known."""
-    loaded = load_checkpoint_file(checkpoint)
     cfg = small_runs.config(tmp_path, model=dict(small_runs.net(6), _delete_=True))
-    weights = {
-        key.removeprefix('architecture.'): value
-        for key, value in loaded['state_dict'].items()
-        if key.startswith('architecture.')
-    }
+    weights = student_of(load_checkpoint_file(checkpoint))
     source = tmp_path / 'plain.pth'
     torch.save(dict(meta=dict(cfg=cfg.pretty_text), state_dict=weights), source)
     assert call(TOOL, source, tmp_path / 'out', '--hub') == 0

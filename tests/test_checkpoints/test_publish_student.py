@@ -46,12 +46,8 @@ def published(checkpoint, run):
 
 
 def student_of(raw):
-    prefix = 'architecture.'
-    return {
-        key[len(prefix) :]: value
-        for key, value in raw['state_dict'].items()
-        if key.startswith(prefix)
-    }
+    prefix, weights = 'architecture.', raw['state_dict'].items()
+    return {key.removeprefix(prefix): value for key, value in weights if key.startswith(prefix)}
 
 
 def assert_same(state, expected):
@@ -75,16 +71,8 @@ def test_holds_the_student_and_nothing_else(raw, checkpoint, published):
     found = loaded(published)
     assert set(found) == {'meta', 'state_dict'}
     assert_same(found['state_dict'], student_of(raw))
-    assert set(found['meta']) == {
-        'dataset_meta',
-        'epoch',
-        'iter',
-        'seed',
-        'experiment_name',
-        'time',
-        'mmengine_version',
-        'cfg',
-    }
+    kept = 'dataset_meta epoch iter seed experiment_name time mmengine_version cfg'
+    assert set(found['meta']) == set(kept.split())
     assert found['meta']['dataset_meta']['classes'] == tuple('0123456789')
     assert found['meta']['epoch'] == 2
     assert published.stat().st_size < checkpoint.stat().st_size / 3
@@ -109,13 +97,8 @@ def test_name_is_the_hash(checkpoint, run, published):
     assert not list(run.rglob('*.part'))
 
 
-@pytest.mark.parametrize('source', ['path', 'config', 'inside'])
-def test_get_model(run, raw, published, source):
-    cfg = str(run / 'vanilla.py')
-    if source == 'config':
-        cfg = Config.fromfile(cfg)
-    elif source == 'inside':
-        cfg = Config.fromstring(loaded(published)['meta']['cfg'], '.py')
+def test_get_model(raw, published):
+    cfg = Config.fromstring(loaded(published)['meta']['cfg'], '.py')
     model = mmpretrain.get_model(cfg, pretrained=str(published))
     assert_same(model.state_dict(), student_of(raw))
     assert model._dataset_meta['classes'] == tuple('0123456789')
@@ -278,11 +261,8 @@ def test_command_line(checkpoint, tmp_path, capsys):
     (target,) = tmp_path.iterdir()
     assert capsys.readouterr().out.strip().endswith(str(target))
     target.write_text('mine')
-    half = tmp_path / 'half.pth'
-    half.write_bytes(checkpoint.read_bytes()[:5000])
     for argv, message in (
         ((tmp_path / 'none.pth', tmp_path), 'none.pth does not exist'),
-        ((half, tmp_path), 'truncated'),
         ((checkpoint, out), 'is another file'),
         ((checkpoint, tmp_path, '--config', 'none.py'), 'config none.py does not exist'),
     ):
