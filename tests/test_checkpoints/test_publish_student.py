@@ -13,26 +13,8 @@ from mmpretrain.registry import MODELS
 
 from crd_plugin.checkpoints.publish import parse_config_text, publish_student, student_config
 from crd_plugin.compat import CheckpointError, load_checkpoint_file
-from tests import small_runs
+from tests.small_runs import student_of
 from tests.test_cli.test_arguments import call
-
-
-@pytest.fixture(scope='module')
-def run(tmp_path_factory):
-    """Work dir of two epochs of CRD with averaged weights, and configs."""
-    folder = tmp_path_factory.mktemp('run')
-    hooks = [dict(type='crd_plugin.MemoryBankHook'), dict(type='EMAHook')]
-    changes = dict(custom_hooks=hooks, train_cfg__max_epochs=2)
-    small_runs.write_config(folder / 'crd.py', folder / 'work', **changes)
-    student = dict(small_runs.net(6), _delete_=True)
-    small_runs.write_config(folder / 'vanilla.py', folder, model=student, custom_hooks=[])
-    small_runs.build(folder / 'work', **changes).train()
-    return folder
-
-
-@pytest.fixture(scope='module')
-def checkpoint(run):
-    return run / 'work' / 'epoch_2.pth'
 
 
 @pytest.fixture(scope='module')
@@ -43,11 +25,6 @@ def raw(checkpoint):
 @pytest.fixture(scope='module')
 def published(checkpoint, run):
     return publish_student(checkpoint, run / 'out' / 'student.pth')
-
-
-def student_of(raw):
-    prefix, weights = 'architecture.', raw['state_dict'].items()
-    return {key.removeprefix(prefix): value for key, value in weights if key.startswith(prefix)}
 
 
 def assert_same(state, expected):
