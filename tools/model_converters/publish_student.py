@@ -58,6 +58,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.stdout.write(f'{target}\n')
         if args.upload:
             sys.stdout.write(f'{hub.upload(target.parent, args.upload)}\n')
+    except ImportError as error:
+        advice = 'install what this needs with `pip install -r requirements/export.txt`.'
+        raise cli.UsageError(f'{error}; {advice}') from error
     except (ValueError, OSError) as error:
         raise cli.UsageError(str(error)) from error
 
