@@ -7,7 +7,6 @@ import os
 import pickle
 import re
 import shlex
-import shutil
 import socket
 import subprocess
 import sys
@@ -40,12 +39,7 @@ def tool(name):
 
 
 def call(name, *argv):
-    """Run a script in this process and return its exit status.
-
-    MMEngine names a run by the second that it starts in and keeps logger and
-    visualizer under that name: forgotten here, or a second run in the same
-    second would write into the first one's files.
-    """
+    """Run a script in this process, which forgets earlier runs, and return its exit status."""
     for kept in (MMLogger, MessageHub, Visualizer, UniversalVisualizer, DefaultScope):
         kept._instance_dict.clear()
     try:
@@ -64,41 +58,26 @@ def environment():
     return dict(os.environ, CUDA_VISIBLE_DEVICES='', PYTHONPATH=str(ROOT), PYTHON=sys.executable)
 
 
-@pytest.fixture(scope='module')
-def project(tmp_path_factory):
-    """A folder with a plain config and a distilling one."""
-    folder = tmp_path_factory.mktemp('my project')
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """Start in a folder with a plain config and a distilling one."""
     student = dict(small_runs.net(6), _delete_=True)
     for name, changes in (('distill', {}), ('plain', dict(model=student, custom_hooks=[]))):
         hook = dict(type='VisualizationHook')
         cfg = small_runs.config('here', default_hooks__visualization=hook, **changes)
         for key in ('experiment_name', 'work_dir'):
             cfg.pop(key)
-        (folder / f'{name}.py').write_text(f'{cfg.pretty_text}\n')
-    return folder
-
-
-@pytest.fixture
-def folder(project, tmp_path, monkeypatch):
-    """Start in an empty folder with copies of the configs."""
-    for name in ('plain.py', 'distill.py'):
-        shutil.copy(project / name, tmp_path)
+        (tmp_path / f'{name}.py').write_text(f'{cfg.pretty_text}\n')
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv('LOCAL_RANK', raising=False)
     return tmp_path
 
 
-@pytest.fixture(scope='module')
-def checkpoint(project):
-    """Checkpoint of one epoch of the distilling config."""
-    assert call('train', project / 'distill.py', '--work-dir', project / 'trained') == 0
-    return project / 'trained' / 'epoch_1.pth'
-
-
 @pytest.fixture
-def trained(folder, checkpoint):
-    """The checkpoint as ``trained.pth`` in the folder."""
-    shutil.copy(checkpoint, 'trained.pth')
+def trained(folder):
+    """A checkpoint ``trained.pth`` of the distilling config in the folder."""
+    assert run('train distill.py --work-dir run --no-check') == 0
+    os.rename('run/epoch_1.pth', 'trained.pth')
 
 
 def log_of(work_dir):
@@ -342,13 +321,6 @@ def scores(command, out):
         return torch.stack([item['pred_score'] for item in pickle.load(file)])
 
 
-def metrics(work_dir, file):
-    """Metrics of the checkpoint of a work dir or file, as --out writes them."""
-    command = f'test distill.py {file} --work-dir {work_dir} --out {work_dir}/m.json'
-    assert run(f'{command} --out-item metrics') == 0
-    return json.loads(Path(f'{work_dir}/m.json').read_text())
-
-
 def test_tta_averages_the_image_and_its_mirror(trained):
     tta = scores('distill.py trained.pth --work-dir a --tta', 'tta.pkl')
     plain = scores('distill.py trained.pth --work-dir b', 'plain.pkl')
@@ -392,11 +364,13 @@ def test_two_processes_train_and_test_on_cpu(folder):
     assert result.returncode == 0, result.stderr
     assert 'Epoch(train) [1][2/2]' in log_of(work_dir)
     file = work_dir / 'epoch_1.pth'
-    flags = '--work-dir tested --out metrics.json --out-item metrics'.split()
-    result = shell('dist_test.sh', 'distill.py', file, 2, *flags, cwd=folder, PORT='29732')
+    flags = '--work-dir tested --out-item metrics --out'.split()
+    words = ('distill.py', file, 2, *flags, 'two.json')
+    result = shell('dist_test.sh', *words, cwd=folder, PORT='29732')
     assert result.returncode == 0, result.stderr
-    found = json.loads(Path('metrics.json').read_text())
-    assert found == metrics('one', shlex.quote(str(file))) and found['accuracy/top5'] > 0
+    assert call('test', 'distill.py', file, *flags, 'one.json') == 0
+    one, two = (json.loads(Path(f'{name}.json').read_text()) for name in ('one', 'two'))
+    assert one == two and one['accuracy/top5'] > 0
 
 
 @pytest.mark.parametrize(
