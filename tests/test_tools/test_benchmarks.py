@@ -244,7 +244,7 @@ def test_rounds_are_summarised():
         def warm_up(self):
             pass
 
-        steps = print
+        do = print
 
     seconds = [(0.1, 0.05), (0.2, 0.1), (0.15, 0.025)]  # per image
     first = Case('a', 10, [dict(whole=whole, data=data) for whole, data in seconds])
@@ -276,10 +276,22 @@ def test_clock_charges_what_is_marked(monkeypatch):
 
 @pytest.fixture
 def case():
-    """A case without a runner."""
+    """A case of two steps without a runner; the second one waits for the GPU."""
+
+    def run_iter(number, batch):
+        if number:
+            raise RuntimeError('called a synchronizing CUDA operation\nmore')
+
+    def ignore(*args):
+        return None
+
     step = load('train_step')
     case = step.Case.__new__(step.Case)
     case.clock = step.Clock('cpu', 'wall')
+    batch = dict(inputs=['view', 'view', 'view'], data_samples=['one', 'two'])
+    case.loop = SimpleNamespace(run_iter=run_iter, dataloader=[batch, batch])
+    case.runner = SimpleNamespace(call_hook=ignore, model=SimpleNamespace(train=ignore))
+    case.steps = case._run()
     return case
 
 
@@ -287,34 +299,14 @@ def test_a_step_that_waits_for_the_gpu_is_found(case, monkeypatch):
     modes = []
     monkeypatch.setattr(torch.cuda, 'set_sync_debug_mode', modes.append)
     monkeypatch.setattr(torch.cuda, 'synchronize', lambda: None)
-
-    def run_iter(batch):
-        if batch == 'bad':
-            raise RuntimeError('called a synchronizing CUDA operation\nmore')
-
-    def batches():
-        yield ('good',)
-        yield ('bad',)
-        run_iter('bad')  # while fetching
-
-    case.loop = SimpleNamespace(run_iter=run_iter)
-    case.batches = batches()
     assert case.find_wait() == '' and modes == ['error', 'default']
-    for _ in range(2):
-        wait = case.find_wait()
-        assert 'called a synchronizing CUDA operation)' in wait and 'test_benchmarks.py' in wait
-    assert modes == ['error', 'default'] * 3
+    wait = case.find_wait()
+    assert 'called a synchronizing CUDA operation)' in wait and 'test_benchmarks.py' in wait
+    assert modes == ['error', 'default'] * 2
 
 
 def test_images_are_counted_not_views(case):
-    def ignore(*args):
-        return None
-
-    samples = dict(inputs=['view', 'view', 'view'], data_samples=['one', 'two'])
-    case.loop = SimpleNamespace(run_iter=ignore, dataloader=[samples])
-    case.runner = SimpleNamespace(call_hook=ignore, model=SimpleNamespace(train=ignore))
-    case.batches = case._endless()
-    assert case.steps(1) == 2
+    assert case.do(1) == 2
 
 
 # --- the report of a GPU --------------------------------------------------- #

@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from operator import truediv
 from pathlib import Path
 from typing import Any
@@ -173,47 +173,45 @@ class Case:
             if type(hook).__name__ == 'MemoryBankHook':
                 charge(hook, 'before_train_iter', 'commit')
                 charge(hook, 'after_train_iter', 'commit')
-        self.batches = self._endless()
+        self.steps = self._run()
 
-    def _endless(self) -> Iterator[tuple[Any, ...]]:
-        """Arguments of ``run_iter``, epoch after epoch."""
+    def _run(self) -> Iterator[int]:
+        """Do step after step, epoch after epoch; yield the images of each."""
         from mmengine.runner import IterBasedTrainLoop
 
         while True:
             self.runner.call_hook('before_train_epoch')
             self.runner.model.train()
             if isinstance(self.loop, IterBasedTrainLoop):
-                while True:
-                    yield (next(self.loop.dataloader_iterator),)
-            yield from enumerate(self.loop.dataloader)
+                inputs: Iterable[tuple[Any, ...]] = zip(self.loop.dataloader_iterator)
+            else:
+                inputs = enumerate(self.loop.dataloader)
+            for args in inputs:
+                self.clock.mark('data')
+                self.loop.run_iter(*args)
+                self.clock.mark('other')
+                yield len(args[-1]['data_samples'])
             self.runner.call_hook('after_train_epoch')
             self.loop._epoch += 1
 
+    def do(self, number: int) -> int:
+        """Do some steps; return the images that they saw."""
+        return sum(itertools.islice(self.steps, number))
+
     def warm_up(self) -> None:
         """Do two steps, which allocate and compile; write every buffer once as a whole."""
-        self.steps(2)
+        self.do(2)
         # Else the system would copy, step by step, the pages that are shared with data workers.
         for buffer in self.runner.model.buffers():
             buffer.copy_(buffer.clone())
-
-    def steps(self, number: int) -> int:
-        """Do some steps; return the images that they saw."""
-        images = 0
-        for _ in range(number):
-            args = next(self.batches)
-            self.clock.mark('data')
-            self.loop.run_iter(*args)
-            self.clock.mark('other')
-            images += len(args[-1]['data_samples'])
-        return images
 
     def turn(self, warmup: int | None, iters: int) -> dict[str, float]:
         """Do steps that are not counted, then ``iters``; seconds per image, whole and of parts."""
         if warmup is None:
             loader = self.loop.dataloader
             warmup = max(2, loader.num_workers * (loader.prefetch_factor or 2))
-        self.steps(warmup)
-        images, seconds, parts = self.clock.time(functools.partial(self.steps, iters))
+        self.do(warmup)
+        images, seconds, parts = self.clock.time(functools.partial(self.do, iters))
         return {part: value / images for part, value in dict(parts, whole=seconds).items()}
 
     def find_wait(self) -> str:
@@ -223,7 +221,7 @@ class Case:
         torch.cuda.synchronize()
         torch.cuda.set_sync_debug_mode('error')
         try:
-            self.loop.run_iter(*next(self.batches))
+            self.do(1)
             return ''
         except RuntimeError as error:
             place = traceback.extract_tb(error.__traceback__)[-1]
@@ -247,7 +245,7 @@ def measure(cases: Sequence[Case], args: argparse.Namespace) -> list[dict[str, A
             timing.summarise(case.name, size, times),
             batch_size=size,
             ratio=statistics.median(map(truediv, times, first)),
-            peak_mib=timing.peak_mib(functools.partial(case.steps, 1), args.device),
+            peak_mib=timing.peak_mib(functools.partial(case.do, 1), args.device),
             parts={part: size * statistics.median(one[part] for one in rounds) for part in PARTS},
         )
         rows.append(row)
