@@ -19,7 +19,6 @@ from crd_plugin.compat import load_checkpoint_file
 from crd_plugin.models.algorithms.checkpoints import find_weights, load_strictly
 
 _STUDENT = 'architecture.'
-_PREPROCESSOR = 'data_preprocessor.'
 # What mmpretrain or a reader asks of a published checkpoint.
 _META = ('dataset_meta', 'epoch', 'iter', 'seed', 'experiment_name', 'time', 'mmengine_version')
 # What evaluation and inference need of a config.
@@ -39,12 +38,12 @@ def publish_student(
     checkpoint: str | os.PathLike,
     out: str | os.PathLike,
     config: str | Config | None = None,
-    use_ema: bool = True,
 ) -> Path:
     """Write the student of a distillation as a plain mmpretrain checkpoint.
 
     Teacher, bank, connectors and training state are left out, and the keys lose ``architecture.``.
-    A checkpoint of plain training is stripped likewise. Equal input gives equal bytes.
+    A checkpoint of plain training is stripped likewise; of a run with an ``EMAHook`` the averaged
+    weights are published. Equal input gives equal bytes.
 
     Args:
         checkpoint (str): File that MMEngine's runner has saved.
@@ -52,8 +51,6 @@ def publish_student(
             existing folder, or a path that ends in a slash, takes the checkpoint's name.
         config (str | Config, optional): Config of student or distillation that the weights must
             fit, written into the file. Defaults to None: that in the checkpoint.
-        use_ema (bool): Publish the averaged weights of a run with an ``EMAHook``, not the last
-            ones. Defaults to True.
 
     Returns:
         Path: The file written.
@@ -66,7 +63,7 @@ def publish_student(
     """
     logger = MMLogger.get_current_instance()
     loaded = load_checkpoint_file(os.fspath(checkpoint))
-    weights = _student_weights(loaded, checkpoint, use_ema)
+    weights = _student_weights(find_weights(loaded, f'checkpoint {checkpoint}'), checkpoint)
     meta = loaded.get('meta')
     meta = meta if isinstance(meta, dict) else {}
     published = {key: meta[key] for key in _META if key in meta}
@@ -166,22 +163,10 @@ def _drop_initial_weights(cfg: Any) -> None:
         _drop_initial_weights(child)
 
 
-def _student_weights(loaded: Any, filename: Any, use_ema: bool) -> dict[str, Tensor]:
-    """Weights under ``architecture.``, or all if there are none; averaged or not."""
-    weights = find_weights(loaded, f'checkpoint {filename}')
-    # EMAHook saves the averages as state_dict and the others aside.
-    last = loaded.get('ema_state_dict') if weights is not loaded else None
-    if last is not None:
-        which = 'averages of EMAHook' if use_ema else 'last ones, not the averages of EMAHook'
-        MMLogger.get_current_instance().info(f'The weights are the {which}.')
-        if not use_ema:
-            weights = {key: last.get(f'module.{key}', value) for key, value in weights.items()}
+def _student_weights(weights: dict[str, Tensor], filename: Any) -> dict[str, Tensor]:
+    """Weights under ``architecture.``, or all if there are none."""
     if any(key.startswith(_STUDENT) for key in weights):
-        student = {
-            k.removeprefix(_STUDENT): v for k, v in weights.items() if k.startswith(_STUDENT)
-        }
-        # The distiller's preprocessor is the one that was used.
-        return student | {k: v for k, v in weights.items() if k.startswith(_PREPROCESSOR)}
+        return {k.removeprefix(_STUDENT): v for k, v in weights.items() if k.startswith(_STUDENT)}
     if any(key.startswith('distiller.') for key in weights):
         raise ValueError(
             f'checkpoint {filename} has a distiller but no student: no key starts with '
