@@ -124,11 +124,10 @@ def parse_config_text(text: str) -> dict[str, Any]:
         raise ValueError(f'not a config ({error})') from error
     found = {}
     for line in tree.body:
-        target = line.targets[0] if isinstance(line, ast.Assign) else None
-        if not isinstance(line, ast.Assign) or not isinstance(target, ast.Name):
+        if not isinstance(line, ast.Assign) or not isinstance(line.targets[0], ast.Name):
             raise ValueError(f'line {line.lineno} is not a plain assignment')
         try:
-            found[target.id] = ast.literal_eval(_Literals().visit(line.value))
+            found[line.targets[0].id] = ast.literal_eval(_Literals().visit(line.value))
         except (ValueError, TypeError) as error:
             raise ValueError(f'line {line.lineno} is not a plain value') from error
     return found

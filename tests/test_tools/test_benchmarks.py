@@ -15,6 +15,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from mmengine.config import ConfigDict
+from mmengine.registry import DefaultScope
 
 from crd_plugin.models import CRDLoss
 from tests import fake_data, tables
@@ -171,6 +172,14 @@ def test_every_loader_is_measured(run):
     assert result['args']['negatives'] == 20
     assert '1 threads' in result['machine']
     assert out.startswith('digits, batch 10, cpu')
+
+
+def test_what_workers_hold_ready_is_not_counted(tmp_path):
+    args = dict(data='digits', workers=[1], negatives=2, batch_size=4, batches=3, device='cpu')
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        turns = load('data_pipeline').make_turns(SimpleNamespace(**args), tmp_path)
+    ahead = {name: turn.args[1] for name, turn in turns.items()}
+    assert ahead == {'plain, 1 worker': 2, 'contrast_idx': 0, 'resident': 0}
 
 
 def test_images_of_short_batches_are_counted(monkeypatch):
