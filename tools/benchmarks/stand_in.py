@@ -1,6 +1,5 @@
 """Random images in place of a data set that is not there."""
 
-import itertools
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,6 @@ KINDS = {
     'STL10': (5000, 10, 96, 96, False),
     'TinyImageNet200': (100000, 200, 64, 64, True),
 }
-# Different JPEG files that the samples take turns with.
-NUM_FILES = 200
 
 
 @DATASETS.register_module()
@@ -39,16 +36,15 @@ class StandIn(BaseDataset):
         return [{key: image, 'gt_label': label} for image, label in zip(images, labels)]
 
     def _make_images(self) -> Any:
-        """Make an image per sample, or files with about the detail of a photograph."""
+        """Make an image per sample, or one file with about the detail of a photograph for all."""
         random, (height, width) = np.random.default_rng(0), self.size
         if not self.files:
             return random.integers(0, 256, (self.samples, height, width, 3), dtype=np.uint8)
-        paths = [str(self.folder / f'{height}x{width}_{i}.jpg') for i in range(NUM_FILES)]
-        for path in paths:
-            coarse = random.integers(0, 256, (height // 8, width // 8, 3), dtype=np.uint8)
-            image = Image.fromarray(coarse).resize((width, height), Image.BICUBIC)
-            image.save(path, quality=90)
-        return itertools.cycle(paths)
+        path = self.folder / f'{height}x{width}.jpg'
+        coarse = random.integers(0, 256, (height // 8, width // 8, 3), dtype=np.uint8)
+        image = Image.fromarray(coarse).resize((width, height), Image.BICUBIC)
+        image.save(path, quality=90)
+        return [str(path)] * self.samples
 
     def get_gt_labels(self) -> np.ndarray:
         """Return the class of every sample, ``(N,)`` int64."""
