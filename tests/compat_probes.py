@@ -59,12 +59,6 @@ def init_dist_on_cpu_slurm():
     start_process_group('slurm', SLURM_PROCID='0', SLURM_NTASKS='1', SLURM_NODELIST='localhost')
 
 
-def init_dist_on_cpu_mpi():
-    ranks = dict(RANK='0', LOCAL_RANK='0', SIZE='1')
-    variables = {f'OMPI_COMM_WORLD_{key}': value for key, value in ranks.items()}
-    start_process_group('mpi', **variables)
-
-
 def start_process_group(launcher, **variables):
     """Start and end a group of one process with the default backend."""
     import torch.distributed
@@ -296,7 +290,6 @@ BROKEN = {
     inherit_our_configs: 'KeyError',
     init_dist_on_cpu_pytorch: 'Error',
     init_dist_on_cpu_slurm: 'ZeroDivisionError',
-    init_dist_on_cpu_mpi: 'Error',
     scale_gradients_on_cpu: 'only available training on gpu',
     start_data_loading_late: 'started when it was built',
     load_log_history: 'Weights only load failed',
