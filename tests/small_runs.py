@@ -249,6 +249,12 @@ def load(path: Path) -> dict[str, Any]:
     return load_checkpoint_file(path)
 
 
+def student_of(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
+    """Return the weights of the student in the checkpoint of a distillation."""
+    prefix, weights = 'architecture.', checkpoint['state_dict'].items()
+    return {key.removeprefix(prefix): value for key, value in weights if key.startswith(prefix)}
+
+
 def batch(size: int = 6, pixels: int = 8) -> tuple[Tensor, list[DataSample]]:
     """Return images and samples with labels and ids from 0."""
     samples = [DataSample(metainfo=dict(sample_idx=i)).set_gt_label(i) for i in range(size)]
