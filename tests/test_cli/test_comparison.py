@@ -67,11 +67,10 @@ def test_published_figures(published):
         ('Models: []\n', 'the column source is missing'),
         (PUBLISHED.replace('70.5', '7o.5'), "Unable to parse string '7o.5'"),
         (PUBLISHED + ',' * 9, 'Expected 8 fields in line 11, saw 10'),
-        (b'\xff\xfe', 'is not a text: invalid start byte at byte 0'),
     ],
 )
 def test_other_files_are_refused(published, text, message):
-    published.write_bytes(text if isinstance(text, bytes) else text.encode())
+    published.write_text(text)
     with pytest.raises(ValueError, match=message) as caught:
         read_published(published)
     assert str(published) in str(caught.value) and '\n' not in str(caught.value)
@@ -127,17 +126,6 @@ def test_formats(table):
     assert json.loads(json.dumps(rows)) == rows
 
 
-def test_a_probe_is_not_compared_with_the_network_that_it_probes(tmp_path, published):
-    write_run(tmp_path / 'probe', 'crd_a', 0, (60.0,), config='configs/transfer/probe.py')
-    figures = {'probe of crd_a': 71.6, 'probe of kd_a': 70.9}
-    rows = _rows(tmp_path, published)
-    assert {name: row['published'] for name, row in rows.items()} == figures
-    write_run(tmp_path, 'crd_a', 0, (60.0,))  # in one table with it
-    rows = _rows(tmp_path, published)
-    assert {name: rows[name]['published'] for name in figures} == figures
-    assert rows['crd_a']['published'] == 75.48
-
-
 def test_differences_to_kd_and_to_the_student_alone(tmp_path, published):
     """By the names of the configs; seeds that only one of them has do not count."""
     for seed, top1 in enumerate([(70.0, 76.0, 75.0), (78.0, 76.0, 78.0)]):
@@ -180,7 +168,7 @@ def test_unfinished_runs_do_not_count(tmp_path, published):
     write_run(tmp_path, 'crd_a', 0, (70.0, 76.0, 75.0))
     (run_dir / 'train.log').write_text('Epoch(train) [3]\nerror: loss_crd is NaN\n')
     write_run(tmp_path, 'crd_b', 0, finished=False)
-    # All epochs are there, the process was killed before it said so.
+    # Killed after the last validation, before the record said so.
     write_run(tmp_path, 'crd_b', 1, (1.0, 2.0, 3.0), finished=False)
     a, b = _rows(tmp_path, published).values()
     assert a['last']['mean'] == 75.0
@@ -222,6 +210,3 @@ def test_runs_that_cannot_be_read(tmp_path):
     write_run(tmp_path / 'unread', 'crd_b', 0)
     with pytest.raises(ValueError, match='has no accuracy/top1'):
         read_table_runs([tmp_path / 'unread'])
-    (write_run(tmp_path / 'lacking', 'crd_b', 0) / 'run.json').write_text('{"seed": 1}')
-    with pytest.raises(ValueError, match='run.json lacks config, epochs, finished'):
-        read_table_runs([tmp_path / 'lacking'])

@@ -152,7 +152,12 @@ def test_seeds_that_one_method_lacks_do_not_count():
 def test_table_of_differences():
     runs = _runs(alone=(50.0, 60.0), kd=(52.0, 62.0), crd=(49.0, 61.0))
     columns = {name: paired_differences(runs, name) for name in ('alone', 'kd')}
-    cells = _cells(results.render_differences(['teacher', 'alone', 'kd', 'crd'], columns))
+    columns['none'] = paired_differences(runs, 'none')
+    table, _, legend = results.render_differences(
+        ['teacher', 'alone', 'kd', 'crd'], columns
+    ).partition('\n\n')
+    assert legend == results.LEGEND and results.render_differences(['kd'], {'none': {}}) == ''
+    cells = _cells(table)
     assert cells[0] == ['method', 'alone', 'kd']
     assert cells[2:] == [
         ['alone', '-', '-2.00 [-2.00, -2.00] *'],
@@ -182,6 +187,3 @@ def test_figures(tmp_path):
     for runs, height in ((_runs(kd=(50.0,)), 210), (several, 330)):  # a row per method
         size, colours = _draw(results.plot_accuracies, runs, path)
         assert size == (1050, height) and {blue, grey} <= colours
-    short = _run(seed=1) | dict(epochs=[1, 2], top1=[1.0, 2.0])
-    with pytest.raises(ValueError, match='kd: seed 1 .* other epochs'):
-        _draw(results.plot_curves, [_run(), short], path)
