@@ -17,7 +17,7 @@ from pathlib import Path
 
 from crd_plugin.cli import arguments as cli
 from crd_plugin.cli import launch
-from crd_plugin.cli.probing import plan_probes, render_probes
+from crd_plugin.cli.probing import plan_probes
 from crd_plugin.cli.runs import DONE, Run, Settings
 from crd_plugin.cli.sweeps import name_run, read_sweep
 
@@ -78,12 +78,9 @@ def find_configs(words: Sequence[str]) -> list[Path]:
     """Find the configs that files, folders and globs name; each once, sorted within a word."""
     found: dict[str, Path] = {}
     for word in words:
-        paths: Iterable[Path] = [Path(word)]
-        if os.path.isdir(word):
-            paths = Path(word).rglob('*.py')
-        elif glob.has_magic(word):
-            paths = map(Path, glob.glob(word, recursive=True))
-        configs = [path for path in paths if path.suffix == '.py' and '_base_' not in path.parts]
+        paths = [Path(name) for name in glob.glob(word, recursive=True)] or [Path(word)]
+        files = {file for path in paths for file in (path, *path.rglob('*.py'))}
+        configs = [path for path in files if path.suffix == '.py' and '_base_' not in path.parts]
         if not configs:
             raise cli.UsageError(
                 f'CONFIG {word} names no config; expected a .py file outside _base_, or a folder '
@@ -126,9 +123,8 @@ def find_devices(gpus: Sequence[str] | None, jobs: int | None) -> list[tuple[str
         number = torch.cuda.device_count()
         if visible is not None:
             os.environ['CUDA_VISIBLE_DEVICES'] = visible
-        every = ','.join(map(str, range(number)))
-        words = gpus or [every if visible is None or not number else visible]
-        names = list(filter(None, ','.join(words).split(',')))
+        every = visible if visible is not None and number else ','.join(map(str, range(number)))
+        names = list(filter(None, ','.join(gpus or [every]).split(',')))
         for name in names:
             if not number or name.isdigit() and int(name) >= number:
                 raise cli.UsageError(
@@ -139,7 +135,7 @@ def find_devices(gpus: Sequence[str] | None, jobs: int | None) -> list[tuple[str
             raise cli.UsageError(f'--gpus {",".join(names)} names a GPU twice; name each once.')
         if names:
             return [(f'gpu {name}', dict(CUDA_VISIBLE_DEVICES=name)) for name in names]
-    jobs = jobs or 1
+        jobs = 1
     return [('cpu', dict(CUDA_VISIBLE_DEVICES='', **launch.share_cores(jobs)))] * jobs
 
 
@@ -152,10 +148,10 @@ def warn_of_batch_sizes(cells: Iterable[Settings]) -> None:
         base = scale.get('base_batch_size')
         if batch and base and batch != base and not scale.get('enable'):
             paths.setdefault((batch, base), []).append(cell.path)
-    for (batch, base), named in paths.items():
-        more = f' and {len(named) - 1} more' if len(named) > 1 else ''
+    for (batch, base), (path, *others) in paths.items():
+        more = f' and {len(others)} more' if others else ''
         sys.stderr.write(
-            f'warning: {named[0]}{more}: the learning rate is for batches of {base}, one GPU has '
+            f'warning: {path}{more}: the learning rate is for batches of {base}, one GPU has '
             f'{batch}; add --cfg-options train_dataloader.batch_size={base} or '
             'auto_scale_lr.enable=True.\n'
         )
@@ -182,7 +178,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
         train_all(unfinished, find_devices(args.gpus, args.jobs))
     if args.probe:
-        sys.stdout.write(render_probes(runs))
+        from crd_plugin.cli import comparison
+
+        found = comparison.read_table_runs([run.run_dir for run in runs])
+        rows = comparison.compare(found, comparison.read_published())
+        sys.stdout.write(f'\n{comparison.render_markdown(rows)}')
 
 
 if __name__ == '__main__':

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from .arguments import UsageError
 from .results import new_axes
 
 # Commas within brackets belong to a value.
@@ -14,14 +15,7 @@ _COMMA = re.compile(r',(?![^\[(]*[\])])')
 
 
 def read_sweep(words: Sequence[str]) -> list[dict[str, str]]:
-    """Read words ``KEY=V1,V2,...``, one per key.
-
-    Returns:
-        list[dict]: All combinations of the values, by key; one that is empty without words.
-
-    Raises:
-        ValueError: If a word has no values, or a key or a value is there twice.
-    """
+    """Read words ``KEY=V1,V2,...``; return all combinations, one that is empty without words."""
     values: dict[str, list[str]] = {}
     for word in words:
         key, equals, text = word.partition('=')
@@ -46,38 +40,38 @@ def name_run(config: str, settings: Mapping[str, str]) -> str:
 
 
 def plot_sweep(rows: Sequence[Mapping[str, Any]], path: str | Path) -> None:
-    """Draw top-1 of the last epoch against the value of the setting that was swept first.
-
-    Points are means over seeds, bars their standard deviation. Configs, and the values of further
-    keys, have a line each. Without a sweep the error is drawn against the number of teachers.
+    """Draw mean and deviation of the last top-1 against the setting swept first, or of teachers.
 
     Args:
-        rows (Sequence[dict]): As from :func:`crd_plugin.cli.comparison.compare`.
+        rows (Sequence[dict]): As from :func:`crd_plugin.cli.comparison.compare`. Each config and
+            value of further settings has a line; without a sweep, errors are drawn against the
+            number of teachers.
         path (str | Path): Image file to write; its suffix is the format.
 
     Raises:
-        ValueError: If no run has finished, or different settings were swept.
+        UsageError: If no run has finished, or different settings were swept.
     """
     import pandas as pd
 
-    found = [row for row in rows if row['last'] is not None]
-    names = {next(iter(row['sweep']), 'teachers') for row in found}
-    if len(names) != 1:
-        raise ValueError(
-            f'--plot: the finished runs were swept over {sorted(names) or "nothing"}, expected one '
-            'setting; give the --work-dir of one --sweep.'
-        )
-    (setting,) = names
-    points = []
-    for row in found:
-        (_, value), *others = [*row['sweep'].items()] or [('', row['num_teachers'])]
+    points, names = [], set()
+    for row in rows:
+        if row['last'] is None:
+            continue
+        sweep = row['sweep'] or {'teachers': row['num_teachers']}
+        (name, value), *others = sweep.items()
+        names.add(name)
         # The config, without the number of teachers in its name.
         config = re.sub(r'_\d+x', '_', row['config'].partition(',')[0])
         points.append(dict(row['last'], line=name_run(config, dict(others)), value=value))
+    if len(names) != 1:
+        raise UsageError(
+            f'--plot: the finished runs were swept over {sorted(names) or "nothing"}, expected one '
+            'setting; give the --work-dir of one --sweep.'
+        )
     frame = pd.DataFrame(points).fillna({'std': 0.0})
-    # Figure 4 of the CRD paper shows errors.
-    metric = 'error' if setting == 'teachers' else 'accuracy'
-    frame['top1'] = 100 - frame['mean'] if metric == 'error' else frame['mean']
+    metric = 'accuracy'
+    if names == {'teachers'}:  # figure 4 of the CRD paper shows errors
+        metric, frame['mean'] = 'error', 100 - frame['mean']
     axes = new_axes(7, 4.5)
     numbers = pd.to_numeric(frame['value'], errors='coerce')
     if numbers.notna().all():
@@ -87,10 +81,10 @@ def plot_sweep(rows: Sequence[Mapping[str, Any]], path: str | Path) -> None:
             axes.set_xscale('log', base=2)
         axes.set_xticks(ticks, [f'{value:g}' for value in ticks])
         axes.minorticks_off()
-    for name, line in frame.groupby('line', sort=False):
-        options = dict(yerr=line['std'], marker='o', capsize=3, label=name)
-        axes.errorbar(line['value'], line['top1'], **options)
-    axes.set(xlabel=setting, ylabel=f'top-1 {metric} (%)')
+    for label, line in frame.groupby('line', sort=False):
+        options = dict(yerr=line['std'], marker='o', capsize=3, label=label)
+        axes.errorbar(line['value'], line['mean'], **options)
+    axes.set(xlabel=name, ylabel=f'top-1 {metric} (%)')
     axes.grid(alpha=0.3)
     axes.legend()
     axes.figure.savefig(path, dpi=150)
