@@ -201,7 +201,7 @@ def report(runs: Sequence[Run], args: argparse.Namespace, argv: Sequence[str]) -
             name=run.name,
             seed=run.seed,
             teacher=run.teacher,
-            seconds=read_record(run.record, ['seconds'])['seconds'],
+            seconds=read_record(run.record)['seconds'],
             **results.read_run(run.run_dir),
         )
         for run in runs
@@ -210,11 +210,9 @@ def report(runs: Sequence[Run], args: argparse.Namespace, argv: Sequence[str]) -
     summary = results.summarise(frame)
     text = results.render_summary(summary)
     students = frame[frame['name'] != runs[0].name]  # all but the teacher
-    references = {'last - student alone': table.alone, 'last - KD': 'KD'}
     differences = {
-        column: results.paired_differences(students, name)
-        for column, name in references.items()
-        if name in set(students['name'])
+        title: results.paired_differences(students, name)
+        for title, name in (('last - student alone', table.alone), ('last - KD', 'KD'))
     }
     if len(args.seeds) > 1 and args.methods:
         text += f'\n\n{results.render_differences(list(summary), differences)}'
@@ -231,7 +229,7 @@ def report(runs: Sequence[Run], args: argparse.Namespace, argv: Sequence[str]) -
     legend = (
         f'Accuracies in percent on the {table.tested_on}, best epoch by top-1 on these same '
         'images; mean ± sample standard deviation over seeds, one teacher for all. Seconds are of '
-        f'the whole process, start included. {results.LEGEND}'
+        'the whole process, start included.'
     )
     lines = [f'- {key}: {value}' for key, value in machine.items()]
     lines += [f'- teacher: SHA-256 {sha}' for sha in dict.fromkeys(frame['teacher']) if sha]

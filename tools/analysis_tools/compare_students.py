@@ -61,7 +61,7 @@ def render(rows: Sequence[dict[str, Any]]) -> str:
 
     from crd_plugin.cli import results
 
-    frame = pd.DataFrame([{key: row[key] for key in ('name', 'seed', *MEASURES)} for row in rows])
+    frame = pd.DataFrame(rows)
     cells = [['network', 'seeds', *MEASURES.values()]]
     for name, group in frame.groupby('name', sort=False):
         values = [
@@ -83,7 +83,7 @@ def render(rows: Sequence[dict[str, Any]]) -> str:
             for key, title in MEASURES.items()
             if key != 'correlation_difference'
         }
-        text += f'\n\n{results.render_differences(names, columns)}\n\n{results.LEGEND}'
+        text += f'\n\n{results.render_differences(names, columns)}'
     return text
 
 
