@@ -52,18 +52,30 @@ def save_networks(folder: Path, kinds: Mapping[str, str]) -> dict[str, str]:
     return {name: str(path) for name, path in paths.items()}
 
 
+def write_log(run_dir: Path, top1: Mapping[int, float]) -> None:
+    """Write the validations of a run, by epoch, as MMEngine does."""
+    log = run_dir / '20260101_000000' / 'vis_data' / 'scalars.json'
+    log.parent.mkdir(parents=True)
+    entries = [
+        {'accuracy/top1': value, 'accuracy/top5': 99.0, 'step': epoch}
+        for epoch, value in top1.items()
+    ]
+    log.write_text('\n'.join(map(json.dumps, entries)))
+
+
+def read_logs(run_dir: Path) -> list[dict[str, Any]]:
+    """Validations that MMEngine has logged for a run."""
+    logs = sorted(run_dir.glob('*/vis_data/scalars.json'))
+    entries = [json.loads(line) for log in logs for line in log.read_text().splitlines()]
+    return [entry for entry in entries if 'accuracy/top1' in entry]
+
+
 def write_run(
     folder: Path, name: str, seed: int, top1: Sequence[float] = (), **changes: Any
 ) -> Path:
     """Write record and log of a run of three epochs; return its folder."""
     run_dir = folder / name / f'seed_{seed}'
-    log = run_dir / '20260101_000000' / 'vis_data' / 'scalars.json'
-    log.parent.mkdir(parents=True)
-    entries = [
-        {'accuracy/top1': value, 'accuracy/top5': 99.0, 'step': epoch}
-        for epoch, value in enumerate(top1, 1)
-    ]
-    log.write_text('\n'.join(map(json.dumps, entries)))
+    write_log(run_dir, dict(enumerate(top1, 1)))
     record = dict(
         config=f'configs/crd/{name}.py',
         seed=seed,

@@ -104,7 +104,13 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.jobs < 1:
         raise cli.UsageError(f'--jobs {args.jobs}: at least 1 training is needed.')
-    args.seeds = _parse_seeds(args.seeds)
+    seeds = _split(args.seeds)
+    if args.seeds == ['0'] or not seeds or not all(seed.isdigit() for seed in seeds):
+        raise cli.UsageError(
+            f'--seeds {" ".join(args.seeds)}: expected a count of at least 1 or several seeds, '
+            'e.g. `--seeds 3` or `--seeds 0 3 7`; for seed 0 alone use `--seeds 1`.'
+        )
+    args.seeds = [*range(int(seeds[0]))] if args.seeds == seeds[:1] else [*map(int, seeds)]
     args.methods = _split([TABLES[args.data].methods] if args.methods is None else args.methods)
     folder = args.work_dir or Path('work_dirs', 'demo' if args.data == 'digits' else args.data)
     args.work_dir = folder.absolute()
@@ -114,18 +120,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def _split(words: Sequence[str]) -> list[str]:
     """Split words at spaces and commas; each once."""
     return list(dict.fromkeys(re.findall(r'[^\s,]+', ' '.join(words))))
-
-
-def _parse_seeds(words: Sequence[str]) -> list[int]:
-    """Seeds of ``--seeds``: a count, or the numbers themselves."""
-    numbers = _split(words)
-    if words == ['0'] or not numbers or not all(number.isdigit() for number in numbers):
-        raise cli.UsageError(
-            f'--seeds {" ".join(words)}: expected a count of at least 1 or several seeds, e.g. '
-            '`--seeds 3` or `--seeds 0 3 7`; for seed 0 alone use `--seeds 1`.'
-        )
-    seeds = [int(number) for number in numbers]
-    return list(range(seeds[0])) if words == numbers[:1] else seeds
 
 
 def find_config(table: Table, method: str) -> Path:

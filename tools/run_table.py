@@ -28,10 +28,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     add = parser.add_argument
-    what = 'config file, folder of configs (its _base_ left out) or glob'
-    add('configs', nargs='+', metavar='CONFIG', help=what)
-    what = 'seeds of each config; default: 0'
-    add('--seeds', type=int, nargs='+', default=[0], metavar='SEED', help=what)
+    add('configs', nargs='+', metavar='CONFIG', help='config, folder of configs or glob')
+    add('--seeds', type=int, nargs='+', default=[0], help='of each config; default: 0')
     devices = parser.add_mutually_exclusive_group()
     what = 'GPUs to use, as in CUDA_VISIBLE_DEVICES: 0,1 or 0 1; default: all'
     devices.add_argument('--gpus', nargs='+', metavar='GPU', help=what)
@@ -39,13 +37,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     devices.add_argument('--jobs', type=int, metavar='N', help=what)
     what = 'runs go to DIR/<config>/seed_<seed>; default: work_dirs'
     add('--work-dir', type=Path, default=Path('work_dirs'), metavar='DIR', help=what)
-    what = 'only list the runs and what would be done with each'
-    add('--dry-run', action='store_true', help=what)
+    add('--dry-run', action='store_true', help='only list what would be done with each run')
     what = (
-        'train a linear classifier on each of these checkpoints ("random": on initial\n'
-        'weights), with configs such as configs/transfer/probe_*.py, in\n'
-        "DIR/<config>/<name>/seed_<seed> after the checkpoint's run and seed; then print\n"
-        'the table beside the published figures'
+        'train a linear classifier, with configs such as configs/transfer/probe_*.py, on each\n'
+        'of these networks ("random": on initial weights), in DIR/<config>/<name>/seed_<seed>\n'
+        "after the checkpoint's run and seed; then print the table"
     )
     add('--probe', nargs='+', default=[], metavar='CHECKPOINT', help=what)
     what = 'replace settings of every config'
@@ -64,7 +60,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error('--sweep: vary a setting of the training, not of a probe; leave one out')
     if args.probe and args.seeds != [0]:
         parser.error('--seeds: a probe has the seed of its checkpoint; leave it out with --probe')
-    args.seeds = list(dict.fromkeys(args.seeds))
     if min(args.seeds) < 0:
         parser.error(f'--seeds {min(args.seeds)}: a seed is at least 0')
     if args.jobs is not None and args.jobs < 1:
@@ -98,17 +93,17 @@ def find_configs(words: Sequence[str]) -> list[Path]:
 
 def plan(args: argparse.Namespace) -> list[Run]:
     """List all runs in the order of training, one seed after the other."""
+    configs = find_configs(args.configs)
     if args.probe:
-        configs = find_configs(args.configs)
         return plan_probes(configs, args.probe, args.cfg_options, args.work_dir)
     cells = [
         (name_run(path.stem, values), Settings(path, args.cfg_options, values))
-        for path in find_configs(args.configs)
+        for path in configs
         for values in args.sweep
     ]
     return [
         Run(name, cell, seed, args.work_dir / name / f'seed_{seed}')
-        for seed in args.seeds
+        for seed in dict.fromkeys(args.seeds)
         for name, cell in cells
     ]
 

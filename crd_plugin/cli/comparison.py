@@ -222,13 +222,12 @@ def _references(name: str) -> tuple[str, str]:
 
 
 def _short_hash(teacher: str) -> str:
-    """Eight digits of a hash, or those that end the name at a URL; of an ensemble all of them."""
-    if ' ' in teacher:
-        return ' '.join(map(_short_hash, teacher.split()))
-    if '://' not in teacher:
-        return teacher[:8]
-    match = re.search(r'-([0-9a-f]{8})\w*\.pth', teacher)
-    return match[1] if match else teacher
+    """Eight digits of each teacher's hash, or of the one at the end of its URL."""
+    words = []
+    for word in teacher.split():
+        match = re.search(r'(?:^|-)([0-9a-f]{8})[^/]*$', word)
+        words.append(match[1] if match else word)
+    return ' '.join(words)
 
 
 def render_markdown(rows: Sequence[dict[str, Any]]) -> str:

@@ -39,16 +39,12 @@ _PAGE = """<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title}</title>
 <style>
-:root {{ color-scheme: light dark; }}
-body {{ font: 1rem/1.5 system-ui, sans-serif; max-width: 68rem; margin: 2rem auto; }}
-body {{ padding: 0 1rem; overflow-wrap: anywhere; }}
-h2 {{ margin-top: 2.5rem; }}
-table {{ border-collapse: collapse; display: block; overflow-x: auto; white-space: nowrap; }}
-th, td {{ padding: .3rem .8rem; border-bottom: 1px solid #8886; }}
-img {{ max-width: 100%; background: white; border-radius: .4rem; }}
+body {{ font: 1rem/1.5 sans-serif; max-width: 68rem; margin: 2rem auto; overflow-wrap: anywhere; }}
+table {{ border-collapse: collapse; white-space: nowrap; }}
+th, td {{ padding: .3rem .8rem; border-bottom: 1px solid #888; }}
+img {{ max-width: 100%; }}
 </style>
 </head>
 <body>

@@ -35,12 +35,7 @@ def test_end_to_end_and_restart(demo, tmp_path, monkeypatch, capsys):
     assert names == ['teacher (resnet14)', 'student alone (resnet8w4)', 'CRD']
     folders = ('teacher', 'vanilla_seed0', 'crd_seed0')
     for run, folder in zip(content['runs'], folders, strict=True):
-        logged = [
-            json.loads(line)
-            for log in (work_dir / folder).glob('*/vis_data/scalars.json')
-            for line in log.read_text().splitlines()
-        ]
-        (values,) = [entry for entry in logged if 'accuracy/top1' in entry]
+        (values,) = tables.read_logs(work_dir / folder)
         assert run['last']['top1'] == values['accuracy/top1'] == run['top1'][0]
         assert run['best']['top5'] == values['accuracy/top5'] == run['top5'][0]
         assert run['seconds'] > 0 and run['epochs'] == [1] and run['seed'] == 0
@@ -223,9 +218,7 @@ def test_report_of_several_seeds(demo, tmp_path):
     args = demo.parse_args(words)
     teacher, students = demo.plan(args)
     for run, top1 in zip((teacher, *students), (94.0, 80.0, 90.0, 82.0, 92.5), strict=True):
-        log = run.run_dir / 'a' / 'vis_data' / 'scalars.json'
-        log.parent.mkdir(parents=True)
-        log.write_text(json.dumps({'accuracy/top1': top1, 'accuracy/top5': 99.0, 'step': 1}))
+        tables.write_log(run.run_dir, {1: top1})
         run.teacher = 'ab12' if run.name == 'KD' else ''
         run._write_record(finished=True, seconds=1.0)
     text = demo.report([teacher, *students], args, words)
