@@ -200,7 +200,8 @@ def report(runs: Sequence[Run], args: argparse.Namespace, argv: Sequence[str]) -
         )
         for run in runs
     ]
-    frame = pd.DataFrame(rows).assign(run_dir=[str(run.run_dir) for run in runs])
+    frame = results.with_metrics(pd.DataFrame(rows))
+    frame['run_dir'] = [str(run.run_dir) for run in runs]
     summary = results.summarise(frame)
     text = results.render_summary(summary)
     students = frame[frame['name'] != runs[0].name]  # all but the teacher

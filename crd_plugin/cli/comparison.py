@@ -18,6 +18,7 @@ from .results import (
     render_cells,
     render_differences,
     summarise,
+    with_metrics,
 )
 from .runs import RECORD, read_record
 
@@ -157,7 +158,7 @@ def compare(runs: pd.DataFrame, figures: pd.DataFrame) -> list[dict[str, Any]]:
     groups = figures['group'][figures['name'].isin(names)]
     figures = figures[figures['group'].isin(groups)].drop_duplicates('name')
     known = figures.set_index('name').to_dict('index')
-    trained = runs[runs['finished']]
+    trained = with_metrics(runs[runs['finished']])
     summary = summarise(trained)
     seeds = sorted(runs['seed'].unique().tolist())
     columns = ['seed', 'run_dir', 'finished', 'epochs', 'teacher', 'signature', 'last', 'best']

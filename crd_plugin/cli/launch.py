@@ -36,14 +36,6 @@ EPOCH_LINE = re.compile(r'(Epoch\((train|val)\)\s+\[(\d+)\].*)')
 OnEpoch = Callable[[int, bool, str], None]
 
 
-class TrainingFailed(RuntimeError):
-    """A training that ended with another exit code than 0; its output is in the log."""
-
-    def __init__(self, code: int, log: Path) -> None:
-        super().__init__(f'training ended with code {code}; see {log}')
-        self.code, self.log = code, log
-
-
 class Trainings:
     """Subprocesses that are stopped together, also those that start meanwhile."""
 
@@ -97,7 +89,7 @@ class Trainings:
                     stop(process)
                     self._processes.discard(process)
         if process.returncode:
-            raise TrainingFailed(process.returncode, log)
+            raise subprocess.CalledProcessError(process.returncode, command)
 
     def stop(self) -> None:
         """Stop what runs, and whatever is started from now on."""

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from subprocess import CalledProcessError
 
 from rich.progress import Progress
 
@@ -95,7 +96,7 @@ def train_all(
             display.say(f'{position} done: {run.title}{_outcome(run)}')
         except Exception as error:  # whatever it is, the others go on
             if not trainings.stopping.is_set():
-                failures.append(f'\nfailed: {run.title}: {_reason(error)}\n')
+                failures.append(f'\nfailed: {run.title}: {_reason(error, run)}\n')
                 display.say(f'{position} failed: {run.title}')
         finally:
             free.put(device)
@@ -129,10 +130,10 @@ def _outcome(run: Run) -> str:
     return f', top-1 {last["top1"]:.2f}, best {best["top1"]:.2f} at epoch {best["epoch"]}'
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: Exception, run: Run) -> str:
     """Why a run failed: for a training, the last lines of its log."""
-    if isinstance(error, launch.TrainingFailed):
-        first = f'training ended with code {error.code}; last lines of {error.log}:'
-        lines = error.log.read_text(encoding='utf-8').splitlines()
-        return '\n    '.join([first, *lines[-10:]])
+    if isinstance(error, CalledProcessError):
+        log = run.run_dir / launch.LOG
+        first = f'training ended with code {error.returncode}; last lines of {log}:'
+        return '\n    '.join([first, *log.read_text(encoding='utf-8').splitlines()[-10:]])
     return str(error) if isinstance(error, UsageError) else f'{type(error).__name__}: {error}'

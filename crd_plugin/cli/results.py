@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from math import isnan, sqrt
 from pathlib import Path
 from statistics import fmean, stdev
@@ -16,13 +16,14 @@ if TYPE_CHECKING:
 
 TOP1, TOP5 = 'accuracy/top1', 'accuracy/top5'
 _NUMBERS = {TOP1: float | int, TOP5: float | int, 'step': int}
-# Columns of a summary: heading, and which number of which epoch they average.
+# What is averaged over seeds, and its heading.
 METRICS = dict(
-    top1_last=('top-1 last', 'last', 'top1'),
-    top5_last=('top-5 last', 'last', 'top5'),
-    top1_best=('top-1 best', 'best', 'top1'),
-    top5_best=('top-5 best', 'best', 'top5'),
-    best_epoch=('best epoch', 'best', 'epoch'),
+    top1_last='top-1 last',
+    top5_last='top-5 last',
+    top1_best='top-1 best',
+    top5_best='top-5 best',
+    best_epoch='best epoch',
+    seconds='seconds',
 )
 LEGEND = (
     'Differences are means over the seeds that both have; in brackets is the 95 % confidence '
@@ -90,37 +91,38 @@ def mean_and_std(values: Sequence[float]) -> dict[str, float | None] | None:
     return dict(mean=mean, std=stdev(values) if len(values) > 1 else None)
 
 
-def summarise(runs: pd.DataFrame) -> dict[str, dict[str, Any]]:
-    """Average over the seeds of each method.
+def with_metrics(runs: pd.DataFrame) -> pd.DataFrame:
+    """Add those of ``METRICS`` that the columns ``last`` and ``best``, as of read_run, contain."""
+    return runs.assign(
+        best_epoch=[best['epoch'] for best in runs['best']],
+        **{
+            f'{key}_{at}': [epoch[key] for epoch in runs[at]]
+            for at in ('last', 'best')
+            for key in ('top1', 'top5')
+        },
+    )
 
-    Args:
-        runs (DataFrame): One row per run: ``name`` of the method, ``seed``, ``last``, ``best`` (as
-            from :func:`read_run`) and ``seconds``, None where it is not known.
 
-    Returns:
-        dict: By method: its ``seeds``; as from :func:`mean_and_std`, each of ``METRICS`` and
-        ``seconds``.
-    """
+def summarise(runs: pd.DataFrame, metrics: Iterable[str] = METRICS) -> dict[str, dict[str, Any]]:
+    """Average metrics, columns of a row per run, over the ``seed`` of each ``name`` of a method."""
     return {
         str(name): dict(
             seeds=group['seed'].tolist(),
-            **{
-                metric: mean_and_std([epoch[key] for epoch in group[at]])
-                for metric, (_, at, key) in METRICS.items()
-            },
-            seconds=mean_and_std(group['seconds'].astype(float).tolist()),
+            **{key: mean_and_std(group[key].astype(float).tolist()) for key in metrics},
         )
         for name, group in runs.groupby('name', sort=False)
     }
 
 
-def render_summary(summary: Mapping[str, Mapping[str, Any]]) -> str:
-    """Write a summary, as from :func:`summarise`, as a Markdown table."""
-    cells = [['method', 'seeds', *(title for title, *_ in METRICS.values()), 'seconds']]
+def render_summary(
+    summary: Mapping[str, Mapping[str, Any]], metrics: Mapping[str, str] = METRICS
+) -> str:
+    """Write a summary, as from :func:`summarise`, with a title per metric, as a Markdown table."""
+    cells = [['method', 'seeds', *metrics.values()]]
     for name, row in summary.items():
         count = len(row['seeds'])
-        digits = dict(best_epoch=int(count > 1), seconds=1)
-        values = [format_mean(row[key], digits.get(key, 2)) for key in (*METRICS, 'seconds')]
+        digits = dict(best_epoch=int(count > 1), seconds=1, correlation_difference=3)
+        values = [format_mean(row[key], digits.get(key, 2)) for key in metrics]
         cells.append([name, str(count), *values])
     return render_cells(cells)
 
@@ -144,24 +146,26 @@ def render_cells(cells: Sequence[Sequence[str]]) -> str:
     return '\n'.join(lines)
 
 
-def paired_differences(runs: pd.DataFrame, reference: str) -> dict[str, dict[str, Any]]:
-    """Subtract the last top-1 of a reference from that of each method, seed by seed, and average.
+def paired_differences(
+    runs: pd.DataFrame, reference: str, metric: str = 'top1_last'
+) -> dict[str, dict[str, Any]]:
+    """Subtract a metric of a reference from that of each method, seed by seed, and average.
 
     Args:
-        runs (DataFrame): As for :func:`summarise`, of which ``name``, ``seed`` and ``last`` count.
+        runs (DataFrame): As for :func:`summarise`.
         reference (str): Name of the method to subtract; it may have no runs.
+        metric (str): Column to compare. Defaults to 'top1_last'.
 
     Returns:
         dict: By name, for methods that share ``seeds`` with the reference: ``mean``, ``low`` and
-        ``high`` (None with one seed), percent; ``clear``, whether the interval excludes zero.
+        ``high`` (None with one seed); ``clear``, whether the interval excludes zero.
     """
-    top1 = runs.assign(top1=[last['top1'] for last in runs['last']])
-    top1 = top1.pivot(index='seed', columns='name', values='top1')
-    if reference not in top1:
+    table = runs.pivot(index='seed', columns='name', values=metric)
+    if reference not in table:
         return {}
     found = {}
     for name in dict.fromkeys(runs['name']):
-        values = (top1[name] - top1[reference]).dropna()
+        values = (table[name] - table[reference]).dropna()
         if name == reference or values.empty:
             continue
         mean, half = fmean(values), _half_width(values.tolist())

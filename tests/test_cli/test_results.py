@@ -8,7 +8,13 @@ from PIL import Image
 
 from crd_plugin.cli import results
 from crd_plugin.cli.arguments import UsageError
-from crd_plugin.cli.results import paired_differences, read_run, render_summary, summarise
+from crd_plugin.cli.results import (
+    paired_differences,
+    read_run,
+    render_summary,
+    summarise,
+    with_metrics,
+)
 
 
 def _log(run_dir, start, values, tail=''):
@@ -42,11 +48,12 @@ def _run(name='kd', seed=0, top1=(50.0, 80.0, 70.0), seconds=10.0):
 def _runs(**top1):
     """One run per method and seed, from seed 0, by its last epoch."""
     runs = [(name, *pair) for name, values in top1.items() for pair in enumerate(values)]
-    return pd.DataFrame([_run(name, seed, (0.0, 0.0, value)) for name, seed, value in runs])
+    runs = [_run(name, seed, (0.0, 0.0, value)) for name, seed, value in runs]
+    return with_metrics(pd.DataFrame(runs))
 
 
 def _summary(*runs):
-    return summarise(pd.DataFrame(runs))
+    return summarise(with_metrics(pd.DataFrame(runs)))
 
 
 def _cells(table):

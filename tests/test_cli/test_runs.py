@@ -1,6 +1,7 @@
 """Settings, states and records of runs."""
 
 import json
+import subprocess
 import sys
 
 import pytest
@@ -166,7 +167,7 @@ def test_what_was_trained_is_recorded(run):
     _train(run)
     assert read_record(run.record)['seconds'] is None
     _record(run)
-    with pytest.raises(launch.TrainingFailed, match='code 7'):
+    with pytest.raises(subprocess.CalledProcessError, match='status 7'):
         _train(run, 'raise SystemExit(7)')
     assert read_record(run.record)['finished'] is False
 
