@@ -113,21 +113,16 @@ def find_devices(gpus: Sequence[str] | None, jobs: int | None) -> list[tuple[str
     if jobs is None:
         import torch
 
-        # Count all GPUs, also those that the variable hides.
-        visible = os.environ.pop('CUDA_VISIBLE_DEVICES', None)
         number = torch.cuda.device_count()
-        if visible is not None:
-            os.environ['CUDA_VISIBLE_DEVICES'] = visible
-        every = visible if visible is not None and number else ','.join(map(str, range(number)))
-        names = list(filter(None, ','.join(gpus or [every]).split(',')))
+        visible = os.environ.get('CUDA_VISIBLE_DEVICES', ','.join(map(str, range(number))))
+        known = visible.split(',') if number else []
+        names = ','.join(gpus).split(',') if gpus else known
         for name in names:
-            if not number or name.isdigit() and int(name) >= number:
+            if name not in known or names.count(name) > 1:
                 raise cli.UsageError(
-                    f'--gpus {name}: this machine has {number} GPU(s), counted from 0; name '
-                    'others, or use --jobs 1 for the CPU.'
+                    f'--gpus {",".join(names)}: the GPUs here are {",".join(known) or "none"}; '
+                    'name each at most once, or use --jobs 1 for the CPU.'
                 )
-        if len(set(names)) < len(names):
-            raise cli.UsageError(f'--gpus {",".join(names)} names a GPU twice; name each once.')
         if names:
             return [(f'gpu {name}', dict(CUDA_VISIBLE_DEVICES=name)) for name in names]
         jobs = 1
@@ -136,19 +131,17 @@ def find_devices(gpus: Sequence[str] | None, jobs: int | None) -> list[tuple[str
 
 def warn_of_batch_sizes(cells: Iterable[Settings]) -> None:
     """Warn of learning rates made for the batch of several GPUs, once per kind."""
-    paths: dict[tuple[int, int], list[Path]] = {}
+    kinds: dict[tuple[int, int], Path] = {}
     for cell in cells:
         batch = (cell.config.get('train_dataloader') or {}).get('batch_size')
         scale = cell.config.get('auto_scale_lr') or {}
         base = scale.get('base_batch_size')
         if batch and base and batch != base and not scale.get('enable'):
-            paths.setdefault((batch, base), []).append(cell.path)
-    for (batch, base), (path, *others) in paths.items():
-        more = f' and {len(others)} more' if others else ''
+            kinds.setdefault((batch, base), cell.path)
+    for (batch, base), path in kinds.items():
         sys.stderr.write(
-            f'warning: {path}{more}: the learning rate is for batches of {base}, one GPU has '
-            f'{batch}; add --cfg-options train_dataloader.batch_size={base} or '
-            'auto_scale_lr.enable=True.\n'
+            f'warning: {path}: the learning rate is for batches of {base}, one GPU has {batch}; '
+            f'add --cfg-options train_dataloader.batch_size={base} or auto_scale_lr.enable=True.\n'
         )
 
 

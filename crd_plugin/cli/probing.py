@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .arguments import UsageError
+from .arguments import UsageError, check_checkpoint
 from .results import new_axes
 from .runs import Run, Settings, run_of
 
@@ -19,10 +19,7 @@ def plan_probes(
     for checkpoint in dict.fromkeys(checkpoints):
         if checkpoint == RANDOM:
             continue
-        if not Path(checkpoint).is_file():
-            raise UsageError(
-                f'--probe {checkpoint} does not exist; give paths of .pth files, or random.'
-            )
+        check_checkpoint(checkpoint, '--probe')
         name, seed = run_of(checkpoint)
         if (name, seed) in named:
             raise UsageError(
@@ -33,7 +30,7 @@ def plan_probes(
     if RANDOM in checkpoints:
         named |= {(RANDOM, seed): 'None' for seed in {seed for _, seed in named} or {0}}
     for path in configs:
-        if 'backbone_ckpt' not in (Settings(path, options).config.get('model') or {}):
+        if 'backbone_ckpt' not in Settings(path, options).config.get('model', {}):
             raise UsageError(
                 f'--probe: {path} has no model.backbone_ckpt; give configs of a '
                 'crd_plugin.LinearProbe, such as configs/transfer/probe_*.py.'

@@ -59,7 +59,7 @@ def test_random_weights_with_the_seeds_of_the_others():
 @pytest.mark.parametrize(
     'config, words, message',
     [
-        (STL10, ['gone.pth'], '--probe gone.pth does not exist; give paths of .pth files, or ran'),
+        (STL10, ['gone.pth'], '--probe gone.pth does not exist; give the path of a .pth file.'),
         (STL10, ['a', 'b'], '--probe a/kd/.* and b/kd/.* are both kd with seed 0; give one of the'),
         (tables.STUDENT, ['a'], r'--probe: .*digits.py has no model.backbone_ckpt; '),
     ],

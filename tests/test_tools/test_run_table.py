@@ -219,29 +219,27 @@ def test_places_to_train_at(tool, monkeypatch):
 
     def places(*args, gpus=4):
         monkeypatch.setattr(torch.cuda, 'device_count', lambda: gpus)
-        return tool.find_devices(*args)
+        return [name.removeprefix('gpu ') for name, _ in tool.find_devices(*args)]
 
-    gpu = [(f'gpu {number}', dict(CUDA_VISIBLE_DEVICES=f'{number}')) for number in range(4)]
-    assert places(['0,2'], None) == [gpu[0], gpu[2]]
-    assert places(['1', '3'], None) == [gpu[1], gpu[3]]
-    assert places(None, None) == gpu
-    cpu = ('cpu', dict(CUDA_VISIBLE_DEVICES=''))
-    assert places(None, 2) == [cpu, cpu]
-    assert places(None, None, gpus=0) == [cpu]
+    assert places(['0,2'], None) == ['0', '2'] and places(['1', '3'], None) == ['1', '3']
+    assert places(None, None) == ['0', '1', '2', '3']
+    assert places(None, 2) == ['cpu', 'cpu'] and places(None, None, gpus=0) == ['cpu']
     for words, gpus, message in (
-        (['4'], 4, '--gpus 4: this machine has 4 GPU'),
-        (['1', '1'], 4, 'names a GPU twice'),
-        (['0'], 0, 'has 0 GPU.* --jobs 1'),
+        (['4'], 4, '--gpus 4: the GPUs here are 0,1,2,3'),
+        (['1', '1'], 4, '--gpus 1,1: .* at most once'),
+        (['0'], 0, 'are none; .* --jobs 1'),
     ):
         with pytest.raises(cli.UsageError, match=message):
             places(words, None, gpus=gpus)
     monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '2,3')
-    assert places(None, None) == gpu[2:]
-    assert tool.os.environ['CUDA_VISIBLE_DEVICES'] == '2,3'
+    assert places(None, None, gpus=2) == ['2', '3'] and places(['3'], None, gpus=2) == ['3']
+    assert tool.find_devices(['3'], None)[0][1] == dict(CUDA_VISIBLE_DEVICES='3')
     # The cores are shared rather than used by each run.
     monkeypatch.delenv('OMP_NUM_THREADS')
-    monkeypatch.setattr(tool.os, 'cpu_count', lambda: 8)
-    assert places(None, 4)[0][1]['OMP_NUM_THREADS'] == '2'
+    monkeypatch.setattr('os.cpu_count', lambda: 8)
+    shared = dict(CUDA_VISIBLE_DEVICES='', OMP_NUM_THREADS='2')
+    assert tool.find_devices(None, 4) == [('cpu', shared)] * 4
+    assert tool.find_devices(None, 1) == [('cpu', dict(CUDA_VISIBLE_DEVICES=''))]
 
 
 # --- the command line ------------------------------------------------------ #
@@ -312,8 +310,7 @@ def test_configs_of_many_gpus_are_warned_of(tool, tmp_path, capsys):
     argv = [str(tmp_path / '?.py'), '--dry-run', '--work-dir', str(tmp_path)]
     tool.main(argv)
     error = capsys.readouterr().err
-    assert error.count('\n') == 1 and 'a.py and 1 more' in error
-    assert 'for batches of 20, one GPU has 5' in error
+    assert error.count('\n') == 1 and 'for batches of 20, one GPU has 5' in error
     for option in ('train_dataloader.batch_size=20', 'auto_scale_lr.enable=True'):
         assert option in error
         tool.main([*argv, '--cfg-options', option])
