@@ -38,7 +38,7 @@ _MARKDOWN = MarkdownIt('zero').enable(['table', 'list', 'backticks'])
 _PAGE = """<!DOCTYPE html>
 <html lang="en">
 <head>
-<meta charset="utf-8">
+<meta charset="utf-8"/>
 <title>{title}</title>
 <style>
 body {{ font: 1rem/1.5 sans-serif; max-width: 68rem; margin: 2rem auto; overflow-wrap: anywhere; }}
@@ -67,7 +67,7 @@ def render_report(title: str, sections: Sequence[Section]) -> str:
                 # At 100 pixels per inch; the files have 150. The width is in the header of a PNG.
                 width = int.from_bytes(image[16:20], 'big') * 2 // 3
                 source = f'data:image/png;base64,{base64.b64encode(image).decode()}'
-                parts.append(f'<img alt="{heading}" width="{width}" src="{source}">')
+                parts.append(f'<img alt="{heading}" width="{width}" src="{source}"/>')
             else:
                 parts.append(_MARKDOWN.render(content))
         parts.append('</section>')
