@@ -52,10 +52,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     add('--sweep', nargs='+', default=[], metavar='KEY=V1,V2', help=what)
     args = parser.parse_args(argv)
-    try:
-        args.sweep = read_sweep(args.sweep)
-    except ValueError as error:
-        parser.error(f'--sweep {error}')
+    args.sweep = read_sweep(args.sweep)
     if args.probe and args.sweep != [{}]:
         parser.error('--sweep: vary a setting of the training, not of a probe; leave one out')
     if args.probe and args.seeds != [0]:

@@ -13,7 +13,6 @@ from rich.progress import Progress
 
 from . import launch
 from .arguments import UsageError
-from .results import read_run
 from .runs import Run
 
 # Name of a place to train at, and its environment variables.
@@ -93,7 +92,7 @@ def train_all(
             display.say(f'{position} ({name}): {run.title}: {run.describe()} -> {log}')
             with display.run(run.title, run.settings.epochs, run.reached) as on_epoch:
                 run.train(trainings, on_epoch, env)
-            display.say(f'{position} done: {run.title}{_outcome(run)}')
+            display.say(f'{position} done: {run.title}')
         except Exception as error:  # whatever it is, the others go on
             if not trainings.stopping.is_set():
                 failures.append(f'\nfailed: {run.title}: {_reason(error, run)}\n')
@@ -118,16 +117,6 @@ def train_all(
         raise SystemExit(130)
     if failures:
         raise SystemExit(1)
-
-
-def _outcome(run: Run) -> str:
-    """Accuracies of a finished run, if it was validated."""
-    try:
-        result = read_run(run.run_dir)
-    except (FileNotFoundError, ValueError):
-        return ''
-    last, best = result['last'], result['best']
-    return f', top-1 {last["top1"]:.2f}, best {best["top1"]:.2f} at epoch {best["epoch"]}'
 
 
 def _reason(error: Exception, run: Run) -> str:

@@ -21,9 +21,11 @@ def read_sweep(words: Sequence[str]) -> list[dict[str, str]]:
         key, equals, text = word.partition('=')
         found = _COMMA.split(text)
         if key == 'randomness.seed':
-            raise ValueError(f'{word}: give --seeds instead')
+            raise UsageError(f'--sweep {word}: give --seeds instead.')
         if not (key and equals and all(found)) or key in values or len({*found}) < len(found):
-            raise ValueError(f'{word}: expected KEY=V1,V2,... with each key and value once')
+            raise UsageError(
+                f'--sweep {word}: expected KEY=V1,V2,... with each key and value once.'
+            )
         values[key] = found
     return [dict(zip(values, chosen)) for chosen in itertools.product(*values.values())]
 

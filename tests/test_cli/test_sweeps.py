@@ -3,6 +3,7 @@
 import matplotlib.figure
 import pytest
 
+from crd_plugin.cli.arguments import UsageError
 from crd_plugin.cli.comparison import compare, read_published, read_table_runs
 from crd_plugin.cli.sweeps import name_run, plot_sweep, read_sweep
 from tests.tables import write_run
@@ -33,7 +34,7 @@ def test_combinations_and_names():
     ],
 )
 def test_bad_words(words, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UsageError, match=message):
         read_sweep(words)
 
 
@@ -63,12 +64,16 @@ def sweep(folder, values, top1, seed=0):
     write_run(folder, name, seed, (top1,), config='crd.py', sweep=values)
 
 
+def plot(folder):
+    plot_sweep(compare(read_table_runs([folder]), read_published()), 'plot.png')
+
+
 def test_accuracy_against_the_value(tmp_path, drawn):
     for value, seeds in {'1024': (60.0, 64.0), '16': (50.0,)}.items():
         for seed, top1 in enumerate(seeds):
             sweep(tmp_path, {K: value, T: '0.1'}, top1, seed)
             sweep(tmp_path, {K: value, T: '0.2'}, top1 + 1, seed)
-    plot_sweep(compare(read_table_runs([tmp_path]), read_published()), 'plot.png')
+    plot(tmp_path)
     (axes,) = drawn
     points, bars = lines(axes)['crd,temperature=0.1']
     assert points == [[16.0, 50.0], [1024.0, 62.0]]
@@ -84,7 +89,7 @@ def test_words_and_numbers_of_teachers(tmp_path, drawn):
         name = f'crd-ensemble_{number}xa_b'
         write_run(tmp_path / 'teachers', name, 0, (50.0 + number,), teacher=' '.join('ab'[:number]))
     for folder in ('words', 'teachers'):
-        plot_sweep(compare(read_table_runs([tmp_path / folder]), read_published()), 'plot.png')
+        plot(tmp_path / folder)
     words, teachers = drawn
     assert [tick.get_text() for tick in words.get_xticklabels()] == ['class', 'instance']
     assert lines(teachers)['crd-ensemble_a_b'][0] == [[1.0, 49.0], [2.0, 48.0]]
@@ -95,9 +100,8 @@ def test_words_and_numbers_of_teachers(tmp_path, drawn):
 
 def test_no_or_several_settings(tmp_path):
     write_run(tmp_path / 'none', 'crd', 0, finished=False)
-    with pytest.raises(ValueError, match='were swept over nothing, expected one setting'):
-        plot_sweep(compare(read_table_runs([tmp_path / 'none']), read_published()), 'plot.png')
     sweep(tmp_path / 'two', {T: '0.1'}, 50.0)
     sweep(tmp_path / 'two', {K: '16'}, 50.0)
-    with pytest.raises(ValueError, match=f"swept over .'{K}', '{T}'., expected one setting"):
-        plot_sweep(compare(read_table_runs([tmp_path / 'two']), read_published()), 'plot.png')
+    for folder, what in (('none', 'nothing'), ('two', f".'{K}', '{T}'.")):
+        with pytest.raises(UsageError, match=f'swept over {what}, expected one setting'):
+            plot(tmp_path / folder)
