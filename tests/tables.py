@@ -2,13 +2,16 @@
 
 import importlib.util
 import json
-from collections.abc import Mapping, Sequence
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
-from mmengine.registry import DefaultScope
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS, DefaultScope
 
 from crd_plugin.registry import MODELS
 from tests.config_files import parsed
@@ -28,6 +31,31 @@ def load_tool(name: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@HOOKS.register_module()
+class PauseOnce(Hook):
+    """Wait in the second epoch to be killed, but not when resumed."""
+
+    def __init__(self, marker: str) -> None:
+        self.marker = Path(marker)
+
+    def before_train_iter(self, runner: Any, *args: Any, **kwargs: Any) -> None:
+        """Leave a mark and wait."""
+        if runner.epoch == 1 and not self.marker.exists():
+            self.marker.touch()
+            time.sleep(600)
+
+
+def wait_for(
+    condition: Callable[[], Any], process: subprocess.Popen | None = None, seconds: float = 120
+) -> None:
+    """Wait until something holds, while a process runs."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process is None or process.poll() is None, 'the process has ended'
+        assert time.monotonic() < end, 'waited in vain'
+        time.sleep(0.02)
 
 
 def save_networks(folder: Path, kinds: Mapping[str, str]) -> dict[str, str]:

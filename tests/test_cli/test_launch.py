@@ -4,15 +4,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from crd_plugin.cli import launch
 from crd_plugin.cli.arguments import UsageError
-
-REPO = Path(__file__).parents[2]
+from tests.tables import REPO, wait_for
 
 
 def _python(code):
@@ -21,13 +19,6 @@ def _python(code):
 
 def _ignore(*args):
     pass
-
-
-def _wait_for(condition, seconds=20):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, 'waited in vain'
-        time.sleep(0.02)
 
 
 def _alive(pid):
@@ -87,7 +78,7 @@ def test_stop_ends_children_and_those_that_will_not():
     assert all(map(_alive, children))
     launch.stop(*processes, grace=0.5)
     assert [process.returncode for process in processes] == [-signal.SIGTERM, -signal.SIGKILL]
-    _wait_for(lambda: not any(map(_alive, children)))
+    wait_for(lambda: not any(map(_alive, children)))
     launch.stop(*processes)  # those that have ended are skipped
 
 
@@ -106,7 +97,7 @@ def test_a_folder_is_locked_as_long_as_anything_trains_there(tmp_path):
         [*_python(code), str(tmp_path)], env=dict(os.environ, PYTHONPATH=str(REPO))
     )
     log = tmp_path / 'log'
-    _wait_for(lambda: log.is_file() and len(log.read_text().splitlines()) > 1)
+    wait_for(lambda: log.is_file() and len(log.read_text().splitlines()) > 1)
     orphan = int(log.read_text().splitlines()[-1])
     helper.kill()
     helper.wait()
@@ -118,7 +109,7 @@ def test_a_folder_is_locked_as_long_as_anything_trains_there(tmp_path):
         with pytest.raises(UsageError, match='in use: another process trains there'):
             refused()
     os.kill(orphan, signal.SIGKILL)
-    _wait_for(lambda: not _alive(orphan))
+    wait_for(lambda: not _alive(orphan))
     with launch.hold(tmp_path):
         pass
 

@@ -145,7 +145,10 @@ def test_command_names_all_that_the_training_depends_on(run):
     assert '--resume' not in run.command()
 
 
-def test_what_was_trained_is_recorded(run):
+def test_what_was_trained_is_recorded(tmp_path):
+    run = Run(
+        'student', Settings(STUDENT, ['log_level=INFO'], {'resume': 'True'}), 3, tmp_path / 'run'
+    )
     assert _train(run, 'print("Epoch(val) [1][4/4]  top1: 9")') == [
         (1, True, 'Epoch(val) [1][4/4]  top1: 9')
     ]
@@ -154,8 +157,8 @@ def test_what_was_trained_is_recorded(run):
     assert record == dict(
         config=STUDENT.as_posix(),
         seed=3,
-        options=[],
-        sweep={},
+        options=['log_level=INFO', 'resume=True'],
+        sweep={'resume': 'True'},
         epochs=100,
         signature=run.settings.signature,
         teacher='',

@@ -40,6 +40,8 @@ def test_formats_files_and_published_figures(tool, tmp_path, monkeypatch, capsys
         assert cell in markdown
     assert not call('work_dirs', '--out', 'tables/t.md')
     assert (tmp_path / 'tables' / 't.md').read_text() == markdown
+    assert call('work_dirs', '--plot', 'plots/teachers.png') == markdown
+    assert (tmp_path / 'plots' / 'teachers.png').read_bytes()[:4] == b'\x89PNG'
     (row,) = csv.DictReader(call('work_dirs/own', '--format', 'csv').splitlines())
     assert row['seeds'] == '0 1' and row['published'] == ''
     page = call('work_dirs', '--format', 'html')

@@ -2,12 +2,9 @@
 
 import hashlib
 import json
-import os
-import re
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
@@ -27,26 +24,6 @@ def tool():
 
 # --- real runs ------------------------------------------------------------- #
 
-PAUSE = '''
-import time
-from pathlib import Path
-
-from mmengine.hooks import Hook
-from mmengine.registry import HOOKS
-
-
-@HOOKS.register_module()
-class PauseOnce(Hook):
-    """Wait in the second epoch to be killed, but not when resumed."""
-
-    def __init__(self, marker):
-        self.marker = Path(marker)
-
-    def before_train_iter(self, runner, *args, **kwargs):
-        if runner.epoch == 1 and not self.marker.exists():
-            self.marker.touch()
-            time.sleep(600)
-'''
 # Two epochs of five steps, 100 digits to validate on.
 LEAF = """
 _base_ = '{}'
@@ -60,23 +37,19 @@ default_hooks = dict(logger=dict(interval=1))
 def configs(tmp_path):
     """A student alone, and CRD that pauses in its second epoch, with a random teacher."""
     teacher = tables.save_networks(tmp_path, dict(teacher='teacher'))['teacher']
-    (tmp_path / 'pausing.py').write_text(PAUSE)
     crd, student = tmp_path / 'crd.py', tmp_path / 'student.py'
     student.write_text(LEAF.format(tables.STUDENT))
     crd.write_text(
         LEAF.format(tables.CRD) + f"model = dict(teacher_ckpt='{teacher}')\n"
-        "custom_imports = dict(imports=['crd_plugin', 'pausing'])\n"
+        "custom_imports = dict(imports=['crd_plugin', 'tests.tables'])\n"
         f"default_hooks.update(pause=dict(type='PauseOnce', marker='{tmp_path / 'paused'}'))\n"
     )
     return crd, student
 
 
 @pytest.fixture
-def call(tool, tmp_path, monkeypatch, capsys):
+def call(tool, monkeypatch, capsys):
     """Call a tool in this process and check its exit status; returns stdout and stderr."""
-    monkeypatch.syspath_prepend(tmp_path)
-    path = [str(tmp_path), str(tables.REPO), os.environ.get('PYTHONPATH', '')]
-    monkeypatch.setenv('PYTHONPATH', os.pathsep.join(filter(None, path)))
     monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '')
     monkeypatch.setenv('OMP_NUM_THREADS', '1')
 
@@ -131,11 +104,7 @@ def test_interrupted_and_resumed_runs(call, configs, tmp_path):
         text=True,
     )
     try:
-        end = time.monotonic() + 120
-        while not ((tmp_path / 'paused').exists() and _is_done(student)):
-            assert process.poll() is None, process.communicate()
-            assert time.monotonic() < end, 'waited in vain'
-            time.sleep(0.05)
+        tables.wait_for(lambda: (tmp_path / 'paused').exists() and _is_done(student), process)
         states = _states(call, *args)
         assert states == {'crd, seed 0': 'in use', 'student, seed 0': 'done'}
         # A second start neither waits for it nor disturbs it.
@@ -181,33 +150,6 @@ def test_interrupted_and_resumed_runs(call, configs, tmp_path):
     assert row['best']['mean'] == max(top1)
     digest = hashlib.sha256((tmp_path / 'teacher' / 'epoch_2.pth').read_bytes()).hexdigest()
     assert record['teacher'] == digest and row['teacher'] == digest[:8]
-
-
-def test_sweep(call, configs, tmp_path, monkeypatch):
-    """Every value is trained, recorded, kept by the same command, and a row of the table."""
-    monkeypatch.chdir(tmp_path)
-    # Not a whole training: what is recorded and read counts here.
-    monkeypatch.setattr(
-        launch.Trainings, 'watch', lambda self, command, *args: commands.append(command)
-    )
-    commands = []
-    key = 'train_dataloader.batch_size'
-    args = [configs[1], '--sweep', f'{key}=10,20', 'optim_wrapper.optimizer.lr=0.1', '--jobs', 1]
-    names = [f'student,batch_size={value},lr=0.1' for value in (10, 20)]
-    assert _states(call, *args) == {f'{name}, seed 0': 'new' for name in names}
-    call(*args)
-    for name, command, value in zip(names, commands, (10, 20), strict=True):
-        assert f'{key}={value}' in command and 'optim_wrapper.optimizer.lr=0.1' in command
-        record = json.loads((tmp_path / 'work_dirs' / name / 'seed_0' / RECORD).read_text())
-        assert record['sweep'] == {key: str(value), 'optim_wrapper.optimizer.lr': '0.1'}
-        tables.write_log(tmp_path / 'work_dirs' / name / 'seed_0', {2: 2.0 * value})
-    assert _states(call, *args) == {f'{name}, seed 0': 'done' for name in names}
-
-    make_table = tables.load_tool('analysis_tools/make_table.py').main
-    table, _ = call('work_dirs', '--plot', 'plots/lr.png', main=make_table)
-    for name, top1 in zip(names, ('20.00', '40.00')):
-        assert re.search(rf'\| {re.escape(name)} .* {top1} ', table)
-    assert (tmp_path / 'plots' / 'lr.png').read_bytes()[:4] == b'\x89PNG'
 
 
 # --- places to train at ---------------------------------------------------- #
@@ -267,16 +209,17 @@ def test_configs_are_files_folders_and_globs(tool, tmp_path, monkeypatch):
         found('configs', 'a.py')
 
 
-def test_seeds_come_one_after_the_other(tool, tmp_path):
+def test_all_configs_and_values_come_before_the_next_seed(tool, tmp_path):
     configs = str(tables.CONFIGS / 'vanilla' / '*digits.py')
-    words = [configs, *'--seeds 4 2 4 --work-dir'.split(), str(tmp_path)]
-    assert [
-        str(run.run_dir.relative_to(tmp_path)) for run in tool.plan(tool.parse_args(words))
-    ] == [
-        f'vanilla_{net}_b20-100e_digits/seed_{seed}'
+    words = [configs, *'--seeds 4 2 4 --sweep train_dataloader.batch_size=10,20'.split()]
+    runs = tool.plan(tool.parse_args([*words, '--work-dir', str(tmp_path)]))
+    assert [str(run.run_dir.relative_to(tmp_path)) for run in runs] == [
+        f'vanilla_{net}_b20-100e_digits,batch_size={value}/seed_{seed}'
         for seed in (4, 2)
         for net in ('resnet14', 'resnet8w4')
+        for value in (10, 20)
     ]
+    assert runs[1].settings.config.train_dataloader.batch_size == 20
 
 
 @pytest.mark.parametrize(
