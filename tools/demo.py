@@ -122,19 +122,19 @@ def _split(words: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(re.findall(r'[^\s,]+', ' '.join(words))))
 
 
-def find_config(table: Table, method: str) -> Path:
-    """Find the config of a method for the table's pair, or for its student alone."""
+def find_configs(table: Table, methods: Sequence[str]) -> dict[str, Path]:
+    """Find the configs of the student alone, 'vanilla', and of methods for the table's pair."""
     name = re.compile(rf'([^_]+)_(?:{table.teacher}_)?{table.student}_{table.setting}\.py')
     paths = sorted(CONFIGS.glob(f'*/*_{table.setting}.py'))
-    configs = {match[1]: path for path in paths if (match := name.fullmatch(path.name))}
-    configs.pop('vanilla', None)  # trained in any case
-    if method not in configs:
-        raise cli.UsageError(
-            f'--methods {method}: there is no '
-            f'configs/*/{method}_{table.teacher}_{table.student}_{table.setting}.py; '
-            f'available: {" ".join(configs) or "none"}.'
-        )
-    return configs[method]
+    found = {match[1]: path for path in paths if (match := name.fullmatch(path.name))}
+    for method in methods:
+        if method not in found:
+            raise cli.UsageError(
+                f'--methods {method}: there is no '
+                f'configs/*/{method}_{table.teacher}_{table.student}_{table.setting}.py; '
+                f'available: {" ".join(found)}.'
+            )
+    return {method: found[method] for method in ('vanilla', *methods)}
 
 
 def plan(args: argparse.Namespace) -> tuple[Run, list[Run]]:
@@ -148,16 +148,15 @@ def plan(args: argparse.Namespace) -> tuple[Run, list[Run]]:
         return Run(name, read(config, *options), seed, args.work_dir / folder, RECORD)
 
     table = TABLES[args.data]
-    configs = {method: find_config(table, method) for method in args.methods}
+    configs = find_configs(table, args.methods)
     config = CONFIGS / 'vanilla' / f'vanilla_{table.teacher}_{table.teacher_setting}.py'
     teacher = run(f'teacher ({table.teacher})', config, args.seeds[0], 'teacher')
     weights = teacher.run_dir / f'epoch_{teacher.settings.epochs}.pth'
+    titles = {'vanilla': table.alone, **TITLES}
     students = []
     for seed in args.seeds:
-        config = CONFIGS / 'vanilla' / f'vanilla_{table.student}_{table.setting}.py'
-        students.append(run(table.alone, config, seed, f'vanilla_seed{seed}'))
         for method, config in configs.items():
-            name = TITLES.get(method, method.upper().replace('-', '+'))
+            name = titles.get(method, method.upper().replace('-', '+'))
             # A method without a teacher is named after the student alone.
             has_teacher = table.teacher in config.stem.split('_')
             options = [f'model.teacher_ckpt={weights}'] if has_teacher else []

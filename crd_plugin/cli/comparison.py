@@ -160,7 +160,6 @@ def compare(runs: pd.DataFrame, figures: pd.DataFrame) -> list[dict[str, Any]]:
     known = figures.set_index('name').to_dict('index')
     trained = with_metrics(runs[runs['finished']])
     summary = summarise(trained)
-    seeds = sorted(runs['seed'].unique().tolist())
     columns = ['seed', 'run_dir', 'finished', 'epochs', 'teacher', 'signature', 'last', 'best']
     rows = []
     for name in dict.fromkeys([*known, *names]):
@@ -189,7 +188,7 @@ def compare(runs: pd.DataFrame, figures: pd.DataFrame) -> list[dict[str, Any]]:
             to_alone=to_alone,
             to_kd=to_kd,
             seeds=done,
-            missing_seeds=sorted(set(seeds) - set(done)),
+            missing_seeds=sorted({*runs['seed'].tolist()} - {*done}),
             teacher=' '.join(teachers) or None,
             num_teachers=max((len(teacher.split()) for teacher in teachers), default=0),
             sweep=own['sweep'].iloc[0] if len(own) else {},
@@ -261,14 +260,13 @@ def render_markdown(rows: Sequence[dict[str, Any]]) -> str:
 
 def render_csv(rows: Sequence[dict[str, Any]]) -> str:
     """Write rows, as from :func:`compare`, as CSV with at most four decimals."""
-    frame = pd.json_normalize(list(rows), sep='_')
-    if 'best_epoch_mean' in frame:
-        frame['best_epoch'] = frame['best_epoch_mean']
+    frame = pd.json_normalize(list(rows), sep='_').drop(columns='best_epoch', errors='ignore')
+    frame = frame.rename(columns=dict(best_epoch_mean='best_epoch'))
     for column, separator in (('seeds', ' '), ('missing_seeds', ' '), ('notes', '; ')):
         frame[column] = [separator.join(map(str, values)) for values in frame[column]]
     numbers = ['last_mean', 'last_std', 'best_mean', 'best_std', 'best_epoch', 'difference']
-    columns = ['config', 'published', 'source', *numbers]
+    words = ['seeds', 'missing_seeds', 'teacher', 'notes']
     to = [f'to_{other}_{key}' for other in ('alone', 'kd') for key in ('mean', 'low', 'high')]
-    frame = frame.reindex(columns=[*columns, 'seeds', 'missing_seeds', 'teacher', 'notes', *to])
+    frame = frame.reindex(columns=['config', 'published', 'source', *numbers, *words, *to])
     frame[numbers + to] = frame[numbers + to].astype(float).round(4)
     return frame.to_csv(index=False, lineterminator='\n')

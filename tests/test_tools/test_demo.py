@@ -85,7 +85,6 @@ def test_one_teacher_serves_all_seeds(demo, tmp_path):
         (['--jobs', '0'], '--jobs 0: at least 1 training'),
         (['--seeds', '0'], '--seeds 0: expected a count of at least 1'),
         (['--methods', 'magic'], r'--methods magic: .* available: .*crd'),
-        (['--methods', 'vanilla'], '--methods vanilla: there is no configs'),
         (['--methods', 'crd_resnet14'], r'.* no configs/\*/crd_resnet14_resnet14_'),
     ],
 )
