@@ -117,10 +117,11 @@ def _signal(process: subprocess.Popen, number: int) -> None:
 
 
 def interrupt_on_signals() -> None:
-    """Let ``kill`` and a closed terminal end a tool as Ctrl-C does, by a KeyboardInterrupt.
+    """Let ``kill`` end a tool as Ctrl-C does, by a KeyboardInterrupt.
 
     Some code turns it into another exception; :func:`received` tells.
     """
+    numbers = (signal.SIGINT, signal.SIGTERM)
 
     def interrupt(number: int, _: object) -> None:
         for other in numbers:  # once is enough; stopping must not be interrupted
@@ -130,10 +131,6 @@ def interrupt_on_signals() -> None:
         _RECEIVED.append(number)
         raise KeyboardInterrupt
 
-    numbers = [signal.SIGINT, signal.SIGTERM]
-    hangup = getattr(signal, 'SIGHUP', None)
-    if hangup and signal.getsignal(hangup) != signal.SIG_IGN:  # nohup asks to go on
-        numbers.append(hangup)
     for number in numbers:
         signal.signal(number, interrupt)
 

@@ -114,22 +114,6 @@ def test_a_folder_is_locked_as_long_as_anything_trains_there(tmp_path):
         pass
 
 
-def test_a_training_takes_over_the_lock_that_it_inherits(tmp_path):
-    code = (
-        'import sys\n'
-        'from mmengine.config import Config\n'
-        'from crd_plugin.cli import resuming\n'
-        'with resuming.guarded(Config(dict(work_dir=sys.argv[1], launcher="none"))): print("held")'
-    )
-    command, log = [*_python(code), str(tmp_path)], tmp_path / launch.LOG
-    with launch.hold(tmp_path) as lock:
-        launch.Trainings().watch(command, log, _ignore, {}, lock)
-        assert log.read_text().splitlines()[-1] == 'held'
-        with pytest.raises(subprocess.CalledProcessError):
-            launch.Trainings().watch(command, log, _ignore)
-    assert 'in use: another process trains there' in log.read_text()
-
-
 def test_unfinished_runs_make_room_and_finished_ones_are_kept(tmp_path):
     for content in ('first', 'second', 'unfinished'):
         run_dir = tmp_path / 'kd_seed0'
