@@ -1,11 +1,9 @@
-"""Probe several checkpoints with one config; draw the results as bars."""
+"""Probes of several checkpoints."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from .arguments import UsageError, check_checkpoint
-from .results import new_axes
 from .runs import Run, Settings, run_of
 
 RANDOM = 'random'
@@ -45,31 +43,3 @@ def plan_probes(
         for (name, seed), checkpoint in named.items()
         for path in configs
     ]
-
-
-def plot_probes(rows: Sequence[Mapping[str, Any]], path: str | Path) -> None:
-    """Draw top-1 of the last epoch as bars, a group per config and a colour per network."""
-    import pandas as pd
-
-    from .comparison import OF
-
-    found = [
-        (*row['config'].split(OF), row['last']['mean'], row['last']['std'])
-        for row in rows
-        if OF in row['config'] and row['last']
-    ]
-    if not found:
-        raise UsageError('--plot: no probe has finished; wait for tools/run_table.py --probe.')
-    table = pd.DataFrame(found, columns=['config', 'network', 'mean', 'std'])
-    methods = table['network'].str.partition('_')[0]
-    if methods.nunique() == table['network'].nunique():
-        table['network'] = methods
-    bars = table.astype({'std': float}).pivot(index='config', columns='network')
-    axes = new_axes(max(7, 0.5 * len(found)), 5)
-    bars['mean'].plot.bar(ax=axes, yerr=bars['std'], capsize=3, rot=0, xlabel='')
-    for drawn in axes.containers[1::2]:  # behind the error bars of each; 0 is a missing one
-        texts = [f'{bar.get_height():.1f}' if bar.get_height() else '' for bar in drawn]
-        axes.bar_label(drawn, texts, padding=3, fontsize='small')
-    axes.set_xticklabels([name.replace('_', '\n', 1) for name in bars.index])
-    axes.set(ylabel='top-1 accuracy (%), last epoch')
-    axes.figure.savefig(path, dpi=150)

@@ -1,4 +1,4 @@
-"""Grids of settings, and the accuracy of their runs against the value."""
+"""Grids of settings, and the accuracy of runs against what was varied."""
 
 import itertools
 import re
@@ -41,40 +41,46 @@ def name_run(config: str, settings: Mapping[str, str]) -> str:
     return ','.join(parts)
 
 
-def plot_sweep(rows: Sequence[Mapping[str, Any]], path: str | Path) -> None:
-    """Draw mean and deviation of the last top-1 against the setting swept first, or of teachers.
+def plot_rows(rows: Sequence[Mapping[str, Any]], path: str | Path) -> None:
+    """Draw mean and deviation of the last top-1 against what was varied.
+
+    That is the setting swept first, the network that was probed, or the number of teachers, against
+    which errors are drawn.
 
     Args:
         rows (Sequence[dict]): As from :func:`crd_plugin.cli.comparison.compare`. Each config and
-            value of further settings has a line; without a sweep, errors are drawn against the
-            number of teachers.
+            value of further settings has a line.
         path (str | Path): Image file to write; its suffix is the format.
 
     Raises:
-        UsageError: If no run has finished, or different settings were swept.
+        UsageError: If no run has finished, or different settings were varied.
     """
     import pandas as pd
+
+    from .comparison import OF
 
     points, names = [], set()
     for row in rows:
         if row['last'] is None:
             continue
-        sweep = row['sweep'] or {'teachers': row['num_teachers']}
-        (name, value), *others = sweep.items()
+        config, _, network = row['config'].partition(OF)
+        probe = {'network': network.replace('_', '\n')} if network else {}
+        varied = row['sweep'] or probe or {'teachers': row['num_teachers']}
+        (name, value), *others = varied.items()
         names.add(name)
         # The config, without the number of teachers in its name.
-        config = re.sub(r'_\d+x', '_', row['config'].partition(',')[0])
+        config = re.sub(r'_\d+x', '_', config.partition(',')[0])
         points.append(dict(row['last'], line=name_run(config, dict(others)), value=value))
     if len(names) != 1:
         raise UsageError(
-            f'--plot: the finished runs were swept over {sorted(names) or "nothing"}, expected one '
-            'setting; give the --work-dir of one --sweep.'
+            f'--plot: the finished runs differ in {sorted(names) or "nothing"}, expected one; give '
+            'the --work-dir of one --sweep.'
         )
     frame = pd.DataFrame(points).fillna({'std': 0.0})
     metric = 'accuracy'
     if names == {'teachers'}:  # figure 4 of the CRD paper shows errors
         metric, frame['mean'] = 'error', 100 - frame['mean']
-    axes = new_axes(7, 4.5)
+    axes, marker = new_axes(7, 4.5), 'o'
     numbers = pd.to_numeric(frame['value'], errors='coerce')
     if numbers.notna().all():
         frame = frame.assign(value=numbers.astype(float)).sort_values('value', kind='stable')
@@ -83,9 +89,9 @@ def plot_sweep(rows: Sequence[Mapping[str, Any]], path: str | Path) -> None:
             axes.set_xscale('log', base=2)
         axes.set_xticks(ticks, [f'{value:g}' for value in ticks])
         axes.minorticks_off()
+        marker = 'o-'
     for label, line in frame.groupby('line', sort=False):
-        options = dict(yerr=line['std'], marker='o', capsize=3, label=label)
-        axes.errorbar(line['value'], line['mean'], **options)
+        axes.errorbar(line['value'], line['mean'], line['std'], fmt=marker, capsize=3, label=label)
     axes.set(xlabel=name, ylabel=f'top-1 {metric} (%)')
     axes.grid(alpha=0.3)
     axes.legend()

@@ -1,13 +1,12 @@
-"""Probes of several checkpoints: their names and seeds, the table, bars, errors."""
+"""Probes of several checkpoints: their names and seeds, the table, errors."""
 
 from pathlib import Path
 
-import matplotlib.figure
 import pytest
 
 from crd_plugin.cli.arguments import UsageError
 from crd_plugin.cli.comparison import compare, read_published, read_table_runs
-from crd_plugin.cli.probing import plan_probes, plot_probes
+from crd_plugin.cli.probing import plan_probes
 from tests import tables
 from tests.config_files import CONFIGS
 
@@ -92,29 +91,3 @@ def test_a_table_beside_the_published_figures():
         for row in rows.values()
         if ' of ' in row['config']
     )
-
-
-def test_bars_of_all_probes(monkeypatch):
-    """A group per config, a bar per network, heights and deviations of the seeds."""
-    axes = []
-    monkeypatch.setattr(
-        matplotlib.figure.Figure, 'savefig', lambda self, path, **kwargs: axes.append(self.axes[0])
-    )
-    crd, random = dict(mean=52.0, std=8**0.5), dict(mean=20.0, std=None)
-    rows = [
-        dict(config='probe_a of crd_t_s', last=crd),
-        dict(config='probe_a of random', last=random),
-        dict(config='finetune_a of crd_t_s', last=dict(mean=60.0, std=None)),
-        dict(config='probe_a of kd_t_s', last=None),
-        dict(config='crd', last=crd),
-    ]
-    plot_probes(rows, 'plot.png')
-    (axes,) = axes
-    assert sorted(bar.get_height() for bar in axes.patches if bar.get_height() > 0) == [20, 52, 60]
-    labels = [[text.get_text() for text in texts] for texts in (axes.get_xticklabels(), axes.texts)]
-    assert labels == [['finetune\na', 'probe\na'], ['60.0', '52.0', '', '20.0']]
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == ['crd', 'random']
-    low, high = axes.containers[0].lines[2][0].get_segments()[1][:, 1]
-    assert (high - low) / 2 == pytest.approx(8**0.5)
-    with pytest.raises(UsageError, match='^--plot: no probe has finished; wait for tools/run_tab'):
-        plot_probes(rows[3:], 'plot.png')

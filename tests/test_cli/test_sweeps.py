@@ -5,7 +5,7 @@ import pytest
 
 from crd_plugin.cli.arguments import UsageError
 from crd_plugin.cli.comparison import compare, read_published, read_table_runs
-from crd_plugin.cli.sweeps import name_run, plot_sweep, read_sweep
+from crd_plugin.cli.sweeps import name_run, plot_rows, read_sweep
 from tests.tables import write_run
 
 T, K = 'model.loss.temperature', 'model.loss.num_negatives'
@@ -65,7 +65,7 @@ def sweep(folder, values, top1, seed=0):
 
 
 def plot(folder):
-    plot_sweep(compare(read_table_runs([folder]), read_published()), 'plot.png')
+    plot_rows(compare(read_table_runs([folder]), read_published()), 'plot.png')
 
 
 def test_accuracy_against_the_value(tmp_path, drawn):
@@ -82,20 +82,25 @@ def test_accuracy_against_the_value(tmp_path, drawn):
     assert axes.get_xlabel() == K and axes.get_xscale() == 'log'
 
 
-def test_words_and_numbers_of_teachers(tmp_path, drawn):
+def test_words_networks_and_numbers_of_teachers(tmp_path, drawn):
     for value in ('class', 'instance'):
         sweep(tmp_path / 'words', {'exclude': value}, 50.0)
+    for network, top1 in (('crd_t', 52.0), ('random', 20.0)):
+        write_run(tmp_path / 'probes' / 'probe_a', network, 0, (top1,), config='probe_a.py')
     for number in (1, 2):
         name = f'crd-ensemble_{number}xa_b'
         write_run(tmp_path / 'teachers', name, 0, (50.0 + number,), teacher=' '.join('ab'[:number]))
-    for folder in ('words', 'teachers'):
+    for folder in ('words', 'probes', 'teachers'):
         plot(tmp_path / folder)
-    words, teachers = drawn
-    assert [tick.get_text() for tick in words.get_xticklabels()] == ['class', 'instance']
+    words, probes, teachers = drawn
+    labels = [[text.get_text() for text in axes.get_xticklabels()] for axes in (words, probes)]
+    assert labels == [['class', 'instance'], ['crd\nt', 'random']]
+    assert lines(probes)['probe_a'][0] == [[0, 52.0], [1, 20.0]]
     assert lines(teachers)['crd-ensemble_a_b'][0] == [[1.0, 49.0], [2.0, 48.0]]
-    assert teachers.get_xlabel() == 'teachers' and teachers.get_xscale() == 'linear'
-    labels = [axes.get_ylabel() for axes in drawn]
-    assert labels == ['top-1 accuracy (%)', 'top-1 error (%)']
+    assert [axes.get_xlabel() for axes in drawn] == ['exclude', 'network', 'teachers']
+    assert teachers.get_xscale() == 'linear'
+    accuracy = 'top-1 accuracy (%)'
+    assert [axes.get_ylabel() for axes in drawn] == [accuracy, accuracy, 'top-1 error (%)']
 
 
 def test_no_or_several_settings(tmp_path):
@@ -103,5 +108,5 @@ def test_no_or_several_settings(tmp_path):
     sweep(tmp_path / 'two', {T: '0.1'}, 50.0)
     sweep(tmp_path / 'two', {K: '16'}, 50.0)
     for folder, what in (('none', 'nothing'), ('two', f".'{K}', '{T}'.")):
-        with pytest.raises(UsageError, match=f'swept over {what}, expected one setting'):
+        with pytest.raises(UsageError, match=f'differ in {what}, expected one;'):
             plot(tmp_path / folder)

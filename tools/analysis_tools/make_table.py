@@ -29,8 +29,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     what = 'the published figures; default: configs/published.csv'
     add('--published', type=Path, metavar='CSV', help=what)
     what = (
-        'also draw top-1 into this image: against the values of run_table.py --sweep, as bars of '
-        'run_table.py --probe, or the error, 100 minus top-1, against the number of teachers'
+        'also draw top-1 into this image, with deviations, against the values of --sweep or the '
+        'networks of --probe, or the error, 100 minus top-1, against the number of teachers'
     )
     add('--plot', type=Path, metavar='FILE', help=what)
     return parser.parse_args(argv)
@@ -42,14 +42,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     launch.require('pandas')
     if args.plot or args.format == 'html':
         launch.require('matplotlib', 'sklearn', 'markdown_it')
-    from crd_plugin.cli import comparison, probing, sweeps
+    from crd_plugin.cli import comparison
+    from crd_plugin.cli.sweeps import plot_rows
 
     runs = comparison.read_table_runs(args.work_dirs)
     rows = comparison.compare(runs, comparison.read_published(args.published))
     if args.plot:
         args.plot.parent.mkdir(parents=True, exist_ok=True)
-        probes = any(comparison.OF in row['config'] for row in rows)
-        (probing.plot_probes if probes else sweeps.plot_sweep)(rows, args.plot)
+        plot_rows(rows, args.plot)
     if args.format == 'json':
         text = json.dumps(rows, indent=1, ensure_ascii=False) + '\n'
     elif args.format == 'csv':
