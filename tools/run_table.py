@@ -17,9 +17,8 @@ from pathlib import Path
 
 from crd_plugin.cli import arguments as cli
 from crd_plugin.cli import launch
-from crd_plugin.cli.probing import plan_probes
 from crd_plugin.cli.runs import DONE, Run, Settings
-from crd_plugin.cli.sweeps import name_run, read_sweep
+from crd_plugin.cli.sweeps import name_run, plan_probes, read_sweep
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:

@@ -14,8 +14,9 @@ from crd_plugin.cli.comparison import (
     render_csv,
     render_markdown,
 )
-from tests.tables import write_run
+from tests.tables import CONFIGS, write_run
 
+STL10 = CONFIGS / 'transfer' / 'probe_wrn16-2_b64-120e_stl10.py'
 HEADER = 'source,table,dataset,method,metric,value,config,checkpoint\n'
 PUBLISHED = (
     HEADER
@@ -198,3 +199,26 @@ def test_runs_that_cannot_be_read(tmp_path):
     write_run(tmp_path / 'unread', 'crd_b', 0)
     with pytest.raises(UsageError, match='has no accuracy/top1'):
         read_table_runs([tmp_path / 'unread'])
+
+
+def test_probes_beside_the_published_figures(tmp_path):
+    """Also the other columns of the published table, and differences to KD on the same images."""
+    crd, kd = (f'{method}_wrn40-2_wrn16-2_b64-240e_cifar100' for method in ('crd', 'kd'))
+    for name, seed, top1 in ((crd, 0, 70.0), (crd, 1, 72.0), (kd, 1, 71.0), ('own', 0, 50.0)):
+        more = dict(config=STL10.as_posix(), signature=str(top1), teacher=str(top1))
+        more['options'] = [f'model.backbone_ckpt={top1}.pth', 'a=1']
+        write_run(tmp_path / STL10.stem, name, seed, [1.0, 2.0, top1], **more)
+    write_run(tmp_path, kd, 1, [1.0, 2.0, 99.0])  # on the images of its training
+    rows = {row['config']: row for row in compare(read_table_runs([tmp_path]), read_published())}
+    probe = rows[f'{STL10.stem} of {crd}']
+    assert probe['published'] == 71.6 and probe['last']['mean'] == 71 and probe['seeds'] == [0, 1]
+    assert probe['to_kd']['mean'] == 1 and probe['to_kd']['seeds'] == [1]
+    assert rows[f'{STL10.stem} of own']['published'] is None
+    missing = rows[f'{STL10.stem} of crd-{kd}']
+    assert missing['published'] == 72.2 and missing['last'] is None
+    # That the seeds probe different networks is not worth a note.
+    assert all(
+        row['notes'] == ['trained with a=1'] * bool(row['last'])
+        for row in rows.values()
+        if ' of ' in row['config']
+    )

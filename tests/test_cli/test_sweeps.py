@@ -1,13 +1,18 @@
-"""Grids of settings: combinations, names, the plot, errors."""
+"""Grids of settings, probes of checkpoints: names, runs, the plot, errors."""
+
+from pathlib import Path
 
 import matplotlib.figure
 import pytest
 
 from crd_plugin.cli.arguments import UsageError
 from crd_plugin.cli.comparison import compare, read_published, read_table_runs
-from crd_plugin.cli.sweeps import name_run, plot_rows, read_sweep
-from tests.tables import write_run
+from crd_plugin.cli.sweeps import name_run, plan_probes, plot_rows, read_sweep
+from tests.config_files import CONFIGS
+from tests.tables import STUDENT, write_run
 
+STL10 = CONFIGS / 'transfer' / 'probe_wrn16-2_b64-120e_stl10.py'
+TINY = CONFIGS / 'transfer' / 'probe_wrn16-2_b64-120e_tiny-imagenet.py'
 T, K = 'model.loss.temperature', 'model.loss.num_negatives'
 
 
@@ -36,6 +41,66 @@ def test_combinations_and_names():
 def test_bad_words(words, message):
     with pytest.raises(UsageError, match=message):
         read_sweep(words)
+
+
+# --- probes ---------------------------------------------------------------- #
+
+
+def touch(*names):
+    for name in names:
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).touch()
+    return list(names)
+
+
+def probes(*checkpoints, configs=(STL10,), options=()):
+    return plan_probes(configs, checkpoints, options, Path('probes'))
+
+
+def test_runs_are_named_after_their_checkpoints(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    checkpoints = touch('w/kd_x/seed_1/epoch_240.pth', 'w/crd_x/seed_2/epoch_9.pth', 'net-abc.pth')
+    options = ['train_cfg.max_epochs=3']
+    runs = probes(*checkpoints, checkpoints[0], configs=[STL10, TINY], options=options)
+    assert [str(run.run_dir) for run in runs] == [
+        f'probes/{config.stem}/{name}'
+        for name in ('kd_x/seed_1', 'crd_x/seed_2', 'net-abc/seed_0')
+        for config in (STL10, TINY)
+    ]
+    assert [run.seed for run in runs[::2]] == [1, 2, 0]
+    assert [run.settings.config.model.backbone_ckpt for run in runs[::2]] == checkpoints
+    assert {run.settings.epochs for run in runs} == {3}
+    assert all(run.state == 'new' and not run.missing for run in runs)
+    Path(checkpoints[-1]).write_text('other weights')  # at the same place are probed again
+    assert probes(checkpoints[-1])[0].teacher != runs[-1].teacher
+
+
+def test_random_weights_with_the_seeds_of_the_others(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    checkpoints = touch('w/kd_x/seed_1/epoch_9.pth', 'w/kd_x/seed_2/epoch_9.pth')
+    *_, first, second = probes('random', *checkpoints)
+    for seed, run in ((1, first), (2, second), (0, *probes('random'))):
+        assert str(run.run_dir) == f'probes/{STL10.stem}/random/seed_{seed}' and run.seed == seed
+        assert run.settings.config.model.backbone_ckpt is None and not run.missing
+
+
+@pytest.mark.parametrize(
+    'config, words, message',
+    [
+        (STL10, ['gone.pth'], '--probe gone.pth does not exist; give the path of a .pth file.'),
+        (STL10, ['a', 'b'], '--probe a/kd/.* and b/kd/.* are both kd with seed 0; give one of the'),
+        (STUDENT, ['a'], r'--probe: .*digits.py has no model.backbone_ckpt; '),
+    ],
+)
+def test_wrong_probes(tmp_path, monkeypatch, config, words, message):
+    monkeypatch.chdir(tmp_path)
+    files = {word: f'{word}/kd/epoch_1.pth' for word in 'ab'}
+    touch(*files.values())
+    with pytest.raises(UsageError, match=f'^{message}'):
+        probes(*(files.get(word, word) for word in words), configs=[config])
+
+
+# --- the figure ------------------------------------------------------------ #
 
 
 @pytest.fixture
