@@ -1,9 +1,13 @@
 """What a memory bank requires of labels and of the state in a checkpoint."""
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from .memory_bank import MemoryBank
 
 # The two sides of a bank, in the order in which their rows are drawn.
 SIDES = ('student', 'teacher')
@@ -13,27 +17,12 @@ SIDES = ('student', 'teacher')
 _LONGEST_ROW = 1.8
 
 
-def check_state(
-    num_rows: int, embed_dim: int, own_labels: Tensor, state_dict: dict[str, Tensor], prefix: str
-) -> None:
-    """Refuse the rows and labels of another data set, and damaged rows; change nothing.
-
-    Args:
-        num_rows (int): Rows N of the bank; 0 if it is not sized yet.
-        embed_dim (int): Width D of the bank.
-        own_labels (Tensor): Labels of the bank, ``(N,)`` int64, or empty.
-        state_dict (dict[str, Tensor]): State of a checkpoint. Strict loading says what is missing.
-        prefix (str): Name of the bank in it, with a dot at the end.
-
-    Raises:
-        ValueError: If the rows or labels cannot be those of this bank.
-    """
+def check_state(bank: 'MemoryBank', state_dict: dict[str, Tensor], prefix: str) -> None:
+    """Refuse the rows and labels of another data set, and damaged ones; strict loading the rest."""
     name = f'The checkpoint\'s memory bank "{prefix[:-1]}"'
-
+    num_rows = bank.num_samples
     damaged = 'the run had diverged or the file is damaged; resume from an earlier checkpoint.'
-    for side in SIDES:
-        if prefix + side not in state_dict:
-            continue
+    for side in (side for side in SIDES if prefix + side in state_dict):
         rows = state_dict[prefix + side]
         if not isinstance(rows, Tensor) or rows.dim() != 2 or not rows.is_floating_point():
             kind = type(rows).__name__
@@ -44,10 +33,10 @@ def check_state(
                 f'{damaged}'
             )
         num_rows = num_rows or len(rows)
-        if rows.shape != (num_rows, embed_dim):
+        if rows.shape != (num_rows, bank.embed_dim):
             raise ValueError(
                 f'{name} has {len(rows)} rows of width {rows.size(1)}, this one {num_rows} of '
-                f'width {embed_dim}; resume with the training set and embed_dim of that '
+                f'width {bank.embed_dim}; resume with the training set and embed_dim of that '
                 'run, or start again without --resume.'
             )
         norms = rows.float().norm(dim=1)
@@ -66,8 +55,8 @@ def check_state(
                 f'expected finite constants: {damaged}'
             )
     labels = state_dict.get(prefix + 'labels')
-    if labels is not None and labels.numel() and own_labels.numel():
-        if not torch.equal(labels.to(own_labels.device), own_labels):
+    if labels is not None and labels.numel() and bank.labels.numel():
+        if not torch.equal(labels.to(bank.labels.device), bank.labels):
             raise ValueError(
                 f'{name} belongs to another data set or order of samples: its labels differ '
                 'from those of the training set; resume with the data of that run.'

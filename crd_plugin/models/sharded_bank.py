@@ -1,6 +1,6 @@
 """A memory bank whose rows are split over the ranks."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from crd_plugin.ops import Shards
 from crd_plugin.registry import MODELS
 
-from .bank_state import SIDES, check_state
+from .bank_state import SIDES
 from .collectives import gather_rows, gather_sizes, own_part
 from .memory_bank import MemoryBank
 
@@ -112,12 +112,21 @@ class ShardedBank(MemoryBank):
                 whole[place] = received[: len(whole[place])].to(whole.device)
         return whole
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> 'ShardedBank':
-        """Move or cast the rows with the module."""
-        super()._apply(fn, *args, **kwargs)
+    @contextmanager
+    def _rows_as_buffers(self) -> Iterator[None]:
+        """Let ``nn.Module`` treat the rows as it treats buffers."""
         for side in SIDES:
-            self._hold(side, fn(getattr(self, side)))
-        return self
+            super()._hold(side, self.__dict__.pop(side))
+        try:
+            yield
+        finally:
+            for side in SIDES:
+                self._hold(side, self._buffers.pop(side))
+
+    def _apply(self, *args: Any, **kwargs: Any) -> 'ShardedBank':
+        """Move or cast the rows with the module."""
+        with self._rows_as_buffers():
+            return super()._apply(*args, **kwargs)
 
     def _save_to_state_dict(self, destination: dict, prefix: str, keep_vars: bool) -> None:
         """Add the rows where all of them are known."""
@@ -127,30 +136,7 @@ class ShardedBank(MemoryBank):
             rows = {side: getattr(self, side) for side in SIDES}
         destination.update({prefix + side: value for side, value in rows.items()})
 
-    def _load_from_state_dict(
-        self,
-        state_dict: dict[str, Tensor],
-        prefix: str,
-        local_metadata: dict,
-        strict: bool,
-        missing_keys: list[str],
-        *args: Any,
-        **kwargs: Any,
-    ) -> None:
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         """Take this rank's rows out of a checkpoint with all of them."""
-        if self.keep_rows:
-            check_state(self.num_samples, self.embed_dim, self.labels, state_dict, prefix)
-        rows = {s: state_dict.pop(prefix + s) for s in SIDES if prefix + s in state_dict}
-        if self.keep_rows:
-            missing_keys.extend(prefix + side for side in SIDES if side not in rows)
-            shards = self.shards()
-            if len(rows) == len(SIDES):
-                self.num_samples = len(rows['student'])
-            for side in rows if self.num_samples else ():
-                own = rows[side][shards.rank :: shards.world]
-                with torch.inference_mode(False):
-                    self._hold(side, own.to(getattr(self, side), copy=True))
-        super()._load_from_state_dict(
-            state_dict, prefix, local_metadata, strict, missing_keys, *args, **kwargs
-        )
-        state_dict.update({prefix + side: value for side, value in rows.items()})
+        with self._rows_as_buffers():
+            super()._load_from_state_dict(*args, **kwargs)

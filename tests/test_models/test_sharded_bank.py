@@ -177,18 +177,6 @@ def test_too_few_rows_for_the_ranks(be):
         ShardedBank(D, num_samples=5)
 
 
-def test_scores_are_for_one_rank(be):
-    for _, bank in ranks(be):
-        with pytest.raises(RuntimeError, match=r'keeps 1 / 3'):
-            bank.scores(unit(2, D), 'student', torch.zeros(2, 1).long(), 0.1)
-    be(0, 1)
-    alone = ShardedBank(D, num_samples=N)
-    alone.commit(PendingUpdate(torch.tensor([3]), unit(1, D), unit(1, D), torch.zeros(2).double()))
-    found = alone.scores(unit(1, D), 'student', torch.tensor([[3, 4]]), 0.5)
-    expected = torch.exp(unit(1, D) @ alone.teacher[[3, 4]].t() / 0.5)
-    torch.testing.assert_close(found, expected)
-
-
 @pytest.mark.parametrize('sharded', [False, True])
 @pytest.mark.parametrize('word', ['float16', 'bfloat16'])
 def test_narrow_rows(sharded, word):
