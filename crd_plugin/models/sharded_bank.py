@@ -121,9 +121,10 @@ class ShardedBank(MemoryBank):
             yield
         finally:
             for side in SIDES:
-                self._hold(side, self._buffers.pop(side))
+                rows: Any = self._buffers.pop(side)
+                self._hold(side, rows)
 
-    def _apply(self, *args: Any, **kwargs: Any) -> 'ShardedBank':
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:
         """Move or cast the rows with the module."""
         with self._rows_as_buffers():
             return super()._apply(*args, **kwargs)

@@ -16,7 +16,7 @@ from crd_plugin.models.collectives import gather_rows, padding
 from crd_plugin.models.losses.cocord_loss import CoCoRDTerms
 from crd_plugin.registry import HOOKS
 
-from ._checks import bit_sum, check_buffers_are_ours, check_once, check_ranks_agree
+from ._checks import bit_sum, check_alone, check_ranks_agree
 
 
 @HOOKS.register_module()
@@ -56,8 +56,7 @@ class CoCoRDHook(Hook):
         training = isinstance(runner._train_loop, BaseLoop)
         self._model = model if training and isinstance(model, CoCoRDDistill) else None
         if self._model is not None:
-            check_once(self, runner)
-            check_buffers_are_ours(runner, 'a key queue')
+            check_alone(self, runner, 'a key queue')
             self._model.cocord_loss.queue.discard()
 
     def before_train(self, runner) -> None:

@@ -20,7 +20,7 @@ from crd_plugin.models.memory_bank import MemoryBank, gather_updates
 from crd_plugin.models.sharded_bank import ShardedBank
 from crd_plugin.registry import HOOKS
 
-from ._checks import bit_sum, check_buffers_are_ours, check_once, check_ranks_agree
+from ._checks import bit_sum, check_alone, check_ranks_agree
 from .checkpoint_hook import CheckpointHook as WholeCheckpointHook
 
 
@@ -184,8 +184,7 @@ class MemoryBankHook(Hook):
 
     def _check_runner(self, runner: Any) -> None:
         """Refuse what would damage a bank."""
-        check_once(self, runner)
-        check_buffers_are_ours(runner, 'a memory bank')
+        check_alone(self, runner, 'a memory bank')
         sharded = [name for name, bank in self._banks.items() if isinstance(bank, ShardedBank)]
         for hook in runner.hooks if sharded else ():
             partial = isinstance(hook, CheckpointHook) and not isinstance(hook, WholeCheckpointHook)

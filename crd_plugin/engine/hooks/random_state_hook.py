@@ -8,14 +8,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from mmengine.dist import get_rank
+from mmengine.dist import all_gather, get_rank
 from mmengine.hooks import Hook
 from mmengine.runner import EpochBasedTrainLoop
 from torch.utils.data import DataLoader
 
 from crd_plugin.registry import HOOKS
-
-from ._checks import check_equal_batches
 
 
 @HOOKS.register_module()
@@ -45,7 +43,14 @@ class RandomStateHook(Hook):
         """Set the seeds of the sampler and of reading, in new and resumed runs."""
         loader = runner.train_loop.dataloader
         if isinstance(runner.train_loop, EpochBasedTrainLoop):
-            check_equal_batches(loader)
+            numbers = [int(number) for number in all_gather(torch.tensor([len(loader)]))]
+            if len(set(numbers)) > 1:
+                raise ValueError(
+                    f'The {len(numbers)} ranks have {", ".join(map(str, numbers))} batches per '
+                    'epoch, and those with more would wait for the others for ever; set '
+                    'train_dataloader.sampler.round_up=True, or use a sampler that gives each rank '
+                    'as many.'
+                )
         sampler = _sampler(loader)
         if self._sampler_seed is not None and hasattr(sampler, 'seed'):
             sampler.seed = self._sampler_seed

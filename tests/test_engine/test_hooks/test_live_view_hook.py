@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 from torch import nn
 
-from crd_plugin.engine.hooks import LiveViewHook, live_view_hook
+from crd_plugin.engine import LiveViewHook
+from crd_plugin.engine.hooks import live_view_hook
 from crd_plugin.models import CRDLoss
 from tests import small_runs
 

@@ -10,7 +10,7 @@ from mmengine.dataset import DefaultSampler, pseudo_collate
 from mmengine.hooks import Hook
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from crd_plugin.engine.hooks import _checks
+from crd_plugin.engine.hooks import random_state_hook
 from crd_plugin.engine.hooks.random_state_hook import seed_everything, seeded_reading
 from tests import small_runs
 
@@ -231,9 +231,9 @@ def test_loop_by_iterations_augments_every_pass_differently(tmp_path):
 def test_ranks_with_unequal_numbers_of_batches(tmp_path, monkeypatch):
     """They waited for each other for ever."""
     lengths = torch.tensor([4]), torch.tensor([3])
-    monkeypatch.setattr(_checks, 'all_gather', lambda own: lengths if own == 4 else None)
+    monkeypatch.setattr(random_state_hook, 'all_gather', lambda own: lengths if own == 4 else None)
     message = 'The 2 ranks have 4, 3 batches per epoch.*set train_dataloader.sampler.round_up=True'
     with pytest.raises(ValueError, match=message):
         small_runs.build(tmp_path, **small_runs.without_validation()).train()
-    monkeypatch.setattr(_checks, 'all_gather', lambda own: [own, own])
+    monkeypatch.setattr(random_state_hook, 'all_gather', lambda own: [own, own])
     small_runs.build(tmp_path, **small_runs.without_validation()).train()

@@ -4,7 +4,7 @@ import pytest
 import torch
 from mmengine.hooks import Hook
 
-from crd_plugin.engine.hooks import StrictLoadingHook
+from crd_plugin.engine import StrictLoadingHook
 from tests import small_runs
 
 BANK = 'distiller.distill_losses.loss_crd.bank.'
