@@ -1,7 +1,6 @@
 """The one place that changes memory banks during training."""
 
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -67,11 +66,12 @@ class MemoryBankHook(Hook):
         if not training or not (self._banks or self._losses):
             return
         given = runner.train_loop.dataloader.dataset
-        dataset, labels = index_dataset(given), None
-        if any(isinstance(loss, InBatchCRDLoss) for loss in self._losses.values()):
-            with suppress(AttributeError, ValueError):  # no ids, or not one class per sample
-                labels = torch.from_numpy(dataset.get_gt_labels())
-            check_negatives(model, labels)
+        dataset, labels, reason = index_dataset(given), None, None
+        try:
+            labels = torch.from_numpy(np.asarray(dataset.get_gt_labels(), dtype=np.int64))
+        except (AttributeError, ValueError) as error:  # no ids, or not one class per sample
+            reason = error
+        check_negatives(model, labels)
         if not self._banks or self._sized == list(self._banks.values()):
             return
         self._check_runner(runner)
@@ -81,10 +81,10 @@ class MemoryBankHook(Hook):
                 "for the memory bank; wrap it: dataset=dict(type='crd_plugin.SampleIndexDataset', "
                 'dataset=...).'
             )
-        self._labels = self._read_labels(dataset)
-        for number, (name, bank) in enumerate(self._banks.items()):
-            self._size(runner, name, bank, dataset.num_samples, number)
-        self._sized = list(self._banks.values())
+        if reason and any(loss.bank and loss.exclude == 'class' for loss in self._losses.values()):
+            raise ValueError(f"exclude='class' needs labels: {reason}") from reason
+        self._labels = labels
+        self._size(runner, dataset.num_samples)
         for name, loss in self._losses.items():
             loss.check_device()
             remark = pool_remark(name, loss) if loss.bank is not None else None
@@ -101,8 +101,21 @@ class MemoryBankHook(Hook):
         """Check ids and labels of the batch on the host; on a CPU the loss does so itself."""
         samples = data_batch.get('data_samples') if isinstance(data_batch, dict) else None
         bank = next(iter(self._banks.values()), None)
-        if bank and bank.labels.device.type != 'cpu' and isinstance(samples, (list, tuple)):
-            self._check_samples(samples, bank.num_samples)
+        if bank is None or bank.labels.is_cpu or not isinstance(samples, (list, tuple)):
+            return
+        ids = [getattr(sample, 'sample_idx', None) for sample in samples]
+        if any(index is None for index in ids):
+            raise ValueError(
+                'The data samples have no sample_idx; wrap the training data set in '
+                'crd_plugin.SampleIndexDataset and end its pipeline with PackInputs.'
+            )
+        index = torch.tensor(ids, dtype=torch.int64)
+        check_range('sample_idx', index, bank.num_samples)
+        labels: list[Any] = [getattr(sample, 'gt_label', None) for sample in samples]
+        # Labels of resident data are on the device, and reading them would wait for it.
+        readable = all(isinstance(x, Tensor) and x.numel() == 1 and x.is_cpu for x in labels)
+        if self._labels is not None and readable:
+            check_labels(torch.cat([x.view(1) for x in labels]), self._labels[index], index)
 
     def after_train_iter(
         self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: dict | None = None
@@ -142,7 +155,13 @@ class MemoryBankHook(Hook):
             return
         weights = checkpoint.get('state_dict') or {}
         if not runner._resume:
-            self._keep_fresh(runner, weights)
+            for name, bank in self._banks.items():
+                bank.keep_rows = False  # until training begins
+                # For EMAHook, whose copy of the bank loads what is here.
+                weights.update(bank.state_dict(prefix=f'{name}.'))
+                runner.logger.info(
+                    f'load_from takes weights only: the rows of the memory bank {name} are fresh.'
+                )
             return
         for name in self._banks:
             parts = [f'{name}.{start}{side}' for side in SIDES for start in ('', 'log_z_')]
@@ -172,16 +191,6 @@ class MemoryBankHook(Hook):
             if loss.bank is not None
         }
 
-    def _keep_fresh(self, runner: Any, weights: dict[str, Tensor]) -> None:
-        """Put the fresh rows in place of those of a checkpoint of which only weights are wanted."""
-        for name, bank in self._banks.items():
-            bank.keep_rows = False  # until training begins
-            # For EMAHook, whose copy of the bank loads what is here.
-            weights.update(bank.state_dict(prefix=f'{name}.'))
-            runner.logger.info(
-                f'load_from takes weights only: the rows of the memory bank {name} are fresh.'
-            )
-
     def _check_runner(self, runner: Any) -> None:
         """Refuse what would damage a bank."""
         check_alone(self, runner, 'a memory bank')
@@ -195,52 +204,27 @@ class MemoryBankHook(Hook):
                     "'crd_plugin.CheckpointHook', remove EMAHook, or use sharded=False."
                 )
 
-    def _read_labels(self, dataset: Any) -> Tensor | None:
-        """Labels of the training set; None where nothing needs them and there are none."""
-        try:
-            return torch.from_numpy(np.asarray(dataset.get_gt_labels(), dtype=np.int64))
-        except ValueError as error:
-            if any(loss.bank and loss.exclude == 'class' for loss in self._losses.values()):
-                raise ValueError(f"exclude='class' needs labels: {error}") from error
-            return None
-
-    def _size(
-        self, runner: Any, name: str, bank: MemoryBank, num_samples: int, number: int
-    ) -> None:
-        """Reinitialise a bank for the training set, alike on all ranks."""
-        if bank.num_samples not in (0, num_samples):
-            raise ValueError(
-                f'num_samples of {name} is {bank.num_samples}, the training set has '
-                f'{num_samples} samples; set it to that or leave it out.'
-            )
+    def _size(self, runner: Any, num_samples: int) -> None:
+        """Reinitialise the banks for the training set, alike on all ranks."""
         # Ranks may have been seeded differently.
-        seed = torch.tensor(runner.seed + number)
+        seed = torch.tensor(runner.seed)
         broadcast(seed)
-        bank.resize(num_samples, self._labels, seed=int(seed))
-        if number:
-            bank.share_labels(next(iter(self._banks.values())))
-        world = bank.shards().world
-        shards = '' if world == 1 else f' on each of {world} ranks'
-        runner.logger.info(
-            f'Memory bank {name}: {num_samples} rows of width {bank.embed_dim} per side, '
-            f'{bank.num_bytes / 2**20:.1f} MiB{shards}.'
-        )
-
-    def _check_samples(self, samples: Sequence[Any], num_samples: int) -> None:
-        """Ids must be there, in range, and those of the bank's data set."""
-        ids = [getattr(sample, 'sample_idx', None) for sample in samples]
-        if any(index is None for index in ids):
-            raise ValueError(
-                'The data samples have no sample_idx; wrap the training data set in '
-                'crd_plugin.SampleIndexDataset and end its pipeline with PackInputs.'
+        for number, (name, bank) in enumerate(self._banks.items()):
+            if bank.num_samples not in (0, num_samples):
+                raise ValueError(
+                    f'num_samples of {name} is {bank.num_samples}, the training set has '
+                    f'{num_samples} samples; set it to that or leave it out.'
+                )
+            bank.resize(num_samples, self._labels, seed=int(seed) + number)
+            if number:
+                bank.share_labels(next(iter(self._banks.values())))
+            world = bank.shards().world
+            shards = '' if world == 1 else f' on each of {world} ranks'
+            runner.logger.info(
+                f'Memory bank {name}: {num_samples} rows of width {bank.embed_dim} per side, '
+                f'{bank.num_bytes / 2**20:.1f} MiB{shards}.'
             )
-        index = torch.tensor(ids, dtype=torch.int64)
-        check_range('sample_idx', index, num_samples)
-        labels: list[Any] = [getattr(sample, 'gt_label', None) for sample in samples]
-        # Labels of resident data are on the device, and reading them would wait for it.
-        readable = all(isinstance(x, Tensor) and x.numel() == 1 and x.is_cpu for x in labels)
-        if self._labels is not None and readable:
-            check_labels(torch.cat([x.view(1) for x in labels]), self._labels[index], index)
+        self._sized = list(self._banks.values())
 
     def _log(self, runner: Any, staged: Sequence[MemoryBank]) -> None:
         """Look at norms and negatives; with a bank, log the mutual information bound."""
