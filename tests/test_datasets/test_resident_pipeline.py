@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from scipy.stats import chisquare
 
-from crd_plugin.datasets.resident_pipeline import ResidentPipeline
+from crd_plugin.datasets.resident import ResidentPipeline
 from tests.test_datasets.toy_dataset import PACK, Numbers
 from tests.test_ops.test_augment import pictures
 
