@@ -192,6 +192,13 @@ def build(work_dir: Any, *hooks: Hook, **changes: Any) -> Runner:
     return runner
 
 
+def train(work_dir: Any, *hooks: Hook, **changes: Any) -> Runner:
+    """Train by :func:`build`, without validation; return the runner."""
+    runner = build(work_dir, *hooks, **{**without_validation(), **changes})
+    runner.train()
+    return runner
+
+
 def write_config(path: Path, work_dir: Any, **changes: Any) -> Path:
     """Write a config for a tool."""
     cfg = config(work_dir, **changes)
