@@ -1,11 +1,9 @@
 """Small staged runs for the tests of the loop, in one process and in two."""
 
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from mmengine.hooks import Hook
 
 from crd_plugin.models.losses import ABLoss, FTLoss
@@ -112,34 +110,19 @@ def changed(before: dict, after: dict, prefix: str = '') -> set:
 
 def work(rank: int, folder: str) -> None:
     """Entry point of one of two processes."""
-    torch.set_num_threads(1)
-    folder = Path(folder)
-    os.environ['LOCAL_RANK'] = str(rank)
-    dist.init_process_group('gloo', init_method=f'file://{folder}/init', rank=rank, world_size=2)
-    result = {}
-    try:
+    with small_runs.process_group(rank, folder) as result:
         for method in ('ab', 'ft'):
             spy = Snapshots()
-            runner = small_runs.build(
-                folder / method,
+            small_runs.train(
+                Path(folder, method),
                 spy,
                 launcher='pytorch',
                 default_hooks__checkpoint=None,
                 **settings(method),
-                **small_runs.without_validation(),
             )
-            runner.train()
             result[method] = spy.states
-        runner = small_runs.build(
-            folder / 'refused',
-            launcher='pytorch',
-            **settings(find_unused_parameters=False),
-            **small_runs.without_validation(),
-        )
+        changes = settings(find_unused_parameters=False)
         try:
-            runner.train()
+            small_runs.train(Path(folder, 'refused'), launcher='pytorch', **changes)
         except ValueError as error:
             result['refused'] = str(error)
-    finally:
-        torch.save(result, folder / f'rank_{rank}.pth')
-        dist.destroy_process_group()
