@@ -157,15 +157,6 @@ class SampleIndexDataset:
         """Get the class of every position, ``(N,)`` int64, without running pipelines."""
         return self._labels.copy()
 
-    def get_subset_(self, indices: int | list[int]) -> None:
-        """Raise an error: positions would no longer be rows of the bank."""
-        raise NotImplementedError(
-            'A SampleIndexDataset cannot be cut, because its ids are positions in the whole set; '
-            'cut the inner data set (indices) and wrap the result.'
-        )
-
-    get_subset = get_subset_
-
     @cached_property
     def _sources(self) -> 'Sources':
         name = type(self.dataset).__name__

@@ -85,12 +85,6 @@ def test_position_is_that_in_the_wrapped_set(build, values, labels):
         assert dataset.get_cat_ids(i) == [label]
 
 
-def test_copies_share_a_row_when_the_wrapper_is_inside():
-    inner = dict(type='crd_plugin.SampleIndexDataset', dataset=numbers())
-    dataset = RepeatDataset(inner, times=2)
-    assert [i for i, _ in _read(dataset, range(12))] == list(range(6)) * 2
-
-
 def test_sample_idx_left_by_the_pipeline_is_replaced():
     for keys in (dict(), dict(algorithm_keys=('sample_idx',))):
         part = numbers(pipeline=[dict(PACK, meta_keys=(), **keys)])
@@ -262,10 +256,3 @@ def test_positions_outside_are_refused():
     for idx in (6, -7):
         with pytest.raises(IndexError, match=f'idx {idx} .* of 6 samples'):
             dataset[idx]
-
-
-def test_cutting_is_refused_with_advice():
-    dataset = SampleIndexDataset(numbers())
-    for method in (dataset.get_subset, dataset.get_subset_):
-        with pytest.raises(NotImplementedError, match='inner data set'):
-            method([0, 1])

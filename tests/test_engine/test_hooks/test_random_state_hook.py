@@ -42,8 +42,7 @@ def _draw():
 def _train(work_dir, **changes):
     """Train without validation; return what was read and drawn, and the runner."""
     spy = Spy()
-    runner = small_runs.build(work_dir, spy, **{**small_runs.without_validation(), **changes})
-    runner.train()
+    runner = small_runs.train(work_dir, spy, **changes)
     # Workers that are left to the garbage collector are waited for in vain.
     runner.train_dataloader._iterator = None
     vars(getattr(runner.train_loop, 'dataloader_iterator', spy)).pop('_iterator', None)
@@ -199,18 +198,6 @@ def test_validation_and_workers_leave_training_as_it_is(tmp_path):
     assert sum(changed) > small_runs.NUM_SAMPLES / 2
 
 
-def test_plain_training_on_any_data_set_repeats_itself(tmp_path):
-    cfg = small_runs.config(tmp_path)
-    plain = dict(
-        WORKERS,
-        train_cfg__max_epochs=2,
-        model={**cfg.model.architecture, '_delete_': True},
-        train_dataloader__dataset={**cfg.train_dataloader.dataset.dataset, '_delete_': True},
-        custom_hooks=[],
-    )
-    _assert_resumes(tmp_path, 'epoch_1.pth', small_runs.STEPS, **plain)
-
-
 def test_loop_by_iterations_augments_every_pass_differently(tmp_path):
     """The same batch comes again and again, never the same images; a resumed run goes on so."""
     whole_set = dict(
@@ -234,6 +221,6 @@ def test_ranks_with_unequal_numbers_of_batches(tmp_path, monkeypatch):
     monkeypatch.setattr(random_state_hook, 'all_gather', lambda own: lengths if own == 4 else None)
     message = 'The 2 ranks have 4, 3 batches per epoch.*set train_dataloader.sampler.round_up=True'
     with pytest.raises(ValueError, match=message):
-        small_runs.build(tmp_path, **small_runs.without_validation()).train()
+        small_runs.train(tmp_path)
     monkeypatch.setattr(random_state_hook, 'all_gather', lambda own: [own, own])
-    small_runs.build(tmp_path, **small_runs.without_validation()).train()
+    small_runs.train(tmp_path)
