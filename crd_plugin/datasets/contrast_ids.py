@@ -16,9 +16,9 @@ class ContrastIds:
 
     Args:
         labels (np.ndarray): Class of every sample, ``(N,)`` int64.
-        num_negatives (int): K.
-        percent (float): As for ``SampleIndexDataset``. Defaults to 1.0.
-        mode (str): As for ``SampleIndexDataset``. Defaults to 'exact'.
+        num_negatives (int): K; this and the rest as for ``SampleIndexDataset``.
+        percent (float): Defaults to 1.0.
+        mode (str): Defaults to 'exact'.
 
     Raises:
         ValueError: If an argument is out of range, or all samples are of one class.

@@ -45,11 +45,10 @@ class NYUDepthV2(PublishedDataset):
             both.
         mappings (Sequence[str]): Files that map classes, one after the other. Defaults to those to
             13 classes; ``['classMapping40.mat']`` gives 40.
-        **kwargs: Other arguments of :class:`mmpretrain.datasets.BaseDataset`.
+        **kwargs: Other arguments of ``mmpretrain.BaseDataset``.
 
     Raises:
-        ValueError: If an argument is not as described, or a file is truncated or does not fit: a
-            label that the mapping does not have is told when the data set is built.
+        ValueError: If an argument is not as described, or a file is truncated or does not fit.
         FileNotFoundError: If a file is missing; the message says where to get it.
         ImportError: If h5py is not installed.
     """

@@ -38,8 +38,7 @@ class ResidentDataset(SampleIndexDataset):
 
     The images are read once, at the first batch. A batch, ``inputs`` ``(B, C, H, W)`` uint8 and
     ``data_samples``, is then one gather that crops and one flip: training images of the same
-    distribution as with the plain data loader, images for evaluation identical to the bit. See
-    :class:`ResidentPipeline` for the transforms that it knows.
+    distribution as with the plain data loader, images for evaluation identical to the bit.
 
     Use it in place of ``SampleIndexDataset``, with ``num_workers=0, persistent_workers=False,
     collate_fn=dict(type='crd_plugin.whole_batch')`` for the data loader.
@@ -228,17 +227,10 @@ class _Held(NamedTuple):
 
 
 class ResidentPipeline:
-    """Apply an mmpretrain pipeline to whole batches.
+    """Apply the pipeline of a data set to whole batches.
 
     Its transforms load, resize, pad and pack each image once. The random ones, at most one crop and
     one flip, are replaced by functions of batches that draw from the same distributions.
-
-    Args:
-        dataset (BaseDataset): Data set with the pipeline.
-
-    Raises:
-        TypeError: If the data set does not read samples as MMEngine does.
-        ValueError: If a transform, its place or an argument is not supported.
     """
 
     def __init__(self, dataset: Any) -> None:

@@ -145,8 +145,7 @@ class MemoryBank(nn.Module):
         Args:
             num_samples (int): Rows N, the length of the training set.
             labels (Tensor, optional): Class of each row, ``(N,)`` integer.
-            seed (int, optional): Seed of the rows, the same on every rank. Defaults to None: that
-                of the global generator.
+            seed (int, optional): Seed, equal on all ranks. Defaults to that of torch's generator.
 
         Raises:
             ValueError: If sizes do not fit, or labels are not integers.
@@ -290,12 +289,6 @@ class MemoryBank(nn.Module):
             state_dict[prefix + 'labels'] = self.labels
         elif self.labels.numel() == 0:
             self.labels, self._keys = self.labels.new_empty(labels.shape), {}
-
-    def extra_repr(self) -> str:
-        """Describe size and settings."""
-        return (
-            f'num_samples={self.num_samples}, embed_dim={self.embed_dim}, momentum={self.momentum}'
-        )
 
 
 def gather_updates(

@@ -81,13 +81,7 @@ class ShardedBank(MemoryBank):
 
     @contextmanager
     def gather_rows_for_checkpoint(self) -> Iterator[None]:
-        """Hold all rows on the host of rank 0, for the state dict.
-
-        A collective: all ranks must enter it. ``crd_plugin.CheckpointHook`` does so around saving.
-
-        Yields:
-            None: Inside, ``state_dict()`` of rank 0 has all N rows.
-        """
+        """Let ``state_dict()`` of rank 0 have all N rows; all ranks must enter it."""
         if get_world_size() > 1:
             whole = {side: self._gather(getattr(self, side).detach()) for side in SIDES}
             self._whole = whole if get_rank() == 0 else {}

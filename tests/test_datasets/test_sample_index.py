@@ -5,7 +5,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from mmengine.dataset import Compose, RepeatDataset
+from mmengine.dataset import Compose
 from mmpretrain.structures import DataSample
 from torch.utils.data import ConcatDataset, Subset
 

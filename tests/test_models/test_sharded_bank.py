@@ -60,7 +60,6 @@ def test_ranks_keep_every_third_row(be, monkeypatch, rows_at_once):
             assert torch.equal(getattr(bank, side), getattr(whole, side)[rank::WORLD])
         assert bank.num_bytes == 2 * len(bank.student) * D * 4
         assert torch.equal(bank.labels, whole.labels)
-        assert 'num_samples=11, embed_dim=4' in repr(bank)
 
 
 @pytest.mark.parametrize('ids', [[7, 2, 7, 10], [0, 3, 6, 9], [1], [2, 5]])

@@ -30,12 +30,10 @@ class CheckpointHook(hooks.CheckpointHook):
 
     * A checkpoint, and the file ``last_checkpoint`` that names the latest one, is written as
       ``*.part`` and then renamed; outdated ones are removed after that.
-    * Every rank enters the ``gather_rows_for_checkpoint()`` of each module that has one before rank
-      0 saves; within it, ``state_dict()`` on rank 0 has to hold the state of all ranks.
+    * Every rank enters the ``gather_rows_for_checkpoint()`` of each module that has one, within
+      which ``state_dict()`` on rank 0 holds the state of all ranks.
     * A run that is resumed makes up a lost validation, and follows its config where the settings of
       optimizer, schedules or batches differ from the checkpoint's, which is logged.
-
-    Storage other than local files is used as MMEngine does.
 
     Args:
         **kwargs: Arguments of ``mmengine.hooks.CheckpointHook``.

@@ -26,10 +26,8 @@ class CoCoRDHook(Hook):
     Before an iteration the slow student and the averaged projectors move towards the student,
     once per optimizer step: iterations whose gradients are accumulated see the same averages.
     After every iteration the keys of all ranks enter the queue in rank order, in one collective, so
-    that all ranks hold the queue of a single process that saw the same keys, to the bit.
-
-    It logs the :class:`~crd_plugin.models.losses.cocord_loss.CoCoRDTerms`. With any model other
-    than a ``CoCoRDDistill``, and outside training, it does nothing, so it can be a default hook.
+    that all ranks hold the queue of a single process, to the bit. With any model other than a
+    ``CoCoRDDistill``, and outside training, it does nothing, so it can be a default hook.
 
     Source: ShipengFu/CoCoRD ``cocord/builder.py`` @ 645b95d, which is for one GPU; for several,
     facebookresearch/moco gathers keys likewise.

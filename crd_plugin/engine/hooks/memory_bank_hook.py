@@ -29,9 +29,8 @@ class MemoryBankHook(Hook):
 
     A loss only reads its bank and leaves an update. After each iteration this hook gathers the
     updates of all ranks with one collective and writes them in rank order, so that all ranks hold
-    bit-identical banks, equal to those of a single process that saw the same embeddings. Of a
-    sharded bank each rank writes the rows that it keeps. Of a model without a bank it only looks
-    whether an in-batch loss has negatives, so it can be a default hook.
+    the banks of a single process that saw the same embeddings, to the bit. Of a model without a
+    bank it only looks whether an in-batch loss has negatives, so it can be a default hook.
 
     Args:
         interval (int): Iterations between two looks at numbers (mutual information bound, norms,
@@ -51,8 +50,7 @@ class MemoryBankHook(Hook):
         self._banks: dict[str, MemoryBank] = {}
         self._losses: dict[str, CRDLoss] = {}
         self._labels: Tensor | None = None
-        # Banks that this hook has sized: validation and testing of the same runner come here again,
-        # and must not touch them.
+        # Banks that this hook has sized: a run of the same runner must not touch them again.
         self._sized: list[MemoryBank] = []
 
     def before_run(self, runner: Any) -> None:

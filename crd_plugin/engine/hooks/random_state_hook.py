@@ -22,9 +22,8 @@ class RandomStateHook(Hook):
 
     The generators of Python, NumPy and torch (all devices) are seeded from (seed, rank, iteration)
     before each iteration, and each batch is read with generators seeded from (seed, epoch, ids),
-    whatever the number of workers; see :class:`SeededReading`. A data set that has ``set_seed`` and
-    ``set_epoch``, as ``ResidentDataset``, is told both instead. The seeds of the run and of the
-    sampler are saved in the checkpoint.
+    whatever the number of workers. A data set that has ``set_seed`` and ``set_epoch``, as
+    ``ResidentDataset``, is told both instead. Checkpoints have the seeds of run and sampler.
 
     An ``IterBasedTrainLoop`` that resumes reads the batches before that point again, and needs the
     number of workers that the first run had.
@@ -89,9 +88,6 @@ class SeededReading:
     Afterwards the generators have their previous states. In a loop without epochs the same batch
     may come again, so how often a batch that begins with the same id was read is part of the seed;
     each worker counts for itself.
-
-    Args:
-        dataset (Dataset): The data set of the loader.
     """
 
     def __init__(self, dataset: Any) -> None:

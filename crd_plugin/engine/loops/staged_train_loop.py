@@ -24,8 +24,7 @@ class StagedTrainLoop(EpochBasedTrainLoop):
 
     At the first epoch of a stage the loop tells the model, which then computes other losses and
     trains other parts, and clears the state of the optimizer (momentum). The stage follows from the
-    epoch alone, so a run resumes in any stage. ``param_scheduler`` counts all epochs. Each line of
-    the log has the number of the stage, from 1, as ``stage``.
+    epoch alone, so a run resumes in any stage. ``param_scheduler`` counts all epochs.
 
     Source: HobbitLong/RepDistiller, ``train_student.py`` and ``helper/pretrain.py``, which use one
     optimizer per stage.
