@@ -21,17 +21,13 @@ def check_state(bank: 'MemoryBank', state_dict: dict[str, Tensor], prefix: str) 
     """Refuse the rows and labels of another data set, and damaged ones; strict loading the rest."""
     name = f'The checkpoint\'s memory bank "{prefix[:-1]}"'
     num_rows = bank.num_samples
-    damaged = 'the run had diverged or the file is damaged; resume from an earlier checkpoint.'
     for side in (side for side in SIDES if prefix + side in state_dict):
         rows = state_dict[prefix + side]
         if not isinstance(rows, Tensor) or rows.dim() != 2 or not rows.is_floating_point():
             kind = type(rows).__name__
             if isinstance(rows, Tensor):
                 kind = f'{str(rows.dtype).removeprefix("torch.")} of shape {tuple(rows.shape)}'
-            raise ValueError(
-                f'{name} has {side} rows that are {kind}, expected floating point of shape (N, D): '
-                f'{damaged}'
-            )
+            raise _damaged(name, f'{side} rows that are {kind}, expected floating point (N, D)')
         num_rows = num_rows or len(rows)
         if rows.shape != (num_rows, bank.embed_dim):
             raise ValueError(
@@ -42,18 +38,12 @@ def check_state(bank: 'MemoryBank', state_dict: dict[str, Tensor], prefix: str) 
         norms = rows.float().norm(dim=1)
         wrong = norms[~((norms > 0) & (norms <= _LONGEST_ROW))]  # NaN too
         if len(wrong):
-            raise ValueError(
-                f'{name} has {side} rows with an L2 norm of {float(wrong[0]):.4g}, expected about '
-                f'1: {damaged}'
-            )
-    keys = [f'{prefix}log_z_{side}' for side in SIDES]
-    if all(key in state_dict for key in keys):
-        values = [float(state_dict[key]) for key in keys]
-        if not all(map(math.isfinite, values)) and not all(map(math.isnan, values)):  # NaN: not set
-            raise ValueError(
-                f'{name} has log_z_student {values[0]:.4g} and log_z_teacher {values[1]:.4g}, '
-                f'expected finite constants: {damaged}'
-            )
+            norm = f'{float(wrong[0]):.4g}'
+            raise _damaged(name, f'{side} rows with an L2 norm of {norm}, expected about 1')
+    found = {key: state_dict.get(f'{prefix}{key}') for key in ('log_z_student', 'log_z_teacher')}
+    values = {key: float(value) for key, value in found.items() if value is not None}
+    if any(map(math.isinf, values.values())) or len({*map(math.isnan, values.values())}) > 1:
+        raise _damaged(name, f'{values}, expected finite constants')  # NaN, both: not set
     labels = state_dict.get(prefix + 'labels')
     if labels is not None and labels.numel() and bank.labels.numel():
         if not torch.equal(labels.to(bank.labels.device), bank.labels):
@@ -61,6 +51,11 @@ def check_state(bank: 'MemoryBank', state_dict: dict[str, Tensor], prefix: str) 
                 f'{name} belongs to another data set or order of samples: its labels differ '
                 'from those of the training set; resume with the data of that run.'
             )
+
+
+def _damaged(name: str, what: str) -> ValueError:
+    advice = 'the run had diverged or the file is damaged; resume from an earlier checkpoint.'
+    return ValueError(f'{name} has {what}: {advice}')
 
 
 def as_labels(labels: Tensor | None, num_samples: int) -> Tensor:

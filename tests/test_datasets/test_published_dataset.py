@@ -102,7 +102,7 @@ VAL = 'val/val_annotations.txt'
             NYUDepthV2,
             'nyu_depth_v2_labeled.mat',
             lambda content: content[:-200],
-            'labeled.mat: truncated or another file: .*get nyu_depth_v2_labeled.mat from http',
+            'labeled.mat: truncated or another file: .*get it again from http',
         ),
         (NYUDepthV2, 'class13Mapping.mat', lambda content: content[:150], 'truncated'),
         (

@@ -180,8 +180,8 @@ DAMAGED = '.*resume from an earlier checkpoint'
         ('student', lambda rows: None, f'rows that are NoneType, expected floating{DAMAGED}'),
         ('teacher', lambda rows: rows.long(), rf'that are int64 of shape \(10, 4\){DAMAGED}'),
         ('student', lambda rows: rows[:, 0], rf'that are float32 of shape \(10,\){DAMAGED}'),
-        ('log_z_teacher', lambda z: z * math.nan, f'student 0 and log_z_teacher nan{DAMAGED}'),
-        ('log_z_student', lambda z: z - math.inf, f'student -inf and log_z_teacher 0{DAMAGED}'),
+        ('log_z_teacher', lambda z: z * math.nan, f'log_z_teacher.: nan{DAMAGED}'),
+        ('log_z_student', lambda z: z - math.inf, f'log_z_student.: -inf{DAMAGED}'),
     ],
 )
 def test_a_refused_checkpoint_changes_nothing(kind, part, change, message):
