@@ -108,10 +108,6 @@ class NYUDepthV2(PublishedDataset):
         info['img_shape'] = labels.shape
         return info
 
-    def extra_repr(self) -> list[str]:
-        """Return the lines that ``repr`` adds."""
-        return [*super().extra_repr(), f'Inputs: \t{", ".join(self.inputs)}']
-
     def __getstate__(self) -> dict:
         """Leave the handle out of copies and of what workers are sent."""
         return {**vars(self), '_handle': None}

@@ -58,8 +58,13 @@ class CoCoRDHook(Hook):
             self._model.cocord_loss.queue.discard()
 
     def before_train(self, runner) -> None:
-        """Compare the queues of all ranks, loaded or fresh."""
-        self._check_ranks()
+        """Compare the queues of all ranks, loaded or fresh, and before they are saved."""
+        if self._model is None or get_world_size() == 1:
+            return
+        queue = self._model.cocord_loss.queue
+        check_ranks_agree(self, 'The key queue', torch.stack([bit_sum(queue.keys), queue.pointer]))
+
+    after_train_epoch = before_train
 
     def before_train_iter(self, runner, batch_idx: int, data_batch: Any = None) -> None:
         """Move the averages, if the optimizer has just made a step."""
@@ -84,10 +89,6 @@ class CoCoRDHook(Hook):
         else:
             queue.commit(*gather_keys(queue.pending, runner.train_loop.dataloader.batch_size))
 
-    def after_train_epoch(self, runner) -> None:
-        """Compare the queues of all ranks, before they are saved."""
-        self._check_ranks()
-
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         """Refuse to resume without the parts of CoCoRD."""
         if self._model is None or not runner._resume:
@@ -111,13 +112,6 @@ class CoCoRDHook(Hook):
             )
         for name, value in zip(('contrast', 'prediction', 'contrast_top1'), terms, strict=True):
             runner.message_hub.update_scalar(f'train/{name}', value)
-
-    def _check_ranks(self) -> None:
-        """Check that all ranks hold the same bits."""
-        if self._model is None or get_world_size() == 1:
-            return
-        queue = self._model.cocord_loss.queue
-        check_ranks_agree(self, 'The key queue', torch.stack([bit_sum(queue.keys), queue.pointer]))
 
 
 def gather_keys(keys: Tensor, batch_size: int | None) -> tuple[Tensor, Tensor]:

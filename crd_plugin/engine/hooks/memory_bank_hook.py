@@ -90,10 +90,16 @@ class MemoryBankHook(Hook):
                 runner.logger.info(remark)
 
     def before_train(self, runner: Any) -> None:
-        """Compare the banks of all ranks, loaded or fresh."""
-        for bank in self._banks.values():
+        """Compare the banks of all ranks, loaded or fresh, and before they are saved."""
+        for name, bank in self._banks.items():
             bank.keep_rows = True
-        self._check_ranks()
+            # Shards are meant to differ.
+            rows = () if isinstance(bank, ShardedBank) else (bank.student, bank.teacher)
+            if get_world_size() > 1:
+                sums = torch.stack([bit_sum(part) for part in (*rows, bank.log_z)])
+                check_ranks_agree(self, name, sums)
+
+    after_train_epoch = before_train
 
     def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
         """Check ids and labels of the batch on the host; on a CPU the loss does so itself."""
@@ -129,10 +135,6 @@ class MemoryBankHook(Hook):
             updates = gather_updates(updates, runner.train_loop.dataloader.batch_size)
         for bank, update in zip(staged, updates, strict=True):
             bank.commit(update)
-
-    def after_train_epoch(self, runner: Any) -> None:
-        """Compare the banks of all ranks, before they are saved."""
-        self._check_ranks()
 
     def before_save_checkpoint(self, runner: Any, checkpoint: dict) -> None:
         """Save the settings of the banks; refuse to save one rank's part of a sharded bank."""
@@ -238,15 +240,6 @@ class MemoryBankHook(Hook):
                 if len(self._losses) > 1:
                     tag += '_' + name.rpartition('.')[2].replace('loss', 'at')
                 runner.message_hub.update_scalar(f'train/{tag}', loss.mi_bound)
-
-    def _check_ranks(self) -> None:
-        """All ranks must hold the same bits."""
-        for name, bank in self._banks.items() if get_world_size() > 1 else ():
-            # Shards are meant to differ.
-            rows = () if isinstance(bank, ShardedBank) else (bank.student, bank.teacher)
-            check_ranks_agree(
-                self, name, torch.stack([bit_sum(part) for part in (*rows, bank.log_z)])
-            )
 
 
 def pool_remark(name: str, loss: CRDLoss) -> str | None:
