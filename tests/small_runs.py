@@ -66,6 +66,14 @@ class FailHook(Hook):
             raise ArithmeticError('broken on purpose')
 
 
+class Watch(Hook):
+    """Calls a function at one point of training."""
+
+    def __init__(self, point: str, function: Callable, priority: str = 'LOWEST') -> None:
+        self.priority = priority
+        setattr(self, point, function)
+
+
 def net(width: int, dropout: float = 0.0) -> dict[str, Any]:
     """Return the config of a classifier of digits."""
     return dict(

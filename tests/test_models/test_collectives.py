@@ -1,10 +1,10 @@
 """Contrast over several processes equals that of one, on CPU."""
 
+import copy
 import functools
 
 import pytest
 import torch
-from mmengine.hooks import Hook
 
 from tests import contrast_worker, small_runs
 from tests.contrast_worker import KEYS, LOSS, MODES, SIZES, WORLD
@@ -142,26 +142,25 @@ def test_resumed_by_as_many_ranks(ranks, folder):
         assert torch.equal(resumed[key], value), key
 
 
-class Rows(Hook):
-    def before_train(self, runner):
-        bank = runner.model.distiller.distill_losses['loss_crd'].bank
-        self.state = {key: value.clone() for key, value in bank.state_dict().items()}
-
-
 @pytest.mark.parametrize('sharded', [True, False])
 def test_resumed_by_one_process(ranks, folder, tmp_path, sharded):
     saved = folder / 'sharded/epoch_1.pth'
-    hook = Rows()
+    rows = {}
+
+    def look(runner):
+        bank = runner.model.distiller.distill_losses['loss_crd'].bank
+        rows.update(copy.deepcopy(bank.state_dict()))
+
     small_runs.train(
         tmp_path,
-        hook,
+        small_runs.Watch('before_train', look),
         **{LOSS + 'negatives': 'all', LOSS + 'sharded': sharded},
         train_cfg__max_epochs=2,
         resume=True,
         load_from=str(saved),
     )
     state = small_runs.load(saved)['state_dict']
-    for key, value in hook.state.items():
+    for key, value in rows.items():
         assert torch.equal(value, state[BANK + key]), key
     last = small_runs.load(tmp_path / 'epoch_2.pth')['state_dict']
     assert last[BANK + 'student'].shape == (20, 8)

@@ -5,7 +5,6 @@ import math
 
 import pytest
 import torch
-from mmengine.hooks import Hook
 from mmengine.runner import BaseLoop
 from mmpretrain.registry import DATASETS
 from mmpretrain.structures import DataSample
@@ -16,6 +15,7 @@ from crd_plugin.models import MemoryBank
 from crd_plugin.models.losses import captured_step, crd_loss
 from crd_plugin.ops import last_occurrence, momentum_rows
 from tests import small_runs
+from tests.small_runs import Watch
 
 HOOK = dict(type='crd_plugin.MemoryBankHook', interval=1)
 LOSS = 'model__distiller__distill_losses__loss_crd__'
@@ -36,12 +36,6 @@ class SeveralDigits(Digits):
 class BareDigits(Digits):
     def load_data_list(self) -> list[dict]:
         return [dict(img=info['img']) for info in super().load_data_list()]
-
-
-class Watch(Hook):
-    def __init__(self, point: str, function, priority='LOWEST') -> None:
-        self.priority = priority
-        setattr(self, point, function)
 
 
 def _bank(runner, name='loss_crd'):
