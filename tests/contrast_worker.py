@@ -1,5 +1,6 @@
 """What the processes of tests/test_models/test_collectives.py do."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -54,9 +55,9 @@ class Connectors(nn.Module):
         )
 
 
-def split(whole: dict[str, Tensor], sizes: tuple[int, ...]) -> list[dict[str, Tensor]]:
+def split(whole: dict[str, Tensor], sizes: Sequence[int]) -> list[dict[str, Tensor]]:
     """Batches of the ranks."""
-    parts = {key: value.split(sizes) for key, value in whole.items()}
+    parts = {key: value.split(list(sizes)) for key, value in whole.items()}
     return [{key: parts[key][rank] for key in parts} for rank in range(len(sizes))]
 
 

@@ -9,6 +9,7 @@ import torch
 from crd_plugin.models import MemoryBank
 from crd_plugin.models.memory_bank import PendingUpdate, gather_updates
 from tests import dist_worker, small_runs
+from tests.contrast_worker import join
 from tests.dist_worker import WIDTHS
 
 WORLDS = (2, 4)
@@ -29,7 +30,7 @@ def single():
     """The same embeddings in one process, by number of ranks they are of."""
     seen = {}
     for world in WORLDS:
-        batches = [dist_worker.concatenate(step) for step in dist_worker.make_steps(world)]
+        batches = [join(step) for step in dist_worker.make_steps(world)]
         trainer = dist_worker.make_trainer(batch_size=999)
         seen[world] = dist_worker.take_steps(trainer, batches)
     return seen

@@ -3,7 +3,6 @@
 import hashlib
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.hooks import Hook
-from mmengine.logging import HistoryBuffer
+from torch.utils._pytree import tree_flatten_with_path
 
 from tests import small_runs
 
@@ -122,31 +121,23 @@ def _state(path: Path) -> dict[str, Any]:
 
 def _assert_same(first: Any, second: Any) -> None:
     """Both are equal in structure, type and every bit."""
-    pairs = list(_leaves(first)), list(_leaves(second))
+    pairs = _leaves(first), _leaves(second)
     assert [key for key, _ in pairs[0]] == [key for key, _ in pairs[1]]
     assert len(pairs[0]) > 40
     for (key, one), (_, other) in zip(*pairs):
         assert type(one) is type(other), key
-        if isinstance(one, torch.Tensor):
-            one, other = one.numpy(), other.numpy()
-        if isinstance(one, np.ndarray):
+        if isinstance(one, (torch.Tensor, np.ndarray)):
+            one, other = np.asarray(one), np.asarray(other)
             assert one.dtype == other.dtype and one.shape == other.shape, key
             assert one.tobytes() == other.tobytes(), key
         else:
             assert one == other, key
 
 
-def _leaves(value: Any, place: str = '') -> Iterator[tuple[str, Any]]:
+def _leaves(value: Any) -> list[tuple[Any, Any]]:
     """Values of a nested structure and where they are."""
-    if isinstance(value, HistoryBuffer):
-        value = value.data
-    if isinstance(value, (list, tuple)):
-        value = dict(enumerate(value))
-    if not isinstance(value, dict):
-        yield place, value
-        return
-    for key, item in value.items():
-        yield from _leaves(item, f'{place}.{key}')
+    value['history'] = {key: each.data for key, each in value['history'].items()}
+    return tree_flatten_with_path(value)[0]
 
 
 def _hashes(work_dir: Path) -> dict[str, str]:
