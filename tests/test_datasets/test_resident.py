@@ -109,18 +109,6 @@ def test_training_images_are_those_of_the_plain_set(data_files, name):
         assert (ours.get_gt_labels() == theirs.get_gt_labels()).all()
 
 
-def test_a_single_item_is_that_of_the_plain_set():
-    ours, theirs = ResidentDataset(numbers()), SampleIndexDataset(numbers())
-    items = []
-    for dataset in (ours, theirs):
-        np.random.seed(3)
-        items.append(dataset[-1])
-    assert torch.equal(*(item['inputs'] for item in items))
-    assert items[0]['data_samples'].metainfo == items[1]['data_samples'].metainfo
-    # And no image was read for it.
-    assert ours._held is None
-
-
 def test_images_depend_on_seed_epoch_and_position_only():
     whole = list(range(30))
 
@@ -192,18 +180,13 @@ def test_ranks_share_the_set():
                 assert torch.equal(image, seen[1, 0, epoch][index])
 
 
-def test_device_is_logged():
+def test_device():
     with mock.patch.object(MMLogger, 'get_current_instance') as logger:
         batch = ResidentDataset(numbers(), device='meta').__getitems__([0, 1])
     assert batch['inputs'].is_meta and batch['data_samples'][1].gt_label.is_meta
-    message = logger().info.call_args.args[0]
-    assert message.startswith('5 images of shape (3, 4, 4) read in')
-    assert message.endswith('now 0.00 MB on meta.')
+    assert '5 images of shape (3, 4, 4) read in' in logger().info.call_args.args[0]
     with mock.patch('crd_plugin.datasets.resident.get_device', return_value='meta'):
-        batch = ResidentDataset(numbers()).__getitems__([0, 1])
-    assert batch['inputs'].is_meta
-    with pytest.raises(RuntimeError, match='gpu7'):
-        ResidentDataset(numbers(), device='gpu7')
+        assert ResidentDataset(numbers()).__getitems__([0, 1])['inputs'].is_meta
 
 
 @pytest.mark.cuda
@@ -290,7 +273,6 @@ INNER = dict(type='crd_plugin.SampleIndexDataset', dataset=numbers())
 REFUSED = {
     'num_negatives is 2, but': lambda: SampleIndexDataset(numbers(), num_negatives=2),
     'contains a SampleIndexDataset': lambda: RepeatDataset(INNER, 2),
-    'ColorJitter in the pipeline of': lambda: numbers(pipeline=[dict(type='ColorJitter'), PACK]),
     'joined data sets crop or': lambda: ConcatDataset([numbers(), numbers(pipeline=[PACK])]),
     'OwnIndexing does not use __getitem__ of mmengine.dataset': OwnIndexing,
     'list does not use __getitem__ of mmengine': lambda: [1, 2],
