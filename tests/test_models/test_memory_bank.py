@@ -152,17 +152,11 @@ def test_evaluation_keeps_what_is_there(kind):
 
 @pytest.mark.parametrize('lacking', ['student', 'teacher'])
 def test_a_side_that_a_checkpoint_lacks_stays_fresh(kind, lacking):
-    saved = {
-        name: value * 0.5 if name in ('student', 'teacher') else value
-        for name, value in sized(kind).state_dict().items()
-    }
-    del saved[lacking]
-    bank = sized(kind)
-    result = bank.load_state_dict(saved, strict=False)
-    assert result.missing_keys == [lacking]
-    for name, fresh in zip(('student', 'teacher'), expected()):
-        wanted = fresh if name == lacking else saved[name]
-        assert torch.equal(getattr(bank, name), wanted)
+    bank, saved = sized(kind), sized(kind).state_dict()
+    saved.update({side: saved[side] * 0.5 for side in ('student', 'teacher')})
+    wanted = {**saved, lacking: saved.pop(lacking) / 0.5}
+    assert bank.load_state_dict(saved, strict=False).missing_keys == [lacking]
+    assert_rows(bank, (wanted['student'], wanted['teacher']))
 
 
 DAMAGED = '.*resume from an earlier checkpoint'
@@ -229,11 +223,8 @@ def test_bit_sum_adds_all_bits(monkeypatch, dtype):
     whole = bit_sum(rows)
     monkeypatch.setattr('crd_plugin.engine.hooks._checks._ROWS_AT_ONCE', 3)
     assert torch.equal(bit_sum(rows), whole)
-    halves = rows.view(torch.int16).long()
-    if dtype.itemsize > 2:
-        halves = rows.view(torch.int32).long()
-    expected = (halves.sum(1) * torch.arange(1, 11)).sum()
-    assert torch.equal(whole, expected)
+    words = rows.view(torch.int16 if dtype.itemsize == 2 else torch.int32).long()
+    assert whole == (words.sum(1) * torch.arange(1, 11)).sum()
     rows[7, 1] += 1
     assert not torch.equal(bit_sum(rows), whole)
 
