@@ -21,7 +21,7 @@ from crd_plugin.ops import augment
 from crd_plugin.registry import DATASETS, FUNCTIONS
 
 from ._checks import named_sample, sample_name
-from .sample_index import SampleIndexDataset, build
+from .sample_index import SampleIndexDataset
 
 _LOADER = "num_workers=0, persistent_workers=False, collate_fn=dict(type='crd_plugin.whole_batch')"
 _ONCE = (LoadImageFromFile, Resize, ResizeEdge, CenterCrop, Pad)
@@ -40,8 +40,7 @@ class ResidentDataset(SampleIndexDataset):
     ``data_samples``, is then one gather that crops and one flip: training images of the same
     distribution as with the plain data loader, images for evaluation identical to the bit.
 
-    Use it in place of ``SampleIndexDataset``, with ``num_workers=0, persistent_workers=False,
-    collate_fn=dict(type='crd_plugin.whole_batch')`` for the data loader.
+    Use it in place of ``SampleIndexDataset``, as ``crd_plugin.fragments.keep_on_device`` does.
 
     What a sample looks like is a function of (seed, epoch, position): the same for any batch size,
     number of ranks and device. In a loop without epochs each pass through the set counts as one.
@@ -56,8 +55,7 @@ class ResidentDataset(SampleIndexDataset):
 
     Raises:
         ValueError: If a transform is not supported, joined data sets crop or flip differently,
-            images differ in size, only some have a label, ``contrast_idx`` is asked for, or as for
-            ``SampleIndexDataset``.
+            images differ in size, only some have a label, or as for ``SampleIndexDataset``.
         TypeError: If a data set is not derived from MMEngine's ``BaseDataset``.
         RuntimeError: If a worker of a data loader reads it.
     """
@@ -65,15 +63,6 @@ class ResidentDataset(SampleIndexDataset):
     def __init__(
         self, dataset: Any, device: str | torch.device | None = None, complete: bool = False
     ) -> None:
-        dataset = build(dataset)
-        if isinstance(dataset, SampleIndexDataset):
-            complete = complete or dataset.complete
-            if dataset.num_negatives is not None:
-                raise ValueError(
-                    f'num_negatives is {dataset.num_negatives}, but ResidentDataset gives no '
-                    'contrast_idx; leave it out, CRDLoss then draws on the device.'
-                )
-            dataset = dataset.dataset
         super().__init__(dataset, complete=complete)
         self.device = device if device is None else torch.device(device)
         self._pipelines = [ResidentPipeline(owner) for owner in self._sources.owners]

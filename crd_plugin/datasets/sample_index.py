@@ -71,9 +71,10 @@ class SampleIndexDataset:
         mode: str = 'exact',
         complete: bool = False,
     ) -> None:
-        self.dataset = build(dataset)
-        self.complete = complete
-        self.num_negatives = num_negatives
+        if isinstance(dataset, Mapping):
+            with not_empty(dataset.get('type')):
+                dataset = DATASETS.build(dataset)
+        self.dataset, self.complete = dataset, complete
         # Of images read so far by this process, and whether another one was read in place of one.
         self._channels: int | None = None
         self._warned = False
@@ -177,10 +178,7 @@ class SampleIndexDataset:
 
     def _locate(self, idx: int) -> tuple[int, Any, int]:
         """Return the position, the data set that holds its sample, and the index in that set."""
-        try:
-            position = range(len(self))[int(idx)]
-        except IndexError:
-            raise IndexError(f'idx {idx} is outside the data set of {len(self)} samples.') from None
+        position = range(len(self))[int(idx)]
         owners, owner_of, index_of = self._sources
         return position, owners[owner_of[position]], int(index_of[position])
 
@@ -208,14 +206,6 @@ class Sources(NamedTuple):
     owners: list[Any]  # data sets that hold samples, without wrappers
     owner_of: np.ndarray  # (N,) int64, number of the owner
     index_of: np.ndarray  # (N,) int64, index in the owner
-
-
-def build(dataset: Any) -> Any:
-    """Build a data set from its config, or return it as it is."""
-    if not isinstance(dataset, Mapping):
-        return dataset
-    with not_empty(dataset.get('type')):
-        return DATASETS.build(dataset)
 
 
 def _find_sources(dataset: Any) -> Sources:

