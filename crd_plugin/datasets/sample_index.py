@@ -184,19 +184,16 @@ class SampleIndexDataset:
 
     def _write_ids(self, item: Any, position: int) -> Any:
         fields = {} if self._contrast is None else dict(contrast_idx=self._contrast.draw(position))
-        for sample in _samples_of(item):
-            if isinstance(sample, dict):
-                sample.update(fields, sample_idx=position)
-            elif isinstance(sample, BaseDataElement):
-                sample.pop('sample_idx', None)
-                sample.set_metainfo(dict(sample_idx=position))
-                sample.set_data(fields)
-            else:
-                found = sorted(map(str, item)) if isinstance(item, dict) else type(item).__name__
-                raise TypeError(
-                    f'The sample at position {position} has no data_samples to hold its id (got '
-                    f"{found}); end the pipeline with dict(type='PackInputs')."
-                )
+        sample = _sample_of(item)
+        if not isinstance(sample, BaseDataElement):
+            found = sorted(map(str, item)) if isinstance(item, dict) else type(item).__name__
+            raise TypeError(
+                f'The sample at position {position} has no data_samples to hold its id (got '
+                f"{found}); end the pipeline with dict(type='PackInputs')."
+            )
+        sample.pop('sample_idx', None)
+        sample.set_metainfo(dict(sample_idx=position))
+        sample.set_data(fields)
         return item
 
 
@@ -250,14 +247,13 @@ def _read_sample(owner: Any, index: int) -> Any:
         return item
     # Its own __getitem__ may have replaced the sample; the id tells.
     wanted = owner.get_data_info(index).get('sample_idx')
-    found = getattr(next(iter(_samples_of(item)), None), 'sample_idx', wanted)
+    found = getattr(_sample_of(item), 'sample_idx', wanted)
     return item if wanted in (None, found) else None
 
 
-def _samples_of(item: Any) -> list[Any]:
-    """Return the data samples of an item, one per view; ``[None]`` if there are none."""
-    samples = item.get('data_samples') if isinstance(item, dict) else None
-    return list(samples) if isinstance(samples, (list, tuple)) else [samples]
+def _sample_of(item: Any) -> Any:
+    """Return the data sample of an item, None if there is none."""
+    return item.get('data_samples') if isinstance(item, dict) else None
 
 
 def _labels_of(owner: Any) -> np.ndarray:
@@ -265,10 +261,8 @@ def _labels_of(owner: Any) -> np.ndarray:
     try:
         if hasattr(owner, 'get_gt_labels'):
             found = owner.get_gt_labels()
-        elif hasattr(owner, 'get_data_info'):
-            found = [owner.get_data_info(index)['gt_label'] for index in range(len(owner))]
         else:
-            found = owner.targets
+            found = [owner.get_data_info(index)['gt_label'] for index in range(len(owner))]
         labels = np.asarray(found)  # refuses lists of unequal length
         if labels.shape[1:] == (1,):
             labels = labels[:, 0]

@@ -55,11 +55,6 @@ class KeyQueue(nn.Module):
                 "dict(type='crd_plugin.CoCoRDHook') to custom_hooks (in a loop of your own, call "
                 'model.update_averages() before and queue.commit() after each step).'
             )
-        if keys.dim() != 2 or keys.size(1) != self.keys.size(1):
-            raise ValueError(
-                f'keys has shape {tuple(keys.shape)}, expected (B, {self.keys.size(1)}): '
-                'embed_dim of the queue.'
-            )
         self.pending = keys.detach()
 
     def discard(self) -> None:

@@ -6,7 +6,6 @@ from collections import Counter
 import numpy as np
 import pytest
 from mmengine.dataset import Compose
-from mmpretrain.structures import DataSample
 from torch.utils.data import ConcatDataset, Subset
 
 from crd_plugin.datasets import SampleIndexDataset
@@ -94,21 +93,6 @@ def test_sample_idx_left_by_the_pipeline_is_replaced():
         assert 'sample_idx' in sample.metainfo_keys()
 
 
-def test_dict_and_list_samples_get_the_id():
-
-    class Views(list):
-        def __getitem__(self, i):
-            return dict(data_samples=[DataSample(), DataSample()])
-
-    class Dicts(list):
-        def __getitem__(self, i):
-            return dict(data_samples=dict(gt_label=0))
-
-    views = SampleIndexDataset(Views([0, 0, 0]))[2]['data_samples']
-    assert [view.sample_idx for view in views] == [2, 2]
-    assert SampleIndexDataset(Dicts([0, 0]))[1]['data_samples'] == dict(gt_label=0, sample_idx=1)
-
-
 def test_metainfo_is_a_copy_of_that_of_the_wrapped_set():
     dataset = SampleIndexDataset(numbers())
     assert dataset.metainfo == dict(classes=('a', 'b', 'c'))
@@ -124,7 +108,7 @@ def test_pipelines_are_replaced_as_tools_do():
     dataset.pipeline = Compose([*note, *dataset.pipeline.transforms])
     assert _read(dataset, [1, 7, 13]) == [(1, 1), (7, 51), (13, 1)]
     assert seen == [1, 51, 1]
-    plain = SampleIndexDataset(WithTargets('abc'))
+    plain = SampleIndexDataset('abc')
     assert not hasattr(plain, 'pipeline')
     assert len(plain) == 3 and plain.metainfo == {}
 
@@ -223,21 +207,14 @@ def test_labels_that_are_not_classes_are_told(labels, key, problem):
         dataset.get_gt_labels()
 
 
-class WithTargets(list):
-    targets = [2, 0, 1]
-
-
 class WithInfo(list):
     def get_data_info(self, i):
         return dict(gt_label=[self[i]])
 
 
 def test_labels_of_other_kinds_of_data_sets():
-    assert SampleIndexDataset(WithTargets('abc')).get_gt_labels().tolist() == [2, 0, 1]
     assert SampleIndexDataset(WithInfo([4, 5])).get_gt_labels().tolist() == [4, 5]
-    with pytest.raises(ValueError, match=r'each of 2 samples .*shape \(3,\)'):
-        SampleIndexDataset(WithTargets('ab')).get_gt_labels()
-    with pytest.raises(ValueError, match='list has no labels .*targets'):
+    with pytest.raises(ValueError, match='list has no labels .*get_data_info'):
         SampleIndexDataset([1, 2]).get_gt_labels()
 
 
