@@ -180,13 +180,7 @@ class MemoryBank(nn.Module):
 
     def share_labels(self, other: 'MemoryBank') -> None:
         """Hold the labels and keys of another bank of the same samples instead of a copy."""
-        if other.num_samples != self.num_samples:
-            raise ValueError(
-                f'The other bank has {other.num_samples} rows, this one {self.num_samples}: '
-                'labels are shared between banks of the same samples.'
-            )
-        self.labels = other.labels
-        self._keys = other._keys
+        self.labels, self._keys = other.labels, other._keys
 
     def stage(
         self,
