@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from mmengine.dist import all_reduce, gather, get_rank, get_world_size
 from torch import Tensor
 
@@ -98,12 +99,12 @@ class ShardedBank(MemoryBank):
             whole = torch.empty(self.num_samples, self.embed_dim, dtype=rows.dtype)
         for start in range(0, longest, _ROWS_AT_ONCE):
             part = rows[start : start + _ROWS_AT_ONCE]
-            wanted = min(_ROWS_AT_ONCE, longest - start)
-            if len(part) < wanted:  # The last shards may have one row less.
-                part = torch.cat([part, part.new_zeros(1, self.embed_dim)])
-            for rank, received in enumerate(gather(part.contiguous())):
-                place = slice(start * world + rank, (start + wanted) * world, world)
-                whole[place] = received[: len(whole[place])].to(whole.device)
+            size = min(_ROWS_AT_ONCE, longest - start)
+            # The last shards may have one row less.
+            ranks = gather(F.pad(part, (0, 0, 0, size - len(part))))
+            if ranks:
+                place = whole[start * world : (start + size) * world]
+                place.copy_(torch.stack(ranks, 1).flatten(0, 1)[: len(place)])
         return whole
 
     @contextmanager
