@@ -38,12 +38,8 @@ class Connectors(nn.Module):
 
     def __init__(self, objective: str, exclude: str) -> None:
         super().__init__()
-        generator = torch.Generator().manual_seed(7)
-        for name in ('student', 'teacher'):
-            layer = nn.Linear(8, D).double()
-            for parameter in layer.parameters():
-                parameter.data.normal_(generator=generator)
-            setattr(self, name, layer)
+        torch.manual_seed(7)
+        self.student, self.teacher = nn.Linear(8, D).double(), nn.Linear(8, D).double()
         self.loss = CRDLoss(D, negatives='batch', objective=objective, exclude=exclude)
 
     def forward(self, s_feats, t_feats, sample_idx, labels) -> Tensor:
