@@ -56,9 +56,6 @@ class MultiViewPipeline(BaseTransform):
             views.append(view)
         return {**views[0], 'inputs': [view['inputs'] for view in views]}
 
-    def __repr__(self) -> str:
-        return f'MultiViewPipeline(num_views={self.num_views}, once={self.once}, each={self.each})'
-
 
 def _loads(transform: Any) -> bool:
     """Return whether the name of a transform, without its scope, begins with "Load"."""
