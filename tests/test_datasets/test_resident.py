@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from mmengine.dataset import RepeatDataset, default_collate, pseudo_collate
-from mmengine.hooks import Hook
 from mmengine.logging import MMLogger
 from mmengine.runner import Runner
 from torch.utils.data import ConcatDataset, DataLoader, Subset
@@ -294,28 +293,21 @@ def test_data_sets_that_are_refused(message):
 # --- training --------------------------------------------------------------
 
 
-class Watch(Hook):
-    """Keeps ids, labels and images of each training step."""
+def _train(work_dir, kept=True, **changes):
+    """Train with the data on the device or not; return ids, labels and images of each step."""
+    seen = []
 
-    def __init__(self):
-        self.seen = []
-
-    def before_train_iter(self, runner, batch_idx, data_batch=None):
+    def look(runner, batch_idx, data_batch):
         samples = data_batch['data_samples']
         facts = [(sample.sample_idx, sample.gt_label.tolist()) for sample in samples]
-        self.seen.append((facts, torch.stack(list(data_batch['inputs']))))
+        seen.append((facts, torch.stack(list(data_batch['inputs']))))
 
-
-def _train(work_dir, kept=True, **changes):
-    """Train with the data on the device or not; return the steps."""
-    watch = Watch()
-    if kept:
-        for key in ('train_dataloader', 'val_dataloader'):
-            cfg = small_runs.config('unused')[key].to_dict()
-            dataset = resident(cfg['dataset'])
-            changes.setdefault(key, {**cfg, **RESIDENT, 'dataset': dataset, '_delete_': True})
-    small_runs.build(work_dir, watch, **changes).train()
-    return watch.seen
+    for key in ('train_dataloader', 'val_dataloader') if kept else ():
+        cfg = small_runs.config('unused')[key].to_dict()
+        dataset = resident(cfg['dataset'])
+        changes[key] = {**cfg, **RESIDENT, 'dataset': dataset, '_delete_': True}
+    small_runs.build(work_dir, small_runs.Watch('before_train_iter', look), **changes).train()
+    return seen
 
 
 def test_training_equals_the_plain_loader_in_order_and_resumes(tmp_path):

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from mmengine.hooks import Hook
 from torch.utils._pytree import tree_flatten_with_path
 
 from tests import small_runs
@@ -31,15 +30,10 @@ DRAWN = dict(randomness=dict(seed=None))
 FILES = dict(epochs=('epoch_4.pth', 'epoch_2.pth'), iterations=('iter_16.pth', 'iter_8.pth'))
 
 
-class KillHook(Hook):
-    """Ends the process without warning."""
-
-    priority = 'LOWEST'
-
-    def after_train_iter(self, runner, *args, **kwargs) -> None:
-        """Send SIGKILL, which nothing can catch."""
-        if runner.iter + 1 == KILLED:
-            os.kill(os.getpid(), signal.SIGKILL)
+def _kill(runner: Any, *args: Any, **kwargs: Any) -> None:
+    """Send SIGKILL, which nothing can catch."""
+    if runner.iter + 1 == KILLED:
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _resume_here(tmp_path: Path, work_dir: Path, changes: dict) -> None:
@@ -67,7 +61,7 @@ def _resume_with_the_tool(tmp_path: Path, work_dir: Path, changes: dict) -> None
 def test_killed_and_resumed_run(tmp_path, kind, changes, resume):
     last, saved = FILES[kind]
     work_dir, whole = tmp_path / 'killed', tmp_path / 'whole'
-    runner = small_runs.build(work_dir, KillHook(), **changes)
+    runner = small_runs.build(work_dir, small_runs.Watch('after_train_iter', _kill), **changes)
     child = os.fork()
     if not child:
         runner.train()
