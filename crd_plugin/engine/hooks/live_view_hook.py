@@ -45,8 +45,7 @@ class LiveViewHook(Hook):
     """
 
     def __init__(self, interval: int = 500) -> None:
-        count('interval', interval, ' (iterations)')
-        self.interval = interval
+        self.interval = count('interval', interval, ' (iterations)')
         self._with_gradients = True
         self._handles: list[Any] = []
         # Of this iteration; then iterations and values of each scalar.
