@@ -23,15 +23,10 @@ def check_state(bank: 'MemoryBank', state_dict: dict[str, Tensor], prefix: str) 
     num_rows = bank.num_samples
     for side in (side for side in SIDES if prefix + side in state_dict):
         rows = state_dict[prefix + side]
-        if not isinstance(rows, Tensor) or rows.dim() != 2 or not rows.is_floating_point():
-            kind = type(rows).__name__
-            if isinstance(rows, Tensor):
-                kind = f'{str(rows.dtype).removeprefix("torch.")} of shape {tuple(rows.shape)}'
-            raise _damaged(name, f'{side} rows that are {kind}, expected floating point (N, D)')
         num_rows = num_rows or len(rows)
         if rows.shape != (num_rows, bank.embed_dim):
             raise ValueError(
-                f'{name} has {len(rows)} rows of width {rows.size(1)}, this one {num_rows} of '
+                f'{name} has {len(rows)} rows of width {rows.size(-1)}, this one {num_rows} of '
                 f'width {bank.embed_dim}; resume with the training set and embed_dim of that '
                 'run, or start again without --resume.'
             )
