@@ -66,6 +66,14 @@ class FailHook(Hook):
             raise ArithmeticError('broken on purpose')
 
 
+class Watch(Hook):
+    """Calls a function at one point of training."""
+
+    def __init__(self, point: str, function: Callable, priority: str = 'LOWEST') -> None:
+        self.priority = priority
+        setattr(self, point, function)
+
+
 def net(width: int, dropout: float = 0.0) -> dict[str, Any]:
     """Return the config of a classifier of digits."""
     return dict(
@@ -189,6 +197,13 @@ def build(work_dir: Any, *hooks: Hook, **changes: Any) -> Runner:
     runner = Runner.from_cfg(config(work_dir, **changes))
     for hook in hooks:
         runner.register_hook(hook)
+    return runner
+
+
+def train(work_dir: Any, *hooks: Hook, **changes: Any) -> Runner:
+    """Train by :func:`build`, without validation; return the runner."""
+    runner = build(work_dir, *hooks, **{**without_validation(), **changes})
+    runner.train()
     return runner
 
 

@@ -25,8 +25,8 @@ from mmengine.runner import Runner
 from torch import nn
 
 from crd_plugin.compat import load_checkpoint_file
-from crd_plugin.engine.hooks import CoCoRDHook, MemoryBankHook
-from crd_plugin.engine.hooks._checks import check_buffers_are_ours, check_once
+from crd_plugin.engine import CoCoRDHook, MemoryBankHook
+from crd_plugin.engine.hooks._checks import check_alone
 from crd_plugin.engine.hooks.strict_loading_hook import load_run
 from crd_plugin.engine.loops.staged_train_loop import split_epochs
 from crd_plugin.models.algorithms.pretrained_init import use_pretrained_init
@@ -212,8 +212,7 @@ def _check_hooks(model: nn.Module, cfg: Mapping[str, Any]) -> None:
                 '(a config that sets custom_hooks replaces the list of its _base_).'
             )
         runner = SimpleNamespace(hooks=hooks)
-        check_once(writers[0], runner)
-        check_buffers_are_ours(runner, f'a {state.__name__}')
+        check_alone(writers[0], runner, f'a {state.__name__}')
 
 
 def _try_steps(
