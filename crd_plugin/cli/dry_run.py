@@ -11,8 +11,7 @@ import random
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from types import SimpleNamespace
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -20,13 +19,11 @@ import torch
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.optim import OptimWrapper, build_optim_wrapper
-from mmengine.registry import HOOKS, MODELS, PARAM_SCHEDULERS, DefaultScope
+from mmengine.registry import MODELS, PARAM_SCHEDULERS, DefaultScope
 from mmengine.runner import Runner
 from torch import nn
 
 from crd_plugin.compat import load_checkpoint_file
-from crd_plugin.engine.hooks import CoCoRDHook, MemoryBankHook
-from crd_plugin.engine.hooks._checks import check_buffers_are_ours, check_once
 from crd_plugin.engine.hooks.strict_loading_hook import load_run
 from crd_plugin.engine.loops.staged_train_loop import split_epochs
 from crd_plugin.models.algorithms.pretrained_init import use_pretrained_init
@@ -40,7 +37,7 @@ from .dry_run_data import (
     check_classes,
     check_weights,
     normalisation_notes,
-    read_batch,
+    prepare,
     read_data,
     size_of_last_batch,
 )
@@ -50,8 +47,6 @@ from .lookup import PlacedError, one_line
 from .settings import check_settings
 
 _BATCH_SIZE = 4
-# What leaves an update in a forward pass, and the hook that writes the update.
-_WRITERS = {MemoryBank: MemoryBankHook, KeyQueue: CoCoRDHook}
 
 
 def dry_run_file(filename: str, options: dict[str, Any] | None = None, **kwargs) -> DryRunReport:
@@ -159,10 +154,9 @@ def _run(
     if cfg.get('load_from'):
         _load_run(model, cfg)
     report.parts = count_parameters(model)
-    _check_hooks(model, cfg)
     check_classes(model, data)
     given = (cfg.get('train_dataloader') or {}).get('batch_size') or _BATCH_SIZE
-    batch = read_batch(model, data, batch_size or min(given, _BATCH_SIZE), report)
+    batch = prepare(model, cfg, data, batch_size or min(given, _BATCH_SIZE), report)
     views = batch['inputs'] if isinstance(batch['inputs'], (list, tuple)) else [batch['inputs']]
     shape, kind = ' x '.join(map(str, views[0].shape)), str(views[0].dtype).removeprefix('torch.')
     several = f', {len(views)} views' if len(views) > 1 else ''
@@ -192,28 +186,6 @@ def _load_run(model: nn.Module, cfg: Mapping[str, Any]) -> None:
             module.keep_rows = False  # they are checked when the data are known
     role = '--resume' if cfg.get('resume') else 'load_from'
     load_run(model, load_checkpoint_file(cfg['load_from']), role, cfg['load_from'])
-
-
-def _check_hooks(model: nn.Module, cfg: Mapping[str, Any]) -> None:
-    """Build every hook; check that one hook, and no other, writes what a step leaves behind."""
-    hooks = []
-    for hook in [*(cfg.get('default_hooks') or {}).values(), *(cfg.get('custom_hooks') or ())]:
-        with suppress(RuntimeError):  # some ask for the runner's visualizer
-            if hook:
-                hooks.append(HOOKS.build({k: v for k, v in hook.items() if k != 'priority'}))
-    for state, writer in _WRITERS.items():
-        if not any(isinstance(module, state) for module in model.modules()):
-            continue
-        writers = [hook for hook in hooks if isinstance(hook, writer)]
-        if not writers:
-            raise ValueError(
-                f'no {writer.__name__} writes the {state.__name__} of the model; add '
-                f"dict(type='crd_plugin.{writer.__name__}') to default_hooks, or to custom_hooks "
-                '(a config that sets custom_hooks replaces the list of its _base_).'
-            )
-        runner = SimpleNamespace(hooks=hooks)
-        check_once(writers[0], runner)
-        check_buffers_are_ours(runner, f'a {state.__name__}')
 
 
 def _try_steps(
@@ -327,7 +299,7 @@ def _check_needs(distiller: Any) -> None:
 def _try_one_sample(model: Any, data: Data, wrapper: OptimWrapper) -> None:
     """Run a step on one sample, as an epoch that ends with such a batch will."""
     try:
-        _one_step(model, data.read_batch(1, 1), wrapper)
+        _one_step(model, data.read_batch(1), wrapper)
     except Exception as error:
         raise PlacedError(
             'train_dataloader: the last batch of an epoch has one sample, for which training '
@@ -348,7 +320,7 @@ def _try_validation(
             continue
         tried.append((loader, metrics))
         data = read_data(cfg, f'{name}_dataloader', report.notes, stand_ins, size)
-        batch = data.read_batch(2, len(data.dataset))
+        batch = data.read_batch(2)
         evaluator = Runner.build_evaluator(None, copy.deepcopy(metrics))
         evaluator.dataset_meta = getattr(data.dataset, 'metainfo', None)
         try:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -17,15 +18,17 @@ import torch
 from mmengine.config import Config
 from mmengine.dataset import default_collate
 from mmengine.fileio import load
-from mmengine.registry import DATASETS
+from mmengine.registry import DATASETS, HOOKS
+from mmengine.runner import BaseLoop
 from mmpretrain.datasets import BaseDataset
 from torch import Tensor, nn
 
 from crd_plugin.checkpoints.publish import parse_config_text
 from crd_plugin.compat import CheckpointError, load_checkpoint_file
-from crd_plugin.engine.hooks.memory_bank_hook import check_negatives, index_dataset, pool_remark
+from crd_plugin.engine.hooks import CoCoRDHook, MemoryBankHook
+from crd_plugin.engine.hooks.memory_bank_hook import index_dataset
 from crd_plugin.models.algorithms.checkpoints import how_to_train
-from crd_plugin.models.losses import CRDLoss
+from crd_plugin.models.key_queue import KeyQueue
 from crd_plugin.models.memory_bank import MemoryBank
 
 from .arguments import without_files
@@ -37,6 +40,8 @@ INPUT_SHAPE = (3, 32, 32)
 # A bank of more rows is not allocated; so many stand in for it, as for samples without files.
 _MOST_ROWS, _STAND_INS = 65536, 4096
 _LARGE = (512, 512)  # more than pipelines crop or resize to
+# What leaves an update in a forward pass, and the hook that writes the update.
+_WRITERS = {MemoryBank: MemoryBankHook, KeyQueue: CoCoRDHook}
 
 
 class _StandIn(BaseDataset):
@@ -59,6 +64,13 @@ class _StandIn(BaseDataset):
         return [dict(sample, gt_label=i % number) for i in range(_STAND_INS)]
 
 
+class _Loop(BaseLoop):
+    """Stands for the training loop in which hooks find the data set."""
+
+    def run(self) -> None:
+        """Do nothing."""
+
+
 @dataclass
 class Data:
     """What is known of a data set."""
@@ -69,6 +81,7 @@ class Data:
     num_samples: int | None = None  # number of ids; None if its files are missing
     labels: Tensor | None = None  # class of each id, (N,) int64
     origin: str = 'random'  # where the images come from
+    rows: int = 0  # of the memory banks here; 0 until they are sized
 
     @property
     def num_classes(self) -> int | None:
@@ -81,9 +94,10 @@ class Data:
         classes = '' if self.num_classes is None else f', {self.num_classes} classes'
         return f'{self.kind}, {known}{classes}' if self.kind else ''
 
-    def read_batch(self, batch_size: int, num_rows: int) -> dict[str, Any]:
+    def read_batch(self, batch_size: int) -> dict[str, Any]:
         """Read samples with ids below the number of rows, as the data loader gives them."""
-        chosen = torch.randperm(min(num_rows, len(self.dataset))).repeat(batch_size)[:batch_size]
+        number = min(self.rows or len(self.dataset), len(self.dataset))
+        chosen = torch.randperm(number).repeat(batch_size)[:batch_size]
         items = [self.dataset[int(index)] for index in chosen]
         for item in items:
             if not {'inputs', 'data_samples'} <= set(item):
@@ -92,7 +106,7 @@ class Data:
                     'data_samples; end the pipeline with PackInputs.'
                 )
             if 'contrast_idx' in item['data_samples']:
-                item['data_samples'].contrast_idx %= num_rows
+                item['data_samples'].contrast_idx %= number
         return default_collate(items)
 
 
@@ -183,40 +197,49 @@ def check_classes(model: nn.Module, data: Data) -> None:
         )
 
 
-def read_batch(
-    model: nn.Module, data: Data, batch_size: int, report: DryRunReport
+def prepare(
+    model: nn.Module, cfg: Mapping[str, Any], data: Data, batch_size: int, report: DryRunReport
 ) -> dict[str, Any]:
-    """Size the memory banks as their hook would, smaller where huge; read samples of their rows."""
-    banks = {name: bank for name, bank in model.named_modules() if isinstance(bank, MemoryBank)}
-    if banks and index_dataset(data.dataset) is None:
-        raise ValueError(
-            f'train_dataloader.dataset is a {data.kind}, whose samples carry no ids for the memory '
-            "bank; wrap it: dataset=dict(type='crd_plugin.SampleIndexDataset', dataset=dict(...))."
-        )
-    known = data.num_samples
-    for name, bank in banks.items():
-        known = known or bank.num_samples or None
-        if bank.num_samples not in (0, known):
+    """Read samples, and let the hooks prepare the model for them as they do before a training."""
+    hooks = []
+    for hook in [*(cfg.get('default_hooks') or {}).values(), *(cfg.get('custom_hooks') or ())]:
+        with suppress(RuntimeError):  # some ask for the runner's visualizer
+            if hook:
+                hooks.append(HOOKS.build({k: v for k, v in hook.items() if k != 'priority'}))
+    for state, writer in _WRITERS.items():
+        has_state = any(isinstance(module, state) for module in model.modules())
+        if has_state and not any(isinstance(hook, writer) for hook in hooks):
             raise ValueError(
-                f'num_samples of {name} is {bank.num_samples}, the training set has {known} '
-                'samples; set it to that or leave it out.'
+                f'no {writer.__name__} writes the {state.__name__} of the model; add '
+                f"dict(type='crd_plugin.{writer.__name__}') to default_hooks, or to custom_hooks "
+                '(a config that sets custom_hooks replaces the list of its _base_).'
             )
-    check_negatives(model, data.labels)
-    rows = known if known and known <= _MOST_ROWS else _STAND_INS
-    batch = data.read_batch(batch_size, rows)
-    labels = data.labels
-    if data.num_samples is None or (labels is not None and len(labels) != rows):
-        labels = torch.arange(rows) % (data.num_classes or 2)
-        for sample in batch['data_samples'] if banks else ():
+    banks = {name: bank for name, bank in model.named_modules() if isinstance(bank, MemoryBank)}
+    given = max((bank.num_samples for bank in banks.values()), default=0)  # allocated already
+    known = data.num_samples or given or None
+    data.rows = known if known and (given or known <= _MOST_ROWS) else _STAND_INS
+    batch = data.read_batch(batch_size)
+    numbered, labels = index_dataset(data.dataset), data.labels
+    if data.num_samples is None or (labels is not None and len(labels) != data.rows):
+        labels = torch.arange(data.rows) % (data.num_classes or 2)
+        for sample in batch['data_samples'] if banks and numbered is not None else ():
             labels[sample.sample_idx] = sample.gt_label
+    dataset = data.dataset
+    if numbered is not None:
+        read_labels = numbered.get_gt_labels if labels is None else labels.numpy
+        dataset = SimpleNamespace(num_samples=data.rows, get_gt_labels=read_labels)
+    loop, remarks = _Loop(None, SimpleNamespace(dataset=dataset)), []
+    logger = SimpleNamespace(info=remarks.append)
+    runner = SimpleNamespace(model=model, hooks=hooks, seed=0, logger=logger)
+    runner._train_loop = runner.train_loop = loop
+    for hook in hooks:
+        if isinstance(hook, tuple(_WRITERS.values())):
+            hook.before_run(runner)
+    if data.rows == known:
+        report.notes += [remark for remark in remarks if 'negatives' in remark]
     for name, bank in banks.items():
-        bank.resize(rows, labels)
-        mib = None if known is None else bank.num_bytes / rows * known / 2**20
-        report.banks.append(BankRow(name, known, bank.embed_dim, mib, rows))
-    for name, loss in model.named_modules():
-        if isinstance(loss, CRDLoss) and loss.bank is not None and rows == known:
-            remark = pool_remark(name, loss)
-            report.notes += [remark] if remark else []
+        mib = known and bank.num_bytes / data.rows * known / 2**20
+        report.banks.append(BankRow(name, known, bank.embed_dim, mib, data.rows))
     return batch
 
 

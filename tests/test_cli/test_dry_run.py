@@ -289,10 +289,10 @@ custom_hooks.0.interval = -2
 > custom_hooks[0]: interval is -2
 
 default_hooks = dict(sync=dict(type='SyncBuffersHook'))
-> SyncBuffersHook averages every buffer over the ranks, which is wrong for a MemoryBank;
+> SyncBuffersHook averages every buffer over the ranks, which is wrong for a memory bank;
 
 train_dataloader.dataset = vanilla()['train_dataloader']['dataset']['dataset']
-> train_dataloader.dataset is a crd_plugin.Digits, whose samples carry no ids for the memory bank;
+> train_dataloader.dataset is a Digits, whose samples carry no ids for the memory bank;
 > wrap it: dataset=dict(type='crd_plugin.SampleIndexDataset',
 
 train_dataloader.dataset.num_negatives = 3
