@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import os.path as osp
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -27,7 +26,6 @@ from crd_plugin.checkpoints.publish import parse_config_text
 from crd_plugin.compat import CheckpointError, load_checkpoint_file
 from crd_plugin.engine.hooks import CoCoRDHook, MemoryBankHook
 from crd_plugin.engine.hooks.memory_bank_hook import index_dataset
-from crd_plugin.models.algorithms.checkpoints import how_to_train
 from crd_plugin.models.key_queue import KeyQueue
 from crd_plugin.models.memory_bank import MemoryBank
 
@@ -273,51 +271,42 @@ def _with_stand_ins(cfg: Mapping[str, Any], shape: tuple[int, ...]) -> dict[str,
 
 
 def check_weights(cfg: dict[str, Any], use_teacher_ckpt: bool, report: DryRunReport) -> None:
-    """Look for the files of given weights; take out those that would be downloaded."""
-    model = cfg['model']
-    own = all(map(_brings_weights, _listed(model.get('teacher') or {})))
+    """Say which weights the teacher has; take out those that would be downloaded."""
+    model, notes = cfg['model'], report.notes
     given = model.get('teacher_ckpt')
+    own = all(map(_brings_weights, _listed(model.get('teacher') or {})))
     for key in () if use_teacher_ckpt else ('backbone_ckpt', 'teacher_ckpt'):
         if model.get(key):
             model[key] = without_files(model[key])
-            report.notes.append(f'model.{key} is passed over as asked for.')
+            notes.append(f'model.{key} is passed over as asked for.')
     if 'teacher' in model and not (given or own):
-        report.notes.append(
+        notes.append(
             'model.teacher_ckpt is not given: the teacher has random weights; set it before '
             'training.'
         )
-    teachers = []
-    for part, key, path, name in _files(cfg):
-        of_teacher = 'teacher_ckpt' in name
-        if '://' in path:
-            report.notes.append(f'{name}={path} is not fetched here; random weights stand in.')
-            part[key] = None
-        elif not osp.isfile(osp.expanduser(path)):
-            passable = of_teacher or key == 'backbone_ckpt'
-            hint = ' (--no-teacher-ckpt goes on without it)' if passable else ''
-            raise FileNotFoundError(f'{name}={path} does not exist; {how_to_train(path)}{hint}.')
-        elif of_teacher:
-            digest = hashlib.sha256(Path(path).expanduser().read_bytes()).hexdigest()
-            teachers.append(f'{osp.basename(path)}, sha256 {digest[:8]}')
+    for place, part in [('', cfg), *walk(model, 'model')]:
+        for key in ('load_from', 'teacher_ckpt', 'student_ckpt', 'backbone_ckpt', 'init_cfg'):
+            if part.get(key):
+                part[key] = _without_downloads(part[key], f'{place}.{key}'.lstrip('.'), notes)
     if 'teacher' in model:
-        report.teacher = '; '.join(teachers) or ('its own weights' if own else 'random weights')
+        files = [Path(path).expanduser() for path in _listed(model.get('teacher_ckpt')) if path]
+        digests = [
+            f'{file.name}, sha256 {hashlib.sha256(file.read_bytes()).hexdigest()[:8]}'
+            for file in files
+            if file.is_file()  # else loading says so
+        ]
+        report.teacher = '; '.join(digests) or ('its own weights' if own else 'random weights')
 
 
-def _files(cfg: dict[str, Any]) -> Iterator[tuple[Any, Any, str, str]]:
-    """Files of weights that a config names: owner and key of the setting, path, place."""
-    found: list[tuple[Any, Any, Any, str]] = [(cfg, 'load_from', cfg.get('load_from'), 'load_from')]
-    for place, part in walk(cfg['model'], 'model'):
-        for key in ('teacher_ckpt', 'student_ckpt', 'backbone_ckpt'):
-            path = part.get(key)
-            if isinstance(path, (list, tuple)):
-                part[key] = list(path)
-                found += [(part[key], i, one, f'{place}.{key}[{i}]') for i, one in enumerate(path)]
-            else:
-                found.append((part, key, path, f'{place}.{key}'))
-        if isinstance(part.get('init_cfg'), dict):
-            path = part['init_cfg'].get('checkpoint')
-            found.append((part, 'init_cfg', path, f'{place}.init_cfg.checkpoint'))
-    return (entry for entry in found if entry[2])
+def _without_downloads(given: Any, place: str, notes: list[str]) -> Any:
+    """Put None in the place of weights that would be downloaded."""
+    if isinstance(given, (list, tuple)):
+        return [_without_downloads(one, f'{place}[{i}]', notes) for i, one in enumerate(given)]
+    path = given.get('checkpoint') if isinstance(given, dict) else given
+    if '://' not in str(path):
+        return given
+    notes.append(f'{place}={path} is not fetched here; random weights stand in.')
+    return None
 
 
 def normalisation_notes(model: Mapping[str, Any]) -> Iterator[str]:

@@ -338,11 +338,10 @@ custom_hooks.0.interval_ = 3
 > interval.
 
 load_from = 'nowhere/a.pth'
-> load_from=nowhere/a.pth does not exist; give
+> checkpoint nowhere/a.pth does not exist; give
 
 model.teacher_ckpt = 'nowhere/teacher.pth'
-> model.teacher_ckpt=nowhere/teacher.pth does not exist; give the path of a trained checkpoint
-> (--no-teacher-ckpt goes on without it).
+> teacher_ckpt=nowhere/teacher.pth does not exist; give the path of a trained checkpoint.
 """
 
 
