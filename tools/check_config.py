@@ -37,16 +37,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     from crd_plugin.cli.dry_run import dry_run_file
     from crd_plugin.cli.dry_run_report import render
 
-    try:
-        report = dry_run_file(
-            args.config,
-            args.cfg_options,
-            batch_size=args.batch_size,
-            device=args.device,
-            use_teacher_ckpt=not args.no_teacher_ckpt,
-        )
-    except ValueError as error:
-        raise cli.UsageError(str(error)) from error
+    report = dry_run_file(
+        args.config,
+        args.cfg_options,
+        batch_size=args.batch_size,
+        device=args.device,
+        use_teacher_ckpt=not args.no_teacher_ckpt,
+    )
     sys.stdout.write(render(report))
     sys.stdout.flush()
     for problem in report.problems:

@@ -30,7 +30,7 @@ from crd_plugin.models.algorithms.pretrained_init import use_pretrained_init
 from crd_plugin.models.key_queue import KeyQueue
 from crd_plugin.models.memory_bank import MemoryBank
 
-from .arguments import load_config, merge_options
+from .arguments import UsageError, load_config, merge_options
 from .dry_run_data import (
     INPUT_SHAPE,
     Data,
@@ -51,14 +51,9 @@ _BATCH_SIZE = 4
 
 def dry_run_file(filename: str, options: dict[str, Any] | None = None, **kwargs) -> DryRunReport:
     """Dry-run a config file with settings by dotted name and arguments of :func:`run_dry`."""
-    try:
-        cfg = load_config(filename)
-        merge_options(cfg, options)
-    except Exception as error:  # A value may not fit the one that it replaces.
-        return DryRunReport(osp.basename(filename), problems=[one_line(error)])
-    report = run_dry(cfg, **kwargs)
-    report.config = osp.basename(filename)
-    return report
+    cfg = load_config(filename)
+    merge_options(cfg, options)
+    return run_dry(cfg, **kwargs)
 
 
 def run_dry(
@@ -85,12 +80,12 @@ def run_dry(
         DryRunReport: Tables, notes and problems.
 
     Raises:
-        ValueError: If ``batch_size`` or ``device`` is not valid.
+        UsageError: If ``batch_size`` or ``device`` is not valid.
     """
     if batch_size is not None and batch_size < 1:
-        raise ValueError(f'batch_size is {batch_size}, expected at least 1 sample.')
+        raise UsageError(f'batch_size is {batch_size}, expected at least 1 sample.')
     if torch.device(device).type == 'cuda' and not torch.cuda.is_available():
-        raise ValueError(f"device is {device}, but torch sees no GPU; use 'cpu'.")
+        raise UsageError(f"device is {device}, but torch sees no GPU; use 'cpu'.")
     start = time.perf_counter()
     report = DryRunReport(osp.basename(cfg.filename or ''))
     plain = cfg.to_dict()
@@ -152,7 +147,10 @@ def _run(
     model = MODELS.build(copy.deepcopy(model_cfg))
     model.init_weights()
     if cfg.get('load_from'):
-        _load_run(model, cfg)
+        for bank in (module for module in model.modules() if isinstance(module, MemoryBank)):
+            bank.keep_rows = False  # they are checked when the data are known
+        role, loaded = '--resume' if cfg.get('resume') else 'load_from', cfg['load_from']
+        load_run(model, load_checkpoint_file(loaded), role, loaded)
     report.parts = count_parameters(model)
     check_classes(model, data)
     given = (cfg.get('train_dataloader') or {}).get('batch_size') or _BATCH_SIZE
@@ -167,10 +165,8 @@ def _run(
             "leave it out, or record it with dict(type='crd_plugin.SampleField', "
             "source='contrast_idx')."
         )
-    if 'optim_wrapper' in cfg:
-        wrapper = build_optim_wrapper(model, copy.deepcopy(cfg['optim_wrapper']))
-    else:
-        wrapper = OptimWrapper(torch.optim.SGD(model.parameters(), lr=0.1))
+    optimizer = copy.deepcopy(cfg.get('optim_wrapper') or dict(optimizer=dict(type='SGD', lr=0.1)))
+    wrapper = build_optim_wrapper(model, optimizer)
     _try_steps(model.to(device), cfg, batch, wrapper, report)
     if last == 1:
         _try_one_sample(model, data, wrapper)
@@ -179,21 +175,10 @@ def _run(
     _build_schedulers(cfg, wrapper, report.notes)
 
 
-def _load_run(model: nn.Module, cfg: Mapping[str, Any]) -> None:
-    """Load the weights that the runner is to load."""
-    for module in model.modules():
-        if isinstance(module, MemoryBank):
-            module.keep_rows = False  # they are checked when the data are known
-    role = '--resume' if cfg.get('resume') else 'load_from'
-    load_run(model, load_checkpoint_file(cfg['load_from']), role, cfg['load_from'])
-
-
 def _try_steps(
     model: Any, cfg: dict[str, Any], batch: Any, wrapper: OptimWrapper, report: DryRunReport
 ) -> None:
     """Run one step, or one per stage, and report what is computed and recorded."""
-    trained = {name for name, p in model.named_parameters() if p.requires_grad}
-    idle: set[str] = set()
     try:
         for stage in _stages_of(model, cfg.get('train_cfg') or {}):
             if stage:
@@ -203,8 +188,6 @@ def _try_steps(
             rows = measure(model, losses, f'{stage}: ' if stage else '')
             report.losses += rows
             _check_losses(rows)
-            model.parse_losses(losses)[0].backward()
-            idle |= {n for n, p in model.named_parameters() if n in trained and p.grad is None}
     except ValueError:
         given = tuple(cfg['model'].get('input_shape') or INPUT_SHAPE)
         shape = tuple(batch['inputs'][0].shape[-3:])
@@ -218,13 +201,6 @@ def _try_steps(
         report.recorders += read_recorders(model, cfg['model'])
     if hasattr(model, 'distiller'):
         _check_needs(model.distiller)
-    several = cfg.get('launcher') != 'none'  # known when training starts
-    wrapping = cfg.get('model_wrapper_cfg') or cfg
-    if idle and several and not wrapping.get('find_unused_parameters'):
-        report.notes.append(
-            f'{len(idle)} parameters get no gradient in some step, such as {min(idle)}: a run of '
-            'several processes needs find_unused_parameters=True.'
-        )
 
 
 def _stages_of(model: nn.Module, train_cfg: Mapping[str, Any]) -> list[str]:
@@ -236,7 +212,8 @@ def _stages_of(model: nn.Module, train_cfg: Mapping[str, Any]) -> list[str]:
                 'train_cfg.stage_epochs: the model has no stages; take a schedule without a first '
                 'stage.'
             )
-        split_epochs(stages, train_cfg['max_epochs'], train_cfg['stage_epochs'])
+        spans = split_epochs(stages, train_cfg['max_epochs'], train_cfg['stage_epochs'])
+        stages = [span.name for span in spans]
     # MMEngine's own loop begins no stage, which the model complains about in the step.
     return stages if stages and (not train_cfg or 'type' in train_cfg) else ['']
 

@@ -68,10 +68,6 @@ def test_both_stages_are_run(tmp_path, method):
     parts = {row.part: row for row in report.parts}
     assert parts['losses'].trainable == parts['losses'].total > 0
     assert first in render(report)
-    # A stage leaves parameters out, which the config of these runs knows.
-    assert not any('no gradient' in note for note in report.notes)
-    cfg = staged_config(tmp_path, method, find_unused_parameters=False)
-    assert any('no gradient' in note for note in check(cfg).notes)
 
 
 @pytest.mark.parametrize(
