@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.config import Config
+from mmengine.device import get_device
 from mmengine.logging import MMLogger
 from mmengine.optim import OptimWrapper, build_optim_wrapper
 from mmengine.registry import MODELS, PARAM_SCHEDULERS, DefaultScope
@@ -32,7 +33,6 @@ from crd_plugin.models.memory_bank import MemoryBank
 
 from .arguments import UsageError, load_config, merge_options
 from .dry_run_data import (
-    INPUT_SHAPE,
     Data,
     check_classes,
     check_weights,
@@ -59,20 +59,19 @@ def dry_run_file(filename: str, options: dict[str, Any] | None = None, **kwargs)
 def run_dry(
     cfg: Config,
     batch_size: int | None = None,
-    device: str = 'cpu',
     use_teacher_ckpt: bool = True,
     stand_ins: bool = True,
 ) -> DryRunReport:
     """Build everything, run one training step and one step of validation, leave no trace.
 
-    No file is written, nothing is downloaded, no optimizer step is taken, and the random state is
-    restored. Where the files of a data set are missing, random images take their place.
+    It runs on the GPU where there is one, as training does. No file is written, nothing is
+    downloaded, no optimizer step is taken, and the random state is restored. Where the files of a
+    data set are missing, random images take their place.
 
     Args:
         cfg (Config): The config; it is not changed.
         batch_size (int, optional): Number of samples. Defaults to None: that of the config, at
             most 4.
-        device (str): Where to run. Defaults to ``'cpu'``.
         use_teacher_ckpt (bool): Whether to load the teacher's checkpoint. Defaults to True.
         stand_ins (bool): Whether to go on without the files of a data set. Defaults to True.
 
@@ -80,19 +79,17 @@ def run_dry(
         DryRunReport: Tables, notes and problems.
 
     Raises:
-        UsageError: If ``batch_size`` or ``device`` is not valid.
+        UsageError: If ``batch_size`` is not positive.
     """
     if batch_size is not None and batch_size < 1:
         raise UsageError(f'batch_size is {batch_size}, expected at least 1 sample.')
-    if torch.device(device).type == 'cuda' and not torch.cuda.is_available():
-        raise UsageError(f"device is {device}, but torch sees no GPU; use 'cpu'.")
     start = time.perf_counter()
     report = DryRunReport(osp.basename(cfg.filename or ''))
     plain = cfg.to_dict()
     scope = plain.get('default_scope') or 'mmengine'
     with _without_a_trace(), DefaultScope.overwrite_default_scope(scope):
         try:
-            _run(plain, batch_size, device, use_teacher_ckpt, stand_ins, report)
+            _run(plain, batch_size, use_teacher_ckpt, stand_ins, report)
         except Exception as error:  # Any part may fail in its own way.
             report.problems.append(explain(error, plain))
             report.error = error
@@ -124,7 +121,6 @@ def _without_a_trace() -> Iterator[None]:
 def _run(
     cfg: dict[str, Any],
     batch_size: int | None,
-    device: str,
     use_teacher_ckpt: bool,
     stand_ins: bool,
     report: DryRunReport,
@@ -144,7 +140,7 @@ def _run(
     last = size_of_last_batch(cfg, data)
     report.data = str(data)
     use_pretrained_init()
-    model = MODELS.build(copy.deepcopy(model_cfg))
+    model = MODELS.build(copy.deepcopy(model_cfg)).to(get_device())
     model.init_weights()
     if cfg.get('load_from'):
         for bank in (module for module in model.modules() if isinstance(module, MemoryBank)):
@@ -167,12 +163,14 @@ def _run(
         )
     optimizer = copy.deepcopy(cfg.get('optim_wrapper') or dict(optimizer=dict(type='SGD', lr=0.1)))
     wrapper = build_optim_wrapper(model, optimizer)
-    _try_steps(model.to(device), cfg, batch, wrapper, report)
+    _try_steps(model, cfg, batch, wrapper, report)
     if last == 1:
         _try_one_sample(model, data, wrapper)
     # A network may take images of the training's size only.
     _try_validation(model, cfg, stand_ins, report, views[0].shape[-2:])
-    _build_schedulers(cfg, wrapper, report.notes)
+    given = cfg.get('param_scheduler') or []
+    for scheduler in given if isinstance(given, (list, tuple)) else [given]:
+        PARAM_SCHEDULERS.build(scheduler, default_args=dict(optimizer=wrapper, epoch_length=1))
 
 
 def _try_steps(
@@ -188,15 +186,6 @@ def _try_steps(
             rows = measure(model, losses, f'{stage}: ' if stage else '')
             report.losses += rows
             _check_losses(rows)
-    except ValueError:
-        given = tuple(cfg['model'].get('input_shape') or INPUT_SHAPE)
-        shape = tuple(batch['inputs'][0].shape[-3:])
-        if hasattr(model, 'distiller') and given != shape:
-            report.notes.append(
-                f'model.input_shape is {given}, but the images are {shape}: set it to that if '
-                'connectors or losses leave their widths out.'
-            )
-        raise
     finally:
         report.recorders += read_recorders(model, cfg['model'])
     if hasattr(model, 'distiller'):
@@ -312,20 +301,3 @@ def _try_validation(
                     f'default_hooks.checkpoint.save_best has {key!r}, but validation gives '
                     f'{", ".join(results)}.'
                 )
-
-
-def _build_schedulers(cfg: Mapping[str, Any], wrapper: OptimWrapper, notes: list[str]) -> None:
-    """Build the schedulers of learning rate and momentum; note one that ends too early or late."""
-    given = cfg.get('param_scheduler') or []
-    given = given if isinstance(given, (list, tuple)) else [given]
-    for scheduler in given:
-        PARAM_SCHEDULERS.build(
-            copy.deepcopy(scheduler), default_args=dict(optimizer=wrapper, epoch_length=1)
-        )
-    ends = [one['end'] for one in given if one.get('by_epoch', True) and one.get('end')]
-    epochs = (cfg.get('train_cfg') or {}).get('max_epochs')
-    if epochs and ends and max(ends) != epochs:
-        notes.append(
-            f'param_scheduler ends at epoch {max(ends)}, train_cfg.max_epochs is {epochs}; set '
-            'both to the same number for the whole schedule.'
-        )

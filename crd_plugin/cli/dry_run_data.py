@@ -138,16 +138,16 @@ def read_data(
         data.origin = 'training samples'
     except Exception as error:  # Whatever a data set or a transform may raise.
         text = one_line(error).rstrip('.')
-        missing = ('Cannot find', 'Download failed')  # MMPretrain's
-        if not isinstance(error, FileNotFoundError) and not text.startswith(missing):
-            if data.dataset is None:
-                raise
-            raise PlacedError(f'{place}: its samples cannot be read: {text}.') from error
-        text = (
-            f'{place}: {data.kind} cannot be read: {text}; put its files there, or set its '
-            'data_root.'
-        )
-        if not stand_ins:
+        missing = isinstance(error, FileNotFoundError)
+        missing = missing or text.startswith(('Cannot find', 'Download failed'))  # MMPretrain's
+        if data.dataset is None and not missing:
+            raise
+        if missing:
+            fix = 'put its files there, or set its data_root'
+            text = f'{place}: {data.kind} cannot be read: {text}; {fix}.'
+        else:
+            text = f'{place}: its samples cannot be read: {text}.'
+        if not (missing and stand_ins):
             raise PlacedError(text) from error
         data.dataset = _stand_in(dataset_cfg, cfg, size)
         notes.append(f'{text} Random images stand in for it.')
@@ -273,8 +273,7 @@ def _with_stand_ins(cfg: Mapping[str, Any], shape: tuple[int, ...]) -> dict[str,
 def check_weights(cfg: dict[str, Any], use_teacher_ckpt: bool, report: DryRunReport) -> None:
     """Say which weights the teacher has; take out those that would be downloaded."""
     model, notes = cfg['model'], report.notes
-    given = model.get('teacher_ckpt')
-    own = all(map(_brings_weights, _listed(model.get('teacher') or {})))
+    given, own = model.get('teacher_ckpt'), all(map(_brings_weights, _listed(model.get('teacher'))))
     for key in () if use_teacher_ckpt else ('backbone_ckpt', 'teacher_ckpt'):
         if model.get(key):
             model[key] = without_files(model[key])
@@ -340,12 +339,10 @@ def _listed(given: Any) -> list[Any]:
     return list(given) if isinstance(given, (list, tuple)) else [given]
 
 
-def _brings_weights(network: Mapping[str, Any]) -> bool:
+def _brings_weights(network: Any) -> bool:
     """Tell whether a network initialises itself, from a file or in its constructor."""
-    backbone = network.get('backbone') or {}
-    by_itself = network.get('pretrained') or backbone.get('pretrained')
-    by_itself = by_itself or backbone.get('type') == 'crd_plugin.plain_network'
-    return bool(network.get('init_cfg') or by_itself)
+    kinds = ('Pretrained', 'crd_plugin.plain_network')
+    return any(part.get('pretrained') or part.get('type') in kinds for _, part in walk(network))
 
 
 def _normalisation(*parts: Any) -> list[Any]:

@@ -68,11 +68,6 @@ class DryRunReport:
     seconds: float = 0.0
     error: BaseException | None = None
 
-    @property
-    def ok(self) -> bool:
-        """bool: Whether no problem was found."""
-        return not self.problems
-
 
 @contextmanager
 def watch(model: nn.Module, report: DryRunReport) -> Iterator[None]:

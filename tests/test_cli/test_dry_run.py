@@ -379,7 +379,7 @@ def test_width_inferred_from_another_image_size():
         edited({f'DIST.{side}_recorders.feat.source': 'backbone.layer3'}, cfg)
     report = check(cfg)
     assert only(report).startswith('model.distiller.connectors.crd_student: The feature has 256')
-    assert 'model.input_shape is (3, 32, 32), but the images are (3, 16, 16): ' in report.notes[-1]
+    assert 'leave it out and set model.input_shape to the size of the' in only(report)
     assert check(edited({'model.input_shape': (3, 16, 16)}, cfg)).problems == []
 
 
@@ -394,7 +394,7 @@ def test_plain_network():
 
 def test_labels_without_names_of_classes():
     unnamed = {'DATA.metainfo': dict(classes=[])}
-    assert check(edited(unnamed, vanilla())).ok
+    assert not check(edited(unnamed, vanilla())).problems
     line = problem({**unnamed, 'model.head.num_classes': 7}, vanilla())
     assert line.startswith('model.head.num_classes is 7, the data set has 10 classes')
 
@@ -442,7 +442,7 @@ def test_channels_of_the_images(tmp_path, channels, fits):
     report = check(
         edited({'train_dataloader.dataset': dataset, 'model.head.num_classes': 2}, vanilla())
     )
-    assert report.ok == fits
+    assert (report.problems == []) == fits
     if not fits:
         line = only(report)
         assert line.startswith(f'model.data_preprocessor: {tmp_path}/')
@@ -495,7 +495,7 @@ def test_weights_to_start_from_are_loaded_strictly(tmp_path):
     torch.save(dict(state_dict=model.state_dict()), tmp_path / 'run.pth')
     torch.save(dict(state_dict=wide.state_dict()), tmp_path / 'wide.pth')
     cfg = distillation() | dict(load_from=str(tmp_path / 'run.pth'))
-    assert check(cfg).ok
+    assert not check(cfg).problems
     cfg['model']['architecture'] = net(6)
     assert 'run.pth does not fit the model of the config: missing ' in only(check(cfg))
     cfg = vanilla() | dict(load_from=str(tmp_path / 'run.pth'))
@@ -528,7 +528,7 @@ def test_teacher_is_fed_as_it_was_trained(source, teacher):
         trained, file = IMAGENET, ZOO
     changes = {'model.teacher_ckpt': file}
     report = check(edited(changes))
-    assert report.ok
+    assert not report.problems
     (note,) = (note for note in report.notes if 'was trained on images' in note)
     assert note.startswith('model.teacher_ckpt=')
     for words in (
@@ -541,7 +541,7 @@ def test_teacher_is_fed_as_it_was_trained(source, teacher):
     own = {'model.teacher.data_preprocessor': dict(type='ClsDataPreprocessor', **trained)}
     for cure in (same, own):
         report = check(edited({**changes, **cure}))
-        assert report.ok and not any('was trained on' in note for note in report.notes)
+        assert not report.problems and not any('was trained on' in note for note in report.notes)
 
 
 def test_nothing_is_downloaded():
@@ -561,7 +561,7 @@ def test_missing_data_set(tmp_path):
         'model.teacher.head.num_classes': 100,
     }
     report = check(edited(changes))
-    assert report.ok and len(report.losses) == 3
+    assert not report.problems and len(report.losses) == 3
     assert 'SampleIndexDataset cannot be read: ' in report.notes[1]
     assert report.images == '4 x 3 x 24 x 24 uint8 (random)'
     assert report.data.endswith('SampleIndexDataset, not read, 100 classes')
@@ -649,9 +649,6 @@ def test_accepted_arguments():
     assert '3 x 3 x 16 x 16' in check(vanilla(), batch_size=3).images
     with pytest.raises(ValueError, match='batch_size is 0'):
         check(vanilla(), batch_size=0)
-    if not torch.cuda.is_available():
-        with pytest.raises(ValueError, match='sees no GPU'):
-            check(vanilla(), device='cuda')
 
 
 def with_validation(**evaluator):
@@ -666,7 +663,7 @@ def with_validation(**evaluator):
 
 
 def test_a_step_of_validation():
-    assert check(edited(with_validation(topk=(1, 5)))).ok
+    assert not check(edited(with_validation(topk=(1, 5)))).problems
     line = problem(with_validation(topk=(1, 11)))
     assert line.startswith('val_evaluator: Top-11 accuracy is unavailable')
     # What is tested in another way is tried too.
@@ -686,7 +683,7 @@ def test_best_checkpoints_are_chosen_by_a_metric_that_there_is():
     line = only(tried('accuracy/top3'))
     assert line.endswith("'accuracy/top3', but validation gives accuracy/top1, accuracy/top5.")
     for known in ('accuracy/top5', ['accuracy/top1', 'accuracy/top5'], 'auto', None):
-        assert tried(known).ok
+        assert not tried(known).problems
 
 
 @pytest.mark.parametrize(
@@ -703,15 +700,6 @@ def test_schedulers_are_built(changes, message):
         raise ValueError(problem({'param_scheduler': scheduler}))
 
 
-def test_a_schedule_of_another_length_is_noted():
-    scheduler = dict(type='CosineAnnealingLR', by_epoch=True, begin=0, end=10)
-    for epochs, noted in ((10, False), (3, True)):
-        loop = dict(by_epoch=True, max_epochs=epochs)
-        report = check(edited({'param_scheduler': [scheduler], 'train_cfg': loop}))
-        note = 'param_scheduler ends at epoch 10, train_cfg.max_epochs is 3; set'
-        assert report.ok and any(note in text for text in report.notes) == noted
-
-
 def loader(**settings):
     changes = {f'train_dataloader.{key}': value for key, value in settings.items()}
     return edited({**changes, 'train_dataloader.sampler': dict(type='DefaultSampler')})
@@ -721,7 +709,8 @@ def test_an_epoch_without_a_batch(monkeypatch):
     """Fifty samples."""
     line = only(check(loader(batch_size=51, drop_last=True)))
     assert line.startswith('train_dataloader: 50 samples per process, batch_size=51 and drop_last')
-    assert check(loader(batch_size=51)).ok and check(loader(batch_size=50, drop_last=True)).ok
+    for settings in (dict(batch_size=51), dict(batch_size=50, drop_last=True)):
+        assert not check(loader(**settings)).problems
     monkeypatch.setenv('WORLD_SIZE', '2')
     assert '25 samples per process' in only(check(loader(batch_size=26, drop_last=True)))
 
@@ -740,8 +729,8 @@ def test_a_last_batch_of_one_sample():
     assert line.startswith('train_dataloader: the last batch of an epoch has one sample, for which')
     assert 'SPLoss compares samples' in line and 'set drop_last=True' in line
     for settings in (dict(batch_size=8), dict(batch_size=7, drop_last=True)):
-        assert check(edited(changes, loader(**settings))).ok
-    assert check(loader(batch_size=7)).ok  # CRD and KD take one
+        assert not check(edited(changes, loader(**settings))).problems
+    assert not check(loader(batch_size=7)).problems  # CRD and KD take one
 
 
 @pytest.mark.parametrize(
@@ -768,7 +757,7 @@ def test_features_that_a_loss_declares_to_need(loss, stages, activated, message)
         changes[f'model.{role}.backbone.pre_activation'] = not activated
     report = check(edited(changes))
     if message is None:
-        assert report.ok
+        assert not report.problems
     else:
         assert only(report).startswith(full('MAP.loss_maps.s_feats: the '))
         assert message in only(report)
@@ -801,6 +790,6 @@ def test_tokens_are_no_feature():
 
 def test_more_negatives_than_there_are():
     report = check(edited({'DIST.distill_losses.loss_crd.num_negatives': 46}))
-    assert report.ok
+    assert not report.problems
     assert any('num_negatives=46 is more than the 45 possible' in note for note in report.notes)
     assert not any('num_negatives' in note for note in check(distillation()).notes)
