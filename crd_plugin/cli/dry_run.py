@@ -149,7 +149,7 @@ def _run(
         load_run(model, load_checkpoint_file(loaded), role, loaded)
     report.parts = count_parameters(model)
     check_classes(model, data)
-    given = (cfg.get('train_dataloader') or {}).get('batch_size') or _BATCH_SIZE
+    given = cfg['train_dataloader'].get('batch_size') or _BATCH_SIZE
     batch = prepare(model, cfg, data, batch_size or min(given, _BATCH_SIZE), report)
     views = batch['inputs'] if isinstance(batch['inputs'], (list, tuple)) else [batch['inputs']]
     shape, kind = ' x '.join(map(str, views[0].shape)), str(views[0].dtype).removeprefix('torch.')

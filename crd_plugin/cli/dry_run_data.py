@@ -73,7 +73,7 @@ class _Loop(BaseLoop):
 class Data:
     """What is known of a data set."""
 
-    kind: str  # empty if the config has no such set
+    kind: str
     dataset: Any  # the set, or one of random images in its place
     place: str = ''  # of the set in the config
     num_samples: int | None = None  # number of ids; None if its files are missing
@@ -90,7 +90,7 @@ class Data:
     def __str__(self) -> str:
         known = 'not read' if self.num_samples is None else f'{self.num_samples:,} samples'
         classes = '' if self.num_classes is None else f', {self.num_classes} classes'
-        return f'{self.kind}, {known}{classes}' if self.kind else ''
+        return f'{self.kind}, {known}{classes}'
 
     def read_batch(self, batch_size: int) -> dict[str, Any]:
         """Read samples with ids below the number of rows, as the data loader gives them."""
@@ -118,9 +118,7 @@ def read_data(
     """Open a data set without downloading it; random images stand in for missing files."""
     dataset_cfg, place = (cfg.get(loader) or {}).get('dataset'), f'{loader}.dataset'
     if dataset_cfg is None:
-        wrapped = dict(type='crd_plugin.SampleIndexDataset', dataset={})
-        notes.append(f'The config has no {place}; only the model is checked.')
-        return Data('', _stand_in(wrapped, cfg, size), place)
+        raise ValueError(f'the config has no {place}; add one, or a _base_ that has it.')
     for _, part in walk(dataset_cfg):
         if 'download' in arguments_of(find_type(part.get('type'))):
             part['download'] = False
@@ -156,7 +154,7 @@ def read_data(
 
 def size_of_last_batch(cfg: Mapping[str, Any], data: Data) -> int | None:
     """Return the size of an epoch's last batch on a rank; None where it is not known."""
-    loader = cfg.get('train_dataloader') or {}
+    loader = cfg['train_dataloader']
     sampler, batch_size = (loader.get('sampler') or {}).get('type'), loader.get('batch_size')
     if data.num_samples is None or batch_size is None or sampler != 'DefaultSampler':
         return None
