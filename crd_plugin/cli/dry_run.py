@@ -36,7 +36,6 @@ from .dry_run_data import (
     Data,
     check_classes,
     check_weights,
-    normalisation_notes,
     prepare,
     read_data,
     size_of_last_batch,
@@ -134,7 +133,6 @@ def _run(
         return
     if cfg.get('data_preprocessor') is not None:
         model_cfg.setdefault('data_preprocessor', cfg['data_preprocessor'])
-    report.notes += normalisation_notes(model_cfg)
     check_weights(cfg, use_teacher_ckpt, report)
     data = read_data(cfg, 'train_dataloader', report.notes, stand_ins)
     last = size_of_last_batch(cfg, data)

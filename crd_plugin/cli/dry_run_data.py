@@ -3,7 +3,7 @@
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -270,29 +270,53 @@ def _with_stand_ins(cfg: Mapping[str, Any], shape: tuple[int, ...]) -> dict[str,
 
 def check_weights(cfg: dict[str, Any], use_teacher_ckpt: bool, report: DryRunReport) -> None:
     """Say which weights the teacher has; take out those that would be downloaded."""
-    model, notes = cfg['model'], report.notes
-    given, own = model.get('teacher_ckpt'), all(map(_brings_weights, _listed(model.get('teacher'))))
+    model = cfg['model']
+    if 'teacher' in model:
+        _check_teachers(model, report)
     for key in () if use_teacher_ckpt else ('backbone_ckpt', 'teacher_ckpt'):
         if model.get(key):
             model[key] = without_files(model[key])
-            notes.append(f'model.{key} is passed over as asked for.')
-    if 'teacher' in model and not (given or own):
-        notes.append(
-            'model.teacher_ckpt is not given: the teacher has random weights; set it before '
-            'training.'
-        )
+            report.notes.append(f'model.{key} is passed over as asked for.')
     for place, part in [('', cfg), *walk(model, 'model')]:
         for key in ('load_from', 'teacher_ckpt', 'student_ckpt', 'backbone_ckpt', 'init_cfg'):
             if part.get(key):
-                part[key] = _without_downloads(part[key], f'{place}.{key}'.lstrip('.'), notes)
-    if 'teacher' in model:
-        files = [Path(path).expanduser() for path in _listed(model.get('teacher_ckpt')) if path]
-        digests = [
-            f'{file.name}, sha256 {hashlib.sha256(file.read_bytes()).hexdigest()[:8]}'
-            for file in files
-            if file.is_file()  # else loading says so
-        ]
-        report.teacher = '; '.join(digests) or ('its own weights' if own else 'random weights')
+                name = f'{place}.{key}'.lstrip('.')
+                part[key] = _without_downloads(part[key], name, report.notes)
+
+
+def _check_teachers(model: Mapping[str, Any], report: DryRunReport) -> None:
+    """Name the files of teachers; compare the images that they get with those of their training."""
+    several = isinstance(model['teacher'], (list, tuple))
+    networks = list(model['teacher']) if several else [model['teacher']]
+    checkpoints = model.get('teacher_ckpt')
+    if not isinstance(checkpoints, (list, tuple)):
+        checkpoints = [checkpoints] if checkpoints else []
+    files = []
+    if any(network.get('train_cfg') for network in networks):
+        report.notes.append(
+            'model.teacher.train_cfg has no effect, because the teacher is not trained.'
+        )
+    given = _normalisation(model)
+    for number, checkpoint in enumerate(checkpoints):
+        file = Path(checkpoint or '').expanduser()
+        if file.is_file():  # else loading says so
+            digest = hashlib.sha256(file.read_bytes()).hexdigest()[:8]
+            files.append(f'{file.name}, sha256 {digest}')
+        trained_cfg = _config_of_checkpoint(checkpoint or '')
+        mean_and_std = _normalisation(trained_cfg.get('model'), trained_cfg)
+        # With a data preprocessor of its own a teacher is given what it says.
+        fits = bool(_normalisation(networks[number if several else 0]))
+        fits = fits or all(np.allclose(*pair, atol=1) for pair in zip(given, mean_and_std))
+        if not fits:  # by a grey level
+            mean, std = mean_and_std
+            place = f'model.teacher[{number}]' if several else 'model.teacher'
+            report.notes.append(
+                f'model.teacher_ckpt={checkpoint}: the teacher was trained on images with mean '
+                f'{mean} and std {std}, but is given images with mean {given[0]} and std '
+                f"{given[1]}, as the student is; set {place}.data_preprocessor=dict(type='Cls"
+                f"DataPreprocessor', mean={mean}, std={std})."
+            )
+    report.teacher = '; '.join(files) or 'no checkpoint'
 
 
 def _without_downloads(given: Any, place: str, notes: list[str]) -> Any:
@@ -304,43 +328,6 @@ def _without_downloads(given: Any, place: str, notes: list[str]) -> Any:
         return given
     notes.append(f'{place}={path} is not fetched here; random weights stand in.')
     return None
-
-
-def normalisation_notes(model: Mapping[str, Any]) -> Iterator[str]:
-    """Find a teacher that was trained on images of another mean and std than it is given here."""
-    if 'teacher' not in model:
-        return
-    networks, checkpoints = (_listed(model.get(key)) for key in ('teacher', 'teacher_ckpt'))
-    if any(network.get('train_cfg') for network in networks):
-        yield 'model.teacher.train_cfg has no effect, because the teacher is not trained.'
-    several = isinstance(model['teacher'], (list, tuple))
-    given = _normalisation(model)
-    for number, checkpoint in enumerate(checkpoints):
-        # With a data preprocessor of its own a teacher is given what it says.
-        if not checkpoint or _normalisation(networks[number if several else 0]):
-            continue
-        trained_cfg = _config_of_checkpoint(checkpoint)
-        trained = _normalisation(trained_cfg.get('model'), trained_cfg)
-        if not all(np.allclose(*pair, atol=1) for pair in zip(given, trained)):  # grey levels
-            mean, std = trained
-            place = f'model.teacher[{number}]' if several else 'model.teacher'
-            yield (
-                f'model.teacher_ckpt={checkpoint}: the teacher was trained on images with mean '
-                f'{mean} and std {std}, but is given images with mean {given[0]} and std '
-                f"{given[1]}, as the student is; set {place}.data_preprocessor=dict(type='Cls"
-                f"DataPreprocessor', mean={mean}, std={std})."
-            )
-
-
-def _listed(given: Any) -> list[Any]:
-    """Return the settings of several teachers, or those of one, as a list."""
-    return list(given) if isinstance(given, (list, tuple)) else [given]
-
-
-def _brings_weights(network: Any) -> bool:
-    """Tell whether a network initialises itself, from a file or in its constructor."""
-    kinds = ('Pretrained', 'crd_plugin.plain_network')
-    return any(part.get('pretrained') or part.get('type') in kinds for _, part in walk(network))
 
 
 def _normalisation(*parts: Any) -> list[Any]:
