@@ -22,7 +22,6 @@ from mmengine.logging import MMLogger
 from mmengine.optim import OptimWrapper, build_optim_wrapper
 from mmengine.registry import MODELS, PARAM_SCHEDULERS, DefaultScope
 from mmengine.runner import Runner
-from torch import nn
 
 from crd_plugin.compat import load_checkpoint_file
 from crd_plugin.engine.hooks.strict_loading_hook import load_run
@@ -175,8 +174,13 @@ def _try_steps(
     model: Any, cfg: dict[str, Any], batch: Any, wrapper: OptimWrapper, report: DryRunReport
 ) -> None:
     """Run one step, or one per stage, and report what is computed and recorded."""
+    # MMEngine's own loop begins no stage, which a model with stages complains about.
+    stages, train_cfg = [''], cfg.get('train_cfg') or {}
+    if train_cfg.get('stage_epochs') is not None:
+        spans = split_epochs(model, train_cfg['max_epochs'], train_cfg['stage_epochs'])
+        stages = [span.name for span in spans]
     try:
-        for stage in _stages_of(model, cfg.get('train_cfg') or {}):
+        for stage in stages:
             if stage:
                 model.set_stage(stage)
             with watch(model, report):
@@ -188,21 +192,6 @@ def _try_steps(
         report.recorders += read_recorders(model, cfg['model'])
     if hasattr(model, 'distiller'):
         _check_needs(model.distiller)
-
-
-def _stages_of(model: nn.Module, train_cfg: Mapping[str, Any]) -> list[str]:
-    """Names of the stages that the training loop goes through; one empty name without stages."""
-    stages = list(getattr(model, 'stages', None) or ())
-    if train_cfg.get('stage_epochs') is not None:
-        if not stages:
-            raise ValueError(
-                'train_cfg.stage_epochs: the model has no stages; take a schedule without a first '
-                'stage.'
-            )
-        spans = split_epochs(stages, train_cfg['max_epochs'], train_cfg['stage_epochs'])
-        stages = [span.name for span in spans]
-    # MMEngine's own loop begins no stage, which the model complains about in the step.
-    return stages if stages and (not train_cfg or 'type' in train_cfg) else ['']
 
 
 def _one_step(model: Any, batch: Any, wrapper: OptimWrapper) -> dict[str, Any]:

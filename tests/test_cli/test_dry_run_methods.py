@@ -105,7 +105,7 @@ def test_online():
             "model: The model has the stages ('init', 'main'), but none was begun; train it with "
             "train_cfg=dict(type='crd_plugin.StagedTrainLoop'",
         ),
-        (ab, {'model': small_runs.model()}, 'train_cfg.stage_epochs: the model has no stages'),
+        (ab, {'model': small_runs.model()}, 'Use a schedule without stage_epochs.'),
         (ab, {'train_cfg.max_epochs': 2}, 'train_cfg.max_epochs is 2, of which'),
         (ab, {'model.stages': 'init'}, "stages is 'init', expected Sequence[dict]"),
         # In the first stage, or when it infers its widths.

@@ -1,5 +1,7 @@
 """StagedTrainLoop: switching, resuming, several processes."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from mmengine.config import Config
@@ -163,8 +165,12 @@ def test_split_epochs():
         (dict(b=2, a=1), [('a', 0, 1), ('b', 1, 3), ('c', 3, 6)]),
         (dict(a=0, b=2), [('b', 0, 2), ('c', 2, 6)]),
     ):
-        assert split_epochs(['a', 'b', 'c'], 6, first) == [Span(*span) for span in spans]
-    assert split_epochs(['main'], 5, {}) == [Span('main', 0, 5)]
+        assert split_epochs(with_stages('abc'), 6, first) == [Span(*span) for span in spans]
+    assert split_epochs(with_stages(['main']), 5, {}) == [Span('main', 0, 5)]
+
+
+def with_stages(stages):
+    return SimpleNamespace(stages=tuple(stages))
 
 
 @pytest.mark.parametrize(
@@ -185,7 +191,7 @@ def test_split_epochs():
 )
 def test_epochs_that_do_not_fit(stages, epochs, first, text):
     with pytest.raises(ValueError, match=text):
-        split_epochs(stages, epochs, first)
+        split_epochs(with_stages(stages), epochs, first)
 
 
 @pytest.mark.parametrize(
