@@ -224,12 +224,12 @@ def prepare(
     if numbered is not None:
         read_labels = numbered.get_gt_labels if labels is None else labels.numpy
         dataset = SimpleNamespace(num_samples=data.rows, get_gt_labels=read_labels)
-    loop, remarks = _Loop(None, SimpleNamespace(dataset=dataset)), []
+    remarks: list[str] = []
     logger = SimpleNamespace(info=remarks.append)
     runner = SimpleNamespace(model=model, hooks=hooks, seed=0, logger=logger)
-    runner._train_loop = runner.train_loop = loop
+    runner._train_loop = runner.train_loop = _Loop(runner, SimpleNamespace(dataset=dataset))
     for hook in hooks:
-        if isinstance(hook, tuple(_WRITERS.values())):
+        if isinstance(hook, (MemoryBankHook, CoCoRDHook)):
             hook.before_run(runner)
     if data.rows == known:
         report.notes += [remark for remark in remarks if 'negatives' in remark]

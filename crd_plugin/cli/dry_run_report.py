@@ -2,7 +2,7 @@
 
 from collections import namedtuple
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -53,7 +53,7 @@ class DryRunReport:
         error (BaseException, optional): What the last problem was raised as.
     """
 
-    config: str = ''
+    config: str
     data: str = ''
     images: str = ''
     teacher: str = ''
@@ -87,18 +87,15 @@ def watch(model: nn.Module, report: DryRunReport) -> Iterator[None]:
             row = ConnectorRow(name, kind, describe(given[0]), describe(output), number)
             report.connectors.append(row)
 
-    handles = [
-        getattr(model, part).register_forward_pre_hook(partial(see_network, name))
-        for name, part in (('student', 'architecture'), ('teacher', 'teacher'))
-        if getattr(model, part, None)
-    ]
-    for name, connector in connectors.items():
-        handles.append(connector.register_forward_hook(partial(see_connector, name)))
-    try:
+    with ExitStack() as handles:
+        for name, part in (('student', 'architecture'), ('teacher', 'teacher')):
+            if getattr(model, part, None):
+                hook = partial(see_network, name)
+                handles.callback(getattr(model, part).register_forward_pre_hook(hook).remove)
+        for name, connector in connectors.items():
+            hook = partial(see_connector, name)
+            handles.callback(connector.register_forward_hook(hook).remove)
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def read_recorders(model: nn.Module, cfg: Mapping[str, Any]) -> Iterator[RecorderRow]:

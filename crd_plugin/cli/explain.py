@@ -139,12 +139,12 @@ def _channel_hint(calls: list[_Call]) -> str:
     """Line about images that are not of the three channels that the data preprocessor has."""
     for frame, _, place in calls:
         owner, data = (frame.f_locals.get(name) for name in ('self', 'data'))
-        is_input = isinstance(owner, BaseDataPreprocessor) and isinstance(data, Mapping)
-        if not is_input or getattr(owner, 'mean', None) is None or owner.mean.numel() != 3:
+        if not isinstance(owner, BaseDataPreprocessor) or not isinstance(data, Mapping):
             continue
+        mean = getattr(owner, 'mean', None)
         for image, sample in zip(data['inputs'], data['data_samples'], strict=False):
             found = image.size(-3)
-            if found not in (1, 3):
+            if isinstance(mean, Tensor) and mean.numel() == 3 and found not in (1, 3):
                 path = getattr(sample, 'img_path', 'an image')
                 return (
                     f'{place}: {path} has {found} channels, mean and std have 3; load the images '
