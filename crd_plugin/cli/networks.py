@@ -151,12 +151,7 @@ def _of_timm(name: str, num_classes: int | None, pretrained: bool) -> dict[str, 
 def _of_constructor(source: str, num_classes: int | None) -> dict[str, Any]:
     """Network that a class or function returns."""
     constructor = MODELS.get(source)
-    if constructor is None:
-        raise ValueError(
-            f'{source} cannot be imported; give a class or function of a module, not one that is '
-            'defined within a function or typed into an interpreter.'
-        )
-    parameters = inspect.signature(constructor).parameters.values()
+    parameters = inspect.signature(constructor).parameters.values() if constructor else ()
     takes = any(p.name == 'num_classes' or p.kind is p.VAR_KEYWORD for p in parameters)
     given = dict(num_classes=num_classes) if takes and num_classes is not None else {}
     return _plain(num_classes, source=source, **given)
