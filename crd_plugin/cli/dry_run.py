@@ -35,9 +35,9 @@ from .dry_run_data import (
     Data,
     check_classes,
     check_weights,
+    ends_with_one_sample,
     prepare,
     read_data,
-    size_of_last_batch,
 )
 from .dry_run_report import DryRunReport, LossRow, count_parameters, measure, read_recorders, watch
 from .explain import explain
@@ -134,7 +134,7 @@ def _run(
         model_cfg.setdefault('data_preprocessor', cfg['data_preprocessor'])
     check_weights(cfg, use_teacher_ckpt, report)
     data = read_data(cfg, 'train_dataloader', report.notes, stand_ins)
-    last = size_of_last_batch(cfg, data)
+    ends_with_one = ends_with_one_sample(cfg, data)
     report.data = str(data)
     use_pretrained_init()
     model = MODELS.build(copy.deepcopy(model_cfg)).to(get_device())
@@ -161,7 +161,7 @@ def _run(
     optimizer = copy.deepcopy(cfg.get('optim_wrapper') or dict(optimizer=dict(type='SGD', lr=0.1)))
     wrapper = build_optim_wrapper(model, optimizer)
     _try_steps(model, cfg, batch, wrapper, report)
-    if last == 1:
+    if ends_with_one:
         _try_one_sample(model, data, wrapper)
     # A network may take images of the training's size only.
     _try_validation(model, cfg, stand_ins, report, views[0].shape[-2:])

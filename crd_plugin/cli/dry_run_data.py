@@ -152,22 +152,21 @@ def read_data(
     return data
 
 
-def size_of_last_batch(cfg: Mapping[str, Any], data: Data) -> int | None:
-    """Return the size of an epoch's last batch on a rank; None where it is not known."""
+def ends_with_one_sample(cfg: Mapping[str, Any], data: Data) -> bool:
+    """Tell whether the last batch of an epoch has one sample; raise an error if there is none."""
     loader = cfg['train_dataloader']
     sampler, batch_size = (loader.get('sampler') or {}).get('type'), loader.get('batch_size')
     if data.num_samples is None or batch_size is None or sampler != 'DefaultSampler':
-        return None
+        return False  # it is not known
     samples = -(-len(data.dataset) // int(os.environ.get('WORLD_SIZE', 1)))
-    if not loader.get('drop_last'):
-        return samples % batch_size or batch_size
-    if samples < batch_size:
+    if loader.get('drop_last') and samples < batch_size:
         raise PlacedError(
             f'train_dataloader: {samples} samples per process, batch_size={batch_size} and '
             f'drop_last=True leave no batch; lower batch_size to at most {samples}, or set '
             'drop_last=False.'
         )
-    return batch_size
+    left = 0 if loader.get('drop_last') else samples % batch_size
+    return (left or batch_size) == 1
 
 
 def check_classes(model: nn.Module, data: Data) -> None:

@@ -22,7 +22,7 @@ RecorderRow = namedtuple('RecorderRow', 'side name type source output')
 ConnectorRow = namedtuple('ConnectorRow', 'name type inputs output parameters')
 # A loss, whether it is part of the sum, and the L2 norm of its gradient (or why there is none)
 # with respect to the student, the teacher, and all other parts: connectors, losses, branches.
-LossRow = namedtuple('LossRow', 'name value summed student connectors teacher')
+LossRow = namedtuple('LossRow', 'name value summed student others teacher')
 # A bank at full size, None if that is unknown; `stand_in` rows were used instead.
 BankRow = namedtuple('BankRow', 'name rows width mib stand_in')
 # Numbers of parameters of a part of the model.
@@ -33,7 +33,7 @@ _NAMES = dict(
     parts='Parameters',
     summed='',
     student='gradient: student',
-    connectors='other parts',
+    others='other parts',
     rows='rows per side',
     mib='MiB',
     stand_in='rows here',

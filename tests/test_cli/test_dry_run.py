@@ -122,8 +122,8 @@ def test_sound_distillation():
     assert list(losses) == ['student.loss', 'distill.loss_crd', 'distill.loss_kd']
     for row in losses.values():
         assert row.summed and row.teacher == 'frozen' and row.student > 0
-    assert losses['student.loss'].connectors == 'none'
-    assert losses['distill.loss_crd'].connectors > 0
+    assert losses['student.loss'].others == 'none'
+    assert losses['distill.loss_crd'].others > 0
     (bank,) = report.banks
     assert (bank.rows, bank.width, bank.stand_in) == (20, 8, 20)
     assert bank.mib == pytest.approx(2 * 20 * 8 * 4 / 2**20)
@@ -131,12 +131,13 @@ def test_sound_distillation():
     assert parts['connectors'] == (50 * 8, 50 * 8)
     assert parts['teacher'][0] == 0 and parts['teacher'][1] > 0
     text = render(report)
+    titles = 'Data Inputs Recorders Connectors Losses Memory Parameters fine'
+    assert [block.split()[0] for block in text.split('\n\n')] == titles.split()
     for words in (
-        'frozen',
+        'gradient: student  other parts  teacher\n',
         '4 x 3 x 8 x 8 uint8 (training samples)',
         'SampleIndexDataset, 20 samples, 10 classes',
         'Teacher  no checkpoint',
-        'fine',
     ):
         assert words in text
 
@@ -154,7 +155,7 @@ def test_vanilla():
     assert report.problems == [] and report.notes == [] and report.images[:9] == '3 x 3 x 8'
     (row,) = report.losses
     assert row.name == 'loss' and row.student > 0
-    assert (row.connectors, row.teacher) == ('-', '-')
+    assert (row.others, row.teacher) == ('-', '-')
     assert not report.recorders and not report.banks
     assert [row.part for row in report.parts] == ['model']
 

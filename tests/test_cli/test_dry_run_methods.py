@@ -49,11 +49,11 @@ def test_both_stages_are_run(method):
     if method is ab:
         first = 'init: distill.loss_ab'
         assert set(rows) == main | {first}
-        assert rows[first].student > 0 and rows[first].connectors > 0
+        assert rows[first].student > 0 and rows[first].others > 0
     else:
         first = 'init: distill.loss_ft_reconstruction'
         assert set(rows) == main | {first, 'main: distill.loss_ft'}
-        assert rows[first].student == '-' and rows[first].connectors > 0
+        assert rows[first].student == '-' and rows[first].others > 0
         assert rows['main: distill.loss_ft'].student > 0
     # No row twice, and nothing that one stage alone records is missing.
     assert len({(row.side, row.name) for row in report.recorders}) == len(report.recorders) == 6
@@ -90,7 +90,7 @@ def test_online():
     assert [row.name for row in summed] == names.split()
     assert all(row.student > 0 for row in summed)
     # The student's own cross-entropy does not reach the other branches.
-    assert [row.connectors == 'none' for row in summed] == [True, False, False, False, False]
+    assert [row.others == 'none' for row in summed] == [True, False, False, False, False]
     assert [row.part for row in report.parts] == ['student', 'branches', 'gate']
     text = render(report)
     assert 'gradient: student  other parts' in text and 'accuracy' in text
