@@ -38,8 +38,6 @@ INPUT_SHAPE = (3, 32, 32)
 # A bank of more rows is not allocated; so many stand in for it, as for samples without files.
 _MOST_ROWS, _STAND_INS = 65536, 4096
 _LARGE = (512, 512)  # more than pipelines crop or resize to
-# What leaves an update in a forward pass, and the hook that writes the update.
-_WRITERS = {MemoryBank: MemoryBankHook, KeyQueue: CoCoRDHook}
 
 
 class _StandIn(BaseDataset):
@@ -196,30 +194,17 @@ def prepare(
     model: nn.Module, cfg: Mapping[str, Any], data: Data, batch_size: int, report: DryRunReport
 ) -> dict[str, Any]:
     """Read samples, and let the hooks prepare the model for them as they do before a training."""
-    hooks = []
-    for hook in [*(cfg.get('default_hooks') or {}).values(), *(cfg.get('custom_hooks') or ())]:
-        with suppress(RuntimeError):  # some ask for the runner's visualizer
-            if hook:
-                hooks.append(HOOKS.build({k: v for k, v in hook.items() if k != 'priority'}))
-    for state, writer in _WRITERS.items():
-        has_state = any(isinstance(module, state) for module in model.modules())
-        if has_state and not any(isinstance(hook, writer) for hook in hooks):
-            raise ValueError(
-                f'no {writer.__name__} writes the {state.__name__} of the model; add '
-                f"dict(type='crd_plugin.{writer.__name__}') to default_hooks, or to custom_hooks "
-                '(a config that sets custom_hooks replaces the list of its _base_).'
-            )
+    hooks = _build_hooks(model, cfg)
     banks = {name: bank for name, bank in model.named_modules() if isinstance(bank, MemoryBank)}
     given = max((bank.num_samples for bank in banks.values()), default=0)  # allocated already
     known = data.num_samples or given or None
     data.rows = known if known and (given or known <= _MOST_ROWS) else _STAND_INS
     batch = data.read_batch(batch_size)
-    numbered, labels = index_dataset(data.dataset), data.labels
+    dataset, labels, numbered = data.dataset, data.labels, index_dataset(data.dataset)
     if data.num_samples is None or (labels is not None and len(labels) != data.rows):
         labels = torch.arange(data.rows) % (data.num_classes or 2)
         for sample in batch['data_samples'] if banks and numbered is not None else ():
             labels[sample.sample_idx] = sample.gt_label
-    dataset = data.dataset
     if numbered is not None:
         read_labels = numbered.get_gt_labels if labels is None else labels.numpy
         dataset = SimpleNamespace(num_samples=data.rows, get_gt_labels=read_labels)
@@ -236,6 +221,24 @@ def prepare(
         mib = known and bank.num_bytes / data.rows * known / 2**20
         report.banks.append(BankRow(name, known, bank.embed_dim, mib, data.rows))
     return batch
+
+
+def _build_hooks(model: nn.Module, cfg: Mapping[str, Any]) -> list[Any]:
+    """Build every hook; one must write what a forward pass leaves behind."""
+    hooks = []
+    for hook in [*(cfg.get('default_hooks') or {}).values(), *(cfg.get('custom_hooks') or ())]:
+        with suppress(RuntimeError):  # some ask for the runner's visualizer
+            if hook:
+                hooks.append(HOOKS.build({k: v for k, v in hook.items() if k != 'priority'}))
+    for state, writer in ((MemoryBank, MemoryBankHook), (KeyQueue, CoCoRDHook)):
+        is_left = any(isinstance(module, state) for module in model.modules())
+        if is_left and not any(isinstance(hook, writer) for hook in hooks):
+            raise ValueError(
+                f'no {writer.__name__} writes the {state.__name__} of the model; add '
+                f"dict(type='crd_plugin.{writer.__name__}') to default_hooks, or to custom_hooks "
+                '(a config that sets custom_hooks replaces the list of its _base_).'
+            )
+    return hooks
 
 
 def _stand_in(
