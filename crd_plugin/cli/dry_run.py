@@ -30,7 +30,7 @@ from crd_plugin.models.algorithms.pretrained_init import use_pretrained_init
 from crd_plugin.models.key_queue import KeyQueue
 from crd_plugin.models.memory_bank import MemoryBank
 
-from .arguments import UsageError, load_config, merge_options
+from .arguments import UsageError, check_checkpoint, load_config, merge_options
 from .dry_run_data import (
     Data,
     check_classes,
@@ -143,6 +143,7 @@ def _run(
         for bank in (module for module in model.modules() if isinstance(module, MemoryBank)):
             bank.keep_rows = False  # they are checked when the data are known
         role, loaded = '--resume' if cfg.get('resume') else 'load_from', cfg['load_from']
+        check_checkpoint(loaded, role)
         load_run(model, load_checkpoint_file(loaded), role, loaded)
     report.parts = count_parameters(model)
     check_classes(model, data)

@@ -362,7 +362,10 @@ param_scheduler = dict(type='StepLR', step_size=1, by_epoch=False, convert_to_it
 > param_scheduler: Only epoch-based
 
 load_from = 'nowhere/a.pth'
-> checkpoint nowhere/a.pth does not exist; give
+> load_from nowhere/a.pth does not exist; give
+
+model.architecture.backbone.init_cfg = dict(type='Pretrained', checkpoint='nowhere/b.pth')
+> model.architecture.backbone: checkpoint nowhere/b.pth does not exist; give
 
 model.teacher_ckpt = 'nowhere/teacher.pth'
 > teacher_ckpt=nowhere/teacher.pth does not exist; give the path of a trained checkpoint.
