@@ -1,6 +1,5 @@
 """Training in stages: one config, one command, one run."""
 
-from collections.abc import Sequence
 from typing import Any
 
 from mmengine.model import is_model_wrapper
@@ -47,13 +46,7 @@ class StagedTrainLoop(EpochBasedTrainLoop):
         val_interval: int = 1,
         **kwargs,
     ) -> None:
-        model = _unwrap(runner.model)
-        if not getattr(model, 'stages', None):
-            raise ValueError(
-                'StagedTrainLoop trains a model with stages, such as crd_plugin.StagedDistill; '
-                f'{type(model).__name__} has none. Use a schedule without stage_epochs.'
-            )
-        self.spans = split_epochs(list(model.stages), max_epochs, stage_epochs)
+        self.spans = split_epochs(_unwrap(runner.model), max_epochs, stage_epochs)
         # An attribute of DistributedDataParallel only.
         if getattr(runner.model, 'find_unused_parameters', True) is False:
             raise ValueError(
@@ -93,14 +86,20 @@ class StagedTrainLoop(EpochBasedTrainLoop):
 
 
 def split_epochs(
-    stages: Sequence[str], max_epochs: int, stage_epochs: dict[str, int]
+    model: nn.Module, max_epochs: int, stage_epochs: dict[str, int]
 ) -> dict[str, range]:
-    """Divide the epochs, counted from 0, among the stages; return those that have some."""
+    """Divide the epochs, counted from 0, among the stages of a model; return those with some."""
+    stages: list[str] = list(getattr(model, 'stages', None) or ())
+    if not stages:
+        raise ValueError(
+            'StagedTrainLoop trains a model with stages, such as crd_plugin.StagedDistill; '
+            f'{type(model).__name__} has none. Use a schedule without stage_epochs.'
+        )
     *first, last = stages
     if set(stage_epochs) != set(first):
         raise ValueError(
             f'train_cfg.stage_epochs has {list(stage_epochs)}, but the model has the stages '
-            f'{list(stages)}; give the epochs of all but the last.'
+            f'{stages}; give the epochs of all but the last.'
         )
     spans, begin = {}, 0
     for name in first:

@@ -76,7 +76,7 @@ class EmbeddingConnector(BaseModule):
             raise ValueError(
                 f'The feature has {x.size(1)} values per sample, EmbeddingConnector has '
                 f'in_channels={self.in_channels}; set in_channels={x.size(1)}, or leave it out '
-                'to infer it.'
+                'and set model.input_shape to the size of the training images.'
             )
         if self.head == 'linear':
             x = self.linear(x.to(self.linear.weight.dtype))

@@ -1,5 +1,7 @@
 """StagedTrainLoop: switching, resuming, several processes."""
 
+from types import SimpleNamespace
+
 import pytest
 from mmengine.hooks import Hook
 
@@ -159,8 +161,12 @@ def test_split_epochs():
         (dict(b=2, a=1), dict(a=range(1), b=range(1, 3), c=range(3, 6))),
         (dict(a=0, b=2), dict(b=range(2), c=range(2, 6))),
     ):
-        assert list(split_epochs(['a', 'b', 'c'], 6, first).items()) == list(spans.items())
-    assert split_epochs(['main'], 5, {}) == dict(main=range(5))
+        assert list(split_epochs(with_stages('abc'), 6, first).items()) == list(spans.items())
+    assert split_epochs(with_stages(['main']), 5, {}) == dict(main=range(5))
+
+
+def with_stages(stages):
+    return SimpleNamespace(stages=tuple(stages))
 
 
 @pytest.mark.parametrize(
@@ -181,7 +187,7 @@ def test_split_epochs():
 )
 def test_epochs_that_do_not_fit(stages, epochs, first, text):
     with pytest.raises(ValueError, match=text):
-        split_epochs(stages, epochs, first)
+        split_epochs(with_stages(stages), epochs, first)
 
 
 @pytest.mark.parametrize(
