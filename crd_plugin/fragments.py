@@ -20,19 +20,15 @@ def join(pair: Mapping, *methods: Mapping) -> ConfigDict:
         model = join(_base_.pair, _base_.crd, _base_.kd)
 
     Methods may share a recorder; any other part belongs to one method. Where two fragments
-    disagree, nothing is overwritten: it is an error that names both.
-
-    The loss of the student's own head has weight 1, or ``student_loss_weight`` of a method. What a
-    method sets under ``alone`` counts only if no other method is joined: KD alone is 0.1
-    cross-entropy + 0.9 KL, beside another method both weights are 1. What was published for one
-    pair only stands in the pair, under ``published``, by the name of a loss.
+    disagree, it is an error that names both. The student's own loss has weight 1, or
+    ``student_loss_weight`` of a method. See ``docs/combining_methods.md``.
 
     Args:
-        pair (Mapping): Networks: ``architecture`` (the student), ``teacher``, ``teacher_ckpt``, and
-            optionally ``published`` and other settings of the algorithm.
-        *methods (Mapping): Fragments, each with the ``type`` of the algorithm and a
-            ``distiller``, and optionally settings of the networks or of the algorithm,
-            ``student_loss_weight`` and ``alone``.
+        pair (Mapping): Networks: ``architecture`` (the student), ``teacher``, ``teacher_ckpt``;
+            settings of the algorithm; under ``published``, by the name of a loss, what was
+            published for this pair only.
+        *methods (Mapping): Fragments, each with the ``type`` of the algorithm and a ``distiller``;
+            settings of networks or algorithm; under ``alone``, what counts without other methods.
 
     Returns:
         ConfigDict: Config of the algorithm. The fragments are not changed.
@@ -72,9 +68,8 @@ def join(pair: Mapping, *methods: Mapping) -> ConfigDict:
 def seeds(pair: Mapping, number: int) -> ConfigDict:
     """Replace the teacher of a pair by an ensemble of its trainings with the seeds 0, 1, ...
 
-    ``tools/run_table.py --seeds 0 1 ...`` puts the checkpoints where they are then looked for. In a
-    leaf: ``model = join(seeds(_base_.pair, 4), _base_.crd)``. For other members set
-    ``model.teacher_ckpt``, and ``model.teacher`` if they differ, to lists.
+    In a leaf: ``model = join(seeds(_base_.pair, 4), _base_.crd)``; the checkpoints are those of
+    ``tools/run_table.py --seeds 0 1 ...``.
 
     Args:
         pair (Mapping): Networks, with a ``teacher_ckpt`` in the folder of the teacher's config.

@@ -59,12 +59,6 @@ def init_dist_on_cpu_slurm():
     start_process_group('slurm', SLURM_PROCID='0', SLURM_NTASKS='1', SLURM_NODELIST='localhost')
 
 
-def init_dist_on_cpu_mpi():
-    ranks = dict(RANK='0', LOCAL_RANK='0', SIZE='1')
-    variables = {f'OMPI_COMM_WORLD_{key}': value for key, value in ranks.items()}
-    start_process_group('mpi', **variables)
-
-
 def start_process_group(launcher, **variables):
     """Start and end a group of one process with the default backend."""
     import torch.distributed
@@ -93,31 +87,16 @@ def wrap_model_on_cpu():
 
 
 def scale_gradients_on_cpu():
-    amp_step(None, 'bfloat16')  # the default of a CPU
-
-
-def autocast_float16_on_cpu():
-    """Autocast of a CPU in float16, alone and in a step of --amp."""
-    import torch
-    from mmengine.runner.amp import autocast
-
-    with autocast('cpu', dtype=torch.float16):
-        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float16
-    amp_step('float16', 'float16')
-
-
-def amp_step(dtype, expected):
-    """One optimizer step in mixed precision."""
+    """One optimizer step in the default precision of a CPU."""
     import torch
     from mmengine.optim import AmpOptimWrapper
 
     model = torch.nn.Linear(4, 2)
     before = model.weight.detach().clone()
-    wrapper = AmpOptimWrapper(optimizer=torch.optim.SGD(model.parameters(), lr=0.1), dtype=dtype)
+    wrapper = AmpOptimWrapper(optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
     with wrapper.optim_context(model):
         output = model(torch.ones(3, 4))
-    assert output.dtype == getattr(torch, expected), output.dtype
-    # Scaled by 65536, a gradient of 1 would overflow float16.
+    assert output.dtype == torch.bfloat16, output.dtype
     wrapper.update_params(output.float().sum() / 100)
     # Gradient 0.03 times learning rate 0.1, whatever the loss scale.
     change = before - model.weight
@@ -174,20 +153,6 @@ def turn_off_inplace_layers():
     assert not net.layer[1].inplace, 'the ReLU works in place'
 
 
-def find_default_weight_decay():
-    """Decay the learning rate per layer with an optimizer as it is by default."""
-    import torch
-    from mmpretrain.engine.optimizers import LearningRateDecayOptimWrapperConstructor
-
-    net = torch.nn.Linear(2, 1)
-    net.get_layer_depth = lambda name: (0, 2)
-    constructor = LearningRateDecayOptimWrapperConstructor(
-        dict(optimizer=dict(type='AdamW', lr=1.0)), dict(layer_decay_rate=0.5)
-    )
-    groups = constructor(net).optimizer.param_groups
-    assert [(group['lr'], group['weight_decay']) for group in groups] == [(0.5, 0.01)] * 2
-
-
 def find_soft_cross_entropy():
     import torch
 
@@ -241,7 +206,6 @@ def repair_torchvision():
 def build_project(**settings):
     """Runner of a project that knows MMEngine alone."""
     import torch
-    from mmengine.evaluator import BaseMetric
     from mmengine.model import BaseModel
     from mmengine.runner import Runner
 
@@ -251,32 +215,16 @@ def build_project(**settings):
             self.layer = torch.nn.Linear(2, 1)
 
         def forward(self, inputs, target, mode='tensor'):
-            output = self.layer(inputs)
-            return dict(loss=((output - target) ** 2).mean()) if mode == 'loss' else [output.sum()]
-
-    class Metric(BaseMetric):
-        def process(self, data_batch, data_samples):
-            self.results += data_samples
-
-        def compute_metrics(self, results):
-            return dict(accuracy=float(sum(results)))
+            return dict(loss=((self.layer(inputs) - target) ** 2).mean())
 
     data = [dict(inputs=torch.tensor([i, 1.0]), target=torch.tensor([2.0 * i])) for i in range(4)]
     sampler, collate = dict(type='DefaultSampler', shuffle=True), dict(type='default_collate')
-    loader = dict(dataset=data, batch_size=2, sampler=sampler, collate_fn=collate)
-    max_epochs = settings.pop('max_epochs', 1)
     torch.manual_seed(0)
     return Runner(
         model=Net(),
         work_dir=tempfile.mkdtemp(dir=os.environ['PROBE_DIR']),
-        train_dataloader=loader,
-        val_dataloader=loader,
-        test_dataloader=loader,
-        train_cfg=dict(by_epoch=True, max_epochs=max_epochs),
-        val_cfg=dict(),
-        test_cfg=dict(),
-        val_evaluator=[Metric()],
-        test_evaluator=[Metric()],
+        train_dataloader=dict(dataset=data, batch_size=2, sampler=sampler, collate_fn=collate),
+        train_cfg=dict(by_epoch=True, max_epochs=settings.pop('max_epochs')),
         optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.01)),
         randomness=dict(seed=0),
         experiment_name=f'probe_{os.urandom(4).hex()}',
@@ -285,24 +233,20 @@ def build_project(**settings):
 
 
 def project_runs():
-    """Validate without training, train, test, load, resume: numbers, logs and files."""
+    """Train and resume: numbers, logs and files."""
     import torch
 
     allowed = sorted(map(str, torch.serialization.get_safe_globals()))
-    before = build_project().val()
-    hook = dict(checkpoint=dict(type='CheckpointHook', save_best='accuracy', max_keep_ckpts=1))
-    runner = build_project(max_epochs=2, default_hooks=hook)
+    runner = build_project(max_epochs=2)
     runner.train()
     file = f'{runner.work_dir}/epoch_2.pth'
     # Without it, MMEngine alone cannot load what it has written.
     with mock.patch.dict(os.environ, TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD='1'):
-        tested = build_project(load_from=file).test()
         resumed = build_project(max_epochs=3, load_from=file, resume=True)
         resumed.train()
-    losses = resumed.message_hub.get_scalar('train/loss').data[0].tolist()
     logged = {
         name: [float(value) for value in buffer.data[0]]
-        for name, buffer in runner.message_hub.log_scalars.items()
+        for name, buffer in resumed.message_hub.log_scalars.items()
         if 'time' not in name
     }
     # Names of runs are times.
@@ -310,53 +254,9 @@ def project_runs():
     files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob('*'))
     files = [file.replace(runner.timestamp, 'TIME') for file in files]
     assert sorted(map(str, torch.serialization.get_safe_globals())) == allowed
-    assert {'train/loss', 'train/lr', 'val/accuracy'} <= set(logged), set(logged)
+    assert {'train/loss', 'train/lr'} <= set(logged), set(logged)
     hooks = sorted(type(hook).__name__ for hook in runner.hooks)
-    weights = runner.model.layer.weight.tolist()
-    return [before, weights, runner.test(), tested, losses, logged, files, hooks]
-
-
-def files_of_others_load():
-    """Load what is more than tensors with torch alone."""
-    import numpy as np
-    import torch
-
-    folder = Path(os.environ['PROBE_DIR'])
-    array = np.array([(1, 2.5)], dtype=[('a', 'i4'), ('b', 'f8')])
-    torch.save(dict(array=array), folder / 'array.pth')
-    torch.jit.script(torch.nn.Linear(1, 1)).save(folder / 'script.pth')
-    found = [str(torch.load(folder / 'array.pth', weights_only=False))]
-    found.append(type(torch.jit.load(folder / 'script.pth')).__name__)
-    for name in ('array.pth', 'script.pth'):
-        try:
-            torch.load(folder / name)
-        except Exception as error:
-            found.append(type(error).__name__)
-    return found
-
-
-def written_files_keep_mode_and_links():
-    """Write a file again through MMEngine's local backend."""
-    from mmengine.fileio import LocalBackend
-
-    path, link = (Path(os.environ['PROBE_DIR'], name) for name in ('a' * 255, 'link'))
-    path.write_text('old')
-    path.chmod(0o640)
-    os.link(path, link)
-    LocalBackend().put(b'new', path)
-    assert path.stat().st_mode & 0o777 == 0o640
-    assert link.read_text() == 'new' and path.samefile(link)
-
-
-def logged_numbers_stay():
-    """Log a tensor, then change it."""
-    import torch
-    from mmengine.logging import MessageHub
-
-    hub, loss = MessageHub('probe'), torch.tensor(1.0)
-    hub.update_scalar('loss', loss)
-    loss.add_(1)
-    assert hub.get_scalar('loss').current() == 1
+    return [runner.model.layer.weight.tolist(), logged, files, hooks]
 
 
 def allowed_globals_are_kept():
@@ -390,24 +290,15 @@ BROKEN = {
     inherit_our_configs: 'KeyError',
     init_dist_on_cpu_pytorch: 'Error',
     init_dist_on_cpu_slurm: 'ZeroDivisionError',
-    init_dist_on_cpu_mpi: 'Error',
     scale_gradients_on_cpu: 'only available training on gpu',
-    autocast_float16_on_cpu: 'only support `torch.bfloat16`',
     start_data_loading_late: 'started when it was built',
     load_log_history: 'Weights only load failed',
     replace_quantization_tables: 'torch>=1.13',
     turn_off_inplace_layers: 'the ReLU works in place',
-    find_default_weight_decay: 'weight_decay',
     find_soft_cross_entropy: 'PlaceHolder',
     wrap_model_on_cpu: 'device_ids',  # the last one, because it leaves a process group behind
 }
-SOUND = (
-    project_runs,
-    written_files_keep_mode_and_links,
-    logged_numbers_stay,
-    allowed_globals_are_kept,
-    files_of_others_load,
-)
+SOUND = (project_runs, allowed_globals_are_kept)
 ONE_RANK = dict(rank=0, world_size=1)
 KEPT = []  # until the process ends
 

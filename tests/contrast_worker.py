@@ -1,5 +1,6 @@
 """What the processes of tests/test_models/test_collectives.py do."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -16,21 +17,18 @@ from crd_plugin.models.memory_bank import gather_updates
 from . import small_runs
 
 WORLD, D = 2, 6
+LOSS = 'model__distiller__distill_losses__loss_crd__'
 # Batch sizes of the ranks, step by step: the first fixes Z.
 SIZES = {'even': [(4, 4), (4, 4)], 'uneven': [(5, 3), (1, 4), (3, 3)]}
+# Objective, exclusion, and whether ids (of a bank: rows to score) are given.
 MODES = [
-    (objective, exclude, ids)
-    for objective in ('nce', 'infonce')
-    for exclude, ids in (('class', False), ('instance', False), ('instance', True))
-]
-# A bank of 41 rows, so that the parts of two ranks differ.
-NUM_ROWS, NUM_NEGATIVES = 41, 12
-SHARD_SIZES = [(4, 4), (5, 3), (2, 4)]
-SHARD_MODES = [
     (objective, exclude, given)
     for objective in ('nce', 'infonce')
     for exclude, given in (('class', False), ('instance', False), ('instance', True))
 ]
+# A bank of 41 rows, so that the parts of two ranks differ.
+NUM_ROWS, NUM_NEGATIVES = 41, 12
+SHARD_SIZES = [(4, 4), (5, 3), (2, 4)]
 # Bits of float32 that a careless copy might change: quiet and signalling NaN, -0; and large ids.
 KEYS = [3, 0x7F800001_7FA00001, 0x80000000, 2**62 + 2**33 + 7, 0x7FC00000_FF800001 - 2**63]
 
@@ -40,12 +38,8 @@ class Connectors(nn.Module):
 
     def __init__(self, objective: str, exclude: str) -> None:
         super().__init__()
-        generator = torch.Generator().manual_seed(7)
-        for name in ('student', 'teacher'):
-            layer = nn.Linear(8, D).double()
-            for parameter in layer.parameters():
-                parameter.data.normal_(generator=generator)
-            setattr(self, name, layer)
+        torch.manual_seed(7)
+        self.student, self.teacher = nn.Linear(8, D).double(), nn.Linear(8, D).double()
         self.loss = CRDLoss(D, negatives='batch', objective=objective, exclude=exclude)
 
     def forward(self, s_feats, t_feats, sample_idx, labels) -> Tensor:
@@ -55,6 +49,12 @@ class Connectors(nn.Module):
             sample_idx,
             labels,
         )
+
+
+def split(whole: dict[str, Tensor], sizes: Sequence[int]) -> list[dict[str, Tensor]]:
+    """Batches of the ranks."""
+    parts = {key: value.split(list(sizes)) for key, value in whole.items()}
+    return [{key: parts[key][rank] for key in parts} for rank in range(len(sizes))]
 
 
 def make_steps(name: str) -> list[list[dict[str, Tensor]]]:
@@ -70,8 +70,7 @@ def make_steps(name: str) -> list[list[dict[str, Tensor]]]:
             labels=torch.arange(total) % 3,
         )
         whole['sample_idx'][-1] = whole['sample_idx'][0]
-        parts = {key: value.split(sizes) for key, value in whole.items()}
-        steps.append([{key: parts[key][rank] for key in parts} for rank in range(len(sizes))])
+        steps.append(split(whole, sizes))
     return steps
 
 
@@ -83,10 +82,8 @@ def contrast_batches(model: nn.Module, batches: list[dict[str, Tensor]], ids: bo
     """Losses and gradients of the weights, step by step."""
     seen = []
     inner = getattr(model, 'module', model)
-    for batch in batches:
-        batch = dict(batch)
-        if not ids:
-            batch['sample_idx'] = None
+    for given in batches:
+        batch = dict(given, sample_idx=given['sample_idx'] if ids else None)
         if inner.loss.exclude == 'instance':
             batch['labels'] = None
         model.zero_grad()
@@ -162,8 +159,7 @@ def make_bank_steps() -> list[list[dict[str, Tensor]]]:
             sample_idx=ids,
             contrast_idx=torch.cat([ids[:, None], given], 1),
         )
-        parts = {key: value.split(sizes) for key, value in whole.items()}
-        steps.append([{key: parts[key][rank] for key in parts} for rank in range(len(sizes))])
+        steps.append(split(whole, sizes))
     return steps
 
 
@@ -196,7 +192,7 @@ def with_shards(rank: int) -> dict[tuple, dict]:
     """Every mode that has an exact counterpart, and the rows gathered."""
     batches = [step[rank] for step in make_bank_steps()]
     found = {}
-    for objective, exclude, given in SHARD_MODES:
+    for objective, exclude, given in MODES:
         loss = make_bank_loss(objective, exclude, sharded=True)
         steps = contrast_with_bank(loss, batches, given)
         with loss.bank.gather_rows_for_checkpoint():
@@ -221,18 +217,13 @@ def _value(loss: CRDLoss, batch: dict[str, Tensor]) -> Tensor:
 
 def train_shards(folder: Path, name: str, **changes) -> None:
     """A real run of two epochs, each of which is saved."""
-    changes = {
-        **small_runs.without_validation(),
-        'train_cfg__max_epochs': 2,
-        'model__distiller__distill_losses__loss_crd__negatives': 'all',
-        **changes,
-    }
-    small_runs.build(folder / name, launcher='pytorch', **changes).train()
+    changes = {LOSS + 'negatives': 'all', 'train_cfg__max_epochs': 2, **changes}
+    small_runs.train(folder / name, launcher='pytorch', **changes)
 
 
 def real_runs(folder: Path) -> dict:
     """Sharded and not, resumed, by iterations, and a checkpoint by hand."""
-    sharded = {'model__distiller__distill_losses__loss_crd__sharded': True}
+    sharded = {LOSS + 'sharded': True}
     train_shards(folder, 'plain')
     train_shards(folder, 'sharded', **sharded)
     first = str(folder / 'sharded/epoch_1.pth')
@@ -265,18 +256,10 @@ def real_runs(folder: Path) -> dict:
     return dict(message=message, refused=refused, rows=bank.student)
 
 
-def config_without_bank(objective: str = 'nce', **loss) -> dict:
+def config_without_bank() -> dict:
     """Changes that make a run one without ids and labels of the batch."""
-    model = small_runs.model()
+    model = small_runs.model(negatives='batch', num_negatives=None, exclude='instance')
     distiller = model['distiller']
-    distiller['distill_losses']['loss_crd'] = dict(
-        type='crd_plugin.CRDLoss',
-        embed_dim=8,
-        negatives='batch',
-        exclude='instance',
-        objective=objective,
-        **loss,
-    )
     for name in ('ids', 'labels'):
         del distiller['student_recorders'][name]
     for name in ('sample_idx', 'labels'):
@@ -288,19 +271,15 @@ def config_without_bank(objective: str = 'nce', **loss) -> dict:
         pipeline=[dict(type='PackInputs')],
     )
     return dict(
-        small_runs.without_validation(),
-        model=dict(model, _delete_=True),
-        custom_hooks=[],
-        train_dataloader__dataset=dataset,
+        model=dict(model, _delete_=True), custom_hooks=[], train_dataloader__dataset=dataset
     )
 
 
 def train(folder: Path) -> dict:
     """A real run of which the last batches differ: 11 and 10 samples."""
     changes = config_without_bank()
-    changes['train_dataloader__dataset']['indices'] = 21
-    changes['train_dataloader__dataset']['num_train_per_class'] = 3
-    runner = small_runs.build(
+    changes['train_dataloader__dataset'].update(indices=21, num_train_per_class=3)
+    runner = small_runs.train(
         folder / 'runner',
         launcher='pytorch',
         **changes,
@@ -308,7 +287,6 @@ def train(folder: Path) -> dict:
         train_dataloader__sampler__round_up=False,
         train_cfg__max_epochs=2,
     )
-    runner.train()
     return {
         key: value
         for key, value in runner.model.module.state_dict().items()

@@ -1,8 +1,9 @@
 """What the processes of the distributed tests do; they import this file."""
 
+import copy
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import NamedTuple
 from unittest import mock
 
 import torch
@@ -19,17 +20,10 @@ from crd_plugin.engine import MemoryBankHook
 from crd_plugin.models.losses import CRDLoss
 
 from . import small_runs
+from .contrast_worker import split
 
 NUM_ROWS, BATCH_SIZE, NUM_NEGATIVES = 40, 6, 12
 WIDTHS = dict(loss_a=8, loss_b=5)  # one bank each
-
-
-class Batch(NamedTuple):
-    """What one rank sees in one step, embeddings by loss."""
-
-    sample_idx: Tensor
-    contrast_idx: Tensor
-    embeddings: dict[str, list[Tensor]]
 
 
 class Rows(Dataset):
@@ -47,58 +41,38 @@ class Loop(BaseLoop):
         """Not called."""
 
 
-def make_steps(world: int) -> list[list[Batch]]:
+def make_steps(world: int) -> list[list[dict[str, Tensor]]]:
+    """Batches of all ranks; embeddings are named by their side and loss."""
     generator = torch.Generator().manual_seed(world)
 
-    def batch(sample_idx: Tensor) -> Batch:
-        size = sample_idx.numel()
-        negatives = torch.randint(NUM_ROWS, (size, NUM_NEGATIVES), generator=generator)
-        return Batch(
-            sample_idx,
-            torch.cat([sample_idx[:, None], negatives], 1),
-            {
-                name: [
-                    F.normalize(torch.randn(size, width, generator=generator, dtype=torch.float64))
-                    for _ in range(2)
-                ]
-                for name, width in WIDTHS.items()
-            },
+    def batches(ids: Sequence[Tensor]) -> list[dict[str, Tensor]]:
+        sample_idx = torch.cat(list(ids))
+        total = len(sample_idx)
+        negatives = torch.randint(NUM_ROWS, (total, NUM_NEGATIVES), generator=generator)
+        whole = dict(
+            sample_idx=sample_idx, contrast_idx=torch.cat([sample_idx[:, None], negatives], 1)
         )
+        for name, width in WIDTHS.items():
+            for side in 'st':
+                rows = torch.randn(total, width, generator=generator, dtype=torch.float64)
+                whole[f'{side}_{name}'] = F.normalize(rows)
+        return split(whole, [len(part) for part in ids])
 
-    def ids(count: int) -> Tensor:
+    def draw(count: int) -> Tensor:
         return torch.randperm(NUM_ROWS, generator=generator)[:count]
 
-    steps = []
-    # The partition constants come from the first step: ranks of many sizes,
-    # then ranks of one size.
-    for sizes in ([max(1, BATCH_SIZE - 2 * rank) for rank in range(world)], [BATCH_SIZE] * world):
-        ranks = ids(sum(sizes)).split(sizes)
-        steps.append([batch(part) for part in ranks])
-    # A last batch of odd sizes, padded by repeating the first samples, once
-    # within a rank and once across ranks.
-    first = ids(5)
-    last = [batch(first[[0, 1, 2, 0, 4]])]
-    for rank in range(1, world):
-        last.append(batch(first[[3, 1, 4]][: max(1, 4 - rank)]))
-    steps.append(last)
-    # All ranks have the same ids.
-    same = ids(BATCH_SIZE)
-    steps.append([batch(same) for _ in range(world)])
-    return steps
-
-
-def concatenate(batches: list[Batch]) -> Batch:
-    """The batch of a single process that sees what all ranks see."""
-    return Batch(
-        torch.cat([batch.sample_idx for batch in batches]),
-        torch.cat([batch.contrast_idx for batch in batches]),
-        {
-            name: [
-                torch.cat([batch.embeddings[name][side] for batch in batches]) for side in range(2)
-            ]
-            for name in WIDTHS
-        },
-    )
+    # The partition constants come from the first step: ranks of many sizes, then ranks of one size.
+    sizes = [max(1, BATCH_SIZE - 2 * rank) for rank in range(world)]
+    # A last batch of odd sizes, padded by repeating the first samples, once within a rank and once
+    # across ranks.
+    first = draw(5)
+    others = [first[[3, 1, 4]][: max(1, 4 - rank)] for rank in range(1, world)]
+    return [
+        batches(draw(sum(sizes)).split(sizes)),
+        batches(draw(BATCH_SIZE * world).split(BATCH_SIZE)),
+        batches([first[[0, 1, 2, 0, 4]], *others]),
+        batches([draw(BATCH_SIZE)] * world),  # all ranks have the same ids
+    ]
 
 
 def make_trainer(batch_size: int = BATCH_SIZE) -> SimpleNamespace:
@@ -124,21 +98,23 @@ def make_trainer(batch_size: int = BATCH_SIZE) -> SimpleNamespace:
     return SimpleNamespace(model=model, hook=hook, runner=runner)
 
 
-def take_steps(trainer: SimpleNamespace, batches: list[Batch]) -> list[dict]:
+def take_steps(trainer: SimpleNamespace, batches: list[dict[str, Tensor]]) -> list[dict]:
     """Forward and commit; returns losses and banks after each step."""
     seen = []
     for step, batch in enumerate(batches):
         losses = {
             name: loss(
-                *batch.embeddings[name], batch.sample_idx, contrast_idx=batch.contrast_idx
+                batch[f's_{name}'],
+                batch[f't_{name}'],
+                batch['sample_idx'],
+                contrast_idx=batch['contrast_idx'],
             ).detach()
             for name, loss in trainer.model.items()
         }
         with mock.patch.object(dist, 'all_gather', wraps=dist.all_gather) as gather:
             trainer.hook.after_train_iter(trainer.runner, step + 1)
         banks = {
-            name: {key: value.clone() for key, value in loss.bank.state_dict().items()}
-            for name, loss in trainer.model.items()
+            name: copy.deepcopy(loss.bank.state_dict()) for name, loss in trainer.model.items()
         }
         seen.append(dict(losses=losses, banks=banks, collectives=gather.call_count))
     return seen
@@ -179,8 +155,7 @@ class Spy(Hook):
 
     def before_train(self, runner) -> None:
         self.wrapper = runner.model.broadcast_buffers
-        bank = _bank(runner)
-        self.start = {key: value.clone() for key, value in bank.state_dict().items()}
+        self.start = copy.deepcopy(_bank(runner).state_dict())
 
     def after_train_iter(self, runner, *args, **kwargs) -> None:
         self.updates.append(tuple(_bank(runner).pending))

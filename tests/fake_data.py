@@ -44,7 +44,7 @@ def pictures(labels, height, width, seed=0):
 def write_cifar10(root, num_train=50, num_test=20):
     """Write CIFAR-10, ``num_train`` a multiple of five; return (images, labels) of each split."""
     folder = Path(root) / 'cifar-10-batches-py'
-    written = _cifar_arrays(10, num_train, num_test)
+    written = _arrays(dict(train=num_train, test=num_test), 32)
     train = zip(*(np.split(array, 5) for array in written['train']))
     batches = {f'data_batch_{number}': part for number, part in enumerate(train, start=1)}
     for name, (images, labels) in {**batches, 'test_batch': written['test']}.items():
@@ -57,7 +57,7 @@ def write_cifar10(root, num_train=50, num_test=20):
 def write_cifar100(root, num_train=200, num_test=100):
     """Write CIFAR-100; return (images, fine labels) of each split."""
     folder = Path(root) / 'cifar-100-python'
-    written = _cifar_arrays(100, num_train, num_test)
+    written = _arrays(dict(train=num_train, test=num_test), 32, num_classes=100)
     for split, (images, labels) in written.items():
         _pickle(
             folder / split,
@@ -72,14 +72,13 @@ def write_cifar100(root, num_train=200, num_test=100):
 
 def write_fashion_mnist(root, num_train=50, num_test=20):
     """Write Fashion-MNIST, packed; return (grey images, labels) of each split."""
-    root, written = Path(root), {}
+    root = Path(root)
     root.mkdir(parents=True, exist_ok=True)
-    for seed, (split, count) in enumerate(dict(train=num_train, t10k=num_test).items()):
-        labels = np.random.RandomState(seed).permutation(np.arange(count) % 10)
-        images = pictures(labels, 28, 28, seed)[..., 0]
-        for kind, array in (('images-idx3', images), ('labels-idx1', labels.astype(np.uint8))):
-            write_idx(root / f'{split}-{kind}-ubyte.gz', array)
-        written[split] = images, labels
+    written = _arrays(dict(train=num_train, t10k=num_test), 28)
+    for split, (images, labels) in written.items():
+        written[split] = images[..., 0], labels
+        write_idx(root / f'{split}-images-idx3-ubyte.gz', images[..., 0])
+        write_idx(root / f'{split}-labels-idx1-ubyte.gz', labels.astype(np.uint8))
     return written
 
 
@@ -94,18 +93,12 @@ def write_stl10(root, num_train=40, num_test=20, num_unlabeled=60):
     """Write STL-10; return (images, labels from 0) of each split, whether written or not."""
     root = Path(root)
     root.mkdir(parents=True, exist_ok=True)
-    written = {}
-    counts = dict(train=num_train, test=num_test, unlabeled=num_unlabeled)
-    for seed, (split, count) in enumerate(counts.items()):
-        labels = np.random.RandomState(seed).permutation(np.arange(count) % 10)
-        images = pictures(labels, 96, 96, seed)
-        with open(root / f'{split}_X.bin', 'wb') as file:
-            for image in images:
-                for channel in range(3):
-                    file.write(image[..., channel].tobytes(order='F'))
+    written = _arrays(dict(train=num_train, test=num_test, unlabeled=num_unlabeled), 96)
+    for split, (images, labels) in written.items():
+        # Image by image, channel by channel, column by column.
+        (root / f'{split}_X.bin').write_bytes(images.transpose(0, 3, 2, 1).tobytes())
         if split != 'unlabeled':
             (root / f'{split}_y.bin').write_bytes(bytes(int(label) + 1 for label in labels))
-        written[split] = images, labels
     return written
 
 
@@ -190,11 +183,12 @@ def write_imagenet(root, num_train=4, num_val=2):
     return written
 
 
-def _cifar_arrays(num_classes, num_train, num_test):
+def _arrays(counts, size, num_classes=10):
+    """Return (images, labels) by split."""
     written = {}
-    for seed, (split, count) in enumerate((('train', num_train), ('test', num_test))):
+    for seed, (split, count) in enumerate(counts.items()):
         labels = np.random.RandomState(seed).permutation(np.arange(count) % num_classes)
-        written[split] = pictures(labels, 32, 32, seed), labels
+        written[split] = pictures(labels, size, size, seed), labels
     return written
 
 

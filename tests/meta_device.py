@@ -42,10 +42,8 @@ class Wait(NamedTuple):
 class Watch:
     """Context in which nothing may be read back, and waits are noted in ``waits``.
 
-    Raises:
-        RuntimeError: From the line that does it: if values are read back, by torch or as a mask
-            with several values to write; if an operator is given tensors of host and device,
-            other than a single number of the host, which CUDA takes along.
+    A RuntimeError comes from the line that reads values back, writes several values by a mask, or
+    mixes tensors of host and device, other than a single number, which CUDA takes along.
     """
 
     def __init__(self) -> None:
@@ -53,13 +51,11 @@ class Watch:
         self._stack = ExitStack()
 
     def __enter__(self) -> 'Watch':
-        """Begin."""
         self._stack.enter_context(_Functions(self.waits))
         self._stack.enter_context(_Operators(self.waits))
         return self
 
     def __exit__(self, *exception: Any) -> None:
-        """End."""
         self._stack.close()
 
 

@@ -36,6 +36,7 @@ mmengine.config.config.FormatCode = lambda text, **kwargs: (text, True)
 REPO = Path(__file__).parents[1]
 NUM_SAMPLES, BATCH_SIZE, STEPS = 20, 6, 4
 _COUNT = itertools.count()
+load = load_checkpoint_file
 
 
 @MODELS.register_module()
@@ -64,6 +65,14 @@ class FailHook(Hook):
     def before_train_iter(self, runner, *args, **kwargs) -> None:
         if runner.iter == self.iteration:
             raise ArithmeticError('broken on purpose')
+
+
+class Watch(Hook):
+    """Calls a function at one point of training."""
+
+    def __init__(self, point: str, function: Callable, priority: str = 'LOWEST') -> None:
+        self.priority = priority
+        setattr(self, point, function)
 
 
 def net(width: int, dropout: float = 0.0) -> dict[str, Any]:
@@ -118,42 +127,38 @@ def model(**loss: Any) -> dict[str, Any]:
 def config(work_dir: Any, **changes: Any) -> Config:
     """Return a complete config; in the names of changes a double underscore stands for a dot."""
     pipeline = [dict(type='RandomCrop', crop_size=8, padding=1), dict(type='PackInputs')]
-    test_dataset = dict(
-        type='crd_plugin.Digits', split='test', indices=50, pipeline=[dict(type='PackInputs')]
+    digits = dict(type='crd_plugin.Digits', num_train_per_class=2, pipeline=pipeline)
+    train_dataloader = dict(
+        batch_size=BATCH_SIZE,
+        num_workers=0,
+        dataset=dict(type='crd_plugin.SampleIndexDataset', dataset=digits),
+        sampler=dict(type='DefaultSampler', shuffle=True),
     )
-    val_dataloader = dict(
+    test_dataloader = dict(
         batch_size=25,
         num_workers=0,
-        dataset=test_dataset,
+        dataset=dict(
+            type='crd_plugin.Digits', split='test', indices=50, pipeline=[dict(type='PackInputs')]
+        ),
         sampler=dict(type='DefaultSampler', shuffle=False),
     )
+    evaluator = dict(type='Accuracy', topk=(1, 5))
+    optimizer = dict(type='SGD', lr=0.05, momentum=0.9, weight_decay=5e-4)
+    backends = [dict(type='LocalVisBackend')]
     cfg = Config(
         dict(
             default_scope='mmpretrain',
             custom_imports=dict(imports=['crd_plugin', 'tests.small_runs']),
             work_dir=str(work_dir),
             model=model(),
-            train_dataloader=dict(
-                batch_size=BATCH_SIZE,
-                num_workers=0,
-                dataset=dict(
-                    type='crd_plugin.SampleIndexDataset',
-                    dataset=dict(
-                        type='crd_plugin.Digits', num_train_per_class=2, pipeline=pipeline
-                    ),
-                ),
-                sampler=dict(type='DefaultSampler', shuffle=True),
-            ),
-            val_dataloader=val_dataloader,
-            val_evaluator=dict(type='Accuracy', topk=(1, 5)),
+            train_dataloader=train_dataloader,
+            val_dataloader=test_dataloader,
+            val_evaluator=evaluator,
             val_cfg=dict(),
-            test_dataloader=val_dataloader,
-            test_evaluator=dict(type='Accuracy', topk=(1, 5)),
+            test_dataloader=test_dataloader,
+            test_evaluator=evaluator,
             test_cfg=dict(),
-            optim_wrapper=dict(
-                type='OptimWrapper',
-                optimizer=dict(type='SGD', lr=0.05, momentum=0.9, weight_decay=5e-4),
-            ),
+            optim_wrapper=dict(type='OptimWrapper', optimizer=optimizer),
             train_cfg=dict(by_epoch=True, max_epochs=1, val_interval=1),
             default_hooks=dict(
                 logger=dict(type='LoggerHook', interval=1),
@@ -161,9 +166,7 @@ def config(work_dir: Any, **changes: Any) -> Config:
                 random_state=dict(type='crd_plugin.RandomStateHook'),
             ),
             custom_hooks=[dict(type='crd_plugin.MemoryBankHook', interval=1)],
-            visualizer=dict(
-                type='UniversalVisualizer', vis_backends=[dict(type='LocalVisBackend')]
-            ),
+            visualizer=dict(type='UniversalVisualizer', vis_backends=backends),
             # Each step is logged, not the mean of ten.
             log_processor=dict(window_size=1),
             log_level='INFO',
@@ -173,9 +176,8 @@ def config(work_dir: Any, **changes: Any) -> Config:
         )
     )
     # Copied, because merging removes `_delete_` from what it is given.
-    cfg.merge_from_dict(
-        {key.replace('__', '.'): copy.deepcopy(value) for key, value in changes.items()}
-    )
+    changes = copy.deepcopy(changes)
+    cfg.merge_from_dict({key.replace('__', '.'): value for key, value in changes.items()})
     return cfg
 
 
@@ -189,6 +191,13 @@ def build(work_dir: Any, *hooks: Hook, **changes: Any) -> Runner:
     runner = Runner.from_cfg(config(work_dir, **changes))
     for hook in hooks:
         runner.register_hook(hook)
+    return runner
+
+
+def train(work_dir: Any, *hooks: Hook, **changes: Any) -> Runner:
+    """Train by :func:`build`, without validation; return the runner."""
+    runner = build(work_dir, *hooks, **{**without_validation(), **changes})
+    runner.train()
     return runner
 
 
@@ -206,19 +215,14 @@ def start(
     """Start a script of ``tools/`` that writes its output to a file."""
     path = REPO / 'tools' / script
     program = ['bash'] if path.suffix == '.sh' else [sys.executable]
+    ours = dict(PYTHONPATH=str(REPO), PYTHON=sys.executable, OMP_NUM_THREADS='1')
     with open(log, 'wb') as file:
         return subprocess.Popen(
             [*program, str(path), *map(str, args)],
             cwd=log.parent,
             stdout=file,
             stderr=subprocess.STDOUT,
-            env={
-                **os.environ,
-                'PYTHONPATH': str(REPO),
-                'PYTHON': sys.executable,
-                'OMP_NUM_THREADS': '1',
-                **(env or {}),
-            },
+            env={**os.environ, **ours, **(env or {})},
         )
 
 
@@ -235,18 +239,16 @@ def finish(process: subprocess.Popen, log: Path, timeout: float = 180) -> str:
 
 def scalars(work_dir: Path) -> list[dict[str, Any]]:
     """Return the logged numbers of all runs in a work dir, oldest first, without times."""
-    lines = []
-    for path in sorted(Path(work_dir).glob('*/vis_data/scalars.json')):
-        lines += [json.loads(line) for line in path.read_text().splitlines()]
-    return [
-        {key: value for key, value in line.items() if key not in ('time', 'data_time', 'memory')}
-        for line in lines
-    ]
+    files = sorted(Path(work_dir).glob('*/vis_data/scalars.json'))
+    lines = [json.loads(line) for path in files for line in path.read_text().splitlines()]
+    times = ('time', 'data_time', 'memory')
+    return [{key: value for key, value in line.items() if key not in times} for line in lines]
 
 
-def load(path: Path) -> dict[str, Any]:
-    """Read a checkpoint."""
-    return load_checkpoint_file(path)
+def student_of(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
+    """Return the weights of the student in the checkpoint of a distillation."""
+    prefix, weights = 'architecture.', checkpoint['state_dict'].items()
+    return {key.removeprefix(prefix): value for key, value in weights if key.startswith(prefix)}
 
 
 def batch(size: int = 6, pixels: int = 8) -> tuple[Tensor, list[DataSample]]:

@@ -1,39 +1,16 @@
 """Small staged runs for the tests of the loop, in one process and in two."""
 
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from mmengine.hooks import Hook
 
-from crd_plugin.models.losses import ABLoss, FTLoss
 from tests import small_runs
+from tests.config_files import BASE, parsed
 
 # Two epochs of four iterations a stage.
 INIT, EPOCHS, STEPS = 2, 4, small_runs.STEPS
-STAGES = dict(
-    ab=[
-        dict(
-            name='init',
-            losses=['loss_ab'],
-            student_loss=False,
-            trainable=['architecture.backbone', 'distiller.distill_losses.loss_ab'],
-        ),
-        dict(name='main', without_losses=['loss_ab'], frozen=['distiller.distill_losses.loss_ab']),
-    ],
-    ft=[
-        dict(
-            name='init',
-            losses=dict(loss_ft='reconstruction'),
-            student_loss=False,
-            trainable='distiller.distill_losses.loss_ft.paraphraser',
-        ),
-        dict(name='main', frozen=['distiller.distill_losses.loss_ft.paraphraser']),
-    ],
-)
-LOSSES = dict(ab=ABLoss, ft=FTLoss)
 # In another order than the optimizer's epochs would have it.
 SCHEDULE = [
     dict(type='ConstantLR', factor=0.2, begin=0, end=INIT + 1),
@@ -43,20 +20,14 @@ SCHEDULE = [
 
 def model(method: str, with_crd: bool = True, **changes: Any) -> dict:
     """Config of AB (``'ab'``) or FT (``'ft'``) on the tiny networks, with CRD beside it."""
+    fragment = parsed(BASE / 'distillers' / f'{method}.py')[method].to_dict()
     distiller = small_runs.distiller()
     if not with_crd:
         for part in ('recorders', 'losses', 'mappings', 'connectors'):
             distiller.update({key: {} for key in distiller if key.endswith(part)})
-    for side in ('student', 'teacher'):
-        distiller[f'{side}_recorders']['stages'] = dict(
-            type='crd_plugin.StageOutputs', source='backbone'
-        )
-    loss = f'loss_{method}'
-    distiller['distill_losses'][loss] = dict(type=f'crd_plugin.{LOSSES[method].__name__}')
-    distiller['loss_forward_mappings'][loss] = dict(
-        s_feats=dict(recorder='stages', from_student=True, data_idx=-1),
-        t_feats=dict(recorder='stages', from_student=False, data_idx=-1),
-    )
+    for part in fragment['distiller'].keys() - {'type'}:
+        distiller[part].update(fragment['distiller'][part])
+    del distiller['distill_losses'][f'loss_{method}']['loss_weight']  # which is for larger networks
     # As MMEngine sorts the keys of a config that it writes.
     distiller['distill_losses'] = dict(sorted(distiller['distill_losses'].items()))
     networks = small_runs.model()
@@ -65,7 +36,7 @@ def model(method: str, with_crd: bool = True, **changes: Any) -> dict:
     return {
         **networks,
         'type': 'crd_plugin.StagedDistill',
-        'stages': STAGES[method],
+        'stages': fragment['stages'],
         'distiller': distiller,
         **changes,
     }
@@ -112,34 +83,19 @@ def changed(before: dict, after: dict, prefix: str = '') -> set:
 
 def work(rank: int, folder: str) -> None:
     """Entry point of one of two processes."""
-    torch.set_num_threads(1)
-    folder = Path(folder)
-    os.environ['LOCAL_RANK'] = str(rank)
-    dist.init_process_group('gloo', init_method=f'file://{folder}/init', rank=rank, world_size=2)
-    result = {}
-    try:
+    with small_runs.process_group(rank, folder) as result:
         for method in ('ab', 'ft'):
             spy = Snapshots()
-            runner = small_runs.build(
-                folder / method,
+            small_runs.train(
+                Path(folder, method),
                 spy,
                 launcher='pytorch',
                 default_hooks__checkpoint=None,
                 **settings(method),
-                **small_runs.without_validation(),
             )
-            runner.train()
             result[method] = spy.states
-        runner = small_runs.build(
-            folder / 'refused',
-            launcher='pytorch',
-            **settings(find_unused_parameters=False),
-            **small_runs.without_validation(),
-        )
+        changes = settings(find_unused_parameters=False)
         try:
-            runner.train()
+            small_runs.train(Path(folder, 'refused'), launcher='pytorch', **changes)
         except ValueError as error:
             result['refused'] = str(error)
-    finally:
-        torch.save(result, folder / f'rank_{rank}.pth')
-        dist.destroy_process_group()

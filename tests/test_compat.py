@@ -1,22 +1,16 @@
 """Every patch works, is still needed, and leaves a sound upstream alone."""
 
-import io
 import json
 import os
-import pickle
 import subprocess
 import sys
 import textwrap
-import zipfile
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import mmengine
-import numpy as np
 import pytest
 import torch
-from mmengine.logging import HistoryBuffer
-from mmengine.runner import CheckpointLoader, load_checkpoint
 from mmengine.utils import digit_version
 
 from crd_plugin import compat
@@ -292,151 +286,3 @@ def test_packages_are_found():
         with pytest.raises(PackageNotFoundError):
             get_installed_path('no_such_package')
         """)
-
-
-# --- checkpoints ------------------------------------------------------------------------------- #
-
-
-def rewrite_pickle(path, change):
-    """Change the pickle inside a checkpoint of torch."""
-    with zipfile.ZipFile(path) as archive:
-        content = {name: archive.read(name) for name in archive.namelist()}
-    with zipfile.ZipFile(path, 'w') as archive:
-        for name, data in content.items():
-            if name.endswith('data.pkl'):
-                changed = change(data)
-                assert changed != data
-                data = changed
-            archive.writestr(name, data)
-
-
-@pytest.mark.parametrize(
-    'dtype',
-    ['bool', 'int8', 'uint8', 'int16', 'int32', 'uint32', 'int64', 'float16', 'float32', 'float64'],
-)
-def test_numpy_of_every_number_type_loads(tmp_path, dtype):
-    path = tmp_path / 'a.pth'
-    array = np.ones(3, dtype=dtype)
-    torch.save(dict(array=array, scalar=array[0]), path)
-    loaded = compat.load_checkpoint_file(path)
-    assert loaded['array'].dtype == dtype
-    assert loaded['array'].tolist() == array.tolist()
-    assert loaded['scalar'] == 1 and type(loaded['scalar']) is type(array[0])
-
-
-def test_log_history_written_under_the_other_numpy_loads(tmp_path):
-    path = tmp_path / 'a.pth'
-    history = HistoryBuffer([1.0, 3.0], [1, 1])
-    structured = np.array([(1, 2.5)], dtype=[('a', 'i4'), ('b', 'f8')])
-    saved = dict(array=structured, scalar=np.float64(2), history=history)
-    torch.save(saved, path)
-    # NumPy 2 writes the first, NumPy 1 the second.
-    names = [b'numpy._core', b'numpy.core']
-    own, other = names if np.__version__ >= '2' else reversed(names)
-    for change in (None, lambda data: data.replace(own, other)):
-        if change:
-            rewrite_pickle(path, change)
-        loaded = compat.load_checkpoint_file(path)
-        assert loaded['array'].dtype == structured.dtype
-        assert loaded['array'].tolist() == [(1, 2.5)] and loaded['scalar'] == 2
-        assert loaded['history'].mean() == 2 and loaded['history'].statistics('max') == 3
-
-
-class Evil:
-    """Pickles into a call of something."""
-
-    def __init__(self, function, *args):
-        self.call = function, args
-
-    def __reduce__(self):
-        return self.call
-
-
-@pytest.mark.parametrize(
-    'function, args',
-    [
-        (os.system, ('touch harmed',)),
-        (eval, ('open("harmed", "w")',)),
-        (getattr, ('os', 'system')),
-        (getattr, (HistoryBuffer, '__init__')),
-        (getattr, (HistoryBuffer, 'update')),
-        (getattr, (HistoryBuffer, 'register_statistics')),
-    ],
-    ids=lambda value: str(value)[:40],
-)
-def test_checkpoint_runs_no_code(tmp_path, monkeypatch, function, args):
-    monkeypatch.chdir(tmp_path)
-    torch.save(dict(state_dict={}, evil=Evil(function, *args)), 'a.pth')
-    monkeypatch.setenv('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', '1')
-    with pytest.raises(compat.CheckpointError, match='a.pth holds .* only tensors'):
-        compat.load_checkpoint_file('a.pth')
-    assert not os.path.exists('harmed')
-
-
-@pytest.mark.parametrize('content', [[1], None, torch.ones(1)])
-def test_file_that_is_not_a_dict(tmp_path, content):
-    torch.save(content, tmp_path / 'a.pth')
-    message = f'a.pth holds a {type(content).__name__}, expected a dict with'
-    with pytest.raises(compat.CheckpointError, match=message):
-        compat.load_checkpoint_file(tmp_path / 'a.pth')
-
-
-def test_missing_checkpoint(tmp_path):
-    with pytest.raises(FileNotFoundError, match='nope.pth does not exist'):
-        compat.load_checkpoint_file(tmp_path / 'nope.pth')
-    with pytest.raises(FileNotFoundError, match='is a folder'):
-        compat.load_checkpoint_file(tmp_path)
-
-
-def saved(content):
-    """A checkpoint as bytes."""
-    file = io.BytesIO()
-    torch.save(content, file)
-    return file.getvalue()
-
-
-@pytest.mark.parametrize(
-    'content',
-    [
-        b'',
-        b'hello world, this is text',
-        b'\x80\x02',
-        saved(dict(w=torch.zeros(1000)))[:-100],
-        saved(dict(w=torch.zeros(1000)))[:300],
-        pickle.dumps(dict(a=1))[:-3],
-    ],
-    ids=['empty', 'text', 'header', 'tail', 'head', 'pickle'],
-)
-def test_broken_checkpoint_is_told_with_its_size(tmp_path, content):
-    path = tmp_path / 'broken.pth'
-    path.write_bytes(content)
-    message = rf'broken\.pth \({len(content)} bytes\) is truncated or no'
-    with pytest.raises(compat.CheckpointError, match=message) as caught:
-        compat.load_checkpoint_file(path)
-    assert '\n' not in str(caught.value)
-    assert 'copy or download it again' in str(caught.value)
-
-
-def test_every_way_to_a_local_file_gives_the_message(tmp_path, monkeypatch):
-    monkeypatch.setattr(CheckpointLoader, '_schemes', dict(CheckpointLoader._schemes))
-    compat.use_load_checkpoint_file()
-    path = tmp_path / 'broken.pth'
-    path.write_bytes(b'')
-    with pytest.raises(compat.CheckpointError, match='0 bytes'):
-        CheckpointLoader.load_checkpoint(str(path))
-    with pytest.raises(compat.CheckpointError, match='0 bytes'):
-        load_checkpoint(torch.nn.Linear(1, 1), str(path))
-
-
-@pytest.mark.parametrize('kind', ['script', 'device'])
-def test_sound_file_is_not_called_truncated(tmp_path, kind):
-    path = tmp_path / 'sound.pth'
-    if kind == 'script':
-        torch.jit.script(torch.nn.Linear(1, 1)).save(path)
-    else:
-        torch.save(dict(w=torch.zeros(3)), path)
-        # The place of a storage; of equal length, so that the pickle stays whole.
-        rewrite_pickle(path, lambda data: data.replace(b'cpu', b'xyz'))
-    with pytest.raises(compat.CheckpointError, match='sound.pth cannot be loaded') as caught:
-        compat.load_checkpoint_file(path, map_location=None)
-    assert 'truncated' not in str(caught.value)

@@ -6,7 +6,6 @@ import re
 import shutil
 import subprocess
 import sys
-import tarfile
 import zipfile
 from pathlib import Path
 
@@ -58,13 +57,7 @@ def names_in(wheel):
 
 @pytest.fixture(scope='module')
 def wheel(source):
-    """The wheel that pip builds."""
-    out = source.parent / 'pip'
-    options = '--quiet --no-index --no-deps --no-build-isolation --wheel-dir'.split()
-    command = [sys.executable, '-m', 'pip', 'wheel', *options, out, source]
-    subprocess.run(command, check=True, capture_output=True)
-    (built,) = out.glob('crd_plugin-*.whl')
-    return built
+    return build(source, 'wheel')
 
 
 def test_wheel_holds_configs_and_tools(wheel):
@@ -80,8 +73,7 @@ def test_wheel_holds_configs_and_tools(wheel):
 
 def test_installed_config_is_inherited_by_package_name(source, wheel):
     site, config = source.parent / 'site', source.parent / 'mine.py'
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(site)
+    shutil.unpack_archive(wheel, site, 'zip')
     config.write_text("_base_ = 'crd_plugin::crd/crd_resnet14_resnet8w4_b20-100e_digits.py'\n")
     # The types of the config keep their own scope.
     code = (
@@ -92,18 +84,12 @@ def test_installed_config_is_inherited_by_package_name(source, wheel):
     )
     environment = dict(os.environ, PYTHONPATH=str(site))
     command = [sys.executable, '-c', code]
-    options = dict(env=environment, cwd=source.parent, capture_output=True, text=True)
-    result = subprocess.run(command, **options)
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.split() == [str(site / 'crd_plugin' / '__init__.py'), 'mmpretrain']
+    out = subprocess.check_output(command, env=environment, cwd=source.parent, text=True)
+    assert out.split() == [str(site / 'crd_plugin' / '__init__.py'), 'mmpretrain']
 
 
 def test_source_distribution_builds_the_same_wheel(source, wheel):
-    with tarfile.open(build(source, 'sdist')) as archive:
-        if sys.version_info >= (3, 12):
-            archive.extractall(source.parent / 'unpacked', filter='data')
-        else:
-            archive.extractall(source.parent / 'unpacked')
+    shutil.unpack_archive(build(source, 'sdist'), source.parent / 'unpacked')
     (unpacked,) = (source.parent / 'unpacked').iterdir()
     assert not (unpacked / 'crd_plugin' / '.mim').exists()
     assert names_in(build(unpacked, 'wheel')) == names_in(wheel)

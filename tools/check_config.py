@@ -19,7 +19,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add('config', help='config file')
     size = 'number of samples (default: that of the config, at most 4)'
     add('--batch-size', type=int, metavar='N', help=size)
-    add('--device', default='cpu', help='where to run (default: cpu)')
     add(
         '--no-teacher-ckpt',
         action='store_true',
@@ -37,21 +36,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     from crd_plugin.cli.dry_run import dry_run_file
     from crd_plugin.cli.dry_run_report import render
 
-    try:
-        report = dry_run_file(
-            args.config,
-            args.cfg_options,
-            batch_size=args.batch_size,
-            device=args.device,
-            use_teacher_ckpt=not args.no_teacher_ckpt,
-        )
-    except ValueError as error:
-        raise cli.UsageError(str(error)) from error
+    report = dry_run_file(
+        args.config,
+        args.cfg_options,
+        batch_size=args.batch_size,
+        use_teacher_ckpt=not args.no_teacher_ckpt,
+    )
     sys.stdout.write(render(report))
     sys.stdout.flush()
     for problem in report.problems:
         sys.stderr.write(f'error: {problem}\n')
-    if not report.ok:
+    if report.problems:
         raise SystemExit(1)
 
 

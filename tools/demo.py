@@ -104,7 +104,13 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.jobs < 1:
         raise cli.UsageError(f'--jobs {args.jobs}: at least 1 training is needed.')
-    args.seeds = _parse_seeds(args.seeds)
+    seeds = _split(args.seeds)
+    if args.seeds == ['0'] or not seeds or not all(seed.isdigit() for seed in seeds):
+        raise cli.UsageError(
+            f'--seeds {" ".join(args.seeds)}: expected a count of at least 1 or several seeds, '
+            'e.g. `--seeds 3` or `--seeds 0 3 7`; for seed 0 alone use `--seeds 1`.'
+        )
+    args.seeds = [*range(int(seeds[0]))] if args.seeds == seeds[:1] else [*map(int, seeds)]
     args.methods = _split([TABLES[args.data].methods] if args.methods is None else args.methods)
     folder = args.work_dir or Path('work_dirs', 'demo' if args.data == 'digits' else args.data)
     args.work_dir = folder.absolute()
@@ -116,31 +122,19 @@ def _split(words: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(re.findall(r'[^\s,]+', ' '.join(words))))
 
 
-def _parse_seeds(words: Sequence[str]) -> list[int]:
-    """Seeds of ``--seeds``: a count, or the numbers themselves."""
-    numbers = _split(words)
-    if words == ['0'] or not numbers or not all(number.isdigit() for number in numbers):
-        raise cli.UsageError(
-            f'--seeds {" ".join(words)}: expected a count of at least 1 or several seeds, e.g. '
-            '`--seeds 3` or `--seeds 0 3 7`; for seed 0 alone use `--seeds 1`.'
-        )
-    seeds = [int(number) for number in numbers]
-    return list(range(seeds[0])) if words == numbers[:1] else seeds
-
-
-def find_config(table: Table, method: str) -> Path:
-    """Find the config of a method for the table's pair, or for its student alone."""
+def find_configs(table: Table, methods: Sequence[str]) -> dict[str, Path]:
+    """Find the configs of the student alone, 'vanilla', and of methods for the table's pair."""
     name = re.compile(rf'([^_]+)_(?:{table.teacher}_)?{table.student}_{table.setting}\.py')
     paths = sorted(CONFIGS.glob(f'*/*_{table.setting}.py'))
-    configs = {match[1]: path for path in paths if (match := name.fullmatch(path.name))}
-    configs.pop('vanilla', None)  # trained in any case
-    if method not in configs:
-        raise cli.UsageError(
-            f'--methods {method}: there is no '
-            f'configs/*/{method}_{table.teacher}_{table.student}_{table.setting}.py; '
-            f'available: {" ".join(configs) or "none"}.'
-        )
-    return configs[method]
+    found = {match[1]: path for path in paths if (match := name.fullmatch(path.name))}
+    for method in methods:
+        if method not in found:
+            raise cli.UsageError(
+                f'--methods {method}: there is no '
+                f'configs/*/{method}_{table.teacher}_{table.student}_{table.setting}.py; '
+                f'available: {" ".join(found)}.'
+            )
+    return {method: found[method] for method in ('vanilla', *methods)}
 
 
 def plan(args: argparse.Namespace) -> tuple[Run, list[Run]]:
@@ -154,16 +148,15 @@ def plan(args: argparse.Namespace) -> tuple[Run, list[Run]]:
         return Run(name, read(config, *options), seed, args.work_dir / folder, RECORD)
 
     table = TABLES[args.data]
-    configs = {method: find_config(table, method) for method in args.methods}
+    configs = find_configs(table, args.methods)
     config = CONFIGS / 'vanilla' / f'vanilla_{table.teacher}_{table.teacher_setting}.py'
     teacher = run(f'teacher ({table.teacher})', config, args.seeds[0], 'teacher')
     weights = teacher.run_dir / f'epoch_{teacher.settings.epochs}.pth'
+    titles = {'vanilla': table.alone, **TITLES}
     students = []
     for seed in args.seeds:
-        config = CONFIGS / 'vanilla' / f'vanilla_{table.student}_{table.setting}.py'
-        students.append(run(table.alone, config, seed, f'vanilla_seed{seed}'))
         for method, config in configs.items():
-            name = TITLES.get(method, method.upper().replace('-', '+'))
+            name = titles.get(method, method.upper().replace('-', '+'))
             # A method without a teacher is named after the student alone.
             has_teacher = table.teacher in config.stem.split('_')
             options = [f'model.teacher_ckpt={weights}'] if has_teacher else []
@@ -201,20 +194,19 @@ def report(runs: Sequence[Run], args: argparse.Namespace, argv: Sequence[str]) -
             name=run.name,
             seed=run.seed,
             teacher=run.teacher,
-            seconds=read_record(run.record, ['seconds'])['seconds'],
+            seconds=read_record(run.record)['seconds'],
             **results.read_run(run.run_dir),
         )
         for run in runs
     ]
-    frame = pd.DataFrame(rows).assign(run_dir=[str(run.run_dir) for run in runs])
+    frame = results.with_metrics(pd.DataFrame(rows))
+    frame['run_dir'] = [str(run.run_dir) for run in runs]
     summary = results.summarise(frame)
     text = results.render_summary(summary)
     students = frame[frame['name'] != runs[0].name]  # all but the teacher
-    references = {'last - student alone': table.alone, 'last - KD': 'KD'}
     differences = {
-        column: results.paired_differences(students, name)
-        for column, name in references.items()
-        if name in set(students['name'])
+        title: results.paired_differences(students, name)
+        for title, name in (('last - student alone', table.alone), ('last - KD', 'KD'))
     }
     if len(args.seeds) > 1 and args.methods:
         text += f'\n\n{results.render_differences(list(summary), differences)}'
@@ -231,7 +223,7 @@ def report(runs: Sequence[Run], args: argparse.Namespace, argv: Sequence[str]) -
     legend = (
         f'Accuracies in percent on the {table.tested_on}, best epoch by top-1 on these same '
         'images; mean ± sample standard deviation over seeds, one teacher for all. Seconds are of '
-        f'the whole process, start included. {results.LEGEND}'
+        'the whole process, start included.'
     )
     lines = [f'- {key}: {value}' for key, value in machine.items()]
     lines += [f'- teacher: SHA-256 {sha}' for sha in dict.fromkeys(frame['teacher']) if sha]

@@ -17,9 +17,8 @@ from pathlib import Path
 
 from crd_plugin.cli import arguments as cli
 from crd_plugin.cli import launch
-from crd_plugin.cli.probing import plan_probes, render_probes
 from crd_plugin.cli.runs import DONE, Run, Settings
-from crd_plugin.cli.sweeps import name_run, read_sweep
+from crd_plugin.cli.sweeps import name_run, plan_probes, read_sweep
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -28,10 +27,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     add = parser.add_argument
-    what = 'config file, folder of configs (its _base_ left out) or glob'
-    add('configs', nargs='+', metavar='CONFIG', help=what)
-    what = 'seeds of each config; default: 0'
-    add('--seeds', type=int, nargs='+', default=[0], metavar='SEED', help=what)
+    add('configs', nargs='+', metavar='CONFIG', help='config, folder of configs or glob')
+    add('--seeds', type=int, nargs='+', default=[0], help='of each config; default: 0')
     devices = parser.add_mutually_exclusive_group()
     what = 'GPUs to use, as in CUDA_VISIBLE_DEVICES: 0,1 or 0 1; default: all'
     devices.add_argument('--gpus', nargs='+', metavar='GPU', help=what)
@@ -39,13 +36,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     devices.add_argument('--jobs', type=int, metavar='N', help=what)
     what = 'runs go to DIR/<config>/seed_<seed>; default: work_dirs'
     add('--work-dir', type=Path, default=Path('work_dirs'), metavar='DIR', help=what)
-    what = 'only list the runs and what would be done with each'
-    add('--dry-run', action='store_true', help=what)
+    add('--dry-run', action='store_true', help='only list what would be done with each run')
     what = (
-        'train a linear classifier on each of these checkpoints ("random": on initial\n'
-        'weights), with configs such as configs/transfer/probe_*.py, in\n'
-        "DIR/<config>/<name>/seed_<seed> after the checkpoint's run and seed; then print\n"
-        'the table beside the published figures'
+        'train a linear classifier, with configs such as configs/transfer/probe_*.py, on each\n'
+        'of these networks ("random": on initial weights), in DIR/<config>/<name>/seed_<seed>\n'
+        "after the checkpoint's run and seed; then print the table"
     )
     add('--probe', nargs='+', default=[], metavar='CHECKPOINT', help=what)
     what = 'replace settings of every config'
@@ -56,15 +51,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     add('--sweep', nargs='+', default=[], metavar='KEY=V1,V2', help=what)
     args = parser.parse_args(argv)
-    try:
-        args.sweep = read_sweep(args.sweep)
-    except ValueError as error:
-        parser.error(f'--sweep {error}')
+    args.sweep = read_sweep(args.sweep)
     if args.probe and args.sweep != [{}]:
         parser.error('--sweep: vary a setting of the training, not of a probe; leave one out')
     if args.probe and args.seeds != [0]:
         parser.error('--seeds: a probe has the seed of its checkpoint; leave it out with --probe')
-    args.seeds = list(dict.fromkeys(args.seeds))
     if min(args.seeds) < 0:
         parser.error(f'--seeds {min(args.seeds)}: a seed is at least 0')
     if args.jobs is not None and args.jobs < 1:
@@ -78,12 +69,9 @@ def find_configs(words: Sequence[str]) -> list[Path]:
     """Find the configs that files, folders and globs name; each once, sorted within a word."""
     found: dict[str, Path] = {}
     for word in words:
-        paths: Iterable[Path] = [Path(word)]
-        if os.path.isdir(word):
-            paths = Path(word).rglob('*.py')
-        elif glob.has_magic(word):
-            paths = map(Path, glob.glob(word, recursive=True))
-        configs = [path for path in paths if path.suffix == '.py' and '_base_' not in path.parts]
+        paths = [Path(name) for name in glob.glob(word, recursive=True)] or [Path(word)]
+        files = {file for path in paths for file in (path, *path.rglob('*.py'))}
+        configs = [path for path in files if path.suffix == '.py' and '_base_' not in path.parts]
         if not configs:
             raise cli.UsageError(
                 f'CONFIG {word} names no config; expected a .py file outside _base_, or a folder '
@@ -101,17 +89,17 @@ def find_configs(words: Sequence[str]) -> list[Path]:
 
 def plan(args: argparse.Namespace) -> list[Run]:
     """List all runs in the order of training, one seed after the other."""
+    configs = find_configs(args.configs)
     if args.probe:
-        configs = find_configs(args.configs)
         return plan_probes(configs, args.probe, args.cfg_options, args.work_dir)
     cells = [
         (name_run(path.stem, values), Settings(path, args.cfg_options, values))
-        for path in find_configs(args.configs)
+        for path in configs
         for values in args.sweep
     ]
     return [
         Run(name, cell, seed, args.work_dir / name / f'seed_{seed}')
-        for seed in args.seeds
+        for seed in dict.fromkeys(args.seeds)
         for name, cell in cells
     ]
 
@@ -121,43 +109,35 @@ def find_devices(gpus: Sequence[str] | None, jobs: int | None) -> list[tuple[str
     if jobs is None:
         import torch
 
-        # Count all GPUs, also those that the variable hides.
-        visible = os.environ.pop('CUDA_VISIBLE_DEVICES', None)
         number = torch.cuda.device_count()
-        if visible is not None:
-            os.environ['CUDA_VISIBLE_DEVICES'] = visible
-        every = ','.join(map(str, range(number)))
-        words = gpus or [every if visible is None or not number else visible]
-        names = list(filter(None, ','.join(words).split(',')))
+        visible = os.environ.get('CUDA_VISIBLE_DEVICES', ','.join(map(str, range(number))))
+        known = visible.split(',') if number else []
+        names = ','.join(gpus).split(',') if gpus else known
         for name in names:
-            if not number or name.isdigit() and int(name) >= number:
+            if name not in known or names.count(name) > 1:
                 raise cli.UsageError(
-                    f'--gpus {name}: this machine has {number} GPU(s), counted from 0; name '
-                    'others, or use --jobs 1 for the CPU.'
+                    f'--gpus {",".join(names)}: the GPUs here are {",".join(known) or "none"}; '
+                    'name each at most once, or use --jobs 1 for the CPU.'
                 )
-        if len(set(names)) < len(names):
-            raise cli.UsageError(f'--gpus {",".join(names)} names a GPU twice; name each once.')
         if names:
             return [(f'gpu {name}', dict(CUDA_VISIBLE_DEVICES=name)) for name in names]
-    jobs = jobs or 1
+        jobs = 1
     return [('cpu', dict(CUDA_VISIBLE_DEVICES='', **launch.share_cores(jobs)))] * jobs
 
 
 def warn_of_batch_sizes(cells: Iterable[Settings]) -> None:
     """Warn of learning rates made for the batch of several GPUs, once per kind."""
-    paths: dict[tuple[int, int], list[Path]] = {}
+    kinds: dict[tuple[int, int], Path] = {}
     for cell in cells:
         batch = (cell.config.get('train_dataloader') or {}).get('batch_size')
         scale = cell.config.get('auto_scale_lr') or {}
         base = scale.get('base_batch_size')
         if batch and base and batch != base and not scale.get('enable'):
-            paths.setdefault((batch, base), []).append(cell.path)
-    for (batch, base), named in paths.items():
-        more = f' and {len(named) - 1} more' if len(named) > 1 else ''
+            kinds.setdefault((batch, base), cell.path)
+    for (batch, base), path in kinds.items():
         sys.stderr.write(
-            f'warning: {named[0]}{more}: the learning rate is for batches of {base}, one GPU has '
-            f'{batch}; add --cfg-options train_dataloader.batch_size={base} or '
-            'auto_scale_lr.enable=True.\n'
+            f'warning: {path}: the learning rate is for batches of {base}, one GPU has {batch}; '
+            f'add --cfg-options train_dataloader.batch_size={base} or auto_scale_lr.enable=True.\n'
         )
 
 
@@ -182,7 +162,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
         train_all(unfinished, find_devices(args.gpus, args.jobs))
     if args.probe:
-        sys.stdout.write(render_probes(runs))
+        from crd_plugin.cli import comparison
+
+        found = comparison.read_table_runs([run.run_dir for run in runs])
+        rows = comparison.compare(found, comparison.read_published())
+        sys.stdout.write(f'\n{comparison.render_markdown(rows)}')
 
 
 if __name__ == '__main__':

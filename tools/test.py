@@ -42,14 +42,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error('--show and --show-dir draw one view of an image; leave out --tta')
     if args.interval < 1:
         parser.error(f'--interval must be at least 1, but is {args.interval}')
-    if args.out is not None:
-        kinds = ['.pkl', '.pickle']
-        if args.out_item == 'metrics':
-            kinds += ['.json', '.yaml', '.yml']
-        if osp.splitext(args.out)[1] not in kinds:
-            parser.error(
-                f'--out {args.out} must end in one of {", ".join(kinds)} for these results'
-            )
+    kinds: tuple[str, ...] = ('.pkl', '.pickle')
+    if args.out_item == 'metrics':
+        kinds += ('.json', '.yaml', '.yml')
+    if args.out is not None and not args.out.endswith(kinds):
+        parser.error(f'--out {args.out} must end in one of {", ".join(kinds)} for these results')
     return args
 
 
@@ -70,26 +67,16 @@ def merge_args(cfg, args: argparse.Namespace) -> None:
     if args.amp:
         cfg.test_cfg.fp16 = True
     if args.show or args.show_dir is not None:
-        _visualize(cfg, args)
+        if 'visualization' not in cfg.get('default_hooks', {}):
+            raise cli.UsageError(
+                f'--show and --show-dir need a hook that {args.config} lacks; add '
+                "`visualization=dict(type='VisualizationHook')` to its `default_hooks`."
+            )
+        shown = dict(show=args.show, out_dir=args.show_dir, wait_time=args.wait_time)
+        cfg.default_hooks.visualization.update(shown, enable=True, interval=args.interval)
     if args.tta:
         _augment(cfg)
     cli.merge_common_arguments(cfg, args)
-
-
-def _visualize(cfg, args: argparse.Namespace) -> None:
-    """Switch the visualization hook on."""
-    if 'visualization' not in cfg.get('default_hooks', {}):
-        raise cli.UsageError(
-            f'--show and --show-dir need a hook that {args.config} lacks; add '
-            "`visualization=dict(type='VisualizationHook')` to its `default_hooks`."
-        )
-    cfg.default_hooks.visualization.update(
-        enable=True,
-        show=args.show,
-        wait_time=args.wait_time,
-        out_dir=args.show_dir,
-        interval=args.interval,
-    )
 
 
 def _augment(cfg) -> None:

@@ -38,7 +38,15 @@ def merge_args(cfg, args: argparse.Namespace) -> None:
     if args.no_validate:
         cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
     if args.amp:
-        _use_amp(cfg)
+        wrapper = cfg.get('optim_wrapper') or {}
+        kind = wrapper.get('type', 'OptimWrapper')
+        if not wrapper or kind not in ('OptimWrapper', 'AmpOptimWrapper'):
+            raise cli.UsageError(
+                '--amp replaces an `optim_wrapper` of type OptimWrapper, but the config has '
+                f'{kind if wrapper else "none"}; set the type in the config instead.'
+            )
+        wrapper.type = 'AmpOptimWrapper'
+        wrapper.setdefault('loss_scale', 'dynamic')
     if args.auto_scale_lr:
         if cfg.get('auto_scale_lr') is None:
             raise cli.UsageError(
@@ -47,19 +55,6 @@ def merge_args(cfg, args: argparse.Namespace) -> None:
             )
         cfg.auto_scale_lr.enable = True
     cli.merge_common_arguments(cfg, args)
-
-
-def _use_amp(cfg) -> None:
-    """Turn the optimizer wrapper of the config into one for mixed precision."""
-    wrapper = cfg.get('optim_wrapper') or {}
-    kind = wrapper.get('type', 'OptimWrapper')
-    if not wrapper or kind not in ('OptimWrapper', 'AmpOptimWrapper'):
-        raise cli.UsageError(
-            '--amp replaces an `optim_wrapper` of type OptimWrapper, but the config has '
-            f'{kind if wrapper else "none"}; set the type in the config instead.'
-        )
-    wrapper.type = 'AmpOptimWrapper'
-    wrapper.setdefault('loss_scale', 'dynamic')
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -5,7 +5,6 @@ import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from mmengine.config import Config
@@ -13,7 +12,7 @@ from mmengine.logging import MMLogger
 from mmpretrain.registry import MODELS
 from torch import Tensor
 
-from crd_plugin.compat import CheckpointError, load_checkpoint_file
+from crd_plugin.compat import load_checkpoint_file
 from crd_plugin.models.algorithms.checkpoints import find_weights, load_strictly
 from crd_plugin.models.backbones import CIFAR_ZOO, build_cifar_classifier_cfg, find_cifar_name
 
@@ -30,18 +29,15 @@ def convert_repdistiller(
 ) -> Path:
     """Write a teacher of RepDistiller as a checkpoint of our config.
 
-    The config is ``build_cifar_classifier_cfg(arch, num_classes)``, where the number of classes is
-    that of the weights; it is written into the file too. Equal input gives equal bytes.
-
-    Source: the files that ``train_teacher.py`` of HobbitLong/RepDistiller writes, ``{'model':
-    state_dict, 'epoch', 'accuracy' | 'best_acc', 'optimizer' | 'opt'}``, also those of torch 0.4.0,
-    in which batch norm counts no batches.
+    The config is ``build_cifar_classifier_cfg(arch, num_classes)`` with the classes of the weights;
+    it is written into the file too. Equal input gives equal bytes.
 
     Args:
-        checkpoint (str): Such a file.
+        checkpoint (str): File of ``train_teacher.py`` of HobbitLong/RepDistiller, ``{'model':
+            state_dict, 'epoch', 'accuracy' | 'best_acc', 'optimizer' | 'opt'}``, also of torch
+            0.4.0, in which batch norm counts no batches.
         out (str): File to write.
-        arch (str, optional): Name in ``CIFAR_ZOO``. Defaults to None: that of the network that the
-            weights are of.
+        arch (str, optional): Name in ``CIFAR_ZOO``. Defaults to None: that of the weights.
 
     Returns:
         Path: The file written: ``state_dict`` and, under ``meta``, ``architecture``,
@@ -55,7 +51,9 @@ def convert_repdistiller(
         FileExistsError: If ``out`` is a folder or another file.
     """
     source = Path(checkpoint)
-    loaded = _load(source)
+    # `opt` may hold the options of the command line; making a Namespace runs no code.
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        loaded = load_checkpoint_file(source)
     weights = find_weights(loaded, f'checkpoint {source}')
     if all(key.startswith('module.') for key in weights):  # DataParallel
         weights = {key.removeprefix('module.'): value for key, value in weights.items()}
@@ -88,22 +86,6 @@ def convert_repdistiller(
         f'{target}: {name} of {meta["num_classes"]} classes, {len(state)} tensors.'
     )
     return target
-
-
-def _load(source: Path) -> Any:
-    """Read the file; ``opt`` may hold the options of the command line."""
-    try:
-        # A Namespace is a bare set of attributes; making one runs no code.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            return load_checkpoint_file(os.fspath(source))
-    except CheckpointError as error:
-        if 'object of class' not in str(error):
-            raise
-        raise CheckpointError(
-            f'{error} For a file of RepDistiller that you trust, keep its weights alone: load '
-            f"{source.name} with the code that made it, then torch.save({{'model': "
-            "loaded['model']}, NEW)."
-        ) from error
 
 
 def _architecture(weights: dict[str, Tensor], source: Path) -> str:

@@ -1,11 +1,8 @@
 """The folder of a student that a model hub expects, and its way there."""
 
 import hashlib
-import importlib
-import re
 from collections.abc import Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -49,8 +46,8 @@ def export_student(
     Args:
         published (str | Path): What :func:`publish_student` has written, alone in its folder.
         source (str | Path): Checkpoint of the distillation that it was taken from.
-        metrics (dict[str, float], optional): What ``tools/test.py --out-item metrics`` has
-            measured, ``{'accuracy/top1': 91.8}``. Defaults to None: the card has no accuracy.
+        metrics (dict[str, float], optional): Accuracies for the card, ``{'accuracy/top1': 91.8}``.
+            Defaults to None.
         onnx_size (int, optional): Height and width of the images of ``model.onnx``, in pixels.
             Defaults to None: none is written.
 
@@ -58,9 +55,11 @@ def export_student(
         Path: The folder.
 
     Raises:
-        ValueError: If a package is missing, the student has no config, or ONNX Runtime computes
-            other logits.
+        ImportError: If a package of ``requirements/export.txt`` is missing.
+        ValueError: If the student has no config, or ONNX Runtime computes other logits.
     """
+    from safetensors.torch import save_file
+
     published = Path(published)
     folder = published.parent
     loaded = load_checkpoint_file(published)
@@ -69,7 +68,6 @@ def export_student(
         raise ValueError(f'{published} holds no config of the student; publish it with --config.')
     weights: dict[str, Tensor] = loaded['state_dict']
     tensors = {key: value.contiguous() for key, value in weights.items()}
-    save_file = _require('safetensors.torch', 'safetensors').save_file
     save_file(tensors, folder / 'model.safetensors', metadata=dict(format='pt'))
     (folder / 'config.py').write_text(text, encoding='utf-8')
     plain = parse_config_text(text)
@@ -89,10 +87,11 @@ def export_onnx(model: nn.Module, path: Path, size: int) -> None:
     ``(B, classes)``. B is free.
 
     Raises:
-        ValueError: If a package is missing, or the logits differ by more than 1e-4 of the largest.
+        ImportError: If a package of ``requirements/export.txt`` is missing.
+        ValueError: If the logits differ by more than 1e-4 of the largest.
     """
-    runtime = _require('onnxruntime', 'onnx onnxruntime onnxscript')
-    _require('onnxscript', 'onnx onnxruntime onnxscript')
+    import onnxruntime
+
     mean = getattr(model.data_preprocessor, 'mean', torch.zeros(3))
     images = torch.randn(3, mean.numel(), size, size, generator=torch.Generator().manual_seed(0))
     torch.onnx.export(
@@ -105,7 +104,7 @@ def export_onnx(model: nn.Module, path: Path, size: int) -> None:
         external_data=False,
         verbose=False,
     )
-    session = runtime.InferenceSession(str(path), providers=['CPUExecutionProvider'])
+    session = onnxruntime.InferenceSession(str(path), providers=['CPUExecutionProvider'])
     for batch in (images, images[:1]):
         with torch.no_grad():
             expected = model(batch)
@@ -121,24 +120,13 @@ def export_onnx(model: nn.Module, path: Path, size: int) -> None:
 
 def upload(folder: str | Path, repo_id: str) -> str:
     """Upload a folder to ``OWNER/NAME`` of the Hugging Face Hub; return the address."""
-    if not re.fullmatch(r'[\w.-]+/[\w.-]+', repo_id):
-        raise ValueError(f'upload is {repo_id!r}, expected OWNER/NAME of a repository.')
-    client = _require('huggingface_hub', 'huggingface_hub').HfApi()
+    from huggingface_hub import HfApi
+
+    client = HfApi()
     client.create_repo(repo_id, exist_ok=True)
     # Nothing else that may lie in the folder.
     ours = ['README.md', 'config.py', 'model.*', '*.pth']
     return str(client.upload_folder(folder_path=folder, repo_id=repo_id, allow_patterns=ours))
-
-
-def _require(module: str, packages: str) -> ModuleType:
-    """Import an optional package."""
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise ValueError(
-            f'this needs {module.partition(".")[0]} ({error}); install it with '
-            f'`pip install {packages}`, as requirements/export.txt has it.'
-        ) from error
 
 
 def _card(

@@ -19,7 +19,6 @@ from crd_plugin.compat import load_checkpoint_file
 from crd_plugin.models.algorithms.checkpoints import find_weights, load_strictly
 
 _STUDENT = 'architecture.'
-_PREPROCESSOR = 'data_preprocessor.'
 # What mmpretrain or a reader asks of a published checkpoint.
 _META = ('dataset_meta', 'epoch', 'iter', 'seed', 'experiment_name', 'time', 'mmengine_version')
 # What evaluation and inference need of a config.
@@ -39,23 +38,19 @@ def publish_student(
     checkpoint: str | os.PathLike,
     out: str | os.PathLike,
     config: str | Config | None = None,
-    use_ema: bool = True,
 ) -> Path:
     """Write the student of a distillation as a plain mmpretrain checkpoint.
 
     Teacher, bank, connectors and training state are left out, and the keys lose ``architecture.``.
-    A checkpoint of plain training is stripped likewise. Equal input gives equal bytes.
+    A checkpoint of plain training is stripped likewise; of a run with an ``EMAHook`` the averaged
+    weights are published. Equal input gives equal bytes.
 
     Args:
         checkpoint (str): File that MMEngine's runner has saved.
-        out (str): ``DIR/NAME.pth`` gives ``DIR/NAME-<hash8>.pth``, with the first eight hex digits
-            of the file's SHA-256; an existing folder, or a path that ends in a slash, takes the
-            checkpoint's name.
-        config (str | Config, optional): Config of the student, or of the distillation, that the
-            weights must fit, and that is written into the file. Defaults to None: that in the
-            checkpoint.
-        use_ema (bool): Whether to publish the averaged weights of a run with an ``EMAHook``, rather
-            than the last ones. Defaults to True.
+        out (str): ``DIR/NAME.pth`` gives ``DIR/NAME-<hash8>.pth``, by the file's SHA-256; an
+            existing folder, or a path that ends in a slash, takes the checkpoint's name.
+        config (str | Config, optional): Config of student or distillation that the weights must
+            fit, written into the file. Defaults to None: that in the checkpoint.
 
     Returns:
         Path: The file written.
@@ -68,8 +63,8 @@ def publish_student(
     """
     logger = MMLogger.get_current_instance()
     loaded = load_checkpoint_file(os.fspath(checkpoint))
-    weights = _student_weights(_weights(loaded, checkpoint, use_ema), checkpoint)
-    meta = loaded.get('meta') if 'state_dict' in loaded else None
+    weights = _student_weights(find_weights(loaded, f'checkpoint {checkpoint}'), checkpoint)
+    meta = loaded.get('meta')
     meta = meta if isinstance(meta, dict) else {}
     published = {key: meta[key] for key in _META if key in meta}
     if config is None:
@@ -129,11 +124,10 @@ def parse_config_text(text: str) -> dict[str, Any]:
         raise ValueError(f'not a config ({error})') from error
     found = {}
     for line in tree.body:
-        target = line.targets[0] if isinstance(line, ast.Assign) else None
-        if not isinstance(line, ast.Assign) or not isinstance(target, ast.Name):
+        if not isinstance(line, ast.Assign) or not isinstance(line.targets[0], ast.Name):
             raise ValueError(f'line {line.lineno} is not a plain assignment')
         try:
-            found[target.id] = ast.literal_eval(_Literals().visit(line.value))
+            found[line.targets[0].id] = ast.literal_eval(_Literals().visit(line.value))
         except (ValueError, TypeError) as error:
             raise ValueError(f'line {line.lineno} is not a plain value') from error
     return found
@@ -168,37 +162,15 @@ def _drop_initial_weights(cfg: Any) -> None:
         _drop_initial_weights(child)
 
 
-def _weights(loaded: Any, filename: Any, use_ema: bool) -> dict[str, Tensor]:
-    """Model weights of a checkpoint, averaged or not."""
-    weights = find_weights(loaded, f'checkpoint {filename}')
-    # EMAHook saves the averages as state_dict and the others aside.
-    last = loaded.get('ema_state_dict') if weights is not loaded else None
-    if last is None:
-        return weights
-    which = 'averages of EMAHook' if use_ema else 'last ones, not the averages of EMAHook'
-    MMLogger.get_current_instance().info(f'The weights are the {which}.')
-    if use_ema:
-        return weights
-    return {key: last.get(f'module.{key}', value) for key, value in weights.items()}
-
-
 def _student_weights(weights: dict[str, Tensor], filename: Any) -> dict[str, Tensor]:
     """Weights under ``architecture.``, or all if there are none."""
     if any(key.startswith(_STUDENT) for key in weights):
-        student = {
-            k.removeprefix(_STUDENT): v for k, v in weights.items() if k.startswith(_STUDENT)
-        }
-        # The distiller's preprocessor is the one that was used.
-        return student | {k: v for k, v in weights.items() if k.startswith(_PREPROCESSOR)}
+        return {k.removeprefix(_STUDENT): v for k, v in weights.items() if k.startswith(_STUDENT)}
     if any(key.startswith('distiller.') for key in weights):
         raise ValueError(
             f'checkpoint {filename} has a distiller but no student: no key starts with '
             '"architecture."; give a checkpoint of crd_plugin.FrozenTeacherDistill or of MMRazor.'
         )
-    MMLogger.get_current_instance().info(
-        'This is not a checkpoint of a distillation (no key starts with "architecture."): all '
-        'weights are kept, optimizer and log history are left out.'
-    )
     return weights
 
 
@@ -225,21 +197,13 @@ def build_student(plain: dict[str, Any], weights: dict[str, Tensor], filename: A
 
     cfg = copy.deepcopy(plain.get('model'))
     if not isinstance(cfg, dict):
-        raise ValueError(
-            'config has no `model`; give the config of the plain student or that of the '
-            'distillation.'
-        )
+        raise ValueError('config has no `model`; give that of the student or of the distillation.')
     if plain.get('data_preprocessor'):
         cfg.setdefault('data_preprocessor', plain['data_preprocessor'])
     with DefaultScope.overwrite_default_scope(plain.get('default_scope', 'mmpretrain')):
         model = MODELS.build(cfg)
-    load_strictly(
-        model,
-        weights,
-        f'the student in checkpoint {filename}',
-        'config',
-        'Give the config of the student that was trained.',
-    )
+    advice = 'Give the config of the student that was trained.'
+    load_strictly(model, weights, f'the student in checkpoint {filename}', 'config', advice)
     return model.eval()
 
 
@@ -268,10 +232,7 @@ def write_once(content: bytes, target: Path) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f'.{target.name}-{os.getpid()}.part')
     try:
-        with open(part, 'wb') as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        part.write_bytes(content)
         os.replace(part, target)
     finally:
         part.unlink(missing_ok=True)

@@ -29,15 +29,9 @@ if TYPE_CHECKING:
 
 # Variables that a launcher sets, and what starts it.
 _LAUNCHERS = dict(
-    pytorch=(
-        'RANK LOCAL_RANK WORLD_SIZE MASTER_ADDR MASTER_PORT',
-        'torchrun or tools/dist_train.sh',
-    ),
+    pytorch=('RANK WORLD_SIZE MASTER_ADDR MASTER_PORT', 'torchrun or tools/dist_train.sh'),
     slurm=('SLURM_PROCID SLURM_NTASKS SLURM_NODELIST', 'srun or tools/slurm_train.sh'),
-    mpi=(
-        'OMPI_COMM_WORLD_LOCAL_RANK OMPI_COMM_WORLD_SIZE OMPI_COMM_WORLD_RANK MASTER_ADDR',
-        'mpirun',
-    ),
+    mpi=('OMPI_COMM_WORLD_RANK OMPI_COMM_WORLD_SIZE MASTER_ADDR', 'mpirun'),
 )
 _NUMBERS = itertools.count()  # of the runs of this process
 
@@ -123,7 +117,7 @@ def merge_options(cfg: Config, options: dict[str, Any] | None) -> None:
 
 
 def check_checkpoint(filename: str, argument: str) -> None:
-    """Refuse a local checkpoint that does not exist before anything is built."""
+    """Refuse a local checkpoint that does not exist, before anything is built."""
     if '://' not in filename and not osp.isfile(osp.expanduser(filename)):
         raise UsageError(f'{argument} {filename} does not exist; give the path of a .pth file.')
 
@@ -149,15 +143,12 @@ def merge_common_arguments(cfg: Config, args: argparse.Namespace) -> None:
     # Pinning without a GPU only makes torch warn.
     pin = torch.cuda.is_available() and not args.no_pin_memory
     persist = not getattr(args, 'no_persistent_workers', False)
-    for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
-        loader = cfg.get(name)
-        if loader is not None:
-            workers = loader.get('num_workers', 0) > 0
-            loader.setdefault('collate_fn', dict(type='default_collate'))
-            loader.pin_memory = loader.get('pin_memory', True) and pin
-            loader.persistent_workers = (
-                loader.get('persistent_workers', True) and persist and workers
-            )
+    loaders = map(cfg.get, ('train_dataloader', 'val_dataloader', 'test_dataloader'))
+    for loader in filter(None, loaders):
+        loader.setdefault('collate_fn', dict(type='default_collate'))
+        loader.pin_memory = pin and loader.get('pin_memory', True)
+        persistent = persist and loader.get('persistent_workers', True)
+        loader.persistent_workers = persistent and loader.get('num_workers', 0) > 0
 
 
 def _check_launcher(args: argparse.Namespace) -> None:
@@ -171,14 +162,6 @@ def _check_launcher(args: argparse.Namespace) -> None:
         raise UsageError(
             f'--launcher {args.launcher} needs the environment variables {", ".join(missing)}; '
             f'start the script with {program}.'
-        )
-    import torch
-
-    devices, rank = torch.cuda.device_count(), os.environ['LOCAL_RANK']
-    if args.launcher == 'pytorch' and 0 < devices <= int(rank):
-        raise UsageError(
-            f'LOCAL_RANK is {rank}, but this machine has {devices} GPU(s); start at most '
-            f'{devices} process(es) on it.'
         )
 
 
@@ -209,19 +192,16 @@ def _log_to_file(cfg: Config) -> None:
     if not isinstance(visualizer, dict):
         return  # MMEngine's own writes the file
     given = visualizer.get('vis_backends') or []
-    backends = []
-    for backend in given if isinstance(given, (list, tuple)) else [given]:
-        if isinstance(backend, str) and re.fullmatch(r'[\w.]+', backend):
-            backend = dict(type=backend)  # as the command line can give it
-        if isinstance(backend, str) or (isinstance(backend, dict) and 'type' not in backend):
+    given = given if isinstance(given, (list, tuple)) else [given]
+    # Names are what the command line can give.
+    backends = [dict(type=one) if isinstance(one, str) else one for one in given]
+    for kind in (one.get('type') for one in backends):
+        if isinstance(kind, str) and not re.fullmatch(r'[\w.]+', kind):
             raise UsageError(
-                f'visualizer.vis_backends has {backend!r}, expected dicts with a type in the '
-                'config, or names on the command line: --cfg-options '
-                'visualizer.vis_backends=[TensorboardVisBackend].'
+                f'visualizer.vis_backends has {kind!r}, expected dicts in the config, or names on '
+                'the command line: --cfg-options visualizer.vis_backends=[TensorboardVisBackend].'
             )
-        backends.append(backend)
-    kinds = [b['type'] if isinstance(b, dict) else type(b) for b in backends]
-    if not any(str(getattr(k, '__name__', k)).endswith('LocalVisBackend') for k in kinds):
+    if not any('LocalVisBackend' in str(one.get('type')) for one in backends):
         backends.insert(0, dict(type='LocalVisBackend'))
     visualizer['vis_backends'] = backends
 
@@ -251,9 +231,8 @@ def _keep_traceback(cfg: Config, error: BaseException) -> None:
     logger = MMLogger.get_current_instance()
     files = [file for file in logger.handlers if isinstance(file, logging.FileHandler)]
     trace = (type(error), error, error.__traceback__)
-    record = logger.makeRecord(logger.name, logging.ERROR, __file__, 0, repr(error), (), trace)
     for file in files:
-        file.handle(record)
+        file.handle(logger.makeRecord('', logging.ERROR, __file__, 0, repr(error), (), trace))
     if not files:  # the runner opens one first of all, but on rank 0 alone
         with suppress(OSError):
             os.makedirs(cfg.work_dir, exist_ok=True)

@@ -8,20 +8,20 @@ from typing import Any
 
 import pandas as pd
 
+from .arguments import UsageError
 from .launch import LOG, locate
 from .reading import read_text
 from .results import (
-    LEGEND,
     format_mean,
     paired_differences,
     read_run,
     render_cells,
     render_differences,
     summarise,
+    with_metrics,
 )
 from .runs import RECORD, read_record
 
-_KEYS = ('config', 'seed', 'options', 'epochs', 'signature', 'teacher', 'finished', 'seconds')
 # Between the config of a probe and what it probes, in the name of its runs.
 OF = ' of '
 _COLUMNS = ('source', 'table', 'dataset', 'metric', 'value', 'config', 'checkpoint')
@@ -36,10 +36,8 @@ def read_published(path: str | Path | None = None) -> pd.DataFrame:
     """Read published figures.
 
     Args:
-        path (str | Path, optional): CSV with a figure per row: ``source``, ``table``, ``dataset``,
-            ``metric``, ``value`` (a number or n/a), ``config`` (path from this file, or nothing)
-            and, for a probe, the config of its ``checkpoint``. Defaults to
-            ``configs/published.csv`` of this package.
+        path (str | Path, optional): File with the columns of ``configs/published.csv``, which is
+            the default.
 
     Returns:
         DataFrame: The columns of the file, as texts, and ``published``, the accuracy (for an error
@@ -47,18 +45,17 @@ def read_published(path: str | Path | None = None) -> pd.DataFrame:
         :func:`read_table_runs`; ``group``, folder of the config and data set.
 
     Raises:
-        ValueError: If it is not such a file.
+        UsageError: If it is not such a file.
     """
     path = path or locate('configs/published.csv')
     text = read_text(path)
     try:
         table = pd.read_csv(StringIO(text), dtype=str, keep_default_na=False).fillna('')
-        missing = [name for name in _COLUMNS if name not in table]
-        if missing:
-            raise ValueError(f'the column {missing[0]} is missing')
+        if missing := [name for name in _COLUMNS if name not in table]:
+            raise UsageError(f'the column {missing[0]} is missing')
         value = pd.to_numeric(table['value'].mask(table['value'].str.lower() == 'n/a'))
     except ValueError as error:
-        raise ValueError(
+        raise UsageError(
             f'{path} is not a table of figures: {" ".join(str(error).split())}; expected the '
             'columns of configs/published.csv.'
         ) from error
@@ -75,21 +72,16 @@ def read_published(path: str | Path | None = None) -> pd.DataFrame:
 
 
 def read_table_runs(work_dirs: Sequence[str | Path]) -> pd.DataFrame:
-    """Read all runs of ``tools/run_table.py`` under some folders.
-
-    Runs that were moved aside (``seed_0_old1``) are left out.
-
-    Args:
-        work_dirs (Sequence): A table's folder, that of a config or of a run.
+    """Read all runs of ``tools/run_table.py`` in folders of tables, configs or runs.
 
     Returns:
         DataFrame: One row per run, sorted by seed: the record of what was trained; ``name`` of the
         config, of a probe ``<config> of <network>``; ``run_dir``; ``last`` and ``best`` as from
         :func:`read_run`, or None; ``epoch``, the last that was validated, or 0; ``finished``,
-        whether it counts.
+        whether it counts; ``failed``, the error.
 
     Raises:
-        ValueError: If there is none, a file is damaged, or two are of one config and seed.
+        UsageError: If there is none, a file is damaged, or two are of one config and seed.
     """
     records = {
         path.resolve(): path
@@ -98,7 +90,7 @@ def read_table_runs(work_dirs: Sequence[str | Path]) -> pd.DataFrame:
         if re.fullmatch(r'seed_\d+', path.resolve().parent.name)
     }
     if not records:
-        raise ValueError(
+        raise UsageError(
             f'no run in {", ".join(map(str, work_dirs))}: there is no seed_*/{RECORD}; give the '
             '--work-dir of tools/run_table.py.'
         )
@@ -107,7 +99,7 @@ def read_table_runs(work_dirs: Sequence[str | Path]) -> pd.DataFrame:
     for (name, seed), same in runs.groupby(['name', 'seed']):
         if len(same) > 1:
             first, second, *_ = same['run_dir']
-            raise ValueError(
+            raise UsageError(
                 f'{first} and {second} are both {name} with seed {seed}; leave one out.'
             )
     return runs.sort_values('seed', kind='stable')
@@ -115,7 +107,7 @@ def read_table_runs(work_dirs: Sequence[str | Path]) -> pd.DataFrame:
 
 def _read_table_run(path: Path) -> dict[str, Any]:
     """One row of :func:`read_table_runs`."""
-    run = read_record(path, _KEYS)
+    run = read_record(path)
     try:
         result = read_run(path.parent)
     except (FileNotFoundError, ValueError) as error:
@@ -134,66 +126,60 @@ def _read_table_run(path: Path) -> dict[str, Any]:
         options = [text for text in run['options'] if not text.startswith('model.backbone_ckpt=')]
         run.update(teacher='', signature='', options=options)
     log = path.with_name(LOG)
-    lines = log.read_text(errors='replace').splitlines() if log.is_file() else []
-    failed = bool(lines) and lines[-1].startswith('error: ') and not finished
-    return {
-        **result,
-        **run,
-        'name': name,
-        'sweep': run.get('sweep') or {},
-        'run_dir': path.parent.as_posix(),
-        'epoch': epoch,
-        'finished': finished,
-        'failed': lines[-1] if failed else '',
-    }
+    *_, line = ['', *log.read_text(errors='replace').splitlines()] if log.is_file() else ['']
+    more = dict(
+        name=name,
+        sweep=run.get('sweep') or {},
+        run_dir=path.parent.as_posix(),
+        epoch=epoch,
+        finished=finished,
+        failed=line if line.startswith('error: ') and not finished else '',
+    )
+    return result | run | more
 
 
 def compare(runs: pd.DataFrame, figures: pd.DataFrame) -> list[dict[str, Any]]:
     """Compare what was measured with what was published, one row per config.
 
-    Published figures without a run are cells of the table too: those of the same group as any run
-    are listed as missing. Of several top-1 figures of a config the first counts.
+    Published figures without a run, but of the same group as any, are missing cells of the table.
+    Of several top-1 figures of a config the first counts.
 
     Args:
         runs (DataFrame): As from :func:`read_table_runs`.
         figures (DataFrame): As from :func:`read_published`.
 
     Returns:
-        list[dict]: Rows in the order of the figures, others after them: ``config``, ``published``,
-        ``source``, ``last``, ``best`` (dicts of ``mean`` and ``std``), ``best_epoch``,
-        ``difference`` (last epoch minus published), ``difference_best``, ``to_alone`` and ``to_kd``
-        (minus the student alone and minus KD, as from
-        :func:`~crd_plugin.cli.results.paired_differences`), ``seeds`` (finished),
-        ``missing_seeds``, ``teacher`` (first eight digits of the hash), ``num_teachers``,
-        ``sweep`` (values by key), ``options``, ``notes`` and ``runs``. What is not there is None.
+        list[dict]: Rows in the order of the figures, others after them. ``last``, ``best`` and
+        ``best_epoch`` are dicts of ``mean`` and ``std``; ``to_alone`` and ``to_kd`` as from
+        :func:`paired_differences`; ``seeds`` are the finished ones. What is not there is None.
     """
     names = dict.fromkeys(runs['name'])
     figures = figures[figures['metric'].str.contains('top-1') & figures['published'].notna()]
     groups = figures['group'][figures['name'].isin(names)]
     figures = figures[figures['group'].isin(groups)].drop_duplicates('name')
     known = figures.set_index('name').to_dict('index')
-    trained = runs[runs['finished']]
+    trained = with_metrics(runs[runs['finished']])
     summary = summarise(trained)
-    seeds = sorted(runs['seed'].unique().tolist())
-    others = {other for name in summary for other in _references(name)}
-    differences = {other: paired_differences(trained, other) for other in others & set(summary)}
     columns = ['seed', 'run_dir', 'finished', 'epochs', 'teacher', 'signature', 'last', 'best']
     rows = []
     for name in dict.fromkeys([*known, *names]):
-        own, numbers, figure = runs[runs['name'] == name], summary.get(name, {}), known.get(name)
+        own, numbers = runs[runs['name'] == name], summary.get(name, {})
+        published = known[name]['published'] if name in known else None
         last, best = numbers.get('top1_last'), numbers.get('top1_best')
         difference, difference_best = (
-            value['mean'] - figure['published'] if value and figure else None
-            for value in (last, best)
+            value['mean'] - published if value and name in known else None for value in (last, best)
         )
-        to_alone, to_kd = (differences.get(other, {}).get(name) for other in _references(name))
+        to_alone, to_kd = (
+            paired_differences(trained[trained['name'].isin((name, other))], other).get(name)
+            for other in _references(name)
+        )
         teachers = dict.fromkeys(map(_short_hash, own['teacher']))
         options = list(dict.fromkeys(map(' '.join, own['options'])))
         done = numbers.get('seeds', [])
         row = dict(
             config=name,
-            published=figure['published'] if figure else None,
-            source=figure['title'] if figure else '',
+            published=published,
+            source=known[name]['title'] if name in known else '',
             last=last,
             best=best,
             best_epoch=numbers.get('best_epoch'),
@@ -202,7 +188,7 @@ def compare(runs: pd.DataFrame, figures: pd.DataFrame) -> list[dict[str, Any]]:
             to_alone=to_alone,
             to_kd=to_kd,
             seeds=done,
-            missing_seeds=sorted(set(seeds) - set(done)),
+            missing_seeds=sorted({*runs['seed'].tolist()} - {*done}),
             teacher=' '.join(teachers) or None,
             num_teachers=max((len(teacher.split()) for teacher in teachers), default=0),
             sweep=own['sweep'].iloc[0] if len(own) else {},
@@ -230,18 +216,18 @@ def _notes(runs: pd.DataFrame, teachers: int, options: Sequence[str]) -> list[st
 
 def _references(name: str) -> tuple[str, str]:
     """Names of the student alone and of KD, named method[_teacher]_student_schedule_data."""
-    _, *rest = name.split('_')
-    return '_'.join(['vanilla', *rest[-3:]]), '_'.join(['kd', *rest])
+    config, of, network = name.rpartition(OF)
+    _, *rest = network.split('_')
+    return config + of + '_'.join(['vanilla', *rest[-3:]]), config + of + '_'.join(['kd', *rest])
 
 
 def _short_hash(teacher: str) -> str:
-    """Eight digits of a hash, or those that end the name at a URL; of an ensemble all of them."""
-    if ' ' in teacher:
-        return ' '.join(map(_short_hash, teacher.split()))
-    if '://' not in teacher:
-        return teacher[:8]
-    match = re.search(r'-([0-9a-f]{8})\w*\.pth', teacher)
-    return match[1] if match else teacher
+    """Eight digits of each teacher's hash, or of the one at the end of its URL."""
+    words = []
+    for word in teacher.split():
+        match = re.search(r'(?:^|-)([0-9a-f]{8})[^/]*$', word)
+        words.append(match[1] if match else word)
+    return ' '.join(words)
 
 
 def render_markdown(rows: Sequence[dict[str, Any]]) -> str:
@@ -263,27 +249,24 @@ def render_markdown(rows: Sequence[dict[str, Any]]) -> str:
                 row['teacher'] or '-',
             ]
         )
-    parts = [f'{render_cells(cells)}\n\n{_LEGEND}']
     differences = {
         title: {row['config']: row[key] for row in rows if row[key]}
         for title, key in (('last - student alone', 'to_alone'), ('last - KD', 'to_kd'))
     }
-    if any(differences.values()):
-        parts += [render_differences([row['config'] for row in rows], differences), LEGEND]
-    notes = [f'- {row["config"]}: {note}' for row in rows for note in row['notes']]
-    return '\n\n'.join(parts + ['\n'.join(notes)] * bool(notes)) + '\n'
+    second = render_differences([row['config'] for row in rows], differences)
+    notes = '\n'.join(f'- {row["config"]}: {note}' for row in rows for note in row['notes'])
+    return '\n\n'.join(filter(None, [render_cells(cells), _LEGEND, second, notes])) + '\n'
 
 
 def render_csv(rows: Sequence[dict[str, Any]]) -> str:
     """Write rows, as from :func:`compare`, as CSV with at most four decimals."""
-    frame = pd.json_normalize(list(rows), sep='_')
-    if 'best_epoch_mean' in frame:
-        frame['best_epoch'] = frame['best_epoch_mean']
+    frame = pd.json_normalize(list(rows), sep='_').drop(columns='best_epoch', errors='ignore')
+    frame = frame.rename(columns=dict(best_epoch_mean='best_epoch'))
     for column, separator in (('seeds', ' '), ('missing_seeds', ' '), ('notes', '; ')):
         frame[column] = [separator.join(map(str, values)) for values in frame[column]]
     numbers = ['last_mean', 'last_std', 'best_mean', 'best_std', 'best_epoch', 'difference']
-    columns = ['config', 'published', 'source', *numbers]
+    words = ['seeds', 'missing_seeds', 'teacher', 'notes']
     to = [f'to_{other}_{key}' for other in ('alone', 'kd') for key in ('mean', 'low', 'high')]
-    frame = frame.reindex(columns=[*columns, 'seeds', 'missing_seeds', 'teacher', 'notes', *to])
+    frame = frame.reindex(columns=['config', 'published', 'source', *numbers, *words, *to])
     frame[numbers + to] = frame[numbers + to].astype(float).round(4)
     return frame.to_csv(index=False, lineterminator='\n')

@@ -11,38 +11,33 @@ import random
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from types import SimpleNamespace
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from mmengine.config import Config
+from mmengine.device import get_device
 from mmengine.logging import MMLogger
 from mmengine.optim import OptimWrapper, build_optim_wrapper
-from mmengine.registry import HOOKS, MODELS, PARAM_SCHEDULERS, DefaultScope
+from mmengine.registry import MODELS, PARAM_SCHEDULERS, DefaultScope
 from mmengine.runner import Runner
-from torch import nn
 
 from crd_plugin.compat import load_checkpoint_file
-from crd_plugin.engine.hooks import CoCoRDHook, MemoryBankHook
-from crd_plugin.engine.hooks._checks import check_buffers_are_ours, check_once
 from crd_plugin.engine.hooks.strict_loading_hook import load_run
 from crd_plugin.engine.loops.staged_train_loop import split_epochs
 from crd_plugin.models.algorithms.checkpoints import use_pretrained_init
 from crd_plugin.models.key_queue import KeyQueue
 from crd_plugin.models.memory_bank import MemoryBank
 
-from .arguments import load_config, merge_options
+from .arguments import UsageError, check_checkpoint, load_config, merge_options
 from .dry_run_data import (
-    INPUT_SHAPE,
     Data,
     check_classes,
     check_weights,
-    normalisation_notes,
-    read_batch,
+    ends_with_one_sample,
+    prepare,
     read_data,
-    size_of_last_batch,
 )
 from .dry_run_report import DryRunReport, LossRow, count_parameters, measure, read_recorders, watch
 from .explain import explain
@@ -50,39 +45,31 @@ from .lookup import PlacedError, one_line
 from .settings import check_settings
 
 _BATCH_SIZE = 4
-# What leaves an update in a forward pass, and the hook that writes the update.
-_WRITERS = {MemoryBank: MemoryBankHook, KeyQueue: CoCoRDHook}
 
 
 def dry_run_file(filename: str, options: dict[str, Any] | None = None, **kwargs) -> DryRunReport:
     """Dry-run a config file with settings by dotted name and arguments of :func:`run_dry`."""
-    try:
-        cfg = load_config(filename)
-        merge_options(cfg, options)
-    except Exception as error:  # A value may not fit the one that it replaces.
-        return DryRunReport(osp.basename(filename), problems=[one_line(error)])
-    report = run_dry(cfg, **kwargs)
-    report.config = osp.basename(filename)
-    return report
+    cfg = load_config(filename)
+    merge_options(cfg, options)
+    return run_dry(cfg, **kwargs)
 
 
 def run_dry(
     cfg: Config,
     batch_size: int | None = None,
-    device: str = 'cpu',
     use_teacher_ckpt: bool = True,
     stand_ins: bool = True,
 ) -> DryRunReport:
     """Build everything, run one training step and one step of validation, leave no trace.
 
-    No file is written, nothing is downloaded, no optimizer step is taken, and the random state is
-    restored. Where the files of a data set are missing, random images take their place.
+    It runs on the GPU where there is one, as training does. No file is written, nothing is
+    downloaded, no optimizer step is taken, and the random state is restored. Where the files of a
+    data set are missing, random images take their place.
 
     Args:
         cfg (Config): The config; it is not changed.
         batch_size (int, optional): Number of samples. Defaults to None: that of the config, at
             most 4.
-        device (str): Where to run. Defaults to ``'cpu'``.
         use_teacher_ckpt (bool): Whether to load the teacher's checkpoint. Defaults to True.
         stand_ins (bool): Whether to go on without the files of a data set. Defaults to True.
 
@@ -90,19 +77,17 @@ def run_dry(
         DryRunReport: Tables, notes and problems.
 
     Raises:
-        ValueError: If ``batch_size`` or ``device`` is not valid.
+        UsageError: If ``batch_size`` is not positive.
     """
     if batch_size is not None and batch_size < 1:
-        raise ValueError(f'batch_size is {batch_size}, expected at least 1 sample.')
-    if torch.device(device).type == 'cuda' and not torch.cuda.is_available():
-        raise ValueError(f"device is {device}, but torch sees no GPU; use 'cpu'.")
+        raise UsageError(f'batch_size is {batch_size}, expected at least 1 sample.')
     start = time.perf_counter()
     report = DryRunReport(osp.basename(cfg.filename or ''))
     plain = cfg.to_dict()
     scope = plain.get('default_scope') or 'mmengine'
     with _without_a_trace(), DefaultScope.overwrite_default_scope(scope):
         try:
-            _run(plain, batch_size, device, use_teacher_ckpt, stand_ins, report)
+            _run(plain, batch_size, use_teacher_ckpt, stand_ins, report)
         except Exception as error:  # Any part may fail in its own way.
             report.problems.append(explain(error, plain))
             report.error = error
@@ -134,7 +119,6 @@ def _without_a_trace() -> Iterator[None]:
 def _run(
     cfg: dict[str, Any],
     batch_size: int | None,
-    device: str,
     use_teacher_ckpt: bool,
     stand_ins: bool,
     report: DryRunReport,
@@ -148,21 +132,23 @@ def _run(
         return
     if cfg.get('data_preprocessor') is not None:
         model_cfg.setdefault('data_preprocessor', cfg['data_preprocessor'])
-    report.notes += normalisation_notes(model_cfg)
     check_weights(cfg, use_teacher_ckpt, report)
     data = read_data(cfg, 'train_dataloader', report.notes, stand_ins)
-    last = size_of_last_batch(cfg, data)
+    ends_with_one = ends_with_one_sample(cfg, data)
     report.data = str(data)
     use_pretrained_init()
-    model = MODELS.build(copy.deepcopy(model_cfg))
+    model = MODELS.build(copy.deepcopy(model_cfg)).to(get_device())
     model.init_weights()
     if cfg.get('load_from'):
-        _load_run(model, cfg)
+        for bank in (module for module in model.modules() if isinstance(module, MemoryBank)):
+            bank.keep_rows = False  # they are checked when the data are known
+        role, loaded = '--resume' if cfg.get('resume') else 'load_from', cfg['load_from']
+        check_checkpoint(loaded, role)
+        load_run(model, load_checkpoint_file(loaded), role, loaded)
     report.parts = count_parameters(model)
-    _check_hooks(model, cfg)
     check_classes(model, data)
-    given = (cfg.get('train_dataloader') or {}).get('batch_size') or _BATCH_SIZE
-    batch = read_batch(model, data, batch_size or min(given, _BATCH_SIZE), report)
+    given = cfg['train_dataloader'].get('batch_size') or _BATCH_SIZE
+    batch = prepare(model, cfg, data, batch_size or min(given, _BATCH_SIZE), report)
     views = batch['inputs'] if isinstance(batch['inputs'], (list, tuple)) else [batch['inputs']]
     shape, kind = ' x '.join(map(str, views[0].shape)), str(views[0].dtype).removeprefix('torch.')
     several = f', {len(views)} views' if len(views) > 1 else ''
@@ -173,57 +159,30 @@ def _run(
             "leave it out, or record it with dict(type='crd_plugin.SampleField', "
             "source='contrast_idx')."
         )
-    if 'optim_wrapper' in cfg:
-        wrapper = build_optim_wrapper(model, copy.deepcopy(cfg['optim_wrapper']))
-    else:
-        wrapper = OptimWrapper(torch.optim.SGD(model.parameters(), lr=0.1))
-    _try_steps(model.to(device), cfg, batch, wrapper, report)
-    if last == 1:
+    optimizer = copy.deepcopy(cfg.get('optim_wrapper') or dict(optimizer=dict(type='SGD', lr=0.1)))
+    wrapper = build_optim_wrapper(model, optimizer)
+    _try_steps(model, cfg, batch, wrapper, report)
+    if ends_with_one:
         _try_one_sample(model, data, wrapper)
     # A network may take images of the training's size only.
     _try_validation(model, cfg, stand_ins, report, views[0].shape[-2:])
-    _build_schedulers(cfg, wrapper, report.notes)
-
-
-def _load_run(model: nn.Module, cfg: Mapping[str, Any]) -> None:
-    """Load the weights that the runner is to load."""
-    for module in model.modules():
-        if isinstance(module, MemoryBank):
-            module.keep_rows = False  # they are checked when the data are known
-    role = '--resume' if cfg.get('resume') else 'load_from'
-    load_run(model, load_checkpoint_file(cfg['load_from']), role, cfg['load_from'])
-
-
-def _check_hooks(model: nn.Module, cfg: Mapping[str, Any]) -> None:
-    """Build every hook; check that one hook, and no other, writes what a step leaves behind."""
-    hooks = []
-    for hook in [*(cfg.get('default_hooks') or {}).values(), *(cfg.get('custom_hooks') or ())]:
-        with suppress(RuntimeError):  # some ask for the runner's visualizer
-            if hook:
-                hooks.append(HOOKS.build({k: v for k, v in hook.items() if k != 'priority'}))
-    for state, writer in _WRITERS.items():
-        if not any(isinstance(module, state) for module in model.modules()):
-            continue
-        writers = [hook for hook in hooks if isinstance(hook, writer)]
-        if not writers:
-            raise ValueError(
-                f'no {writer.__name__} writes the {state.__name__} of the model; add '
-                f"dict(type='crd_plugin.{writer.__name__}') to default_hooks, or to custom_hooks "
-                '(a config that sets custom_hooks replaces the list of its _base_).'
-            )
-        runner = SimpleNamespace(hooks=hooks)
-        check_once(writers[0], runner)
-        check_buffers_are_ours(runner, f'a {state.__name__}')
+    given = cfg.get('param_scheduler') or []
+    for scheduler in given if isinstance(given, (list, tuple)) else [given]:
+        PARAM_SCHEDULERS.build(scheduler, default_args=dict(optimizer=wrapper, epoch_length=1))
 
 
 def _try_steps(
     model: Any, cfg: dict[str, Any], batch: Any, wrapper: OptimWrapper, report: DryRunReport
 ) -> None:
     """Run one step, or one per stage, and report what is computed and recorded."""
+    # MMEngine's own loop begins no stage, which a model with stages complains about.
+    stages, train_cfg = [''], cfg.get('train_cfg') or {}
+    if train_cfg.get('stage_epochs') is not None:
+        stages = [*split_epochs(model, train_cfg['max_epochs'], train_cfg['stage_epochs'])]
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
     idle: set[str] = set()
     try:
-        for stage in _stages_of(model, cfg.get('train_cfg') or {}):
+        for stage in stages:
             if stage:
                 model.set_stage(stage)
             with watch(model, report):
@@ -233,40 +192,16 @@ def _try_steps(
             _check_losses(rows)
             model.parse_losses(losses)[0].backward()
             idle |= {n for n, p in model.named_parameters() if n in trained and p.grad is None}
-    except ValueError:
-        given = tuple(cfg['model'].get('input_shape') or INPUT_SHAPE)
-        shape = tuple(batch['inputs'][0].shape[-3:])
-        if hasattr(model, 'distiller') and given != shape:
-            report.notes.append(
-                f'model.input_shape is {given}, but the images are {shape}: set it to that if '
-                'connectors or losses leave their widths out.'
-            )
-        raise
     finally:
         report.recorders += read_recorders(model, cfg['model'])
     if hasattr(model, 'distiller'):
         _check_needs(model.distiller)
     several = cfg.get('launcher') != 'none'  # known when training starts
-    wrapping = cfg.get('model_wrapper_cfg') or cfg
-    if idle and several and not wrapping.get('find_unused_parameters'):
+    if idle and several and not (cfg.get('model_wrapper_cfg') or cfg).get('find_unused_parameters'):
         report.notes.append(
             f'{len(idle)} parameters get no gradient in some step, such as {min(idle)}: a run of '
             'several processes needs find_unused_parameters=True.'
         )
-
-
-def _stages_of(model: nn.Module, train_cfg: Mapping[str, Any]) -> list[str]:
-    """Names of the stages that the training loop goes through; one empty name without stages."""
-    stages = list(getattr(model, 'stages', None) or ())
-    if train_cfg.get('stage_epochs') is not None:
-        if not stages:
-            raise ValueError(
-                'train_cfg.stage_epochs: the model has no stages; take a schedule without a first '
-                'stage.'
-            )
-        split_epochs(stages, train_cfg['max_epochs'], train_cfg['stage_epochs'])
-    # MMEngine's own loop begins no stage, which the model complains about in the step.
-    return stages if stages and (not train_cfg or 'type' in train_cfg) else ['']
 
 
 def _one_step(model: Any, batch: Any, wrapper: OptimWrapper) -> dict[str, Any]:
@@ -327,7 +262,7 @@ def _check_needs(distiller: Any) -> None:
 def _try_one_sample(model: Any, data: Data, wrapper: OptimWrapper) -> None:
     """Run a step on one sample, as an epoch that ends with such a batch will."""
     try:
-        _one_step(model, data.read_batch(1, 1), wrapper)
+        _one_step(model, data.read_batch(1), wrapper)
     except Exception as error:
         raise PlacedError(
             'train_dataloader: the last batch of an epoch has one sample, for which training '
@@ -348,7 +283,7 @@ def _try_validation(
             continue
         tried.append((loader, metrics))
         data = read_data(cfg, f'{name}_dataloader', report.notes, stand_ins, size)
-        batch = data.read_batch(2, len(data.dataset))
+        batch = data.read_batch(2)
         evaluator = Runner.build_evaluator(None, copy.deepcopy(metrics))
         evaluator.dataset_meta = getattr(data.dataset, 'metainfo', None)
         try:
@@ -363,20 +298,3 @@ def _try_validation(
                     f'default_hooks.checkpoint.save_best has {key!r}, but validation gives '
                     f'{", ".join(results)}.'
                 )
-
-
-def _build_schedulers(cfg: Mapping[str, Any], wrapper: OptimWrapper, notes: list[str]) -> None:
-    """Build the schedulers of learning rate and momentum; note one that ends too early or late."""
-    given = cfg.get('param_scheduler') or []
-    given = given if isinstance(given, (list, tuple)) else [given]
-    for scheduler in given:
-        PARAM_SCHEDULERS.build(
-            copy.deepcopy(scheduler), default_args=dict(optimizer=wrapper, epoch_length=1)
-        )
-    ends = [one['end'] for one in given if one.get('by_epoch', True) and one.get('end')]
-    epochs = (cfg.get('train_cfg') or {}).get('max_epochs')
-    if epochs and ends and max(ends) != epochs:
-        notes.append(
-            f'param_scheduler ends at epoch {max(ends)}, train_cfg.max_epochs is {epochs}; set '
-            'both to the same number for the whole schedule.'
-        )

@@ -2,12 +2,12 @@
 
 import hashlib
 import os
-import os.path as osp
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -17,15 +17,16 @@ import torch
 from mmengine.config import Config
 from mmengine.dataset import default_collate
 from mmengine.fileio import load
-from mmengine.registry import DATASETS
+from mmengine.registry import DATASETS, HOOKS
+from mmengine.runner import BaseLoop
 from mmpretrain.datasets import BaseDataset
 from torch import Tensor, nn
 
 from crd_plugin.checkpoints.publish import parse_config_text
 from crd_plugin.compat import CheckpointError, load_checkpoint_file
-from crd_plugin.engine.hooks.memory_bank_hook import check_negatives, index_dataset, pool_remark
-from crd_plugin.models.algorithms.checkpoints import how_to_train
-from crd_plugin.models.losses import CRDLoss
+from crd_plugin.engine import CoCoRDHook, MemoryBankHook
+from crd_plugin.engine.hooks.memory_bank_hook import index_dataset
+from crd_plugin.models.key_queue import KeyQueue
 from crd_plugin.models.memory_bank import MemoryBank
 
 from .arguments import without_files
@@ -59,16 +60,24 @@ class _StandIn(BaseDataset):
         return [dict(sample, gt_label=i % number) for i in range(_STAND_INS)]
 
 
+class _Loop(BaseLoop):
+    """Stands for the training loop in which hooks find the data set."""
+
+    def run(self) -> None:
+        """Do nothing."""
+
+
 @dataclass
 class Data:
     """What is known of a data set."""
 
-    kind: str  # empty if the config has no such set
+    kind: str
     dataset: Any  # the set, or one of random images in its place
     place: str = ''  # of the set in the config
     num_samples: int | None = None  # number of ids; None if its files are missing
     labels: Tensor | None = None  # class of each id, (N,) int64
     origin: str = 'random'  # where the images come from
+    rows: int = 0  # of the memory banks here; 0 until they are sized
 
     @property
     def num_classes(self) -> int | None:
@@ -79,11 +88,12 @@ class Data:
     def __str__(self) -> str:
         known = 'not read' if self.num_samples is None else f'{self.num_samples:,} samples'
         classes = '' if self.num_classes is None else f', {self.num_classes} classes'
-        return f'{self.kind}, {known}{classes}' if self.kind else ''
+        return f'{self.kind}, {known}{classes}'
 
-    def read_batch(self, batch_size: int, num_rows: int) -> dict[str, Any]:
+    def read_batch(self, batch_size: int) -> dict[str, Any]:
         """Read samples with ids below the number of rows, as the data loader gives them."""
-        chosen = torch.randperm(min(num_rows, len(self.dataset))).repeat(batch_size)[:batch_size]
+        number = min(self.rows or len(self.dataset), len(self.dataset))
+        chosen = torch.randperm(number).repeat(batch_size)[:batch_size]
         items = [self.dataset[int(index)] for index in chosen]
         for item in items:
             if not {'inputs', 'data_samples'} <= set(item):
@@ -92,7 +102,7 @@ class Data:
                     'data_samples; end the pipeline with PackInputs.'
                 )
             if 'contrast_idx' in item['data_samples']:
-                item['data_samples'].contrast_idx %= num_rows
+                item['data_samples'].contrast_idx %= number
         return default_collate(items)
 
 
@@ -106,9 +116,7 @@ def read_data(
     """Open a data set without downloading it; random images stand in for missing files."""
     dataset_cfg, place = (cfg.get(loader) or {}).get('dataset'), f'{loader}.dataset'
     if dataset_cfg is None:
-        wrapped = dict(type='crd_plugin.SampleIndexDataset', dataset={})
-        notes.append(f'The config has no {place}; only the model is checked.')
-        return Data('', _stand_in(wrapped, cfg, size), place)
+        raise ValueError(f'the config has no {place}; add one, or a _base_ that has it.')
     for _, part in walk(dataset_cfg):
         if 'download' in arguments_of(find_type(part.get('type'))):
             part['download'] = False
@@ -126,38 +134,37 @@ def read_data(
         data.origin = 'training samples'
     except Exception as error:  # Whatever a data set or a transform may raise.
         text = one_line(error).rstrip('.')
-        missing = ('Cannot find', 'Download failed')  # MMPretrain's
-        if not isinstance(error, FileNotFoundError) and not text.startswith(missing):
-            if data.dataset is None:
-                raise
-            raise PlacedError(f'{place}: its samples cannot be read: {text}.') from error
-        text = (
-            f'{place}: {data.kind} cannot be read: {text}; put its files there, or set its '
-            'data_root.'
-        )
-        if not stand_ins:
+        missing = isinstance(error, FileNotFoundError)
+        missing = missing or text.startswith(('Cannot find', 'Download failed'))  # MMPretrain's
+        if data.dataset is None and not missing:
+            raise
+        if missing:
+            fix = 'put its files there, or set its data_root'
+            text = f'{place}: {data.kind} cannot be read: {text}; {fix}.'
+        else:
+            text = f'{place}: its samples cannot be read: {text}.'
+        if not (missing and stand_ins):
             raise PlacedError(text) from error
         data.dataset = _stand_in(dataset_cfg, cfg, size)
         notes.append(f'{text} Random images stand in for it.')
     return data
 
 
-def size_of_last_batch(cfg: Mapping[str, Any], data: Data) -> int | None:
-    """Return the size of an epoch's last batch on a rank; None where it is not known."""
-    loader = cfg.get('train_dataloader') or {}
+def ends_with_one_sample(cfg: Mapping[str, Any], data: Data) -> bool:
+    """Tell whether the last batch of an epoch has one sample; raise an error if there is none."""
+    loader = cfg['train_dataloader']
     sampler, batch_size = (loader.get('sampler') or {}).get('type'), loader.get('batch_size')
     if data.num_samples is None or batch_size is None or sampler != 'DefaultSampler':
-        return None
+        return False  # it is not known
     samples = -(-len(data.dataset) // int(os.environ.get('WORLD_SIZE', 1)))
-    if not loader.get('drop_last'):
-        return samples % batch_size or batch_size
-    if samples < batch_size:
+    if loader.get('drop_last') and samples < batch_size:
         raise PlacedError(
             f'train_dataloader: {samples} samples per process, batch_size={batch_size} and '
             f'drop_last=True leave no batch; lower batch_size to at most {samples}, or set '
             'drop_last=False.'
         )
-    return batch_size
+    left = 0 if loader.get('drop_last') else samples % batch_size
+    return (left or batch_size) == 1
 
 
 def check_classes(model: nn.Module, data: Data) -> None:
@@ -183,41 +190,55 @@ def check_classes(model: nn.Module, data: Data) -> None:
         )
 
 
-def read_batch(
-    model: nn.Module, data: Data, batch_size: int, report: DryRunReport
+def prepare(
+    model: nn.Module, cfg: Mapping[str, Any], data: Data, batch_size: int, report: DryRunReport
 ) -> dict[str, Any]:
-    """Size the memory banks as their hook would, smaller where huge; read samples of their rows."""
+    """Read samples, and let the hooks prepare the model for them as they do before a training."""
+    hooks = _build_hooks(model, cfg)
     banks = {name: bank for name, bank in model.named_modules() if isinstance(bank, MemoryBank)}
-    if banks and index_dataset(data.dataset) is None:
-        raise ValueError(
-            f'train_dataloader.dataset is a {data.kind}, whose samples carry no ids for the memory '
-            "bank; wrap it: dataset=dict(type='crd_plugin.SampleIndexDataset', dataset=dict(...))."
-        )
-    known = data.num_samples
-    for name, bank in banks.items():
-        known = known or bank.num_samples or None
-        if bank.num_samples not in (0, known):
-            raise ValueError(
-                f'num_samples of {name} is {bank.num_samples}, the training set has {known} '
-                'samples; set it to that or leave it out.'
-            )
-    check_negatives(model, data.labels)
-    rows = known if known and known <= _MOST_ROWS else _STAND_INS
-    batch = data.read_batch(batch_size, rows)
-    labels = data.labels
-    if data.num_samples is None or (labels is not None and len(labels) != rows):
-        labels = torch.arange(rows) % (data.num_classes or 2)
-        for sample in batch['data_samples'] if banks else ():
+    given = max((bank.num_samples for bank in banks.values()), default=0)  # allocated already
+    known = data.num_samples or given or None
+    data.rows = known if known and (given or known <= _MOST_ROWS) else _STAND_INS
+    batch = data.read_batch(batch_size)
+    dataset, labels, numbered = data.dataset, data.labels, index_dataset(data.dataset)
+    if data.num_samples is None or (labels is not None and len(labels) != data.rows):
+        labels = torch.arange(data.rows) % (data.num_classes or 2)
+        for sample in batch['data_samples'] if banks and numbered is not None else ():
             labels[sample.sample_idx] = sample.gt_label
+    if numbered is not None:
+        read_labels = numbered.get_gt_labels if labels is None else labels.numpy
+        dataset = SimpleNamespace(num_samples=data.rows, get_gt_labels=read_labels)
+    remarks: list[str] = []
+    logger = SimpleNamespace(info=remarks.append)
+    runner = SimpleNamespace(model=model, hooks=hooks, seed=0, logger=logger)
+    runner._train_loop = runner.train_loop = _Loop(runner, SimpleNamespace(dataset=dataset))
+    for hook in hooks:
+        if isinstance(hook, (MemoryBankHook, CoCoRDHook)):
+            hook.before_run(runner)
+    if data.rows == known:
+        report.notes += [remark for remark in remarks if 'negatives' in remark]
     for name, bank in banks.items():
-        bank.resize(rows, labels)
-        mib = None if known is None else bank.num_bytes / rows * known / 2**20
-        report.banks.append(BankRow(name, known, bank.embed_dim, mib, rows))
-    for name, loss in model.named_modules():
-        if isinstance(loss, CRDLoss) and loss.bank is not None and rows == known:
-            remark = pool_remark(name, loss)
-            report.notes += [remark] if remark else []
+        mib = known and bank.num_bytes / data.rows * known / 2**20
+        report.banks.append(BankRow(name, known, bank.embed_dim, mib, data.rows))
     return batch
+
+
+def _build_hooks(model: nn.Module, cfg: Mapping[str, Any]) -> list[Any]:
+    """Build every hook; one must write what a forward pass leaves behind."""
+    hooks = []
+    for hook in [*(cfg.get('default_hooks') or {}).values(), *(cfg.get('custom_hooks') or ())]:
+        with suppress(RuntimeError):  # some ask for the runner's visualizer
+            if hook:
+                hooks.append(HOOKS.build({k: v for k, v in hook.items() if k != 'priority'}))
+    for state, writer in ((MemoryBank, MemoryBankHook), (KeyQueue, CoCoRDHook)):
+        is_left = any(isinstance(module, state) for module in model.modules())
+        if is_left and not any(isinstance(hook, writer) for hook in hooks):
+            raise ValueError(
+                f'no {writer.__name__} writes the {state.__name__} of the model; add '
+                f"dict(type='crd_plugin.{writer.__name__}') to default_hooks, or to custom_hooks "
+                '(a config that sets custom_hooks replaces the list of its _base_).'
+            )
+    return hooks
 
 
 def _stand_in(
@@ -250,90 +271,65 @@ def _with_stand_ins(cfg: Mapping[str, Any], shape: tuple[int, ...]) -> dict[str,
 
 
 def check_weights(cfg: dict[str, Any], use_teacher_ckpt: bool, report: DryRunReport) -> None:
-    """Look for the files of given weights; take out those that would be downloaded."""
+    """Say which weights the teacher has; take out those that would be downloaded."""
     model = cfg['model']
-    own = all(map(_brings_weights, _listed(model.get('teacher') or {})))
-    given = model.get('teacher_ckpt')
+    if 'teacher' in model:
+        _check_teachers(model, report)
     for key in () if use_teacher_ckpt else ('backbone_ckpt', 'teacher_ckpt'):
         if model.get(key):
             model[key] = without_files(model[key])
             report.notes.append(f'model.{key} is passed over as asked for.')
-    if 'teacher' in model and not (given or own):
-        report.notes.append(
-            'model.teacher_ckpt is not given: the teacher has random weights; set it before '
-            'training.'
-        )
-    teachers = []
-    for part, key, path, name in _files(cfg):
-        of_teacher = 'teacher_ckpt' in name
-        if '://' in path:
-            report.notes.append(f'{name}={path} is not fetched here; random weights stand in.')
-            part[key] = None
-        elif not osp.isfile(osp.expanduser(path)):
-            passable = of_teacher or key == 'backbone_ckpt'
-            hint = ' (--no-teacher-ckpt goes on without it)' if passable else ''
-            raise FileNotFoundError(f'{name}={path} does not exist; {how_to_train(path)}{hint}.')
-        elif of_teacher:
-            digest = hashlib.sha256(Path(path).expanduser().read_bytes()).hexdigest()
-            teachers.append(f'{osp.basename(path)}, sha256 {digest[:8]}')
-    if 'teacher' in model:
-        report.teacher = '; '.join(teachers) or ('its own weights' if own else 'random weights')
+    for place, part in [('', cfg), *walk(model, 'model')]:
+        for key in ('load_from', 'teacher_ckpt', 'student_ckpt', 'backbone_ckpt', 'init_cfg'):
+            if part.get(key):
+                name = f'{place}.{key}'.lstrip('.')
+                part[key] = _without_downloads(part[key], name, report.notes)
 
 
-def _files(cfg: dict[str, Any]) -> Iterator[tuple[Any, Any, str, str]]:
-    """Files of weights that a config names: owner and key of the setting, path, place."""
-    found: list[tuple[Any, Any, Any, str]] = [(cfg, 'load_from', cfg.get('load_from'), 'load_from')]
-    for place, part in walk(cfg['model'], 'model'):
-        for key in ('teacher_ckpt', 'student_ckpt', 'backbone_ckpt'):
-            path = part.get(key)
-            if isinstance(path, (list, tuple)):
-                part[key] = list(path)
-                found += [(part[key], i, one, f'{place}.{key}[{i}]') for i, one in enumerate(path)]
-            else:
-                found.append((part, key, path, f'{place}.{key}'))
-        if isinstance(part.get('init_cfg'), dict):
-            path = part['init_cfg'].get('checkpoint')
-            found.append((part, 'init_cfg', path, f'{place}.init_cfg.checkpoint'))
-    return (entry for entry in found if entry[2])
-
-
-def normalisation_notes(model: Mapping[str, Any]) -> Iterator[str]:
-    """Find a teacher that was trained on images of another mean and std than it is given here."""
-    if 'teacher' not in model:
-        return
-    networks, checkpoints = (_listed(model.get(key)) for key in ('teacher', 'teacher_ckpt'))
-    if any(network.get('train_cfg') for network in networks):
-        yield 'model.teacher.train_cfg has no effect, because the teacher is not trained.'
+def _check_teachers(model: Mapping[str, Any], report: DryRunReport) -> None:
+    """Name the files of teachers; compare the images that they get with those of their training."""
     several = isinstance(model['teacher'], (list, tuple))
+    networks = list(model['teacher']) if several else [model['teacher']]
+    checkpoints = model.get('teacher_ckpt')
+    if not isinstance(checkpoints, (list, tuple)):
+        checkpoints = [checkpoints] if checkpoints else []
+    files = []
+    if any(network.get('train_cfg') for network in networks):
+        report.notes.append(
+            'model.teacher.train_cfg has no effect, because the teacher is not trained.'
+        )
     given = _normalisation(model)
     for number, checkpoint in enumerate(checkpoints):
+        file = Path(checkpoint or '').expanduser()
+        if file.is_file():  # else loading says so
+            digest = hashlib.sha256(file.read_bytes()).hexdigest()[:8]
+            files.append(f'{file.name}, sha256 {digest}')
+        trained_cfg = _config_of_checkpoint(checkpoint or '')
+        mean_and_std = _normalisation(trained_cfg.get('model'), trained_cfg)
         # With a data preprocessor of its own a teacher is given what it says.
-        if not checkpoint or _normalisation(networks[number if several else 0]):
-            continue
-        trained_cfg = _config_of_checkpoint(checkpoint)
-        trained = _normalisation(trained_cfg.get('model'), trained_cfg)
-        if not all(np.allclose(*pair, atol=1) for pair in zip(given, trained)):  # grey levels
-            mean, std = trained
+        fits = bool(_normalisation(networks[number if several else 0]))
+        fits = fits or all(np.allclose(*pair, atol=1) for pair in zip(given, mean_and_std))
+        if not fits:  # by a grey level
+            mean, std = mean_and_std
             place = f'model.teacher[{number}]' if several else 'model.teacher'
-            yield (
+            report.notes.append(
                 f'model.teacher_ckpt={checkpoint}: the teacher was trained on images with mean '
                 f'{mean} and std {std}, but is given images with mean {given[0]} and std '
                 f"{given[1]}, as the student is; set {place}.data_preprocessor=dict(type='Cls"
                 f"DataPreprocessor', mean={mean}, std={std})."
             )
+    report.teacher = '; '.join(files) or 'no checkpoint'
 
 
-def _listed(given: Any) -> list[Any]:
-    """Return the settings of several teachers, or those of one, as a list."""
-    return list(given) if isinstance(given, (list, tuple)) else [given]
-
-
-def _brings_weights(network: Mapping[str, Any]) -> bool:
-    """Tell whether a network initialises itself, from a file or in its constructor."""
-    backbone = network.get('backbone') or {}
-    by_itself = network.get('pretrained') or backbone.get('pretrained')
-    by_itself = by_itself or backbone.get('type') == 'crd_plugin.plain_network'
-    return bool(network.get('init_cfg') or by_itself)
+def _without_downloads(given: Any, place: str, notes: list[str]) -> Any:
+    """Put None in the place of weights that would be downloaded."""
+    if isinstance(given, (list, tuple)):
+        return [_without_downloads(one, f'{place}[{i}]', notes) for i, one in enumerate(given)]
+    path = given.get('checkpoint') if isinstance(given, dict) else given
+    if '://' not in str(path):
+        return given
+    notes.append(f'{place}={path} is not fetched here; random weights stand in.')
+    return None
 
 
 def _normalisation(*parts: Any) -> list[Any]:

@@ -1,8 +1,8 @@
 """What a dry run finds, and how it is printed."""
 
 from collections import namedtuple
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -22,11 +22,22 @@ RecorderRow = namedtuple('RecorderRow', 'side name type source output')
 ConnectorRow = namedtuple('ConnectorRow', 'name type inputs output parameters')
 # A loss, whether it is part of the sum, and the L2 norm of its gradient (or why there is none)
 # with respect to the student, the teacher, and all other parts: connectors, losses, branches.
-LossRow = namedtuple('LossRow', 'name value summed student connectors teacher')
+LossRow = namedtuple('LossRow', 'name value summed student others teacher')
 # A bank at full size, None if that is unknown; `stand_in` rows were used instead.
 BankRow = namedtuple('BankRow', 'name rows width mib stand_in')
 # Numbers of parameters of a part of the model.
 PartRow = namedtuple('PartRow', 'part trainable total')
+# Titles and headers that are not called as their field.
+_NAMES = dict(
+    banks='Memory banks',
+    parts='Parameters',
+    summed='',
+    student='gradient: student',
+    others='other parts',
+    rows='rows per side',
+    mib='MiB',
+    stand_in='rows here',
+)
 
 
 @dataclass
@@ -42,7 +53,7 @@ class DryRunReport:
         error (BaseException, optional): What the last problem was raised as.
     """
 
-    config: str = ''
+    config: str
     data: str = ''
     images: str = ''
     teacher: str = ''
@@ -56,11 +67,6 @@ class DryRunReport:
     problems: list[str] = field(default_factory=list)
     seconds: float = 0.0
     error: BaseException | None = None
-
-    @property
-    def ok(self) -> bool:
-        """bool: Whether no problem was found."""
-        return not self.problems
 
 
 @contextmanager
@@ -81,18 +87,15 @@ def watch(model: nn.Module, report: DryRunReport) -> Iterator[None]:
             row = ConnectorRow(name, kind, describe(given[0]), describe(output), number)
             report.connectors.append(row)
 
-    handles = [
-        getattr(model, part).register_forward_pre_hook(partial(see_network, name))
-        for name, part in (('student', 'architecture'), ('teacher', 'teacher'))
-        if getattr(model, part, None)
-    ]
-    for name, connector in connectors.items():
-        handles.append(connector.register_forward_hook(partial(see_connector, name)))
-    try:
+    with ExitStack() as handles:
+        for name, part in (('student', 'architecture'), ('teacher', 'teacher')):
+            if getattr(model, part, None):
+                hook = partial(see_network, name)
+                handles.callback(getattr(model, part).register_forward_pre_hook(hook).remove)
+        for name, connector in connectors.items():
+            hook = partial(see_connector, name)
+            handles.callback(connector.register_forward_hook(hook).remove)
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def read_recorders(model: nn.Module, cfg: Mapping[str, Any]) -> Iterator[RecorderRow]:
@@ -143,39 +146,26 @@ def count_parameters(model: nn.Module) -> list[PartRow]:
 def render(report: DryRunReport) -> str:
     """Lay a report out as text: tables, notes and a summary, without the problems."""
     head = {name: getattr(report, name) for name in ('config', 'data', 'images', 'teacher')}
-    whose = report.parts[0].part if report.parts else 'model'
-    loss_header = ('name', 'value', '', f'gradient: {whose}', 'other parts', 'teacher')
-    losses = [row._replace(summed='' if row.summed else 'not summed') for row in report.losses]
-    bank_header = ('name', 'rows per side', 'width', 'memory', 'rows here')
-    banks = [row._replace(mib=row.mib and f'{row.mib:.2f} MiB') for row in report.banks]
-    blocks = [
-        '\n'.join(f'{name.capitalize():<9}{text}' for name, text in head.items() if text),
-        _table('Inputs', InputRow._fields, report.inputs),
-        _table('Recorders', RecorderRow._fields, report.recorders),
-        _table('Connectors', ConnectorRow._fields, report.connectors),
-        _table('Losses', loss_header, losses),
-        _table('Memory banks', bank_header, banks),
-        _table('Parameters', PartRow._fields, report.parts),
-        '\n'.join(f'note: {note}' for note in report.notes),
-    ]
+    blocks = ['\n'.join(f'{name.capitalize():<9}{text}' for name, text in head.items() if text)]
+    for table in ('inputs', 'recorders', 'connectors', 'losses', 'banks', 'parts'):
+        rows = getattr(report, table)
+        if rows:
+            header = [_NAMES.get(name, name) for name in rows[0]._fields]
+            lines = [header, *(list(map(_cell, row)) for row in rows)]
+            widths = [max(map(len, column)) for column in zip(*lines)]
+            filled = ('  '.join(map(str.ljust, line, widths)).rstrip() for line in lines)
+            blocks.append('\n  '.join([_NAMES.get(table, table.capitalize()), *filled]))
+    blocks.append('\n'.join(f'note: {note}' for note in report.notes))
     number = len(report.problems)
     result = f'{number} problem{"s" if number > 1 else ""}' if number else 'fine'
     blocks.append(f'{result} ({report.seconds:.1f} s)')
     return '\n\n'.join(block for block in blocks if block) + '\n'
 
 
-def _table(title: str, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """A table with aligned columns; nothing without rows."""
-    lines = [header, *(tuple(map(_cell, row)) for row in rows)]
-    if len(lines) == 1:
-        return ''
-    widths = [max(map(len, column)) for column in zip(*lines)]
-    filled = ('  '.join(map(str.ljust, line, widths)).rstrip() for line in lines)
-    return '\n  '.join([title, *filled])
-
-
 def _cell(value: Any) -> str:
     """Text of a cell."""
+    if isinstance(value, bool):  # whether a loss counts
+        return '' if value else 'not summed'
     if value is None:
         return 'unknown'
     if isinstance(value, float):

@@ -27,7 +27,6 @@ from .lookup import (
     unknown_type,
     walk,
 )
-from .settings import check_settings
 
 _UNKNOWN_TYPE = re.compile(r'^(\S+) is not in the (?:\S+::)?(.+?) registry')
 _UNKNOWN_ARGUMENT = re.compile(r"got an unexpected keyword argument '(\w+)'")
@@ -41,10 +40,6 @@ def explain(error: BaseException, cfg: Mapping[str, Any]) -> str:
     """Say in one line where in a config an exception comes from and what to do."""
     if isinstance(error, PlacedError):
         return one_line(error)
-    # MMRazor asserts what is told here with the nearest names.
-    misspelt = isinstance(error, (AssertionError, TypeError)) and next(check_settings(cfg), None)
-    if misspelt:
-        return misspelt
     calls = list(_calls(error, cfg))
     frame, line, place = calls[-1]
     text, kind = one_line(error), _at(cfg, place).get('type')
@@ -173,12 +168,10 @@ def _width_hint(calls: list[_Call], cfg: Mapping[str, Any]) -> str:
         return ''
     width = feature.size(-1 if name == 'in_features' else 1)
     key = min(keys, key=lambda key: 'in' not in key)  # rather than the width of the output
-    shape = tuple(feature.shape)
-    fix = f'the feature has {width} channels, shape {shape}; set {key}={width}'
-    role = {'model.architecture.backbone': 'student', 'model.teacher.backbone': 'teacher'}.get(
-        place
-    )
-    if role and key == 'in_channels':  # of the images
+    fix = f'the feature has {width} channels, shape {tuple(feature.shape)}; set {key}={width}'
+    roles = {'model.architecture.backbone': 'student', 'model.teacher.backbone': 'teacher'}
+    if place in roles and key == 'in_channels':  # of the images
+        role = roles[place]
         fix += f', or let the {role} see {expected} channels by model.{role}_view'
     return f'{place}.{key} is {expected}, but {fix}.' if width != expected else ''
 

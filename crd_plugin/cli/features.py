@@ -36,20 +36,7 @@ class Outputs(NamedTuple):
 
 
 def load_network(cfg: Config, filename: str, role: str = 'architecture') -> Any:
-    """Build one network of a config, with its data preprocessor, and load its weights.
-
-    Args:
-        cfg (Config): Config of a distillation, or of plain training.
-        filename (str): Checkpoint of either, or a published one.
-        role (str): 'architecture', the student, or 'teacher'. Defaults to 'architecture'.
-
-    Returns:
-        nn.Module: The network in evaluation mode, on MMEngine's device.
-
-    Raises:
-        UsageError: If the weights do not fit.
-        CheckpointError: If the file is no checkpoint.
-    """
+    """Build the student or 'teacher' of a config, to evaluate, with weights of any checkpoint."""
     content = cfg.to_dict()
     if role != 'architecture':
         content['model'] = dict(architecture=content['model'][role])

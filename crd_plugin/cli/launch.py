@@ -6,6 +6,7 @@ Only light modules are imported at the top, so that a mistyped argument is answe
 import contextlib
 import ctypes
 import importlib
+import itertools
 import os
 import platform
 import re
@@ -35,14 +36,6 @@ EPOCH_LINE = re.compile(r'(Epoch\((train|val)\)\s+\[(\d+)\].*)')
 OnEpoch = Callable[[int, bool, str], None]
 
 
-class TrainingFailed(RuntimeError):
-    """A training that ended with another exit code than 0; its output is in the log."""
-
-    def __init__(self, code: int, log: Path) -> None:
-        super().__init__(f'training ended with code {code}; see {log}')
-        self.code, self.log = code, log
-
-
 class Trainings:
     """Subprocesses that are stopped together, also those that start meanwhile."""
 
@@ -58,25 +51,13 @@ class Trainings:
         env: Mapping[str, str] | None = None,
         lock: int | None = None,
     ) -> None:
-        """Run a command, append its output to a file and report its epochs.
-
-        Args:
-            command (Sequence[str]): Program and arguments.
-            log (Path): File for the output.
-            on_epoch (Callable): Called once per line about an epoch.
-            env (Mapping, optional): Environment variables to change.
-            lock (int, optional): File descriptor that the subprocess inherits.
-
-        Raises:
-            TrainingFailed: If the command does not end with code 0.
-        """
+        """Run a command, which keeps ``lock``; append its output to ``log``, report its epochs."""
         env = {**os.environ, 'PYTHONUNBUFFERED': '1', **(env or {})}
         # Threads that spin while they wait slow small networks down when the machine is busy.
         env.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
         # The subprocess imports the package of this checkout.
-        env['PYTHONPATH'] = os.pathsep.join(
-            filter(None, [str(PACKAGE.parent), env.get('PYTHONPATH')])
-        )
+        paths = [str(PACKAGE.parent), env.get('PYTHONPATH', '')]
+        env['PYTHONPATH'] = os.pathsep.join(filter(None, paths))
         if lock is not None:
             env[_HELD] = 'inherited'
         with open(log, 'a', encoding='utf-8') as file:
@@ -89,7 +70,7 @@ class Trainings:
                 errors='replace',
                 env=env,
                 start_new_session=True,  # data workers are in its process group and stop with it
-                pass_fds=() if lock is None or os.name != 'posix' else (lock,),
+                pass_fds=() if lock is None else (lock,),
             ) as process:
                 # Add, then ask: stop() works in the other order.
                 self._processes.add(process)
@@ -108,7 +89,7 @@ class Trainings:
                     stop(process)
                     self._processes.discard(process)
         if process.returncode:
-            raise TrainingFailed(process.returncode, log)
+            raise subprocess.CalledProcessError(process.returncode, command)
 
     def stop(self) -> None:
         """Stop what runs, and whatever is started from now on."""
@@ -126,23 +107,21 @@ def stop(*processes: subprocess.Popen, grace: float = 10.0) -> None:
         try:
             process.wait(max(0.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
-            _signal(process, getattr(signal, 'SIGKILL', signal.SIGTERM))
+            _signal(process, signal.SIGKILL)
             process.wait()
 
 
 def _signal(process: subprocess.Popen, number: int) -> None:
-    if not hasattr(os, 'killpg'):
-        process.send_signal(number)
-        return
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, number)
 
 
 def interrupt_on_signals() -> None:
-    """Let ``kill`` and a closed terminal end a tool as Ctrl-C does, by a KeyboardInterrupt.
+    """Let ``kill`` end a tool as Ctrl-C does, by a KeyboardInterrupt.
 
     Some code turns it into another exception; :func:`received` tells.
     """
+    numbers = (signal.SIGINT, signal.SIGTERM)
 
     def interrupt(number: int, _: object) -> None:
         for other in numbers:  # once is enough; stopping must not be interrupted
@@ -152,10 +131,6 @@ def interrupt_on_signals() -> None:
         _RECEIVED.append(number)
         raise KeyboardInterrupt
 
-    numbers = [signal.SIGINT, signal.SIGTERM]
-    hangup = getattr(signal, 'SIGHUP', None)
-    if hangup and signal.getsignal(hangup) != signal.SIG_IGN:  # nohup asks to go on
-        numbers.append(hangup)
     for number in numbers:
         signal.signal(number, interrupt)
 
@@ -190,14 +165,7 @@ def end_with_parent() -> None:
 
 @contextlib.contextmanager
 def hold(run_dir: Path) -> Iterator[int]:
-    """Lock the folder of a run.
-
-    Yields:
-        int: Descriptor of the locked file; a subprocess that inherits it keeps the lock.
-
-    Raises:
-        UsageError: If another process has locked it.
-    """
+    """Lock the folder of a run; yield a file descriptor, with which subprocesses keep the lock."""
     from filelock import lock_descriptor
 
     with open(run_dir / LOCK, 'a') as file:
@@ -217,10 +185,8 @@ def make_room(run_dir: Path, keep: bool) -> None:
     if not keep:
         shutil.rmtree(run_dir)
         return
-    number = 1
-    while (old := run_dir.with_name(f'{run_dir.name}_old{number}')).exists():
-        number += 1
-    run_dir.rename(old)
+    olds = (run_dir.with_name(f'{run_dir.name}_old{number}') for number in itertools.count(1))
+    run_dir.rename(next(old for old in olds if not old.exists()))
 
 
 def share_cores(jobs: int) -> dict[str, str]:
@@ -232,11 +198,9 @@ def share_cores(jobs: int) -> dict[str, str]:
 
 def processor() -> str:
     """Name of the CPU."""
-    if os.path.isfile('/proc/cpuinfo'):
-        match = re.search(r'model name\s*:\s*(.+)', Path('/proc/cpuinfo').read_text())
-        if match:
-            return match[1]
-    return platform.processor() or platform.machine()
+    info = Path('/proc/cpuinfo')
+    match = re.search(r'model name\s*:\s*(.+)', info.read_text() if info.is_file() else '')
+    return match[1] if match else platform.processor() or platform.machine()
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -86,9 +86,9 @@ def _of_mmpretrain(name: str, num_classes: int | None, pretrained: bool) -> dict
     """Model of MMPretrain, with the address of its weights."""
     info = ModelHub.get(name)
     model = _of_config(info.config.to_dict(), num_classes)
-    if pretrained and not info.weights:
-        raise ValueError(f'MMPretrain has no weights of {name}; give the file of its checkpoint.')
     if pretrained:
+        if not info.weights:
+            raise ValueError(f'MMPretrain has no weights of {name}; give the file of a checkpoint.')
         model['init_cfg'] = dict(type='Pretrained', checkpoint=info.weights)
     return model
 
@@ -100,9 +100,9 @@ def _of_config(cfg: dict[str, Any], num_classes: int | None) -> dict[str, Any]:
     if not isinstance(model, dict):
         raise ValueError('the config has no `model`.')
     model.pop('train_cfg', None)  # it mixes images, as a training's own config may
-    _add_normalisation(
-        model, model.pop('data_preprocessor', None) or plain.get('data_preprocessor')
-    )
+    given = model.pop('data_preprocessor', None) or plain.get('data_preprocessor') or {}
+    if given.get('mean') and given.get('std'):
+        _normalise(model, **{key: given[key] for key in ('mean', 'std', 'to_rgb') if key in given})
     head = model.get('head')
     if num_classes is not None and head is not None:
         if 'num_classes' not in head:
@@ -114,15 +114,13 @@ def _of_config(cfg: dict[str, Any], num_classes: int | None) -> dict[str, Any]:
 
 def _of_checkpoint(name: str) -> dict[str, Any]:
     """Model whose config is in a checkpoint, with its weights."""
-    loaded = load_checkpoint_file(name)
-    meta = loaded.get('meta')
-    text = meta.get('cfg') if isinstance(meta, dict) else None
-    if not text:
+    meta = load_checkpoint_file(name).get('meta')
+    if not isinstance(meta, dict) or not meta.get('cfg'):
         raise ValueError(
             f'{name} does not say which network it holds; name the network, and give this file as '
             'its checkpoint.'
         )
-    model = _of_config(parse_config_text(text), None)
+    model = _of_config(parse_config_text(meta['cfg']), None)
     return dict(model, init_cfg=dict(type='Pretrained', checkpoint=name))
 
 
@@ -146,19 +144,14 @@ def _of_timm(name: str, num_classes: int | None, pretrained: bool) -> dict[str, 
         given['num_classes'] = num_classes
     model = _plain(num_classes, source='timm.create_model', model_name=name, **given)
     mean, std = ([round(255 * value, 3) for value in part] for part in (known.mean, known.std))
-    _add_normalisation(model, dict(mean=mean, std=std, to_rgb=True))
+    _normalise(model, mean=mean, std=std, to_rgb=True)
     return model
 
 
 def _of_constructor(source: str, num_classes: int | None) -> dict[str, Any]:
     """Network that a class or function returns."""
     constructor = MODELS.get(source)
-    if constructor is None:
-        raise ValueError(
-            f'{source} cannot be imported; give a class or function of a module, not one that is '
-            'defined within a function or typed into an interpreter.'
-        )
-    parameters = inspect.signature(constructor).parameters.values()
+    parameters = inspect.signature(constructor).parameters.values() if constructor else ()
     takes = any(p.name == 'num_classes' or p.kind is p.VAR_KEYWORD for p in parameters)
     given = dict(num_classes=num_classes) if takes and num_classes is not None else {}
     return _plain(num_classes, source=source, **given)
@@ -177,11 +170,9 @@ def _plain(classes: int | None, **backbone: Any) -> dict[str, Any]:
     return model
 
 
-def _add_normalisation(model: dict[str, Any], preprocessor: Mapping[str, Any] | None) -> None:
+def _normalise(model: dict[str, Any], **settings: Any) -> None:
     """Let a network have images normalised as its weights expect them."""
-    if preprocessor and preprocessor.get('mean') and preprocessor.get('std'):
-        kept = {key: preprocessor[key] for key in ('mean', 'std', 'to_rgb') if key in preprocessor}
-        model['data_preprocessor'] = dict(type='mmpretrain.ClsDataPreprocessor', **kept)
+    model['data_preprocessor'] = dict(type='mmpretrain.ClsDataPreprocessor', **settings)
 
 
 def _unknown(name: str) -> str:

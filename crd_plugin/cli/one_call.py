@@ -81,9 +81,9 @@ def distill(
             classes: then the student learns without labels.
         val_data (str | Path, optional): Folder with one folder of images per class. Defaults to
             None: no validation.
-        method (str | Sequence[str]): Files in ``configs/_base_/distillers``, several of them as
-            ``'crd+kd'``. One that ends in ``_unlabeled`` ignores the classes of ``train_data``.
-            Defaults to ``'crd'``.
+        method (str | Sequence[str]): Files in ``configs/_base_/distillers``, several as
+            ``'crd+kd'``; ``'..._unlabeled'`` ignores the classes of ``train_data``. Defaults to
+            ``'crd'``.
         epochs (int): Number of epochs. Defaults to 100.
         batch_size (int): Images per batch. Defaults to 64.
         lr (float, optional): Initial learning rate of SGD, which a cosine takes to zero. Defaults
@@ -91,7 +91,7 @@ def distill(
         image_size (int): Height and width of the images, in pixels. Defaults to 224.
         teacher_checkpoint (str | Path, optional): File or URL of the teacher's weights, or
             ``'pretrained'``: those of the model zoo, or that its constructor loads. Defaults to
-            None, for a teacher that has weights: a module or a checkpoint.
+            None, for a module or a checkpoint.
         seed (int): Seed of all random numbers. Defaults to 0.
         work_dir (str | Path, optional): Folder of the run. Defaults to None:
             ``work_dirs/METHOD_TEACHER_STUDENT``.

@@ -7,60 +7,41 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from typing import Any
+from subprocess import CalledProcessError
 
 from rich.progress import Progress
 
 from . import launch
 from .arguments import UsageError
-from .results import read_run
 from .runs import Run
 
 # Name of a place to train at, and its environment variables.
 Device = tuple[str, dict[str, str]]
 
 
-class Display:
-    """Show the epochs of running trainings: bars on a terminal, a few lines elsewhere.
+class Display(Progress):
+    """Show the ``epochs`` of all running trainings: bars on a terminal, a few lines elsewhere."""
 
-    A context manager; its methods may be called from several threads.
-
-    Args:
-        work (float): Runs to train; a half-finished one counts half.
-    """
-
-    def __init__(self, work: float) -> None:
-        self._began = time.perf_counter()
-        self._lock = threading.RLock()
-        self._bars = Progress(disable=not sys.stdout.isatty())
-        self._bars.add_task('all runs', total=work)
-        (self._whole,) = self._bars.tasks
-
-    def __enter__(self) -> 'Display':
-        self._bars.start()
-        return self
-
-    def __exit__(self, *exc_info: Any) -> None:
-        self._bars.stop()
+    def __init__(self, epochs: int) -> None:
+        super().__init__(disable=not sys.stdout.isatty())
+        self.add_task('all runs', total=epochs)
+        (self._all,) = self.tasks
+        self._began, self._order = time.perf_counter(), threading.RLock()
 
     @contextlib.contextmanager
     def run(self, title: str, epochs: int, reached: int = 0) -> Iterator[launch.OnEpoch]:
-        """Show a run while it is trained, from the epoch that it has ``reached``.
-
-        Yields:
-            Callable: To be called with number, whether validated, and line of each epoch. In every
-            tenth of the epochs it shows one line of training and one of validation.
-        """
-        task = self._bars.add_task(title, total=epochs, completed=reached)
-        left, last = epochs - reached, (0, False)
+        """Show a run while it is trained, from the epoch that it has ``reached``."""
+        bar = self.add_task(title, total=epochs, completed=reached)
+        done, last = reached, (0, False)
 
         def on_epoch(epoch: int, validated: bool, text: str) -> None:
-            nonlocal left, last
-            with self._lock:
-                remaining = min(left, epochs - epoch + (not validated))
-                self._bars.advance(self._whole.id, (left - remaining) / epochs)
-                self._bars.advance(task, left - remaining)
-                left = remaining
+            nonlocal done, last
+            with self._order:
+                step = max(0, epoch - (not validated) - done)
+                done += step
+                self.advance(self._all.id, step)
+                self.advance(bar, step)
+                # In every tenth of the epochs, a line of training and one of validation.
                 due = epoch % max(1, epochs // 10) == 0 or epoch == epochs
                 if due and (epoch, validated) != last:
                     self.say(f'  [{title}, {self.left} left] {" ".join(text.split())}')
@@ -69,51 +50,39 @@ class Display:
         try:
             yield on_epoch
         finally:
-            with self._lock:  # what it leaves undone is not waited for
-                total = (self._whole.total or 0) - left / epochs
-                self._bars.update(self._whole.id, total=total)
-                self._bars.remove_task(task)
+            with self._order:  # what it leaves undone is not waited for
+                self.update(self._all.id, total=(self._all.total or 0) - epochs + done)
+                self.remove_task(bar)
 
     def say(self, line: str) -> None:
         """Show a line of text, above the bars if there are any."""
         # Nobody may read it any more; the trainings do not depend on it.
-        with self._lock, contextlib.suppress(OSError):
-            if self._bars.disable:
+        with self._order, contextlib.suppress(OSError):
+            if self.disable:
                 sys.stdout.write(f'{line}\n')
                 sys.stdout.flush()
             else:
-                self._bars.console.print(line, markup=False, highlight=False)
+                self.console.print(line, markup=False, highlight=False)
 
     @property
     def left(self) -> str:
         """str: Minutes and seconds left at the present speed; '?' before the first epoch."""
-        done = self._whole.completed
-        if not done:
+        if not self._all.completed:
             return '?'
-        runs = max(0.0, (self._whole.total or 0) - done)
-        elapsed = time.perf_counter() - self._began
-        return '{}:{:02d}'.format(*divmod(round(elapsed / done * runs), 60))
+        seconds = (time.perf_counter() - self._began) / self._all.completed
+        return '{}:{:02d}'.format(*divmod(round(seconds * (self._all.remaining or 0)), 60))
 
 
 def train_all(
     runs: Sequence[Run], devices: Sequence[Device], hint: str = 'the same command goes on'
 ) -> None:
-    """Train runs side by side, one per device; go on where one fails.
-
-    Args:
-        runs (Sequence[Run]): What to train, in this order.
-        devices (Sequence[tuple]): Name and environment variables of each place to train at.
-        hint (str): What an interrupted user may do. Defaults to 'the same command goes on'.
-
-    Raises:
-        SystemExit: With status 1 if a run failed, 130 after Ctrl-C; stderr says why.
-    """
+    """Train runs in order, one per device at a time; exit with 1 if any failed, 130 at Ctrl-C."""
     free: queue.SimpleQueue[Device] = queue.SimpleQueue()
     for device in devices:
         free.put(device)
     trainings = launch.Trainings()
     failures: list[str] = []
-    display = Display(sum(1 - run.reached / run.settings.epochs for run in runs))
+    display = Display(sum(run.settings.epochs - run.reached for run in runs))
 
     def train(position: str, run: Run) -> None:
         name, env = device = free.get()
@@ -123,10 +92,10 @@ def train_all(
             display.say(f'{position} ({name}): {run.title}: {run.describe()} -> {log}')
             with display.run(run.title, run.settings.epochs, run.reached) as on_epoch:
                 run.train(trainings, on_epoch, env)
-            display.say(f'{position} done: {run.title}{_outcome(run)}')
+            display.say(f'{position} done: {run.title}')
         except Exception as error:  # whatever it is, the others go on
             if not trainings.stopping.is_set():
-                failures.append(f'\nfailed: {run.title}: {_reason(error)}\n')
+                failures.append(f'\nfailed: {run.title}: {_reason(error, run)}\n')
                 display.say(f'{position} failed: {run.title}')
         finally:
             free.put(device)
@@ -150,20 +119,10 @@ def train_all(
         raise SystemExit(1)
 
 
-def _outcome(run: Run) -> str:
-    """Accuracies of a finished run, if it was validated."""
-    try:
-        result = read_run(run.run_dir)
-    except (FileNotFoundError, ValueError):
-        return ''
-    last, best = result['last'], result['best']
-    return f', top-1 {last["top1"]:.2f}, best {best["top1"]:.2f} at epoch {best["epoch"]}'
-
-
-def _reason(error: Exception) -> str:
+def _reason(error: Exception, run: Run) -> str:
     """Why a run failed: for a training, the last lines of its log."""
-    if isinstance(error, launch.TrainingFailed):
-        first = f'training ended with code {error.code}; last lines of {error.log}:'
-        lines = error.log.read_text(encoding='utf-8').splitlines()
-        return '\n    '.join([first, *lines[-10:]])
+    if isinstance(error, CalledProcessError):
+        log = run.run_dir / launch.LOG
+        first = f'training ended with code {error.returncode}; last lines of {log}:'
+        return '\n    '.join([first, *log.read_text(encoding='utf-8').splitlines()[-10:]])
     return str(error) if isinstance(error, UsageError) else f'{type(error).__name__}: {error}'

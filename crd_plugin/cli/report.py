@@ -4,7 +4,6 @@ import base64
 import html
 import sys
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -19,7 +18,7 @@ from .lookup import one_line
 from .results import plot_accuracies, plot_curves, read_run
 from .resuming import POINTER, checkpoints
 
-# A heading, then Markdown and image files.
+# A heading, then texts (Markdown: paragraphs, tables, lists, code within a line) and PNG files.
 Section = tuple[Any, ...]
 # Name, config, checkpoint, and the path of the teacher's checkpoint, or nothing.
 Student = tuple[str, Config, Path, str]
@@ -39,17 +38,13 @@ _MARKDOWN = MarkdownIt('zero').enable(['table', 'list', 'backticks'])
 _PAGE = """<!DOCTYPE html>
 <html lang="en">
 <head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta charset="utf-8"/>
 <title>{title}</title>
 <style>
-:root {{ color-scheme: light dark; }}
-body {{ font: 1rem/1.5 system-ui, sans-serif; max-width: 68rem; margin: 2rem auto; }}
-body {{ padding: 0 1rem; overflow-wrap: anywhere; }}
-h2 {{ margin-top: 2.5rem; }}
-table {{ border-collapse: collapse; display: block; overflow-x: auto; white-space: nowrap; }}
-th, td {{ padding: .3rem .8rem; border-bottom: 1px solid #8886; }}
-img {{ max-width: 100%; background: white; border-radius: .4rem; }}
+body {{ font: 1rem/1.5 sans-serif; max-width: 68rem; margin: 2rem auto; overflow-wrap: anywhere; }}
+table {{ border-collapse: collapse; white-space: nowrap; }}
+th, td {{ padding: .3rem .8rem; border-bottom: 1px solid #888; }}
+img {{ max-width: 100%; }}
 </style>
 </head>
 <body>
@@ -61,16 +56,7 @@ img {{ max-width: 100%; background: white; border-radius: .4rem; }}
 
 
 def render_report(title: str, sections: Sequence[Section]) -> str:
-    """Write sections as a page that refers to nothing outside.
-
-    Args:
-        title (str): Heading of the page.
-        sections (Sequence[tuple]): Heading of each section, then any number of Markdown texts
-            (paragraphs, tables, lists, code within a line) and paths of PNG files.
-
-    Returns:
-        str: HTML.
-    """
+    """Write sections as a page of HTML that refers to nothing outside."""
     parts = []
     for heading, *contents in sections:
         heading = html.escape(heading)
@@ -81,7 +67,7 @@ def render_report(title: str, sections: Sequence[Section]) -> str:
                 # At 100 pixels per inch; the files have 150. The width is in the header of a PNG.
                 width = int.from_bytes(image[16:20], 'big') * 2 // 3
                 source = f'data:image/png;base64,{base64.b64encode(image).decode()}'
-                parts.append(f'<img alt="{heading}" width="{width}" src="{source}">')
+                parts.append(f'<img alt="{heading}" width="{width}" src="{source}"/>')
             else:
                 parts.append(_MARKDOWN.render(content))
         parts.append('</section>')
@@ -89,31 +75,23 @@ def render_report(title: str, sections: Sequence[Section]) -> str:
 
 
 def report_table(title: str, runs: pd.DataFrame, text: str) -> str:
-    """Write a table of ``tools/run_table.py`` as a page with the figures of its finished runs.
-
-    Args:
-        title (str): Heading of the page.
-        runs (DataFrame): As from :func:`~crd_plugin.cli.comparison.read_table_runs`.
-        text (str): The table, as from :func:`~crd_plugin.cli.comparison.render_markdown`.
-
-    Returns:
-        str: HTML. The runs of each student, schedule and data set have figures of their own.
-    """
-    groups: dict[str, list[dict[str, Any]]] = {}
-    for run in runs[runs['finished']].to_dict('records'):
-        # method[_teacher]_student_schedule_data, then values of a sweep
-        key = '_'.join(run['name'].partition(',')[0].split('_')[-3:])
-        short = dict(name=run['name'].replace(f'_{key}', ''))
-        groups.setdefault(key, []).append({**run, **read_run(run['run_dir']), **short})
+    """Write a table and its runs, as ``comparison`` reads them, as a page with their figures."""
     sections: list[Section] = [('Accuracy', text)]
-    if not groups:
+    runs = runs[runs['finished']]
+    if runs.empty:
         sections.append(('Not shown', 'No run has finished.'))
+    # method[_teacher]_student_schedule_data, then values of a sweep
+    keys = runs['name'].map(lambda name: '_'.join(name.partition(',')[0].split('_')[-3:]))
     with TemporaryDirectory() as folder:
-        for key, rows in groups.items():
+        for key, group in runs.groupby(keys, sort=False):
             place = Path(folder, key)
             place.mkdir()
-            end = f': {key}' if len(groups) > 1 else ''
-            drawn = draw_sections(pd.DataFrame(rows), place, key)
+            group = group.assign(
+                name=group['name'].str.replace(f'_{key}', '', regex=False),
+                epochs=[read_run(run_dir)['epochs'] for run_dir in group['run_dir']],
+            )
+            end = f': {key}' if keys.nunique() > 1 else ''
+            drawn = draw_sections(group, place, key)
             sections += [(heading + end, *contents) for heading, *contents in drawn]
         return render_report(title, sections)
 
@@ -127,8 +105,7 @@ def draw_sections(runs: pd.DataFrame, folder: Path, title: str) -> list[Section]
     Args:
         runs (DataFrame): One row per run: ``name`` of the method, ``seed``, ``config``,
             ``run_dir``, and what :func:`~crd_plugin.cli.results.read_run` returns.
-        folder (Path): For curves.png, accuracies.png, embedding.png and correlation.png; those of
-            a second teacher are embedding_2.png and correlation_2.png.
+        folder (Path): For the image files.
         title (str): Heading of curves and accuracies.
 
     Returns:
@@ -137,8 +114,8 @@ def draw_sections(runs: pd.DataFrame, folder: Path, title: str) -> list[Section]
     curves, seeds = folder / 'curves.png', folder / 'accuracies.png'
     band = 'Mean over seeds; the band reaches from the lowest to the highest.'
     sections = [
-        _attempt('Curves', partial(plot_curves, runs, curves, title), curves, band),
-        _attempt('Seeds', partial(plot_accuracies, runs, seeds, title), seeds),
+        _attempt(('Curves', curves, band), plot_curves, runs, curves, title),
+        _attempt(('Seeds', seeds), plot_accuracies, runs, seeds, title),
     ]
     students, notes = _find_students(runs)
     teachers = dict.fromkeys(teacher for *_, teacher in students if teacher)
@@ -146,20 +123,20 @@ def draw_sections(runs: pd.DataFrame, folder: Path, title: str) -> list[Section]
         end = f'_{number}.png' if number > 1 else '.png'
         first, second = folder / f'embedding{end}', folder / f'correlation{end}'
         heading = 'Features and logits' if len(teachers) == 1 else f'Beside the teacher {teacher}'
-        draw = partial(_draw_networks, teacher, students, first, second, notes)
-        sections.append(_attempt(heading, draw, first, _FEATURES, second, _LOGITS))
+        section = (heading, first, _FEATURES, second, _LOGITS)
+        sections.append(_attempt(section, _draw_networks, teacher, students, first, second, notes))
     if not teachers:
         notes.append('- t-SNE and correlations: no run that can be shown has a teacher.')
-    return [*sections, *([('Not shown', '\n'.join(notes))] if notes else [])]
+    return [*sections, ('Not shown', '\n'.join(notes))] if notes else sections
 
 
-def _attempt(heading: str, draw: Callable[[], None], *contents: str | Path) -> Section:
-    """Draw a section."""
+def _attempt(section: Section, draw: Callable[..., None], *args: Any) -> Section:
+    """Draw the figures of a section."""
     try:
-        draw()
+        draw(*args)
     except Exception as error:  # a table that took days does not fail for a figure
-        return heading, f'Not drawn: {one_line(error)}'
-    return (heading, *contents)
+        return section[0], f'Not drawn: {one_line(error)}'
+    return section
 
 
 def _find_students(runs: pd.DataFrame) -> tuple[list[Student], list[str]]:
@@ -168,16 +145,15 @@ def _find_students(runs: pd.DataFrame) -> tuple[list[Student], list[str]]:
     for run in runs.drop_duplicates('name').to_dict('records'):
         folder = Path(run['run_dir'])
         config, saved = folder / Path(run['config']).name, checkpoints(folder, folder / POINTER)
-        if not (config.is_file() and saved):
+        cfg = Config.fromfile(config) if config.is_file() else Config()
+        teacher = cfg.get('model', {}).get('teacher_ckpt') or ''
+        if not (cfg and saved):
             missing = 'config' if saved else 'checkpoint'
             notes.append(f'- {run["name"]}, t-SNE and correlation: no {missing} in {folder}.')
-            continue
-        cfg = Config.fromfile(config)
-        teacher = cfg.model.get('teacher_ckpt') or ''
-        if isinstance(teacher, str):
-            found.append((run['name'], cfg, saved[0], teacher))
-        else:
+        elif not isinstance(teacher, str):
             notes.append(f'- {run["name"]}, t-SNE and correlation: it has several teachers.')
+        else:
+            found.append((run['name'], cfg, saved[0], teacher))
     return found, notes
 
 

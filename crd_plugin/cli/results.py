@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from math import isnan, sqrt
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
+from .arguments import UsageError
 from .reading import parse_json, read_text
 
 if TYPE_CHECKING:
     import pandas as pd
 
 TOP1, TOP5 = 'accuracy/top1', 'accuracy/top5'
-_NUMBERS: dict[str, tuple[type, ...]] = {TOP1: (float, int), TOP5: (float, int), 'step': (int,)}
-# Columns of a summary: heading, and which number of which epoch they average.
+_NUMBERS = {TOP1: float | int, TOP5: float | int, 'step': int}
+# What is averaged over seeds, and its heading.
 METRICS = dict(
-    top1_last=('top-1 last', 'last', 'top1'),
-    top5_last=('top-5 last', 'last', 'top5'),
-    top1_best=('top-1 best', 'best', 'top1'),
-    top5_best=('top-5 best', 'best', 'top5'),
-    best_epoch=('best epoch', 'best', 'epoch'),
+    top1_last='top-1 last',
+    top5_last='top-5 last',
+    top1_best='top-1 best',
+    top5_best='top-5 best',
+    best_epoch='best epoch',
+    seconds='seconds',
 )
 LEGEND = (
     'Differences are means over the seeds that both have; in brackets is the 95 % confidence '
@@ -30,13 +32,7 @@ LEGEND = (
 
 
 def read_run(run_dir: str | Path) -> dict[str, Any]:
-    """Read the validation results of a work dir.
-
-    A resumed run has one log folder per start; where they give the same epoch, the later one
-    counts.
-
-    Args:
-        run_dir (str | Path): The run's ``--work-dir``.
+    """Read the validation results of a work dir; of an epoch in several logs the last counts.
 
     Returns:
         dict: ``epochs`` that were validated, ascending, from 1; ``top1`` and ``top5``, percent, one
@@ -45,7 +41,7 @@ def read_run(run_dir: str | Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: If there is no ``*/vis_data/scalars.json``.
-        ValueError: If a log is damaged or has no top-1 and top-5.
+        UsageError: If a log is damaged or has no top-1 and top-5.
     """
     logs = sorted(Path(run_dir).glob('*/vis_data/scalars.json'))
     if not logs:
@@ -60,14 +56,15 @@ def read_run(run_dir: str | Path) -> dict[str, Any]:
                 epoch = int(entry['step'])
                 found[epoch] = dict(epoch=epoch, top1=entry[TOP1], top5=entry[TOP5])
     if not found:
-        raise ValueError(
+        raise UsageError(
             f"{run_dir} has no {TOP1} and {TOP5}; validate with dict(type='Accuracy', topk=(1, 5))."
         )
     results = [found[epoch] for epoch in sorted(found)]
+    epochs, top1, top5 = ([result[key] for result in results] for key in ('epoch', 'top1', 'top5'))
     return dict(
-        epochs=[result['epoch'] for result in results],
-        top1=[result['top1'] for result in results],
-        top5=[result['top5'] for result in results],
+        epochs=epochs,
+        top1=top1,
+        top5=top5,
         last=results[-1],
         best=max(results, key=lambda result: result['top1']),
     )
@@ -82,7 +79,7 @@ def _read_log(log: Path) -> list[dict[str, Any]]:
             entries.append(parse_json(line, f'{log}, line {number}', _NUMBERS))
         except ValueError as error:
             if number < len(lines):
-                raise ValueError(f'{error} Repeat the run.') from error
+                raise UsageError(f'{error} Repeat the run.') from error
     return entries
 
 
@@ -94,38 +91,38 @@ def mean_and_std(values: Sequence[float]) -> dict[str, float | None] | None:
     return dict(mean=mean, std=stdev(values) if len(values) > 1 else None)
 
 
-def summarise(runs: pd.DataFrame) -> dict[str, dict[str, Any]]:
-    """Average over the seeds of each method.
+def with_metrics(runs: pd.DataFrame) -> pd.DataFrame:
+    """Add those of ``METRICS`` that the columns ``last`` and ``best``, as of read_run, contain."""
+    return runs.assign(
+        best_epoch=[best['epoch'] for best in runs['best']],
+        **{
+            f'{key}_{at}': [epoch[key] for epoch in runs[at]]
+            for at in ('last', 'best')
+            for key in ('top1', 'top5')
+        },
+    )
 
-    Args:
-        runs (DataFrame): One row per run: ``name`` of the method, ``seed``, ``last``, ``best`` (as
-            from :func:`read_run`) and ``seconds``, None where it is not known.
 
-    Returns:
-        dict: By method, in order of first appearance: ``seeds``; for each of ``METRICS`` and
-        ``seconds`` a dict of ``mean`` and ``std``, the sample standard deviation, None for one
-        seed. ``seconds`` is None when it is not known of every run.
-    """
+def summarise(runs: pd.DataFrame, metrics: Iterable[str] = METRICS) -> dict[str, dict[str, Any]]:
+    """Average metrics, columns of a row per run, over the ``seed`` of each ``name`` of a method."""
     return {
         str(name): dict(
             seeds=group['seed'].tolist(),
-            **{
-                metric: mean_and_std([epoch[key] for epoch in group[at]])
-                for metric, (_, at, key) in METRICS.items()
-            },
-            seconds=mean_and_std(group['seconds'].astype(float).tolist()),
+            **{key: mean_and_std(group[key].astype(float).tolist()) for key in metrics},
         )
         for name, group in runs.groupby('name', sort=False)
     }
 
 
-def render_summary(summary: Mapping[str, Mapping[str, Any]]) -> str:
-    """Write a summary, as from :func:`summarise`, as a Markdown table."""
-    cells = [['method', 'seeds', *(title for title, *_ in METRICS.values()), 'seconds']]
+def render_summary(
+    summary: Mapping[str, Mapping[str, Any]], metrics: Mapping[str, str] = METRICS
+) -> str:
+    """Write a summary, as from :func:`summarise`, with a title per metric, as a Markdown table."""
+    cells = [['method', 'seeds', *metrics.values()]]
     for name, row in summary.items():
         count = len(row['seeds'])
-        digits = dict(best_epoch=int(count > 1), seconds=1)
-        values = [format_mean(row[key], digits.get(key, 2)) for key in (*METRICS, 'seconds')]
+        digits = dict(best_epoch=int(count > 1), seconds=1, correlation_difference=3)
+        values = [format_mean(row[key], digits.get(key, 2)) for key in metrics]
         cells.append([name, str(count), *values])
     return render_cells(cells)
 
@@ -149,36 +146,32 @@ def render_cells(cells: Sequence[Sequence[str]]) -> str:
     return '\n'.join(lines)
 
 
-def paired_differences(runs: pd.DataFrame, reference: str) -> dict[str, dict[str, Any]]:
-    """Subtract the last top-1 of a reference from that of each method, seed by seed, and average.
-
-    What seeds have in common, such as the order of the data, cancels.
+def paired_differences(
+    runs: pd.DataFrame, reference: str, metric: str = 'top1_last'
+) -> dict[str, dict[str, Any]]:
+    """Subtract a metric of a reference from that of each method, seed by seed, and average.
 
     Args:
-        runs (DataFrame): One row per run: ``name`` of the method, ``seed``, ``last`` (as from
-            :func:`read_run`).
-        reference (str): Name of the method to subtract.
+        runs (DataFrame): As for :func:`summarise`.
+        reference (str): Name of the method to subtract; it may have no runs.
+        metric (str): Column to compare. Defaults to 'top1_last'.
 
     Returns:
-        dict: By name, without the reference and without methods that share no seed with it:
-        ``mean``, ``low`` and ``high`` (None with one seed), percent; ``seeds`` that both have;
-        ``clear``, whether the interval excludes zero.
+        dict: By name, for methods that share ``seeds`` with the reference: ``mean``, ``low`` and
+        ``high`` (None with one seed); ``clear``, whether the interval excludes zero.
     """
-    top1 = runs.assign(top1=[last['top1'] for last in runs['last']])
-    top1 = top1.pivot(index='seed', columns='name', values='top1')
+    table = runs.pivot(index='seed', columns='name', values=metric)
+    if reference not in table:
+        return {}
     found = {}
     for name in dict.fromkeys(runs['name']):
-        values = (top1[name] - top1[reference]).dropna()
+        values = (table[name] - table[reference]).dropna()
         if name == reference or values.empty:
             continue
-        mean, half = float(values.mean()), _half_width(values.tolist())
-        found[name] = dict(
-            mean=mean,
-            low=None if half is None else mean - half,
-            high=None if half is None else mean + half,
-            seeds=values.index.tolist(),
-            clear=half is not None and abs(mean) > half,
-        )
+        mean, half = fmean(values), _half_width(values.tolist())
+        low, high = (None, None) if half is None else (mean - half, mean + half)
+        clear = half is not None and abs(mean) > half
+        found[name] = dict(mean=mean, low=low, high=high, seeds=values.index.tolist(), clear=clear)
     return found
 
 
@@ -194,13 +187,14 @@ def _half_width(values: Sequence[float]) -> float | None:
 def render_differences(
     names: Sequence[str], differences: Mapping[str, Mapping[str, dict[str, Any]]]
 ) -> str:
-    """Write a Markdown table of :func:`paired_differences` by title of the column, and its rows."""
-    cells = [['method', *differences]]
+    """Write columns of :func:`paired_differences` by title as Markdown, or '' if all are empty."""
+    columns = {title: column for title, column in differences.items() if column}
+    cells = [['method', *columns]]
     for name in names:
-        row = [column.get(name) for column in differences.values()]
+        row = [column.get(name) for column in columns.values()]
         if any(row):
             cells.append([name, *map(_format_difference, row)])
-    return render_cells(cells)
+    return f'{render_cells(cells)}\n\n{LEGEND}' if columns else ''
 
 
 def _format_difference(difference: Mapping[str, Any] | None) -> str:
@@ -221,26 +215,11 @@ def new_axes(width: float, height: float) -> Any:
 
 
 def plot_curves(runs: pd.DataFrame, path: str | Path, title: str = '') -> None:
-    """Draw top-1 over epochs, one line per method: mean over seeds, band from lowest to highest.
-
-    Args:
-        runs (DataFrame): One row per run: ``name`` of the method, ``seed``, ``epochs``, ``top1``.
-        path (str | Path): Image file to write; its suffix is the format.
-        title (str): Heading. Defaults to ''.
-
-    Raises:
-        ValueError: If the epochs of one method's runs differ.
-    """
+    """Draw top-1 over the epochs of all seeds, a line per method: mean, lowest and highest."""
     axes = new_axes(7, 4.5)
     rows = runs.explode(['epochs', 'top1']).astype({'epochs': int, 'top1': float})
     for name, group in rows.groupby('name', sort=False):
-        curves = group.pivot(index='epochs', columns='seed', values='top1')
-        incomplete = curves.columns[curves.isna().any()].tolist()
-        if incomplete:
-            raise ValueError(
-                f'{name}: seed {incomplete[0]} was validated at other epochs than the other seeds; '
-                'finish or repeat it.'
-            )
+        curves = group.pivot(index='epochs', columns='seed', values='top1').dropna()
         marker = 'o' if len(curves) == 1 else None
         (line,) = axes.plot(curves.index, curves.mean(axis=1), marker=marker, label=name)
         low, high = curves.min(axis=1), curves.max(axis=1)

@@ -96,21 +96,11 @@ def _fault(path: Path) -> str:
 
 @contextmanager
 def guarded(cfg: Config) -> Iterator[None]:
-    """Train in a work dir that nobody else uses; end in one line if that is interrupted.
-
-    The first process holds the lock of the work dir. Those of torchrun, and a training of
-    ``tools/run_table.py``, end when what started them is gone.
-
-    Args:
-        cfg (Config): The config, with its work dir and launcher.
-
-    Raises:
-        UsageError: If another process trains there, or the disk is full.
-        SystemExit: With status 128 + N if the training ends by signal N.
-    """
+    """Train in a work dir that nobody else uses; end in one line if interrupted or out of space."""
     first = int(os.environ.get(_RANK.get(cfg.launcher, ''), 0)) == 0
     work_dir = Path(cfg.work_dir)
-    if cfg.launcher == 'pytorch' or launch.is_watched():  # Slurm and MPI end their tasks
+    # What torchrun or run_table.py started ends when that is gone; Slurm and MPI end their tasks.
+    if cfg.launcher == 'pytorch' or launch.is_watched():
         launch.end_with_parent()
     try:
         with ExitStack() as stack:

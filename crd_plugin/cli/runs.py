@@ -9,8 +9,7 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +18,18 @@ from mmengine.config import Config
 from . import arguments, launch
 from .arguments import UsageError
 from .reading import parse_json, read_text
-from .results import read_run
 from .resuming import POINTER, checkpoints
 
 RECORD = 'run.json'
-_KINDS: dict[str, tuple[type, ...]] = dict(
-    config=(str,),
-    seed=(int,),
-    options=(list,),
-    epochs=(int,),
-    signature=(str,),
-    teacher=(str,),
-    finished=(bool,),
-    seconds=(float, int, type(None)),
+_KINDS = dict(
+    config=str,
+    seed=int,
+    options=list,
+    epochs=int,
+    signature=str,
+    teacher=str,
+    finished=bool,
+    seconds=float | int | None,
 )
 # What is to be done with a run.
 DONE, RESUMED, NEW = 'done', 'resumes', 'new'
@@ -52,12 +50,7 @@ def load_config(path: str | Path, options: Sequence[str]) -> Config:
 
 
 class Settings:
-    """A config with options: what its runs with all seeds share.
-
-    Args:
-        path (Path): Config file.
-        options (Sequence[str]): ``key=value`` for ``--cfg-options``.
-        sweep (Mapping, optional): Values by key that one of a grid of runs has. Defaults to None.
+    """A config with options, ``key=value``, and those of a sweep: what runs with all seeds share.
 
     Attributes:
         config (Config): The config with the options, without a seed.
@@ -83,21 +76,10 @@ class Settings:
         text = json.dumps(self.config.to_dict(), sort_keys=True, default=str)
         self.signature = hashlib.sha256(text.encode()).hexdigest()[:16]
 
-    @property
-    def ends_with_validation(self) -> bool:
-        """bool: Whether the last epoch is validated."""
-        train = self.config.train_cfg
-        # StagedTrainLoop validates in the last stage only.
-        begin = train.get('val_begin') or 1 + sum((train.get('stage_epochs') or {}).values())
-        return self.config.get('val_cfg') is not None and self.epochs >= begin
-
     def teacher(self) -> tuple[str, str]:
-        """Return SHA-256 or URL of the teacher's checkpoint, and its path if it is missing.
-
-        Of several teachers: all of them, and the first that is missing. A probe has the network
-        that it probes in the teacher's place.
-        """
+        """Return SHA-256 or URL of each teacher's checkpoint, and the path of a missing one."""
         model = self.config.get('model') or {}
+        # A probe has the network that it probes in the teacher's place.
         given = model.get('teacher_ckpt') or model.get('backbone_ckpt') or ''
         found = []
         for path in [given] if isinstance(given, str) else given:
@@ -113,22 +95,11 @@ class Settings:
 @functools.cache
 def sha256(path: str, changed: int) -> str:
     """Hash a file, once per time of its last change."""
-    digest = hashlib.sha256()
-    with open(path, 'rb') as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
 class Run:
-    """One training and what is to be done with it.
-
-    Args:
-        name (str): Name in messages and tables.
-        settings (Settings): Config and options.
-        seed (int): Seed.
-        run_dir (Path): Work dir of the training.
-        record_name (str): File in ``run_dir`` that says what was trained. Defaults to 'run.json'.
+    """One training in ``run_dir``, recorded in its file ``record_name``, and what is left to do.
 
     Attributes:
         state (str): 'done', 'resumes', 'new', 'settings changed' or 'in use'.
@@ -164,43 +135,36 @@ class Run:
                 f'{self.run_dir} is not empty and no run of this tool: there is no '
                 f'{self.record.name}; move it or give another --work-dir.'
             )
-        record = read_record(self.record, ('signature', 'teacher', 'finished'))
+        record = read_record(self.record)
         try:
             with launch.hold(self.run_dir):
                 pass
         except UsageError:
             return IN_USE
         self.checkpoint = next(iter(checkpoints(self.run_dir, self.run_dir / POINTER)), None)
-        same = record['signature'] == self.settings.signature
-        same = same and record.get('seed', self.seed) == self.seed
-        if not self.missing:  # else there is nothing to compare
-            same = same and record['teacher'] == self.teacher
-        if not same:
+        # Without the teacher there is nothing to compare.
+        teacher = record['teacher'] if self.missing else self.teacher
+        found = (self.settings.signature, self.seed, teacher)
+        if found != (record['signature'], record['seed'], record['teacher']):
             return CHANGED
         if record['finished']:
-            return DONE
-        epochs, validated = self.settings.epochs, not self.settings.ends_with_validation
-        with suppress(FileNotFoundError, ValueError):
-            validated = validated or epochs in read_run(self.run_dir)['epochs']
-        # A last validation that is missing is made up when the run is resumed.
-        if validated and epoch_of(self.checkpoint) >= epochs:
             return DONE
         return RESUMED if self.checkpoint else NEW
 
     @property
     def reached(self) -> int:
         """int: Epochs that need not be trained again."""
-        return epoch_of(self.checkpoint) if self.state == RESUMED else 0
+        name = self.checkpoint.name if self.checkpoint and self.state == RESUMED else ''
+        match = re.fullmatch(r'epoch_(\d+)\.pth', name)
+        return int(match[1]) if match else 0
 
     def describe(self) -> str:
         """Describe the state, for example 'resumes at epoch 3 of 240'."""
-        text = self.state
-        if self.reached >= self.settings.epochs:
-            text = f'resumes with the validation of epoch {self.reached}'
+        text, epochs = self.state, self.settings.epochs
+        if self.reached >= epochs:
+            text += f' with the validation of epoch {epochs}'
         elif self.reached:
-            text = f'resumes at epoch {self.reached + 1} of {self.settings.epochs}'
-        elif self.state == RESUMED and self.checkpoint:
-            text = f'resumes from {self.checkpoint.name}'
+            text += f' at epoch {self.reached + 1} of {epochs}'
         elif self.state == CHANGED:
             text += ', starts over'
         if self.missing and self.state != DONE:
@@ -209,10 +173,9 @@ class Run:
 
     def command(self, resume: bool = False) -> list[str]:
         """Compose the command line of the training, new or resumed."""
-        command = [sys.executable, str(launch.locate('tools/train.py')), str(self.settings.path)]
-        command += ['--work-dir', str(self.run_dir)]
-        command += ['--resume', 'auto'] if resume else []
-        return [*command, '--cfg-options', *self.options]
+        command = [sys.executable, launch.locate('tools/train.py'), self.settings.path]
+        command += ['--work-dir', self.run_dir, *['--resume', 'auto'] * resume]
+        return [*map(str, command), '--cfg-options', *self.options]
 
     def train(
         self,
@@ -220,14 +183,7 @@ class Run:
         on_epoch: launch.OnEpoch,
         env: Mapping[str, str] | None = None,
     ) -> None:
-        """Train what is left; record what was trained and how long it took.
-
-        The arguments are those of :meth:`crd_plugin.cli.launch.Trainings.watch`.
-
-        Raises:
-            UsageError: If the teacher is missing, the config has changed or the folder is in use.
-            TrainingFailed: If the training fails.
-        """
+        """Train what is left; record what was trained and how long it took, in seconds."""
         self.examine()  # hours may have passed since the runs were listed
         if self.state == DONE:
             return
@@ -256,13 +212,14 @@ class Run:
             self._write_record(finished=True, seconds=seconds)
 
     def _write_record(self, finished: bool, seconds: float | None = None) -> None:
+        settings = self.settings
         record = dict(
-            config=self.settings.path.as_posix(),
+            config=settings.path.as_posix(),
             seed=self.seed,
-            options=self.settings.options,
-            sweep=self.settings.sweep,
-            epochs=self.settings.epochs,
-            signature=self.settings.signature,
+            options=settings.options,
+            sweep=settings.sweep,
+            epochs=settings.epochs,
+            signature=settings.signature,
             teacher=self.teacher,
             finished=finished,
             seconds=seconds,
@@ -270,22 +227,22 @@ class Run:
         launch.write_whole(self.record, json.dumps(record, indent=1))
 
 
-def read_record(path: Path, keys: Iterable[str]) -> dict[str, Any]:
-    """Read what was trained in a folder; a UsageError says that keys are missing."""
+def read_record(path: Path) -> dict[str, Any]:
+    """Read what was trained in a folder; raise a UsageError if it does not say so."""
     try:
         record = parse_json(read_text(path), path.name, _KINDS)
-        missing = set(keys) - set(record)
+        missing = sorted(_KINDS.keys() - record.keys())
+        if missing:
+            raise ValueError(f'it lacks {", ".join(missing)}')
     except ValueError as error:
         raise UsageError(f'{path} is damaged ({error}); move its folder away.') from error
-    if missing:
-        raise UsageError(
-            f'{path} lacks {", ".join(sorted(missing))}: it is not a run of tools/run_table.py; '
-            'move its folder away.'
-        )
     return record
 
 
-def epoch_of(checkpoint: Path | None) -> int:
-    """Read the epoch of ``epoch_<number>.pth``; 0 for any other name and without a checkpoint."""
-    match = re.fullmatch(r'epoch_(\d+)', checkpoint.stem if checkpoint else '')
-    return int(match[1]) if match else 0
+def run_of(checkpoint: str | Path) -> tuple[str, int]:
+    """Return name and seed of a checkpoint's run, by its folder; published ones name themselves."""
+    path = Path(checkpoint)
+    folder = path.resolve().parent
+    match = re.search(r'([^/]+)(?:/seed_|_seed)(\d+)$', folder.as_posix())
+    name, seed = (match[1], int(match[2])) if match else (folder.name, 0)
+    return (name if re.match(r'epoch_\d+$|best_', path.stem) else path.stem), seed

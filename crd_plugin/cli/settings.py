@@ -24,16 +24,16 @@ from torch.utils.data import DataLoader
 from .lookup import arguments_of, find_type, nearest, unknown_type, walk
 
 # What the runner takes out of a dict before it builds what `type` names.
-_TAKEN_OUT = {
+_TAKEN_OUT = (
     'type',
     '_scope_',
     'priority',
     'constructor',
     'paramwise_cfg',
     'convert_to_iter_based',
-}
+)
 # Settings that a runner or a tool reads from the config beside the arguments of `Runner`.
-_READ_FROM_CONFIG = {
+_READ_FROM_CONFIG = (
     'compile',
     'custom_imports',
     'find_unused_parameters',
@@ -42,18 +42,17 @@ _READ_FROM_CONFIG = {
     'sync_bn',
     'tta_model',
     'tta_pipeline',
-}
+)
 # Parts without a `type`: what the runner makes of them, and what it reads itself.
-_WITHOUT_TYPE: dict[str, tuple[Any, set[str]]] = {
-    'optim_wrapper': (OptimWrapper, set()),
-    'optim_wrapper.clip_grad': (clip_grad_norm_, {'clip_value'}),
-    'randomness': (set_random_seed, {'diff_rank_seed'}),
-    'test_cfg': (TestLoop, set()),
-    'val_cfg': (ValLoop, set()),
-    **{
-        f'{name}_dataloader': (DataLoader, {'num_batch_per_epoch'})
-        for name in ('train', 'val', 'test')
-    },
+_WITHOUT_TYPE: dict[str, tuple[Any, tuple[str, ...]]] = {
+    'optim_wrapper': (OptimWrapper, ()),
+    'optim_wrapper.clip_grad': (clip_grad_norm_, ('clip_value',)),
+    'randomness': (set_random_seed, ('diff_rank_seed',)),
+    'test_cfg': (TestLoop, ()),
+    'val_cfg': (ValLoop, ()),
+    'train_dataloader': (DataLoader, ('num_batch_per_epoch',)),
+    'val_dataloader': (DataLoader, ('num_batch_per_epoch',)),
+    'test_dataloader': (DataLoader, ('num_batch_per_epoch',)),
 }
 # Settings of a runner that are plain values.
 _PLAIN = ('experiment_name', 'load_from', 'resume', 'work_dir')
@@ -92,12 +91,15 @@ def check_settings(cfg: Mapping[str, Any]) -> Iterator[str]:
             if close.startswith('the nearest'):
                 yield f'{name}: the config has no such setting; {close}.'
     given = {name: cfg[name] for name in cfg if name in known}
-    yield from _check_names({name: part for name, part in given.items() if name != 'model'})
-    yield from _check_values(given)
+    for path, part in walk(given):
+        yield from _check_part(part, path)
     yield from _check_types({k: v for k, v in given.items() if k in _PLAIN}, '', Runner)
     unused = cfg.get('find_unused_parameters', False)
     if not isinstance(unused, bool):
         yield f'find_unused_parameters is {unused!r}, expected bool.'
+    seed = (given.get('randomness') or {}).get('seed')
+    if type(seed) is int and not 0 <= seed < 2**32:
+        yield f'randomness.seed is {seed}, expected an integer from 0 to {2**32 - 1}, or None.'
     for loop in ('val', 'test'):
         parts = [f'{loop}_{part}' for part in ('cfg', 'dataloader', 'evaluator')]
         missing = [part for part in parts if cfg.get(part) is None]
@@ -106,65 +108,51 @@ def check_settings(cfg: Mapping[str, Any]) -> Iterator[str]:
                 f'{", ".join(parts)}: all of them or none is needed, but {" and ".join(missing)} '
                 f'{"is" if len(missing) == 1 else "are"} not given.'
             )
-    model = given.get('model')
-    if isinstance(model, Mapping) and isinstance(model.get('distiller'), Mapping):
-        yield from _check_mappings(model)
-
-
-def _check_names(cfg: Mapping[str, Any]) -> Iterator[str]:
-    """Find types that are not registered, and arguments that their classes do not have."""
-    for path, part in walk(cfg):
-        found, taken_out = _WITHOUT_TYPE.get(path, (None, set()))
-        kind = part.get('type')
-        if path == 'train_cfg' and kind is None:
-            found = EpochBasedTrainLoop if part.get('by_epoch') else IterBasedTrainLoop
-            taken_out = {'by_epoch'}
-        elif isinstance(kind, str):
-            found = find_type(kind)
-            if found is None:
-                yield unknown_type(kind, path)
-        if found is None:
-            continue
-        parameters = inspect.signature(found).parameters
-        if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-            continue  # what is handed on shows when it is built
-        for key in part:
-            if key not in (*parameters, *_TAKEN_OUT, *taken_out):
-                name = kind or found.__name__
-                yield f'{path}.{key}: {name} has no such argument; {nearest(key, parameters)}.'
-    wrapper = cfg.get('optim_wrapper') or {}
+    wrapper = given.get('optim_wrapper') or {}
     if wrapper.get('constructor') in (None, 'DefaultOptimWrapperConstructor'):
         known = sorted(set(_PARAMWISE.findall(inspect.getsource(DefaultOptimWrapperConstructor))))
         for key in wrapper.get('paramwise_cfg') or {}:
             if key not in known:
                 yield f'optim_wrapper.paramwise_cfg.{key}: unknown; {nearest(key, known)}.'
+    model = given.get('model')
+    if isinstance(model, Mapping) and isinstance(model.get('distiller'), Mapping):
+        yield from _check_mappings(model)
 
 
-def _check_values(cfg: Mapping[str, Any]) -> Iterator[str]:
-    """Find numbers out of range, and values of another type than a class of ours asks for."""
-    for path, part in walk(cfg):
-        kind = find_type(part['type']) if isinstance(part.get('type'), str) else None
-        if getattr(kind, '__module__', '').startswith('crd_plugin.'):
-            yield from _check_types(part, path, kind)  # it checks the ranges when it is built
-            continue
-        if path in _WITHOUT_TYPE and kind is None:
-            yield from _check_types(part, path, _WITHOUT_TYPE[path][0])
-        for key, value in part.items():
-            expected, number = '', type(value) in (int, float)
-            if key in _LEAST and value is not None:
-                if type(value) is not int or value < _LEAST[key]:
-                    expected = f'an integer of at least {_LEAST[key]}'
-            elif key == 'interval' and value == 0:
-                expected = 'a positive integer, or -1 for never'
-            elif key in _POSITIVE and number and not 0 < value < math.inf:
-                expected = 'a finite number above zero'
-            elif key in _NOT_NEGATIVE and number and not 0 <= value < math.inf:
-                expected = 'a finite number that is not negative'
-            if expected:
-                yield f'{f"{path}.{key}".lstrip(".")} is {value!r}, expected {expected}.'
-    seed = (cfg.get('randomness') or {}).get('seed')
-    if type(seed) is int and not 0 <= seed < 2**32:
-        yield f'randomness.seed is {seed}, expected an integer from 0 to {2**32 - 1}, or None.'
+def _check_part(part: Mapping[str, Any], path: str) -> Iterator[str]:
+    """Check a dict: its type, the names of the arguments, and their values."""
+    found, taken_out = _WITHOUT_TYPE.get(path, (None, ()))
+    kind = part.get('type')
+    if path == 'train_cfg' and kind is None:
+        found = EpochBasedTrainLoop if part.get('by_epoch') else IterBasedTrainLoop
+        taken_out = ('by_epoch',)
+    elif isinstance(kind, str):
+        found = find_type(kind)
+    if path.partition('.')[0] != 'model':  # names within it show when it is built
+        if isinstance(kind, str) and found is None:
+            yield unknown_type(kind, path)
+        parameters = inspect.signature(found).parameters if found else {}
+        handed_on = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+        for key in part if parameters and not handed_on else ():
+            if key not in (*parameters, *_TAKEN_OUT, *taken_out):
+                name = kind or found.__name__
+                yield f'{path}.{key}: {name} has no such argument; {nearest(key, parameters)}.'
+    ours = getattr(found, '__module__', '').startswith('crd_plugin.')
+    if ours or (path in _WITHOUT_TYPE and kind is None):
+        yield from _check_types(part, path, found)
+    for key, value in () if ours else part.items():  # ours check ranges when they are built
+        expected, number = '', type(value) in (int, float)
+        if key in _LEAST and value is not None:
+            if type(value) is not int or value < _LEAST[key]:
+                expected = f'an integer of at least {_LEAST[key]}'
+        elif key == 'interval' and value == 0:
+            expected = 'a positive integer, or -1 for never'
+        elif key in _POSITIVE and number and not 0 < value < math.inf:
+            expected = 'a finite number above zero'
+        elif key in _NOT_NEGATIVE and number and not 0 <= value < math.inf:
+            expected = 'a finite number that is not negative'
+        if expected:
+            yield f'{f"{path}.{key}".lstrip(".")} is {value!r}, expected {expected}.'
 
 
 def _check_types(part: Mapping[str, Any], path: str, kind: Any) -> Iterator[str]:
@@ -204,11 +192,17 @@ def _check_mappings(model: Mapping[str, Any]) -> Iterator[str]:
     """Find mistakes in ``loss_forward_mappings`` of a MMRazor distiller."""
     cfg, path = model['distiller'], 'model.distiller.loss_forward_mappings'
     losses, mappings = cfg.get('distill_losses') or {}, cfg.get('loss_forward_mappings') or {}
+
+    def unknown(place: str, name: Any, where: str) -> Iterator[str]:
+        known = cfg.get(where) or {}
+        if name not in known:
+            yield f'{place}: {where} has no {name!r}; {nearest(name, known)}.'
+
     for name in losses:
         if name not in mappings:
             yield f'{path} has no {name}, so this loss is never computed; add its arguments.'
     for name, mapping in mappings.items():
-        yield from _unknown(f'{path}.{name}', name, losses, 'distill_losses')
+        yield from unknown(f'{path}.{name}', name, 'distill_losses')
         if name not in losses or not isinstance(mapping, Mapping):
             continue  # MMRazor refuses it
         loss = find_type(losses[name].get('type'))
@@ -224,12 +218,14 @@ def _check_mappings(model: Mapping[str, Any]) -> Iterator[str]:
             if not isinstance(record, Mapping) or 'from_student' not in record:
                 yield f'{place} is {record}, expected dict(recorder=..., from_student=...).'
                 continue
-            side = 'student' if record['from_student'] else 'teacher'
-            recorders, recorder = cfg.get(f'{side}_recorders') or {}, record.get('recorder')
-            yield from _unknown(f'{place}.recorder', recorder, recorders, f'{side}_recorders')
-            connector, connectors = record.get('connector'), cfg.get('connectors') or {}
-            if connector is not None:
-                yield from _unknown(f'{place}.connector', connector, connectors, 'connectors')
+            side, recorder = (
+                'student' if record['from_student'] else 'teacher',
+                record.get('recorder'),
+            )
+            yield from unknown(f'{place}.recorder', recorder, f'{side}_recorders')
+            if record.get('connector') is not None:
+                yield from unknown(f'{place}.connector', record['connector'], 'connectors')
+            recorders = cfg.get(f'{side}_recorders') or {}
             if not str(recorders.get(recorder, {}).get('type')).endswith('SampleField'):
                 features[key] = side
         sides = {*features.values()}
@@ -238,9 +234,3 @@ def _check_mappings(model: Mapping[str, Any]) -> Iterator[str]:
                 f'{path}.{name}: {" and ".join(features)} come from the {sides.pop()} only, so '
                 'nothing is distilled; check from_student of each.'
             )
-
-
-def _unknown(place: str, name: Any, known: Mapping[str, Any], where: str) -> Iterator[str]:
-    """Line about a name that stands for nothing."""
-    if name not in known:
-        yield f'{place}: {where} has no {name!r}; {nearest(name, known)}.'

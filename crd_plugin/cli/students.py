@@ -1,13 +1,13 @@
 """Arguments of the tools that compare students with their teacher."""
 
 import argparse
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from mmengine.config import Config
 
 from . import arguments as cli
+from .runs import run_of
 
 # Name, seed, checkpoint, and the key of the network in the model's config.
 Network = tuple[str, int, str, str]
@@ -27,8 +27,6 @@ def read_arguments(
     add('--out', type=Path, required=True, metavar=out, help=what)
     cli.add_options(parser)
     args = parser.parse_args(argv)
-    for checkpoint in args.checkpoints:
-        cli.check_checkpoint(checkpoint, 'CHECKPOINT')
     cfg = cli.load_config(args.config)
     cli.merge_options(cfg, args.cfg_options)
     teacher = cfg.model.get('teacher_ckpt')
@@ -39,24 +37,12 @@ def read_arguments(
         )
     cli.check_checkpoint(teacher, 'model.teacher_ckpt')
     networks = [('teacher', 0, teacher, 'teacher')]
-    networks += [(*name_of(path), path, 'architecture') for path in args.checkpoints]
-    labels = [network[:2] for network in networks]
-    for label in labels:
-        if labels.count(label) > 1:
+    for checkpoint in args.checkpoints:
+        cli.check_checkpoint(checkpoint, 'CHECKPOINT')
+        name, seed = run_of(checkpoint)
+        if (name, seed) in [network[:2] for network in networks]:
             raise cli.UsageError(
-                f'two CHECKPOINTs are {label[0]} with seed {label[1]}, by their folders; give one.'
+                f'two CHECKPOINTs are {name} with seed {seed}, by their folders; give one.'
             )
+        networks.append((name, seed, checkpoint, 'architecture'))
     return args.out, cfg, networks
-
-
-def name_of(checkpoint: str) -> tuple[str, int]:
-    """Return method and seed by the folder of a checkpoint, as demo.py and run_table.py name it."""
-    folder = Path(checkpoint).resolve().parent
-    for pattern, text in (
-        (r'(.+)_seed(\d+)', folder.name),
-        (r'(.+)/seed_(\d+)', '/'.join(folder.parts[-2:])),
-    ):
-        match = re.fullmatch(pattern, text)
-        if match:
-            return match[1], int(match[2])
-    return folder.name, 0

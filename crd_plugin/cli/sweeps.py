@@ -1,4 +1,4 @@
-"""Grids of settings, and the accuracy of their runs against the value."""
+"""Runs of a grid of settings or of probes, and their accuracy against what was varied."""
 
 import itertools
 import re
@@ -7,29 +7,27 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from .arguments import UsageError, check_checkpoint
 from .results import new_axes
+from .runs import Run, Settings, run_of
 
+RANDOM = 'random'
 # Commas within brackets belong to a value.
 _COMMA = re.compile(r',(?![^\[(]*[\])])')
 
 
 def read_sweep(words: Sequence[str]) -> list[dict[str, str]]:
-    """Read words ``KEY=V1,V2,...``, one per key.
-
-    Returns:
-        list[dict]: All combinations of the values, by key; one that is empty without words.
-
-    Raises:
-        ValueError: If a word has no values, or a key or a value is there twice.
-    """
+    """Read words ``KEY=V1,V2,...``; return all combinations, one that is empty without words."""
     values: dict[str, list[str]] = {}
     for word in words:
         key, equals, text = word.partition('=')
         found = _COMMA.split(text)
         if key == 'randomness.seed':
-            raise ValueError(f'{word}: give --seeds instead')
+            raise UsageError(f'--sweep {word}: give --seeds instead.')
         if not (key and equals and all(found)) or key in values or len({*found}) < len(found):
-            raise ValueError(f'{word}: expected KEY=V1,V2,... with each key and value once')
+            raise UsageError(
+                f'--sweep {word}: expected KEY=V1,V2,... with each key and value once.'
+            )
         values[key] = found
     return [dict(zip(values, chosen)) for chosen in itertools.product(*values.values())]
 
@@ -45,40 +43,82 @@ def name_run(config: str, settings: Mapping[str, str]) -> str:
     return ','.join(parts)
 
 
-def plot_sweep(rows: Sequence[Mapping[str, Any]], path: str | Path) -> None:
-    """Draw top-1 of the last epoch against the value of the setting that was swept first.
+def plan_probes(
+    configs: Sequence[Path], checkpoints: Sequence[str], options: Sequence[str], work_dir: Path
+) -> list[Run]:
+    """List a run per config and checkpoint, in ``work_dir/<config>/<checkpoint>/seed_<seed>``."""
+    named: dict[tuple[str, int], str] = {}
+    for checkpoint in dict.fromkeys(checkpoints):
+        if checkpoint == RANDOM:
+            continue
+        check_checkpoint(checkpoint, '--probe')
+        name, seed = run_of(checkpoint)
+        if (name, seed) in named:
+            raise UsageError(
+                f'--probe {named[name, seed]} and {checkpoint} are both {name} with seed {seed}; '
+                'give one of them.'
+            )
+        named[name, seed] = checkpoint
+    if RANDOM in checkpoints:
+        named |= {(RANDOM, seed): 'None' for seed in {seed for _, seed in named} or {0}}
+    for path in configs:
+        if 'backbone_ckpt' not in Settings(path, options).config.get('model', {}):
+            raise UsageError(
+                f'--probe: {path} has no model.backbone_ckpt; give configs of a '
+                'crd_plugin.LinearProbe, such as configs/transfer/probe_*.py.'
+            )
+    return [
+        Run(
+            f'{path.stem} of {name}',
+            Settings(path, [*options, f'model.backbone_ckpt={checkpoint}']),
+            seed,
+            work_dir / path.stem / name / f'seed_{seed}',
+        )
+        for (name, seed), checkpoint in named.items()
+        for path in configs
+    ]
 
-    Points are means over seeds, bars their standard deviation. Configs, and the values of further
-    keys, have a line each. Without a sweep the error is drawn against the number of teachers.
+
+def plot_rows(rows: Sequence[Mapping[str, Any]], path: str | Path) -> None:
+    """Draw mean and deviation of the last top-1 against what was varied.
+
+    That is the setting swept first, the network that was probed, or the number of teachers, against
+    which errors are drawn.
 
     Args:
-        rows (Sequence[dict]): As from :func:`crd_plugin.cli.comparison.compare`.
+        rows (Sequence[dict]): As from :func:`crd_plugin.cli.comparison.compare`. Each config and
+            value of further settings has a line.
         path (str | Path): Image file to write; its suffix is the format.
 
     Raises:
-        ValueError: If no run has finished, or different settings were swept.
+        UsageError: If no run has finished, or different settings were varied.
     """
     import pandas as pd
 
-    found = [row for row in rows if row['last'] is not None]
-    names = {next(iter(row['sweep']), 'teachers') for row in found}
-    if len(names) != 1:
-        raise ValueError(
-            f'--plot: the finished runs were swept over {sorted(names) or "nothing"}, expected one '
-            'setting; give the --work-dir of one --sweep.'
-        )
-    (setting,) = names
-    points = []
-    for row in found:
-        (_, value), *others = [*row['sweep'].items()] or [('', row['num_teachers'])]
+    from .comparison import OF
+
+    points, names = [], set()
+    for row in rows:
+        if row['last'] is None:
+            continue
+        config, _, network = row['config'].partition(OF)
+        probe = {'network': network.replace('_', '\n')} if network else {}
+        varied = row['sweep'] or probe or {'teachers': row['num_teachers']}
+        (name, value), *others = varied.items()
+        names.add(name)
         # The config, without the number of teachers in its name.
-        config = re.sub(r'_\d+x', '_', row['config'].partition(',')[0])
+        config = re.sub(r'_\d+x', '_', config.partition(',')[0])
         points.append(dict(row['last'], line=name_run(config, dict(others)), value=value))
+    if len(names) != 1:
+        raise UsageError(
+            f'--plot: the finished runs differ in {sorted(names) or "nothing"}, expected one; give '
+            'the --work-dir of one --sweep.'
+        )
     frame = pd.DataFrame(points).fillna({'std': 0.0})
-    # Figure 4 of the CRD paper shows errors.
-    metric = 'error' if setting == 'teachers' else 'accuracy'
-    frame['top1'] = 100 - frame['mean'] if metric == 'error' else frame['mean']
-    axes = new_axes(7, 4.5)
+    metric = 'accuracy'
+    if names == {'teachers'}:  # figure 4 of the CRD paper shows errors
+        metric, frame['mean'] = 'error', 100 - frame['mean']
+    axes, marker = new_axes(7, 4.5), 'o'
     numbers = pd.to_numeric(frame['value'], errors='coerce')
     if numbers.notna().all():
         frame = frame.assign(value=numbers.astype(float)).sort_values('value', kind='stable')
@@ -87,10 +127,10 @@ def plot_sweep(rows: Sequence[Mapping[str, Any]], path: str | Path) -> None:
             axes.set_xscale('log', base=2)
         axes.set_xticks(ticks, [f'{value:g}' for value in ticks])
         axes.minorticks_off()
-    for name, line in frame.groupby('line', sort=False):
-        options = dict(yerr=line['std'], marker='o', capsize=3, label=name)
-        axes.errorbar(line['value'], line['top1'], **options)
-    axes.set(xlabel=setting, ylabel=f'top-1 {metric} (%)')
+        marker = 'o-'
+    for label, line in frame.groupby('line', sort=False):
+        axes.errorbar(line['value'], line['mean'], line['std'], fmt=marker, capsize=3, label=label)
+    axes.set(xlabel=name, ylabel=f'top-1 {metric} (%)')
     axes.grid(alpha=0.3)
     axes.legend()
     axes.figure.savefig(path, dpi=150)

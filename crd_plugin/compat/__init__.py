@@ -37,13 +37,9 @@ PATCHES: dict[str, Callable[[Any], None]] = {
     'mmengine.dist.utils': training.init_dist_on_cpu,
     'mmengine.model.wrappers.distributed': training.wrap_model_on_cpu,
     'mmengine.optim.optimizer.amp_optimizer_wrapper': training.scale_gradients_on_cpu,
-    'mmengine.runner.amp': training.autocast_float16_on_cpu,
     'mmengine.runner.checkpoint': checkpoints.load_log_history,
     'mmengine.runner.loops': training.start_data_loading_late,
     'mmengine.utils.package_utils': packages.find_installed_packages,
-    'mmpretrain.engine.optimizers.layer_decay_optim_wrapper_constructor': (
-        training.find_default_weight_decay
-    ),
     'mmrazor': packages.replace_quantization_tables,
     'mmrazor.models.algorithms.base': training.turn_off_inplace_layers,
     'mmrazor.models.losses.kd_soft_ce_loss': packages.find_soft_cross_entropy,

@@ -2,6 +2,7 @@
 
 import errno
 import functools
+import importlib
 import inspect
 import os
 import pickle
@@ -47,21 +48,15 @@ def load_checkpoint_file(filename: str | os.PathLike, map_location: Any = 'cpu')
         )
     try:
         if path.suffix == '.safetensors':
-            from safetensors.torch import load_file
-
-            loaded = load_file(path)
+            loaded = importlib.import_module('safetensors.torch').load_file(path)
         else:
             with _log_history_allowed():
                 loaded = torch.load(path, map_location=map_location, weights_only=True)
-    except ImportError as error:
-        raise ImportError(
-            f'{path} needs safetensors; install it with `pip install safetensors`.'
-        ) from error
     except Exception as error:
         # A damaged file makes torch fail in any way. EINVAL is how its reader says that an index
         # points past the end; other errors of the system are not the file's fault.
         number = getattr(error, 'errno', None)
-        if isinstance(error, MemoryError) or number not in (None, errno.EINVAL):
+        if isinstance(error, (ImportError, MemoryError)) or number not in (None, errno.EINVAL):
             raise
         raise CheckpointError(f'checkpoint {filename} {_explain(path, error)}') from error
     if not isinstance(loaded, dict):

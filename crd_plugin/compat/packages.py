@@ -82,7 +82,7 @@ def replace_quantization_tables(mmrazor: ModuleType) -> None:
             'open-mmlab/mmrazor#615).'
         )
 
-    tables: Any = ModuleType(name, 'Stands in for tables that cannot be built with torch 2.')
+    tables: Any = ModuleType(name)
     tables.BackendConfigs = type('NoBackendConfigs', (dict,), {'__missing__': refuse})()
     for backend in ('academic', 'native', 'openvino', 'tensorrt'):
         for suffix in ('', '_dict'):
@@ -124,17 +124,15 @@ def find_installed_packages(package_utils: ModuleType) -> None:
         spec = importlib.util.find_spec(package)
         if spec is None:
             owners = importlib.metadata.packages_distributions()
-            module = next((name for name in owners if package in owners[name]), None)
-            if module is None:
-                raise importlib.metadata.PackageNotFoundError(package)
-            spec = importlib.util.find_spec(module)
+            module = next((name for name in owners if package in owners[name]), '')
+            spec = importlib.util.find_spec(module) if module else None
         if spec is None or spec.origin is None:
-            raise RuntimeError(f'{package} is a namespace package, which has no single path.')
+            raise importlib.metadata.PackageNotFoundError(package)
         return osp.dirname(spec.origin)
 
     def is_installed(package: str) -> bool:
         """Whether a distribution or a module of that name is installed."""
-        with suppress(importlib.metadata.PackageNotFoundError, RuntimeError):
+        with suppress(importlib.metadata.PackageNotFoundError):
             return bool(get_installed_path(package))
         return False
 

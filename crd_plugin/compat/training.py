@@ -3,8 +3,6 @@
 import functools
 import inspect
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
@@ -104,34 +102,6 @@ def scale_gradients_on_cpu(amp_wrapper: Any) -> None:
         amp_wrapper.is_cuda_available = lambda: True
 
 
-def autocast_float16_on_cpu(amp: ModuleType) -> None:
-    """Let ``autocast`` compute in float16 on a CPU.
-
-    Breaks: MMEngine asserts that autocast on a CPU is bfloat16 only, which has not been so since
-    torch 2.3. Upstream report: none known.
-    """
-    import torch
-
-    autocast = amp.autocast
-    try:
-        with autocast('cpu', torch.float16):
-            return
-    except AssertionError:
-        pass
-
-    @functools.wraps(autocast)
-    @contextmanager
-    def wrapper(device_type=None, dtype=None, enabled=True, cache_enabled=None) -> Iterator[None]:
-        if (device_type or amp.get_device()) == 'cpu' and dtype == torch.float16:
-            context = torch.autocast('cpu', dtype, enabled, cache_enabled)
-        else:
-            context = autocast(device_type, dtype, enabled, cache_enabled)
-        with context:
-            yield
-
-    rebind('mmengine', autocast, wrapper)
-
-
 def turn_off_inplace_layers(algorithms: ModuleType) -> None:
     """Let MMRazor turn off layers that overwrite what is recorded.
 
@@ -150,27 +120,3 @@ def turn_off_inplace_layers(algorithms: ModuleType) -> None:
                 module.inplace = False
 
     algorithms.BaseAlgorithm.set_module_inplace_false = set_module_inplace_false
-
-
-def find_default_weight_decay(constructors: ModuleType) -> None:
-    """Let ``LearningRateDecayOptimWrapperConstructor`` take an optimizer without ``weight_decay``.
-
-    Breaks: the constructor logs the weight decay of each parameter, and so raises a KeyError where
-    the config leaves it to the optimizer. The patch looks up the optimizer's default. Upstream
-    report: none known.
-    """
-    from mmengine.registry import OPTIMIZERS
-
-    constructor = constructors.LearningRateDecayOptimWrapperConstructor
-    call = constructor.__call__
-
-    @functools.wraps(call)
-    def __call__(self, model):
-        if self.base_wd is None and isinstance(self.optimizer_cfg.get('type'), str):
-            optimizer = OPTIMIZERS.get(self.optimizer_cfg['type'])
-            default = optimizer and inspect.signature(optimizer).parameters.get('weight_decay')
-            if default is not None and default.default is not default.empty:
-                self.base_wd = default.default
-        return call(self, model)
-
-    constructor.__call__ = __call__

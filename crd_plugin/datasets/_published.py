@@ -42,16 +42,12 @@ class PublishedDataset(BaseDataset):
 
 def check_per_class(number: Any, most: int, split: str) -> None:
     """Refuse a number of training images per class that cannot be taken."""
-    if number is not None and split != 'train':
-        raise ValueError(
-            f'num_train_per_class={number!r} was given with split={split!r}, which is fixed; leave '
-            "it out or use split='train'."
-        )
-    if number is not None and not (isinstance(number, int) and 1 <= number <= most):
-        raise ValueError(
-            f'num_train_per_class must be an int from 1 to {most}, or None for all images, but got '
-            f'{number!r}.'
-        )
+    if number is None or split == 'train' and isinstance(number, int) and 1 <= number <= most:
+        return
+    raise ValueError(
+        f'num_train_per_class={number!r} with split={split!r}, expected None for all images or, '
+        f"with split='train', an int from 1 to {most}."
+    )
 
 
 def take_per_class(labels: np.ndarray, part: slice) -> list[int]:

@@ -4,36 +4,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from crd_plugin.models._numbers import count
+
 
 class ContrastIds:
-    """Draw the ids of a positive and of K negatives of a sample, on the CPU.
+    """Draw the ids of a positive and of K negatives of a sample; see ``SampleIndexDataset``.
 
     Source: HobbitLong/RepDistiller, ``dataset/cifar100.py``, class CIFAR100InstanceSample.
     Behaviour matched: the same calls of NumPy's global generator, hence the same ids: without
     replacement unless K exceeds the pool, which ``percent`` cuts once to
     ``int(len(negatives of class 0) * percent)`` ids. Differs: classes may have unequal sizes, and
     labels that nothing can be drawn from are refused.
-
-    Args:
-        labels (np.ndarray): Class of every sample, ``(N,)`` int64.
-        num_negatives (int): K.
-        percent (float): As for ``SampleIndexDataset``. Defaults to 1.0.
-        mode (str): As for ``SampleIndexDataset``. Defaults to 'exact'.
-
-    Raises:
-        ValueError: If an argument is out of range, or all samples are of one class.
     """
 
     def __init__(
         self, labels: np.ndarray, num_negatives: int, percent: float = 1.0, mode: str = 'exact'
     ) -> None:
-        if type(num_negatives) is not int or num_negatives < 1:
-            raise ValueError(
-                f'num_negatives must be a positive int or None, but got {num_negatives!r}.'
-            )
         if mode not in ('exact', 'relax'):
             raise ValueError(f"mode must be 'exact' or 'relax', but got {mode!r}.")
-        self.num_negatives = num_negatives
+        self.num_negatives = count('num_negatives', num_negatives)
         self.mode = mode
         self.labels = labels
         # Ids by class. The negatives of a class are those of the other classes, in their order.

@@ -23,18 +23,16 @@ class Digits(PublishedDataset):
     these, so smaller sets lie inside larger ones and the test set never changes.
 
     Source: E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI Machine
-    Learning Repository, 1998 (its test part), as bundled with scikit-learn
-    (``sklearn.datasets.load_digits``).
+    Learning Repository, 1998 (its test part), by ``sklearn.datasets.load_digits``.
 
-    Each item is ``dict(img=(8, 8, 3) uint8 in 0..255, gt_label=int)``; the stored grey levels 0..16
-    are scaled by 255/16 and repeated over the three channels.
+    Each item is ``dict(img=(8, 8, 3) uint8, gt_label=int)``: grey levels 0..16, scaled by 255/16.
 
     Args:
         split (str): 'train' or 'test'. Defaults to 'train'.
-        num_train_per_class (int, optional): Training images kept of each class, 1 to 74. None keeps
-            all 797. Only for ``split='train'``. Defaults to None.
+        num_train_per_class (int, optional): Training images kept of each class, 1 to 74; only for
+            ``split='train'``. Defaults to None: all 797.
         digits (Sequence[int]): Digits kept, each labelled by itself. Defaults to all ten.
-        **kwargs: Other arguments of :class:`mmpretrain.datasets.BaseDataset`.
+        **kwargs: Other arguments of ``mmpretrain.BaseDataset``.
 
     Raises:
         ValueError: If ``split``, ``num_train_per_class`` or ``digits`` is out of range.

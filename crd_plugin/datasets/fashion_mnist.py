@@ -25,20 +25,18 @@ class FashionMNIST(PublishedDataset):
     and ``split='holdout'`` takes the last 500 of 6,000: 5,000 images for choosing hyperparameters,
     which no set of at most 5,500 per class contains. The test images stay for the final figures.
 
-    Each item is ``dict(img=(28, 28, 3) uint8, gt_label=int)``; the grey level is repeated over the
-    three channels, so that networks for CIFAR take the images as they are.
+    Each item is ``dict(img=(28, 28, 3) uint8, gt_label=int)``, the grey level in three channels.
 
-    Source: H. Xiao, K. Rasul and R. Vollgraf, Fashion-MNIST, arXiv:1708.07747,
-    https://github.com/zalandoresearch/fashion-mnist (MIT licence).
+    Source: H. Xiao, K. Rasul and R. Vollgraf, Fashion-MNIST, arXiv:1708.07747 (MIT licence).
 
     Args:
         data_root (str or Sequence[str]): Folder with the files, packed or not; of several, the
             first that has those of the split. Defaults to ``data/fashion-mnist``, then the folder
             of Debian's package ``dataset-fashion-mnist``.
         split (str): 'train', 'holdout' or 'test'. Defaults to 'train'.
-        num_train_per_class (int, optional): Training images kept of each class, 1 to 6,000. None
-            keeps all 60,000. Only for ``split='train'``. Defaults to None.
-        **kwargs: Other arguments of :class:`mmpretrain.datasets.BaseDataset`.
+        num_train_per_class (int, optional): Training images kept of each class, 1 to 6,000; only
+            for ``split='train'``. Defaults to None: all 60,000.
+        **kwargs: Other arguments of ``mmpretrain.BaseDataset``.
 
     Raises:
         ValueError: If ``split`` or ``num_train_per_class`` is out of range, or a file is damaged.

@@ -8,6 +8,7 @@ from typing import Any
 from mmcv.transforms import BaseTransform
 from mmengine.dataset import Compose
 
+from crd_plugin.models._numbers import count
 from crd_plugin.registry import TRANSFORMS
 
 
@@ -25,18 +26,14 @@ class MultiViewPipeline(BaseTransform):
 
     Args:
         transforms (Sequence[dict | callable]): The pipeline.
-        num_views (int): Views per image. Defaults to 3: two for the student and one for the teacher
-            of ``CoCoRDDistill``.
+        num_views (int): Views per image. Defaults to 3, those of ``CoCoRDDistill``.
 
     Raises:
-        ValueError: If ``num_views`` is not positive, or the pipeline does not end with
-            ``PackInputs``.
+        ValueError: If ``num_views`` is not positive, or it does not end with ``PackInputs``.
     """
 
     def __init__(self, transforms: Sequence[Any], num_views: int = 3) -> None:
-        if num_views < 1:
-            raise ValueError(f'num_views is {num_views}, expected at least 1 view.')
-        self.num_views = num_views
+        self.num_views = count('num_views', num_views)
         loading = list(takewhile(_loads, transforms))
         self.once = Compose(loading)
         self.each = Compose(transforms[len(loading) :])
@@ -58,9 +55,6 @@ class MultiViewPipeline(BaseTransform):
                 )
             views.append(view)
         return {**views[0], 'inputs': [view['inputs'] for view in views]}
-
-    def __repr__(self) -> str:
-        return f'MultiViewPipeline(num_views={self.num_views}, once={self.once}, each={self.each})'
 
 
 def _loads(transform: Any) -> bool:

@@ -1,5 +1,6 @@
 """NYU-Depth V2: colour, depth and labels of indoor scenes, read from the MATLAB file in place."""
 
+import errno
 import os
 import os.path as osp
 from collections.abc import Callable, Sequence
@@ -12,11 +13,6 @@ from crd_plugin.registry import DATASETS
 from ._published import PublishedDataset
 
 _DATA, _SPLITS = 'nyu_depth_v2_labeled.mat', 'splits.mat'
-_META = 'https://github.com/ankurhanda/nyuv2-meta-data'
-_URLS = {
-    _DATA: 'http://horatio.cs.nyu.edu/mit/silberman/nyu_depth_v2/nyu_depth_v2_labeled.mat (2.8 GB)',
-    _SPLITS: 'http://horatio.cs.nyu.edu/mit/silberman/indoor_seg_sup/splits.mat',
-}
 _UNLABELLED = 255
 
 
@@ -45,16 +41,20 @@ class NYUDepthV2(PublishedDataset):
             both.
         mappings (Sequence[str]): Files that map classes, one after the other. Defaults to those to
             13 classes; ``['classMapping40.mat']`` gives 40.
-        **kwargs: Other arguments of :class:`mmpretrain.datasets.BaseDataset`.
+        **kwargs: Other arguments of ``mmpretrain.BaseDataset``.
 
     Raises:
-        ValueError: If an argument is not as described, or a file is truncated or does not fit: a
-            label that the mapping does not have is told when the data set is built.
+        ValueError: If an argument is not as described, or a file is truncated or does not fit.
         FileNotFoundError: If a file is missing; the message says where to get it.
         ImportError: If h5py is not installed.
     """
 
     SPLITS = ('train', 'test')
+    SOURCE = (
+        'http://horatio.cs.nyu.edu/mit/silberman/nyu_depth_v2/nyu_depth_v2_labeled.mat (2.8 GB), '
+        'http://horatio.cs.nyu.edu/mit/silberman/indoor_seg_sup/splits.mat, mappings of classes '
+        'from https://github.com/ankurhanda/nyuv2-meta-data'
+    )
 
     def __init__(
         self,
@@ -75,7 +75,7 @@ class NYUDepthV2(PublishedDataset):
         self._handle: tuple[int, Any] | None = None  # of the process with this number
         super().__init__(data_root, split, **kwargs)
 
-    def load_data_list(self) -> list[dict]:
+    def list_samples(self) -> list[dict]:
         """List ``row``, the place of each sample in the file, and check their labels."""
         table, names = self._read_mappings()
         self._metainfo.setdefault('classes', names)
@@ -108,10 +108,6 @@ class NYUDepthV2(PublishedDataset):
         info['img_shape'] = labels.shape
         return info
 
-    def extra_repr(self) -> list[str]:
-        """Return the lines that ``repr`` adds."""
-        return [*super().extra_repr(), f'Inputs: \t{", ".join(self.inputs)}']
-
     def __getstate__(self) -> dict:
         """Leave the handle out of copies and of what workers are sent."""
         return {**vars(self), '_handle': None}
@@ -126,7 +122,7 @@ class NYUDepthV2(PublishedDataset):
         """Load a file of the data set."""
         path = osp.join(self.data_root, name)
         if not osp.isfile(path):
-            raise FileNotFoundError(f'{path} is missing; {_get(name)}.')
+            raise FileNotFoundError(errno.ENOENT, 'missing', path)
         try:
             return load(path)
         except ImportError:
@@ -135,7 +131,8 @@ class NYUDepthV2(PublishedDataset):
             raise self._misfit(name, f'truncated or another file: {error}') from error
 
     def _misfit(self, name: str, problem: str) -> ValueError:
-        return ValueError(f'{osp.join(self.data_root, name)}: {problem}; {_get(name)}.')
+        path = osp.join(self.data_root, name)
+        return ValueError(f'{path}: {problem}; get it again from {self.SOURCE}.')
 
     def _read_split(self, number: int) -> list[int]:
         """Rows of the split's images, of so many in the file."""
@@ -184,8 +181,3 @@ def _open_arrays(path: str) -> dict[str, Any]:
 
     file = h5py.File(path)
     return {name: file[name] for name in ('images', 'depths', 'labels')}
-
-
-def _get(name: str) -> str:
-    """Say where to get a file."""
-    return f'get {name} from {_URLS.get(name, _META)}'

@@ -71,9 +71,10 @@ class SampleIndexDataset:
         mode: str = 'exact',
         complete: bool = False,
     ) -> None:
-        self.dataset = build(dataset)
-        self.complete = complete
-        self.num_negatives = num_negatives
+        if isinstance(dataset, Mapping):
+            with not_empty(dataset.get('type')):
+                dataset = DATASETS.build(dataset)
+        self.dataset, self.complete = dataset, complete
         # Of images read so far by this process, and whether another one was read in place of one.
         self._channels: int | None = None
         self._warned = False
@@ -157,15 +158,6 @@ class SampleIndexDataset:
         """Get the class of every position, ``(N,)`` int64, without running pipelines."""
         return self._labels.copy()
 
-    def get_subset_(self, indices: int | list[int]) -> None:
-        """Raise an error: positions would no longer be rows of the bank."""
-        raise NotImplementedError(
-            'A SampleIndexDataset cannot be cut, because its ids are positions in the whole set; '
-            'cut the inner data set (indices) and wrap the result.'
-        )
-
-    get_subset = get_subset_
-
     @cached_property
     def _sources(self) -> 'Sources':
         name = type(self.dataset).__name__
@@ -186,28 +178,22 @@ class SampleIndexDataset:
 
     def _locate(self, idx: int) -> tuple[int, Any, int]:
         """Return the position, the data set that holds its sample, and the index in that set."""
-        try:
-            position = range(len(self))[int(idx)]
-        except IndexError:
-            raise IndexError(f'idx {idx} is outside the data set of {len(self)} samples.') from None
+        position = range(len(self))[int(idx)]
         owners, owner_of, index_of = self._sources
         return position, owners[owner_of[position]], int(index_of[position])
 
     def _write_ids(self, item: Any, position: int) -> Any:
         fields = {} if self._contrast is None else dict(contrast_idx=self._contrast.draw(position))
-        for sample in _samples_of(item):
-            if isinstance(sample, dict):
-                sample.update(fields, sample_idx=position)
-            elif isinstance(sample, BaseDataElement):
-                sample.pop('sample_idx', None)
-                sample.set_metainfo(dict(sample_idx=position))
-                sample.set_data(fields)
-            else:
-                found = sorted(map(str, item)) if isinstance(item, dict) else type(item).__name__
-                raise TypeError(
-                    f'The sample at position {position} has no data_samples to hold its id (got '
-                    f"{found}); end the pipeline with dict(type='PackInputs')."
-                )
+        sample = _sample_of(item)
+        if not isinstance(sample, BaseDataElement):
+            found = sorted(map(str, item)) if isinstance(item, dict) else type(item).__name__
+            raise TypeError(
+                f'The sample at position {position} has no data_samples to hold its id (got '
+                f"{found}); end the pipeline with dict(type='PackInputs')."
+            )
+        sample.pop('sample_idx', None)
+        sample.set_metainfo(dict(sample_idx=position))
+        sample.set_data(fields)
         return item
 
 
@@ -217,14 +203,6 @@ class Sources(NamedTuple):
     owners: list[Any]  # data sets that hold samples, without wrappers
     owner_of: np.ndarray  # (N,) int64, number of the owner
     index_of: np.ndarray  # (N,) int64, index in the owner
-
-
-def build(dataset: Any) -> Any:
-    """Build a data set from its config, or return it as it is."""
-    if not isinstance(dataset, Mapping):
-        return dataset
-    with not_empty(dataset.get('type')):
-        return DATASETS.build(dataset)
 
 
 def _find_sources(dataset: Any) -> Sources:
@@ -269,14 +247,13 @@ def _read_sample(owner: Any, index: int) -> Any:
         return item
     # Its own __getitem__ may have replaced the sample; the id tells.
     wanted = owner.get_data_info(index).get('sample_idx')
-    found = getattr(next(iter(_samples_of(item)), None), 'sample_idx', wanted)
+    found = getattr(_sample_of(item), 'sample_idx', wanted)
     return item if wanted in (None, found) else None
 
 
-def _samples_of(item: Any) -> list[Any]:
-    """Return the data samples of an item, one per view; ``[None]`` if there are none."""
-    samples = item.get('data_samples') if isinstance(item, dict) else None
-    return list(samples) if isinstance(samples, (list, tuple)) else [samples]
+def _sample_of(item: Any) -> Any:
+    """Return the data sample of an item, None if there is none."""
+    return item.get('data_samples') if isinstance(item, dict) else None
 
 
 def _labels_of(owner: Any) -> np.ndarray:
@@ -284,10 +261,8 @@ def _labels_of(owner: Any) -> np.ndarray:
     try:
         if hasattr(owner, 'get_gt_labels'):
             found = owner.get_gt_labels()
-        elif hasattr(owner, 'get_data_info'):
-            found = [owner.get_data_info(index)['gt_label'] for index in range(len(owner))]
         else:
-            found = owner.targets
+            found = [owner.get_data_info(index)['gt_label'] for index in range(len(owner))]
         labels = np.asarray(found)  # refuses lists of unequal length
         if labels.shape[1:] == (1,):
             labels = labels[:, 0]

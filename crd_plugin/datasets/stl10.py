@@ -17,11 +17,9 @@ class STL10(PublishedDataset):
     """Ten classes at 96x96 pixels: 5,000 images to train, 8,000 to test, 100,000 unlabeled.
 
     The unlabeled images also show other animals and vehicles. An image is read from its binary file
-    when it is asked for. Each item is ``dict(img=(96, 96, 3) uint8 RGB, gt_label=int)``.
-
-    Items of 'unlabeled' and all of 'train+unlabeled' have no ``gt_label``, since a batch in which
-    only some have a label cannot be collated. Distil on them with a loss that needs no labels
-    (``CRDLoss`` with ``exclude='instance'``).
+    when it is asked for. Each item is ``dict(img=(96, 96, 3) uint8 RGB, gt_label=int)``; those of
+    'unlabeled' and 'train+unlabeled' have no ``gt_label``, since a batch in which only some have
+    one cannot be collated.
 
     Source: A. Coates, H. Lee and A. Y. Ng, An Analysis of Single Layer Networks in Unsupervised
     Feature Learning, AISTATS 2011, ``http://ai.stanford.edu/~acoates/stl10/stl10_binary.tar.gz``

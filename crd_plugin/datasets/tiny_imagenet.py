@@ -12,15 +12,12 @@ from ._published import PublishedDataset
 class TinyImageNet200(PublishedDataset):
     """200 classes of ImageNet at 64x64 pixels: 100,000 images to train and 10,000 to validate.
 
-    The images of the test folder have no labels, so there is no such split. Some files are grey:
-    load them with ``LoadImageFromFile``, which makes three channels of one. Each item is
-    ``dict(img_path=str, gt_label=int)``.
+    The images of the test folder have no labels, so there is no such split. Each item is
+    ``dict(img_path=str, gt_label=int)``; of a grey file ``LoadImageFromFile`` makes three channels.
 
-    Class ``i`` is the ``i``-th WordNet id in alphabetical order, as in torchvision's
-    ``ImageFolder``; so teachers trained with that (those of kaiqi123/CKTF, say) fit. Training
-    images are in the order of ``ImageFolder`` too, validation images in that of
-    ``val_annotations.txt``. Names of classes are those of ``words.txt``, unless ``metainfo`` gives
-    others.
+    Class ``i`` is the ``i``-th WordNet id in alphabetical order, and training images are in that of
+    torchvision's ``ImageFolder``, so teachers trained with it fit. Validation images are in the
+    order of ``val_annotations.txt``. Classes are named by ``words.txt``, or by ``metainfo``.
 
     Source: Stanford CS231N, ``http://cs231n.stanford.edu/tiny-imagenet-200.zip`` (237 MB).
 

@@ -1,9 +1,13 @@
 """What a memory bank requires of labels and of the state in a checkpoint."""
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from .memory_bank import MemoryBank
 
 # The two sides of a bank, in the order in which their rows are drawn.
 SIDES = ('student', 'teacher')
@@ -13,65 +17,40 @@ SIDES = ('student', 'teacher')
 _LONGEST_ROW = 1.8
 
 
-def check_state(
-    num_rows: int, embed_dim: int, own_labels: Tensor, state_dict: dict[str, Tensor], prefix: str
-) -> None:
-    """Refuse the rows and labels of another data set, and damaged rows; change nothing.
-
-    Args:
-        num_rows (int): Rows N of the bank; 0 if it is not sized yet.
-        embed_dim (int): Width D of the bank.
-        own_labels (Tensor): Labels of the bank, ``(N,)`` int64, or empty.
-        state_dict (dict[str, Tensor]): State of a checkpoint. Strict loading says what is missing.
-        prefix (str): Name of the bank in it, with a dot at the end.
-
-    Raises:
-        ValueError: If the rows or labels cannot be those of this bank.
-    """
+def check_state(bank: 'MemoryBank', state_dict: dict[str, Tensor], prefix: str) -> None:
+    """Refuse the rows and labels of another data set, and damaged ones; strict loading the rest."""
     name = f'The checkpoint\'s memory bank "{prefix[:-1]}"'
-
-    damaged = 'the run had diverged or the file is damaged; resume from an earlier checkpoint.'
-    for side in SIDES:
-        if prefix + side not in state_dict:
-            continue
+    num_rows = bank.num_samples
+    for side in (side for side in SIDES if prefix + side in state_dict):
         rows = state_dict[prefix + side]
-        if not isinstance(rows, Tensor) or rows.dim() != 2 or not rows.is_floating_point():
-            kind = type(rows).__name__
-            if isinstance(rows, Tensor):
-                kind = f'{str(rows.dtype).removeprefix("torch.")} of shape {tuple(rows.shape)}'
-            raise ValueError(
-                f'{name} has {side} rows that are {kind}, expected floating point of shape (N, D): '
-                f'{damaged}'
-            )
         num_rows = num_rows or len(rows)
-        if rows.shape != (num_rows, embed_dim):
+        if rows.shape != (num_rows, bank.embed_dim):
             raise ValueError(
-                f'{name} has {len(rows)} rows of width {rows.size(1)}, this one {num_rows} of '
-                f'width {embed_dim}; resume with the training set and embed_dim of that '
+                f'{name} has {len(rows)} rows of width {rows.size(-1)}, this one {num_rows} of '
+                f'width {bank.embed_dim}; resume with the training set and embed_dim of that '
                 'run, or start again without --resume.'
             )
         norms = rows.float().norm(dim=1)
         wrong = norms[~((norms > 0) & (norms <= _LONGEST_ROW))]  # NaN too
         if len(wrong):
-            raise ValueError(
-                f'{name} has {side} rows with an L2 norm of {float(wrong[0]):.4g}, expected about '
-                f'1: {damaged}'
-            )
-    keys = [f'{prefix}log_z_{side}' for side in SIDES]
-    if all(key in state_dict for key in keys):
-        values = [float(state_dict[key]) for key in keys]
-        if not all(map(math.isfinite, values)) and not all(map(math.isnan, values)):  # NaN: not set
-            raise ValueError(
-                f'{name} has log_z_student {values[0]:.4g} and log_z_teacher {values[1]:.4g}, '
-                f'expected finite constants: {damaged}'
-            )
+            norm = f'{float(wrong[0]):.4g}'
+            raise _damaged(name, f'{side} rows with an L2 norm of {norm}, expected about 1')
+    found = {key: state_dict.get(f'{prefix}{key}') for key in ('log_z_student', 'log_z_teacher')}
+    values = {key: float(value) for key, value in found.items() if value is not None}
+    if any(map(math.isinf, values.values())) or len({*map(math.isnan, values.values())}) > 1:
+        raise _damaged(name, f'{values}, expected finite constants')  # NaN, both: not set
     labels = state_dict.get(prefix + 'labels')
-    if labels is not None and labels.numel() and own_labels.numel():
-        if not torch.equal(labels.to(own_labels.device), own_labels):
+    if labels is not None and labels.numel() and bank.labels.numel():
+        if not torch.equal(labels.to(bank.labels.device), bank.labels):
             raise ValueError(
                 f'{name} belongs to another data set or order of samples: its labels differ '
                 'from those of the training set; resume with the data of that run.'
             )
+
+
+def _damaged(name: str, what: str) -> ValueError:
+    advice = 'the run had diverged or the file is damaged; resume from an earlier checkpoint.'
+    return ValueError(f'{name} has {what}: {advice}')
 
 
 def as_labels(labels: Tensor | None, num_samples: int) -> Tensor:

@@ -62,19 +62,7 @@ def unpack(packed: Tensor, widths: Sequence[int]) -> tuple[Tensor, list[Tensor]]
 def gather_batches(
     ids: Tensor, embeddings: Sequence[Tensor], sizes: Sequence[int]
 ) -> tuple[Tensor, list[Tensor]]:
-    """Gather ids and embeddings, as for :func:`pack`, of all ranks, in one collective.
-
-    The gradient of a gathered embedding is summed over the ranks and goes to the rank that it came
-    from.
-
-    Args:
-        ids (Tensor): An id or class of each sample, ``(B,)`` int64.
-        embeddings (Sequence[Tensor]): Each ``(B, D)``, all float32 or all float64.
-        sizes (Sequence[int]): Batch size of each rank.
-
-    Returns:
-        tuple[Tensor, list[Tensor]]: Ids and embeddings in rank order.
-    """
+    """Gather ids and embeddings, as for :func:`pack`, of all ranks, in one collective."""
     if len(sizes) == 1:
         return ids, list(embeddings)
     gathered = _GatherRows.apply(pack(ids, embeddings), sizes)
@@ -82,7 +70,7 @@ def gather_batches(
 
 
 class _GatherRows(torch.autograd.Function):
-    """Rows of all ranks. Every rank's loss depends on every row: backward sums over ranks."""
+    """Rows of all ranks. Every rank's loss depends on every row: gradients are summed."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, sizes: Sequence[int]) -> Tensor:

@@ -55,11 +55,6 @@ class KeyQueue(nn.Module):
                 "dict(type='crd_plugin.CoCoRDHook') to custom_hooks (in a loop of your own, call "
                 'model.update_averages() before and queue.commit() after each step).'
             )
-        if keys.dim() != 2 or keys.size(1) != self.keys.size(1):
-            raise ValueError(
-                f'keys has shape {tuple(keys.shape)}, expected (B, {self.keys.size(1)}): '
-                'embed_dim of the queue.'
-            )
         self.pending = keys.detach()
 
     def discard(self) -> None:
@@ -67,13 +62,9 @@ class KeyQueue(nn.Module):
         self.pending = None
 
     def commit(self, keys: Tensor | None = None, is_new: Tensor | None = None) -> None:
-        """Write keys over the oldest rows.
+        """Write keys ``(B, D)`` of all ranks; by default the staged ones, which all must call.
 
-        Args:
-            keys (Tensor, optional): Keys of all ranks, in rank order, ``(B, D)``. Defaults to
-                None: the staged ones, gathered over the ranks, which must all call it.
-            is_new (Tensor, optional): ``(B,)`` bool, False for padding. Defaults to None: no
-                padding.
+        Of ``is_new``, ``(B,)`` bool, False stands for padding.
 
         Raises:
             RuntimeError: If there is nothing to commit.
@@ -101,7 +92,3 @@ class KeyQueue(nn.Module):
             )
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         self.pending = None
-
-    def extra_repr(self) -> str:
-        """Return the sizes."""
-        return f'size={self.keys.size(0)}, embed_dim={self.keys.size(1)}'

@@ -12,7 +12,6 @@ from crd_plugin.ops import (
     RowKeys,
     Shards,
     class_keys,
-    full_precision,
     initial_rows,
     last_occurrence,
     momentum_rows,
@@ -146,8 +145,7 @@ class MemoryBank(nn.Module):
         Args:
             num_samples (int): Rows N, the length of the training set.
             labels (Tensor, optional): Class of each row, ``(N,)`` integer.
-            seed (int, optional): Seed of the rows, the same on every rank. Defaults to None: that
-                of the global generator.
+            seed (int, optional): Seed, equal on all ranks. Defaults to that of torch's generator.
 
         Raises:
             ValueError: If sizes do not fit, or labels are not integers.
@@ -182,41 +180,7 @@ class MemoryBank(nn.Module):
 
     def share_labels(self, other: 'MemoryBank') -> None:
         """Hold the labels and keys of another bank of the same samples instead of a copy."""
-        if other.num_samples != self.num_samples:
-            raise ValueError(
-                f'The other bank has {other.num_samples} rows, this one {self.num_samples}: '
-                'labels are shared between banks of the same samples.'
-            )
-        self.labels = other.labels
-        self._keys = other._keys
-
-    def scores(self, anchor: Tensor, side: str, index: Tensor, temperature: float) -> Tensor:
-        """Return the normalised scores P = exp(s) / Z of given pairs, for inspection.
-
-        Args:
-            anchor (Tensor): Embeddings, ``(B, D)``.
-            side (str): Whose they are; the other side's rows are scored.
-            index (Tensor): Rows to score, ``(B, M)`` int64.
-            temperature (float): tau.
-
-        Returns:
-            Tensor: ``(B, M)``.
-
-        Raises:
-            ValueError: If ``side`` is not one of the allowed values.
-            RuntimeError: If other ranks keep some of the rows.
-        """
-        if self.shards().world > 1:
-            raise RuntimeError(
-                f'scores() needs all rows, of which this rank keeps 1 / {self.shards().world}; '
-                'load a checkpoint in one process.'
-            )
-        if side not in SIDES:
-            raise ValueError(f"side is '{side}', expected 'student' or 'teacher'.")
-        rows = self.teacher if side == 'student' else self.student
-        query = full_precision(anchor) / temperature
-        logits = torch.einsum('bd,bmd->bm', query, rows[index].to(query.dtype))
-        return torch.exp(logits - getattr(self, f'log_z_{side}').to(logits.dtype))
+        self.labels, self._keys = other.labels, other._keys
 
     def stage(
         self,
@@ -293,36 +257,32 @@ class MemoryBank(nn.Module):
         self, state_dict: dict[str, Tensor], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
         """Take over the rows of a checkpoint; another size is an error."""
-        if not self.keep_rows:
-            # Evaluation needs no bank: keep what is there, report nothing.
-            kept = self._buffers.items()
-            state_dict.update({prefix + name: rows for name, rows in kept if rows is not None})
-        else:
-            check_state(self.num_samples, self.embed_dim, self.labels, state_dict, prefix)
+        if self.keep_rows:
+            check_state(self, state_dict, prefix)
             self._fit_buffers(state_dict, prefix)
+        else:  # Evaluation needs no bank: keep what is there, report nothing.
+            state_dict.update({prefix + name: kept for name, kept in self.named_buffers()})
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         self.has_z = not bool(torch.isnan(self.log_z_student))
         self.pending = None
 
     @torch.inference_mode(False)
     def _fit_buffers(self, state_dict: dict[str, Tensor], prefix: str) -> None:
-        """Give the buffers the sizes of a checkpoint that was checked."""
-        found = state_dict.get(prefix + 'student')
-        if self.num_samples == 0 and found is not None:
+        """Pick this rank's rows of a checked state; give the buffers its sizes."""
+        shards = self.shards()
+        rows = {side: state_dict[prefix + side] for side in SIDES if prefix + side in state_dict}
+        if self.num_samples == 0 and len(rows) == len(SIDES):
+            self.num_samples = len(rows['student'])
             for side in SIDES:
-                self._hold(side, getattr(self, side).new_empty(len(found), self.embed_dim))
-            self.num_samples = len(found)
+                size = len(range(shards.rank, self.num_samples, shards.world))
+                self.register_buffer(side, getattr(self, side).new_empty(size, self.embed_dim))
+        for side, whole in rows.items():
+            state_dict[prefix + side] = whole[shards.rank :: shards.world]
         labels = state_dict.get(prefix + 'labels')
         if labels is None or labels.numel() != self.num_samples:
             state_dict[prefix + 'labels'] = self.labels
         elif self.labels.numel() == 0:
             self.labels, self._keys = self.labels.new_empty(labels.shape), {}
-
-    def extra_repr(self) -> str:
-        """Describe size and settings."""
-        return (
-            f'num_samples={self.num_samples}, embed_dim={self.embed_dim}, momentum={self.momentum}'
-        )
 
 
 def gather_updates(

@@ -1,17 +1,18 @@
 """A memory bank whose rows are split over the ranks."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from mmengine.dist import all_reduce, gather, get_rank, get_world_size
 from torch import Tensor
 
 from crd_plugin.ops import Shards
 from crd_plugin.registry import MODELS
 
-from .bank_state import SIDES, check_state
+from .bank_state import SIDES
 from .collectives import gather_rows, gather_sizes, own_part
 from .memory_bank import MemoryBank
 
@@ -81,13 +82,7 @@ class ShardedBank(MemoryBank):
 
     @contextmanager
     def gather_rows_for_checkpoint(self) -> Iterator[None]:
-        """Hold all rows on the host of rank 0, for the state dict.
-
-        A collective: all ranks must enter it. ``crd_plugin.CheckpointHook`` does so around saving.
-
-        Yields:
-            None: Inside, ``state_dict()`` of rank 0 has all N rows.
-        """
+        """Let ``state_dict()`` of rank 0 have all N rows; all ranks must enter it."""
         if get_world_size() > 1:
             whole = {side: self._gather(getattr(self, side).detach()) for side in SIDES}
             self._whole = whole if get_rank() == 0 else {}
@@ -104,20 +99,30 @@ class ShardedBank(MemoryBank):
             whole = torch.empty(self.num_samples, self.embed_dim, dtype=rows.dtype)
         for start in range(0, longest, _ROWS_AT_ONCE):
             part = rows[start : start + _ROWS_AT_ONCE]
-            wanted = min(_ROWS_AT_ONCE, longest - start)
-            if len(part) < wanted:  # The last shards may have one row less.
-                part = torch.cat([part, part.new_zeros(1, self.embed_dim)])
-            for rank, received in enumerate(gather(part.contiguous())):
-                place = slice(start * world + rank, (start + wanted) * world, world)
-                whole[place] = received[: len(whole[place])].to(whole.device)
+            size = min(_ROWS_AT_ONCE, longest - start)
+            # The last shards may have one row less.
+            ranks = gather(F.pad(part, (0, 0, 0, size - len(part))))
+            if ranks:
+                place = whole[start * world : (start + size) * world]
+                place.copy_(torch.stack(ranks, 1).flatten(0, 1)[: len(place)])
         return whole
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> 'ShardedBank':
-        """Move or cast the rows with the module."""
-        super()._apply(fn, *args, **kwargs)
+    @contextmanager
+    def _rows_as_buffers(self) -> Iterator[None]:
+        """Let ``nn.Module`` treat the rows as it treats buffers."""
         for side in SIDES:
-            self._hold(side, fn(getattr(self, side)))
-        return self
+            super()._hold(side, self.__dict__.pop(side))
+        try:
+            yield
+        finally:
+            for side in SIDES:
+                rows: Any = self._buffers.pop(side)
+                self._hold(side, rows)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:
+        """Move or cast the rows with the module."""
+        with self._rows_as_buffers():
+            return super()._apply(*args, **kwargs)
 
     def _save_to_state_dict(self, destination: dict, prefix: str, keep_vars: bool) -> None:
         """Add the rows where all of them are known."""
@@ -127,30 +132,7 @@ class ShardedBank(MemoryBank):
             rows = {side: getattr(self, side) for side in SIDES}
         destination.update({prefix + side: value for side, value in rows.items()})
 
-    def _load_from_state_dict(
-        self,
-        state_dict: dict[str, Tensor],
-        prefix: str,
-        local_metadata: dict,
-        strict: bool,
-        missing_keys: list[str],
-        *args: Any,
-        **kwargs: Any,
-    ) -> None:
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         """Take this rank's rows out of a checkpoint with all of them."""
-        if self.keep_rows:
-            check_state(self.num_samples, self.embed_dim, self.labels, state_dict, prefix)
-        rows = {s: state_dict.pop(prefix + s) for s in SIDES if prefix + s in state_dict}
-        if self.keep_rows:
-            missing_keys.extend(prefix + side for side in SIDES if side not in rows)
-            shards = self.shards()
-            if len(rows) == len(SIDES):
-                self.num_samples = len(rows['student'])
-            for side in rows if self.num_samples else ():
-                own = rows[side][shards.rank :: shards.world]
-                with torch.inference_mode(False):
-                    self._hold(side, own.to(getattr(self, side), copy=True))
-        super()._load_from_state_dict(
-            state_dict, prefix, local_metadata, strict, missing_keys, *args, **kwargs
-        )
-        state_dict.update({prefix + side: value for side, value in rows.items()})
+        with self._rows_as_buffers():
+            super()._load_from_state_dict(*args, **kwargs)

@@ -13,8 +13,6 @@ from ._numbers import count
 
 __all__ = ['ChannelView', 'LabView', 'ResizeView']
 
-_LAB = dict(L=slice(0, 1), ab=slice(1, 3))
-
 
 @MODELS.register_module()
 class ChannelView(nn.Module):
@@ -66,7 +64,7 @@ class LabView(nn.Module):
 
     def __init__(self, channels: Literal['L', 'ab']) -> None:
         super().__init__()
-        if channels not in _LAB:
+        if channels not in ('L', 'ab'):
             raise ValueError(f"channels is {channels!r}, expected 'L' or 'ab'.")
         self.channels = channels
 
@@ -79,7 +77,7 @@ class LabView(nn.Module):
             )
         # Half floats cannot tell dark colours apart.
         lab = rgb_to_lab(images.float() / 255)
-        return lab[:, _LAB[self.channels]].to(images.dtype)
+        return (lab[:, :1] if self.channels == 'L' else lab[:, 1:]).to(images.dtype)
 
 
 @MODELS.register_module()

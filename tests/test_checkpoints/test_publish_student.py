@@ -13,26 +13,8 @@ from mmpretrain.registry import MODELS
 
 from crd_plugin.checkpoints.publish import parse_config_text, publish_student, student_config
 from crd_plugin.compat import CheckpointError, load_checkpoint_file
-from tests import small_runs
+from tests.small_runs import student_of
 from tests.test_cli.test_arguments import call
-
-
-@pytest.fixture(scope='module')
-def run(tmp_path_factory):
-    """Work dir of two epochs of CRD with averaged weights, and configs."""
-    folder = tmp_path_factory.mktemp('run')
-    hooks = [dict(type='crd_plugin.MemoryBankHook'), dict(type='EMAHook')]
-    changes = dict(custom_hooks=hooks, train_cfg__max_epochs=2)
-    small_runs.write_config(folder / 'crd.py', folder / 'work', **changes)
-    student = dict(small_runs.net(6), _delete_=True)
-    small_runs.write_config(folder / 'vanilla.py', folder, model=student, custom_hooks=[])
-    small_runs.build(folder / 'work', **changes).train()
-    return folder
-
-
-@pytest.fixture(scope='module')
-def checkpoint(run):
-    return run / 'work' / 'epoch_2.pth'
 
 
 @pytest.fixture(scope='module')
@@ -43,15 +25,6 @@ def raw(checkpoint):
 @pytest.fixture(scope='module')
 def published(checkpoint, run):
     return publish_student(checkpoint, run / 'out' / 'student.pth')
-
-
-def student_of(raw):
-    prefix = 'architecture.'
-    return {
-        key[len(prefix) :]: value
-        for key, value in raw['state_dict'].items()
-        if key.startswith(prefix)
-    }
 
 
 def assert_same(state, expected):
@@ -72,19 +45,12 @@ def build(cfg, **kwargs):
 
 def test_holds_the_student_and_nothing_else(raw, checkpoint, published):
     assert {'optimizer', 'message_hub', 'ema_state_dict'} < set(raw)
+    # EMAHook saves the averages, which are published, as state_dict.
     found = loaded(published)
     assert set(found) == {'meta', 'state_dict'}
     assert_same(found['state_dict'], student_of(raw))
-    assert set(found['meta']) == {
-        'dataset_meta',
-        'epoch',
-        'iter',
-        'seed',
-        'experiment_name',
-        'time',
-        'mmengine_version',
-        'cfg',
-    }
+    kept = 'dataset_meta epoch iter seed experiment_name time mmengine_version cfg'
+    assert set(found['meta']) == set(kept.split())
     assert found['meta']['dataset_meta']['classes'] == tuple('0123456789')
     assert found['meta']['epoch'] == 2
     assert published.stat().st_size < checkpoint.stat().st_size / 3
@@ -109,13 +75,8 @@ def test_name_is_the_hash(checkpoint, run, published):
     assert not list(run.rglob('*.part'))
 
 
-@pytest.mark.parametrize('source', ['path', 'config', 'inside'])
-def test_get_model(run, raw, published, source):
-    cfg = str(run / 'vanilla.py')
-    if source == 'config':
-        cfg = Config.fromfile(cfg)
-    elif source == 'inside':
-        cfg = Config.fromstring(loaded(published)['meta']['cfg'], '.py')
+def test_get_model(raw, published):
+    cfg = Config.fromstring(loaded(published)['meta']['cfg'], '.py')
     model = mmpretrain.get_model(cfg, pretrained=str(published))
     assert_same(model.state_dict(), student_of(raw))
     assert model._dataset_meta['classes'] == tuple('0123456789')
@@ -150,15 +111,6 @@ def test_starts_a_student_and_serves_as_teacher(run, raw, published):
         assert_same(network.state_dict(), student_of(raw))
 
 
-def test_ema(run, raw, checkpoint, published):
-    """EMAHook saves the averages as state_dict; the last weights can be published too."""
-    last = publish_student(checkpoint, run / 'out' / 'last.pth', use_ema=False)
-    found = loaded(last)['state_dict']
-    key = 'backbone.conv.weight'
-    assert torch.equal(found[key], raw['ema_state_dict'][f'module.architecture.{key}'])
-    assert not torch.equal(found[key], student_of(raw)[key])
-
-
 def test_vanilla_checkpoint_is_stripped(raw, tmp_path):
     weights = student_of(raw)
     source = tmp_path / 'plain.pth'
@@ -169,20 +121,6 @@ def test_vanilla_checkpoint_is_stripped(raw, tmp_path):
         assert set(found) == {'meta', 'state_dict'}
         assert 'hook_msgs' not in found['meta']
         assert_same(found['state_dict'], weights)
-
-
-def test_preprocessor_of_the_distiller_counts(tmp_path):
-    source = tmp_path / 'distiller.pth'
-    weights = {
-        'data_preprocessor.scale': torch.tensor(2.0),
-        'architecture.data_preprocessor.scale': torch.tensor(1.0),
-        'architecture.w': torch.ones(2),
-        'teacher.w': torch.ones(3),
-    }
-    torch.save(dict(state_dict=weights), source)
-    found = loaded(publish_student(source, tmp_path / 'out.pth'))['state_dict']
-    assert set(found) == {'data_preprocessor.scale', 'w'}
-    assert found['data_preprocessor.scale'] == 2
 
 
 def test_config_must_fit(run, checkpoint):
@@ -278,11 +216,8 @@ def test_command_line(checkpoint, tmp_path, capsys):
     (target,) = tmp_path.iterdir()
     assert capsys.readouterr().out.strip().endswith(str(target))
     target.write_text('mine')
-    half = tmp_path / 'half.pth'
-    half.write_bytes(checkpoint.read_bytes()[:5000])
     for argv, message in (
         ((tmp_path / 'none.pth', tmp_path), 'none.pth does not exist'),
-        ((half, tmp_path), 'truncated'),
         ((checkpoint, out), 'is another file'),
         ((checkpoint, tmp_path, '--config', 'none.py'), 'config none.py does not exist'),
     ):

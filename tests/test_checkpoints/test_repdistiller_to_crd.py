@@ -9,7 +9,6 @@ from collections import OrderedDict
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.registry import DefaultScope
 from mmengine.runner import load_checkpoint
 from mmpretrain import get_model
 from mmpretrain.registry import MODELS
@@ -99,32 +98,6 @@ def test_what_is_in_the_file(released, out):
     assert_logits('resnet8', model.eval()(images(), mode='tensor'))
 
 
-def distillation(teacher, checkpoint):
-    with DefaultScope.overwrite_default_scope('mmpretrain'):
-        return MODELS.build(
-            dict(
-                type='crd_plugin.FrozenTeacherDistill',
-                architecture=build_cifar_classifier_cfg('resnet8', 100),
-                teacher=build_cifar_classifier_cfg(teacher, 100),
-                teacher_ckpt=str(checkpoint),
-                distiller=dict(type='mmrazor.ConfigurableDistiller'),
-            )
-        )
-
-
-@torch.no_grad()
-def test_serves_as_teacher(folder):
-    source = save(folder / 'wrn_40_1_vanilla' / 'x.pth', dict(model=state_of('wrn_40_1')))
-    target = convert_repdistiller(source, folder / 'out.pth')
-    model = distillation('wrn_40_1', target)
-    model.init_weights()
-    assert_logits('wrn_40_1', model.teacher(images(), mode='tensor'))
-    with pytest.raises(ValueError, match='does not fit the teacher: missing '):
-        distillation('wrn_16_1', target)
-    with pytest.raises(ValueError, match='other shapes backbone.block1'):
-        distillation('wrn_40_2', target)
-
-
 @pytest.mark.parametrize('arch, name', [(None, 'resnet8x4'), ('ResNet8', 'resnet8')])
 def test_architecture_by_its_weights_or_the_flag(arch, name, folder):
     source = save(folder / 'vgg8_vanilla' / 'x.pth', dict(model=state_of(name)))
@@ -152,11 +125,6 @@ REFUSED = dict(
         r'does not fit resnet14: missing backbone.layer1.1.conv1.weight and 29 more; '
         'unexpected none; other shapes none. Leave --arch out',
     ),
-    other_width=(
-        altered(),
-        'resnet8x4',
-        r'other shapes backbone.conv1.weight \(16, 3, 3, 3\) instead of \(32, 3, 3, 3\)',
-    ),
     of_no_network=(
         altered(**{'extra.weight': torch.zeros(1)}),
         None,
@@ -169,14 +137,8 @@ REFUSED = dict(
         None,
         'holds no weights but a dict of state_dict, meta; ',
     ),
-    empty=(dict(model={}), None, 'holds no weights but a dict of model; '),
-    no_tensors=(dict(model=dict(a=1)), None, 'holds no weights but a dict of model; '),
     bare_options=(dict(opt=argparse.Namespace()), None, 'holds no weights but a dict of opt; '),
-    objects=(
-        dict(model={}, opt=Foreign()),
-        None,
-        r"class \S+Foreign, .* torch.save\({'model': loaded",
-    ),
+    objects=(dict(model={}, opt=Foreign()), None, r'class \S+Foreign, .*`state_dict` alone'),
 )
 
 
@@ -246,12 +208,9 @@ def test_command_line(released, tmp_path, capsys):
     out = tmp_path / 'out.pth'
     assert call(tool, released, out) == 0
     assert capsys.readouterr().out.strip().endswith(str(out))
-    cut = tmp_path / 'cut.pth'
-    cut.write_bytes(released.read_bytes()[:3000])
     for argv, message in (
         ((released, tmp_path / 'b.pth', '--arch', 'resnet14'), 'resnet14'),
         ((tmp_path / 'none.pth', tmp_path / 'b.pth'), 'none.pth does not exist'),
-        ((cut, tmp_path / 'b.pth'), 'truncated'),
         ((released, tmp_path), 'is a folder'),
     ):
         assert call(tool, *argv) == 1

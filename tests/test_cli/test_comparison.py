@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from crd_plugin.cli.arguments import UsageError
 from crd_plugin.cli.comparison import (
     compare,
     read_published,
@@ -13,8 +14,9 @@ from crd_plugin.cli.comparison import (
     render_csv,
     render_markdown,
 )
-from tests.tables import write_run
+from tests.tables import CONFIGS, write_run
 
+STL10 = CONFIGS / 'transfer' / 'probe_wrn16-2_b64-120e_stl10.py'
 HEADER = 'source,table,dataset,method,metric,value,config,checkpoint\n'
 PUBLISHED = (
     HEADER
@@ -44,20 +46,13 @@ def _rows(folder, published):
 
 
 def test_published_figures(published):
-    figures = read_published(published)
-    columns = figures[['name', 'group', 'title', 'published']]
-    assert columns.iloc[:4].values.tolist() == [
-        ['crd_a', 'crd CIFAR100', 'CRD paper, table 1', 93.1],
-        ['crd_a', 'crd CIFAR100', 'CRD paper, table 1', 75.48],
-        ['crd_a', 'crd CIFAR100', 'a README', 75.5],
-        ['crd_b', 'crd CIFAR100', 'CRD paper, table 1', 70.5],
-    ]
-    assert columns.iloc[4:8]['published'].fillna(-1).tolist() == [-1, 71.17, 70.0, 71.6]
-    assert columns.iloc[6]['title'] == 'CRD paper, figure 4'
-    assert columns.iloc[7][['name', 'group']].tolist() == [
-        'probe of crd_a',
-        'transfer CIFAR100->STL10',
-    ]
+    figures = read_published(published).fillna({'published': -1})
+    columns = figures[['name', 'group', 'title', 'published']].values.tolist()
+    a = ['crd_a', 'crd CIFAR100', 'CRD paper, table 1']
+    assert columns[:2] == [[*a, 93.1], [*a, 75.48]]
+    assert columns[2][2] == 'a README' and columns[6][2] == 'CRD paper, figure 4'
+    assert [row[-1] for row in columns[2:7]] == [75.5, 70.5, -1, 71.17, 70.0]
+    assert columns[7] == ['probe of crd_a', 'transfer CIFAR100->STL10', 'CRD paper, table 4', 71.6]
 
 
 @pytest.mark.parametrize(
@@ -67,12 +62,11 @@ def test_published_figures(published):
         ('Models: []\n', 'the column source is missing'),
         (PUBLISHED.replace('70.5', '7o.5'), "Unable to parse string '7o.5'"),
         (PUBLISHED + ',' * 9, 'Expected 8 fields in line 11, saw 10'),
-        (b'\xff\xfe', 'is not a text: invalid start byte at byte 0'),
     ],
 )
 def test_other_files_are_refused(published, text, message):
-    published.write_bytes(text if isinstance(text, bytes) else text.encode())
-    with pytest.raises(ValueError, match=message) as caught:
+    published.write_text(text)
+    with pytest.raises(UsageError, match=message) as caught:
         read_published(published)
     assert str(published) in str(caught.value) and '\n' not in str(caught.value)
 
@@ -127,44 +121,29 @@ def test_formats(table):
     assert json.loads(json.dumps(rows)) == rows
 
 
-def test_a_probe_is_not_compared_with_the_network_that_it_probes(tmp_path, published):
-    write_run(tmp_path / 'probe', 'crd_a', 0, (60.0,), config='configs/transfer/probe.py')
-    figures = {'probe of crd_a': 71.6, 'probe of kd_a': 70.9}
-    rows = _rows(tmp_path, published)
-    assert {name: row['published'] for name, row in rows.items()} == figures
-    write_run(tmp_path, 'crd_a', 0, (60.0,))  # in one table with it
-    rows = _rows(tmp_path, published)
-    assert {name: rows[name]['published'] for name in figures} == figures
-    assert rows['crd_a']['published'] == 75.48
-
-
 def test_differences_to_kd_and_to_the_student_alone(tmp_path, published):
-    """By the names of the configs; seeds that only one of them has do not count."""
+    """By the names of the configs."""
     for seed, top1 in enumerate([(70.0, 76.0, 75.0), (78.0, 76.0, 78.0)]):
         write_run(tmp_path, 'crd_t_s_b1_d', seed, top1)
         write_run(tmp_path, 'kd_t_s_b1_d', seed, (0.0, 0.0, 75.5 + seed))
-    write_run(tmp_path, 'kd_t_s_b1_d', 2, (0.0, 0.0, 3.0))
     write_run(tmp_path, 'vanilla_s_b1_d', 1, (0.0, 0.0, 70.0))
     write_run(tmp_path, 'own-kd_s_b1_d', 1, (0.0, 0.0, 69.0))  # without a teacher
     rows = _rows(tmp_path, published)
-    crd = rows['crd_t_s_b1_d']
-    # -0.5 and 1.5; t of one degree of freedom is 12.7062, the deviation sqrt(2).
-    assert crd['to_kd'] == dict(
-        mean=0.5,
-        low=pytest.approx(0.5 - 12.7062, abs=1e-4),
-        high=pytest.approx(0.5 + 12.7062, abs=1e-4),
-        seeds=[0, 1],
-        clear=False,
-    )
-    assert crd['to_alone'] == dict(mean=8.0, low=None, high=None, seeds=[1], clear=False)
-    assert rows['kd_t_s_b1_d']['to_kd'] is None and rows['kd_t_s_b1_d']['to_alone']['mean'] == 6.5
-    own = rows['own-kd_s_b1_d']
-    assert own['to_alone']['mean'] == -1 and own['to_kd'] is None
-    assert rows['vanilla_s_b1_d']['to_alone'] is rows['vanilla_s_b1_d']['to_kd'] is None
+    found = {
+        name: [row[key] and row[key]['mean'] for key in ('to_alone', 'to_kd')]
+        for name, row in rows.items()
+    }
+    assert found == {
+        'crd_t_s_b1_d': [8.0, 0.5],
+        'kd_t_s_b1_d': [6.5, None],
+        'own-kd_s_b1_d': [-1.0, None],
+        'vanilla_s_b1_d': [None, None],
+    }
     text = render_markdown(list(rows.values()))
+    # -0.5 and 1.5; t of one degree of freedom is 12.7062, the deviation sqrt(2).
     assert re.search(r'crd_t_s_b1_d +\| +\+8.00 \| \+0.50 \[-12.21, \+13.21\] \|', text)
     assert 'vanilla_s_b1_d' not in text.split('- student alone')[1].split('Differences')[0]
-    (line,) = [line for line in render_csv([crd]).splitlines() if line.startswith('crd')]
+    (line,) = render_csv([rows['crd_t_s_b1_d']]).splitlines()[1:]
     assert line.endswith(',8.0,,,0.5,-12.2062,13.2062')
 
 
@@ -180,7 +159,7 @@ def test_unfinished_runs_do_not_count(tmp_path, published):
     write_run(tmp_path, 'crd_a', 0, (70.0, 76.0, 75.0))
     (run_dir / 'train.log').write_text('Epoch(train) [3]\nerror: loss_crd is NaN\n')
     write_run(tmp_path, 'crd_b', 0, finished=False)
-    # All epochs are there, the process was killed before it said so.
+    # Killed after the last validation, before the record said so.
     write_run(tmp_path, 'crd_b', 1, (1.0, 2.0, 3.0), finished=False)
     a, b = _rows(tmp_path, published).values()
     assert a['last']['mean'] == 75.0
@@ -207,21 +186,39 @@ def test_what_makes_seeds_differ_is_noted(tmp_path, published):
 
 
 def test_runs_that_cannot_be_read(tmp_path):
-    with pytest.raises(ValueError, match='no run in .*seed_.*run.json'):
-        read_table_runs([tmp_path])
     old = write_run(tmp_path, 'crd_a', 0, (1.0,))
     old.rename(old.with_name('seed_0_old1'))
-    with pytest.raises(ValueError, match='no run in'):
+    with pytest.raises(UsageError, match='no run in .*seed_.*run.json'):
         read_table_runs([tmp_path])
     write_run(tmp_path, 'crd_a', 0, (1.0,))
     (run,) = read_table_runs([tmp_path, tmp_path / 'crd_a']).to_dict('records')  # once
     assert run['name'] == 'crd_a' and run['finished']
     write_run(tmp_path / 'other', 'crd_a', 0, (2.0,))
-    with pytest.raises(ValueError, match='both crd_a with seed 0; leave one'):
+    with pytest.raises(UsageError, match='both crd_a with seed 0; leave one'):
         read_table_runs([tmp_path])
     write_run(tmp_path / 'unread', 'crd_b', 0)
-    with pytest.raises(ValueError, match='has no accuracy/top1'):
+    with pytest.raises(UsageError, match='has no accuracy/top1'):
         read_table_runs([tmp_path / 'unread'])
-    (write_run(tmp_path / 'lacking', 'crd_b', 0) / 'run.json').write_text('{"seed": 1}')
-    with pytest.raises(ValueError, match='run.json lacks config, epochs, finished'):
-        read_table_runs([tmp_path / 'lacking'])
+
+
+def test_probes_beside_the_published_figures(tmp_path):
+    """Also the other columns of the published table, and differences to KD on the same images."""
+    crd, kd = (f'{method}_wrn40-2_wrn16-2_b64-240e_cifar100' for method in ('crd', 'kd'))
+    for name, seed, top1 in ((crd, 0, 70.0), (crd, 1, 72.0), (kd, 1, 71.0), ('own', 0, 50.0)):
+        more = dict(config=STL10.as_posix(), signature=str(top1), teacher=str(top1))
+        more['options'] = [f'model.backbone_ckpt={top1}.pth', 'a=1']
+        write_run(tmp_path / STL10.stem, name, seed, [1.0, 2.0, top1], **more)
+    write_run(tmp_path, kd, 1, [1.0, 2.0, 99.0])  # on the images of its training
+    rows = {row['config']: row for row in compare(read_table_runs([tmp_path]), read_published())}
+    probe = rows[f'{STL10.stem} of {crd}']
+    assert probe['published'] == 71.6 and probe['last']['mean'] == 71 and probe['seeds'] == [0, 1]
+    assert probe['to_kd']['mean'] == 1 and probe['to_kd']['seeds'] == [1]
+    assert rows[f'{STL10.stem} of own']['published'] is None
+    missing = rows[f'{STL10.stem} of crd-{kd}']
+    assert missing['published'] == 72.2 and missing['last'] is None
+    # That the seeds probe different networks is not worth a note.
+    assert all(
+        row['notes'] == ['trained with a=1'] * bool(row['last'])
+        for row in rows.values()
+        if ' of ' in row['config']
+    )

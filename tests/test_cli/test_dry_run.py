@@ -11,13 +11,16 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.logging import MMLogger
-from mmengine.registry import DATASETS, MODELS, DefaultScope
+from mmengine.registry import MODELS, DefaultScope
 from PIL import Image
+from torch._utils import ExceptionWrapper
 
-from crd_plugin.cli.dry_run import dry_run_file, run_dry
+from crd_plugin.cli.arguments import UsageError, load_config
+from crd_plugin.cli.dry_run import run_dry
 from crd_plugin.cli.dry_run_report import render
 from crd_plugin.cli.lookup import one_line
 from crd_plugin.models import EmbeddingConnector
+from tests import small_runs
 
 
 def net(width, num_classes=10):
@@ -34,70 +37,28 @@ def record(recorder, from_student, **kwargs):
 
 
 def vanilla():
-    pipeline = [dict(type='Resize', scale=16), dict(type='PackInputs')]
-    return dict(
-        default_scope='mmpretrain',
-        custom_imports=dict(imports=['crd_plugin']),
-        data_preprocessor=dict(type='ClsDataPreprocessor', mean=[78.0] * 3, std=[81.0] * 3),
-        train_dataloader=dict(
-            batch_size=25,
-            dataset=dict(
-                type='crd_plugin.SampleIndexDataset',
-                dataset=dict(
-                    type='crd_plugin.Digits',
-                    num_train_per_class=5,
-                    # Saves a second per test: MMEngine collects garbage then.
-                    serialize_data=False,
-                    pipeline=pipeline,
-                ),
-            ),
-        ),
-        optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1)),
-        model=net(4),
-    )
+    """Twenty digits, in batches of six."""
+    cfg = small_runs.config('work').to_dict()
+    cfg = {key: value for key, value in cfg.items() if not key.startswith('test_')}
+    # Saves a second per test: MMEngine collects garbage then.
+    cfg['train_dataloader']['dataset']['dataset']['serialize_data'] = False
+    preprocessor = dict(type='ClsDataPreprocessor', mean=[78.0] * 3, std=[81.0] * 3)
+    return dict(cfg, model=net(4), data_preprocessor=preprocessor)
 
 
 def distillation():
     """CRD and KD together."""
-    cfg = vanilla()
-    outputs = 'mmrazor.ModuleOutputs'
-    field = 'crd_plugin.SampleField'
-    cfg['model'] = dict(
-        type='crd_plugin.FrozenTeacherDistill',
-        architecture=net(4),
-        teacher=net(8),
-        distiller=dict(
-            type='mmrazor.ConfigurableDistiller',
-            student_recorders=dict(
-                feat=dict(type=outputs, source='neck'),
-                logits=dict(type=outputs, source='head.fc'),
-                ids=dict(type=field, source='sample_idx'),
-                labels=dict(type=field, source='gt_label'),
-            ),
-            teacher_recorders=dict(
-                feat=dict(type=outputs, source='neck'), logits=dict(type=outputs, source='head.fc')
-            ),
-            connectors=dict(
-                crd_student=dict(type='crd_plugin.EmbeddingConnector'),
-                crd_teacher=dict(type='crd_plugin.EmbeddingConnector'),
-            ),
-            distill_losses=dict(
-                loss_crd=dict(type='crd_plugin.CRDLoss', num_negatives=20),
-                loss_kd=dict(type='mmrazor.KLDivergence', tau=4),
-            ),
-            loss_forward_mappings=dict(
-                loss_crd=dict(
-                    s_feats=record('feat', True, connector='crd_student'),
-                    t_feats=record('feat', False, connector='crd_teacher'),
-                    sample_idx=record('ids', True),
-                    labels=record('labels', True),
-                ),
-                loss_kd=dict(preds_S=record('logits', True), preds_T=record('logits', False)),
-            ),
-        ),
+    distiller = small_runs.distiller()
+    for side in ('student', 'teacher'):
+        logits = dict(type='mmrazor.ModuleOutputs', source='head.fc')
+        distiller[f'{side}_recorders']['logits'] = logits
+    distiller['distill_losses']['loss_kd'] = dict(type='mmrazor.KLDivergence', tau=4)
+    distiller['loss_forward_mappings']['loss_kd'] = dict(
+        preds_S=record('logits', True), preds_T=record('logits', False)
     )
-    cfg['custom_hooks'] = [dict(type='crd_plugin.MemoryBankHook')]
-    return cfg
+    kind = 'crd_plugin.FrozenTeacherDistill'
+    model = dict(type=kind, architecture=net(4), teacher=net(8), distiller=distiller)
+    return dict(vanilla(), model=model)
 
 
 def check(cfg, **kwargs):
@@ -147,35 +108,36 @@ def test_sound_distillation():
     assert report.problems == []
     assert [(row.side, row.name, row.output) for row in report.recorders] == [
         ('student', 'feat', '[(4, 16)]'),
-        ('student', 'logits', '(4, 10)'),
         ('student', 'ids', '(4,) int64'),
         ('student', 'labels', '(4,) int64'),
+        ('student', 'logits', '(4, 10)'),
         ('teacher', 'feat', '[(4, 32)]'),
         ('teacher', 'logits', '(4, 10)'),
     ]
     assert [(row.name, row.inputs, row.output, row.parameters) for row in report.connectors] == [
-        ('crd_student', '[(4, 16)]', '(4, 128)', 17 * 128),
-        ('crd_teacher', '[(4, 32)]', '(4, 128)', 33 * 128),
+        ('s', '[(4, 16)]', '(4, 8)', 17 * 8),
+        ('t', '[(4, 32)]', '(4, 8)', 33 * 8),
     ]
     losses = {row.name: row for row in report.losses}
     assert list(losses) == ['student.loss', 'distill.loss_crd', 'distill.loss_kd']
     for row in losses.values():
         assert row.summed and row.teacher == 'frozen' and row.student > 0
-    assert losses['student.loss'].connectors == 'none'
-    assert losses['distill.loss_crd'].connectors > 0
+    assert losses['student.loss'].others == 'none'
+    assert losses['distill.loss_crd'].others > 0
     (bank,) = report.banks
-    assert (bank.rows, bank.width, bank.stand_in) == (50, 128, 50)
-    assert bank.mib == pytest.approx(2 * 50 * 128 * 4 / 2**20)
+    assert (bank.rows, bank.width, bank.stand_in) == (20, 8, 20)
+    assert bank.mib == pytest.approx(2 * 20 * 8 * 4 / 2**20)
     parts = {row.part: (row.trainable, row.total) for row in report.parts}
-    assert parts['connectors'] == (50 * 128, 50 * 128)
+    assert parts['connectors'] == (50 * 8, 50 * 8)
     assert parts['teacher'][0] == 0 and parts['teacher'][1] > 0
     text = render(report)
+    titles = 'Data Inputs Recorders Connectors Losses Memory Parameters fine'
+    assert [block.split()[0] for block in text.split('\n\n')] == titles.split()
     for words in (
-        'frozen',
-        '4 x 3 x 16 x 16 uint8 (training samples)',
-        'SampleIndexDataset, 50 samples, 10 classes',
-        'note: model.teacher_ckpt is not given',
-        'fine',
+        'gradient: student  other parts  teacher\n',
+        '4 x 3 x 8 x 8 uint8 (training samples)',
+        'SampleIndexDataset, 20 samples, 10 classes',
+        'Teacher  no checkpoint',
     ):
         assert words in text
 
@@ -189,11 +151,11 @@ def test_gradient_of_each_loss_is_its_own():
 
 
 def test_vanilla():
-    report = check(vanilla())
-    assert report.problems == [] and report.notes == []
+    report = check(vanilla(), batch_size=3)
+    assert report.problems == [] and report.notes == [] and report.images[:9] == '3 x 3 x 8'
     (row,) = report.losses
     assert row.name == 'loss' and row.student > 0
-    assert (row.connectors, row.teacher) == ('-', '-')
+    assert (row.others, row.teacher) == ('-', '-')
     assert not report.recorders and not report.banks
     assert [row.part for row in report.parts] == ['model']
 
@@ -220,11 +182,21 @@ def test_leaves_no_trace(tmp_path, monkeypatch):
     assert MMLogger.get_current_instance().isEnabledFor(logging.INFO)
 
 
+VIT = dict(
+    type='VisionTransformer',
+    img_size=8,
+    patch_size=4,
+    out_type='raw',
+    arch=dict(embed_dims=32, num_layers=1, num_heads=2, feedforward_channels=64),
+)
 # Blocks of changes, a setting to a value or to ... to remove it, and what the one line must say.
 # DIST stands for model.distiller, MAP for its loss_forward_mappings, DATA for the inner data set.
 MISTAKES = r"""
 model = ...
 > the config has no `model`
+
+train_dataloader = ...
+> the config has no train_dataloader.dataset;
 
 DIST.teacher_recorders.feat.source = 'backbone.layer4'
 > DIST.teacher_recorders.feat.source: the teacher has no module 'backbone.layer4'; the nearest
@@ -238,8 +210,8 @@ DIST.teacher_recorders.logits.source = 'head.loss_module'
 > DIST.teacher_recorders.logits: nothing is recorded, because the teacher does not call
 > 'head.loss_module'; record a module that its forward pass goes through.
 
-DIST.connectors.crd_student.in_channels = 64
-> DIST.connectors.crd_student.in_channels is 64, but the feature has 16 channels, shape (4, 16);
+DIST.connectors.s.in_channels = 64
+> DIST.connectors.s.in_channels is 64, but the feature has 16 channels, shape (4, 16);
 > set in_channels=16.
 
 DIST.student_recorders.map = dict(type='mmrazor.ModuleOutputs', source='backbone')
@@ -248,7 +220,7 @@ DIST.connectors.conv = dict(type='mmrazor.ConvModuleConnector', in_channel=7, ou
 DIST.distill_losses.loss_map = dict(type='mmrazor.L2Loss')
 MAP.loss_map = dict(s_feature=record('map', True, data_idx=0, connector='conv'))
 MAP.loss_map.t_feature = record('map', False, data_idx=0)
-> DIST.connectors.conv.in_channel is 7, but the feature has 16 channels, shape (4, 16, 4, 4);
+> DIST.connectors.conv.in_channel is 7, but the feature has 16 channels, shape (4, 16, 2, 2);
 > set in_channel=16.
 
 model.architecture.backbone.in_channels = 2
@@ -256,8 +228,8 @@ model.architecture.backbone.in_channels = 2
 > (2, 3, 32, 32); set in_channels=3, or let the student see 2 channels by model.student_view.
 
 MAP.loss_crd.s_feats.data_idx = 2
-DIST.connectors.crd_student.in_channels = 16
-DIST.connectors.crd_teacher.in_channels = 32
+DIST.connectors.s.in_channels = 16
+DIST.connectors.t.in_channels = 32
 > DIST.student_recorders.feat: data_idx is illegal. The length of record is 1, but data_idx is 2.
 > It holds [[(4, 16)]].
 
@@ -268,7 +240,7 @@ model.teacher = net(8, 100)
 data_preprocessor.mean = [1.0] * 4
 data_preprocessor.std = [1.0] * 4
 > model.data_preprocessor: The size of tensor a (3) must match the size of tensor b (4) at
-> non-singleton dimension 1; given were inputs (4, 3, 16, 16) uint8,
+> non-singleton dimension 1; given were inputs (4, 3, 8, 8) uint8,
 
 DIST.distill_losses.loss_crd.temperature = -1
 > DIST.distill_losses.loss_crd: temperature is -1, expected a positive number
@@ -279,31 +251,22 @@ DATA.pipeline.0 = dict(type='ResizeEdge', scale=4, edge='x')
 DATA.pipeline.1 = dict(type='Resize', scale=16)
 > train_dataloader.dataset: its samples cannot be read: The sample at position 0 has no data_samples
 
+default_hooks = dict()
 custom_hooks = []
 > no MemoryBankHook writes the MemoryBank of the model; add dict(type='crd_plugin.MemoryBankHook')
-
-default_hooks = dict(bank=dict(type='crd_plugin.MemoryBankHook'))
-> MemoryBankHook is registered 2 times, expected once;
 
 custom_hooks.0.interval = -2
 > custom_hooks[0]: interval is -2
 
-default_hooks = dict(sync=dict(type='SyncBuffersHook'))
-> SyncBuffersHook averages every buffer over the ranks, which is wrong for a MemoryBank;
-
 train_dataloader.dataset = vanilla()['train_dataloader']['dataset']['dataset']
-> train_dataloader.dataset is a crd_plugin.Digits, whose samples carry no ids for the memory bank;
+> train_dataloader.dataset is a Digits, whose samples carry no ids for the memory bank;
 > wrap it: dataset=dict(type='crd_plugin.SampleIndexDataset',
 
 train_dataloader.dataset.num_negatives = 3
 > train_dataloader.dataset.num_negatives draws contrast_idx, which no recorder reads
 
 DIST.distill_losses.loss_crd.num_samples = 60
-> num_samples of distiller.distill_losses.loss_crd.bank is 60, the training set has 50
-
-DIST.teacher_recorders.again = dict(type='mmrazor.ModuleOutputs', source='head.fc')
-MAP.loss_kd.preds_S = record('again', False)
-> MAP.loss_kd: preds_S and preds_T come from the teacher only, so nothing is distilled;
+> num_samples of distiller.distill_losses.loss_crd.bank is 60, the training set has 20
 
 DIST.distill_losses.loss_kd.loss_weight = 1e39
 > distill.loss_kd is inf, its gradient
@@ -326,23 +289,86 @@ MAP.loss_crd.labels.recorder = 'label'
 MAP.loss_crd.labels = dict(recorder='labels')
 > MAP.loss_crd.labels is {'recorder': 'labels'}, expected dict(recorder=..., from_student=...).
 
-MAP.loss_crd.s_feats.connector = 'crd_studen'
-> MAP.loss_crd.s_feats.connector: connectors has no 'crd_studen'; the nearest are crd_student,
+MAP.loss_crd.s_feats.connector = 'ss'
+> MAP.loss_crd.s_feats.connector: connectors has no 'ss'; the nearest is s.
 
-DIST.connectors.crd_teacher.embed_dims = 64
-> DIST.connectors.crd_teacher: EmbeddingConnector.__init__() got an unexpected keyword argument
+DIST.connectors.t.embed_dims = 64
+> DIST.connectors.t: EmbeddingConnector.__init__() got an unexpected keyword argument
 > 'embed_dims'; the nearest is embed_dim.
 
-custom_hooks.0.interval_ = 3
-> custom_hooks[0].interval_: crd_plugin.MemoryBankHook has no such argument; the nearest is
-> interval.
+model = net(4)
+model.head.in_channels = 65
+> model.head.in_channels is 65, but the feature has 16
+
+model = net(4)
+model.backbone.base_channel = 4
+> the nearest are base_channels,
+
+model = net(4, 7)
+DATA.metainfo = dict(classes=[])
+> model.head.num_classes is 7, the data set has 10 classes
+
+model = net(4, 4)
+DATA.metainfo = dict(classes=list('0123'))
+> train_dataloader.dataset has the label 9, but its metainfo names 4 classes; name all
+
+DATA.indices = [8, 10]
+> DIST.distill_losses.loss_crd: labels holds 1 class over 2 rows, so no row of another class
+> exists; use exclude='instance'
+
+DATA.indices = [8, 10]
+DIST.distill_losses.loss_crd = dict(type='crd_plugin.CRDLoss', negatives='batch', embed_dim=8)
+> loss_crd: all 2 training samples are of class 0,
+
+DIST.connectors.s.type = 'mmengine.DetachedConnector'
+> loss_crd sends no gradient to the student, so it distils nothing
+
+DIST.student_recorders.feat.source = 'backbone.layer3'
+DIST.teacher_recorders.feat.source = 'backbone.layer3'
+> DIST.connectors.s: The feature has 64 values per sample, EmbeddingConnector has
+> in_channels=1024; set in_channels=64, or leave it out and set model.input_shape to
+
+model.architecture = dict(type='ImageClassifier', backbone=VIT)
+model.input_shape = (3, 8, 8)
+DIST.student_recorders.feat.source = 'backbone'
+DIST.student_recorders.logits.source = 'backbone'
+> of a transformer's tokens take one or their mean
+
+train_dataloader.batch_size = 21
+train_dataloader.drop_last = True
+> train_dataloader: 20 samples per process, batch_size=21 and drop_last=True leave no batch
+
+val_evaluator = dict(type='Accuracy', topk=(1, 11))
+> val_evaluator: Top-11 accuracy is unavailable
+
+test_dataloader = distillation()['val_dataloader']
+test_evaluator = dict(type='Accuracy', topk=12)
+test_cfg = {}
+> test_evaluator: Top-12 accuracy is unavailable
+
+val_dataloader.dataset.pipeline = [dict(type='Resize', scale='big')]
+> val_dataloader.dataset
+
+default_hooks.checkpoint = dict(type='CheckpointHook', save_best='accuracy/top3', rule='less')
+> 'accuracy/top3', but validation gives accuracy/top1, accuracy/top5.
+
+param_scheduler = dict(type='CosineAnnealingLR', end=10, foo=1)
+> param_scheduler: CosineAnnealingParamScheduler.__init__() got an unexpected keyword argument 'foo'
+
+param_scheduler = dict(type='CosineAnnealingLR', end=10, begin=20)
+> param_scheduler: end should be larger than begin
+
+param_scheduler = dict(type='StepLR', step_size=1, by_epoch=False, convert_to_iter_based=True)
+> param_scheduler: Only epoch-based
 
 load_from = 'nowhere/a.pth'
-> load_from=nowhere/a.pth does not exist; give
+> load_from nowhere/a.pth does not exist; give
+
+model.architecture.backbone.init_cfg = dict(type='Pretrained', checkpoint='nowhere/b.pth')
+> model.architecture.backbone: checkpoint nowhere/b.pth does not exist; give
 
 model.teacher_ckpt = 'nowhere/teacher.pth'
-> model.teacher_ckpt=nowhere/teacher.pth does not exist; give the path of a trained checkpoint
-> (--no-teacher-ckpt goes on without it).
+> teacher_ckpt=nowhere/teacher.pth does not exist; give the path of a trained checkpoint.
 """
 
 
@@ -357,7 +383,7 @@ def test_mistake(block):
     'place, wrong, right',
     [
         ('DIST.distill_losses.loss_crd', 'CRDLoss', 'crd_plugin.CRDLoss'),
-        ('DIST.connectors.crd_student', 'crd_plugin.EmbedingConnector', 'EmbeddingConnector'),
+        ('DIST.connectors.s', 'crd_plugin.EmbedingConnector', 'EmbeddingConnector'),
         ('DIST.student_recorders.ids', 'crd_plugin.SampleFields', 'crd_plugin.SampleField'),
         ('model.architecture.backbone', 'crd_plugin.CifarResNet', 'crd_plugin.CIFARResNet'),
         ('model', 'FrozenTeacherDistill', 'crd_plugin.FrozenTeacherDistill'),
@@ -371,32 +397,6 @@ def test_unknown_type(place, wrong, right):
     place = re.sub(r'\.(\d)', r'[\1]', full(place))
     assert line.startswith(f"{place}.type: '{wrong}' is not registered")
     assert right in line.partition('nearest')[2]
-
-
-def test_width_inferred_from_another_image_size():
-    cfg = distillation()
-    for side in ('student', 'teacher'):
-        edited({f'DIST.{side}_recorders.feat.source': 'backbone.layer3'}, cfg)
-    report = check(cfg)
-    assert only(report).startswith('model.distiller.connectors.crd_student: The feature has 256')
-    assert 'model.input_shape is (3, 32, 32), but the images are (3, 16, 16): ' in report.notes[-1]
-    assert check(edited({'model.input_shape': (3, 16, 16)}, cfg)).problems == []
-
-
-def test_plain_network():
-    """Without `architecture` the places are those of the model."""
-    for place, value, message in (
-        ('model.head.in_channels', 65, 'model.head.in_channels is 65, but the feature has 16'),
-        ('model.backbone.base_channel', 4, 'the nearest are base_channels, '),
-    ):
-        assert message in problem({place: value}, vanilla())
-
-
-def test_labels_without_names_of_classes():
-    unnamed = {'DATA.metainfo': dict(classes=[])}
-    assert check(edited(unnamed, vanilla())).ok
-    line = problem({**unnamed, 'model.head.num_classes': 7}, vanilla())
-    assert line.startswith('model.head.num_classes is 7, the data set has 10 classes')
 
 
 def test_loss_left_out_of_the_sum():
@@ -420,27 +420,7 @@ def test_parameters_without_gradient():
     assert report.problems == []
     note = '4 parameters get no gradient in some step, such as architecture.head.fc.bias'
     assert note in report.notes[-1]
-    assert 'gradient' not in check(edited({**changes, 'find_unused_parameters': True})).notes[-1]
-
-
-def test_data_set_of_one_class():
-    cfg = vanilla()
-    with DefaultScope.overwrite_default_scope('mmpretrain'):
-        labels = DATASETS.build(cfg['train_dataloader']['dataset']).get_gt_labels()
-    zeros = {'DATA.indices': np.flatnonzero(labels == 0).tolist()}
-    line = problem(zeros)
-    assert line.startswith('model.distiller.distill_losses.loss_crd: ')
-    assert '1 class over 5 rows' in line and "exclude='instance'" in line
-    in_batch = {'DIST.distill_losses.loss_crd': dict(type='crd_plugin.CRDLoss', negatives='batch')}
-    assert 'loss_crd: all 5 training samples are of class 0, ' in problem({**zeros, **in_batch})
-
-
-def test_classes_that_are_fewer_than_labels():
-    """MMPretrain keeps all samples, whatever classes are named."""
-    changes = {'DATA.metainfo': dict(classes=list('0123')), 'model.head.num_classes': 4}
-    assert problem(changes, vanilla()).startswith(
-        'train_dataloader.dataset has the label 9, but its metainfo names 4 classes; name all'
-    )
+    assert not check(edited({**changes, 'find_unused_parameters': True})).notes
 
 
 @pytest.mark.parametrize('channels, fits', [(1, True), (2, False), (4, False)])
@@ -453,10 +433,9 @@ def test_channels_of_the_images(tmp_path, channels, fits):
     load = dict(type='LoadImageFromFile', color_type='unchanged', imdecode_backend='pillow')
     dataset = dict(type='CustomDataset', data_root=str(tmp_path), data_prefix='')
     dataset['pipeline'] = [load, dict(type='PackInputs')]
-    report = check(
-        edited({'train_dataloader.dataset': dataset, 'model.head.num_classes': 2}, vanilla())
-    )
-    assert report.ok == fits
+    changes = {'train_dataloader.dataset': dataset, 'val_evaluator.topk': 1}
+    report = check(edited({'model': net(4, 2), **changes}, vanilla()))
+    assert (report.problems == []) == fits
     if not fits:
         line = only(report)
         assert line.startswith(f'model.data_preprocessor: {tmp_path}/')
@@ -465,16 +444,12 @@ def test_channels_of_the_images(tmp_path, channels, fits):
 
 
 def test_error_of_a_worker_is_its_last_line():
-    class Fails:
-        def __getitem__(self, index):
-            raise ValueError('images/a.png (sample 3): cannot be read; replace it.')
-
-        def __len__(self):
-            return 2
-
-    with pytest.raises(ValueError) as caught:
-        next(iter(torch.utils.data.DataLoader(Fails(), num_workers=1)))
-    assert len(str(caught.value)) > 500
+    try:
+        raise ValueError('images/a.png (sample 3): cannot be read; replace it.')
+    except ValueError:
+        wrapped = ExceptionWrapper(where='in DataLoader worker process 0')
+    with pytest.raises(ValueError, match='Traceback') as caught:
+        wrapped.reraise()
     assert one_line(caught.value) == 'images/a.png (sample 3): cannot be read; replace it.'
 
 
@@ -489,44 +464,40 @@ def teacher(tmp_path_factory):
     return path
 
 
-def test_teacher_checkpoint(teacher, tmp_path):
-    report = check(edited({'model.teacher_ckpt': str(teacher)}))
+def test_teacher_checkpoint(teacher):
+    changes = {'model.teacher_ckpt': str(teacher)}
+    report = check(edited(changes))
     assert report.problems == []
     digest = hashlib.sha256(teacher.read_bytes()).hexdigest()[:8]
     assert report.teacher == f'teacher.pth, sha256 {digest}'
-    other = edited({'model.teacher_ckpt': str(teacher), 'model.teacher': net(6)})
-    assert 'does not fit the teacher' in only(check(other))
-    cut = tmp_path / 'cut.pth'
-    cut.write_bytes(teacher.read_bytes()[:1000])
-    assert 'truncated' in problem({'model.teacher_ckpt': str(cut)})
+    assert 'does not fit the teacher' in problem({**changes, 'model.teacher': net(6)})
 
 
-def test_weights_to_start_from_are_loaded_strictly(tmp_path):
+def test_weights_to_start_from_are_loaded_strictly(teacher, tmp_path):
     """With the words of training; rows of a memory bank are not asked for."""
     with DefaultScope.overwrite_default_scope('mmpretrain'):
-        model = MODELS.build(distillation()['model'])
-        wide = MODELS.build(net(8))
-    torch.save(dict(state_dict=model.state_dict()), tmp_path / 'run.pth')
-    torch.save(dict(state_dict=wide.state_dict()), tmp_path / 'wide.pth')
-    cfg = distillation() | dict(load_from=str(tmp_path / 'run.pth'))
-    assert check(cfg).ok
-    cfg['model']['architecture'] = net(6)
-    assert 'run.pth does not fit the model of the config: missing ' in only(check(cfg))
-    cfg = vanilla() | dict(load_from=str(tmp_path / 'run.pth'))
-    assert 'publish_student.py first, or use the config of that' in only(check(cfg))
-    assert '--resume' in only(check(vanilla() | dict(cfg, resume=True)))
-    cfg = vanilla()
-    cfg['model']['backbone']['init_cfg'] = dict(
-        type='Pretrained', checkpoint=str(tmp_path / 'wide.pth'), prefix='backbone'
-    )
-    assert 'wide.pth does not fit this CIFARResNet' in only(check(cfg))
+        weights = MODELS.build(distillation()['model']).state_dict()
+    torch.save(dict(state_dict=weights), tmp_path / 'run.pth')
+    start = dict(load_from=str(tmp_path / 'run.pth'))
+    assert check(edited(start)).problems == []
+    line = problem({**start, 'model.architecture': net(6)})
+    assert 'run.pth does not fit the model of the config: missing ' in line
+    assert 'publish_student.py first, or use the config of that' in problem(start, vanilla())
+    assert '--resume' in problem({**start, 'resume': True}, vanilla())
+    init = dict(type='Pretrained', checkpoint=str(teacher), prefix='backbone')
+    line = problem({'model.backbone.init_cfg': init}, vanilla())
+    assert 'teacher.pth does not fit this CIFARResNet' in line
 
 
-def test_missing_teacher_checkpoint_can_be_passed_over():
-    cfg = edited({'model.teacher_ckpt': 'nowhere/teacher.pth'})
-    report = check(cfg, use_teacher_ckpt=False)
+def test_weights_that_are_passed_over():
+    report = check(edited({'model.teacher_ckpt': 'nowhere.pth'}), use_teacher_ckpt=False)
     assert report.problems == [] and len(report.losses) == 3
     assert report.notes == ['model.teacher_ckpt is passed over as asked for.']
+    init = dict(type='Pretrained', checkpoint='torchvision://resnet18')
+    changes = {'model.teacher_ckpt': 'https://example.invalid/teacher.pth'}
+    report = check(edited({**changes, 'model.architecture.init_cfg': init}))
+    assert report.problems == []
+    assert sum('is not fetched here' in note for note in report.notes) == 2
 
 
 # An ImageNet teacher of MMPretrain's model zoo.
@@ -542,7 +513,7 @@ def test_teacher_is_fed_as_it_was_trained(source, teacher):
         trained, file = IMAGENET, ZOO
     changes = {'model.teacher_ckpt': file}
     report = check(edited(changes))
-    assert report.ok
+    assert not report.problems
     (note,) = (note for note in report.notes if 'was trained on images' in note)
     assert note.startswith('model.teacher_ckpt=')
     for words in (
@@ -555,15 +526,7 @@ def test_teacher_is_fed_as_it_was_trained(source, teacher):
     own = {'model.teacher.data_preprocessor': dict(type='ClsDataPreprocessor', **trained)}
     for cure in (same, own):
         report = check(edited({**changes, **cure}))
-        assert report.ok and not any('was trained on' in note for note in report.notes)
-
-
-def test_nothing_is_downloaded():
-    init = dict(type='Pretrained', checkpoint='torchvision://resnet18')
-    changes = {'model.teacher_ckpt': 'https://example.invalid/teacher.pth'}
-    report = check(edited({**changes, 'model.architecture.init_cfg': init}))
-    assert report.problems == []
-    assert sum('is not fetched here' in note for note in report.notes) == 2
+        assert not report.problems and not any('was trained on' in note for note in report.notes)
 
 
 def test_missing_data_set(tmp_path):
@@ -575,8 +538,8 @@ def test_missing_data_set(tmp_path):
         'model.teacher.head.num_classes': 100,
     }
     report = check(edited(changes))
-    assert report.ok and len(report.losses) == 3
-    assert 'SampleIndexDataset cannot be read: ' in report.notes[1]
+    assert not report.problems and len(report.losses) == 3
+    assert 'SampleIndexDataset cannot be read: ' in report.notes[0]
     assert report.images == '4 x 3 x 24 x 24 uint8 (random)'
     assert report.data.endswith('SampleIndexDataset, not read, 100 classes')
     (bank,) = report.banks
@@ -594,12 +557,12 @@ def test_missing_data_set(tmp_path):
     report = check(edited(changes), batch_size=2)
     assert report.images.startswith('2 x 3 x 48 x 48')
     (bank,) = report.banks
-    assert bank.rows == 50000 and bank.mib == pytest.approx(2 * 50000 * 128 * 4 / 2**20)
+    assert bank.rows == 50000 and bank.mib == pytest.approx(2 * 50000 * 8 * 4 / 2**20)
 
 
 def test_huge_bank_has_a_stand_in():
     inner = distillation()['train_dataloader']['dataset']['dataset']
-    repeated = dict(type='RepeatDataset', times=2000, dataset=inner)  # 100,000 ids of 50 images
+    repeated = dict(type='RepeatDataset', times=5000, dataset=inner)  # 100,000 ids of 20 images
     changes = {
         'train_dataloader.dataset.num_negatives': 3,
         'DATA': repeated,
@@ -611,7 +574,7 @@ def test_huge_bank_has_a_stand_in():
     assert report.problems == []
     (bank,) = report.banks
     assert (bank.rows, bank.stand_in) == (100000, 4096)
-    assert bank.mib == pytest.approx(2 * 100000 * 128 * 4 / 2**20)
+    assert bank.mib == pytest.approx(2 * 100000 * 8 * 4 / 2**20)
 
 
 def test_missing_images_of_a_data_set_that_is_listed(tmp_path):
@@ -625,23 +588,13 @@ def test_missing_images_of_a_data_set_that_is_listed(tmp_path):
     assert 'a.png' in report.notes[0] or 'b.png' in report.notes[0]
 
 
-def test_no_data_set():
-    report = check(edited({'train_dataloader': ...}))
-    assert report.problems == [] and len(report.losses) == 3
-    assert 'no train_dataloader.dataset' in report.notes[1]
-
-
 def test_two_bases_with_one_key(tmp_path):
     for name in 'ab':
         (tmp_path / f'{name}.py').write_text("work_dir = 'here'\n")
     leaf = tmp_path / 'leaf.py'
     leaf.write_text("_base_ = ['a.py', 'b.py']\n")
-    line = only(dry_run_file(str(leaf)))
-    assert 'work_dir' in line and 'rename it in one of the files of _base_' in line
-    leaf.write_text("_base_ = ['c.py']\n")
-    assert 'c.py' in only(dry_run_file(str(leaf)))
-    leaf.write_text('model = dict(\n')
-    assert 'cannot be loaded' in only(dry_run_file(str(leaf)))
+    with pytest.raises(UsageError, match='work_dir.* rename it in one of the files of _base_'):
+        load_config(str(leaf))
 
 
 def test_gradient_that_reaches_the_teacher():
@@ -659,103 +612,43 @@ def test_gradient_that_reaches_the_teacher():
     assert rows['teacher.loss'].student == 'none'
 
 
-def test_accepted_arguments():
-    assert '3 x 3 x 16 x 16' in check(vanilla(), batch_size=3).images
-    with pytest.raises(ValueError, match='batch_size is 0'):
-        check(vanilla(), batch_size=0)
-    if not torch.cuda.is_available():
-        with pytest.raises(ValueError, match='sees no GPU'):
-            check(vanilla(), device='cuda')
-
-
-def with_validation(**evaluator):
-    """Changes that add a validation on five digits."""
-    pipeline = vanilla()['train_dataloader']['dataset']['dataset']['pipeline']
-    dataset = dict(type='crd_plugin.Digits', split='test', indices=5, pipeline=pipeline)
-    return {
-        'val_dataloader': dict(batch_size=5, dataset=dataset),
-        'val_evaluator': dict(type='Accuracy', **evaluator),
-        'val_cfg': {},
-    }
-
-
-def test_a_step_of_validation():
-    assert check(edited(with_validation(topk=(1, 5)))).ok
-    line = problem(with_validation(topk=(1, 11)))
-    assert line.startswith('val_evaluator: Top-11 accuracy is unavailable')
-    # What is tested in another way is tried too.
-    testing = {'test' + key[3:]: value for key, value in with_validation(topk=12).items()}
-    line = problem({**with_validation(topk=1), **testing})
-    assert line.startswith('test_evaluator: Top-12 accuracy is unavailable')
-    unreadable = with_validation(topk=1)
-    unreadable['val_dataloader']['dataset']['pipeline'] = [dict(type='Resize', scale='big')]
-    assert problem(unreadable).startswith('val_dataloader.dataset')
-
-
-def test_best_checkpoints_are_chosen_by_a_metric_that_there_is():
-    def tried(metric):
-        hooks = dict(checkpoint=dict(type='CheckpointHook', save_best=metric, rule='greater'))
-        return check(edited({**with_validation(topk=(1, 5)), 'default_hooks': hooks}))
-
-    line = only(tried('accuracy/top3'))
-    assert line.endswith("'accuracy/top3', but validation gives accuracy/top1, accuracy/top5.")
+def test_metrics_that_choose_the_best_checkpoint():
     for known in ('accuracy/top5', ['accuracy/top1', 'accuracy/top5'], 'auto', None):
-        assert tried(known).ok
+        hook = dict(type='CheckpointHook', save_best=known, rule='greater')
+        assert check(edited({'default_hooks.checkpoint': hook})).problems == []
 
 
-@pytest.mark.parametrize(
-    'changes, message',
-    [
-        (dict(foo=1), "param_scheduler: .* unexpected keyword argument 'foo'"),
-        (dict(begin=20), 'param_scheduler: end should be larger than begin'),
-        (dict(by_epoch=False, convert_to_iter_based=True), 'param_scheduler: Only epoch-based'),
-    ],
-)
-def test_schedulers_are_built(changes, message):
-    scheduler = dict(type='CosineAnnealingLR', end=10) | changes
-    with pytest.raises(ValueError, match=message):
-        raise ValueError(problem({'param_scheduler': scheduler}))
-
-
-def test_a_schedule_of_another_length_is_noted():
-    scheduler = dict(type='CosineAnnealingLR', by_epoch=True, begin=0, end=10)
-    for epochs, noted in ((10, False), (3, True)):
-        loop = dict(by_epoch=True, max_epochs=epochs)
-        report = check(edited({'param_scheduler': [scheduler], 'train_cfg': loop}))
-        note = 'param_scheduler ends at epoch 10, train_cfg.max_epochs is 3; set'
-        assert report.ok and any(note in text for text in report.notes) == noted
-
-
-def loader(**settings):
-    changes = {f'train_dataloader.{key}': value for key, value in settings.items()}
-    return edited({**changes, 'train_dataloader.sampler': dict(type='DefaultSampler')})
-
-
-def test_an_epoch_without_a_batch(monkeypatch):
-    """Fifty samples."""
-    line = only(check(loader(batch_size=51, drop_last=True)))
-    assert line.startswith('train_dataloader: 50 samples per process, batch_size=51 and drop_last')
-    assert check(loader(batch_size=51)).ok and check(loader(batch_size=50, drop_last=True)).ok
+def test_number_of_batches(monkeypatch):
+    assert sizes(21, drop_last=False).problems == [] and sizes(20).problems == []
     monkeypatch.setenv('WORLD_SIZE', '2')
-    assert '25 samples per process' in only(check(loader(batch_size=26, drop_last=True)))
+    assert '10 samples per process' in only(sizes(11))
+
+
+def sizes(batch_size, drop_last=True, changes=()):
+    loader = dict(batch_size=batch_size, drop_last=drop_last)
+    loader = {f'train_dataloader.{key}': value for key, value in loader.items()}
+    return check(edited({**dict(changes), **loader}))
 
 
 def test_a_last_batch_of_one_sample():
-    stages = dict(type='crd_plugin.StageOutputs', source='backbone')
     last = dict(recorder='maps', data_idx=-1)
-    changes = {
-        'DIST.student_recorders.maps': stages,
-        'DIST.teacher_recorders.maps': stages,
-        'DIST.distill_losses.loss_sp': dict(type='crd_plugin.SPLoss'),
-        'MAP.loss_sp.s_feats': dict(last, from_student=True),
-        'MAP.loss_sp.t_feats': dict(last, from_student=False),
-    }
-    line = problem(changes, loader(batch_size=7))
+    changes = with_stages('SPLoss', dict(last, from_student=True), dict(last, from_student=False))
+    line = only(sizes(19, False, changes))
     assert line.startswith('train_dataloader: the last batch of an epoch has one sample, for which')
     assert 'SPLoss compares samples' in line and 'set drop_last=True' in line
-    for settings in (dict(batch_size=8), dict(batch_size=7, drop_last=True)):
-        assert check(edited(changes, loader(**settings))).ok
-    assert check(loader(batch_size=7)).ok  # CRD and KD take one
+    assert sizes(18, False, changes).problems == sizes(19, True, changes).problems == []
+    assert sizes(19, False).problems == []  # CRD and KD take one
+
+
+def with_stages(loss, student, teacher):
+    """Changes that add a loss on maps of both networks."""
+    recorder = dict(type='crd_plugin.StageOutputs', source='backbone')
+    return {
+        'DIST.student_recorders.maps': recorder,
+        'DIST.teacher_recorders.maps': recorder,
+        'DIST.distill_losses.loss_maps': dict(type=f'crd_plugin.{loss}'),
+        'MAP.loss_maps': dict(s_feats=student, t_feats=teacher),
+    }
 
 
 @pytest.mark.parametrize(
@@ -768,21 +661,14 @@ def test_a_last_batch_of_one_sample():
     ],
 )
 def test_features_that_a_loss_declares_to_need(loss, stages, activated, message):
-    recorder = dict(type='crd_plugin.StageOutputs', source='backbone')
-    changes = {
-        **without('loss_crd'),
-        'DIST.student_recorders.maps': recorder,
-        'DIST.teacher_recorders.maps': recorder,
-        'DIST.distill_losses.loss_maps': dict(type=f'crd_plugin.{loss}'),
-        'MAP.loss_maps': dict(s_feats=record('maps', True), t_feats=record('maps', False)),
-        'model.input_shape': (3, 16, 16),
-    }
+    changes = with_stages(loss, record('maps', True), record('maps', False))
+    changes.update(without('loss_crd'), **{'model.input_shape': (3, 8, 8)})
     for role in ('architecture', 'teacher'):
         changes[f'model.{role}.backbone.out_indices'] = stages
         changes[f'model.{role}.backbone.pre_activation'] = not activated
     report = check(edited(changes))
     if message is None:
-        assert report.ok
+        assert not report.problems
     else:
         assert only(report).startswith(full('MAP.loss_maps.s_feats: the '))
         assert message in only(report)
@@ -796,25 +682,8 @@ class DetachedConnector(EmbeddingConnector):
         return super().forward(feature[0].detach())
 
 
-def test_a_loss_that_does_not_reach_the_student():
-    line = problem({'DIST.connectors.crd_student.type': 'mmengine.DetachedConnector'})
-    assert 'loss_crd sends no gradient to the student, so it distils nothing' in line
-
-
-def test_tokens_are_no_feature():
-    arch = dict(embed_dims=32, num_layers=1, num_heads=2, feedforward_channels=64)
-    vit = dict(type='VisionTransformer', img_size=16, patch_size=4, out_type='raw', arch=arch)
-    changes = {
-        'model.architecture': dict(type='ImageClassifier', backbone=vit),
-        'model.input_shape': (3, 16, 16),
-        'DIST.student_recorders.feat.source': 'backbone',
-        'DIST.student_recorders.logits.source': 'backbone',
-    }
-    assert "of a transformer's tokens take one or their mean" in problem(changes)
-
-
 def test_more_negatives_than_there_are():
-    report = check(edited({'DIST.distill_losses.loss_crd.num_negatives': 46}))
-    assert report.ok
-    assert any('num_negatives=46 is more than the 45 possible' in note for note in report.notes)
+    report = check(edited({'DIST.distill_losses.loss_crd.num_negatives': 19}))
+    assert not report.problems
+    assert any('num_negatives=19 is more than the 18 possible' in note for note in report.notes)
     assert not any('num_negatives' in note for note in check(distillation()).notes)

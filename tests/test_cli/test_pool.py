@@ -97,7 +97,7 @@ def test_only_what_was_trained_here_counts(monkeypatch):
     now = [0.0]
     monkeypatch.setattr('time.perf_counter', lambda: now[0])
     # One resumed after 50 of 100 epochs, and two whole runs.
-    display = Display(work=2.5)
+    display = Display(250)
     with display.run('resumed', 100, reached=50) as resumed:
         with display.run('whole', 100) as whole:
             assert display.left == '?'
@@ -113,7 +113,7 @@ def test_only_what_was_trained_here_counts(monkeypatch):
 
 
 def test_one_line_of_each_kind_in_every_tenth_is_shown(capsys):
-    with Display(1) as display, display.run('KD, seed 0', 30) as on_epoch:
+    with Display(30) as display, display.run('KD, seed 0', 30) as on_epoch:
         for epoch in range(1, 31):
             for kind, validated in (('train', False), ('train', False), ('val', True)):
                 on_epoch(epoch, validated, f'Epoch({kind})   [{epoch}]  text')

@@ -3,62 +3,55 @@
 import pytest
 
 from crd_plugin.cli import reading
-from crd_plugin.cli.comparison import read_table_runs
-from crd_plugin.cli.reading import read_text
-from crd_plugin.cli.results import read_run
+from crd_plugin.cli.arguments import UsageError
+from crd_plugin.cli.runs import read_record
 from tests.tables import write_run
 
 
 @pytest.mark.parametrize(
-    'line, message',
+    'text, message',
     [
-        ('[1]', 'line 1 is list, expected names and values'),
-        ('{"accuracy/top1": "70", "step": 1}', "top1 is '70', expected float"),
-        ('{"accuracy/top1": NaN, "step": 1}', 'top1 is nan, expected'),
-        ('{"accuracy/top1": 7.0, "step": 1.5}', 'step is 1.5, expected int'),
-        ('[' * 100000, 'line 1 is not JSON'),
-        ('{"step": ' + '9' * 5000 + '}', 'line 1 is not JSON: Exceeds the limit'),
+        ('[1]', r'file is \[1\], expected names and values'),
+        ('{"number": "70"}', "file: number is '70', expected float | int"),
+        ('{"number": NaN}', 'number is nan, expected'),
+        ('{"count": 1.5}', 'count is 1.5, expected int'),
+        ('{"count": true}', 'count is True, expected int'),
+        ('{"done": 1}', 'done is 1, expected bool'),
+        ('{"texts": "a=1"}', "texts is 'a=1', expected list of texts"),
+        ('{"texts": [1]}', r'texts is \[1\], expected list of texts'),
+        ('[' * 100000, 'file is not JSON: it has more than 500 brackets'),
+        ('{"count": ' + '9' * 5000 + '}', 'file is not JSON: Exceeds the limit'),
     ],
 )
-def test_log(tmp_path, line, message):
-    path = tmp_path / 'a' / 'vis_data' / 'scalars.json'
-    path.parent.mkdir(parents=True)
-    path.write_text(f'{line}\n{{}}\n')
-    with pytest.raises(ValueError, match=message):
-        read_run(tmp_path)
+def test_json(text, message):
+    kinds = dict(number=float | int, count=int, done=bool, texts=list)
+    assert reading.parse_json('{"number": 1, "other": null}', '', kinds) == dict(
+        number=1, other=None
+    )
+    with pytest.raises(UsageError, match=message):
+        reading.parse_json(text, 'file', kinds)
 
 
-@pytest.mark.parametrize(
-    'changes, message',
-    [
-        (dict(epochs='3'), "epochs is '3', expected int"),
-        (dict(finished=1), 'finished is 1, expected bool'),
-        (dict(options='a=1'), "options is 'a=1', expected list of texts"),
-        (dict(seconds='1'), "seconds is '1', expected float or int or null"),
-        (dict(options=[1]), 'options is list, expected list of texts'),
-        (dict(epochs=True), 'epochs is True, expected int'),
-    ],
-)
-def test_record(tmp_path, changes, message):
-    write_run(tmp_path, 'crd_a', 0, (1.0, 2.0, 3.0), **changes)
-    with pytest.raises(ValueError, match=f'run.json is damaged .*{message}.* move its folder'):
-        read_table_runs([tmp_path])
-
-
-def test_record_that_is_not_json(tmp_path):
-    record = write_run(tmp_path, 'crd_a', 0, (1.0,)) / 'run.json'
-    for text in ('[' * 100000, '[1]'):
-        record.write_text(text)
-        with pytest.raises(ValueError, match='run.json is damaged'):
-            read_table_runs([tmp_path])
-
-
-def test_neither_a_folder_nor_a_large_file_is_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(reading, '_MOST', 9)
-    (tmp_path / 'a').write_text('0123456789')
-    for path, message in (
-        (tmp_path / 'a', 'has 10 bytes, expected at most 9'),
-        (tmp_path, 'not a'),
+def test_record(tmp_path):
+    path = write_run(tmp_path, 'crd_a', 0, (1.0,), seconds='1') / 'run.json'
+    kind = r"seconds is '1', expected float \| int \| None"
+    with pytest.raises(UsageError, match=f'run.json is damaged .*{kind}.* move its folder'):
+        read_record(path)
+    path.write_text('{"seed": 1}')
+    with pytest.raises(
+        UsageError, match=r'run.json is damaged \(it lacks config, epochs, finished'
     ):
-        with pytest.raises(ValueError, match=message):
-            read_text(path)
+        read_record(path)
+
+
+def test_neither_a_folder_nor_a_large_file_nor_bytes_are_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(reading, '_MOST', 9)
+    for name, content, message in (
+        ('', b'', 'is not a file'),
+        ('a', b'0123456789', 'has 10 bytes, expected at most 9'),
+        ('b', b'\xff\xfe', 'is not a text: invalid start byte at byte 0'),
+    ):
+        if name:
+            (tmp_path / name).write_bytes(content)
+        with pytest.raises(UsageError, match=message):
+            reading.read_text(tmp_path / name)

@@ -7,7 +7,14 @@ import pytest
 from PIL import Image
 
 from crd_plugin.cli import results
-from crd_plugin.cli.results import paired_differences, read_run, render_summary, summarise
+from crd_plugin.cli.arguments import UsageError
+from crd_plugin.cli.results import (
+    paired_differences,
+    read_run,
+    render_summary,
+    summarise,
+    with_metrics,
+)
 
 
 def _log(run_dir, start, values, tail=''):
@@ -40,17 +47,13 @@ def _run(name='kd', seed=0, top1=(50.0, 80.0, 70.0), seconds=10.0):
 
 def _runs(**top1):
     """One run per method and seed, from seed 0, by its last epoch."""
-    return pd.DataFrame(
-        [
-            _run(name, seed, (0.0, 0.0, value))
-            for name, values in top1.items()
-            for seed, value in enumerate(values)
-        ]
-    )
+    runs = [(name, *pair) for name, values in top1.items() for pair in enumerate(values)]
+    runs = [_run(name, seed, (0.0, 0.0, value)) for name, seed, value in runs]
+    return with_metrics(pd.DataFrame(runs))
 
 
 def _summary(*runs):
-    return summarise(pd.DataFrame(runs))
+    return summarise(with_metrics(pd.DataFrame(runs)))
 
 
 def _cells(table):
@@ -77,12 +80,14 @@ def test_a_resumed_run_is_read_as_one(tmp_path):
 def test_missing_and_damaged_logs_are_told(tmp_path):
     with pytest.raises(FileNotFoundError, match='No .*scalars.json in'):
         read_run(tmp_path)
-    _log(tmp_path, 'a', {})
-    with pytest.raises(ValueError, match='no accuracy/top1 .*topk'):
-        read_run(tmp_path)
-    _log(tmp_path, 'b', {}, tail='{"half\n{"step": 1}\n')
-    with pytest.raises(ValueError, match='line 1 is not JSON'):
-        read_run(tmp_path)
+    for name, text, message in (
+        ('a', '', 'no accuracy/top1 .*topk'),
+        ('b', '{"half\n{"step": 1}\n', 'line 1 is not JSON'),
+        ('c', '{"accuracy/top1": "7"}\n{}', "line 1: accuracy/top1 is '7', expected float"),
+    ):
+        _log(tmp_path / name, name, {}, text)
+        with pytest.raises(UsageError, match=message):
+            read_run(tmp_path / name)
 
 
 # --- means and differences ------------------------------------------------- #
@@ -152,7 +157,11 @@ def test_seeds_that_one_method_lacks_do_not_count():
 def test_table_of_differences():
     runs = _runs(alone=(50.0, 60.0), kd=(52.0, 62.0), crd=(49.0, 61.0))
     columns = {name: paired_differences(runs, name) for name in ('alone', 'kd')}
-    cells = _cells(results.render_differences(['teacher', 'alone', 'kd', 'crd'], columns))
+    columns['none'] = paired_differences(runs, 'none')
+    text = results.render_differences(['teacher', 'alone', 'kd', 'crd'], columns)
+    table, _, legend = text.partition('\n\n')
+    assert legend == results.LEGEND and results.render_differences(['kd'], {'none': {}}) == ''
+    cells = _cells(table)
     assert cells[0] == ['method', 'alone', 'kd']
     assert cells[2:] == [
         ['alone', '-', '-2.00 [-2.00, -2.00] *'],
@@ -182,6 +191,3 @@ def test_figures(tmp_path):
     for runs, height in ((_runs(kd=(50.0,)), 210), (several, 330)):  # a row per method
         size, colours = _draw(results.plot_accuracies, runs, path)
         assert size == (1050, height) and {blue, grey} <= colours
-    short = _run(seed=1) | dict(epochs=[1, 2], top1=[1.0, 2.0])
-    with pytest.raises(ValueError, match='kd: seed 1 .* other epochs'):
-        _draw(results.plot_curves, [_run(), short], path)

@@ -15,6 +15,7 @@ from crd_plugin.cli import launch
 from crd_plugin.cli.arguments import UsageError
 from crd_plugin.cli.resuming import guarded, resume
 from tests import small_runs
+from tests.tables import wait_for
 
 WHOLE = dict(meta={}, state_dict={}, message_hub={}, optimizer={})
 
@@ -180,10 +181,7 @@ def test_train_ends_by_a_signal_in_one_line_and_goes_on(tmp_path):
     path = small_runs.write_config(tmp_path / 'config.py', work_dir, **changes)
     process = small_runs.start('train.py', path, log=log)
     try:
-        end = time.monotonic() + 120
-        while not (work_dir / 'epoch_1.pth').exists():
-            assert process.poll() is None and time.monotonic() < end, log.read_text()[-2000:]
-            time.sleep(0.05)
+        wait_for((work_dir / 'epoch_1.pth').exists, process)
         process.terminate()
         assert process.wait(60) == 128 + signal.SIGTERM
     finally:

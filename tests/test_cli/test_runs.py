@@ -1,14 +1,14 @@
 """Settings, states and records of runs."""
 
 import json
+import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from crd_plugin.cli import launch
 from crd_plugin.cli.arguments import UsageError
-from crd_plugin.cli.runs import Run, Settings, epoch_of, load_config, read_record
+from crd_plugin.cli.runs import Run, Settings, load_config, read_record, run_of
 from tests.tables import CRD, REPO, STUDENT
 
 
@@ -23,38 +23,29 @@ def run(settings, tmp_path):
     return Run('student', settings, 3, tmp_path / 'run')
 
 
-def _train(run, code='', **kwargs):
+def _train(run, code=''):
     """Let a run be a few lines of Python; the lines of its epochs."""
     run.command = lambda resume: [sys.executable, '-c', code]
     seen = []
-    run.train(launch.Trainings(), lambda *args: seen.append(args), **kwargs)
+    run.train(launch.Trainings(), lambda *args: seen.append(args))
     return seen
 
 
 def _record(run, finished=False, **changes):
     run.run_dir.mkdir(parents=True, exist_ok=True)
-    record = dict(signature=run.settings.signature, teacher=run.teacher, finished=finished)
+    run._write_record(finished)
+    record = json.loads(run.record.read_text())
     run.record.write_text(json.dumps(record | changes))
 
 
-def _reach(run, *epochs):
-    for epoch in epochs:
-        (run.run_dir / f'epoch_{epoch}.pth').touch()
-    (run.run_dir / 'last_checkpoint').write_text(f'x/epoch_{epochs[-1]}.pth')
-
-
-def _validate(run, epoch):
-    log = run.run_dir / '20260101_000000' / 'vis_data' / 'scalars.json'
-    log.parent.mkdir(parents=True, exist_ok=True)
-    log.write_text(json.dumps({'accuracy/top1': 50.0, 'accuracy/top5': 90.0, 'step': epoch}))
+def _reach(run, epoch):
+    (run.run_dir / f'epoch_{epoch}.pth').touch()
+    (run.run_dir / 'last_checkpoint').write_text(f'x/epoch_{epoch}.pth')
 
 
 def _state(run):
     run.examine()
     return run.state, run.checkpoint and run.checkpoint.name
-
-
-# --- settings -------------------------------------------------------------- #
 
 
 def test_the_signature_depends_on_options_but_not_on_the_seed(settings):
@@ -64,22 +55,6 @@ def test_the_signature_depends_on_options_but_not_on_the_seed(settings):
     }
     assert len(signatures) == 3 and settings.signature in signatures
     assert load_config(STUDENT, ['train_cfg.max_epochs=3']).train_cfg.max_epochs == 3
-
-
-@pytest.mark.parametrize(
-    'option, validated',
-    [
-        ('train_cfg.val_interval=3', True),  # the last epoch in any case
-        ('train_cfg.val_begin=7', True),
-        ('train_cfg.val_begin=8', False),
-        ('train_cfg.stage_epochs.init=6', True),
-        ('train_cfg.stage_epochs.init=7', False),
-        ('val_cfg=None', False),
-    ],
-)
-def test_whether_the_last_epoch_is_validated(option, validated):
-    settings = Settings(STUDENT, ['train_cfg.max_epochs=7', option])
-    assert settings.ends_with_validation == validated
 
 
 # --- states of a folder ---------------------------------------------------- #
@@ -92,23 +67,18 @@ def test_states_from_new_to_done(run):
     assert _state(run) == ('new', None)
     _record(run)
     assert _state(run) == ('new', None)  # failed before the first epoch
-    _reach(run, 1, 2)
-    _validate(run, 2)
+    _reach(run, 1)
+    _reach(run, 2)
     assert _state(run) == ('resumes', 'epoch_2.pth') and run.reached == 2
     assert run.describe() == 'resumes at epoch 3 of 100'
-    # Killed between the last checkpoint and its validation, which resuming makes up.
+    # Killed before its record says that it is finished; resuming makes up the last validation.
     _reach(run, 100)
     assert _state(run) == ('resumes', 'epoch_100.pth')
     assert run.describe() == 'resumes with the validation of epoch 100'
-    _validate(run, 100)
-    assert _state(run)[0] == 'done'
-    _reach(run, 2)
     _record(run, finished=True)
-    assert _state(run)[0] == 'done' and run.reached == 0
+    assert _state(run)[0] == run.describe() == 'done' and run.reached == 0
     with launch.hold(run.run_dir):
         assert _state(run) == ('in use', None)
-    names = ('epoch_10.pth', 'iter_500.pth', 'best_epoch_3.pth')
-    assert [epoch_of(Path(name)) for name in names] == [10, 0, 0] and epoch_of(None) == 0
 
 
 def test_changed_settings_seed_and_teacher(run, tmp_path):
@@ -141,24 +111,23 @@ def test_changed_settings_seed_and_teacher(run, tmp_path):
 def test_a_foreign_folder_is_left_alone(run):
     run.run_dir.mkdir()
     (run.run_dir / 'thesis.tex').write_text('precious')
-    for use in (run.examine, lambda: _train(run)):
-        with pytest.raises(UsageError, match='no run of this tool: there is no run.json; move it'):
-            use()
+    with pytest.raises(UsageError, match='no run of this tool: there is no run.json; move it'):
+        _train(run)
     assert [path.name for path in run.run_dir.iterdir()] == ['thesis.tex']
 
 
 @pytest.mark.parametrize(
-    'text, message',
+    'checkpoint, expected',
     [
-        ('{"seed": 1', 'run.json is damaged .* move'),
-        ('{"seed": 1}', 'run.json lacks finished, signature, teacher: .* move'),
+        ('kd_x/epoch_240.pth', ('kd_x', 0)),
+        ('kd_x/seed_1/epoch_240.pth', ('kd_x', 1)),
+        ('demo/kd_seed12/epoch_100.pth', ('kd', 12)),
+        ('crd_x/seed_2/best_accuracy_top1_epoch_9.pth', ('crd_x', 2)),
+        ('published/net-abcdef01.pth', ('net-abcdef01', 0)),
     ],
 )
-def test_damaged_records_are_told(run, text, message):
-    run.run_dir.mkdir()
-    run.record.write_text(text)
-    with pytest.raises(UsageError, match=message):
-        run.examine()
+def test_a_checkpoint_is_named_after_its_run(checkpoint, expected):
+    assert run_of(checkpoint) == expected
 
 
 # --- training -------------------------------------------------------------- #
@@ -176,17 +145,20 @@ def test_command_names_all_that_the_training_depends_on(run):
     assert '--resume' not in run.command()
 
 
-def test_what_was_trained_is_recorded(run):
+def test_what_was_trained_is_recorded(tmp_path):
+    run = Run(
+        'student', Settings(STUDENT, ['log_level=INFO'], {'resume': 'True'}), 3, tmp_path / 'run'
+    )
     assert _train(run, 'print("Epoch(val) [1][4/4]  top1: 9")') == [
         (1, True, 'Epoch(val) [1][4/4]  top1: 9')
     ]
-    record = read_record(run.record, [])
+    record = read_record(run.record)
     assert record.pop('seconds') > 0
     assert record == dict(
         config=STUDENT.as_posix(),
         seed=3,
-        options=[],
-        sweep={},
+        options=['log_level=INFO', 'resume=True'],
+        sweep={'resume': 'True'},
         epochs=100,
         signature=run.settings.signature,
         teacher='',
@@ -196,28 +168,25 @@ def test_what_was_trained_is_recorded(run):
     _record(run)
     _reach(run, 5)
     _train(run)
-    assert read_record(run.record, [])['seconds'] is None
+    assert read_record(run.record)['seconds'] is None
     _record(run)
-    with pytest.raises(launch.TrainingFailed, match='code 7'):
+    with pytest.raises(subprocess.CalledProcessError, match='status 7'):
         _train(run, 'raise SystemExit(7)')
-    assert read_record(run.record, [])['finished'] is False
+    assert read_record(run.record)['finished'] is False
 
 
-def test_a_changed_run_is_kept_aside_if_it_has_a_checkpoint(run):
-    for epochs, kept in (([5], True), ([], False)):
-        _record(run, signature='of another config')
-        for epoch in epochs:
-            _reach(run, epoch)
-        _train(run)
-        old = run.run_dir.with_name('run_old1')
-        assert old.is_dir() == kept and not list(run.run_dir.glob('epoch_*'))
-        if kept:
-            old.rename(run.run_dir.with_name('checked'))
+@pytest.mark.parametrize('reached', [True, False])
+def test_a_changed_run_is_kept_aside_if_it_has_a_checkpoint(run, reached):
+    _record(run, signature='of another config')
+    if reached:
+        _reach(run, 5)
+    _train(run)
+    assert run.run_dir.with_name('run_old1').is_dir() == reached
+    assert not list(run.run_dir.glob('epoch_*'))
 
 
 def test_what_happened_since_the_runs_were_listed(run, tmp_path):
     """Another tool trains there, or has finished the run, or the config was edited."""
-    assert run.state == 'new'
     _record(run)
     before = run.record.read_text()
     with launch.hold(run.run_dir), pytest.raises(UsageError, match='another process trains there'):

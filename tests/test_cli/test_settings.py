@@ -9,6 +9,8 @@ from crd_plugin.cli.settings import check_settings
 from tests.config_files import LEAVES, OTHER_LEAVES, parsed
 from tests.small_runs import config
 
+FEATS = 'model.distiller.loss_forward_mappings.loss_crd'
+
 
 @pytest.fixture(autouse=True)
 def scope():
@@ -16,14 +18,14 @@ def scope():
         yield
 
 
-def found(**changes):
+def found(changes):
     cfg = config('work')
-    cfg.merge_from_dict({key.replace('__', '.'): value for key, value in changes.items()})
+    cfg.merge_from_dict(changes)
     return list(check_settings(cfg.to_dict()))
 
 
 def test_sound_configs():
-    assert found() == []
+    assert found({}) == []
     seen = set()
     for leaf in (*LEAVES, *OTHER_LEAVES):
         key = (leaf.parent, leaf.stem.rpartition('_')[2])
@@ -37,53 +39,45 @@ def test_sound_configs():
     [
         ('tain_cfg', {}, 'tain_cfg: the config has no such setting; the nearest is train_cfg'),
         ('load_form', 'x.pth', 'load_form: the config has no such setting; the nearest is load_'),
-        ('train_cfg__max_epoch', 3, 'EpochBasedTrainLoop has no such argument; the nearest is max'),
-        ('val_cfg__interval', 1, 'val_cfg.interval: ValLoop has no such argument; there are'),
-        ('train_dataloader__batchsize', 3, 'DataLoader has no such argument; the nearest are b'),
-        ('optim_wrapper__clip_grads', {}, 'OptimWrapper has no such argument; the nearest is clip'),
-        ('randomness__sede', 1, 'randomness.sede: set_random_seed has no such argument'),
-        ('train_cfg__max_epochs', 2.5, 'max_epochs is 2.5, expected an integer of at least 1.'),
-        ('train_cfg__val_interval', 0, 'val_interval is 0, expected an integer of at least 1.'),
-        ('train_dataloader__batch_size', 0, 'batch_size is 0, expected an integer of at least 1.'),
-        ('val_dataloader__num_workers', -1, 'num_workers is -1, expected an integer of at least 0'),
-        ('optim_wrapper__optimizer__lr', float('nan'), 'lr is nan, expected a finite number that'),
-        ('randomness__seed', -1, 'randomness.seed is -1, expected an integer from 0 to 4294967295'),
-        ('randomness__seed', 'x', "randomness.seed is 'x', expected Optional[int]"),
+        ('train_cfg.max_epoch', 3, 'EpochBasedTrainLoop has no such argument; the nearest is max'),
+        ('val_cfg.interval', 1, 'val_cfg.interval: ValLoop has no such argument; there are'),
+        ('train_dataloader.batchsize', 3, 'DataLoader has no such argument; the nearest are b'),
+        ('optim_wrapper.clip_grads', {}, 'OptimWrapper has no such argument; the nearest is clip'),
+        ('randomness.sede', 1, 'randomness.sede: set_random_seed has no such argument'),
+        ('train_cfg.max_epochs', 2.5, 'max_epochs is 2.5, expected an integer of at least 1.'),
+        ('train_cfg.val_interval', 0, 'val_interval is 0, expected an integer of at least 1.'),
+        ('train_dataloader.batch_size', 0, 'batch_size is 0, expected an integer of at least 1.'),
+        ('val_dataloader.num_workers', -1, 'num_workers is -1, expected an integer of at least 0'),
+        ('optim_wrapper.optimizer.lr', float('nan'), 'lr is nan, expected a finite number that'),
+        ('randomness.seed', -1, 'randomness.seed is -1, expected an integer from 0 to 4294967295'),
+        ('randomness.seed', 'x', "randomness.seed is 'x', expected Optional[int]"),
         ('find_unused_parameters', 'maybe', "find_unused_parameters is 'maybe', expected bool."),
         ('resume', 'maybe', "resume is 'maybe', expected bool."),
         ('work_dir', 5, 'work_dir is 5, expected str.'),
         ('val_cfg', None, 'val_evaluator: all of them or none is needed, but val_cfg is not given'),
-        ('optim_wrapper__paramwise_cfg', dict(bias_lr=2), 'bias_lr: unknown; the nearest are bias'),
-        ('optim_wrapper__clip_grad', dict(max_nor=5), 'clip_grad_norm_ has no such argument; the'),
-        ('default_hooks__logger__interval', 0, 'is 0, expected a positive integer, or -1'),
-        ('model__architecture__head__loss', dict(loss_weight=-1), 'loss_weight is -1, expected a'),
-        ('model__architecture__head__loss', dict(tau=0), 'tau is 0, expected a finite number ab'),
-        ('model__calculate_student_loss', 'no', "calculate_student_loss is 'no', expected bool"),
-        (
-            'model__distiller__loss_forward_mappings__loss_crd__s_feats__from_student',
-            False,
-            'loss_crd: s_feats and t_feats come from the teacher only, so nothing is distilled; ',
-        ),
-        ('model__teacher_ckpt', 5, 'model.teacher_ckpt is 5, expected str | Sequence[str'),
-        ('model__input_shape', 'big', "model.input_shape is 'big', expected Sequence[int]."),
-        ('model__input_shape', [3, 8.5, 8], 'model.input_shape is [3, 8.5, 8], expected Sequence['),
-        ('randomness__seed', True, 'randomness.seed is True, expected Optional[int]'),
-        (
-            'model__distiller__loss_forward_mappings__loss_crd__t_feats__from_student',
-            True,
-            'loss_crd: s_feats and t_feats come from the student only, so nothing is distilled; ',
-        ),
-        ('model__channels_last', 'yes', "model.channels_last is 'yes', expected bool."),
+        ('optim_wrapper.paramwise_cfg', dict(bias_lr=2), 'bias_lr: unknown; the nearest are bias'),
+        ('optim_wrapper.clip_grad', dict(max_nor=5), 'clip_grad_norm_ has no such argument; the'),
+        ('default_hooks.logger.interval', 0, 'is 0, expected a positive integer, or -1'),
+        ('model.architecture.head.loss', dict(loss_weight=-1), 'loss_weight is -1, expected a'),
+        ('model.architecture.head.loss', dict(tau=0), 'tau is 0, expected a finite number ab'),
+        ('model.calculate_student_loss', 'no', "calculate_student_loss is 'no', expected bool"),
+        (f'{FEATS}.s_feats.from_student', False, 's_feats and t_feats come from the teacher only'),
+        ('model.teacher_ckpt', 5, 'model.teacher_ckpt is 5, expected str | Sequence[str'),
+        ('model.input_shape', 'big', "model.input_shape is 'big', expected Sequence[int]."),
+        ('model.input_shape', [3, 8.5, 8], 'model.input_shape is [3, 8.5, 8], expected Sequence['),
+        ('randomness.seed', True, 'randomness.seed is True, expected Optional[int]'),
+        (f'{FEATS}.t_feats.from_student', True, 's_feats and t_feats come from the student only'),
+        ('model.channels_last', 'yes', "model.channels_last is 'yes', expected bool."),
     ],
 )
 def test_mistakes(name, value, message):
-    (line,) = found(**{name: value})
+    (line,) = found({name: value})
     assert message in line
 
 
 def test_variables_of_a_file_are_no_settings():
     names = ['train_pipeline', 'pair', 'crd', 'max_epochs', 'views', 'data_root', 'img_size']
-    assert found(**dict.fromkeys(names, 1)) == []
+    assert found(dict.fromkeys(names, 1)) == []
 
 
 @pytest.mark.parametrize(

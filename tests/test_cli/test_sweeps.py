@@ -1,12 +1,18 @@
-"""Grids of settings: combinations, names, the plot, errors."""
+"""Grids of settings, probes of checkpoints: names, runs, the plot, errors."""
+
+from pathlib import Path
 
 import matplotlib.figure
 import pytest
 
+from crd_plugin.cli.arguments import UsageError
 from crd_plugin.cli.comparison import compare, read_published, read_table_runs
-from crd_plugin.cli.sweeps import name_run, plot_sweep, read_sweep
-from tests.tables import write_run
+from crd_plugin.cli.sweeps import name_run, plan_probes, plot_rows, read_sweep
+from tests.config_files import CONFIGS
+from tests.tables import STUDENT, write_run
 
+STL10 = CONFIGS / 'transfer' / 'probe_wrn16-2_b64-120e_stl10.py'
+TINY = CONFIGS / 'transfer' / 'probe_wrn16-2_b64-120e_tiny-imagenet.py'
 T, K = 'model.loss.temperature', 'model.loss.num_negatives'
 
 
@@ -33,8 +39,68 @@ def test_combinations_and_names():
     ],
 )
 def test_bad_words(words, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UsageError, match=message):
         read_sweep(words)
+
+
+# --- probes ---------------------------------------------------------------- #
+
+
+def touch(*names):
+    for name in names:
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).touch()
+    return list(names)
+
+
+def probes(*checkpoints, configs=(STL10,), options=()):
+    return plan_probes(configs, checkpoints, options, Path('probes'))
+
+
+def test_runs_are_named_after_their_checkpoints(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    checkpoints = touch('w/kd_x/seed_1/epoch_240.pth', 'w/crd_x/seed_2/epoch_9.pth', 'net-abc.pth')
+    options = ['train_cfg.max_epochs=3']
+    runs = probes(*checkpoints, checkpoints[0], configs=[STL10, TINY], options=options)
+    assert [str(run.run_dir) for run in runs] == [
+        f'probes/{config.stem}/{name}'
+        for name in ('kd_x/seed_1', 'crd_x/seed_2', 'net-abc/seed_0')
+        for config in (STL10, TINY)
+    ]
+    assert [run.seed for run in runs[::2]] == [1, 2, 0]
+    assert [run.settings.config.model.backbone_ckpt for run in runs[::2]] == checkpoints
+    assert {run.settings.epochs for run in runs} == {3}
+    assert all(run.state == 'new' and not run.missing for run in runs)
+    Path(checkpoints[-1]).write_text('other weights')  # at the same place are probed again
+    assert probes(checkpoints[-1])[0].teacher != runs[-1].teacher
+
+
+def test_random_weights_with_the_seeds_of_the_others(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    checkpoints = touch('w/kd_x/seed_1/epoch_9.pth', 'w/kd_x/seed_2/epoch_9.pth')
+    *_, first, second = probes('random', *checkpoints)
+    for seed, run in ((1, first), (2, second), (0, *probes('random'))):
+        assert str(run.run_dir) == f'probes/{STL10.stem}/random/seed_{seed}' and run.seed == seed
+        assert run.settings.config.model.backbone_ckpt is None and not run.missing
+
+
+@pytest.mark.parametrize(
+    'config, words, message',
+    [
+        (STL10, ['gone.pth'], '--probe gone.pth does not exist; give the path of a .pth file.'),
+        (STL10, ['a', 'b'], '--probe a/kd/.* and b/kd/.* are both kd with seed 0; give one of the'),
+        (STUDENT, ['a'], r'--probe: .*digits.py has no model.backbone_ckpt; '),
+    ],
+)
+def test_wrong_probes(tmp_path, monkeypatch, config, words, message):
+    monkeypatch.chdir(tmp_path)
+    files = {word: f'{word}/kd/epoch_1.pth' for word in 'ab'}
+    touch(*files.values())
+    with pytest.raises(UsageError, match=f'^{message}'):
+        probes(*(files.get(word, word) for word in words), configs=[config])
+
+
+# --- the figure ------------------------------------------------------------ #
 
 
 @pytest.fixture
@@ -63,12 +129,16 @@ def sweep(folder, values, top1, seed=0):
     write_run(folder, name, seed, (top1,), config='crd.py', sweep=values)
 
 
+def plot(folder):
+    plot_rows(compare(read_table_runs([folder]), read_published()), 'plot.png')
+
+
 def test_accuracy_against_the_value(tmp_path, drawn):
     for value, seeds in {'1024': (60.0, 64.0), '16': (50.0,)}.items():
         for seed, top1 in enumerate(seeds):
             sweep(tmp_path, {K: value, T: '0.1'}, top1, seed)
             sweep(tmp_path, {K: value, T: '0.2'}, top1 + 1, seed)
-    plot_sweep(compare(read_table_runs([tmp_path]), read_published()), 'plot.png')
+    plot(tmp_path)
     (axes,) = drawn
     points, bars = lines(axes)['crd,temperature=0.1']
     assert points == [[16.0, 50.0], [1024.0, 62.0]]
@@ -77,27 +147,31 @@ def test_accuracy_against_the_value(tmp_path, drawn):
     assert axes.get_xlabel() == K and axes.get_xscale() == 'log'
 
 
-def test_words_and_numbers_of_teachers(tmp_path, drawn):
+def test_words_networks_and_numbers_of_teachers(tmp_path, drawn):
     for value in ('class', 'instance'):
         sweep(tmp_path / 'words', {'exclude': value}, 50.0)
+    for network, top1 in (('crd_t', 52.0), ('random', 20.0)):
+        write_run(tmp_path / 'probes' / 'probe_a', network, 0, (top1,), config='probe_a.py')
     for number in (1, 2):
         name = f'crd-ensemble_{number}xa_b'
         write_run(tmp_path / 'teachers', name, 0, (50.0 + number,), teacher=' '.join('ab'[:number]))
-    for folder in ('words', 'teachers'):
-        plot_sweep(compare(read_table_runs([tmp_path / folder]), read_published()), 'plot.png')
-    words, teachers = drawn
-    assert [tick.get_text() for tick in words.get_xticklabels()] == ['class', 'instance']
+    for folder in ('words', 'probes', 'teachers'):
+        plot(tmp_path / folder)
+    words, probes, teachers = drawn
+    labels = [[text.get_text() for text in axes.get_xticklabels()] for axes in (words, probes)]
+    assert labels == [['class', 'instance'], ['crd\nt', 'random']]
+    assert lines(probes)['probe_a'][0] == [[0, 52.0], [1, 20.0]]
     assert lines(teachers)['crd-ensemble_a_b'][0] == [[1.0, 49.0], [2.0, 48.0]]
-    assert teachers.get_xlabel() == 'teachers' and teachers.get_xscale() == 'linear'
-    labels = [axes.get_ylabel() for axes in drawn]
-    assert labels == ['top-1 accuracy (%)', 'top-1 error (%)']
+    assert [axes.get_xlabel() for axes in drawn] == ['exclude', 'network', 'teachers']
+    assert teachers.get_xscale() == 'linear'
+    accuracy = 'top-1 accuracy (%)'
+    assert [axes.get_ylabel() for axes in drawn] == [accuracy, accuracy, 'top-1 error (%)']
 
 
 def test_no_or_several_settings(tmp_path):
     write_run(tmp_path / 'none', 'crd', 0, finished=False)
-    with pytest.raises(ValueError, match='were swept over nothing, expected one setting'):
-        plot_sweep(compare(read_table_runs([tmp_path / 'none']), read_published()), 'plot.png')
     sweep(tmp_path / 'two', {T: '0.1'}, 50.0)
     sweep(tmp_path / 'two', {K: '16'}, 50.0)
-    with pytest.raises(ValueError, match=f"swept over .'{K}', '{T}'., expected one setting"):
-        plot_sweep(compare(read_table_runs([tmp_path / 'two']), read_published()), 'plot.png')
+    for folder, what in (('none', 'nothing'), ('two', f".'{K}', '{T}'.")):
+        with pytest.raises(UsageError, match=f'differ in {what}, expected one;'):
+            plot(tmp_path / folder)

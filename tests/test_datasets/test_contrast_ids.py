@@ -69,8 +69,8 @@ def test_ids_reach_the_batch_only_if_asked_for():
     'kwargs, message',
     [
         (dict(num_negatives=2, mode='loose'), "mode must be 'exact' or 'relax', but got 'loose'"),
-        (dict(num_negatives=0), 'num_negatives must be a positive int'),
-        (dict(num_negatives=True), 'but got True'),
+        (dict(num_negatives=0), 'num_negatives is 0, expected at least 1'),
+        (dict(num_negatives=True), 'num_negatives is True, expected an integer'),
         (dict(num_negatives=2, percent=0.1), 'percent=0.1 keeps none of the 4'),
         (dict(num_negatives=1, dataset=numbers(labels=[1] * 3)), 'all 3 samples are of class 1'),
         (dict(percent=0.5), 'percent=0.5 .* only when num_negatives is given'),

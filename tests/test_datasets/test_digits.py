@@ -7,7 +7,6 @@ import pytest
 from sklearn.datasets import load_digits
 
 from crd_plugin.datasets import Digits
-from crd_plugin.registry import DATASETS
 from tests.test_datasets.toy_dataset import images_of
 
 
@@ -50,16 +49,6 @@ def test_small_training_sets_lie_inside_larger_ones():
     assert _keys(some) < _keys(small) < _keys(middle) < _keys(Digits('train'))
     assert not _keys(middle) & _keys(Digits('test'))
     assert some.metainfo['classes'] == tuple('0123456789')
-
-
-def test_build_by_config_with_a_pipeline():
-    pipeline = [dict(type='PackInputs')]
-    dataset = DATASETS.build(
-        dict(type='crd_plugin.Digits', split='test', indices=7, pipeline=pipeline)
-    )
-    assert len(dataset) == 7
-    assert tuple(dataset[3]['inputs'].shape) == (3, 8, 8)
-    assert 'Split: \ttest' in repr(dataset)
 
 
 def test_missing_scikit_learn_is_told(monkeypatch):

@@ -1,18 +1,13 @@
-"""Fashion-MNIST: files, subsets, what the config makes of an image, and errors."""
+"""Fashion-MNIST: files, subsets and errors."""
 
 import gzip
 import shutil
 
 import numpy as np
 import pytest
-import torch
-from torchvision import transforms
-from torchvision.transforms import functional
 
 from crd_plugin.datasets import FashionMNIST
-from crd_plugin.registry import DATASETS, MODELS
 from tests import fake_data
-from tests.config_files import BASE, parsed
 from tests.test_datasets.toy_dataset import images_of
 
 
@@ -80,27 +75,6 @@ def test_the_first_folder_that_has_the_files_counts(tmp_path):
     assert len(FashionMNIST(roots)) == 30
     (first / 't10k-labels-idx1-ubyte.gz').unlink()
     assert FashionMNIST(roots, split='test').data_root == roots[1]
-
-
-def test_images_of_the_config_are_those_of_torchvision(data_files):
-    cfg = parsed(BASE / 'datasets' / 'fashion_mnist.py')
-    preprocess = MODELS.build(cfg.data_preprocessor)
-    train = DATASETS.build(cfg.train_dataloader.dataset)
-    assert train.dataset.num_train_per_class == 500
-    crop, flip, _ = train.dataset.pipeline.transforms
-    crop.rand_crop_params = lambda image: (1, 7, 28, 28)
-    flip._choose_direction = lambda: 'horizontal'
-    normalise = transforms.Normalize([72.94 / 255] * 3, [90.02 / 255] * 3)
-    for split, dataset in (('train', train), ('t10k', DATASETS.build(cfg.val_dataloader.dataset))):
-        for position in range(3):
-            item = dataset[position]
-            found = preprocess(
-                dict(inputs=item['inputs'][None], data_samples=[item['data_samples']])
-            )['inputs'][0]
-            image = functional.to_tensor(data_files['data/fashion-mnist'][split][0][position])
-            if split == 'train':
-                image = functional.hflip(functional.crop(functional.pad(image, 4), 1, 7, 28, 28))
-            torch.testing.assert_close(found, normalise(image.expand(3, -1, -1)), rtol=0, atol=1e-5)
 
 
 def test_images_and_labels_of_different_numbers(tmp_path):

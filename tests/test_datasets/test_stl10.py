@@ -4,12 +4,9 @@ import pickle
 
 import numpy as np
 import pytest
-import torch
 import torchvision.datasets
-from torch.utils.data import DataLoader
 
-from crd_plugin.datasets import STL10, SampleIndexDataset
-from crd_plugin.registry import MODELS
+from crd_plugin.datasets import STL10
 from tests.test_datasets.toy_dataset import PACK, images_of
 
 
@@ -62,21 +59,3 @@ def test_no_item_of_an_unlabeled_split_has_a_label(stl10, split):
     assert len(pickle.dumps(dataset)) < 60 * 3 * 96 * 96 / 20
     dataset.get_data_info(0)['img'][:] = 0  # A transform may write into what it gets.
     assert dataset.get_data_info(0)['img'].any()
-
-
-def test_wrapped_unlabeled_set_is_read_by_workers_and_preprocessed(stl10):
-    root, written = stl10
-    dataset = SampleIndexDataset(STL10(root, 'train+unlabeled', pipeline=[PACK]))
-    with pytest.raises(ValueError, match="STL10 has no labels .*'instance'"):
-        dataset.get_gt_labels()
-    preprocess = MODELS.build(dict(type='mmpretrain.ClsDataPreprocessor'))
-    expected = np.concatenate([written['train'][0], written['unlabeled'][0]])
-    # Positions 39 and 40 are on either side of the border of the files.
-    loader = DataLoader(dataset, batch_size=25, num_workers=2, collate_fn=list)
-    for start, items in zip((0, 25), loader):
-        samples = [item['data_samples'] for item in items]
-        images = torch.stack([item['inputs'] for item in items])
-        batch = preprocess(dict(inputs=images, data_samples=samples), training=True)
-        assert [s.sample_idx for s in batch['data_samples']] == [*range(start, start + 25)]
-        found = batch['inputs'].numpy().transpose(0, 2, 3, 1)
-        assert (found == expected[start : start + 25]).all()

@@ -6,11 +6,8 @@ from pathlib import Path
 import pytest
 from torchvision.datasets import ImageFolder
 
-from crd_plugin.datasets import SampleIndexDataset, TinyImageNet200
-from crd_plugin.registry import DATASETS
+from crd_plugin.datasets import TinyImageNet200
 from tests import fake_data
-
-PIPELINE = [dict(type='LoadImageFromFile'), dict(type='PackInputs')]
 
 
 @pytest.fixture
@@ -46,19 +43,6 @@ def test_classes_are_the_words_in_order_of_the_labels(whole):
     letters = tuple('abcdefghij')
     own = TinyImageNet200(str(whole), metainfo=dict(classes=letters))
     assert own.metainfo['classes'] == letters
-
-
-def test_wrapped_and_grey_images(whole):
-    cfg = dict(type='crd_plugin.TinyImageNet200', data_root=str(whole), pipeline=PIPELINE)
-    wrapped = SampleIndexDataset(cfg)
-    assert wrapped.get_gt_labels().tolist() == [i // 4 for i in range(40)]
-    item = wrapped[17]
-    assert tuple(item['inputs'].shape) == (3, 64, 64)
-    assert item['data_samples'].sample_idx == 17 and item['data_samples'].gt_label.item() == 4
-    val = DATASETS.build(dict(cfg, split='val'))
-    grey = val[1]['inputs']
-    assert (grey[0] == grey[1]).all() and (grey[0] == grey[2]).all()
-    assert (val[0]['inputs'][0] != val[0]['inputs'][2]).any()
 
 
 def test_subset_lazy_and_below_the_home_directory(whole, monkeypatch):

@@ -1,6 +1,6 @@
 """CoCoRD in two processes, on CPU."""
 
-import os
+import copy
 from pathlib import Path
 from unittest import mock
 
@@ -33,11 +33,6 @@ def fresh_queue() -> KeyQueue:
     return KeyQueue(embed_dim=3, size=QUEUE_SIZE)
 
 
-def state_of(queue: KeyQueue) -> dict[str, Tensor]:
-    """Return a copy of a queue's state."""
-    return {key: value.clone() for key, value in queue.state_dict().items()}
-
-
 def take_steps(rank: int, batch_size: int | None, own_loop: bool = False) -> list[dict]:
     """Gather and commit as the hook does, or as a loop of one's own."""
     queue, seen = fresh_queue(), []
@@ -48,7 +43,7 @@ def take_steps(rank: int, batch_size: int | None, own_loop: bool = False) -> lis
                 queue.commit()
             else:
                 queue.commit(*gather_keys(step[rank], batch_size))
-        seen.append(dict(state_of(queue), collectives=gather.call_count))
+        seen.append(dict(copy.deepcopy(queue.state_dict()), collectives=gather.call_count))
     return seen
 
 
@@ -59,7 +54,7 @@ class Spy(Hook):
 
     def before_train(self, runner) -> None:
         """Record the fresh queue."""
-        self.start, self.keys = state_of(runner.model.module.cocord_loss.queue), []
+        self.start, self.keys = copy.deepcopy(runner.model.module.cocord_loss.queue), []
 
     def after_train_iter(self, runner, *args, **kwargs) -> None:
         """Record the staged keys."""
@@ -69,11 +64,10 @@ class Spy(Hook):
 def train_wrapped(folder: Path, rank: int) -> dict:
     """Train for real: 21 samples on two ranks, which start from different weights."""
     spy = Spy()
-    runner = small_runs.build(
+    runner = small_runs.train(
         folder / 'runner',
         spy,
         **run_changes(),
-        **small_runs.without_validation(),
         launcher='pytorch',
         randomness=dict(seed=0, diff_rank_seed=True),
         default_hooks__checkpoint=None,
@@ -81,13 +75,12 @@ def train_wrapped(folder: Path, rank: int) -> dict:
         train_dataloader__dataset__dataset__indices=21,
         train_cfg__max_epochs=2,
     )
-    runner.train()
     model = runner.model.module
     queue = model.cocord_loss.queue
     result = dict(
-        start=spy.start,
+        start=spy.start.keys,
         keys=spy.keys,
-        queue=state_of(queue),
+        queue=copy.deepcopy(queue.state_dict()),
         averages={
             name: p.detach().clone() for name, p in model.named_parameters() if not p.requires_grad
         },
@@ -109,17 +102,11 @@ def train_wrapped(folder: Path, rank: int) -> dict:
 
 def work(rank: int, folder: str) -> None:
     """Run everything in one process and save what it saw."""
-    torch.set_num_threads(1)
-    os.environ['LOCAL_RANK'] = str(rank)
-    dist.init_process_group('gloo', init_method=f'file://{folder}/init', rank=rank, world_size=2)
-    result = dict(
-        known=take_steps(rank, BATCH_SIZE),
-        unknown=take_steps(rank, None),
-        own_loop=take_steps(rank, None, own_loop=True),
-        wrapped=train_wrapped(Path(folder), rank),
-    )
-    torch.save(result, Path(folder) / f'rank_{rank}.pth')
-    dist.destroy_process_group()
+    with small_runs.process_group(rank, folder) as result:
+        result['known'] = take_steps(rank, BATCH_SIZE)
+        result['unknown'] = take_steps(rank, None)
+        result['own_loop'] = take_steps(rank, None, own_loop=True)
+        result['wrapped'] = train_wrapped(Path(folder), rank)
 
 
 @pytest.fixture(scope='module')
@@ -149,10 +136,10 @@ def test_one_collective_per_step(ranks):
 
 def test_wrapped_model_keeps_equal_queues_and_averages(ranks):
     first, second = (rank['wrapped'] for rank in ranks)
-    assert torch.equal(first['start']['keys'], second['start']['keys'])
+    assert torch.equal(first['start'], second['start'])
     # 11 samples per rank (one is read twice) in batches of 6 and 5.
     assert [len(keys) for keys in first['keys']] == [6, 5, 6, 5]
-    rows, pointer = first['start']['keys'], 0
+    rows, pointer = first['start'], 0
     for keys in zip(first['keys'], second['keys']):
         assert not torch.equal(*keys)
         rows, pointer = one_by_one(rows, pointer, torch.cat(keys))

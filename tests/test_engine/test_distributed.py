@@ -1,14 +1,12 @@
 """Banks in several processes, on CPU."""
 
-import re
-import socket
-
 import pytest
 import torch
 
 from crd_plugin.models import MemoryBank
 from crd_plugin.models.memory_bank import PendingUpdate, gather_updates
 from tests import dist_worker, small_runs
+from tests.contrast_worker import join
 from tests.dist_worker import WIDTHS
 
 WORLDS = (2, 4)
@@ -29,7 +27,7 @@ def single():
     """The same embeddings in one process, by number of ranks they are of."""
     seen = {}
     for world in WORLDS:
-        batches = [dist_worker.concatenate(step) for step in dist_worker.make_steps(world)]
+        batches = [join(step) for step in dist_worker.make_steps(world)]
         trainer = dist_worker.make_trainer(batch_size=999)
         seen[world] = dist_worker.take_steps(trainer, batches)
     return seen
@@ -148,44 +146,9 @@ def test_online_kd_trains_equal_weights(results):
         assert not torch.equal(value, first['start'][name]), name
 
 
-def test_tools_train_and_test_in_two_processes(tmp_path):
-    config = small_runs.write_config(tmp_path / 'config.py', tmp_path, train_cfg__max_epochs=2)
-    log = tmp_path / 'train.txt'
-    process = small_runs.start('dist_train.sh', config, 2, log=log, env=dict(PORT=_free_port()))
-    output = small_runs.finish(process, log)
-    # Two ranks of 10 samples: batches of 6 and 4, each told once.
-    assert len(re.findall(r'Epoch\(train\) \[2\]\[2/2\]', output)) == 1
-    assert 'Saving checkpoint at 2 epochs' in output
-    saved = small_runs.load(tmp_path / 'epoch_2.pth')['state_dict']
-    prefix = 'distiller.distill_losses.loss_crd.bank.'
-    assert saved[prefix + 'student'].shape == (20, 8)
-    norms = saved[prefix + 'teacher'].norm(dim=1)
-    torch.testing.assert_close(norms, torch.ones(20))  # all were written
-    assert saved[prefix + 'log_z_student'].isfinite()
-    trained = _accuracy(output)
-
-    log = tmp_path / 'test.txt'
-    process = small_runs.start(
-        'dist_test.sh', config, tmp_path / 'epoch_2.pth', 2, log=log, env=dict(PORT=_free_port())
-    )
-    tested = _accuracy(small_runs.finish(process, log))
-    assert tested == trained
-
-
-def _accuracy(output: str) -> list:
-    """The last top-1 and top-5 that a log tells."""
-    return re.findall(r'accuracy/top1: ([\d.]+)\s+accuracy/top5: ([\d.]+)', output)[-1]
-
-
 def _same_bits(first: torch.Tensor, second: torch.Tensor) -> bool:
     return (
         first.dtype == second.dtype
         and first.shape == second.shape
         and first.numpy().tobytes() == second.numpy().tobytes()
     )
-
-
-def _free_port() -> str:
-    with socket.socket() as server:
-        server.bind(('127.0.0.1', 0))
-        return str(server.getsockname()[1])

@@ -15,7 +15,7 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmpretrain.registry import MODELS
 
-from crd_plugin.engine.hooks import StrictLoadingHook
+from crd_plugin.engine import StrictLoadingHook
 from tests import small_runs
 
 FORMER = Path(__file__).parents[1] / 'data' / 'former'

@@ -3,15 +3,13 @@
 import hashlib
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from mmengine.hooks import Hook
-from mmengine.logging import HistoryBuffer
+from torch.utils._pytree import tree_flatten_with_path
 
 from tests import small_runs
 
@@ -32,15 +30,10 @@ DRAWN = dict(randomness=dict(seed=None))
 FILES = dict(epochs=('epoch_4.pth', 'epoch_2.pth'), iterations=('iter_16.pth', 'iter_8.pth'))
 
 
-class KillHook(Hook):
-    """Ends the process without warning."""
-
-    priority = 'LOWEST'
-
-    def after_train_iter(self, runner, *args, **kwargs) -> None:
-        """Send SIGKILL, which nothing can catch."""
-        if runner.iter + 1 == KILLED:
-            os.kill(os.getpid(), signal.SIGKILL)
+def _kill(runner: Any, *args: Any, **kwargs: Any) -> None:
+    """Send SIGKILL, which nothing can catch."""
+    if runner.iter + 1 == KILLED:
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _resume_here(tmp_path: Path, work_dir: Path, changes: dict) -> None:
@@ -68,7 +61,7 @@ def _resume_with_the_tool(tmp_path: Path, work_dir: Path, changes: dict) -> None
 def test_killed_and_resumed_run(tmp_path, kind, changes, resume):
     last, saved = FILES[kind]
     work_dir, whole = tmp_path / 'killed', tmp_path / 'whole'
-    runner = small_runs.build(work_dir, KillHook(), **changes)
+    runner = small_runs.build(work_dir, small_runs.Watch('after_train_iter', _kill), **changes)
     child = os.fork()
     if not child:
         runner.train()
@@ -122,31 +115,23 @@ def _state(path: Path) -> dict[str, Any]:
 
 def _assert_same(first: Any, second: Any) -> None:
     """Both are equal in structure, type and every bit."""
-    pairs = list(_leaves(first)), list(_leaves(second))
+    pairs = _leaves(first), _leaves(second)
     assert [key for key, _ in pairs[0]] == [key for key, _ in pairs[1]]
     assert len(pairs[0]) > 40
     for (key, one), (_, other) in zip(*pairs):
         assert type(one) is type(other), key
-        if isinstance(one, torch.Tensor):
-            one, other = one.numpy(), other.numpy()
-        if isinstance(one, np.ndarray):
+        if isinstance(one, (torch.Tensor, np.ndarray)):
+            one, other = np.asarray(one), np.asarray(other)
             assert one.dtype == other.dtype and one.shape == other.shape, key
             assert one.tobytes() == other.tobytes(), key
         else:
             assert one == other, key
 
 
-def _leaves(value: Any, place: str = '') -> Iterator[tuple[str, Any]]:
+def _leaves(value: Any) -> list[tuple[Any, Any]]:
     """Values of a nested structure and where they are."""
-    if isinstance(value, HistoryBuffer):
-        value = value.data
-    if isinstance(value, (list, tuple)):
-        value = dict(enumerate(value))
-    if not isinstance(value, dict):
-        yield place, value
-        return
-    for key, item in value.items():
-        yield from _leaves(item, f'{place}.{key}')
+    value['history'] = {key: each.data for key, each in value['history'].items()}
+    return tree_flatten_with_path(value)[0]
 
 
 def _hashes(work_dir: Path) -> dict[str, str]:

@@ -109,9 +109,7 @@ def test_sum_of_the_losses_alone(methods):
     [
         ('fitnet crd', {'stages', 'feat', 'ids', 'labels'}),
         ('sp crd kd', {'stages', 'feat', 'logits', 'ids', 'labels'}),
-        ('rkd crd kd', {'feat', 'logits', 'ids', 'labels'}),
         ('at kd', {'stages', 'logits'}),
-        ('crd dkd', {'feat', 'logits', 'ids', 'labels'}),
     ],
 )
 def test_recorders_are_shared(methods, recorders):

@@ -10,12 +10,10 @@ Not seen here: what a collective does inside; ``torch.compile``.
 """
 
 import copy
-import functools
 import sys
 
 import pytest
 import torch
-from mmengine.config import Config
 from mmengine.hooks import RuntimeInfoHook
 from mmengine.registry import RUNNERS, DefaultScope
 from mmengine.runner import Runner
@@ -24,7 +22,7 @@ from crd_plugin.cli.arguments import without_files
 from crd_plugin.models.key_queue import KeyQueue
 from crd_plugin.models.memory_bank import MemoryBank
 from crd_plugin.registry import MODELS
-from tests.config_files import APART, CONFIGS
+from tests.config_files import APART, CONFIGS, parsed
 from tests.meta_device import Wait, Watch, empty, replace_autocast
 
 WIDTH, BATCH, STEPS = 8, 12, (1, 2)
@@ -156,15 +154,9 @@ def test_objective_without_a_bank(objective, exclude):
         assert step(loss, batch) == set()
 
 
-@functools.cache
-def parsed(path):
-    """A config as it stands in the file; nothing may change it."""
-    return Config.fromfile(path)
-
-
 def config(method, tmp_path, **options):
     """Read a leaf, with small networks and the digits."""
-    cfg, digits = (copy.deepcopy(parsed(LEAVES[name])) for name in (method, 'kd'))
+    cfg, digits = (parsed(LEAVES[name]) for name in (method, 'kd'))
     if 'cocord' not in method:
         for key in ('train_dataloader', 'data_preprocessor'):
             cfg[key] = digits[key]

@@ -3,7 +3,7 @@
 import json
 import re
 import sys
-from types import ModuleType
+from unittest import mock
 
 import cv2
 import matplotlib
@@ -112,19 +112,12 @@ def test_features(run, config, checkpoint, tmp_path):
 
 def test_where_the_student_looks(run, config, checkpoint, tmp_path, monkeypatch):
     """With the interface of grad-cam 1.5.7, which is not among the requirements."""
-    seen = {}
-
-    class ActivationsAndGradients:
-        def __init__(self, model, layers, transform):
-            seen.update(layers=layers)
-
-        def release(self):
-            seen.update(released=True)
+    seen, hooks = {}, mock.MagicMock()
 
     class BaseCAM:
         def __init__(self, model, target_layers, reshape_transform=None):
             self.model, self.target_layers = model, target_layers
-            self.activations_and_grads = ActivationsAndGradients(model, target_layers, None)
+            self.activations_and_grads = hooks
 
         def __call__(self, inputs, targets, eigen_smooth, aug_smooth):
             seen.update(scores=self.model(inputs), targets=targets)
@@ -133,19 +126,11 @@ def test_where_the_student_looks(run, config, checkpoint, tmp_path, monkeypatch)
     class GradCAM(BaseCAM):
         pass
 
-    def module(name, **content):
-        made = ModuleType(f'pytorch_grad_cam{name}')
-        vars(made).update(content)
-        monkeypatch.setitem(sys.modules, made.__name__, made)
-        return made
-
-    base = module('.base_cam', BaseCAM=BaseCAM)
-    module('', GradCAM=GradCAM, GradCAMPlusPlus=GradCAM, base_cam=base)
-    module('.activations_and_gradients', ActivationsAndGradients=ActivationsAndGradients)
-    module('.utils')
-    show = lambda image, cam, use_rgb: np.uint8(255 * image)  # noqa: E731
-    module('.utils.image', show_cam_on_image=show)
-    module('.utils.model_targets', ClassifierOutputTarget=int)
+    package = mock.MagicMock(ClassifierOutputTarget=int, **{'base_cam.BaseCAM': BaseCAM})
+    package.show_cam_on_image = lambda image, cam, use_rgb: np.uint8(255 * image)
+    parts = ('', '.activations_and_gradients', '.utils', '.utils.image', '.utils.model_targets')
+    for name in parts:
+        monkeypatch.setitem(sys.modules, f'pytorch_grad_cam{name}', package)
     monkeypatch.setattr('importlib.metadata.version', lambda name: '1.5.7')
 
     cv2.imwrite('three.png', np.full((8, 8, 3), 90, np.uint8))
@@ -155,7 +140,8 @@ def test_where_the_student_looks(run, config, checkpoint, tmp_path, monkeypatch)
     (tmp_path / 'cam.py').write_text(leaf)
     words = '--target-category 3 --save-path cam.png'.split()
     run('vis_cam', 'three.png', 'cam.py', checkpoint, *words)
-    assert seen['scores'].shape == (1, 10) and seen['targets'] == [3] and seen['released']
+    assert seen['scores'].shape == (1, 10) and seen['targets'] == [3]
+    hooks.release.assert_called_once_with()
     assert cv2.imread('cam.png').shape == (16, 16, 3)
 
 

@@ -2,17 +2,12 @@
 
 import hashlib
 import json
-import os
-import re
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
-from mmengine.config import Config
-from mmpretrain.registry import MODELS
 
 from crd_plugin.cli import arguments as cli
 from crd_plugin.cli import launch
@@ -29,26 +24,6 @@ def tool():
 
 # --- real runs ------------------------------------------------------------- #
 
-PAUSE = '''
-import time
-from pathlib import Path
-
-from mmengine.hooks import Hook
-from mmengine.registry import HOOKS
-
-
-@HOOKS.register_module()
-class PauseOnce(Hook):
-    """Wait in the second epoch to be killed, but not when resumed."""
-
-    def __init__(self, marker):
-        self.marker = Path(marker)
-
-    def before_train_iter(self, runner, *args, **kwargs):
-        if runner.epoch == 1 and not self.marker.exists():
-            self.marker.touch()
-            time.sleep(600)
-'''
 # Two epochs of five steps, 100 digits to validate on.
 LEAF = """
 _base_ = '{}'
@@ -61,25 +36,20 @@ default_hooks = dict(logger=dict(interval=1))
 @pytest.fixture
 def configs(tmp_path):
     """A student alone, and CRD that pauses in its second epoch, with a random teacher."""
-    model = Config.fromfile(tables.CONFIGS / 'vanilla' / f'vanilla_{tables.TEACHER}.py').model
-    torch.save(dict(state_dict=MODELS.build(model).state_dict()), tmp_path / 'teacher.pth')
-    (tmp_path / 'pausing.py').write_text(PAUSE)
+    teacher = tables.save_networks(tmp_path, dict(teacher='teacher'))['teacher']
     crd, student = tmp_path / 'crd.py', tmp_path / 'student.py'
     student.write_text(LEAF.format(tables.STUDENT))
     crd.write_text(
-        LEAF.format(tables.CRD) + f"model = dict(teacher_ckpt='{tmp_path / 'teacher.pth'}')\n"
-        "custom_imports = dict(imports=['crd_plugin', 'pausing'])\n"
+        LEAF.format(tables.CRD) + f"model = dict(teacher_ckpt='{teacher}')\n"
+        "custom_imports = dict(imports=['crd_plugin', 'tests.tables'])\n"
         f"default_hooks.update(pause=dict(type='PauseOnce', marker='{tmp_path / 'paused'}'))\n"
     )
     return crd, student
 
 
 @pytest.fixture
-def call(tool, tmp_path, monkeypatch, capsys):
+def call(tool, monkeypatch, capsys):
     """Call a tool in this process and check its exit status; returns stdout and stderr."""
-    monkeypatch.syspath_prepend(tmp_path)
-    path = [str(tmp_path), str(tables.REPO), os.environ.get('PYTHONPATH', '')]
-    monkeypatch.setenv('PYTHONPATH', os.pathsep.join(filter(None, path)))
     monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '')
     monkeypatch.setenv('OMP_NUM_THREADS', '1')
 
@@ -103,19 +73,16 @@ def _states(call, *args):
 @pytest.mark.slow
 def test_probes_of_checkpoints(call, tmp_path):
     """A student alone is probed, then the same command only prints the table."""
-    model = Config.fromfile(tables.STUDENT).model
-    checkpoint = tmp_path / 'own' / 'seed_3' / 'epoch_9.pth'
-    checkpoint.parent.mkdir(parents=True)
-    torch.save(dict(state_dict=MODELS.build(model).state_dict()), checkpoint)
+    (checkpoint,) = tables.save_networks(tmp_path, {'own/seed_3': 'student'}).values()
     leaf = tables.CONFIGS / 'transfer' / 'probe_resnet8w4_b20-100e_digits-5-9.py'
     options = ['--cfg-options', 'train_cfg.max_epochs=2', 'val_dataloader.dataset.indices=100']
     args = [leaf, '--probe', checkpoint, '--work-dir', tmp_path / 'probes', '--jobs', 1, *options]
     first, second = call(*args)[0], call(*args)[0]
     assert first.startswith('1 runs: 1 new') and second.startswith('1 runs: 1 done')
     assert _is_done(tmp_path / 'probes' / leaf.stem / 'own' / 'seed_3')
-    (row,) = (line for line in second.splitlines() if line.startswith('| own '))
+    (row,) = (line for line in second.splitlines() if line.startswith(f'| {leaf.stem} of own '))
     assert row in first
-    assert f'- own: trained with {" ".join(options[1:])}' in second
+    assert f'- {leaf.stem} of own: trained with {" ".join(options[1:])}' in second
 
 
 def _is_done(run_dir):
@@ -137,11 +104,7 @@ def test_interrupted_and_resumed_runs(call, configs, tmp_path):
         text=True,
     )
     try:
-        end = time.monotonic() + 120
-        while not ((tmp_path / 'paused').exists() and _is_done(student)):
-            assert process.poll() is None, process.communicate()
-            assert time.monotonic() < end, 'waited in vain'
-            time.sleep(0.05)
+        tables.wait_for(lambda: (tmp_path / 'paused').exists() and _is_done(student), process)
         states = _states(call, *args)
         assert states == {'crd, seed 0': 'in use', 'student, seed 0': 'done'}
         # A second start neither waits for it nor disturbs it.
@@ -154,7 +117,7 @@ def test_interrupted_and_resumed_runs(call, configs, tmp_path):
     assert error.rstrip().endswith('interrupted; the same command goes on.')
     assert 'failed: ' not in error
     assert f'1/2 (cpu): crd, seed 0: new -> {crd / launch.LOG}' in out
-    assert '2/2 done: student, seed 0, top-1 ' in out
+    assert '2/2 done: student, seed 0\n' in out
     assert '[student, seed 0, 0:' in out and 'accuracy/top1' in out
 
     assert _states(call, *args, '--seeds', 0, 1) == {
@@ -181,46 +144,12 @@ def test_interrupted_and_resumed_runs(call, configs, tmp_path):
     # The numbers of the table are those that MMEngine wrote.
     make_table = tables.load_tool('analysis_tools/make_table.py').main
     row, _ = json.loads(call(work, '--format', 'json', main=make_table)[0])
-    entries = [
-        json.loads(line)
-        for log in sorted(crd.glob('*/vis_data/scalars.json'))
-        for line in log.read_text().splitlines()
-    ]
-    top1 = [entry['accuracy/top1'] for entry in entries if 'accuracy/top1' in entry]
+    top1 = [entry['accuracy/top1'] for entry in tables.read_logs(crd)]
     assert len(top1) == 2 and row['config'] == 'crd'
     assert row['last'] == dict(mean=top1[-1], std=None)
     assert row['best']['mean'] == max(top1)
-    digest = hashlib.sha256((tmp_path / 'teacher.pth').read_bytes()).hexdigest()
+    digest = hashlib.sha256((tmp_path / 'teacher' / 'epoch_2.pth').read_bytes()).hexdigest()
     assert record['teacher'] == digest and row['teacher'] == digest[:8]
-
-
-def test_sweep(call, configs, tmp_path, monkeypatch):
-    """Every value is trained, recorded, kept by the same command, and a row of the table."""
-    monkeypatch.chdir(tmp_path)
-    # Not a whole training: what is recorded and read counts here.
-    monkeypatch.setattr(
-        launch.Trainings, 'watch', lambda self, command, *args: commands.append(command)
-    )
-    commands = []
-    key = 'train_dataloader.batch_size'
-    args = [configs[1], '--sweep', f'{key}=10,20', 'optim_wrapper.optimizer.lr=0.1', '--jobs', 1]
-    names = [f'student,batch_size={value},lr=0.1' for value in (10, 20)]
-    assert _states(call, *args) == {f'{name}, seed 0': 'new' for name in names}
-    call(*args)
-    for name, command, value in zip(names, commands, (10, 20), strict=True):
-        assert f'{key}={value}' in command and 'optim_wrapper.optimizer.lr=0.1' in command
-        record = json.loads((tmp_path / 'work_dirs' / name / 'seed_0' / RECORD).read_text())
-        assert record['sweep'] == {key: str(value), 'optim_wrapper.optimizer.lr': '0.1'}
-        log = tmp_path / 'work_dirs' / name / 'seed_0' / 'x' / 'vis_data' / 'scalars.json'
-        log.parent.mkdir(parents=True)
-        log.write_text(json.dumps({'accuracy/top1': 2.0 * value, 'accuracy/top5': 99, 'step': 2}))
-    assert _states(call, *args) == {f'{name}, seed 0': 'done' for name in names}
-
-    make_table = tables.load_tool('analysis_tools/make_table.py').main
-    table, _ = call('work_dirs', '--plot', 'plots/lr.png', main=make_table)
-    for name, top1 in zip(names, ('20.00', '40.00')):
-        assert re.search(rf'\| {re.escape(name)} .* {top1} ', table)
-    assert (tmp_path / 'plots' / 'lr.png').read_bytes()[:4] == b'\x89PNG'
 
 
 # --- places to train at ---------------------------------------------------- #
@@ -232,29 +161,27 @@ def test_places_to_train_at(tool, monkeypatch):
 
     def places(*args, gpus=4):
         monkeypatch.setattr(torch.cuda, 'device_count', lambda: gpus)
-        return tool.find_devices(*args)
+        return [name.removeprefix('gpu ') for name, _ in tool.find_devices(*args)]
 
-    gpu = [(f'gpu {number}', dict(CUDA_VISIBLE_DEVICES=f'{number}')) for number in range(4)]
-    assert places(['0,2'], None) == [gpu[0], gpu[2]]
-    assert places(['1', '3'], None) == [gpu[1], gpu[3]]
-    assert places(None, None) == gpu
-    cpu = ('cpu', dict(CUDA_VISIBLE_DEVICES=''))
-    assert places(None, 2) == [cpu, cpu]
-    assert places(None, None, gpus=0) == [cpu]
+    assert places(['0,2'], None) == ['0', '2'] and places(['1', '3'], None) == ['1', '3']
+    assert places(None, None) == ['0', '1', '2', '3']
+    assert places(None, 2) == ['cpu', 'cpu'] and places(None, None, gpus=0) == ['cpu']
     for words, gpus, message in (
-        (['4'], 4, '--gpus 4: this machine has 4 GPU'),
-        (['1', '1'], 4, 'names a GPU twice'),
-        (['0'], 0, 'has 0 GPU.* --jobs 1'),
+        (['4'], 4, '--gpus 4: the GPUs here are 0,1,2,3'),
+        (['1', '1'], 4, '--gpus 1,1: .* at most once'),
+        (['0'], 0, 'are none; .* --jobs 1'),
     ):
         with pytest.raises(cli.UsageError, match=message):
             places(words, None, gpus=gpus)
     monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '2,3')
-    assert places(None, None) == gpu[2:]
-    assert tool.os.environ['CUDA_VISIBLE_DEVICES'] == '2,3'
+    assert places(None, None, gpus=2) == ['2', '3'] and places(['3'], None, gpus=2) == ['3']
+    assert tool.find_devices(['3'], None)[0][1] == dict(CUDA_VISIBLE_DEVICES='3')
     # The cores are shared rather than used by each run.
     monkeypatch.delenv('OMP_NUM_THREADS')
-    monkeypatch.setattr(tool.os, 'cpu_count', lambda: 8)
-    assert places(None, 4)[0][1]['OMP_NUM_THREADS'] == '2'
+    monkeypatch.setattr('os.cpu_count', lambda: 8)
+    shared = dict(CUDA_VISIBLE_DEVICES='', OMP_NUM_THREADS='2')
+    assert tool.find_devices(None, 4) == [('cpu', shared)] * 4
+    assert tool.find_devices(None, 1) == [('cpu', dict(CUDA_VISIBLE_DEVICES=''))]
 
 
 # --- the command line ------------------------------------------------------ #
@@ -275,24 +202,24 @@ def test_configs_are_files_folders_and_globs(tool, tmp_path, monkeypatch):
     assert found('configs/*.py') == every[:2]
     assert found('configs/**/*') == every
     assert found('configs/b.py', 'configs', './configs/a.py') == [every[1], every[0], every[2]]
-    for word in ('configs/z*.py', 'configs/_base_'):
-        with pytest.raises(cli.UsageError, match='names no config'):
-            found(word)
+    with pytest.raises(cli.UsageError, match='names no config'):
+        found('configs/_base_')
     (tmp_path / 'a.py').touch()
     with pytest.raises(cli.UsageError, match='a.py have one name'):
         found('configs', 'a.py')
 
 
-def test_seeds_come_one_after_the_other(tool, tmp_path):
+def test_all_configs_and_values_come_before_the_next_seed(tool, tmp_path):
     configs = str(tables.CONFIGS / 'vanilla' / '*digits.py')
-    words = [configs, *'--seeds 4 2 4 --work-dir'.split(), str(tmp_path)]
-    runs = tool.plan(tool.parse_args(words))
-    names = ['resnet14', 'resnet8w4']
-    assert [(run.name.split('_')[1], run.seed) for run in runs] == [
-        (name, seed) for seed in (4, 2) for name in names
+    words = [configs, *'--seeds 4 2 4 --sweep train_dataloader.batch_size=10,20'.split()]
+    runs = tool.plan(tool.parse_args([*words, '--work-dir', str(tmp_path)]))
+    assert [str(run.run_dir.relative_to(tmp_path)) for run in runs] == [
+        f'vanilla_{net}_b20-100e_digits,batch_size={value}/seed_{seed}'
+        for seed in (4, 2)
+        for net in ('resnet14', 'resnet8w4')
+        for value in (10, 20)
     ]
-    assert runs[0].run_dir == tmp_path / 'vanilla_resnet14_b20-100e_digits' / 'seed_4'
-    assert runs[0].options == ['randomness.seed=4']
+    assert runs[1].settings.config.train_dataloader.batch_size == 20
 
 
 @pytest.mark.parametrize(
@@ -300,10 +227,10 @@ def test_seeds_come_one_after_the_other(tool, tmp_path):
     [
         (['--seeds', '-1'], 'a seed is at least 0'),
         (['--jobs', '0'], 'at least 1 training'),
-        (['--jobs', '1', '--gpus', '0'], 'not allowed with'),
         (['--cfg-options', 'a.b'], 'expected KEY=VALUE'),
         (['--cfg-options', 'randomness.seed=1'], 'give --seeds instead'),
-        (['--sweep', 'a'], '--sweep a: expected KEY=V1'),
+        (['--sweep', 'a'], 'error: --sweep a: expected KEY=V1'),
+        (['--sweep', 'a=1', '--probe', 'x.pth'], 'not of a probe; leave one out'),
         (['--probe', 'x.pth', '--seeds', '1'], 'leave it out with --probe'),
         (['endles.py'], 'error: config endles.py does not exist; the nearest are endless.py'),
         (['endless.py'], 'error: endless.py has no train_cfg.max_epochs'),
@@ -312,9 +239,9 @@ def test_seeds_come_one_after_the_other(tool, tmp_path):
 def test_wrong_arguments_are_told(call, tmp_path, monkeypatch, words, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / 'endless.py').write_text('model = dict()\n')
+    words = [tables.STUDENT, *words] if words[0].startswith('--') else words
     # The command line is judged by argparse, which ends with 2, the rest by the tool.
-    by_parser = words[0].startswith('--')
-    words = [tables.STUDENT, *words] if by_parser else words
+    by_parser = not message.startswith('error: ')
     error = call(*words, status=2 if by_parser else 1)[1]
     assert message in error and (by_parser or error.count('\n') == 1)
 
@@ -326,8 +253,7 @@ def test_configs_of_many_gpus_are_warned_of(tool, tmp_path, capsys):
     argv = [str(tmp_path / '?.py'), '--dry-run', '--work-dir', str(tmp_path)]
     tool.main(argv)
     error = capsys.readouterr().err
-    assert error.count('\n') == 1 and 'a.py and 1 more' in error
-    assert 'for batches of 20, one GPU has 5' in error
+    assert error.count('\n') == 1 and 'for batches of 20, one GPU has 5' in error
     for option in ('train_dataloader.batch_size=20', 'auto_scale_lr.enable=True'):
         assert option in error
         tool.main([*argv, '--cfg-options', option])

@@ -61,29 +61,17 @@ def render(rows: Sequence[dict[str, Any]]) -> str:
 
     from crd_plugin.cli import results
 
-    frame = pd.DataFrame([{key: row[key] for key in ('name', 'seed', *MEASURES)} for row in rows])
-    cells = [['network', 'seeds', *MEASURES.values()]]
-    for name, group in frame.groupby('name', sort=False):
-        values = [
-            results.format_mean(
-                results.mean_and_std(group[key].tolist()),
-                digits=3 if key == 'correlation_difference' else 2,
-            )
-            for key in MEASURES
-        ]
-        cells.append([str(name), str(len(group)), *values])
-    text = results.render_cells(cells)
+    frame = pd.DataFrame(rows)
+    text = results.render_summary(results.summarise(frame, MEASURES), MEASURES)
     students = frame[1:]
     names = list(dict.fromkeys(students['name']))
     if 1 < len(names) < len(students):
         columns = {
-            f'{title} - {names[0]}': results.paired_differences(
-                students.assign(last=[dict(top1=value) for value in students[key]]), names[0]
-            )
+            f'{title} - {names[0]}': results.paired_differences(students, names[0], key)
             for key, title in MEASURES.items()
             if key != 'correlation_difference'
         }
-        text += f'\n\n{results.render_differences(names, columns)}\n\n{results.LEGEND}'
+        text += f'\n\n{results.render_differences(names, columns)}'
     return text
 
 

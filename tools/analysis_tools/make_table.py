@@ -1,4 +1,8 @@
-"""Set runs beside the published figures: ``make_table.py WORK_DIR...``."""
+"""Print the runs of tools/run_table.py beside the published figures: ``make_table.py WORK_DIR...``.
+
+Top-1 of the last and the best epoch, mean and standard deviation over seeds, difference, seeds,
+hash of the teacher. Cells that were not trained are marked.
+"""
 
 import argparse
 import json
@@ -12,11 +16,7 @@ from crd_plugin.cli import launch
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(
-        description='Print the table of the runs of tools/run_table.py beside the published '
-        'figures: top-1 of the last and the best epoch, mean and standard deviation over seeds, '
-        'difference, seeds, hash of the teacher. Cells that were not trained are marked.'
-    )
+    parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
     what = '--work-dir of run_table.py, or the folder of one config or run'
     add('work_dirs', nargs='+', metavar='WORK_DIR', help=what)
@@ -29,45 +29,34 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     what = 'the published figures; default: configs/published.csv'
     add('--published', type=Path, metavar='CSV', help=what)
     what = (
-        'also draw top-1 into this image: against the values of run_table.py --sweep, as bars of '
-        'run_table.py --probe, or the error, 100 minus top-1, against the number of teachers'
+        'also draw top-1 into this image, with deviations, against the values of --sweep or the '
+        'networks of --probe, or the error, 100 minus top-1, against the number of teachers'
     )
     add('--plot', type=Path, metavar='FILE', help=what)
-    args = parser.parse_args(argv)
-    for path in args.work_dirs:
-        if not Path(path).is_dir():
-            raise cli.UsageError(
-                f'WORK_DIR {path} is not a folder; give the --work-dir of tools/run_table.py.'
-            )
-    if args.published and not args.published.is_file():
-        raise cli.UsageError(f'--published {args.published} does not exist; give a CSV file.')
-    return args
+    return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Make the table; a UsageError says that there are no runs, or that a file is damaged."""
+    """Make the table."""
     args = parse_args(argv)
-    page = args.format == 'html'
-    plots = ['matplotlib'] if args.plot or page else []
-    launch.require('pandas', *plots, *(['sklearn', 'markdown_it'] if page else []))
-    from crd_plugin.cli import comparison, probing, sweeps
+    launch.require('pandas')
+    if args.plot or args.format == 'html':
+        launch.require('matplotlib', 'sklearn', 'markdown_it')
+    from crd_plugin.cli import comparison
+    from crd_plugin.cli.sweeps import plot_rows
 
-    try:
-        runs = comparison.read_table_runs(args.work_dirs)
-        rows = comparison.compare(runs, comparison.read_published(args.published))
-        if args.plot:
-            args.plot.parent.mkdir(parents=True, exist_ok=True)
-            probes = any(comparison.OF in row['config'] for row in rows)
-            (probing.plot_probes if probes else sweeps.plot_sweep)(rows, args.plot)
-    except ValueError as error:
-        raise cli.UsageError(str(error)) from error
+    runs = comparison.read_table_runs(args.work_dirs)
+    rows = comparison.compare(runs, comparison.read_published(args.published))
+    if args.plot:
+        args.plot.parent.mkdir(parents=True, exist_ok=True)
+        plot_rows(rows, args.plot)
     if args.format == 'json':
         text = json.dumps(rows, indent=1, ensure_ascii=False) + '\n'
     elif args.format == 'csv':
         text = comparison.render_csv(rows)
     else:
         text = comparison.render_markdown(rows)
-    if page:
+    if args.format == 'html':
         from crd_plugin.cli import report
 
         text = report.report_table(f'Runs in {", ".join(args.work_dirs)}', runs, text)

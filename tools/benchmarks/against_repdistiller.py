@@ -2,24 +2,34 @@
 
 All candidates start from the same weights and rows and get the same images; the sampler of the
 original draws the ids for both. `drawn here` is our objective as configs use it, with negatives of
-its own. Seconds are of whole steps (student, objective, optimizer) and of the objective alone:
-connectors, loss, their backward pass, the update of the rows and the draw of the ids.
+its own. Seconds are those of the processor, for whole steps (student, objective, optimizer) and for
+the objective alone: connectors, loss, their backward pass, the update of the rows and the draw of
+the ids.
 """
 
 import argparse
 import copy
 import sys
-import time
 from pathlib import Path
+from time import process_time
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
+import crd_plugin.models  # isort: skip  # noqa: F401  first: it makes MMRazor importable
 import timing
 import torch
 import torch.nn.functional as F
 from crd_loss import mmrazor_samples
+from mmengine.config import Config
+from mmengine.logging import MMLogger
+from mmengine.registry import DefaultScope
+from mmengine.runner import Runner, set_random_seed
+from mmpretrain.registry import MODELS
+from mmrazor.models import losses as mmrazor
 from torch import Tensor, nn
+
+from crd_plugin.models import CRDLoss, EmbeddingConnector
+from crd_plugin.models.algorithms.checkpoints import load_pretrained
 
 CONFIG = 'configs/crd/crd_resnet20_resnet8_b64-40e_fashion-mnist.py'
 ORIGINAL, SAME_IDS, DRAWN = 'original', 'ours, same ids', 'ours, drawn here'
@@ -31,18 +41,17 @@ def parse_args() -> argparse.Namespace:
     add = parser.add_argument
     what = 'checkout of HobbitLong/RepDistiller, or the word mmrazor for the copy in MMRazor'
     add('original', nargs='?', help=what)
-    add('--epochs', type=int, default=3, help='default: 3')
-    add('--per-class', type=int, default=500, help='training images per class; default: 500')
-    add('--batch-size', type=int, default=64, help='default: 64')
-    add('--negatives', type=int, help='K; default: the published share of the training set')
+    at_least = timing.at_least
+    add('--epochs', type=at_least(1), default=3, help='default: 3')
+    what = 'training images per class; default: 500'
+    add('--per-class', type=at_least(1), default=500, help=what)
+    add('--batch-size', type=at_least(2), default=64, help='default: 64')
     add('--teacher-ckpt', help='weights of the teacher; default: random ones')
-    add('--every', type=int, default=20, help='show every N-th step after the tenth; default: 20')
-    add('--seed', type=int, default=0, help='default: 0')
-    add('--threads', type=int, help='CPU threads; default: torch')
-    add('--json', help='write losses and seconds to this file')
-    parser.set_defaults(device='cpu')
+    add('--threads', type=at_least(1), help='CPU threads; default: torch')
+    add('--json', type=timing.new_file, help='write losses and seconds to this file')
     args = parser.parse_args()
-    timing.prepare(args, 'json', epochs=1, per_class=1, batch_size=2, every=1, negatives=1)
+    if args.threads:
+        torch.set_num_threads(args.threads)
     return args
 
 
@@ -57,31 +66,25 @@ class Candidate:
         trained = [*self.student.parameters(), *objective.parameters()]
         self.optimizer = torch.optim.SGD(trained, **optimizer)
         self.losses: list[float] = []
-        # Seconds of the wall clock and of the processor.
-        self.whole, self.alone = np.zeros(2), np.zeros(2)
+        self.whole = self.alone = 0.0  # seconds
 
     def step(self, images: Tensor, labels: Tensor, *inputs: Tensor | None) -> None:
         """Train one step."""
-        start = clocks()
+        start = process_time()
         feat = self.student.extract_feat(images)[-1]
         entropy = F.cross_entropy(self.student.head((feat,)), labels)
         leaf = feat.detach().requires_grad_()
-        begin = clocks()
+        begin = process_time()
         loss = self.objective(leaf, *inputs).squeeze()
         self.optimizer.zero_grad()
         (0.8 * loss).backward()
         if isinstance(self.objective, OurCRD):
             self.objective.loss.bank.commit()
-        self.alone += clocks() - begin
+        self.alone += process_time() - begin
         torch.autograd.backward([entropy, feat], [None, leaf.grad])
         self.optimizer.step()
-        self.whole += clocks() - start
+        self.whole += process_time() - start
         self.losses.append(float(loss.detach()))
-
-
-def clocks() -> np.ndarray:
-    """Seconds of the wall clock and of the processor, now."""
-    return np.array([time.perf_counter(), time.process_time()])
 
 
 class OurCRD(nn.Module):
@@ -89,8 +92,6 @@ class OurCRD(nn.Module):
 
     def __init__(self, original: Any, opt: Any, labels: Tensor) -> None:
         super().__init__()
-        from crd_plugin.models import CRDLoss, EmbeddingConnector
-
         self.loss = CRDLoss(opt.feat_dim, opt.nce_k, opt.nce_t, opt.nce_m)
         self.loss.bank.resize(opt.n_data, labels)
         self.loss.bank.student.copy_(original.contrast.memory_v1)
@@ -103,28 +104,18 @@ class OurCRD(nn.Module):
 
     def forward(self, s_feat: Tensor, t_feat: Tensor, ids: Tensor, drawn: Tensor | None) -> Tensor:
         """Return the objective."""
-        embeddings = self.embed_s(s_feat), self.embed_t(t_feat)
-        return self.loss(*embeddings, ids, contrast_idx=drawn)
+        return self.loss(self.embed_s(s_feat), self.embed_t(t_feat), ids, contrast_idx=drawn)
 
 
 class MMRazorCRD(nn.Module):
-    """MMRazor's copy of the objective, with the connectors and arguments of the original."""
+    """MMRazor's copy of the objective, with the connectors of the original."""
 
     def __init__(self, opt: Any) -> None:
         super().__init__()
-        from mmrazor.models.losses import CRDLoss
-
-        from crd_plugin.models import EmbeddingConnector
-
         self.embed_s = EmbeddingConnector(opt.s_dim, opt.feat_dim)
         self.embed_t = EmbeddingConnector(opt.t_dim, opt.feat_dim)
-        self.loss = CRDLoss(
-            neg_num=opt.nce_k,
-            sample_n=opt.n_data,
-            dim_out=opt.feat_dim,
-            temperature=opt.nce_t,
-            momentum=opt.nce_m,
-        )
+        # Its defaults are those of `opt`.
+        self.loss = mmrazor.CRDLoss(neg_num=opt.nce_k, sample_n=opt.n_data)
         self.contrast = self.loss.contrast
 
     def forward(self, s_feat: Tensor, t_feat: Tensor, ids: Tensor, drawn: Tensor) -> Tensor:
@@ -137,31 +128,22 @@ def make_original(where: str, opt: Any) -> nn.Module:
     if where == 'mmrazor':
         return MMRazorCRD(opt)
     # It moves the tables of its sampler to a GPU whatever the device.
-    torch.Tensor.cuda = lambda self, *args, **kwargs: self  # type: ignore[method-assign]
+    torch.Tensor.cuda = lambda self, *args, **kwargs: self
     sys.path.insert(0, str(Path(where).absolute()))
-    from crd.criterion import CRDLoss  # type: ignore[import-not-found]
+    from crd import criterion
 
-    return CRDLoss(opt)
+    return criterion.CRDLoss(opt)
 
 
 def train(args: argparse.Namespace) -> dict[str, Candidate]:
     """Train all candidates in turn, batch by batch."""
-    from mmengine.config import Config
-    from mmengine.logging import MMLogger
-    from mmengine.registry import DefaultScope
-    from mmengine.runner import Runner, set_random_seed
-    from mmpretrain.registry import MODELS
-
-    import crd_plugin.models  # noqa: F401  (makes MMRazor importable)
-    from crd_plugin.models.algorithms.checkpoints import load_pretrained
-
     cfg = Config.fromfile(Path(__file__).parents[2] / CONFIG)
     cfg.train_dataloader.batch_size = args.batch_size
     cfg.train_dataloader.dataset.dataset.num_train_per_class = args.per_class
     MMLogger.get_instance('mmengine').setLevel('WARNING')
-    set_random_seed(args.seed)
+    set_random_seed(0)
     with DefaultScope.overwrite_default_scope('mmpretrain'):
-        loader = Runner.build_dataloader(cfg.train_dataloader, seed=args.seed)
+        loader = Runner.build_dataloader(cfg.train_dataloader, seed=0)
         preprocess = MODELS.build(cfg.data_preprocessor)
         teacher, student = (MODELS.build(cfg.pair[role]) for role in ('teacher', 'architecture'))
     for network in (teacher, student):
@@ -175,7 +157,7 @@ def train(args: argparse.Namespace) -> dict[str, Candidate]:
         t_dim=teacher.head.in_channels,
         feat_dim=128,
         n_data=len(labels),
-        nce_k=args.negatives or max(1, len(labels) * 16384 // 50000),
+        nce_k=max(1, len(labels) * 16384 // 50000),  # the published share of the training set
         nce_t=0.07,
         nce_m=0.5,
     )
@@ -195,11 +177,11 @@ def train(args: argparse.Namespace) -> dict[str, Candidate]:
             classes = torch.cat([sample.gt_label for sample in samples])
             with torch.no_grad():
                 t_feat = teacher.extract_feat(images)[-1]
-            start = clocks()
+            start = process_time()
             drawn = original.contrast.multinomial.draw(len(ids) * (1 + opt.nce_k))
             drawn = drawn.view(len(ids), -1)
             drawn[:, 0] = ids
-            seconds = clocks() - start
+            seconds = process_time() - start
             candidates[ORIGINAL].alone += seconds
             candidates[ORIGINAL].whole += seconds
             for name, candidate in candidates.items():
@@ -211,24 +193,23 @@ def report(args: argparse.Namespace, candidates: dict[str, Candidate]) -> None:
     """Print losses by step and seconds per step; write them to the JSON."""
     losses = [candidate.losses for candidate in candidates.values()]
     steps = len(losses[0])
-    teacher = args.teacher_ckpt or 'random weights'
     out = [
         f'{args.epochs} epochs of {args.per_class} images per class in batches of '
-        f'{args.batch_size}; teacher: {teacher}; {timing.machine("cpu")}',
+        f'{args.batch_size}; teacher: {args.teacher_ckpt or "random weights"}; '
+        f'{timing.machine("cpu")}',
         'step  ' + '  '.join(f'{name:>16}' for name in candidates) + '  same ids: difference',
     ]
     for step, (first, same, drawn) in enumerate(zip(*losses, strict=True), 1):
-        if step <= 10 or step % args.every == 0 or step == steps:
-            values = '  '.join(f'{loss:16.5f}' for loss in (first, same, drawn))
+        if step <= 10 or step % 20 == 0 or step == steps:
+            values = f'{first:16.5f}  {same:16.5f}  {drawn:16.5f}'
             out.append(f'{step:>4}  {values}  {(same - first) / first:20.1e}')
-    names = ('step_wall', 'step_processor', 'objective_wall', 'objective_processor')
-    cases = []
-    for name, candidate in candidates.items():
-        seconds = [*(candidate.whole / steps).tolist(), *(candidate.alone / steps).tolist()]
-        cases.append(dict(zip(names, seconds), name=name, losses=candidate.losses))
     sys.stdout.write('\n'.join(out) + '\n')
-    columns = {name.replace('_', ' '): f'{{{name}_ms:.2f}}' for name in names}
-    timing.write_table('Milliseconds per step', cases, columns)
+    cases = [
+        dict(name=name, step=one.whole / steps, objective=one.alone / steps, losses=one.losses)
+        for name, one in candidates.items()
+    ]
+    columns = {'whole step': '{step_ms:.2f}', 'objective alone': '{objective_ms:.2f}'}
+    timing.write_table('Milliseconds of the processor per step', cases, columns)
     timing.write_json(args.json, cases)
 
 

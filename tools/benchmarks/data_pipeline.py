@@ -8,13 +8,12 @@ The row ``contrast_idx`` also draws the ids of each sample's negatives, as publi
 import argparse
 import itertools
 import statistics
-import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from operator import truediv
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import timing
 
@@ -22,31 +21,22 @@ DATA = ('cifar10', 'cifar100', 'digits', 'stl10', 'tiny-imagenet')
 BASES = Path(__file__).parents[2] / 'configs' / '_base_' / 'datasets'
 
 
-class Source(NamedTuple):
-    """Sizes of the ready batches of a data loader, and how many its workers hold ready."""
-
-    batches: Iterator[int]
-    ahead: int
-
-
 def parse_args() -> argparse.Namespace:
     """Parse and check the command line."""
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     add = parser.add_argument
     add('--data', choices=DATA, default='cifar100', help='default: cifar100')
-    add('--batch-size', type=int, default=64, help='default: 64')
+    at_least = timing.at_least
+    add('--batch-size', type=at_least(1), default=64, help='default: 64')
     what = 'workers of the plain loader, a row each; default: 0 1 2'
-    add('--workers', type=int, nargs='*', default=[0, 1, 2], help=what)
-    what = 'ids per sample in the row contrast_idx; 0 leaves it out; default: 16384'
-    add('--negatives', type=int, default=16384, help=what)
-    add('--batches', type=int, default=50, help='batches per turn; default: 50')
-    args = timing.parse(parser, 'out', rounds=5, batch_size=1, batches=1, negatives=0)
-    if any(number < 0 for number in args.workers):
-        sys.exit(f'--workers is {args.workers}, expected at least 0 each.')
-    return args
+    add('--workers', type=at_least(0), nargs='+', default=[0, 1, 2], help=what)
+    what = 'ids per sample in the row contrast_idx; default: 16384'
+    add('--negatives', type=at_least(1), default=16384, help=what)
+    add('--batches', type=at_least(1), default=50, help='batches per turn; default: 50')
+    return timing.parse(parser, rounds=5)
 
 
-def batches(cfg: Any, fields: Sequence[str], device: str) -> Iterator[int]:
+def ready_batches(cfg: Any, fields: Sequence[str], device: str) -> Iterator[int]:
     """Yield the images of each batch, fewer at an epoch's end, when a step could take it."""
     import torch
     from mmengine.registry import MODELS
@@ -65,8 +55,8 @@ def batches(cfg: Any, fields: Sequence[str], device: str) -> Iterator[int]:
             yield len(batch['inputs'])
 
 
-def make_sources(args: argparse.Namespace, folder: Path) -> dict[str, Source]:
-    """Make the loaders by name, the plain ones first."""
+def make_turns(args: argparse.Namespace, folder: str) -> dict[str, Callable[[], float]]:
+    """Make the loaders, the plain ones first; return a turn of each by name."""
     import crd_plugin  # isort: skip  # noqa: F401  makes the imports below work
     from mmengine.config import Config
     from stand_in import replace_dataset
@@ -75,7 +65,7 @@ def make_sources(args: argparse.Namespace, folder: Path) -> dict[str, Source]:
 
     path = BASES / f'{args.data.replace("-", "_")}.py'
 
-    def make(workers: int, negatives: int = 0, resident: bool = False) -> Source:
+    def make(workers: int, negatives: int = 0, resident: bool = False) -> Callable[[], float]:
         cfg = Config.fromfile(path)
         loader = cfg.train_dataloader
         loader.update(
@@ -93,26 +83,26 @@ def make_sources(args: argparse.Namespace, folder: Path) -> dict[str, Source]:
             fields.append('contrast_idx')
         if resident:
             keep_on_device(cfg)
+        batches = ready_batches(cfg, fields, args.device)
+        next(batches)  # starts workers, reads what is read once
+        # Workers hold so many batches ready, which are not counted.
         ahead = workers * loader.get('prefetch_factor', 2)
-        return Source(batches(cfg, fields, args.device), ahead)
+        return partial(turn, batches, ahead, args.batches)
 
-    sources = {
-        f'plain, {workers} worker{"s" * (workers != 1)}': make(workers) for workers in args.workers
-    }
-    if args.negatives:
-        sources['contrast_idx'] = make(0, negatives=args.negatives)
-    sources['resident'] = make(0, resident=True)
-    return sources
+    turns = {f'plain, {count} worker{"s" * (count != 1)}': make(count) for count in args.workers}
+    turns['contrast_idx'] = make(0, negatives=args.negatives)
+    turns['resident'] = make(0, resident=True)
+    return turns
 
 
-def turn(source: Source, batches: int) -> float:
+def turn(batches: Iterator[int], ahead: int, number: int) -> float:
     """Seconds per image of some batches, after those that the workers hold ready."""
     from torch.utils.benchmark import timer
 
-    for _ in range(source.ahead + 1):
-        next(source.batches)
+    for _ in range(ahead + 1):
+        next(batches)
     start = timer()
-    images = sum(itertools.islice(source.batches, batches))
+    images = sum(itertools.islice(batches, number))
     return (timer() - start) / images
 
 
@@ -126,11 +116,7 @@ def main() -> None:
     # Building a data set says something; the table is all that is wanted.
     MMLogger.get_instance('data-pipeline', log_level='ERROR')
     with tempfile.TemporaryDirectory() as folder:
-        sources = make_sources(args, Path(folder))
-        for source in sources.values():
-            next(source.batches)  # starts workers, reads what is read once
-        turns = {name: partial(turn, source, args.batches) for name, source in sources.items()}
-        seconds = timing.take_turns(turns, args.rounds)
+        seconds = timing.take_turns(make_turns(args, folder), args.rounds)
     first = next(iter(seconds.values()))
     cases = [
         # Ratios are of one round each, which saw the same machine.
@@ -145,15 +131,9 @@ def main() -> None:
         f'{args.data}, batch {args.batch_size}, {args.device}; median of {args.rounds} turns of '
         f'{args.batches} batches\n{machine}'
     )
-    columns = {
-        'images/s': '{images_per_second:,.0f}',
-        'ms per batch': '{seconds_ms:.3f}',
-        'fastest': '{fastest_ms:.3f}',
-        'slowest': '{slowest_ms:.3f}',
-        'ratio': '{ratio:.2f}x',
-    }
+    columns = timing.columns('batch', ratio='{ratio:.2f}x')
     timing.write_table(head, cases, columns)
-    timing.write_json(args.out, dict(args=vars(args), machine=machine, cases=cases))
+    timing.write_json(args.json, dict(args=vars(args), machine=machine, cases=cases))
 
 
 if __name__ == '__main__':

@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import timing
 
@@ -24,18 +24,51 @@ sys.path.insert(0, str(REPO))  # the package may not be installed
 from crd_plugin.cli import launch  # noqa: E402
 
 PAIR, SMALL_PAIR = 'resnet32x4_resnet8x4_b64-240e_cifar100', 'resnet14_resnet8w4_b20-100e_digits'
-# Options of train_step.py and of crd_loss.py.
+# Options of train_step.py.
 FAST = 'model.channels_last=True optim_wrapper.type=AmpOptimWrapper optim_wrapper.dtype=bfloat16'
 LOSS = 'model.distiller.distill_losses.loss_crd'
 IN_ONE_LAUNCH = f'{FAST} {LOSS}.cuda_graph=True {LOSS}.kernel=triton'
 COMPILED = f'{FAST} model.compile=True'
 GRAPH = f'{FAST} model.compile.mode=reduce-overhead'
+# Options of crd_loss.py.
 KERNELS = (
     '--modes sampled --vary cuda_graph=True --vary kernel=triton '
     '--vary cuda_graph=True kernel=triton'
 )
-# Seconds under which no step is begun.
-LEAST = 5
+# Name, time limit in seconds, options; what matters most comes first. A step may leave a result in
+# NAME.json or NAME/**/scalars.json.
+STEPS = (
+    ('tests', 90, '-m pytest -m cuda -q -p no:cacheprovider'),
+    ('crd_loss-cifar', 60, ''),
+    ('train_step-kd-bf16', 60, FAST),
+    ('train_step-crd-bf16', 60, FAST),
+    ('crd_loss-cifar-fast', 60, KERNELS),
+    ('train_step-crd-fast', 75, IN_ONE_LAUNCH),
+    ('epoch-kd', 75, ''),
+    ('epoch-crd', 75, ''),
+    ('crd_loss-imagenet', 75, ''),
+    ('data_pipeline', 75, ''),
+    ('crd_loss-imagenet-fast', 75, KERNELS),
+    ('train_step-crd-compile', 120, COMPILED),
+    ('train_step-crd-graph', 120, GRAPH),
+    ('train_step-kd-compile', 120, COMPILED),
+    ('train_step-kd-graph', 120, GRAPH),
+)
+# A CPU has neither graph nor kernel, and compiles longer than all the rest takes.
+GPU_ALONE = ('-fast', '-compile', '-graph')
+WHOLE = dict(
+    crd_loss='--size {case} --rounds 21',
+    train_step='{case}.py --iters 30 --rounds 5 --check-sync --vary',
+    data_pipeline='--data cifar100 --workers 0 2 8',
+)
+SMALL = dict(
+    crd_loss='--size smoke --rounds 1',
+    train_step='{case}.py --iters 1 --rounds 1 --vary',
+    data_pipeline='--data digits --batches 2 --rounds 1 --negatives 8 --workers 0',
+)
+# Seconds under which no step is begun, and lines of the end of its output in the report.
+LEAST, LINES = 5, 30
+Step = tuple[str, float, list[str]]  # name, time limit in seconds, command
 
 CONFIG = """\
 _base_ = {base!r}
@@ -57,16 +90,6 @@ _base_.val_dataloader.dataset.indices = _base_.test_dataloader.dataset.indices =
 """
 
 
-class Step(NamedTuple):
-    """One measurement: a command, its time limit, and where it leaves its result."""
-
-    name: str
-    limit: float  # seconds
-    command: list[str]
-    output: str = ''  # pattern of its JSON file in the folder of the run
-    lines: int = 40  # of the end of its output that the report shows
-
-
 def parse_args() -> argparse.Namespace:
     """Parse and check the command line."""
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
@@ -76,81 +99,49 @@ def parse_args() -> argparse.Namespace:
     what = 'cpu: a trial of the report itself, at small sizes; default: cuda'
     add('--device', choices=['cuda', 'cpu'], default='cuda', help=what)
     args = parser.parse_args()
-    if not 0 < args.minutes < float('inf'):
-        sys.exit(f'--minutes is {args.minutes:g}, expected a number above 0.')
     import torch
 
     if args.device == 'cuda' and not torch.cuda.is_available():
-        sys.exit('no GPU is available; --device cpu tries the report itself at small sizes.')
+        parser.error('no GPU is available; --device cpu tries the report itself at small sizes')
     try:
         Path(args.out).mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        sys.exit(f'--out is {args.out}, a file or in one; name a folder.')
+    except OSError as error:
+        parser.error(f'--out is {args.out}, expected a folder ({error})')
     return args
 
 
 def make_steps(device: str, folder: Path) -> list[Step]:
-    """Write the configs and return the steps, which run in the folder, what matters most first."""
+    """Write the configs and return the steps, which run in the folder."""
     small = device == 'cpu'
     for method in ('kd', 'crd'):
         base = REPO / 'configs' / method / f'{method}_{SMALL_PAIR if small else PAIR}.py'
         text = CONFIG.format(base=str(base), stand_in='' if small else STAND_IN)
         (folder / f'{method}.py').write_text(text, encoding='utf-8')
-
-    def benchmark(name: str, limit: float, words: str) -> Step:
-        script = name.partition('-')[0]
-        output = ['--json' if script == 'crd_loss' else '--out', f'{name}.json']
-        command = [sys.executable, str(HERE / f'{script}.py'), *words.split(), '--device', device]
-        return Step(name, limit, [*command, *output], f'{name}.json')
-
-    def objective(size: str, limit: float, name: str = '', options: str = '') -> Step:
-        words = '--size smoke --rounds 1' if small else f'--size {size} --rounds 21 {options}'
-        return benchmark(f'crd_loss-{size}{name}', limit, words)
-
-    def training(method: str, name: str, limit: float, options: str) -> Step:
-        turns = '--iters 1 --rounds 1' if small else '--iters 30 --rounds 5 --check-sync'
-        words = f'{method}.py {turns} --vary {options}'
-        return benchmark(f'train_step-{method}-{name}', limit, words)
-
-    def epoch(method: str) -> Step:
-        command = [sys.executable, str(REPO / 'tools' / 'train.py'), f'{method}.py']
-        command += ['--work-dir', f'epoch-{method}']
-        return Step(f'epoch-{method}', 75, command, f'epoch-{method}/**/scalars.json', lines=4)
-
-    tests = [sys.executable, '-m', 'pytest', '-m', 'cuda', '-q', '-p', 'no:cacheprovider']
-    # Importing the whole suite would take longer than these tests.
-    files = sorted((REPO / 'tests').rglob('test_*.py'))
-    tests += [str(file) for file in files if 'pytest.mark.cuda' in file.read_text('utf-8')]
-    sizes = '--data digits --batches 2 --rounds 1 --negatives 8 --workers 0'
-    data = sizes if small else '--data cifar100 --workers 0 2 8'
-    steps = [
-        Step('tests', 90, tests, lines=20),
-        objective('cifar', 60),
-        training('kd', 'bf16', 60, FAST),
-        training('crd', 'bf16', 60, FAST),
-        epoch('kd'),
-        epoch('crd'),
-        objective('imagenet', 75),
-        benchmark('data_pipeline', 75, data),
+    return [
+        (name, limit, [sys.executable, *make_command(name, options, device)])
+        for name, limit, options in STEPS
+        if not (small and name.endswith(GPU_ALONE))
     ]
-    if not small:  # a CPU has neither graph nor kernel, and compiles longer than all the rest takes
-        steps[4:4] = [
-            objective('cifar', 60, '-fast', KERNELS),
-            training('crd', 'fast', 75, IN_ONE_LAUNCH),
-        ]
-        steps += [
-            objective('imagenet', 75, '-fast', KERNELS),
-            training('crd', 'compile', 120, COMPILED),
-            training('crd', 'graph', 120, GRAPH),
-            training('kd', 'compile', 120, COMPILED),
-            training('kd', 'graph', 120, GRAPH),
-        ]
-    return steps
 
 
-def run_step(step: Step, limit: float, folder: Path) -> dict[str, Any]:
+def make_command(name: str, options: str, device: str) -> list[str]:
+    """Return the arguments of Python for a step."""
+    kind, case = f'{name}-'.split('-')[:2]
+    if kind == 'tests':
+        # Importing the whole suite would take longer than the tests that are marked.
+        files = sorted((REPO / 'tests').rglob('test_*.py'))
+        marked = [str(file) for file in files if 'pytest.mark.cuda' in file.read_text('utf-8')]
+        return [*options.split(), *marked]
+    if kind == 'epoch':
+        return [str(REPO / 'tools' / 'train.py'), f'{case}.py', '--work-dir', name]
+    words = (SMALL if device == 'cpu' else WHOLE)[kind].format(case=case)
+    output = f'--device {device} --json {name}.json'
+    return [str(HERE / f'{kind}.py'), *f'{words} {options} {output}'.split()]
+
+
+def run_step(name: str, limit: float, command: list[str], folder: Path) -> dict[str, Any]:
     """Run one step for at most ``limit`` seconds; return what the report says about it."""
-    log = folder / f'{step.name}.log'
+    log = folder / f'{name}.log'
     # Absolute, for the step runs in another folder.
     given = filter(None, os.environ.get('PYTHONPATH', '').split(os.pathsep))
     paths = [str(REPO), str(HERE), *map(os.path.abspath, given)]
@@ -159,7 +150,7 @@ def run_step(step: Step, limit: float, folder: Path) -> dict[str, Any]:
     with log.open('wb') as stream:
         # Its own session: stopping it stops its data workers and compilers too.
         process = subprocess.Popen(
-            step.command,
+            command,
             cwd=folder,
             env=env,
             stdout=stream,
@@ -175,55 +166,49 @@ def run_step(step: Step, limit: float, folder: Path) -> dict[str, Any]:
             launch.stop(process, grace=0)
     text = log.read_text(encoding='utf-8', errors='replace').rstrip().splitlines()
     return dict(
-        name=step.name,
         status=status,
         seconds=round(time.monotonic() - start, 1),
         last_line=text[-1] if text else '',
-        command=step.command,
-        output=text[-step.lines :],
-        result=read_result(step, folder),
+        output=text[-LINES:],
+        result=read_result(name, folder),
     )
 
 
-def read_result(step: Step, folder: Path) -> Any:
+def read_result(name: str, folder: Path) -> Any:
     """Read what a step wrote: JSON, or one JSON object per line; None if there is nothing."""
-    for path in folder.glob(step.output) if step.output else ():
-        text = path.read_text(encoding='utf-8')
-        # A step that was stopped may have been writing.
-        with contextlib.suppress(ValueError):
-            if path.name == 'scalars.json':
-                return [json.loads(line) for line in text.splitlines()]
-            return json.loads(text)
+    # A step that was stopped may have been writing.
+    with contextlib.suppress(ValueError):
+        for path in folder.glob(f'{name}.json'):
+            return json.loads(path.read_text('utf-8'))
+        for path in folder.glob(f'{name}/**/scalars.json'):
+            return [json.loads(line) for line in path.read_text('utf-8').splitlines()]
     return None
 
 
-def markdown(report: dict[str, Any]) -> str:
+def markdown(machine: str, rows: list[dict[str, Any]]) -> str:
     """Render the report: one table of all steps, then the end of what each wrote."""
-    lines = ['# GPU report', '', report['machine'], '', '| step | status | seconds | last line |']
+    lines = ['# GPU report', '', machine, '', '| step | status | seconds | last line |']
     lines.append('|---|---|---|---|')
-    for step in report['steps']:
-        last = step['last_line'].replace('|', r'\|')
-        lines.append(f'| {step["name"]} | {step["status"]} | {step["seconds"]} | `{last}` |')
-    for step in report['steps']:
-        lines += ['', f'## {step["name"]}', '', '```', *step['output'], '```']
+    for row in rows:
+        last = row['last_line'].replace('|', r'\|')
+        lines.append(f'| {row["name"]} | {row["status"]} | {row["seconds"]} | `{last}` |')
+    for row in rows:
+        lines += ['', f'## {row["name"]}', '', '```', *row['output'], '```']
     return '\n'.join(lines) + '\n'
 
 
 def run_all(steps: list[Step], seconds: float, machine: str, scratch: Path, out: Path) -> None:
     """Run the steps within ``seconds``; write the report after each."""
     deadline = time.monotonic() + seconds
-    report: dict[str, Any] = dict(machine=machine, steps=[])
-    for step in steps:
+    empty = dict(status='not run', seconds=0, last_line='', output=[], result=None)
+    rows = [dict(empty, name=name, command=command) for name, _, command in steps]
+    for (name, limit, command), row in zip(steps, rows, strict=True):
         left = deadline - time.monotonic()
-        if left < LEAST:
-            row = dict(name=step.name, status='no time left', seconds=0, last_line='')
-            row.update(command=step.command, output=[], result=None)
-        else:
-            row = run_step(step, min(step.limit, left), scratch)
-        report['steps'].append(row)
-        timing.write_json(str(out / 'report.json'), report)
-        (out / 'report.md').write_text(markdown(report), encoding='utf-8')
-        sys.stdout.write(f'{step.name}: {row["status"]}, {row["seconds"]} s; {row["last_line"]}\n')
+        if left >= LEAST:
+            row.update(run_step(name, min(limit, left), command, scratch))
+        timing.write_json(str(out / 'report.json'), dict(machine=machine, steps=rows))
+        (out / 'report.md').write_text(markdown(machine, rows), encoding='utf-8')
+        sys.stdout.write(f'{name}: {row["status"]}, {row["seconds"]} s; {row["last_line"]}\n')
         sys.stdout.flush()
 
 

@@ -1,7 +1,6 @@
-"""Shared by the benchmarks: arguments, rounds of turns, memory and tables."""
+"""Shared by the benchmarks: arguments, turns, memory and tables."""
 
 import argparse
-import functools
 import json
 import os
 import statistics
@@ -18,45 +17,39 @@ os.environ.setdefault('KINETO_LOG_LEVEL', '99')
 os.environ.setdefault('TORCH_CPP_LOG_LEVEL', 'ERROR')
 
 
+def at_least(bound: int) -> Callable[[str], int]:
+    """Return the type of an argument that is an integer of at least ``bound``."""
+
+    def integer(text: str) -> int:
+        if int(text) < bound:
+            raise argparse.ArgumentTypeError(f'is {text}, expected at least {bound}')
+        return int(text)
+
+    return integer
+
+
+def new_file(text: str) -> str:
+    """Return the argument if it is a file in a folder that exists."""
+    if os.path.isdir(text) or not Path(text).absolute().parent.is_dir():
+        raise argparse.ArgumentTypeError(f'is {text}, expected a file in a folder that exists')
+    return text
+
+
 def parse(
     parser: argparse.ArgumentParser,
-    output: str,
     rounds: int,
     device: str | None = None,
     threads: int | None = None,
-    clock: bool = False,
-    **least: int,
 ) -> argparse.Namespace:
-    """Add what every benchmark takes, parse, and prepare; the defaults and ``output`` differ."""
+    """Add what every benchmark takes, with these defaults; parse; set device and threads."""
     add = parser.add_argument
-    if clock:
-        what = (
-            'cpu: seconds that the processor works for this process, all its threads together and '
-            'data workers not counted; for --device cpu on a busy machine. Default: wall'
-        )
-        add('--clock', choices=['wall', 'cpu'], default='wall', help=what)
-    add('--rounds', type=int, default=rounds, help=f'turns of each; default: {rounds}')
+    add('--rounds', type=at_least(1), default=rounds, help=f'turns of each; default: {rounds}')
     what = f'default: {device or "cuda if there is a GPU"}'
     add('--device', choices=['cpu', 'cuda'], default=device, help=what)
-    add('--threads', type=int, default=threads, help=f'CPU threads; default: {threads or "torch"}')
-    add(f'--{output}', help='write the result to this JSON file')
+    what = f'CPU threads; default: {threads or "torch"}'
+    add('--threads', type=at_least(1), default=threads, help=what)
+    add('--json', '--out', type=new_file, metavar='FILE', help='write the result to this JSON file')
     args = parser.parse_args()
-    prepare(args, output, rounds=1, **least)
-    return args
-
-
-def prepare(args: argparse.Namespace, output: str, **least: int) -> None:
-    """Set threads and device; refuse numbers below ``least`` and an output that is not a file."""
-    for name, bound in dict(least, threads=1).items():
-        number = getattr(args, name)
-        if number is not None and number < bound:
-            sys.exit(f'--{name.replace("_", "-")} is {number}, expected at least {bound}.')
-    path = getattr(args, output)
-    if path is not None and (os.path.isdir(path) or not Path(path).absolute().parent.is_dir()):
-        sys.exit(
-            f'--{output} is {path}, expected a file in a folder that exists; make the folder '
-            'first, or name another.'
-        )
     if args.device == 'cpu':
         # Before torch looks; MMEngine takes whatever GPU it can see.
         os.environ['CUDA_VISIBLE_DEVICES'] = ''
@@ -64,11 +57,11 @@ def prepare(args: argparse.Namespace, output: str, **least: int) -> None:
 
     if args.threads:
         torch.set_num_threads(args.threads)
-    args.device = args.device or ('cuda' if torch.cuda.is_available() else 'cpu')
-    if args.device == 'cuda' and not torch.cuda.is_available():
-        sys.exit('--device cuda: no GPU is available; use --device cpu.')
-    if getattr(args, 'clock', 'wall') == 'cpu' and args.device != 'cpu':
-        sys.exit('--clock cpu does not see what a GPU does; add --device cpu.')
+    has_gpu = torch.cuda.is_available()
+    args.device = args.device or ('cuda' if has_gpu else 'cpu')
+    if args.device == 'cuda' and not has_gpu:
+        parser.error('--device cuda: no GPU is available; use --device cpu')
+    return args
 
 
 def take_turns(turns: Mapping[Key, Callable[[], Result]], rounds: int) -> dict[Key, list[Result]]:
@@ -82,31 +75,13 @@ def take_turns(turns: Mapping[Key, Callable[[], Result]], rounds: int) -> dict[K
     return results
 
 
-def seconds_of(step: Step, clock: Callable[[], float] | None = None) -> float:
-    """Seconds of one call, by a clock that waits for the GPU unless another is given."""
+def seconds_of(step: Step) -> float:
+    """Seconds of one call, by a clock that waits for the GPU."""
     from torch.utils.benchmark import timer
 
-    now = clock or timer
-    start = now()
+    start = timer()
     step()
-    return now() - start
-
-
-def measure(
-    steps: dict[str, Step], args: argparse.Namespace, clock: Callable[[], float] | None = None
-) -> list[dict[str, Any]]:
-    """Let steps take turns; return name, median seconds and peak memory of each."""
-    for step in steps.values():
-        step()  # allocates
-    turns = {name: functools.partial(seconds_of, step, clock) for name, step in steps.items()}
-    return [
-        dict(
-            name=name,
-            seconds=statistics.median(seconds),
-            peak_mib=peak_mib(steps[name], args.device),
-        )
-        for name, seconds in take_turns(turns, args.rounds).items()
-    ]
+    return timer() - start
 
 
 def peak_mib(step: Step, device: str) -> float:
@@ -139,6 +114,17 @@ def summarise(name: str, batch_size: int, times: Sequence[float]) -> dict[str, A
         fastest=batch_size * min(times),
         slowest=batch_size * max(times),
     )
+
+
+def columns(what: str, ratio: str) -> dict[str, str]:
+    """Return the columns of what ``summarise`` returns, and of a ratio."""
+    return {
+        'images/s': '{images_per_second:,.1f}',
+        f'ms per {what}': '{seconds_ms:.3f}',
+        'fastest': '{fastest_ms:.3f}',
+        'slowest': '{slowest_ms:.3f}',
+        'ratio': ratio,
+    }
 
 
 def machine(device: str) -> str:

@@ -8,13 +8,12 @@ the host. Peak memory is that of one step beyond what is held between steps.
 import argparse
 import functools
 import itertools
-import os
 import statistics
 import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from operator import truediv
 from pathlib import Path
 from typing import Any
@@ -39,7 +38,7 @@ def parse_args() -> argparse.Namespace:
         description=__doc__.split('\n')[0],
         epilog='Parts of a step: ' + '; '.join(f'{part}: {text}' for part, text in PARTS.items()),
     )
-    add = parser.add_argument
+    add, at_least = parser.add_argument, timing.at_least
     add('configs', nargs='+', metavar='CONFIG', help='config files')
     what = 'measure the first config once more with these options; may be given several times'
     add('--vary', nargs='+', action='append', default=[], metavar='KEY=VALUE', help=what)
@@ -47,17 +46,22 @@ def parse_args() -> argparse.Namespace:
     add('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help=what)
     what = 'random images of the number and size of the real training set'
     add('--synthetic', action='store_true', help=what)
-    add('--batch-size', type=int, help='default: that of the config')
-    add('--num-workers', type=int, help='default: that of the config')
-    add('--iters', type=int, default=20, help='steps per turn; default 20')
+    add('--num-workers', type=at_least(0), help='default: that of the config')
+    add('--iters', type=at_least(1), default=20, help='steps per turn; default 20')
     what = 'steps of a turn that are not counted; default: what the loader holds ready, at least 2'
-    add('--warmup', type=int, help=what)
+    add('--warmup', type=at_least(0), help=what)
+    what = (
+        'cpu: seconds that the processor works for this process, all its threads together and '
+        'data workers not counted; for --device cpu on a busy machine. Default: wall'
+    )
+    add('--clock', choices=['wall', 'cpu'], default='wall', help=what)
     what = 'run one step that must not wait for the GPU; exit status 1 if one does'
     add('--check-sync', action='store_true', help=what)
-    least = dict(iters=1, warmup=0, batch_size=1, num_workers=0)
-    args = timing.parse(parser, 'out', rounds=5, clock=True, **least)
+    args = timing.parse(parser, rounds=5)
     if args.check_sync and args.device == 'cpu':
-        sys.exit('--check-sync looks for waits on a GPU; it needs --device cuda.')
+        parser.error('--check-sync looks for waits on a GPU; it needs --device cuda')
+    if args.clock == 'cpu' and args.device != 'cpu':
+        parser.error('--clock cpu does not see what a GPU does; add --device cpu')
     return args
 
 
@@ -76,10 +80,8 @@ def load_config(path: str, options: Sequence[str], args: argparse.Namespace, fol
     cfg.setdefault('default_hooks', {})
     cfg.default_hooks.checkpoint = None
     cfg.log_level = 'ERROR'
-    loader = cfg.train_dataloader
-    loader.batch_size = args.batch_size or loader.batch_size
     if args.num_workers is not None:
-        loader.num_workers = args.num_workers
+        cfg.train_dataloader.num_workers = args.num_workers
     # What tools/train.py fills in.
     given = dict(launcher='none', local_rank=0, cfg_options=None, no_pin_memory=False)
     cli.merge_common_arguments(cfg, argparse.Namespace(work_dir=folder, **given))
@@ -88,7 +90,7 @@ def load_config(path: str, options: Sequence[str], args: argparse.Namespace, fol
     if args.synthetic:
         from stand_in import replace_dataset
 
-        replace_dataset(cfg.train_dataloader, path, Path(folder))
+        replace_dataset(cfg.train_dataloader, path, folder)
     return cfg
 
 
@@ -106,12 +108,6 @@ class Clock:
         self._seconds = time.process_time if kind == 'cpu' else timer  # waits for the GPU
         self._marks: list[tuple[str, Any]] = []
 
-    def start(self) -> None:
-        """Begin a turn."""
-        self._begin = self._seconds()
-        self._marks = []
-        self.mark('')
-
     def mark(self, name: str) -> None:
         """Charge what has passed since the last mark."""
         if self.on_cpu:
@@ -123,13 +119,15 @@ class Clock:
             now.record()
         self._marks.append((name, now))
 
-    def stop(self) -> tuple[float, dict[str, float]]:
-        """Return the seconds of the turn, and of each part."""
-        seconds = self._seconds() - self._begin
-        parts = dict.fromkeys(PARTS, 0.0)
-        for (_, begin), (name, end) in itertools.pairwise(self._marks):
-            parts[name] += end - begin if self.on_cpu else begin.elapsed_time(end) / 1e3
-        return seconds, parts
+    def time(self, step: timing.Step) -> tuple[Any, float, dict[str, float]]:
+        """Call a function; return its result, and the seconds of the whole and of each part."""
+        begin, self._marks = self._seconds(), []
+        self.mark('')
+        result = step()
+        seconds, parts = self._seconds() - begin, dict.fromkeys(PARTS, 0.0)
+        for (_, first), (name, last) in itertools.pairwise(self._marks):
+            parts[name] += last - first if self.on_cpu else first.elapsed_time(last) / 1e3
+        return result, seconds, parts
 
     def charge(self, owner: Any, method: str, name: str) -> None:
         """Put a mark before and after each call of a method."""
@@ -156,7 +154,6 @@ class Case:
 
         self.name, self.batch_size = name, cfg.train_dataloader.batch_size
         self.clock = Clock(args.device, args.clock)
-        cfg.experiment_name = f'train_step_{os.getpid()}_{id(self)}'
         self.runner = runner = cli.build_runner(cfg)
         self.loop = runner.train_loop
         self.loop.run = lambda: runner.model  # Runner.train builds everything, then runs the loop
@@ -172,55 +169,49 @@ class Case:
         charge(runner.optim_wrapper, 'backward', 'backward')
         charge(runner.optim_wrapper, 'step', 'optimizer')
         charge(runner.optim_wrapper, 'zero_grad', 'optimizer')
-        has_bank = any(name.endswith('.bank') for name, _ in model.named_modules())
         for hook in runner.hooks:
-            if has_bank and type(hook).__name__ == 'MemoryBankHook':
+            if type(hook).__name__ == 'MemoryBankHook':
                 charge(hook, 'before_train_iter', 'commit')
                 charge(hook, 'after_train_iter', 'commit')
-        self.batches = self._endless()
+        self.steps = self._run()
 
-    def _endless(self) -> Iterator[tuple[Any, ...]]:
-        """Arguments of ``run_iter``, epoch after epoch."""
+    def _run(self) -> Iterator[int]:
+        """Do step after step, epoch after epoch; yield the images of each."""
         from mmengine.runner import IterBasedTrainLoop
 
         while True:
             self.runner.call_hook('before_train_epoch')
             self.runner.model.train()
             if isinstance(self.loop, IterBasedTrainLoop):
-                while True:
-                    yield (next(self.loop.dataloader_iterator),)
-            yield from enumerate(self.loop.dataloader)
+                inputs: Iterable[tuple[Any, ...]] = zip(self.loop.dataloader_iterator)
+            else:
+                inputs = enumerate(self.loop.dataloader)
+            for args in inputs:
+                self.clock.mark('data')
+                self.loop.run_iter(*args)
+                self.clock.mark('other')
+                yield len(args[-1]['data_samples'])
             self.runner.call_hook('after_train_epoch')
             self.loop._epoch += 1
 
+    def do(self, number: int) -> int:
+        """Do some steps; return the images that they saw."""
+        return sum(itertools.islice(self.steps, number))
+
     def warm_up(self) -> None:
         """Do two steps, which allocate and compile; write every buffer once as a whole."""
-        self.steps(2)
+        self.do(2)
         # Else the system would copy, step by step, the pages that are shared with data workers.
         for buffer in self.runner.model.buffers():
             buffer.copy_(buffer.clone())
-
-    def steps(self, number: int) -> int:
-        """Do some steps; return the images that they saw."""
-        images = 0
-        for _ in range(number):
-            args = next(self.batches)
-            self.clock.mark('data')
-            self.loop.run_iter(*args)
-            self.clock.mark('other')
-            images += len(args[-1]['data_samples'])
-        return images
 
     def turn(self, warmup: int | None, iters: int) -> dict[str, float]:
         """Do steps that are not counted, then ``iters``; seconds per image, whole and of parts."""
         if warmup is None:
             loader = self.loop.dataloader
-            ready = getattr(loader, 'prefetch_factor', None) or 2
-            warmup = max(2, getattr(loader, 'num_workers', 0) * ready)
-        self.steps(warmup)
-        self.clock.start()
-        images = self.steps(iters)
-        seconds, parts = self.clock.stop()
+            warmup = max(2, loader.num_workers * (loader.prefetch_factor or 2))
+        self.do(warmup)
+        images, seconds, parts = self.clock.time(functools.partial(self.do, iters))
         return {part: value / images for part, value in dict(parts, whole=seconds).items()}
 
     def find_wait(self) -> str:
@@ -230,7 +221,7 @@ class Case:
         torch.cuda.synchronize()
         torch.cuda.set_sync_debug_mode('error')
         try:
-            self.loop.run_iter(*next(self.batches))
+            self.do(1)
             return ''
         except RuntimeError as error:
             place = traceback.extract_tb(error.__traceback__)[-1]
@@ -248,16 +239,14 @@ def measure(cases: Sequence[Case], args: argparse.Namespace) -> list[dict[str, A
     taken = timing.take_turns(turns, args.rounds)
     rows = []
     for case, rounds in taken.items():
+        size = case.batch_size
         times, first = ([one['whole'] for one in some] for some in (rounds, taken[cases[0]]))
-        parts = {
-            part: case.batch_size * statistics.median(one[part] for one in rounds) for part in PARTS
-        }
         row = dict(
-            timing.summarise(case.name, case.batch_size, times),
-            batch_size=case.batch_size,
+            timing.summarise(case.name, size, times),
+            batch_size=size,
             ratio=statistics.median(map(truediv, times, first)),
-            peak_mib=timing.peak_mib(functools.partial(case.steps, 1), args.device),
-            parts=parts,
+            peak_mib=timing.peak_mib(functools.partial(case.do, 1), args.device),
+            parts={part: size * statistics.median(one[part] for one in rounds) for part in PARTS},
         )
         rows.append(row)
     return rows
@@ -273,23 +262,16 @@ def main() -> None:
         cases = [Case(name, cfg, args) for name, cfg in configs]
         rows = measure(cases, args)
         # At the end: after a step that broke off nothing can be measured.
-        found = {case.name: case.find_wait() for case in cases} if args.check_sync else {}
+        waits = {case.name: case.find_wait() for case in cases} if args.check_sync else {}
     machine = timing.machine(args.device)
     head = f'{machine}; median of {args.rounds} turns of {args.iters} steps'
     head += ', random images' * args.synthetic + ', processor time' * (args.clock == 'cpu')
-    columns = {
-        'images/s': '{images_per_second:.1f}',
-        'ms per step': '{seconds_ms:.2f}',
-        'fastest': '{fastest_ms:.2f}',
-        'slowest': '{slowest_ms:.2f}',
-        'ratio': '{ratio:.3f}',
-        'peak MiB': '{peak_mib:.1f}',
-    }
+    columns = timing.columns('step', ratio='{ratio:.3f}') | {'peak MiB': '{peak_mib:.1f}'}
     timing.write_table(head, rows, columns)
     parts = [dict(name=row['name'], **row['parts']) for row in rows]
     timing.write_table('\nms of each part', parts, {part: f'{{{part}_ms:.2f}}' for part in PARTS})
-    waits = {name: place for name, place in found.items() if place}
-    timing.write_json(args.out, dict(machine=machine, args=vars(args), cases=rows, waits=waits))
+    waits = {name: place for name, place in waits.items() if place}
+    timing.write_json(args.json, dict(machine=machine, args=vars(args), cases=rows, waits=waits))
     if args.check_sync:
         lines = [f'{name} waits for the GPU: {place}' for name, place in waits.items()]
         sys.stdout.write('\n'.join(lines or ['No step waits for the GPU.']) + '\n')

@@ -21,8 +21,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add('out', help='NAME.pth, written as NAME-<hash>.pth, or a folder')
     config = 'config that the student must fit (default: the one inside the checkpoint)'
     add('--config', metavar='CONFIG', help=config)
-    ema = 'of a run with EMAHook, publish the last weights rather than the averaged ones'
-    add('--no-ema', action='store_true', help=ema)
     add(
         '--hub',
         action='store_true',
@@ -52,12 +50,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         metrics = load(args.metrics) if args.metrics else None
         out = Path(args.out, f'{Path(args.out).name}.pth') if args.hub else args.out
-        target = publish_student(args.checkpoint, out, config, use_ema=not args.no_ema)
+        target = publish_student(args.checkpoint, out, config)
         if args.hub:
             hub.export_student(target, args.checkpoint, metrics, args.onnx)
         sys.stdout.write(f'{target}\n')
         if args.upload:
             sys.stdout.write(f'{hub.upload(target.parent, args.upload)}\n')
+    except ImportError as error:
+        advice = 'install what this needs with `pip install -r requirements/export.txt`.'
+        raise cli.UsageError(f'{error}; {advice}') from error
     except (ValueError, OSError) as error:
         raise cli.UsageError(str(error)) from error
 

@@ -3,26 +3,21 @@
 import torch
 from mmengine.dist import all_gather, get_rank
 from mmengine.hooks import Hook, SyncBuffersHook
-from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch import Tensor
 
 # Rows whose bits are added up at once.
 _ROWS_AT_ONCE = 1 << 16
 
 
-def check_once(hook: Hook, runner) -> None:
-    """Raise a ValueError if a hook is registered twice."""
+def check_alone(hook: Hook, runner, what: str) -> None:
+    """Raise a ValueError if a second hook, or a ``SyncBuffersHook``, would write to something."""
     number = sum(isinstance(other, type(hook)) for other in runner.hooks)
     if number > 1:
         raise ValueError(
             f'{type(hook).__name__} is registered {number} times, expected once; remove it from '
             'custom_hooks where a base config already has it.'
         )
-
-
-def check_buffers_are_ours(runner, what: str) -> None:
-    """Raise a ValueError if a ``SyncBuffersHook`` would damage something."""
-    if any(isinstance(hook, SyncBuffersHook) for hook in runner.hooks):
+    if any(isinstance(other, SyncBuffersHook) for other in runner.hooks):
         raise ValueError(
             f'SyncBuffersHook averages every buffer over the ranks, which is wrong for {what}; '
             'remove it from custom_hooks (batch norm: use sync_bn).'
@@ -39,28 +34,6 @@ def check_ranks_agree(hook: Hook, name: str, checksum: Tensor) -> None:
                 f'something other than {type(hook).__name__} changes its buffers, such as a hook '
                 'that averages or overwrites them.'
             )
-
-
-def check_kinds(model: nn.Module, weights: dict[str, Tensor]) -> None:
-    """Raise a ValueError for integers in place of weights, which loading would cast."""
-    for name, own in model.state_dict().items():
-        saved = weights.get(name, own)
-        if isinstance(saved, Tensor) and saved.is_floating_point() != own.is_floating_point():
-            raise ValueError(
-                f'{name} is {saved.dtype} in the checkpoint, expected {own.dtype}: the file is '
-                'damaged; resume from an earlier checkpoint.'
-            )
-
-
-def check_equal_batches(loader: DataLoader) -> None:
-    """Raise a ValueError if ranks have unequal numbers of batches; every rank must call it."""
-    numbers = [int(number) for number in all_gather(torch.tensor([len(loader)]))]
-    if len(set(numbers)) > 1:
-        raise ValueError(
-            f'The {len(numbers)} ranks have {", ".join(map(str, numbers))} batches per epoch, and '
-            'those with more would wait for the others for ever; set '
-            'train_dataloader.sampler.round_up=True, or use a sampler that gives each rank as many.'
-        )
 
 
 def bit_sum(tensor: Tensor) -> Tensor:

@@ -1,4 +1,9 @@
-"""Whether a run may go on from a checkpoint, and what of its config counts from then on."""
+"""Whether a run may go on from a checkpoint, and what of its config counts from then on.
+
+MMEngine drops the config's settings of optimizer and schedules. Here, a schedule that differs, or
+other batches per epoch, put the run where a run with the new config would be after as many epochs.
+Several optimizers, and schedules that depend on metrics, are left to MMEngine.
+"""
 
 import warnings
 from collections.abc import Iterator
@@ -23,19 +28,7 @@ def counts_epochs(runner: Any) -> bool:
 
 
 def follow_config(runner: Any, checkpoint: dict[str, Any]) -> None:
-    """Let a run that is resumed follow its config where that differs from the checkpoint's.
-
-    MMEngine drops the config's settings of optimizer and schedules. Here, a schedule that differs,
-    or other batches per epoch, put the run where a run with the new config would be after as many
-    epochs. Several optimizers, and schedules that depend on metrics, are left to MMEngine.
-
-    Args:
-        runner (Runner): The runner, before it takes over the checkpoint.
-        checkpoint (dict): The checkpoint, changed in place.
-
-    Raises:
-        ValueError: If the checkpoint lacks a part, or was saved in the middle of an epoch.
-    """
+    """Change a checkpoint so that a run that takes it over follows its config."""
     if not {'epoch', 'iter'} <= set(checkpoint.get('meta') or ()):
         return  # mere weights, which are refused where they are loaded
     for part in ('message_hub', 'optimizer'):

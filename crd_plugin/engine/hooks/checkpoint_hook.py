@@ -14,11 +14,10 @@ from mmengine.dist import is_main_process
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.model import is_model_wrapper
 from mmengine.runner import BaseLoop, Runner
-from torch import nn
+from torch import Tensor, nn
 
 from crd_plugin.registry import HOOKS
 
-from ._checks import check_kinds
 from ._resumed_settings import batches, counts_epochs, follow_config
 
 # MMEngine looks the storage of a checkpoint up by name.
@@ -31,12 +30,10 @@ class CheckpointHook(hooks.CheckpointHook):
 
     * A checkpoint, and the file ``last_checkpoint`` that names the latest one, is written as
       ``*.part`` and then renamed; outdated ones are removed after that.
-    * Every rank enters the ``gather_rows_for_checkpoint()`` of each module that has one before rank
-      0 saves; within it, ``state_dict()`` on rank 0 has to hold the state of all ranks.
+    * Every rank enters the ``gather_rows_for_checkpoint()`` of each module that has one, within
+      which ``state_dict()`` on rank 0 holds the state of all ranks.
     * A run that is resumed makes up a lost validation, and follows its config where the settings of
       optimizer, schedules or batches differ from the checkpoint's, which is logged.
-
-    Storage other than local files is used as MMEngine does.
 
     Args:
         **kwargs: Arguments of ``mmengine.hooks.CheckpointHook``.
@@ -57,10 +54,19 @@ class CheckpointHook(hooks.CheckpointHook):
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         """Let a run that is resumed follow its config."""
         self._resumed = runner._resume and isinstance(runner._train_loop, BaseLoop)
-        if self._resumed:
-            model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-            check_kinds(model, checkpoint.get('state_dict') or {})
-            follow_config(runner, checkpoint)
+        if not self._resumed:
+            return
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        weights = checkpoint.get('state_dict') or {}
+        for name, own in model.state_dict().items():
+            saved = weights.get(name, own)
+            # Loading would cast integers.
+            if isinstance(saved, Tensor) and saved.is_floating_point() != own.is_floating_point():
+                raise ValueError(
+                    f'{name} is {saved.dtype} in the checkpoint, expected {own.dtype}: the file is '
+                    'damaged; resume from an earlier checkpoint.'
+                )
+        follow_config(runner, checkpoint)
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
         """Save how the data is cut into batches."""

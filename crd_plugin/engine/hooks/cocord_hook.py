@@ -16,7 +16,7 @@ from crd_plugin.models.collectives import gather_rows, padding
 from crd_plugin.models.losses.cocord_loss import CoCoRDTerms
 from crd_plugin.registry import HOOKS
 
-from ._checks import bit_sum, check_buffers_are_ours, check_once, check_ranks_agree
+from ._checks import bit_sum, check_alone, check_ranks_agree
 
 
 @HOOKS.register_module()
@@ -26,10 +26,8 @@ class CoCoRDHook(Hook):
     Before an iteration the slow student and the averaged projectors move towards the student,
     once per optimizer step: iterations whose gradients are accumulated see the same averages.
     After every iteration the keys of all ranks enter the queue in rank order, in one collective, so
-    that all ranks hold the queue of a single process that saw the same keys, to the bit.
-
-    It logs the :class:`~crd_plugin.models.losses.cocord_loss.CoCoRDTerms`. With any model other
-    than a ``CoCoRDDistill``, and outside training, it does nothing, so it can be a default hook.
+    that all ranks hold the queue of a single process, to the bit. With any model other than a
+    ``CoCoRDDistill``, and outside training, it does nothing, so it can be a default hook.
 
     Source: ShipengFu/CoCoRD ``cocord/builder.py`` @ 645b95d, which is for one GPU; for several,
     facebookresearch/moco gathers keys likewise.
@@ -56,13 +54,17 @@ class CoCoRDHook(Hook):
         training = isinstance(runner._train_loop, BaseLoop)
         self._model = model if training and isinstance(model, CoCoRDDistill) else None
         if self._model is not None:
-            check_once(self, runner)
-            check_buffers_are_ours(runner, 'a key queue')
+            check_alone(self, runner, 'a key queue')
             self._model.cocord_loss.queue.discard()
 
     def before_train(self, runner) -> None:
-        """Compare the queues of all ranks, loaded or fresh."""
-        self._check_ranks()
+        """Compare the queues of all ranks, loaded or fresh, and before they are saved."""
+        if self._model is None or get_world_size() == 1:
+            return
+        queue = self._model.cocord_loss.queue
+        check_ranks_agree(self, 'The key queue', torch.stack([bit_sum(queue.keys), queue.pointer]))
+
+    after_train_epoch = before_train
 
     def before_train_iter(self, runner, batch_idx: int, data_batch: Any = None) -> None:
         """Move the averages, if the optimizer has just made a step."""
@@ -87,10 +89,6 @@ class CoCoRDHook(Hook):
         else:
             queue.commit(*gather_keys(queue.pending, runner.train_loop.dataloader.batch_size))
 
-    def after_train_epoch(self, runner) -> None:
-        """Compare the queues of all ranks, before they are saved."""
-        self._check_ranks()
-
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         """Refuse to resume without the parts of CoCoRD."""
         if self._model is None or not runner._resume:
@@ -114,13 +112,6 @@ class CoCoRDHook(Hook):
             )
         for name, value in zip(('contrast', 'prediction', 'contrast_top1'), terms, strict=True):
             runner.message_hub.update_scalar(f'train/{name}', value)
-
-    def _check_ranks(self) -> None:
-        """Check that all ranks hold the same bits."""
-        if self._model is None or get_world_size() == 1:
-            return
-        queue = self._model.cocord_loss.queue
-        check_ranks_agree(self, 'The key queue', torch.stack([bit_sum(queue.keys), queue.pointer]))
 
 
 def gather_keys(keys: Tensor, batch_size: int | None) -> tuple[Tensor, Tensor]:

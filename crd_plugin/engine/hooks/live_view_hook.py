@@ -45,8 +45,7 @@ class LiveViewHook(Hook):
     """
 
     def __init__(self, interval: int = 500) -> None:
-        count('interval', interval, ' (iterations)')
-        self.interval = interval
+        self.interval = count('interval', interval, ' (iterations)')
         self._with_gradients = True
         self._handles: list[Any] = []
         # Of this iteration; then iterations and values of each scalar.
@@ -145,10 +144,7 @@ class LiveViewHook(Hook):
 def bank_cosines(
     loss: CRDLoss, student: Tensor, teacher: Tensor, sample_idx: Tensor
 ) -> list[Cosines]:
-    """Return the cosines of positives and of negatives, for anchors of the student and the teacher.
-
-    Negatives are rows that this rank keeps.
-    """
+    """Return the cosines of positives and of this rank's negatives, for anchors of both sides."""
     bank, shards = loss.bank, loss.bank.shards()
     keys = bank.keys(loss.exclude if bank.labels.numel() else 'instance').key
     kept, device = len(bank.teacher), student.device

@@ -1,7 +1,6 @@
 """The one place that changes memory banks during training."""
 
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,7 @@ from crd_plugin.models.memory_bank import MemoryBank, gather_updates
 from crd_plugin.models.sharded_bank import ShardedBank
 from crd_plugin.registry import HOOKS
 
-from ._checks import bit_sum, check_buffers_are_ours, check_once, check_ranks_agree
+from ._checks import bit_sum, check_alone, check_ranks_agree
 from .checkpoint_hook import CheckpointHook as WholeCheckpointHook
 
 
@@ -30,9 +29,8 @@ class MemoryBankHook(Hook):
 
     A loss only reads its bank and leaves an update. After each iteration this hook gathers the
     updates of all ranks with one collective and writes them in rank order, so that all ranks hold
-    bit-identical banks, equal to those of a single process that saw the same embeddings. Of a
-    sharded bank each rank writes the rows that it keeps. Of a model without a bank it only looks
-    whether an in-batch loss has negatives, so it can be a default hook.
+    the banks of a single process that saw the same embeddings, to the bit. Of a model without a
+    bank it only looks whether an in-batch loss has negatives, so it can be a default hook.
 
     Args:
         interval (int): Iterations between two looks at numbers (mutual information bound, norms,
@@ -52,8 +50,7 @@ class MemoryBankHook(Hook):
         self._banks: dict[str, MemoryBank] = {}
         self._losses: dict[str, CRDLoss] = {}
         self._labels: Tensor | None = None
-        # Banks that this hook has sized: validation and testing of the same runner come here again,
-        # and must not touch them.
+        # Banks that this hook has sized: a run of the same runner must not touch them again.
         self._sized: list[MemoryBank] = []
 
     def before_run(self, runner: Any) -> None:
@@ -67,11 +64,12 @@ class MemoryBankHook(Hook):
         if not training or not (self._banks or self._losses):
             return
         given = runner.train_loop.dataloader.dataset
-        dataset, labels = index_dataset(given), None
-        if any(isinstance(loss, InBatchCRDLoss) for loss in self._losses.values()):
-            with suppress(AttributeError, ValueError):  # no ids, or not one class per sample
-                labels = torch.from_numpy(dataset.get_gt_labels())
-            check_negatives(model, labels)
+        dataset, labels, reason = index_dataset(given), None, None
+        try:
+            labels = torch.from_numpy(np.asarray(dataset.get_gt_labels(), dtype=np.int64))
+        except (AttributeError, ValueError) as error:  # no ids, or not one class per sample
+            reason = error
+        check_negatives(model, labels)
         if not self._banks or self._sized == list(self._banks.values()):
             return
         self._check_runner(runner)
@@ -81,10 +79,10 @@ class MemoryBankHook(Hook):
                 "for the memory bank; wrap it: dataset=dict(type='crd_plugin.SampleIndexDataset', "
                 'dataset=...).'
             )
-        self._labels = self._read_labels(dataset)
-        for number, (name, bank) in enumerate(self._banks.items()):
-            self._size(runner, name, bank, dataset.num_samples, number)
-        self._sized = list(self._banks.values())
+        if reason and any(loss.bank and loss.exclude == 'class' for loss in self._losses.values()):
+            raise ValueError(f"exclude='class' needs labels: {reason}") from reason
+        self._labels = labels
+        self._size(runner, dataset.num_samples)
         for name, loss in self._losses.items():
             loss.check_device()
             remark = pool_remark(name, loss) if loss.bank is not None else None
@@ -92,17 +90,33 @@ class MemoryBankHook(Hook):
                 runner.logger.info(remark)
 
     def before_train(self, runner: Any) -> None:
-        """Compare the banks of all ranks, loaded or fresh."""
-        for bank in self._banks.values():
+        """Compare the banks of all ranks, loaded or fresh, and before they are saved."""
+        for name, bank in self._banks.items():
             bank.keep_rows = True
-        self._check_ranks()
+            # Shards are meant to differ.
+            rows = () if isinstance(bank, ShardedBank) else (bank.student, bank.teacher)
+            if get_world_size() > 1:
+                sums = torch.stack([bit_sum(part) for part in (*rows, bank.log_z)])
+                check_ranks_agree(self, name, sums)
+
+    after_train_epoch = before_train
 
     def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
         """Check ids and labels of the batch on the host; on a CPU the loss does so itself."""
         samples = data_batch.get('data_samples') if isinstance(data_batch, dict) else None
         bank = next(iter(self._banks.values()), None)
-        if bank and bank.labels.device.type != 'cpu' and isinstance(samples, (list, tuple)):
-            self._check_samples(samples, bank.num_samples)
+        if bank is None or bank.labels.is_cpu or not isinstance(samples, (list, tuple)):
+            return
+        ids = [getattr(sample, 'sample_idx', None) for sample in samples]
+        if None in ids:
+            return  # the recorder of the ids says so
+        index = torch.tensor(ids, dtype=torch.int64)
+        check_range('sample_idx', index, bank.num_samples)
+        labels: list[Any] = [getattr(sample, 'gt_label', None) for sample in samples]
+        # Labels of resident data are on the device, and reading them would wait for it.
+        readable = all(isinstance(x, Tensor) and x.numel() == 1 and x.is_cpu for x in labels)
+        if self._labels is not None and readable:
+            check_labels(torch.cat([x.view(1) for x in labels]), self._labels[index], index)
 
     def after_train_iter(
         self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: dict | None = None
@@ -118,10 +132,6 @@ class MemoryBankHook(Hook):
             updates = gather_updates(updates, runner.train_loop.dataloader.batch_size)
         for bank, update in zip(staged, updates, strict=True):
             bank.commit(update)
-
-    def after_train_epoch(self, runner: Any) -> None:
-        """Compare the banks of all ranks, before they are saved."""
-        self._check_ranks()
 
     def before_save_checkpoint(self, runner: Any, checkpoint: dict) -> None:
         """Save the settings of the banks; refuse to save one rank's part of a sharded bank."""
@@ -142,7 +152,13 @@ class MemoryBankHook(Hook):
             return
         weights = checkpoint.get('state_dict') or {}
         if not runner._resume:
-            self._keep_fresh(runner, weights)
+            for name, bank in self._banks.items():
+                bank.keep_rows = False  # until training begins
+                # For EMAHook, whose copy of the bank loads what is here.
+                weights.update(bank.state_dict(prefix=f'{name}.'))
+                runner.logger.info(
+                    f'load_from takes weights only: the rows of the memory bank {name} are fresh.'
+                )
             return
         for name in self._banks:
             parts = [f'{name}.{start}{side}' for side in SIDES for start in ('', 'log_z_')]
@@ -172,20 +188,9 @@ class MemoryBankHook(Hook):
             if loss.bank is not None
         }
 
-    def _keep_fresh(self, runner: Any, weights: dict[str, Tensor]) -> None:
-        """Put the fresh rows in place of those of a checkpoint of which only weights are wanted."""
-        for name, bank in self._banks.items():
-            bank.keep_rows = False  # until training begins
-            # For EMAHook, whose copy of the bank loads what is here.
-            weights.update(bank.state_dict(prefix=f'{name}.'))
-            runner.logger.info(
-                f'load_from takes weights only: the rows of the memory bank {name} are fresh.'
-            )
-
     def _check_runner(self, runner: Any) -> None:
         """Refuse what would damage a bank."""
-        check_once(self, runner)
-        check_buffers_are_ours(runner, 'a memory bank')
+        check_alone(self, runner, 'a memory bank')
         sharded = [name for name, bank in self._banks.items() if isinstance(bank, ShardedBank)]
         for hook in runner.hooks if sharded else ():
             partial = isinstance(hook, CheckpointHook) and not isinstance(hook, WholeCheckpointHook)
@@ -196,52 +201,27 @@ class MemoryBankHook(Hook):
                     "'crd_plugin.CheckpointHook', remove EMAHook, or use sharded=False."
                 )
 
-    def _read_labels(self, dataset: Any) -> Tensor | None:
-        """Labels of the training set; None where nothing needs them and there are none."""
-        try:
-            return torch.from_numpy(np.asarray(dataset.get_gt_labels(), dtype=np.int64))
-        except ValueError as error:
-            if any(loss.bank and loss.exclude == 'class' for loss in self._losses.values()):
-                raise ValueError(f"exclude='class' needs labels: {error}") from error
-            return None
-
-    def _size(
-        self, runner: Any, name: str, bank: MemoryBank, num_samples: int, number: int
-    ) -> None:
-        """Reinitialise a bank for the training set, alike on all ranks."""
-        if bank.num_samples not in (0, num_samples):
-            raise ValueError(
-                f'num_samples of {name} is {bank.num_samples}, the training set has '
-                f'{num_samples} samples; set it to that or leave it out.'
-            )
+    def _size(self, runner: Any, num_samples: int) -> None:
+        """Reinitialise the banks for the training set, alike on all ranks."""
         # Ranks may have been seeded differently.
-        seed = torch.tensor(runner.seed + number)
+        seed = torch.tensor(runner.seed)
         broadcast(seed)
-        bank.resize(num_samples, self._labels, seed=int(seed))
-        if number:
-            bank.share_labels(next(iter(self._banks.values())))
-        world = bank.shards().world
-        shards = '' if world == 1 else f' on each of {world} ranks'
-        runner.logger.info(
-            f'Memory bank {name}: {num_samples} rows of width {bank.embed_dim} per side, '
-            f'{bank.num_bytes / 2**20:.1f} MiB{shards}.'
-        )
-
-    def _check_samples(self, samples: Sequence[Any], num_samples: int) -> None:
-        """Ids must be there, in range, and those of the bank's data set."""
-        ids = [getattr(sample, 'sample_idx', None) for sample in samples]
-        if any(index is None for index in ids):
-            raise ValueError(
-                'The data samples have no sample_idx; wrap the training data set in '
-                'crd_plugin.SampleIndexDataset and end its pipeline with PackInputs.'
+        for number, (name, bank) in enumerate(self._banks.items()):
+            if bank.num_samples not in (0, num_samples):
+                raise ValueError(
+                    f'num_samples of {name} is {bank.num_samples}, the training set has '
+                    f'{num_samples} samples; set it to that or leave it out.'
+                )
+            bank.resize(num_samples, self._labels, seed=int(seed) + number)
+            if number:
+                bank.share_labels(next(iter(self._banks.values())))
+            world = bank.shards().world
+            shards = '' if world == 1 else f' on each of {world} ranks'
+            runner.logger.info(
+                f'Memory bank {name}: {num_samples} rows of width {bank.embed_dim} per side, '
+                f'{bank.num_bytes / 2**20:.1f} MiB{shards}.'
             )
-        index = torch.tensor(ids, dtype=torch.int64)
-        check_range('sample_idx', index, num_samples)
-        labels: list[Any] = [getattr(sample, 'gt_label', None) for sample in samples]
-        # Labels of resident data are on the device, and reading them would wait for it.
-        readable = all(isinstance(x, Tensor) and x.numel() == 1 and x.is_cpu for x in labels)
-        if self._labels is not None and readable:
-            check_labels(torch.cat([x.view(1) for x in labels]), self._labels[index], index)
+        self._sized = list(self._banks.values())
 
     def _log(self, runner: Any, staged: Sequence[MemoryBank]) -> None:
         """Look at norms and negatives; with a bank, log the mutual information bound."""
@@ -257,15 +237,6 @@ class MemoryBankHook(Hook):
                 if len(self._losses) > 1:
                     tag += '_' + name.rpartition('.')[2].replace('loss', 'at')
                 runner.message_hub.update_scalar(f'train/{tag}', loss.mi_bound)
-
-    def _check_ranks(self) -> None:
-        """All ranks must hold the same bits."""
-        for name, bank in self._banks.items() if get_world_size() > 1 else ():
-            # Shards are meant to differ.
-            rows = () if isinstance(bank, ShardedBank) else (bank.student, bank.teacher)
-            check_ranks_agree(
-                self, name, torch.stack([bit_sum(part) for part in (*rows, bank.log_z)])
-            )
 
 
 def pool_remark(name: str, loss: CRDLoss) -> str | None:

@@ -8,14 +8,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from mmengine.dist import get_rank
+from mmengine.dist import all_gather, get_rank
 from mmengine.hooks import Hook
 from mmengine.runner import EpochBasedTrainLoop
 from torch.utils.data import DataLoader
 
 from crd_plugin.registry import HOOKS
-
-from ._checks import check_equal_batches
 
 
 @HOOKS.register_module()
@@ -24,9 +22,8 @@ class RandomStateHook(Hook):
 
     The generators of Python, NumPy and torch (all devices) are seeded from (seed, rank, iteration)
     before each iteration, and each batch is read with generators seeded from (seed, epoch, ids),
-    whatever the number of workers; see :class:`SeededReading`. A data set that has ``set_seed`` and
-    ``set_epoch``, as ``ResidentDataset``, is told both instead. The seeds of the run and of the
-    sampler are saved in the checkpoint.
+    whatever the number of workers. A data set that has ``set_seed`` and ``set_epoch``, as
+    ``ResidentDataset``, is told both instead. Checkpoints have the seeds of run and sampler.
 
     An ``IterBasedTrainLoop`` that resumes reads the batches before that point again, and needs the
     number of workers that the first run had.
@@ -45,7 +42,14 @@ class RandomStateHook(Hook):
         """Set the seeds of the sampler and of reading, in new and resumed runs."""
         loader = runner.train_loop.dataloader
         if isinstance(runner.train_loop, EpochBasedTrainLoop):
-            check_equal_batches(loader)
+            numbers = [int(number) for number in all_gather(torch.tensor([len(loader)]))]
+            if len(set(numbers)) > 1:
+                raise ValueError(
+                    f'The {len(numbers)} ranks have {", ".join(map(str, numbers))} batches per '
+                    'epoch, and those with more would wait for the others for ever; set '
+                    'train_dataloader.sampler.round_up=True, or use a sampler that gives each rank '
+                    'as many.'
+                )
         sampler = _sampler(loader)
         if self._sampler_seed is not None and hasattr(sampler, 'seed'):
             sampler.seed = self._sampler_seed
@@ -84,9 +88,6 @@ class SeededReading:
     Afterwards the generators have their previous states. In a loop without epochs the same batch
     may come again, so how often a batch that begins with the same id was read is part of the seed;
     each worker counts for itself.
-
-    Args:
-        dataset (Dataset): The data set of the loader.
     """
 
     def __init__(self, dataset: Any) -> None:

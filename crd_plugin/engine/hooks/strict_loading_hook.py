@@ -54,8 +54,7 @@ def load_run(model: nn.Module, checkpoint: dict, role: str, filename: str) -> di
             'from its weights, set load_from instead of --resume.'
         )
     weights, own = fit_weights(find_weights(checkpoint, source), model, source), model.state_dict()
-    if any(name.startswith(_SETTINGS) and name not in own for name in weights):
-        weights = {k: v for k, v in weights.items() if k in own or not k.startswith(_SETTINGS)}
+    weights = {k: v for k, v in weights.items() if k in own or not k.startswith(_SETTINGS)}
     advice = _advice(role, weights, own)
     load_strictly(model, weights, source, 'the model of the config', advice)
     return weights

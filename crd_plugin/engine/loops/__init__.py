@@ -1,5 +1,1 @@
 """Training loops."""
-
-from .staged_train_loop import StagedTrainLoop
-
-__all__ = ['StagedTrainLoop']

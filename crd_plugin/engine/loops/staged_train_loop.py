@@ -1,7 +1,6 @@
 """Training in stages: one config, one command, one run."""
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from mmengine.model import is_model_wrapper
 from mmengine.runner import EpochBasedTrainLoop
@@ -10,22 +9,13 @@ from torch import nn
 from crd_plugin.registry import LOOPS
 
 
-class Span(NamedTuple):
-    """Epochs of a stage, counted from 0: ``begin`` to ``end - 1``."""
-
-    name: str
-    begin: int
-    end: int
-
-
 @LOOPS.register_module()
 class StagedTrainLoop(EpochBasedTrainLoop):
     """Train a model through its stages, epoch by epoch.
 
     At the first epoch of a stage the loop tells the model, which then computes other losses and
     trains other parts, and clears the state of the optimizer (momentum). The stage follows from the
-    epoch alone, so a run resumes in any stage. ``param_scheduler`` counts all epochs. Each line of
-    the log has the number of the stage, from 1, as ``stage``.
+    epoch alone, so a run resumes in any stage. ``param_scheduler`` counts all epochs.
 
     Source: HobbitLong/RepDistiller, ``train_student.py`` and ``helper/pretrain.py``, which use one
     optimizer per stage.
@@ -56,13 +46,7 @@ class StagedTrainLoop(EpochBasedTrainLoop):
         val_interval: int = 1,
         **kwargs,
     ) -> None:
-        model = _unwrap(runner.model)
-        if not getattr(model, 'stages', None):
-            raise ValueError(
-                'StagedTrainLoop trains a model with stages, such as crd_plugin.StagedDistill; '
-                f'{type(model).__name__} has none. Use a schedule without stage_epochs.'
-            )
-        self.spans = split_epochs(list(model.stages), max_epochs, stage_epochs)
+        self.spans = split_epochs(_unwrap(runner.model), max_epochs, stage_epochs)
         # An attribute of DistributedDataParallel only.
         if getattr(runner.model, 'find_unused_parameters', True) is False:
             raise ValueError(
@@ -71,23 +55,23 @@ class StagedTrainLoop(EpochBasedTrainLoop):
                 'its model_wrapper_cfg).'
             )
         if val_begin is None:
-            val_begin = self.spans[-1].begin + 1
+            val_begin = [*self.spans.values()][-1].start + 1
         super().__init__(runner, dataloader, max_epochs, val_begin, val_interval, **kwargs)
 
     def run_epoch(self) -> None:
         """Train one epoch, in the stage that it belongs to."""
-        number = 1 + sum(self.epoch >= span.end for span in self.spans)
-        span = self.spans[number - 1]
-        model = _unwrap(self.runner.model)
-        if model.stage != span.name or self.epoch == span.begin:
-            self._enter(model, number, span)
+        number = 1 + sum(self.epoch >= span.stop for span in self.spans.values())
+        name, span = [*self.spans.items()][number - 1]
+        if _unwrap(self.runner.model).stage != name or self.epoch == span.start:
+            self._enter(number, name, span)
         self.runner.message_hub.update_scalar('train/stage', number)
         super().run_epoch()
 
-    def _enter(self, model: Any, number: int, span: Span) -> None:
+    def _enter(self, number: int, name: str, span: range) -> None:
         """Begin a stage, or continue it after resuming."""
-        model.set_stage(span.name)
-        if self.epoch == span.begin:
+        model = _unwrap(self.runner.model)
+        model.set_stage(name)
+        if self.epoch == span.start:
             self.runner.optim_wrapper.optimizer.state.clear()
             # The log would keep showing the losses of the previous stage.
             scalars = self.runner.message_hub.log_scalars
@@ -96,22 +80,28 @@ class StagedTrainLoop(EpochBasedTrainLoop):
         losses = ', '.join(model.active_losses()) or 'none'
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
         self.runner.logger.info(
-            f'Stage {number} of {len(self.spans)}, "{span.name}": epochs {span.begin + 1} to '
-            f'{span.end}; losses of the distiller: {losses}; {trained:,} parameters train.'
+            f'Stage {number} of {len(self.spans)}, "{name}": epochs {span.start + 1} to '
+            f'{span.stop}; losses of the distiller: {losses}; {trained:,} parameters train.'
         )
 
 
 def split_epochs(
-    stages: Sequence[str], max_epochs: int, stage_epochs: dict[str, int]
-) -> list[Span]:
-    """Divide the epochs among the stages; return those that have some."""
+    model: nn.Module, max_epochs: int, stage_epochs: dict[str, int]
+) -> dict[str, range]:
+    """Divide the epochs, counted from 0, among the stages of a model; return those with some."""
+    stages: list[str] = list(getattr(model, 'stages', None) or ())
+    if not stages:
+        raise ValueError(
+            'StagedTrainLoop trains a model with stages, such as crd_plugin.StagedDistill; '
+            f'{type(model).__name__} has none. Use a schedule without stage_epochs.'
+        )
     *first, last = stages
     if set(stage_epochs) != set(first):
         raise ValueError(
             f'train_cfg.stage_epochs has {list(stage_epochs)}, but the model has the stages '
-            f'{list(stages)}; give the epochs of all but the last.'
+            f'{stages}; give the epochs of all but the last.'
         )
-    spans, begin = [], 0
+    spans, begin = {}, 0
     for name in first:
         epochs = stage_epochs[name]
         if not isinstance(epochs, int) or epochs < 0:
@@ -119,7 +109,7 @@ def split_epochs(
                 f'train_cfg.stage_epochs.{name} is {epochs!r}, expected a number of epochs (0 '
                 'leaves the stage out).'
             )
-        spans.append(Span(name, begin, begin + epochs))
+        spans[name] = range(begin, begin + epochs)
         begin += epochs
     if begin >= max_epochs:
         raise ValueError(
@@ -127,8 +117,8 @@ def split_epochs(
             f'is left for the last stage, "{last}"; give fewer to the others '
             '(train_cfg.stage_epochs.NAME), or more in all.'
         )
-    spans.append(Span(last, begin, max_epochs))
-    return [span for span in spans if span.end > span.begin]
+    spans[last] = range(begin, max_epochs)
+    return {name: span for name, span in spans.items() if span}
 
 
 def _unwrap(model: nn.Module) -> Any:

@@ -1,5 +1,1 @@
 """Metrics."""
-
-from .segmentation_metric import SegmentationMetric
-
-__all__ = ['SegmentationMetric']

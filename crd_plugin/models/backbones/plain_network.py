@@ -39,8 +39,8 @@ def plain_network(source: str, **kwargs: Any) -> nn.Module:
     if constructor is None:
         raise ValueError(
             f'source={source!r} cannot be imported; give the import path of a class or function, '
-            "such as 'my_package.networks.small'. A module that was given to crd_plugin.distill is "
-            'known to that process only.'
+            "such as 'my_package.networks.small', not one that is defined within a function. A "
+            'module that was given to crd_plugin.distill is known to that process only.'
         )
     network = constructor(**kwargs)
     if not isinstance(network, nn.Module):

@@ -71,8 +71,8 @@ class EmbeddingConnector(BaseModule):
         if x.size(1) != self.in_channels:
             raise ValueError(
                 f'The feature has {x.size(1)} values per sample, EmbeddingConnector has '
-                f'in_channels={self.in_channels}; set it to {x.size(1)}, or leave it out and set '
-                'model.input_shape to the size of the training images.'
+                f'in_channels={self.in_channels}; set in_channels={x.size(1)}, or leave it out '
+                'and set model.input_shape to the size of the training images.'
             )
         if self.head == 'linear':
             x = self.linear(x.to(self.linear.weight.dtype))

@@ -9,7 +9,7 @@ from mmengine.hooks import RuntimeInfoHook
 from mmengine.logging import MessageHub
 from mmengine.optim import OptimWrapper
 
-from crd_plugin.engine.hooks import FiniteLossHook
+from crd_plugin.engine import FiniteLossHook
 
 
 @pytest.fixture

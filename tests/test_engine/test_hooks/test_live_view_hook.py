@@ -9,16 +9,15 @@ import torch
 from PIL import Image
 from torch import nn
 
-from crd_plugin.engine.hooks import LiveViewHook, live_view_hook
+from crd_plugin.engine import LiveViewHook
+from crd_plugin.engine.hooks import live_view_hook
 from crd_plugin.models import CRDLoss
 from tests import small_runs
 
-CRD = 'model__distiller__distill_losses__loss_crd__'
 
-
-def both_losses(work_dir):
+def both_losses():
     """Changes that put an in-batch loss beside the one with a bank."""
-    distiller = small_runs.config(work_dir).model.distiller.to_dict()
+    distiller = small_runs.distiller()
     loss = dict(type='crd_plugin.CRDLoss', embed_dim=8, negatives='batch')
     distiller['distill_losses']['loss_batch'] = loss
     mappings = distiller['loss_forward_mappings']
@@ -47,21 +46,19 @@ class Record(LiveViewHook):
 
 
 def train(work_dir, *hooks, **changes):
-    runner = small_runs.build(work_dir, *hooks, **small_runs.without_validation(), **changes)
-    runner.train()
-    lines = [line for line in small_runs.scalars(work_dir) if any('live/' in key for key in line)]
-    return runner, lines
+    runner = small_runs.train(work_dir, *hooks, **changes)
+    return runner, [line for line in small_runs.scalars(work_dir) if 'live/' in str(line)]
 
 
 @pytest.fixture(scope='module')
 def watched(tmp_path_factory):
     """Four iterations with two losses: alone, and with a look at the first and the fourth."""
     folder = tmp_path_factory.mktemp('live')
-    plain, _ = train(folder / 'plain', **both_losses(folder))
+    plain, _ = train(folder / 'plain', **both_losses())
     state = torch.get_rng_state()
     hook = Record(interval=3)
     with mock.patch('torch.autograd.grad', side_effect=torch.autograd.grad) as grad:
-        runner, lines = train(folder / 'live', hook, **both_losses(folder))
+        runner, lines = train(folder / 'live', hook, **both_losses())
     found = dict(plain=plain, runner=runner, lines=lines, hook=hook, state=state)
     return dict(found, calls=grad.call_count, folder=folder / 'live')
 
@@ -206,9 +203,3 @@ def test_what_does_not_apply_is_left_out(tmp_path):
     keys = {key for line in small_runs.scalars(tmp_path / 'cp') for key in line if 'live/' in key}
     assert 'live/loss_crd/alignment' in keys and not any('gradient' in key for key in keys)
     assert 'with_cp=True repeats' in next((tmp_path / 'cp').glob('*/*.log')).read_text()
-
-
-@pytest.mark.parametrize('interval', [0, 2.5])
-def test_a_wrong_interval_is_refused(interval):
-    with pytest.raises(ValueError, match=f'interval is {interval}, expected .*iterations'):
-        LiveViewHook(interval)

@@ -5,26 +5,22 @@ import math
 
 import pytest
 import torch
-from mmengine.hooks import Hook
 from mmengine.runner import BaseLoop
 from mmpretrain.registry import DATASETS
 from mmpretrain.structures import DataSample
 
 from crd_plugin.datasets import Digits
 from crd_plugin.engine import MemoryBankHook
+from crd_plugin.models import MemoryBank
 from crd_plugin.models.losses import captured_step, crd_loss
 from crd_plugin.ops import last_occurrence, momentum_rows
 from tests import small_runs
+from tests.small_runs import Watch
 
 HOOK = dict(type='crd_plugin.MemoryBankHook', interval=1)
 LOSS = 'model__distiller__distill_losses__loss_crd__'
 INNER = 'train_dataloader__dataset__dataset__'
-
-
-@DATASETS.register_module()
-class OnlyThrees(Digits):
-    def load_data_list(self) -> list[dict]:
-        return [info for info in super().load_data_list() if info['gt_label'] == 3]
+THREES = {f'{INNER}digits': [3], f'{INNER}num_train_per_class': 20}
 
 
 @DATASETS.register_module()
@@ -42,19 +38,23 @@ class BareDigits(Digits):
         return [dict(img=info['img']) for info in super().load_data_list()]
 
 
-class Watch(Hook):
-    def __init__(self, point: str, function, priority='LOWEST') -> None:
-        self.priority = priority
-        setattr(self, point, function)
-
-
 def _bank(runner, name='loss_crd'):
     return runner.model.distiller.distill_losses[name].bank
 
 
+QUIET = {'default_hooks__checkpoint': None, **small_runs.without_validation()}
+
+
 def _quiet(tmp_path, *hooks, **changes):
-    changes = {'default_hooks__checkpoint': None, **small_runs.without_validation(), **changes}
-    return small_runs.build(tmp_path, *hooks, **changes)
+    return small_runs.build(tmp_path, *hooks, **{**QUIET, **changes})
+
+
+def _train(tmp_path, *hooks, **changes):
+    return small_runs.train(tmp_path, *hooks, **{**QUIET, **changes})
+
+
+def wrapped():
+    return small_runs.config('.').train_dataloader.dataset
 
 
 @pytest.fixture(scope='module')
@@ -85,29 +85,17 @@ def test_bank_is_sized_after_the_loop_is_built(tmp_path):
 
 
 def test_seed_decides_the_fresh_rows(tmp_path):
-    rows = []
-
-    def look(runner):
-        rows.append(_bank(runner).student.clone())
-
-    for seed in (3, 3, 4):
-        _quiet(
-            tmp_path, Watch('before_run', look), randomness=dict(seed=seed), train_cfg__max_epochs=0
-        ).train()
-    assert torch.equal(rows[0], rows[1])
-    assert not torch.equal(rows[0], rows[2])
+    first, again, other = (
+        _bank(_train(tmp_path, randomness=dict(seed=seed), train_cfg__max_epochs=0)).student
+        for seed in (3, 3, 4)
+    )
+    assert torch.equal(first, again) and not torch.equal(first, other)
 
 
 def test_copies_can_share_a_row(tmp_path):
     """RepeatDataset outside the wrapper: the ids are those inside."""
-    cfg = small_runs.config(tmp_path)
-    runner = _quiet(
-        tmp_path,
-        train_dataloader__dataset=dict(
-            _delete_=True, type='RepeatDataset', times=3, dataset=cfg.train_dataloader.dataset
-        ),
-    )
-    runner.train()
+    repeated = dict(_delete_=True, type='RepeatDataset', times=3, dataset=wrapped())
+    runner = _train(tmp_path, train_dataloader__dataset=repeated)
     assert len(runner.train_dataloader.dataset) == 60
     assert _bank(runner).num_samples == 20
 
@@ -115,7 +103,9 @@ def test_copies_can_share_a_row(tmp_path):
 # --- commits ---------------------------------------------------------------
 
 
-def test_every_iteration_is_committed(tmp_path):
+@pytest.mark.parametrize('counts', [1, 2])
+def test_every_iteration_is_committed(tmp_path, counts):
+    """Also while gradients are accumulated."""
     steps = []
 
     def before(runner, *args, **kwargs):
@@ -134,12 +124,11 @@ def test_every_iteration_is_committed(tmp_path):
             expected[ids] = momentum_rows(expected[ids], getattr(update, name)[last], 0.5)
             assert torch.equal(getattr(bank, name), expected)
         step['z'] = bank.log_z_student.clone(), bank.log_z_teacher.clone()
+        step['weight'] = runner.model.student.head.fc.weight.detach().clone()
 
-    _quiet(
-        tmp_path,
-        Watch('after_train_iter', before, priority='VERY_HIGH'),
-        Watch('after_train_iter', after),
-    ).train()
+    first = Watch('after_train_iter', before, priority='VERY_HIGH')
+    last = Watch('after_train_iter', after)
+    _train(tmp_path, first, last, optim_wrapper__accumulative_counts=counts)
     assert len(steps) == small_runs.STEPS
     ids = torch.cat([step['pending'].sample_idx for step in steps])
     assert sorted(ids.tolist()) == list(range(small_runs.NUM_SAMPLES))
@@ -147,33 +136,21 @@ def test_every_iteration_is_committed(tmp_path):
     assert steps[0]['pending'].log_z is not None
     assert all(step['pending'].log_z is None for step in steps[1:])
     assert all(step['z'] == steps[0]['z'] for step in steps)
-
-
-def test_accumulated_gradients_commit_every_iteration(tmp_path):
-    weights, rows = [], []
-
-    def look(runner, *args, **kwargs):
-        assert _bank(runner).pending is None
-        rows.append(_bank(runner).teacher.clone())
-        weights.append(runner.model.student.head.fc.weight.detach().clone())
-
-    _quiet(tmp_path, Watch('after_train_iter', look), optim_wrapper__accumulative_counts=2).train()
-    assert len(rows) == small_runs.STEPS
-    assert all(not torch.equal(a, b) for a, b in zip(rows, rows[1:]))
-    moved = [not torch.equal(a, b) for a, b in zip(weights, weights[1:])]
-    assert moved == [True, False, True]
+    moved = [not torch.equal(a['weight'], b['weight']) for a, b in zip(steps, steps[1:])]
+    assert moved == [True, counts == 1, True]
 
 
 def test_two_banks_are_kept_apart(tmp_path):
-    cfg = small_runs.config(tmp_path)
-    distiller = cfg.model.distiller
-    second = {**distiller.distill_losses.loss_crd, 'momentum': 0.0}
-    runner = _quiet(
+    distiller = small_runs.distiller()
+    mapping = distiller['loss_forward_mappings']['loss_crd']
+    runner = _train(
         tmp_path,
-        model__distiller__distill_losses__loss_crd_2=second,
-        model__distiller__loss_forward_mappings__loss_crd_2=distiller.loss_forward_mappings.loss_crd,
+        model__distiller__distill_losses__loss_crd_2={
+            **distiller['distill_losses']['loss_crd'],
+            'momentum': 0.0,
+        },
+        model__distiller__loss_forward_mappings__loss_crd_2=mapping,
     )
-    runner.train()
     first, second = _bank(runner), _bank(runner, 'loss_crd_2')
     assert first.has_z and second.has_z
     assert not torch.equal(first.student, second.student)
@@ -187,8 +164,7 @@ def test_rows_that_a_captured_step_wrote_are_not_written_again(tmp_path, monkeyp
     monkeypatch.setattr(captured_step, '_capture', lambda function, inputs: function)
     runs, lines = [], []
     for option in (False, True):
-        runs.append(_quiet(tmp_path / str(option), **{f'{LOSS}cuda_graph': option}))
-        runs[-1].train()
+        runs.append(_train(tmp_path / str(option), **{f'{LOSS}cuda_graph': option}))
         lines.append([line['mi_bound'] for line in small_runs.scalars(tmp_path / str(option))])
     plain, captured = map(_bank, runs)
     assert captured.pending is None
@@ -206,8 +182,7 @@ def test_mutual_information_is_logged_and_not_trained_on(tmp_path):
         loss = runner.model.distiller.distill_losses['loss_crd']
         bounds.append(float(loss.mi_bound))
 
-    runner = _quiet(tmp_path, Watch('after_train_iter', look))
-    runner.train()
+    _train(tmp_path, Watch('after_train_iter', look))
     lines = small_runs.scalars(tmp_path)
     assert len(lines) == small_runs.STEPS
     for line, bound in zip(lines, bounds):
@@ -222,29 +197,31 @@ def test_mutual_information_is_logged_and_not_trained_on(tmp_path):
     assert '20 rows of width 8 per side' in text
 
 
-def test_interval_spaces_the_looks(tmp_path):
-    runner = _quiet(tmp_path, custom_hooks=[{**HOOK, 'interval': 3}])
-    runner.train()
+def test_interval_spaces_the_looks_and_few_rows_are_told(tmp_path):
+    _train(tmp_path, custom_hooks=[{**HOOK, 'interval': 3}], **{f'{LOSS}num_negatives': 19})
     bounds = [line['mi_bound'] for line in small_runs.scalars(tmp_path)]
     # Iterations 1 and 3 of 4; the log repeats the latest.
     assert bounds[0] == bounds[1] != bounds[2] == bounds[3]
+    text = next(tmp_path.glob('*/*.log')).read_text()
+    assert 'num_negatives=19 is more than the 18 possible negatives' in text
     with pytest.raises(ValueError, match='interval is 0, expected at least'):
         MemoryBankHook(interval=0)
 
 
-def test_more_negatives_than_rows_are_told(tmp_path):
-    _quiet(tmp_path, **{f'{LOSS}num_negatives': 19}).train()
-    text = next(tmp_path.glob('*/*.log')).read_text()
-    assert 'num_negatives=19 is more than the 18 possible negatives' in text
-
-
 def test_a_model_without_bank_is_left_alone(tmp_path):
     """As a default hook it stands beside any model, with any other hook."""
-    cfg = small_runs.config(tmp_path)
-    hooks = [dict(HOOK), dict(type='SyncBuffersHook')]
-    model = {**cfg.model.architecture, '_delete_': True}
-    _quiet(tmp_path, model=model, custom_hooks=hooks).train()
-    assert 'MemoryBankHook found' not in next(tmp_path.glob('*/*.log')).read_text()
+    model = {**small_runs.net(6), '_delete_': True}
+    _train(tmp_path, model=model, custom_hooks=[HOOK, dict(type='SyncBuffersHook')])
+
+
+@pytest.mark.parametrize('negatives', ['all', 'shared', 'sampled'])
+def test_a_sharded_bank_in_one_process_equals_one_in_one_piece(tmp_path, negatives):
+    states = [
+        _train(tmp_path, **{f'{LOSS}sharded': sharded, f'{LOSS}negatives': negatives}).model
+        for sharded in (False, True)
+    ]
+    plain, sharded = (model.state_dict() for model in states)
+    torch.testing.assert_close(dict(sharded), dict(plain), rtol=1e-4, atol=1e-5)
 
 
 # --- a runner used in any order --------------------------------------------
@@ -265,15 +242,10 @@ def test_a_runner_may_be_used_in_any_order(tmp_path):
     runner.test()
     runner.val()
     assert seen == [(0, False, False)] + [(20, True, True)] * 3
-    for name, value in _bank(runner).state_dict().items():
-        assert torch.equal(value, state[name]), name
+    torch.testing.assert_close(_bank(runner).state_dict(), state, rtol=0, atol=0)
 
 
 # --- what is refused -------------------------------------------------------
-
-
-def wrapped():
-    return small_runs.config('.').train_dataloader.dataset
 
 
 REFUSED = {
@@ -290,6 +262,10 @@ REFUSED = {
         dict(custom_hooks=[HOOK, dict(type='SyncBuffersHook')]),
         'SyncBuffersHook averages every buffer.*remove it from custom_hooks',
     ),
+    'moving average of shards': (
+        {f'{LOSS}sharded': True, 'custom_hooks': [HOOK, dict(type='EMAHook')]},
+        "EMAHook would save one rank's part of .*bank",
+    ),
     'no ids': (
         dict(train_dataloader__dataset={**wrapped().dataset, '_delete_': True}),
         "train_dataloader.dataset is a Digits.*wrap it: .*type='crd_plugin.SampleIndexDataset'",
@@ -304,15 +280,12 @@ REFUSED = {
         'dataset is a ConcatDataset',
     ),
     'graph': ({f'{LOSS}cuda_graph': True}, r'cuda_graph=True needs a GPU, the memory bank is on c'),
-    'kernel': ({f'{LOSS}kernel': 'triton'}, r"kernel='triton' needs a GPU, the memory bank is on"),
 }
 
 
 @pytest.mark.parametrize('name', REFUSED)
-def test_refused_before_training(tmp_path, name, monkeypatch):
+def test_refused_before_training(tmp_path, name):
     changes, message = REFUSED[name]
-    monkeypatch.setattr('crd_plugin.models.losses.crd_checks.find_spec', lambda name: name)
-    monkeypatch.delenv('TRITON_INTERPRET', raising=False)
     runner = _quiet(tmp_path, **changes)
     if name != 'no hook':
         runner.model.train_step = None
@@ -332,8 +305,7 @@ def test_an_in_batch_loss_on_a_device_is_looked_at(tmp_path):
         loss.warn_if_alone = lambda: looks.append(runner.iter)
 
     changes = {'custom_hooks': [{**HOOK, 'interval': 2}], **IN_BATCH}
-    runner = _quiet(tmp_path, Watch('before_train', watch), **changes)
-    runner.train()
+    _train(tmp_path, Watch('before_train', watch), **changes)
     by_the_loss_itself = list(range(small_runs.STEPS))
     assert sorted(looks) == sorted([*by_the_loss_itself, 0, 1, 3])
 
@@ -344,70 +316,43 @@ def test_an_in_batch_loss_on_a_device_is_looked_at(tmp_path):
     [
         # The recorder of labels and its mapping stay in the config.
         ('SeveralDigits', ["exclude='class' needs labels: SeveralDigits", 'labels is None, but']),
-        (
-            'BareDigits',
-            ["exclude='class' needs labels: BareDigits has no labels", 'labels is None'],
-        ),
-        ('OnlyThrees', ['labels holds 1 class over 20 rows', 'loss_crd: all 20 .* are of class 3']),
+        ('BareDigits', ["exclude='class' needs labels: BareDigits has no l", 'labels is None']),
+        ('Digits', ['labels holds 1 class over 20 rows', 'loss_crd: all 20 .* are of class 3']),
     ],
 )
 def test_labels_that_tell_no_classes(kind, messages, in_batch, tmp_path):
-    data = {
-        f'{INNER}type': kind,
-        f'{INNER}num_train_per_class': 20 if kind == 'OnlyThrees' else 2,
-        'model__calculate_student_loss': False,
-        **(IN_BATCH if in_batch else {}),
-    }
+    data = THREES if kind == 'Digits' else {f'{INNER}type': kind}
+    data = {**data, 'model__calculate_student_loss': False, **(IN_BATCH if in_batch else {})}
     with pytest.raises(ValueError, match=f"{messages[in_batch]}.*'instance'"):
-        _quiet(tmp_path, **data).train()
-    runner = _quiet(tmp_path, **data, **{f'{LOSS}exclude': 'instance'})
-    runner.train()
+        _train(tmp_path, **data)
+    runner = _train(tmp_path, **data, **{f'{LOSS}exclude': 'instance'})
     assert small_runs.scalars(tmp_path)[-1]['distill.loss_crd'] > 0
     if not in_batch:
-        assert len(_bank(runner).labels) == (20 if kind == 'OnlyThrees' else 0)
+        assert len(_bank(runner).labels) == (20 if kind == 'Digits' else 0)
 
 
 def _batch(*samples):
     """A batch of (id, label) as the loader gives it."""
-    data_samples = []
-    for index, label in samples:
-        sample = DataSample().set_gt_label(int(label))
-        if index is not None:
-            sample.set_metainfo(dict(sample_idx=index))
-        data_samples.append(sample)
-    return dict(inputs=[], data_samples=data_samples)
-
-
-@pytest.fixture(scope='module')
-def trained(tmp_path_factory):
-    runner = _quiet(tmp_path_factory.mktemp('short'))
-    runner.train()
-    hook = next(hook for hook in runner.hooks if isinstance(hook, MemoryBankHook))
-    # On a CPU the loss itself looks at ids and labels.
-    hook._banks = {name: copy.deepcopy(bank).to('meta') for name, bank in hook._banks.items()}
-    hook._labels = torch.arange(20) // 2  # As if the digits were sorted.
-    return runner, hook
+    samples = [DataSample(metainfo=dict(sample_idx=i)).set_gt_label(label) for i, label in samples]
+    return dict(inputs=[], data_samples=samples)
 
 
 @pytest.mark.parametrize(
-    'samples, message',
+    'sample, message',
     [
-        *(
-            ([(0, 0), (wrong, 1)], f'sample_idx {wrong} is outside the memory bank of 20 rows; the')
-            for wrong in (20, -1, 2**40)
-        ),
-        (
-            [(0, 0), (7, 9)],
-            "sample 7 has label 9, the memory bank's row has 3; the batch comes from another data",
-        ),
-        ([(None, 0)], 'have no sample_idx; wrap'),
+        ((20, 1), 'sample_idx 20 is outside the memory bank of 20 rows; the'),
+        ((-1, 1), 'sample_idx -1 is outside'),
+        ((2**40, 1), 'sample_idx 1099511627776 is outside'),
+        ((7, 9), "sample 7 has label 9, the memory bank's row has 3; the batch comes from another"),
     ],
 )
-def test_samples_of_other_data(trained, samples, message):
-    runner, hook = trained
-    hook.before_train_iter(runner, 0, _batch((0, 0), (7, 3)))
+def test_samples_of_other_data(sample, message):
+    """On a device; on a CPU the loss itself looks at ids and labels."""
+    hook, bank = MemoryBankHook(), MemoryBank(4, num_samples=20)
+    hook._banks, hook._labels = dict(bank=bank.to('meta')), torch.arange(20) // 2
+    hook.before_train_iter(None, 0, _batch((0, 0), (7, 3)))
     with pytest.raises(ValueError, match=message):
-        hook.before_train_iter(runner, 0, _batch(*samples))
+        hook.before_train_iter(None, 0, _batch((0, 0), sample))
 
 
 # --- checkpoints -----------------------------------------------------------
@@ -421,28 +366,19 @@ def test_samples_of_other_data(trained, samples, message):
             'memory bank ".*loss_crd.bank" has 20 rows of width 8, this one 30 of width 8; resume '
             'with the training set',
         ),
-        (
-            {
-                f'{INNER}type': 'OnlyThrees',
-                f'{INNER}num_train_per_class': 20,
-                f'{LOSS}exclude': 'instance',
-            },
-            'belongs to another data set or order of samples',
-        ),
+        ({**THREES, f'{LOSS}exclude': 'instance'}, 'belongs to another data set or order'),
     ],
 )
 def test_resuming_with_other_data(tmp_path, checkpoint, changes, message):
-    runner = _quiet(tmp_path, load_from=str(checkpoint), resume=True, **changes)
     with pytest.raises(ValueError, match=message):
-        runner.train()
+        _train(tmp_path, load_from=str(checkpoint), resume=True, **changes)
 
 
 def _without_bank(checkpoint, path, part='.bank.'):
     saved = small_runs.load(checkpoint)
-    saved['state_dict'] = {
-        key: value for key, value in saved['state_dict'].items() if part not in key
-    }
-    assert len(saved['state_dict']) < len(small_runs.load(checkpoint)['state_dict'])
+    weights = saved['state_dict']
+    saved['state_dict'] = {key: value for key, value in weights.items() if part not in key}
+    assert len(saved['state_dict']) < len(weights)
     torch.save(saved, path)
     return str(path)
 
@@ -450,12 +386,9 @@ def _without_bank(checkpoint, path, part='.bank.'):
 @pytest.mark.parametrize('part', ['.bank.', '.bank.teacher', '.bank.log_z_student'])
 def test_resume_needs_the_bank(tmp_path, checkpoint, part):
     path = _without_bank(checkpoint, tmp_path / 'no_bank.pth', part)
-    runner = _quiet(tmp_path, load_from=path, resume=True)
-    with pytest.raises(
-        ValueError,
-        match='has no whole memory bank ".*loss_crd.bank".*with load_from instead of --resume',
-    ):
-        runner.train()
+    message = 'has no whole memory bank ".*loss_crd.bank".*with load_from instead of --resume'
+    with pytest.raises(ValueError, match=message):
+        _train(tmp_path, load_from=path, resume=True)
 
 
 @pytest.mark.parametrize(
@@ -465,23 +398,14 @@ def test_resume_needs_the_bank(tmp_path, checkpoint, part):
 def test_resuming_with_settings_that_belong_to_z(tmp_path, checkpoint, name, value, before):
     """They were taken silently, while rows and constants stayed those of the others."""
     changed = {f'{LOSS}{name}': value}
-    runner = _quiet(tmp_path, load_from=str(checkpoint), resume=True, **changed)
     message = (
         f'model.distiller.distill_losses.loss_crd.{name} is {value}, but the memory bank and its '
         f'constants Z are of a training with {before}; resume with that'
     )
     with pytest.raises(ValueError, match=message):
-        runner.train()
+        _train(tmp_path, load_from=str(checkpoint), resume=True, **changed)
     if name == 'momentum':
-        _quiet(tmp_path, load_from=str(checkpoint), **changed).train()
-
-
-def test_load_from_does_not_need_the_bank(tmp_path, checkpoint):
-    path = _without_bank(checkpoint, tmp_path / 'no_bank.pth')
-    runner = _quiet(tmp_path, load_from=path)
-    runner.train()
-    assert _bank(runner).num_samples == small_runs.NUM_SAMPLES
-    assert _bank(runner).has_z
+        _train(tmp_path, load_from=str(checkpoint), **changed)
 
 
 @pytest.mark.parametrize('given', [None, 7])

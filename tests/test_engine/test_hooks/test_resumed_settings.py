@@ -30,6 +30,15 @@ def build(work_dir, schedule=COSINE, epochs=4, size=6, **changes):
     )
 
 
+def train_on(caplog, work_dir, *args, **changes):
+    """Resume; return the runner and what it said of other settings."""
+    runner = build(work_dir, *args, resume=True, **changes)
+    runner.logger.addHandler(caplog.handler)
+    caplog.clear()
+    runner.train()
+    return runner, [r.message for r in caplog.records if 'other settings' in r.message]
+
+
 def rates(work_dir, first_epoch):
     """Learning rates, and where in training they were logged, from an epoch on."""
     lines = small_runs.scalars(work_dir)
@@ -68,12 +77,10 @@ def test_schedules_go_on_as_in_a_run_of_the_new_config(
 ):
     """MMEngine goes on with those of the checkpoint, at the wrong place."""
     build(tmp_path / 'whole', schedule, size=size).train()
-    runner = build(tmp_path / 'resumed', schedule, size=size, resume=True, load_from=saved[start])
-    runner.logger.addHandler(caplog.handler)
-    runner.train()
+    resumed = tmp_path / 'resumed'
+    _, (line,) = train_on(caplog, resumed, schedule, size=size, load_from=saved[start])
     expected, found = (rates(tmp_path / name, 3) for name in ('whole', 'resumed'))
     assert found == expected and len({rate for rate, _ in found}) > 1
-    (line,) = (r.message for r in caplog.records if 'other settings' in r.message)
     assert told in line
 
 
@@ -86,24 +93,18 @@ def test_settings_of_the_optimizer_are_followed(tmp_path, saved, caplog):
         ('one', saved['steps'], {}),
         ('several', tmp_path / 'groups' / 'epoch_2.pth', groups),
     ):
-        caplog.clear()
-        runner = build(
-            tmp_path / folder, STEPS, 3, resume=True, load_from=str(load_from), **more, **optimizer
-        )
-        runner.logger.addHandler(caplog.handler)
-        runner.train()
+        changes = dict(load_from=str(load_from), **more, **optimizer)
+        runner, (line,) = train_on(caplog, tmp_path / folder, STEPS, 3, **changes)
         assert {group['weight_decay'] for group in runner.optim_wrapper.param_groups} <= {0, 0.1}
-        assert 'optimizer.weight_decay 0.0005 -> 0.1.' in caplog.text.replace(' The run', '')
+        assert 'optimizer.weight_decay 0.0005 -> 0.1.' in line.replace(' The run', '')
         assert rates(tmp_path / folder, 3) == [(0.05 * 0.1, step) for step in range(9, 13)]
 
 
 def test_a_learning_rate_without_a_schedule_is_followed(tmp_path, caplog):
     build(tmp_path, None, epochs=1).train()
-    runner = build(tmp_path, None, 2, resume=True, optim_wrapper__optimizer__lr=0.02)
-    runner.logger.addHandler(caplog.handler)
-    runner.train()
+    _, (line,) = train_on(caplog, tmp_path, None, 2, optim_wrapper__optimizer__lr=0.02)
     assert {rate for rate, _ in rates(tmp_path, 2)} == {0.02}
-    assert 'optimizer.lr 0.05 -> 0.02.' in caplog.text
+    assert 'optimizer.lr 0.05 -> 0.02.' in line
 
 
 ADAM = dict(_delete_=True, type='Adam', lr=0.05, weight_decay=0.1)
@@ -121,10 +122,7 @@ def test_nothing_is_said_where_nothing_has_changed(tmp_path, caplog, changes):
     runner.register_hook(small_runs.FailHook(9))
     with pytest.raises(ArithmeticError):
         runner.train()
-    runner = build(tmp_path / 'killed', BOTH, resume=True, **changes)
-    runner.logger.addHandler(caplog.handler)
-    runner.train()
-    assert 'other settings' not in caplog.text
+    assert train_on(caplog, tmp_path / 'killed', BOTH, **changes)[1] == []
     whole, killed = (rates(tmp_path / name, 3) for name in ('whole', 'killed'))
     assert killed == [whole[0], *whole]
 

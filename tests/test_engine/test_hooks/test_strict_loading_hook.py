@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from mmengine.hooks import Hook
 
-from crd_plugin.engine.hooks import StrictLoadingHook
+from crd_plugin.engine import StrictLoadingHook
 from tests import small_runs
+from tests.small_runs import Watch
 
 BANK = 'distiller.distill_losses.loss_crd.bank.'
 CLASSES = 'train_dataloader__dataset__dataset__num_train_per_class'
@@ -15,13 +15,17 @@ CLASSES = 'train_dataloader__dataset__dataset__num_train_per_class'
 def run(tmp_path_factory):
     """Checkpoint of a distillation."""
     folder = tmp_path_factory.mktemp('run')
-    small_runs.build(folder, **small_runs.without_validation()).train()
+    small_runs.train(folder)
     return folder / 'epoch_1.pth'
 
 
 def build(folder, path, **changes):
     """Runner with the hook."""
     return small_runs.build(folder, StrictLoadingHook(), load_from=str(path), **changes)
+
+
+def train(folder, path, *hooks, **changes):
+    return small_runs.train(folder, StrictLoadingHook(), *hooks, load_from=str(path), **changes)
 
 
 def resaved(run, path, change=lambda name: name, **content):
@@ -77,7 +81,7 @@ def test_testing(tmp_path, run, changes, message):
 )
 def test_training(tmp_path, run, changes, message):
     with pytest.raises(ValueError, match=message):
-        build(tmp_path, run, **small_runs.without_validation(), **changes).train()
+        train(tmp_path, run, **changes)
 
 
 def test_what_fits_is_tested(tmp_path, run):
@@ -99,51 +103,42 @@ def test_what_fits_is_tested(tmp_path, run):
 
 def test_plain_load_from_with_another_head(tmp_path, run):
     path = resaved(run, tmp_path / 'plain.pth', lambda k: k.partition('architecture.')[2])
-    changes = {**PLAIN, 'custom_hooks': [], **small_runs.without_validation()}
-    build(tmp_path, path, **changes).train()
+    changes = {**PLAIN, 'custom_hooks': []}
+    train(tmp_path, path, **changes)
     changes['model__head__num_classes'] = 12
     with pytest.raises(
         ValueError,
         match=r'The number of classes differs, 10 instead of 12\. .*model.backbone.init_cfg=dict\('
         r"type='Pretrained', checkpoint=FILE, prefix='backbone'\)",
     ):
-        build(tmp_path, path, **changes).train()
+        train(tmp_path, path, **changes)
 
 
 @pytest.mark.parametrize('change', ['same data', 'other data', 'no bank'])
 @pytest.mark.parametrize('hooks', [[], [dict(type='EMAHook')]])
-def test_load_from_leaves_the_bank_fresh(tmp_path, run, change, hooks, caplog):
-    rows = {}
+def test_load_from_leaves_the_bank_fresh(tmp_path, run, change, hooks):
+    rows = []
 
-    class Look(Hook):
-        """Keeps the rows that training begins with."""
-
-        priority = 'LOWEST'
-
-        def before_train(self, runner):
-            bank = runner.model.distiller.distill_losses['loss_crd'].bank
-            rows[runner.work_dir] = bank.student.clone()
-            assert bank.keep_rows and not bank.has_z
+    def look(runner):
+        bank = runner.model.distiller.distill_losses['loss_crd'].bank
+        rows.append(bank.student.clone())
+        assert bank.keep_rows and not bank.has_z
 
     changes = dict(
         custom_hooks=[dict(type='crd_plugin.MemoryBankHook', interval=1), *hooks],
         **({CLASSES: 3} if change == 'other data' else {}),
-        **small_runs.without_validation(),
     )
     path = run
     if change == 'no bank':
         path = resaved(run, tmp_path / 'a.pth', lambda k: k if '.bank.' not in k else '')
-    small_runs.build(tmp_path / 'fresh', Look(), **changes).train()
-    runner = build(tmp_path / 'loaded', path, **changes)
-    runner.register_hook(Look())
-    runner.logger.addHandler(caplog.handler)
-    runner.train()
-    assert torch.equal(*rows.values())
-    assert f'the rows of the memory bank {BANK[:-1]} are fresh' in caplog.text
+    small_runs.train(tmp_path / 'fresh', Watch('before_train', look), **changes)
+    train(tmp_path / 'loaded', path, Watch('before_train', look), **changes)
+    assert torch.equal(*rows)
+    log = next((tmp_path / 'loaded').glob('*/*.log')).read_text()
+    assert f'the rows of the memory bank {BANK[:-1]} are fresh' in log
 
 
 def test_resuming_needs_a_training_state(tmp_path, run):
     path = resaved(run, tmp_path / 'a.pth', meta=dict(), message_hub=None)
-    runner = build(tmp_path, path, resume=True, **small_runs.without_validation())
     with pytest.raises(ValueError, match='no state of a training .* set load_from instead'):
-        runner.train()
+        train(tmp_path, path, resume=True)

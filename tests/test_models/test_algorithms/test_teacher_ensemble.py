@@ -235,7 +235,7 @@ def test_dry_run(tmp_path, files):
     assert [row.total for row in report.parts if row.part == 'teacher'] == [2 * 490]
     gone = check(teacher_ckpt=[files[0], 'gone.pth'])
     (problem,) = run_dry(gone).problems
-    assert problem.startswith('model.teacher_ckpt[1]=gone.pth does not exist')
+    assert problem.startswith('model: teacher_ckpt=gone.pth does not exist')
     report = run_dry(gone, use_teacher_ckpt=False)
     assert report.problems == [] and len(report.banks) == 2
     url = check(teacher_ckpt=[files[0], 'https://example.invalid/teacher.pth'])

@@ -146,7 +146,7 @@ def test_arguments(kwargs, message):
         (
             EmbeddingConnector(4),
             torch.ones(2, 5),
-            'has 5 values per sample, EmbeddingConnector has in_channels=4; set it to 5, or',
+            'has 5 values per sample, EmbeddingConnector has in_channels=4; set in_channels=5, or',
         ),
         (
             EmbeddingConnector(head='pad'),

@@ -1,13 +1,21 @@
-"""Preprocessing for a network that sees a view of the images."""
+"""Data preprocessors: of resident data, of a view of the images, of several views of each."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import torch
+from mmengine.model import BaseDataPreprocessor
 from mmpretrain.models.utils import ClsDataPreprocessor
 from torch import Tensor, nn
 
 from crd_plugin.registry import MODELS
+
+__all__ = ['MultiViewPreprocessor', 'ResidentDataPreprocessor', 'ViewPreprocessor']
+
+
+@MODELS.register_module()
+class ResidentDataPreprocessor(ClsDataPreprocessor):
+    """``mmpretrain.ClsDataPreprocessor``, under the name that configs of resident data use."""
 
 
 @MODELS.register_module()
@@ -68,3 +76,38 @@ class _NormalisedView(nn.Module):
                 f'std have {len(self.mean)} numbers; give one per channel of the view.'
             )
         return (images - self.mean.to(images.dtype)) / self.std.to(images.dtype)
+
+
+class MultiViewPreprocessor(BaseDataPreprocessor):
+    """Send each view of a batch through another preprocessor.
+
+    So training on several views and testing on single images share one config. Why not MMPretrain's
+    ``SelfSupDataPreprocessor``: it does not pad or handle labels, and has other arguments.
+
+    Args:
+        preprocessor (BaseDataPreprocessor): Preprocessor of single images. Batch augmentations such
+            as Mixup are refused: each view would be mixed with other images.
+
+    Raises:
+        ValueError: If ``preprocessor`` has batch augmentations.
+    """
+
+    def __init__(self, preprocessor: BaseDataPreprocessor) -> None:
+        super().__init__()
+        if getattr(preprocessor, 'batch_augments', None) is not None:
+            raise ValueError(
+                'data_preprocessor.batch_augments mixes images, but the views of an image must '
+                'show it alone; remove batch_augments.'
+            )
+        self.preprocessor = preprocessor
+
+    def forward(self, data: Any, training: bool = False) -> Any:
+        """Preprocess collated images to ``(B, C, H, W)``, or views of them to a list of such."""
+        views = data['inputs']
+        # A view is a list of images (pseudo_collate) or (B, C, H, W) (default_collate).
+        if isinstance(views, Tensor) or isinstance(views[0], Tensor) and views[0].dim() != 4:
+            return self.preprocessor(data, training)
+        # The samples once: the preprocessor may write to them.
+        first = self.preprocessor({**data, 'inputs': views[0]}, training)
+        others = [self.preprocessor(dict(inputs=view), training)['inputs'] for view in views[1:]]
+        return {**first, 'inputs': [first['inputs'], *others]}
