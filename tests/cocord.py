@@ -2,44 +2,22 @@
 
 from typing import Any
 
+from mmengine.config import Config
+
+from crd_plugin.fragments import join
 from tests import small_runs
 
 SIZES = dict(hidden_dim=16, embed_dim=8, predictor_dim=4, queue_size=15)
+NETWORKS = dict(
+    architecture=small_runs.net(6, dropout=0.2), teacher=small_runs.net(12), input_shape=(3, 8, 8)
+)
 
 
-def distiller(source: str = 'neck', **loss: Any) -> dict[str, Any]:
-    """Config of CoCoRD on a module's output; arguments go to the loss."""
-
-    def record(from_student: bool, record_idx: int = 0) -> dict[str, Any]:
-        return dict(recorder='feat', from_student=from_student, record_idx=record_idx, data_idx=-1)
-
-    recorder = dict(type='mmrazor.ModuleOutputs', source=source)
-    return dict(
-        type='mmrazor.ConfigurableDistiller',
-        student_recorders=dict(feat=dict(recorder)),
-        teacher_recorders=dict(feat=dict(recorder)),
-        distill_losses=dict(loss_cocord={'type': 'crd_plugin.CoCoRDLoss', **SIZES, **loss}),
-        loss_forward_mappings=dict(
-            loss_cocord=dict(
-                s_feats=record(True, 0),
-                s_feats_2=record(True, 1),
-                slow_feats_2=record(True, 2),
-                slow_feats=record(True, 3),
-                t_feats=record(False),
-            )
-        ),
-    )
-
-
-def model_config(**loss: Any) -> dict[str, Any]:
-    """Config of the algorithm; arguments go to the loss."""
-    return dict(
-        type='crd_plugin.CoCoRDDistill',
-        architecture=small_runs.net(6, dropout=0.2),
-        teacher=small_runs.net(12),
-        input_shape=(3, 8, 8),
-        distiller=distiller(**loss),
-    )
+def model_config(networks: dict = NETWORKS, *others: dict, **loss: Any) -> dict[str, Any]:
+    """Config of the algorithm, with other methods if wanted; arguments go to the loss."""
+    own = Config.fromfile(small_runs.REPO / 'configs/_base_/distillers/cocord.py').cocord
+    own.distiller.distill_losses.loss_cocord.update({**SIZES, **loss})
+    return join(networks, own, *others).to_dict()
 
 
 def run_changes(**loss: Any) -> dict[str, Any]:

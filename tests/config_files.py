@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 
 from crd_plugin.registry import MODELS
 from tests import small_runs
@@ -57,6 +57,12 @@ def _read(path: Path) -> Config:
 def parsed(path: Path) -> Config:
     """A config, read once and copied for each test: one that changes it changes no other."""
     return copy.deepcopy(_read(path))
+
+
+def fragment(name: str) -> ConfigDict:
+    """The fragment in a file of ``_base_/distillers``."""
+    (found,) = parsed(BASE / 'distillers' / f'{name}.py').values()
+    return found
 
 
 def fast(*more: str, batch: int = 4, validate: bool = True) -> list[str]:

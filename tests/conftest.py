@@ -15,6 +15,7 @@ import mmengine.dataset.base_dataset
 import mmengine.runner.runner
 import pytest
 import torch
+from mmengine.logging import MMLogger
 from mmengine.registry import DefaultScope
 
 # Each data set that is built collects garbage, which takes most of a second with so many modules.
@@ -34,3 +35,11 @@ def mmpretrain_scope():
     """Find types without a prefix in MMPretrain, as a runner does with its configs."""
     with DefaultScope.overwrite_default_scope('mmpretrain'):
         yield
+
+
+@pytest.fixture
+def warned(monkeypatch):
+    """Collect the texts of warnings."""
+    texts = []
+    monkeypatch.setattr(MMLogger, 'warning', lambda self, text: texts.append(text))
+    return texts

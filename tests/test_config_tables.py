@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 from mmengine.fileio import load
-from mmengine.registry import DefaultScope
 
 from tests import small_runs
 from tests.config_files import (
@@ -20,11 +19,7 @@ from tests.config_files import (
     rows_of,
 )
 
-
-@pytest.fixture(autouse=True)
-def scope():
-    with DefaultScope.overwrite_default_scope('mmpretrain'):
-        yield
+pytestmark = pytest.mark.usefixtures('mmpretrain_scope')
 
 
 def table(folder):

@@ -35,7 +35,6 @@ pytestmark = pytest.mark.usefixtures('mmpretrain_scope')
 
 
 def leaf(method, nets, data='stl10'):
-    """The one leaf of a method, its networks and its data."""
     (path,) = FOLDER.glob(f'{method}_{nets}_b*_{data}.py')
     return path
 

@@ -3,7 +3,6 @@
 import re
 
 import pytest
-from mmengine.registry import DefaultScope
 
 from crd_plugin.cli.comparison import read_published
 from tests.config_files import (
@@ -28,11 +27,7 @@ METRICS = {
     'Paper, ratio': '^x$',
 }
 
-
-@pytest.fixture(autouse=True)
-def scope():
-    with DefaultScope.overwrite_default_scope('mmpretrain'):
-        yield
+pytestmark = pytest.mark.usefixtures('mmpretrain_scope')
 
 
 def network_of(name):
@@ -42,7 +37,6 @@ def network_of(name):
 
 
 def losses_of(row):
-    """Losses of the distillation that a figure is of."""
     if row.method in ('vanilla', 'teacher', 'student alone', 'Online-KD'):
         return set()
     words = dict(InfoNCE='crd').get(row.method, row.method.lower()).split('+')
@@ -51,7 +45,6 @@ def losses_of(row):
 
 
 def schedule_of(row):
-    """Batch size and epochs of a source."""
     if row.dataset == 'ImageNet':
         return '8xb32-100e'
     return '8xb16-200e' if row.source.startswith('MM') else 'b(64|32)-240e'

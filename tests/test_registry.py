@@ -33,15 +33,6 @@ def test_prefixed_type_resolves(scope, node, name):
     assert found.__name__ == name
 
 
-def test_equal_names_stay_apart():
-    from mmpretrain.registry import MODELS
-
-    ours = MODELS.get('crd_plugin.CRDLoss')
-    theirs = MODELS.get('mmrazor.CRDLoss')
-    assert theirs.__module__.startswith('mmrazor.')
-    assert ours is not theirs
-
-
 @pytest.mark.parametrize('node', registry.__all__)
 def test_locations_exist_and_root_knows_the_child(node):
     ours = getattr(registry, node)

@@ -5,12 +5,9 @@ import re
 import h5py
 import pytest
 import torch
-import torchvision
 
 from crd_plugin.cli.comparison import read_published
 from crd_plugin.cli.dry_run import dry_run_file
-from crd_plugin.models.algorithms.checkpoints import load_pretrained
-from crd_plugin.registry import MODELS
 from tests import fake_data, small_runs
 from tests.config_files import CONFIGS, fast, key_of, parsed
 from tests.test_cli.test_arguments import call
@@ -166,14 +163,3 @@ def test_bad_data_is_told_before_training(data, tmp_path, capsys, damage, more, 
     (line,) = capsys.readouterr().err.splitlines()
     assert re.search(message, line), line
     assert not list(tmp_path.rglob('epoch_*.pth'))
-
-
-@pytest.mark.parametrize('depth', [18, 50])
-def test_torchvision_weights_fit_the_teacher(tmp_path, depth):
-    theirs = getattr(torchvision.models, f'resnet{depth}')()
-    torch.save(theirs.state_dict(), tmp_path / 'theirs.pth')
-    cfg = parsed(config(f'kd_resnet{depth}_conv5_b16-200e_nyu-depth'))
-    teacher = MODELS.build(cfg.model.teacher)
-    load_pretrained(teacher, str(tmp_path / 'theirs.pth'), 'teacher')
-    images = torch.randn(1, 3, 64, 64)
-    torch.testing.assert_close(teacher.eval()(images, mode='tensor'), theirs.eval()(images))

@@ -108,11 +108,6 @@ def test_from_training_to_the_student_alone(write, tmp_path, capsys):
             'numbered from 0; correct channels',
         ),
         (
-            dict(student_view=view(3, 4)),
-            'model.student_view: the images have 2 channels, but mean and std of the '
-            'data_preprocessor 3 numbers',
-        ),
-        (
             dict(teacher_view=dict(type='crd_plugin.ChannelVeiw', channels=[0])),
             "model.teacher_view.type: 'crd_plugin.ChannelVeiw' is not registered.*ChannelView",
         ),

@@ -170,7 +170,7 @@ def build_runner(cfg: Config) -> Runner:
     from mmengine.registry import RUNNERS
     from mmengine.runner import Runner
 
-    from crd_plugin.models.algorithms.pretrained_init import use_pretrained_init
+    from crd_plugin.models.algorithms.checkpoints import use_pretrained_init
 
     use_load_checkpoint_file()
     use_pretrained_init()

@@ -26,7 +26,7 @@ from mmengine.runner import Runner
 from crd_plugin.compat import load_checkpoint_file
 from crd_plugin.engine.hooks.strict_loading_hook import load_run
 from crd_plugin.engine.loops.staged_train_loop import split_epochs
-from crd_plugin.models.algorithms.pretrained_init import use_pretrained_init
+from crd_plugin.models.algorithms.checkpoints import use_pretrained_init
 from crd_plugin.models.key_queue import KeyQueue
 from crd_plugin.models.memory_bank import MemoryBank
 

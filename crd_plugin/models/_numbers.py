@@ -1,7 +1,11 @@
-"""Check arguments that are numbers; each function returns the value."""
+"""Check arguments, most of them numbers; each function returns the value."""
 
 import math
+from collections.abc import Collection
 from numbers import Integral, Real
+from typing import TypeVar
+
+_Value = TypeVar('_Value')
 
 
 def not_negative(name: str, value: float) -> float:
@@ -41,4 +45,11 @@ def check_number(name: str, value: float) -> float:
     """Require a number: a TypeError names the argument."""
     if not isinstance(value, Real):
         raise TypeError(f'{name} is {value!r}, expected a number.')
+    return value
+
+
+def one_of(name: str, value: _Value, allowed: Collection[_Value]) -> _Value:
+    """Require one of the allowed values: a ValueError names them."""
+    if value not in allowed:
+        raise ValueError(f'{name} is {value!r}, expected one of {tuple(allowed)}.')
     return value

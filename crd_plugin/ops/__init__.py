@@ -29,42 +29,9 @@ from .pairing import block_cosines, pad_channels, pool_flat, unit_over_batch
 from .queue import enqueue, move_averages, queue_logits
 from .singular_vectors import right_singular_vectors
 
-__all__ = [
-    'ContrastResult',
-    'Negatives',
-    'RowKeys',
-    'Shards',
-    'absolute_power',
-    'alignment',
-    'attention_vector',
-    'block_cosines',
-    'class_keys',
-    'critic_loss',
-    'draw_negatives',
-    'enqueue',
-    'full_precision',
-    'given_negatives',
-    'gradient_norm',
-    'info_nce',
-    'initial_rows',
-    'last_occurrence',
-    'log_partition',
-    'match_heights',
-    'momentum_rows',
-    'move_averages',
-    'nce',
-    'no_autocast',
-    'pad_channels',
-    'pair_logits',
-    'pair_maps',
-    'pair_vectors',
-    'pool_flat',
-    'prediction_distance',
-    'queue_logits',
-    'rgb_to_lab',
-    'right_singular_vectors',
-    'row_keys',
-    'uniformity',
-    'unit_over_batch',
-    'unit_vectors',
-]
+# What is imported above.
+__all__ = sorted(
+    name
+    for name, value in list(globals().items())
+    if getattr(value, '__module__', '').startswith(f'{__name__}.')
+)

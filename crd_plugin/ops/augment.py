@@ -22,9 +22,8 @@ def random_boxes(
 ) -> Tensor:
     """Draw boxes of random area and aspect ratio.
 
-    Each attempt draws an area and the logarithm of a ratio; the first box that fits into the image
-    is taken. Source: C. Szegedy et al., arXiv:1409.4842, section 6. Behaviour matched: mmpretrain
-    1.2.0, ``RandomResizedCrop.rand_crop_params``; the same numbers give the same box.
+    Of several attempts the first box that fits into the image is taken. Source: C. Szegedy et al.,
+    arXiv:1409.4842, section 6; numbers of mmpretrain's ``RandomResizedCrop.rand_crop_params``.
 
     Args:
         uniform (Tensor): Random numbers in [0, 1), ``(N, 2 A + 2)`` float64: area and ratio of
@@ -67,9 +66,8 @@ def crop(images: Tensor, rows: Tensor, boxes: Tensor, size: tuple[int, int]) -> 
 def resized_crop(images: Tensor, rows: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
     """Cut a box out of each image and resize it, as Pillow's ``BILINEAR`` does.
 
-    Lines are resized first, then columns, each rounded to whole grey levels, so the result equals
-    Pillow's where Pillow takes the same order. Pillow 13 begins with the columns of some boxes; a
-    difference of one grey level is then possible.
+    Lines are resized first, then columns, each rounded to whole grey levels. Pillow 13 begins with
+    the columns of some boxes; a difference of one grey level is then possible.
 
     Args:
         images (Tensor): All images, ``(N, C, H, W)`` uint8.
@@ -110,5 +108,4 @@ def _resize_weights(starts: Tensor, lengths: Tensor, full: int, target: int) -> 
 
 
 def _round(values: Tensor) -> Tensor:
-    """Round to whole grey levels, in place."""
     return values.add_(0.5).floor_().clamp_(0, 255)

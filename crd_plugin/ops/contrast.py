@@ -8,7 +8,7 @@ embeddings) whatever autocast says, because exp(1 / 0.07) overflows float16.
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -156,13 +156,9 @@ def critic_loss(
     return positive_loss + negative_loss + constant, -positive_loss.detach()
 
 
-class _Piece(NamedTuple):
-    """Scores of the anchors of some sets against some rows of these sets."""
-
-    at: tuple[int, slice]  # Direction and sets, an index of (E, S, ...).
-    score: Tensor  # (s, b, m), -inf where a row is left out.
-    rows: Tensor  # (s, m, D)
-    counts: Tensor | None  # How often each row counts, like the scores.
+# Direction and sets, an index of (E, S, ...); scores of their anchors against some rows of these
+# sets, (s, b, m), -inf where a row is left out; these rows, (s, m, D); how often each counts.
+_Piece: TypeAlias = tuple[tuple[int, slice], Tensor, Tensor, Tensor | None]
 
 
 def _pieces(
@@ -196,7 +192,7 @@ def _pieces(
                 torch.bmm(slots[direction, sets], rows.mT, out=score)
                 if excluded is not None:
                     score.masked_fill_(excluded, -math.inf)
-                yield _Piece((direction, sets), score, rows, counts)
+                yield (direction, sets), score, rows, counts
 
 
 def _piece_size(slots: Tensor) -> tuple[int, int]:

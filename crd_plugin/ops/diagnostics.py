@@ -7,18 +7,8 @@ from torch import Tensor
 
 
 def alignment(first: Tensor, second: Tensor) -> Tensor:
-    r"""Return the mean squared distance of the embeddings of positive pairs.
-
-    0 for equal embeddings, 2 for unit vectors without relation. Source: Wang and Isola,
-    arXiv:2005.10242, section 4.1, with alpha = 2.
-
-    Args:
-        first (Tensor): Unit embeddings, ``(B, D)``.
-        second (Tensor): Their partners, ``(B, D)``.
-
-    Returns:
-        Tensor: Scalar.
-    """
+    """Return the mean squared distance of positive pairs of unit embeddings, ``(B, D)`` each."""
+    # Wang and Isola, arXiv:2005.10242, section 4.1, alpha = 2: 2 without relation.
     return (first - second).square().sum(1).mean()
 
 
@@ -26,14 +16,13 @@ def uniformity(embeddings: Tensor) -> Tensor:
     r"""Return how far the embeddings are from being spread over the sphere.
 
     :math:`\log \frac{1}{|P|} \sum_{(i, j) \in P} e^{-2 \|x_i - x_j\|^2}` over the pairs P of two
-    samples: 0 if all embeddings are equal, near -4 if they are spread over many dimensions. Source:
-    Wang and Isola, arXiv:2005.10242, section 4.1, with t = 2.
+    samples: 0 if all are equal, near -4 if they are spread over many dimensions.
 
     Args:
-        embeddings (Tensor): Unit embeddings, ``(B, D)``; at least two.
+        embeddings (Tensor): Unit embeddings, ``(B, D)``, at least two.
 
     Returns:
-        Tensor: Scalar.
+        Tensor: Scalar. Source: Wang and Isola, arXiv:2005.10242, section 4.1, with t = 2.
     """
     return torch.pdist(embeddings).square().mul(-2).exp().mean().log()
 

@@ -53,40 +53,17 @@ def pair_maps(s_feats: Features, t_feats: Features) -> list[tuple[Tensor, Tensor
 
 
 def pair_vectors(s_feats: Features, t_feats: Features) -> tuple[Tensor, Tensor]:
-    """Flatten one feature of student and teacher to vectors; the teacher's is detached.
-
-    Args:
-        s_feats (Tensor | Sequence[Tensor]): Student feature, ``(B, ...)``, or a sequence of one
-            such tensor, as necks return.
-        t_feats (Tensor | Sequence[Tensor]): Teacher feature, likewise.
-
-    Returns:
-        tuple[Tensor, Tensor]: ``(B, D_s)`` and ``(B, D_t)``, float32 (float64 stays).
-
-    Raises:
-        ValueError: If a feature is not one tensor of two or more dimensions, or batches differ.
-    """
-    features = [single('s_feats', s_feats), single('t_feats', t_feats)]
-    for name, x in zip(('s_feats', 't_feats'), features):
+    """Flatten one feature ``(B, ...)`` of each side to ``(B, D)``, as :func:`pair_maps` pairs."""
+    student, teacher = single('s_feats', s_feats), single('t_feats', t_feats)
+    for name, x in (('s_feats', student), ('t_feats', teacher)):
         if x.dim() < 2:
             raise ValueError(f'{name} has shape {tuple(x.shape)}, expected (B, D) or (B, C, H, W).')
-    student, teacher = _pair(features[0], features[1])
+    student, teacher = _pair(student, teacher)
     return student.flatten(1), teacher.flatten(1)
 
 
 def pair_logits(s_feats: Features, t_feats: Features) -> tuple[Tensor, Tensor]:
-    """Pair the logits of student and teacher as :func:`pair_vectors` does.
-
-    Args:
-        s_feats (Tensor | Sequence[Tensor]): Student logits, ``(B, C)``.
-        t_feats (Tensor | Sequence[Tensor]): Teacher logits, likewise.
-
-    Returns:
-        tuple[Tensor, Tensor]: ``(B, C)`` each, float32 (float64 stays).
-
-    Raises:
-        ValueError: If they are not logits of one batch and the same two or more classes.
-    """
+    """Pair logits ``(B, C)`` of the same two or more classes, as :func:`pair_maps` does."""
     student, teacher = pair_vectors(s_feats, t_feats)
     shapes = [tuple(single('', feats).shape) for feats in (s_feats, t_feats)]
     if shapes[0] != shapes[1] or len(shapes[0]) != 2 or shapes[0][1] < 2:
@@ -150,7 +127,6 @@ def prediction_distance(prediction: Tensor, target: Tensor) -> Tensor:
 
 
 def _pool(feature_map: Tensor, size: tuple[int, int]) -> Tensor:
-    """Average a map down to a size."""
     # Where the sizes divide, both give the same; but on a GPU the backward pass of the adaptive one
     # is refused under torch.use_deterministic_algorithms.
     height, width = feature_map.shape[-2:]

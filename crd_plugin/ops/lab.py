@@ -12,14 +12,7 @@ _TO_XYZ = (
 
 
 def rgb_to_lab(images: Tensor) -> Tensor:
-    """Convert sRGB to CIE Lab, as ``skimage.color.rgb2lab`` and OpenCV do.
-
-    Args:
-        images (Tensor): ``(B, 3, H, W)``, red, green and blue from 0 to 1.
-
-    Returns:
-        Tensor: L from 0 to 100, a and b, ``(B, 3, H, W)``.
-    """
+    """Convert sRGB ``(B, 3, H, W)``, 0 to 1, to CIE Lab as OpenCV does: L from 0 to 100, a, b."""
     linear = torch.where(
         images > 0.04045, ((images + 0.055) / 1.055).clamp(min=0) ** 2.4, images / 12.92
     )

@@ -19,7 +19,7 @@ _ROWS_PER_GIVEN_ID = 16
 class Shards:
     """How the rows of a bank are split over ranks. This class: not at all.
 
-    Row j is kept by rank ``j % world`` as its row ``j // world``: each has its part of every class.
+    Row j is kept by rank ``j % world`` as its row ``j // world``.
     """
 
     rank = 0

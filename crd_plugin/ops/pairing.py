@@ -34,15 +34,10 @@ def pair_blocks(
     Args:
         s_blocks (Sequence): For each stage of the student its last map, ``(B, C, H, W)`` float,
             or the maps of all its blocks, of which the last is used.
-        t_blocks (Sequence): For each stage of the teacher the maps of all its blocks; the last
-            map alone suffices for ``'last'``.
-        method (str): ``'last'`` or ``'first'`` block of the teacher's stage; the block with the
-            ``'smallest'`` or ``'largest'`` cosine similarity to the student's (the later one if
-            several are equal); or a ``'random'`` block, drawn by Python's generator. Defaults
-            to ``'last'``.
-        pool (str): ``'avg8'``: the mean of each 8x8 window; ``'global'``: the mean of the map;
-            ``'auto'``: ``'avg8'`` for three stages (ResNets and wide ResNets of CIFAR), else
-            ``'global'`` (VGG, ResNets of four stages). Defaults to ``'auto'``.
+        t_blocks (Sequence): The same of the teacher; all blocks unless ``method`` is ``'last'``.
+        method (str): One of ``METHODS``, see :class:`CKTFLoss`; of blocks with equal cosines the
+            later one, a random block by Python's generator.
+        pool (str): One of ``POOLS``, see there.
 
     Returns:
         list[tuple[Tensor, Tensor]]: Features of student and teacher for each stage, both
@@ -136,7 +131,6 @@ def _choose(own: Tensor, teacher: Sequence[Tensor], method: str, pool: str) -> T
 
 
 def _check_shapes(stage: int, student: tuple[int, ...], teacher: tuple[int, ...]) -> None:
-    """Check that the maps of a stage can be paired."""
     if not len(student) == len(teacher) == 4:
         raise ValueError(
             f"Stage {stage}: the student's block has shape {student}, the teacher's {teacher}, "

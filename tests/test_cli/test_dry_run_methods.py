@@ -117,7 +117,7 @@ def test_online():
         (
             cocord,
             {f'DIST.distill_losses.loss_cocord.{side}_channels': 7 for side in 'st'},
-            'DIST.distill_losses.loss_cocord: s_feats has shape (4, 6)',
+            'DIST.distill_losses.loss_cocord: s_channels is 7, but the recorded features have 6',
         ),
         (cocord, {'custom_hooks': []}, 'no CoCoRDHook writes the KeyQueue of the model; add dict('),
         (cocord, {'DATA.pipeline.0.num_views': 2}, 'model: CoCoRDDistill was given 2 views, exp'),

@@ -78,7 +78,6 @@ def pil_crop(image, box, *sizes):
 
 
 def boxes_of_all_sizes(height, width):
-    """Return boxes of every height and every width, anywhere."""
     generator = np.random.RandomState(0)
     sizes = []
     for size in range(1, max(height, width) + 1):

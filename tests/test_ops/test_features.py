@@ -1,14 +1,11 @@
 """Pairing, resizing and attention of feature maps."""
 
-import math
-
 import pytest
 import torch
 import torch.nn.functional as F
 
 from crd_plugin.ops import (
     absolute_power,
-    attention_vector,
     match_heights,
     pair_logits,
     pair_maps,
@@ -21,14 +18,6 @@ from crd_plugin.ops import (
 def maps(*shapes, dtype=torch.float32):
     generator = torch.Generator().manual_seed(0)
     return [torch.randn(shape, generator=generator).to(dtype).requires_grad_() for shape in shapes]
-
-
-def test_logits_are_paired():
-    s, t = maps((3, 4), (3, 4))
-    student, teacher = pair_logits(s, (t.half(),))
-    assert student is s and teacher.dtype == torch.float32 and not teacher.requires_grad
-    with pytest.raises(ValueError, match=r's_feats has shape \(3, 4\) and t_feats \(3, 2\), exp'):
-        pair_logits(s, t[:, :2])
 
 
 def test_maps_are_paired_in_order_and_the_teacher_is_detached():
@@ -49,12 +38,7 @@ def test_maps_are_paired_in_order_and_the_teacher_is_detached():
         ([(2, 3, 4, 4)], [(2, 3, 4, 4)] * 2, 's_feats has 1 layers and t_feats 2'),
         ([(2, 3)], [(2, 3, 4, 4)], r's_feats\[0\] has shape \(2, 3\)'),
         ([(2, 3, 4, 4)] * 2, [(2, 3, 4, 4), (2, 3)], r't_feats\[1\] has shape'),
-        (
-            [(2, 3, 4, 4)],
-            [(1, 3, 4, 4)],
-            r's_feats\[0\] has 2 samples and '
-            r't_feats\[0\] 1',
-        ),
+        ([(2, 3, 4, 4)], [(1, 3, 4, 4)], r's_feats\[0\] has 2 samples and t_feats\[0\] 1'),
         ([], [], 's_feats is empty'),
     ],
 )
@@ -70,13 +54,13 @@ def test_what_is_no_tensor():
         pair_vectors(None, maps((2, 3)))
 
 
-def test_vectors():
+def test_vectors_and_logits():
     s, t = maps((3, 2, 2, 2), (3, 5))
     a, b = pair_vectors((s,), t.double())
     assert torch.equal(a, s.flatten(1)) and a.requires_grad
     assert b.dtype == torch.float64 and not b.requires_grad
-    a, _ = pair_vectors(s.bfloat16(), [t])
-    assert a.dtype == torch.float32
+    a, b = pair_logits(t, (t.bfloat16(),))
+    assert a is t and b.dtype == torch.float32 and not b.requires_grad
 
 
 @pytest.mark.parametrize(
@@ -138,34 +122,6 @@ def test_maps_that_no_scale_relates(s, t):
         match_heights(*maps((1, 2, *s), (1, 2, *t)))
 
 
-@pytest.mark.parametrize('power', [1, 2, 3])
-def test_attention_against_a_loop(power):
-    (x,) = maps((2, 3, 2, 4), dtype=torch.float64)
-    q = attention_vector(x, power)
-    assert q.shape == (2, 8)
-    for b in range(2):
-        a = [
-            sum(abs(x[b, c, i, j].item()) ** power for c in range(3)) / 3
-            for i in range(2)
-            for j in range(4)
-        ]
-        norm = sum(value**2 for value in a) ** 0.5
-        for value, expected in zip(q[b].tolist(), a):
-            assert value == pytest.approx(expected / norm, rel=1e-12)
-
-
-def test_attention_of_half_precision_and_of_nothing():
-    x = torch.full((1, 2, 2, 2), 300.0, dtype=torch.float16)  # Square: inf.
-    q = attention_vector(x)
-    assert q.dtype == torch.float32
-    torch.testing.assert_close(q, torch.full((1, 4), 0.5))
-    x = torch.zeros(1, 2, 2, 2, requires_grad=True)
-    q = attention_vector(x)
-    F.mse_loss(q, torch.ones_like(q)).backward()
-    assert torch.equal(q, torch.zeros(1, 4))
-    assert torch.equal(x.grad, torch.zeros_like(x))
-
-
 @pytest.mark.parametrize('power', [0.5, 1, 1.5, 2, 3])
 def test_absolute_power(power):
     x = torch.tensor([-4.0, 0.0, 0.25], dtype=torch.float64)
@@ -188,25 +144,6 @@ def test_unit_vectors():
     (y,) = maps((2, 3, 4))
     for dim in (0, 1, 2):
         torch.testing.assert_close(unit_vectors(y, dim), F.normalize(y, dim=dim))
-
-
-def test_prediction_distance_equals_a_loop():
-    torch.manual_seed(0)
-    prediction, target = torch.randn(2, 4, 5, dtype=torch.float64)
-    found = prediction_distance(prediction, target)
-    for a, b, value in zip(prediction.tolist(), target.tolist(), found):
-        dot = math.fsum(x * y for x, y in zip(a, b))
-        cosine = dot / math.hypot(*a) / math.hypot(*b)
-        assert float(value) == pytest.approx(2 - 2 * cosine, rel=1e-12)
-
-
-def test_gradient_reaches_the_prediction_alone():
-    prediction, target = (
-        torch.randn(4, 5, dtype=torch.float64, requires_grad=True) for _ in range(2)
-    )
-    prediction_distance(prediction, target).sum().backward()
-    assert target.grad is None
-    assert torch.autograd.gradcheck(lambda x: prediction_distance(x, target), prediction)
 
 
 def test_zero_prediction_has_a_gradient_like_the_others():

@@ -6,12 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.logging import MMLogger
-from mmengine.model import BaseModule
+from mmengine.model import BaseModule, weight_init
+from mmengine.registry import WEIGHT_INITIALIZERS
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from crd_plugin.compat import load_checkpoint
 
 PUBLISH = 'take the student out with tools/model_converters/publish_student.py'
+_NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm)
 _PACKAGE = Path(__file__).resolve().parents[2]
 _SHAPES = re.compile(
     r'size mismatch for (\S+): copying a param with shape torch\.Size\(\[(.*?)\]\) from '
@@ -118,6 +121,55 @@ def load_strictly(
         ) from error
 
 
+class PretrainedInit(weight_init.PretrainedInit):
+    """Refuse an ``init_cfg.checkpoint`` that fits in part, of which MMEngine only warns.
+
+    Parts that the network does not have, such as a classifier or ``norm3`` of a backbone that
+    returns other stages, are left out; norm layers that the checkpoint does not have stay as they
+    are. The log names both.
+    """
+
+    def __call__(self, module: nn.Module) -> None:
+        """Load the weights into a module."""
+        source = f'init_cfg.checkpoint={self.checkpoint}'
+        weights = find_weights(load_checkpoint(self.checkpoint, self.map_location), source)
+        if self.prefix is not None:
+            start = f'{self.prefix.rstrip(".")}.'
+            parts = dict.fromkeys(name.partition('.')[0] for name in weights)
+            weights = {n.removeprefix(start): v for n, v in weights.items() if n.startswith(start)}
+            if not weights:
+                raise ValueError(
+                    f'{source} has nothing under prefix={self.prefix!r}; its names begin with '
+                    f'{shorten(parts)}.'
+                )
+        weights, own = fit_weights(weights, module, source), module.state_dict()
+        parts = dict.fromkeys(name.partition('.')[0] for name in own)
+        left_out = [name for name in weights if name.partition('.')[0] not in parts]
+        kept = [name for name in own if name not in weights and _is_norm(module, name)]
+        if left_out or kept:
+            weights = {name: weights[name] for name in weights if name not in left_out}
+            weights.update({name: own[name] for name in kept})
+            MMLogger.get_current_instance().info(
+                f'{source}: left out {shorten(left_out)}; not in the file, so as they were: '
+                f'{shorten(kept)}.'
+            )
+        load_strictly(
+            module,
+            weights,
+            source,
+            f'this {type(module).__name__}',
+            "Give the config that it was saved from (depth, widths), or init_cfg.prefix='backbone' "
+            'for the backbone of another network.',
+        )
+        if hasattr(module, '_params_init_info'):
+            weight_init.update_init_info(module, init_info=self._get_init_info())
+
+
+def use_pretrained_init() -> None:
+    """Let MMEngine initialise with :class:`PretrainedInit` in this process; for tools."""
+    WEIGHT_INITIALIZERS.register_module(name='Pretrained', module=PretrainedInit, force=True)
+
+
 def how_to_train(checkpoint: str) -> str:
     """Say how to make a missing ``work_dirs/NAME/epoch_N.pth``: by the config of that name."""
     name = Path(checkpoint).parent.name
@@ -163,3 +215,7 @@ def _is_of_classes(shape: tuple[str, str, str]) -> bool:
     name, given, own = shape
     first, second = given.split(','), own.split(',')
     return 'head' in name.split('.') and first[0] != second[0] and first[1:] == second[1:]
+
+
+def _is_norm(module: nn.Module, name: str) -> bool:
+    return isinstance(module.get_submodule(name.rpartition('.')[0]), _NORMS)

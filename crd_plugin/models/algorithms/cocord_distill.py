@@ -33,11 +33,8 @@ class CoCoRDDistill(FrozenTeacherDistill):
     student's first and second view, 2 and 3 the slow student's second and first. Any other loss,
     such as KD, reads ``record_idx=0``.
 
-    Only parameters are averaged: the slow student has running statistics of its own, gathered in
-    train mode. Those of both students move twice per step; the teacher's never.
-
-    ``CoCoRDHook`` calls :meth:`update_averages` before each step and writes the keys of all ranks
-    into the queue after it.
+    Only parameters are averaged: the slow student has running statistics of its own. Those of both
+    students move twice per step; the teacher's never.
 
     Source: Fu et al., Contrastive Consistent Representation Distillation, BMVC 2023; behaviour
     matched: ShipengFu/CoCoRD ``cocord/builder.py`` @ 645b95d.
@@ -106,7 +103,7 @@ class CoCoRDDistill(FrozenTeacherDistill):
         return result if with_loss else {}
 
     def update_averages(self) -> None:
-        """Move slow student and averaged projectors towards the student, before each step."""
+        """Move slow student and averaged projectors; ``CoCoRDHook`` does so before each step."""
         if not self.distillation_stopped:
             loss = self.cocord_loss
             move_averages(
@@ -120,7 +117,6 @@ class CoCoRDDistill(FrozenTeacherDistill):
         self._copy_student()
 
     def _copy_student(self) -> None:
-        """Copy parameters and buffers of the student to the slow student."""
         self.slow_student.load_state_dict(self.student.state_dict())
 
     def _infer_widths(self, input_shape: Sequence[int]) -> None:

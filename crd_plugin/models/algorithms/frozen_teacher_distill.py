@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from crd_plugin.registry import MODELS
 
+from .._numbers import one_of
 from ..recorders import SampleFieldRecorder
 from ..recorders.classifier_recorders import members_of
 from . import speed
@@ -30,23 +31,20 @@ class FrozenTeacherDistill(StudentInterface, SingleTeacherDistill):
 
     * The whole teacher is in eval mode. The original freezes only batch norm
       (``teacher_norm_eval``), so its dropout and drop path stay random.
-    * Checkpoints are loaded strictly, before training. The original's teacher keeps random weights
-      behind a warning if the checkpoint is that of another network.
+    * Checkpoints are loaded strictly, before training.
     * The teacher's loss is not computed: it runs in ``mode='tensor'``, head included, and so does
       the student with ``calculate_student_loss=False``, which then needs no labels.
-    * A network with a ``data_preprocessor`` of its own is given images with that mean, std and
-      order of channels. The original ignores it.
+    * A network with a ``data_preprocessor`` of its own is given images as that one makes them.
     * Widths that connectors and losses leave out are taken from one forward pass when the model
       is built, before optimizer and DDP see the parameters.
-    * Several teachers are an ensemble, see ``docs/ensembles.md``.
 
     Args:
         distiller (dict): Config of a distiller.
         teacher (dict | BaseModel | Sequence): Config of the teacher, or the model; a list for an
-            ensemble.
+            ensemble, see ``docs/ensembles.md``.
         teacher_ckpt (str | Sequence[str], optional): Path or URL of its checkpoint. A list makes
-            an ensemble, one member per checkpoint. Defaults to None: the teacher's own
-            ``init_cfg`` counts; random weights cause a warning.
+            an ensemble, one member per checkpoint. Defaults to None: as the teacher's ``init_cfg``
+            says.
         student_ckpt (str, optional): Path or URL of weights that the student starts from. Defaults
             to None.
         teacher_view (dict | nn.Module, optional): What the teacher is given of the images, such as
@@ -58,17 +56,15 @@ class FrozenTeacherDistill(StudentInterface, SingleTeacherDistill):
             inferred with, before any view. Defaults to (3, 32, 32).
         teacher_dtype (str, optional): ``'bfloat16'`` keeps and runs the teacher in this type;
             losses are given its features in float32. Defaults to None: float32.
-        channels_last (bool): Lay images and weights out with channels last, see
-            ``docs/performance.md``. Defaults to False.
+        channels_last (bool): Lay images and weights out with channels last. Defaults to False.
         compile (bool | dict): Compile both backbones by ``torch.compile``; a dict holds its
             arguments. Defaults to False.
         **kwargs: Further arguments of ``mmrazor.SingleTeacherDistill``: ``architecture`` (the
             student), ``student_trainable``, ``calculate_student_loss`` ...
 
     Raises:
-        ValueError: If an argument is not one of the allowed values, a checkpoint or ``input_shape``
-            does not fit, or the student mixes images.
-        TypeError: If ``channels_last`` or ``compile`` is of another type.
+        ValueError, TypeError: If an argument is not one of the allowed values, a checkpoint or
+            ``input_shape`` does not fit, or the student mixes images.
         FileNotFoundError: If a checkpoint does not exist.
     """
 
@@ -95,10 +91,7 @@ class FrozenTeacherDistill(StudentInterface, SingleTeacherDistill):
             )
         if not isinstance(channels_last, bool):
             raise TypeError(f'channels_last is {channels_last!r}, expected True or False.')
-        if teacher_dtype not in (None, 'bfloat16'):
-            raise ValueError(
-                f"teacher_dtype is {teacher_dtype!r}, expected 'bfloat16', or None for float32."
-            )
+        one_of('teacher_dtype', teacher_dtype, (None, 'bfloat16'))
         one = teacher_ckpt is None or isinstance(teacher_ckpt, str)
         if isinstance(teacher, Sequence) or not one:
             teacher, teacher_ckpt = TeacherEnsemble(teacher, teacher_ckpt), None
@@ -203,7 +196,6 @@ class FrozenTeacherDistill(StudentInterface, SingleTeacherDistill):
         super().init_weights()
 
     def _speed_up(self, network: nn.Module, role: str) -> None:
-        """Apply ``channels_last`` and ``compile`` to a network."""
         if self.channels_last:
             network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if self.compile_options is not False:
@@ -279,5 +271,4 @@ def _has_weights(network: Any) -> bool:
 
 
 def _needs_width(module: Any) -> bool:
-    """Tell whether a connector or a loss has yet to be given its widths."""
     return getattr(module, 'needs_width', False)

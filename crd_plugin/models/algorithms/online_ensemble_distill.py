@@ -15,7 +15,7 @@ from mmrazor.models.algorithms import BaseAlgorithm
 from mmrazor.registry import MODELS as RAZOR_MODELS
 from torch import Tensor, nn
 
-from crd_plugin.models._numbers import count, not_negative, positive
+from crd_plugin.models._numbers import count, not_negative, one_of, positive
 from crd_plugin.ops.features import full_precision
 from crd_plugin.registry import MODELS
 
@@ -46,9 +46,8 @@ class OnlineEnsembleDistill(StudentInterface, BaseAlgorithm):
 
     Args:
         architecture (dict): Config of a classifier of mmpretrain.
-        branch_from (str): First stage that each branch has of its own. In the original the last:
-            ``'backbone.layer3'`` (``block3`` of a wide ResNet, ``block4`` of VGG, ``blocks.5`` of
-            MobileNetV2).
+        branch_from (str): First stage that each branch has of its own, in the original the last:
+            ``'backbone.layer3'`` of a ResNet, ``block3`` of a wide one.
         num_branches (int): Branches m, including the student. Defaults to 3.
         tau (float): Temperature T of the KL divergence. Defaults to 3.
         branch_weight (float): Weight of the cross-entropy of each branch. Defaults to 1.
@@ -57,8 +56,8 @@ class OnlineEnsembleDistill(StudentInterface, BaseAlgorithm):
         detach_ensemble (bool): Stop the gradient through the ensemble's side of the divergence.
             Defaults to True.
         ramp_up (float): Fraction r of all iterations, [0, 1], over which ``kl_weight`` grows by
-            exp(-5 (1 - t / r)^2) at progress t. The original's scripts use 80 of 300 epochs.
-            Defaults to 0: the full weight from the start, as in the published objective.
+            exp(-5 (1 - t / r)^2) at progress t. Defaults to 0, as in the published objective; the
+            original's scripts have 80 / 300.
         predict_with (str): ``'branch'``: evaluate the student alone; ``'ensemble'``: all branches
             with the gate. Defaults to ``'branch'``.
         input_shape (Sequence[int]): Channels, height and width of an image. Defaults to
@@ -67,9 +66,8 @@ class OnlineEnsembleDistill(StudentInterface, BaseAlgorithm):
         init_cfg (dict, optional): Initialisation config. Defaults to None.
 
     Raises:
-        TypeError: If ``architecture`` is not a config, or a number is of another type.
-        ValueError: If an argument is out of range, the architecture cannot be divided at
-            ``branch_from``, or its head has no loss.
+        ValueError, TypeError: If an argument is out of range or of another type, or the
+            architecture cannot be divided at ``branch_from``.
     """
 
     def __init__(
@@ -103,8 +101,6 @@ class OnlineEnsembleDistill(StudentInterface, BaseAlgorithm):
                 f'ramp_up is {ramp_up}, expected a fraction of the training in [0, 1], such as '
                 '80 / 300.'
             )
-        if predict_with not in ('branch', 'ensemble'):
-            raise ValueError(f"predict_with is {predict_with!r}, expected 'branch' or 'ensemble'.")
         super().__init__(copy.deepcopy(architecture), data_preprocessor, init_cfg)
         if not callable(getattr(getattr(self.architecture, 'head', None), 'loss_module', None)):
             raise ValueError(
@@ -119,7 +115,7 @@ class OnlineEnsembleDistill(StudentInterface, BaseAlgorithm):
         self.kl_weight = not_negative('kl_weight', kl_weight)
         self.detach_ensemble = detach_ensemble
         self.ramp_up = ramp_up
-        self.predict_with = predict_with
+        self.predict_with = one_of('predict_with', predict_with, ('branch', 'ensemble'))
         self._divide(architecture, input_shape)
 
     def loss(self, inputs: Tensor, data_samples: Samples = None) -> dict[str, Tensor]:
@@ -131,8 +127,7 @@ class OnlineEnsembleDistill(StudentInterface, BaseAlgorithm):
                 mixing images.
 
         Returns:
-            dict[str, Tensor]: ``student.loss``, ``branch1.loss`` ..., ``ensemble.loss``,
-            ``distill.loss_online_kd``; with labels also accuracies in percent, for the log.
+            dict[str, Tensor]: Losses; with labels also accuracies in percent, for the log.
 
         Raises:
             ValueError: If there is only one sample, or the samples are not annotated.
@@ -172,7 +167,6 @@ class OnlineEnsembleDistill(StudentInterface, BaseAlgorithm):
         return _gated_sum(*self._all_logits(inputs))
 
     def _predict(self, inputs: Tensor, data_samples: Samples = None) -> list[BaseDataElement]:
-        """Predict by what is evaluated."""
         if self.predict_with == 'branch':
             return super()._predict(inputs, data_samples)
         scores = self._forward(inputs).softmax(dim=1)
@@ -189,7 +183,6 @@ class OnlineEnsembleDistill(StudentInterface, BaseAlgorithm):
         return [full_precision(logits) for logits in (student, *others)], self.gate(feature)
 
     def _cross_entropy(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Return the loss that the head's config asks for."""
         return self.architecture.head.loss_module(logits, target, avg_factor=len(logits))
 
     def _ramp(self) -> float:
@@ -202,7 +195,6 @@ class OnlineEnsembleDistill(StudentInterface, BaseAlgorithm):
         return math.exp(-5 * (1 - min(progress, 1.0)) ** 2)
 
     def _divide(self, config: dict, input_shape: Sequence[int]) -> None:
-        """Build the other branches and the gate."""
         # A generator of its own: the initial weights must not depend on these images.
         images = torch.randn((2, *input_shape), generator=torch.Generator().manual_seed(0))
         images = images.to(next(self.architecture.parameters()).device)
@@ -233,7 +225,6 @@ class _Gate(nn.Module):
 
 
 def _pool(feature: Tensor) -> Tensor:
-    """Average a map ``(B, C, H, W)`` over its pixels; a vector ``(B, C)`` stays."""
     return feature.mean(dim=(2, 3)) if feature.dim() == 4 else feature
 
 

@@ -55,5 +55,4 @@ def in_float32(record: Any) -> Any:
 
 
 def _convert_images(dtype: torch.dtype, network: nn.Module, args: tuple) -> tuple:
-    """Convert the first argument of a forward pass."""
     return (args[0].to(dtype), *args[1:])

@@ -127,7 +127,6 @@ class StagedDistill(FrozenTeacherDistill):
         return self
 
     def _current(self) -> 'Stage':
-        """Return the current stage."""
         if self.stage is None:
             raise ValueError(
                 f'The model has the stages {tuple(self.stages)}, but none was begun; train it with '
@@ -144,7 +143,6 @@ class StagedDistill(FrozenTeacherDistill):
         return {key: mapping[key] for key in known if key in mapping}
 
     def _trained_parameters(self, stage: Stage) -> Iterator[nn.Parameter]:
-        """Yield the parameters that train in a stage."""
         frozen = {id(p) for module in self._frozen_modules(stage) for p in module.parameters()}
         for path in stage.trainable:
             yield from (p for p in self.get_submodule(path).parameters() if id(p) not in frozen)
@@ -217,5 +215,4 @@ class StagedDistill(FrozenTeacherDistill):
 
 
 def _listed(names: str | Sequence[str]) -> list[str]:
-    """Return one name or several as a list."""
     return [names] if isinstance(names, str) else list(names)

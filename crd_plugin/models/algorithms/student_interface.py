@@ -1,10 +1,11 @@
 """What tools of MMPretrain ask of a classifier, answered by the student."""
 
 import re
+from operator import attrgetter
 from typing import Any
 
 from mmengine.structures import BaseDataElement
-from torch import Tensor, nn
+from torch import Tensor
 
 # Names of the student and of what is built like it.
 _STUDENT = re.compile(r'^(architecture|branches\.\d+)\.')
@@ -17,20 +18,9 @@ class StudentInterface:
     # What to do with the checkpoint of a plain network.
     advice = 'test it with the config of the plain network'
 
-    @property
-    def backbone(self) -> nn.Module:
-        """nn.Module: The student's backbone."""
-        return self.architecture.backbone
-
-    @property
-    def neck(self) -> nn.Module | None:
-        """nn.Module, optional: The student's neck."""
-        return self.architecture.neck
-
-    @property
-    def head(self) -> nn.Module:
-        """nn.Module: The student's head."""
-        return self.architecture.head
+    backbone = property(attrgetter('architecture.backbone'))
+    neck = property(attrgetter('architecture.neck'))
+    head = property(attrgetter('architecture.head'))
 
     def extract_feat(self, inputs: Tensor, **kwargs) -> Any:
         """Extract the student's features."""

@@ -19,9 +19,8 @@ Member: TypeAlias = BaseModel | Mapping[str, Any]
 class TeacherEnsemble(BaseModel):
     """Run several frozen teachers, one after the other, on the same images.
 
-    ``FrozenTeacherDistill`` builds it of its arguments. Each member is given images normalised as
-    its own ``data_preprocessor`` says. A recorder finds the modules of member i under
-    ``members.i``; ``crd_plugin.PenultimateFeature`` and ``crd_plugin.Logits`` record all of them.
+    ``FrozenTeacherDistill`` builds it of its arguments. A recorder finds the modules of member i
+    under ``members.i``; ``crd_plugin.PenultimateFeature`` and ``crd_plugin.Logits`` record all.
     """
 
     def __init__(

@@ -1,9 +1,8 @@
 """Backbones of the distillation literature that mmpretrain lacks."""
 
 from .cifar_zoo import CIFAR_ZOO, build_cifar_classifier_cfg, find_cifar_name
-from .half_alexnet import HalfAlexNet
 from .mobilenet_v2_cifar import CIFARMobileNetV2
-from .plain_conv_net import PlainConvNet
+from .plain_conv_nets import HalfAlexNet, PlainConvNet
 from .plain_network import LogitsHead, plain_network
 from .resnet import CIFARFourStageResNet, CIFARResNet, ImageNetResNet
 from .shufflenet_cifar import CIFARShuffleNetV1, CIFARShuffleNetV2

@@ -5,20 +5,19 @@ from typing import Any
 from torch import Tensor, nn
 from torchvision.ops import Conv2dNormActivation
 
-from crd_plugin.models._numbers import count
 from crd_plugin.registry import MODELS
 
 from ._common import CIFARBackbone
 
-# Expansion (None: the argument `expansion`), channels, blocks and stride of each group.
+# Expansion, channels, blocks and stride of each group.
 _GROUPS = (
     (1, 16, 1, 1),
-    (None, 24, 2, 1),
-    (None, 32, 3, 2),
-    (None, 64, 4, 2),
-    (None, 96, 3, 1),
-    (None, 160, 3, 2),
-    (None, 320, 1, 1),
+    (6, 24, 2, 1),
+    (6, 32, 3, 2),
+    (6, 64, 4, 2),
+    (6, 96, 3, 1),
+    (6, 160, 3, 2),
+    (6, 320, 1, 1),
 )
 # Groups of each stage.
 _STAGES = (slice(0, 2), slice(2, 3), slice(3, 5), slice(5, 7))
@@ -40,7 +39,6 @@ class CIFARMobileNetV2(CIFARBackbone):
     Args:
         widen_factor (float): Width relative to the paper's, rounded down; that of the last
             convolution never gets less. Defaults to 0.5.
-        expansion (int): Width inside a block relative to its input's. Defaults to 6.
         **kwargs (Any): Arguments of :class:`CIFARBackbone`; ``out_indices`` are 0 to 3, by
             default none. ``pre_activation`` changes nothing, as no stage ends with a ReLU.
 
@@ -56,23 +54,22 @@ class CIFARMobileNetV2(CIFARBackbone):
     stem_name = 'conv1'
     tail_names = ('conv2',)
 
-    def __init__(self, widen_factor: float = 0.5, expansion: int = 6, **kwargs: Any) -> None:
+    def __init__(self, widen_factor: float = 0.5, **kwargs: Any) -> None:
         if not isinstance(widen_factor, (int, float)) or widen_factor < 0.1:
             raise ValueError(
                 f'widen_factor must be a number of at least 0.1, but got {widen_factor!r}.'
             )
-        count('expansion', expansion)
         super().__init__(**kwargs)
         self.widen_factor = widen_factor
         width = int(32 * widen_factor)
         self.conv1 = Conv2dNormActivation(self.in_channels, width, 3, stride=2, inplace=False)
         self.blocks = nn.ModuleList()
-        for factor, channels, number, stride in _GROUPS:
+        for expansion, channels, number, stride in _GROUPS:
             channels = int(channels * widen_factor)
             group = nn.Sequential()
             for i in range(number):
                 stride = 1 if i else stride
-                group.append(_InvertedResidual(width, channels, stride, factor or expansion))
+                group.append(_InvertedResidual(width, channels, stride, expansion))
                 width = channels
             self.blocks.append(group)
         last = int(_LAST_CHANNELS * max(1, widen_factor))
@@ -107,5 +104,4 @@ class _InvertedResidual(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Compute the block's map."""
         return x + self.conv(x) if self.shortcut else self.conv(x)

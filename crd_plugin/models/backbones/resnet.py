@@ -17,14 +17,13 @@ from ._common import KAIMING, check_out_indices
 class CIFARFourStageResNet(ResNet_CIFAR):
     """ResNet-10 to ResNet-152 for 32x32 images, with access to pre-activations.
 
-    Weights and names are those of ``mmpretrain.ResNet_CIFAR``, which at depth 50 is
-    HobbitLong/RepDistiller's ``models/resnetv2.py`` numerically; its checkpoints need ``shortcut``
-    renamed to ``downsample``. The parent suffices unless a method reads pre-activations: its last
-    ReLU overwrites them. Recorders reach the stem as ``backbone.relu``, a stage as
-    ``backbone.layer1`` to ``layer4``.
+    Weights and names are those of ``mmpretrain.ResNet_CIFAR``, which at depth 50 is numerically
+    HobbitLong/RepDistiller's ``models/resnetv2.py``. The parent suffices unless a method reads
+    pre-activations: its last ReLU overwrites them. Recorders reach the stem as ``backbone.relu``, a
+    stage as ``backbone.layer1`` to ``layer4``.
 
     Args:
-        depth (int): 10 (as in kaiqi123/CKTF, one basic block per stage), 18, 34, 50, 101 or 152.
+        depth (int): 10 (one basic block per stage), 18, 34, 50, 101 or 152.
         pre_activation (bool): As for :class:`CIFARBackbone`. Defaults to False.
         **kwargs (Any): Arguments of ``mmpretrain.ResNet_CIFAR``: ``out_indices`` (stages 0 to 3, by
             default the last), ``zero_init_residual`` (True by default, False in RepDistiller) ...
@@ -128,8 +127,8 @@ class CIFARResNet(CIFARFourStageResNet):
 class ImageNetResNet(ResNet):
     """ResNet-10 to ResNet-152 for ImageNet.
 
-    All of ``mmpretrain.ResNet``, whose weights have torchvision's names and numbers, and depth 10,
-    one basic block per stage. For depths 18 and more the parent alone suffices.
+    All of ``mmpretrain.ResNet``, whose weights are torchvision's, and depth 10, one basic block per
+    stage. For depths 18 and more the parent alone suffices.
 
     Args:
         depth (int): 10, 18, 34, 50, 101 or 152.

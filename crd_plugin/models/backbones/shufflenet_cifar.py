@@ -7,6 +7,7 @@ from mmpretrain.models.utils import channel_shuffle
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from crd_plugin.models._numbers import one_of
 from crd_plugin.registry import MODELS
 
 from ._common import CIFARBackbone, conv_norm
@@ -35,7 +36,6 @@ class _Convolutions(nn.Module):
             self.add_module(f'bn{i}', norm)
 
     def run(self, i: int, x: Tensor) -> Tensor:
-        """Apply a convolution and its batch norm."""
         return getattr(self, f'bn{i}')(getattr(self, f'conv{i}')(x))
 
 
@@ -66,10 +66,8 @@ class CIFARShuffleNetV1(CIFARBackbone):
     default_init_cfg = None
 
     def __init__(self, groups: int = 3, **kwargs: Any) -> None:
-        if groups not in _V1_CHANNELS:
-            raise ValueError(f'groups must be one of {tuple(_V1_CHANNELS)}, but got {groups!r}.')
         super().__init__(**kwargs)
-        self.groups = groups
+        self.groups = one_of('groups', groups, _V1_CHANNELS)
         width = _STEM_CHANNELS
         self.conv1, self.bn1 = conv_norm(self.in_channels, width)
         self.relu = nn.ReLU()
@@ -106,7 +104,6 @@ class _V1Block(_Convolutions):
         return torch.cat([out, F.avg_pool2d(x, 3, 2, padding=1)], dim=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Compute the block's map."""
         return self.relu(self.before_relu(x))
 
 
@@ -139,12 +136,8 @@ class CIFARShuffleNetV2(CIFARBackbone):
     tail_names = ('conv2', 'bn2')
 
     def __init__(self, widen_factor: float = 1.0, **kwargs: Any) -> None:
-        if widen_factor not in _V2_CHANNELS:
-            raise ValueError(
-                f'widen_factor must be one of {tuple(_V2_CHANNELS)}, but got {widen_factor!r}.'
-            )
         super().__init__(**kwargs)
-        self.widen_factor = widen_factor
+        self.widen_factor = one_of('widen_factor', widen_factor, _V2_CHANNELS)
         width = _STEM_CHANNELS
         *widths, last = _V2_CHANNELS[widen_factor]
         self.conv1, self.bn1 = conv_norm(self.in_channels, width)
@@ -178,7 +171,6 @@ class _V2Block(_Convolutions):
         return _join(*x.chunk(2, dim=1))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Compute the block's map."""
         return _join(*self._halves(x))
 
     def _halves(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -201,7 +193,6 @@ class _V2DownBlock(_Convolutions):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Compute the block's map."""
         left = F.relu(self.run(2, self.run(1, x)))
         right = self.run(4, F.relu(self.run(3, x)))
         return _join(left, self.run(5, right))

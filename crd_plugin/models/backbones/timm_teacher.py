@@ -11,7 +11,7 @@ from mmpretrain.models.classifiers import ImageClassifier
 from torch import Tensor
 
 from crd_plugin.compat import CheckpointError
-from crd_plugin.models._numbers import count
+from crd_plugin.models._numbers import count, one_of
 from crd_plugin.registry import MODELS
 
 from ..views import ResizeView
@@ -24,10 +24,9 @@ _POOLS = dict(cls='token', mean='avg')
 class TimmTeacher(ImageClassifier):
     """Build a foundation model of timm that knows what images it has to be given.
 
-    Size, mean and standard deviation are those that timm has published with the weights; a
-    distillation resizes and normalises the teacher's images accordingly. Position embeddings are
-    resampled to ``size`` when the weights are loaded. ``teacher_ckpt`` takes files of timm, DINOv2,
-    DINOv3, CLIP and OpenCLIP as they are published, see ``docs/foundation_teachers.md``.
+    Size, mean and standard deviation are those that timm has published with the weights. Position
+    embeddings are resampled to ``size`` when weights are loaded. ``teacher_ckpt`` takes files of
+    timm, DINOv2, DINOv3, CLIP and OpenCLIP as published, see ``docs/foundation_teachers.md``.
 
     Args:
         model_name (str): Name in timm with the tag of its weights, such as
@@ -42,8 +41,7 @@ class TimmTeacher(ImageClassifier):
         **kwargs (Any): Further arguments of ``timm.create_model``, such as ``depth``.
 
     Raises:
-        ValueError: If timm is not installed or has no such network or weights, or the network has
-            no such pooling or size.
+        ValueError: If timm is not installed or has no such network, weights, pooling or size.
         CheckpointError: If the weights cannot be downloaded.
     """
 
@@ -57,8 +55,7 @@ class TimmTeacher(ImageClassifier):
         init_cfg: dict | None = None,
         **kwargs: Any,
     ) -> None:
-        if pool not in (None, *_POOLS):
-            raise ValueError(f"pool is {pool!r}, expected 'cls', 'mean', or None for that of timm.")
+        one_of('pool', pool, (None, *_POOLS))
         if pool and num_classes:
             raise ValueError(
                 f'pool={pool!r} with num_classes={num_classes}: a classifier has its own pooling; '
@@ -104,18 +101,7 @@ class TimmTeacher(ImageClassifier):
         self._name, self._classifiers = model_name, [given] if isinstance(given, str) else given
 
     def rename_weights(self, weights: dict[str, Tensor], source: str) -> dict[str, Tensor]:
-        """Give published weights the names and sizes of this network, as timm does.
-
-        Args:
-            weights (dict[str, Tensor]): Tensors by name.
-            source (str): Name of the file, for messages.
-
-        Returns:
-            dict[str, Tensor]: The same, without a classifier or pooling that the network lacks.
-
-        Raises:
-            ValueError: If they are those of another network.
-        """
+        """Give published weights the names and sizes of this network, as timm does."""
         if any(name.startswith('backbone.') for name in weights):
             return weights  # saved from this class
         # Each file of timm has a public function of this name for the files of the authors.
@@ -168,7 +154,6 @@ def _published(name: str, pretrained: bool) -> Any:
 
 
 def _set_pool(network: Any, name: str, pool: str) -> None:
-    """Choose how a network makes one feature of its tokens."""
     if pool == 'cls' and getattr(network, 'cls_token', None) is None:
         raise ValueError(f"pool is 'cls', but {name} has no class token; take 'mean' or None.")
     try:

@@ -5,6 +5,7 @@ from typing import Any
 from torch import Tensor, nn
 from torchvision.ops import Conv2dNormActivation
 
+from crd_plugin.models._numbers import one_of
 from crd_plugin.registry import MODELS
 
 from ._common import CIFARBackbone
@@ -51,15 +52,17 @@ class CIFARVGG(CIFARBackbone):
     num_stages = 4
 
     def __init__(self, depth: int, **kwargs: Any) -> None:
-        if depth not in _GROUPS:
-            raise ValueError(f'depth must be one of {tuple(_GROUPS)}, but got {depth!r}.')
         super().__init__(**kwargs)
-        self.depth = depth
+        self.depth = one_of('depth', depth, _GROUPS)
         in_channels = self.in_channels
         for i, (number, width) in enumerate(zip(_GROUPS[depth], _WIDTHS)):
-            self.add_module(f'block{i}', _group(number, in_channels, width))
+            layers: list[nn.Module] = []
+            for _ in range(number):
+                layers += Conv2dNormActivation(in_channels, width, 3, bias=True)
+                in_channels = width
+            # Without the last ReLU, which is a module of its own.
+            self.add_module(f'block{i}', nn.Sequential(*layers[:-1]))
             self.add_module(f'relu{i}' if i else 'relu', nn.ReLU())
-            in_channels = width
         self.pool = nn.MaxPool2d(2)
 
     @property
@@ -85,11 +88,3 @@ class CIFARVGG(CIFARBackbone):
             if i in self.out_indices:
                 outputs.append(before if self.pre_activation else x)
         return (*outputs, x) if self.pre_activation else tuple(outputs)
-
-
-def _group(number: int, in_channels: int, channels: int) -> nn.Sequential:
-    """Make convolutions with batch norm, and ReLU between them."""
-    layers: list[nn.Module] = []
-    for i in range(number):
-        layers += Conv2dNormActivation(channels if i else in_channels, channels, 3, bias=True)
-    return nn.Sequential(*layers[:-1])

@@ -25,7 +25,6 @@ class CIFARWideResNet(CIFARBackbone):
     Args:
         depth (int): 6 n + 4: 16, 22, 28, 40 in the literature.
         widen_factor (int): Width of the stages in units of 16, 32, 64. Defaults to 1.
-        drop_rate (float): Dropout between the convolutions of a block, a fraction. Defaults to 0.
         **kwargs (Any): Arguments of :class:`CIFARBackbone`; ``out_indices`` are 0 to 2, by
             default none. With ``pre_activation`` a stage is the map after the batch norm that
             follows it, before its ReLU.
@@ -40,22 +39,18 @@ class CIFARWideResNet(CIFARBackbone):
     stem_name = 'conv1'
     tail_names = ('bn1',)
 
-    def __init__(
-        self, depth: int, widen_factor: int = 1, drop_rate: float = 0.0, **kwargs: Any
-    ) -> None:
+    def __init__(self, depth: int, widen_factor: int = 1, **kwargs: Any) -> None:
         if not isinstance(depth, int) or depth < 10 or (depth - 4) % 6:
             raise ValueError(f'depth must be 6 n + 4 (16, 22, 28, 40, ...), but got {depth!r}.')
         count('widen_factor', widen_factor)
-        if not 0 <= drop_rate < 1:
-            raise ValueError(f'drop_rate must be a fraction in [0, 1), but got {drop_rate!r}.')
         super().__init__(**kwargs)
         self.depth = depth
         self.widen_factor = widen_factor
         num_blocks, width = (depth - 4) // 6, 16 * widen_factor
         self.conv1 = nn.Conv2d(self.in_channels, 16, 3, padding=1, bias=False)
-        self.block1 = _Stage(num_blocks, 16, width, 1, drop_rate)
-        self.block2 = _Stage(num_blocks, width, 2 * width, 2, drop_rate)
-        self.block3 = _Stage(num_blocks, 2 * width, 4 * width, 2, drop_rate)
+        self.block1 = _Stage(num_blocks, 16, width, 1)
+        self.block2 = _Stage(num_blocks, width, 2 * width, 2)
+        self.block3 = _Stage(num_blocks, 2 * width, 4 * width, 2)
         self.bn1 = nn.BatchNorm2d(4 * width)
         self.relu = nn.ReLU()
 
@@ -85,12 +80,10 @@ class CIFARWideResNet(CIFARBackbone):
 class _Stage(nn.Module):
     """Blocks of one width."""
 
-    def __init__(
-        self, num_blocks: int, in_channels: int, channels: int, stride: int, drop_rate: float
-    ) -> None:
+    def __init__(self, num_blocks: int, in_channels: int, channels: int, stride: int) -> None:
         super().__init__()
-        first = _Block(in_channels, channels, stride, drop_rate)
-        rest = (_Block(channels, channels, 1, drop_rate) for _ in range(num_blocks - 1))
+        first = _Block(in_channels, channels, stride)
+        rest = (_Block(channels, channels, 1) for _ in range(num_blocks - 1))
         self.layer = nn.Sequential(first, *rest)
 
     def forward(self, x: Tensor, normed: Tensor | None = None) -> Tensor:
@@ -103,12 +96,11 @@ class _Stage(nn.Module):
 class _Block(nn.Module):
     """Batch norm and ReLU before each of two 3x3 convolutions."""
 
-    def __init__(self, in_channels: int, channels: int, stride: int, drop_rate: float) -> None:
+    def __init__(self, in_channels: int, channels: int, stride: int) -> None:
         super().__init__()
         self.bn1 = nn.BatchNorm2d(in_channels)
         self.conv1, self.bn2 = conv_norm(in_channels, channels, 3, stride=stride)
         self.relu = nn.ReLU()
-        self.dropout = nn.Dropout(drop_rate)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
         self.convShortcut = None
         if in_channels != channels:
@@ -117,5 +109,5 @@ class _Block(nn.Module):
     def forward(self, x: Tensor, normed: Tensor | None = None) -> Tensor:
         """Compute the residual sum; ``normed`` is the first batch norm of ``x``, if computed."""
         active = self.relu(self.bn1(x) if normed is None else normed)
-        out = self.dropout(self.relu(self.bn2(self.conv1(active))))
+        out = self.relu(self.bn2(self.conv1(active)))
         return self.conv2(out) + (x if self.convShortcut is None else self.convShortcut(active))

@@ -30,8 +30,7 @@ class ConvRegressor(nn.Module):
         relu (bool): End with a ReLU. Defaults to True.
 
     Shape:
-        Input: ``(B, *in_shape)``. Output: ``(B, *out_shape)``. For other heights and widths see
-        :meth:`fits`.
+        Input: ``(B, *in_shape)``. Output: ``(B, *out_shape)``.
 
     Raises:
         ValueError: If a shape is not three positive integers, or cannot be reached.
@@ -44,24 +43,16 @@ class ConvRegressor(nn.Module):
         self.in_shape = check_shape('in_shape', in_shape)
         self.out_shape = check_shape('out_shape', out_shape)
         self.relu = relu
-        self._plan = _plan(self.in_shape, self.out_shape)
-        if self._plan is None:
+        plan = _plan(self.in_shape, self.out_shape)
+        if plan is None:
             raise ValueError(
                 f'in_shape {self.in_shape} cannot be brought to out_shape {self.out_shape} by one '
                 'convolution: heights and widths must be twice, half, or at least those of the '
                 'output; choose another stage with data_idx.'
             )
-        convolution, settings = self._plan
+        convolution, settings = plan
         self.conv = convolution(self.in_shape[0], self.out_shape[0], **settings)
         self.bn = nn.BatchNorm2d(self.out_shape[0])
-
-    def fits(self, in_shape: Sequence[int], out_shape: Sequence[int]) -> bool:
-        """Tell whether the same layers would be built for other shapes."""
-        return (
-            in_shape[0] == self.in_shape[0]
-            and out_shape[0] == self.out_shape[0]
-            and _plan(in_shape, out_shape) == self._plan
-        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Regress a batch of maps, ``(B, *in_shape)``, to ``(B, *out_shape)``."""

@@ -1,14 +1,12 @@
 """Projection of a feature, or of that at each location, to a unit embedding."""
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
-from crd_plugin.models._numbers import count
-from crd_plugin.ops.features import full_precision, unit_vectors
+from crd_plugin.models._numbers import count, one_of
+from crd_plugin.ops.features import Features, full_precision, single, unit_vectors
 from crd_plugin.registry import MODELS
 
 
@@ -22,7 +20,7 @@ class EmbeddingConnector(BaseModule):
 
     Args:
         in_channels (int, optional): Values per sample after flattening. Defaults to None:
-            inferred by ``FrozenTeacherDistill`` when the model is built.
+            inferred by ``FrozenTeacherDistill``.
         embed_dim (int): Width D of the embedding. Defaults to 128.
         head (str): ``'linear'``: one linear layer; ``'mlp'``: two linear layers with a ReLU
             between them, the inner width being the input's; ``'pad'``: no parameters, zeros added
@@ -46,10 +44,8 @@ class EmbeddingConnector(BaseModule):
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg)
-        if head not in ('linear', 'mlp', 'pad'):
-            raise ValueError(f"head is {head!r}, expected 'linear', 'mlp' or 'pad'.")
         self.embed_dim = count('embed_dim', embed_dim, ' (published: 128)')
-        self.head = head
+        self.head = one_of('head', head, ('linear', 'mlp', 'pad'))
         self.in_channels: int | None = None
         if in_channels is not None:
             self._build(count('in_channels', in_channels))
@@ -60,11 +56,11 @@ class EmbeddingConnector(BaseModule):
         return self.in_channels is None
 
     @torch.no_grad()
-    def infer_width(self, feature: Tensor | Sequence[Tensor]) -> None:
+    def infer_width(self, feature: Features) -> None:
         """Take ``in_channels`` from a feature, as given to ``forward``, and build the layers."""
         self._build(_flatten(feature).size(1))
 
-    def forward(self, feature: Tensor | Sequence[Tensor]) -> Tensor:
+    def forward(self, feature: Features) -> Tensor:
         """Embed a batch of features, cast to the type of the layers."""
         x = _flatten(feature)
         if self.in_channels is None:
@@ -90,7 +86,6 @@ class EmbeddingConnector(BaseModule):
         return unit_vectors(full_precision(x), dim=1)
 
     def _build(self, width: int) -> None:
-        """Build the layers for features of this width."""
         if self.head == 'linear':
             self.linear = nn.Linear(width, self.embed_dim)
         elif self.head == 'mlp':
@@ -122,26 +117,19 @@ class DenseEmbeddingConnector(EmbeddingConnector):
         ValueError: If an argument, the width or the shape of a feature does not fit.
     """
 
-    def infer_width(self, feature: Tensor | Sequence[Tensor]) -> None:
+    def infer_width(self, feature: Features) -> None:
         """Take ``in_channels`` from a feature, as given to ``forward``, and build the layers."""
         self._build(_channels_last(feature).size(-1))
 
-    def forward(self, feature: Tensor | Sequence[Tensor]) -> Tensor:
+    def forward(self, feature: Features) -> Tensor:
         """Embed every location of a batch of features."""
         x = _channels_last(feature)
         embedding = super().forward(x.flatten(0, -2)).unflatten(0, x.shape[:-1])
         return embedding.movedim(-1, 1) if x.dim() == 4 else embedding
 
 
-def _flatten(feature: Tensor | Sequence[Tensor]) -> Tensor:
-    """Bring a feature to ``(B, values)``."""
-    if not isinstance(feature, Tensor):
-        if len(feature) != 1:
-            raise ValueError(
-                f'The recorded feature is a sequence of {len(feature)} tensors, '
-                'EmbeddingConnector takes one; choose it with data_idx in loss_forward_mappings.'
-            )
-        feature = feature[0]
+def _flatten(feature: Features) -> Tensor:
+    feature = single('The recorded feature', feature)
     if feature.dim() not in (2, 4):
         raise ValueError(
             f'The feature has shape {tuple(feature.shape)}, expected (B, channels) or '
@@ -151,14 +139,13 @@ def _flatten(feature: Tensor | Sequence[Tensor]) -> Tensor:
     return feature.flatten(1)
 
 
-def _channels_last(feature: Tensor | Sequence[Tensor]) -> Tensor:
+def _channels_last(feature: Features) -> Tensor:
     """Return ``(B, H, W, C)`` of a map, ``(B, N, C)`` of tokens."""
-    features = [feature] if isinstance(feature, Tensor) else feature
-    if len(features) != 1 or features[0].dim() not in (3, 4):
+    feature = single('The recorded feature', feature)
+    if feature.dim() not in (3, 4):
         raise ValueError(
-            f'The feature has shape {", ".join(str(tuple(one.shape)) for one in features)}, '
-            'expected one map (B, C, H, W) or the tokens (B, N, C) of a transformer; choose one '
-            'with data_idx in loss_forward_mappings, or use crd_plugin.EmbeddingConnector for a '
-            'feature (B, C) of the whole image.'
+            f'The feature has shape {tuple(feature.shape)}, expected a map (B, C, H, W) or the '
+            'tokens (B, N, C) of a transformer; use crd_plugin.EmbeddingConnector for a feature '
+            '(B, C) of the whole image.'
         )
-    return features[0].movedim(1, -1) if features[0].dim() == 4 else features[0]
+    return feature.movedim(1, -1) if feature.dim() == 4 else feature

@@ -10,7 +10,7 @@ from crd_plugin.ops import no_autocast, pair_maps
 from crd_plugin.ops.features import Features
 
 from .._numbers import not_negative
-from ..connectors.conv_regressor import ConvRegressor, Shape, check_shape
+from ..connectors.conv_regressor import Shape, check_shape
 
 Pairs = Sequence[tuple[Tensor, Tensor]]
 Widths = int | Sequence[int]
@@ -28,13 +28,12 @@ class FeatureLoss(nn.Module):
     Attributes:
         pairing (Callable): ``pair_maps``, or ``pair_vectors`` or ``pair_logits`` of one feature.
         min_samples (int): Samples that it needs to compare them with each other.
-        takes_stages (bool): It is meant for several stages of a backbone; the dry run refuses one.
+        takes_stages (bool): It is meant for several stages; the dry run refuses one.
         before_activation (bool): It compares signs before the activation; the dry run refuses maps
             without a negative value.
 
     Raises:
-        ValueError: If ``loss_weight`` is negative or not finite.
-        TypeError: If ``loss_weight`` is not a number.
+        ValueError, TypeError: If ``loss_weight`` is negative, not finite or not a number.
     """
 
     pairing: Callable[..., Any] = staticmethod(pair_maps)
@@ -59,13 +58,14 @@ class FeatureLoss(nn.Module):
         Raises:
             ValueError: If layers or shapes cannot be paired, or do not fit the loss.
         """
-        pairs = self.checked_pairs(s_feats, t_feats)
+        pairs = self.pair(s_feats, t_feats)
         with no_autocast(pairs[0][0]):
             return self.loss_weight * self.compare(pairs)
 
-    def checked_pairs(self, s_feats: Features, t_feats: Features) -> Pairs:
-        """Pair the features of a batch, and check that there are enough samples."""
-        pairs = self.pair(s_feats, t_feats)
+    def pair(self, s_feats: Features, t_feats: Features) -> Pairs:
+        """Return student's and teacher's features of each layer, float32, the latter detached."""
+        found = self.pairing(s_feats, t_feats)
+        pairs = found if isinstance(found, list) else [found]
         samples = len(pairs[0][0])
         if samples < self.min_samples:
             raise ValueError(
@@ -74,11 +74,6 @@ class FeatureLoss(nn.Module):
                 'train_dataloader.drop_last=True, or another batch_size.'
             )
         return pairs
-
-    def pair(self, s_feats: Features, t_feats: Features) -> Pairs:
-        """Return student's and teacher's features of each layer, float32, the latter detached."""
-        pairs = self.pairing(s_feats, t_feats)
-        return pairs if isinstance(pairs, list) else [pairs]
 
     def compare(self, pairs: Pairs) -> Tensor:
         """Compute the loss of all layers, without its factor."""
@@ -97,9 +92,6 @@ class SizedLoss(FeatureLoss):
     subclass ends its ``__init__`` with :meth:`set_sizes` and defines :meth:`build`. Under autocast
     its layers may run in half precision.
 
-    Args:
-        loss_weight (float): As for :class:`FeatureLoss`.
-
     Attributes:
         by_shape (bool): A size is channels, height and width of a map; otherwise channels alone.
         published_layer (str, optional): If the loss takes a single map, the one in the paper.
@@ -110,11 +102,8 @@ class SizedLoss(FeatureLoss):
 
     by_shape = False
     published_layer: str | None = None
-
-    def __init__(self, loss_weight: float = 1.0) -> None:
-        super().__init__(loss_weight)
-        self.needs_width = True
-        self.sizes: dict[str, tuple | None] = {}
+    needs_width = True
+    sizes: dict[str, tuple | None]
 
     def set_sizes(self, **sizes: Any) -> None:
         """Check and store the student's and the teacher's size; build if both are known."""
@@ -139,12 +128,15 @@ class SizedLoss(FeatureLoss):
 
     def infer_width(self, s_feats: Features, t_feats: Features) -> None:
         """Build the layers for the sizes of a pair of features, as for :meth:`forward`."""
-        self.sizes = self._check_sizes(self.pair(s_feats, t_feats))
+        found = self._measure(self.pair(s_feats, t_feats))
+        for name, size in zip(self.sizes, found):
+            check_given(name, self.sizes[name], size)
+            self.sizes[name] = size
         self._build_if_known()
 
     def forward(self, s_feats: Features, t_feats: Features) -> Tensor:
         """As for :class:`FeatureLoss`, with autocast left to the layers."""
-        pairs = self.checked_pairs(s_feats, t_feats)
+        pairs = self.pair(s_feats, t_feats)
         self.check(pairs)
         return self.loss_weight * self.compare(pairs)
 
@@ -166,38 +158,16 @@ class SizedLoss(FeatureLoss):
     def check(self, pairs: Pairs) -> None:
         """Raise a ValueError unless the layers were built for features of these sizes."""
         check_built(self, *self.sizes)
-        if not self.by_shape:
-            self._check_sizes(pairs)
-            return
-        # The shapes may differ from those that the layers were built for if the same layers would
-        # be built for them: images may be larger than input_shape.
-        layers = [m for m in self.modules() if isinstance(m, (ConvRegressor, nn.Identity))]
-        s_shapes, t_shapes = self._measure(pairs)
-        fits = len(layers) == len(pairs) and all(
-            layer.fits(s, t) if isinstance(layer, ConvRegressor) else s == t
-            for layer, s, t in zip(layers, s_shapes, t_shapes)
-        )
-        if not fits:
-            built_for = ' and '.join(f'{name}={_short(x)}' for name, x in self.sizes.items())
-            raise ValueError(
-                'Channels, heights and widths of s_feats and t_feats are '
-                f'{_short(s_shapes)} and {_short(t_shapes)}, but the layers were made for '
-                f'{built_for}; set model.input_shape to the size of the training images.'
-            )
+        for (name, known), size in zip(self.sizes.items(), self._measure(pairs)):
+            # Images may be larger than input_shape: then heights are compared behind the layers.
+            if not (self.by_shape and _channels(known) == _channels(size)):
+                check_given(name, known, size)
 
     def _measure(self, pairs: Pairs) -> list[tuple]:
-        """Return the student's and the teacher's size, layer by layer."""
         sides = zip(*pairs)
         if self.by_shape:
             return [tuple(tuple(x.shape[1:]) for x in side) for side in sides]
         return [tuple(x.size(1) for x in side) for side in sides]
-
-    def _check_sizes(self, pairs: Pairs) -> dict[str, tuple | None]:
-        """Return the sizes of features; raise a ValueError if they are not those known so far."""
-        found: dict[str, tuple | None] = dict(zip(self.sizes, self._measure(pairs)))
-        for name, size in found.items():
-            check_given(name, self.sizes[name], size)
-        return found
 
 
 def check_given(name: str, given: tuple | None, found: tuple | None) -> None:
@@ -241,6 +211,10 @@ def _shapes(name: str, value: Any, single: bool) -> Shapes:
             f'{name} is {value}, expected a list with channels, height and width of each layer.'
         )
     return tuple(check_shape(f'{name}[{i}]', shape) for i, shape in enumerate(value))
+
+
+def _channels(shapes: tuple | None) -> list[int]:
+    return [shape[0] for shape in shapes or ()]
 
 
 def _short(size: tuple | None) -> Any:

@@ -19,7 +19,7 @@ class CapturedStep:
 
     def __init__(self) -> None:
         self._settings: Hashable = None
-        self._graphs: dict[Hashable, _Graph] = {}
+        self._graphs: dict[Hashable, _Function] = {}
         self._last: Hashable = None
 
     def __reduce__(self) -> tuple[type['CapturedStep'], tuple[()]]:
@@ -46,25 +46,24 @@ class CapturedStep:
         shape = tuple((given.shape, given.dtype, given.device) for given in inputs)
         again, self._last = shape == self._last, shape
         if again and shape not in self._graphs:
-            self._graphs[shape] = _Graph(function, inputs)
+            self._graphs[shape] = _capture(function, inputs)
         return self._graphs.get(shape, function)(*inputs)
 
 
-class _Graph:
-    """One captured graph with the memory of its inputs and outputs."""
+def _capture(function: _Function, inputs: tuple[Tensor, ...]) -> _Function:
+    """Capture a function with memory for its inputs and outputs; return its replay."""
+    own = [given.clone() for given in inputs]
+    graph = torch.cuda.CUDAGraph()
+    # The device's generator is registered with every graph: a replay goes on in its stream of
+    # random numbers, from its current seed. 'thread_local', because the thread of a data loader
+    # that pins memory may allocate meanwhile.
+    with torch.cuda.graph(graph, capture_error_mode='thread_local'):
+        outputs = function(*own)
 
-    def __init__(self, function: _Function, inputs: tuple[Tensor, ...]) -> None:
-        self._inputs = [given.clone() for given in inputs]
-        self._graph = torch.cuda.CUDAGraph()
-        # The device's generator is registered with every graph: a replay goes on in its stream of
-        # random numbers, from its current seed. 'thread_local', because the thread of a data loader
-        # that pins memory may allocate meanwhile.
-        with torch.cuda.graph(self._graph, capture_error_mode='thread_local'):
-            self._outputs = function(*self._inputs)
+    def replay(*inputs: Tensor) -> tuple[Tensor, ...]:
+        for memory, given in zip(own, inputs, strict=True):
+            memory.copy_(given)
+        graph.replay()
+        return tuple(output.clone() for output in outputs)
 
-    def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """Copy the inputs in, replay, copy the outputs out."""
-        for own, given in zip(self._inputs, inputs, strict=True):
-            own.copy_(given)
-        self._graph.replay()
-        return tuple(output.clone() for output in self._outputs)
+    return replay

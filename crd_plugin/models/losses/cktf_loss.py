@@ -10,9 +10,8 @@ from crd_plugin.ops import full_precision
 from crd_plugin.ops.pairing import METHODS, POOLS, Blocks, pair_blocks, pool_flat, resolve_pool
 from crd_plugin.registry import MODELS
 
-from .._numbers import count, not_negative
-from ._common import check_built
-from ._several_crd import SeveralCRD
+from .._numbers import count, not_negative, one_of
+from .ensemble_crd_loss import SeveralCRD
 
 _STEM, _PENULTIMATE = 'stem', 'penultimate'
 
@@ -28,9 +27,7 @@ class CKTFLoss(SeveralCRD):
     connectors and its own memory bank at every level, the penultimate vector, the stem and each
     group of blocks.
 
-    :func:`~crd_plugin.ops.pairing.pair_blocks` chooses which block of the teacher is compared
-    with the last block of the student in group g. All levels share the negatives of a step and
-    the labels.
+    All levels share the negatives of a step and the labels.
 
     Source: Zhao et al., arXiv:2303.07599 (ICASSP 2023); numbers of kaiqi123/CKTF
     ``helper/loops.py`` @ b2bba29. Differs: the stems may have different widths; beside another
@@ -40,9 +37,9 @@ class CKTFLoss(SeveralCRD):
         embed_dim (int): Width D of all embeddings. Defaults to 128.
         temperature (float): tau. Defaults to 0.1, as scripted for CIFAR-100; 0.07 on
             Tiny-ImageNet and STL-10.
-        method (str): Choice of the teacher's block: ``'last'``, ``'first'``, ``'random'``, or
-            the block with the ``'smallest'`` or ``'largest'`` cosine similarity to the student's.
-            Defaults to ``'last'``.
+        method (str): The teacher's block that is compared with the student's last one, in each
+            group: ``'last'``, ``'first'``, ``'random'``, or that of the ``'smallest'`` or
+            ``'largest'`` cosine similarity. Defaults to ``'last'``.
         pool (str): ``'avg8'``: the mean of each 8x8 window; ``'global'``: the mean of the map;
             ``'auto'``: ``'avg8'`` for three groups, else ``'global'``. Defaults to ``'auto'``.
         head (str): Head of the connectors, ``'linear'``, ``'mlp'`` or ``'pad'``. Defaults to
@@ -55,16 +52,11 @@ class CKTFLoss(SeveralCRD):
             teacher's feature at the stem, the groups and the penultimate level, after pooling,
             without removed levels. Defaults to None: inferred by ``FrozenTeacherDistill``.
         loss_weight (float): Factor of the loss. Defaults to 1.0.
-        **kwargs: Arguments of every :class:`CRDLoss`: ``num_negatives``, ``momentum``,
-            ``objective``, ``negatives``, ``exclude``, ``num_samples``, ``sharded``,
-            ``bank_dtype``, ``kernel``.
-
-    Shape:
-        See :meth:`forward`. Output: scalar float32 (float64 for float64 features).
+        **kwargs: Further arguments of every :class:`CRDLoss` but ``cuda_graph``.
 
     Raises:
-        ValueError: If an argument is out of range or not one of the allowed values.
-        TypeError: If an argument is not a number where a number is expected.
+        ValueError, TypeError: If an argument is out of range, not one of the allowed values or not
+            a number.
     """
 
     def __init__(
@@ -81,9 +73,8 @@ class CKTFLoss(SeveralCRD):
         loss_weight: float = 1.0,
         **kwargs: Any,
     ) -> None:
-        for name, value, allowed in (('method', method, METHODS), ('pool', pool, POOLS)):
-            if value not in allowed:
-                raise ValueError(f'{name} is {value!r}, expected one of {allowed}.')
+        one_of('method', method, METHODS)
+        one_of('pool', pool, POOLS)
         if num_groups is not None:
             count('num_groups', num_groups, ', or None for all groups')
         if not_negative('beta', beta) + not_negative('theta', theta) == 0:
@@ -104,7 +95,8 @@ class CKTFLoss(SeveralCRD):
     @torch.no_grad()
     def infer_width(self, **features: Any) -> None:
         """Build connectors and losses for the widths of the six features of :meth:`forward`."""
-        self._build(list(_widths(self.features(**features)).values()))
+        pairs = self.features(**features).values()
+        self._build([(student[0].numel(), teacher[0].numel()) for student, teacher in pairs])
 
     def forward(
         self,
@@ -130,22 +122,19 @@ class CKTFLoss(SeveralCRD):
                 ``'last'``.
             s_feats (Tensor): Student's penultimate vector, ``(B, C)`` float.
             t_feats (Tensor): The same of the teacher.
-            sample_idx (Tensor, optional): As for :class:`CRDLoss`.
-            labels (Tensor, optional): As for :class:`CRDLoss`.
-            contrast_idx (Tensor, optional): As for :class:`CRDLoss`; the same for all levels.
+            sample_idx (Tensor, optional): As for :class:`CRDLoss`, the same for all levels.
+            labels (Tensor, optional): Likewise.
+            contrast_idx (Tensor, optional): Likewise.
 
         Returns:
-            Tensor: Scalar, already multiplied by ``loss_weight``.
+            Tensor: Scalar float32 (float64 for float64 features), times ``loss_weight``.
 
         Raises:
             ValueError: If features do not fit each other or the connectors, which may be missing.
         """
         pairs = self.features(s_stem, t_stem, s_blocks, t_blocks, s_feats, t_feats)
-        self._check_widths(pairs)
-        total = torch.zeros((), device=s_feats.device)
-        for level, value in self.contrast(pairs, sample_idx, labels, contrast_idx):
-            total = total + value * (self.beta if level == _PENULTIMATE else self.theta)
-        return self.loss_weight * total
+        weights = {level: self.beta if level == _PENULTIMATE else self.theta for level in pairs}
+        return self.contrast(pairs, weights, sample_idx, labels, contrast_idx)
 
     def features(
         self,
@@ -171,23 +160,7 @@ class CKTFLoss(SeveralCRD):
             pairs[_PENULTIMATE] = (full_precision(s_feats), full_precision(t_feats))
         return pairs
 
-    def _check_widths(self, pairs: Features) -> None:
-        """Check that the features have the widths that the connectors were built for."""
-        check_built(self, 'in_channels')
-        found = _widths(pairs)
-        expected = {
-            level: (connector.in_channels, self.teacher_connectors[level].in_channels)
-            for level, connector in self.student_connectors.items()
-        }
-        if found != expected:
-            raise ValueError(
-                f'The pooled features of student and teacher have the widths {found}, the '
-                f'connectors were made for {expected}; set model.input_shape to the size of the '
-                f'training images, or in_channels={list(found.values())}.'
-            )
-
     def _build(self, in_channels: Sequence[tuple[int, int]]) -> None:
-        """Build the connectors and losses of all levels."""
         widths = in_channels if isinstance(in_channels, Sequence) else ()
         top = [_PENULTIMATE] if self.beta else []
         groups = [f'group{i}' for i in range(1, len(widths) - len(top))]
@@ -204,8 +177,3 @@ class CKTFLoss(SeveralCRD):
             )
         for level, pair in zip(levels, widths):
             self.build(level, *pair)
-
-
-def _widths(pairs: Features) -> dict[str, tuple[int, int]]:
-    """Return the number of values per sample of both features of each level."""
-    return {level: (s[0].numel(), t[0].numel()) for level, (s, t) in pairs.items()}

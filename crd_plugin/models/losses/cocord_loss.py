@@ -7,13 +7,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from crd_plugin.ops import move_averages, prediction_distance, queue_logits
-from crd_plugin.ops.features import Features, full_precision, single, unit_vectors
+from crd_plugin.ops import (
+    full_precision,
+    move_averages,
+    pair_vectors,
+    prediction_distance,
+    queue_logits,
+    unit_vectors,
+)
+from crd_plugin.ops.features import Features
 from crd_plugin.registry import MODELS
 
 from .._numbers import count, not_negative, old_weight, positive
 from ..key_queue import KeyQueue
-from ._common import check_built
+from ._common import SizedLoss
 
 
 class CoCoRDTerms(NamedTuple):
@@ -25,7 +32,7 @@ class CoCoRDTerms(NamedTuple):
 
 
 @MODELS.register_module()
-class CoCoRDLoss(nn.Module):
+class CoCoRDLoss(SizedLoss):
     """Contrastive Consistent Representation Distillation.
 
     Two views of an image go through the student (features s, s') and through the slow student (z,
@@ -42,9 +49,8 @@ class CoCoRDLoss(nn.Module):
     to the teacher's width, and the slow student uses its average.
 
     Args:
-        s_channels (int, optional): Width of the student's feature. Defaults to None: inferred by
-            ``CoCoRDDistill`` when the model is built.
-        t_channels (int, optional): Width of the teacher's feature. Defaults to None: inferred.
+        s_channels, t_channels (int, optional): Widths of the features. Defaults to None: inferred
+            by ``CoCoRDDistill``.
         hidden_dim (int): Hidden width of a projector. Defaults to 2048.
         embed_dim (int): Width D of a key. Defaults to 2048.
         predictor_dim (int): Hidden width of the predictor. Defaults to 512.
@@ -52,16 +58,15 @@ class CoCoRDLoss(nn.Module):
         temperature (float): tau. Defaults to 0.1.
         slow_momentum (float): Weight of the OLD value in the averages of the slow student and its
             projector, [0, 1). Defaults to 0.9.
-        teacher_momentum (float): Weight of the OLD value in the teacher's projector, [0, 1).
-            Defaults to 0.999.
-        contrast_weight (float): w_c. Defaults to 1.0.
-        prediction_weight (float): w_p. Defaults to 4.0.
+        teacher_momentum (float): The same in the teacher's projector. Defaults to 0.999.
+        contrast_weight, prediction_weight (float): w_c and w_p. Defaults to 1.0 and 4.0.
         loss_weight (float): Factor of the whole loss. Defaults to 1.0.
 
     Raises:
-        ValueError: If an argument is out of range.
-        TypeError: If an argument is not a number where a number is expected.
+        ValueError, TypeError: If an argument is out of range or not a number.
     """
+
+    pairing = staticmethod(pair_vectors)
 
     def __init__(
         self,
@@ -78,13 +83,8 @@ class CoCoRDLoss(nn.Module):
         prediction_weight: float = 4.0,
         loss_weight: float = 1.0,
     ) -> None:
-        super().__init__()
-        for name, width in (('s_channels', s_channels), ('t_channels', t_channels)):
-            if width is not None:
-                count(name, width)
+        super().__init__(loss_weight)
         count('queue_size', queue_size)
-        self.s_channels = s_channels
-        self.t_channels = t_channels
         self.hidden_dim = count('hidden_dim', hidden_dim)
         self.embed_dim = count('embed_dim', embed_dim)
         self.temperature = positive('temperature', temperature, 0.1)
@@ -92,59 +92,57 @@ class CoCoRDLoss(nn.Module):
         self.teacher_momentum = old_weight('teacher_momentum', teacher_momentum, 0.999)
         self.contrast_weight = not_negative('contrast_weight', contrast_weight)
         self.prediction_weight = not_negative('prediction_weight', prediction_weight)
-        self.loss_weight = not_negative('loss_weight', loss_weight)
         self.predictor = _mlp(embed_dim, count('predictor_dim', predictor_dim), embed_dim)
         self.queue = KeyQueue(embed_dim, queue_size)
         self.terms: CoCoRDTerms | None = None
-        if s_channels is not None and t_channels is not None:
-            self._build(s_channels, t_channels)
+        self.set_sizes(s_channels=s_channels, t_channels=t_channels)
 
     @property
-    def needs_width(self) -> bool:
-        """bool: A width still has to be inferred from a feature."""
-        return self.s_channels is None or self.t_channels is None
+    def min_samples(self) -> int:  # type: ignore[override]
+        """int: Samples that batch norm in the projectors needs."""
+        return 2 if self.training else 1
 
-    def infer_width(self, s_feats: Tensor, t_feats: Tensor, **kwargs: Any) -> None:
-        """Take the missing widths from the features of :meth:`forward` and build the layers."""
-        self.s_channels = self.s_channels or _vector('s_feats', s_feats).size(1)
-        self.t_channels = self.t_channels or _vector('t_feats', t_feats).size(1)
-        self._build(self.s_channels, self.t_channels)
+    def infer_width(self, s_feats: Features, t_feats: Features, **others: Any) -> None:
+        """Build the layers for the widths of the features of :meth:`forward`."""
+        super().infer_width(s_feats, t_feats)
 
-    def forward(
+    def forward(  # type: ignore[override]
         self,
-        s_feats: Tensor,
-        s_feats_2: Tensor,
-        slow_feats: Tensor,
-        slow_feats_2: Tensor,
-        t_feats: Tensor,
+        s_feats: Features,
+        s_feats_2: Features,
+        slow_feats: Features,
+        slow_feats_2: Features,
+        t_feats: Features,
     ) -> Tensor:
         """Return the loss of one batch; in training mode, stage its keys in the queue.
 
         Args:
             s_feats (Tensor): Student's feature of the first view, ``(B, s_channels)`` float.
-            s_feats_2 (Tensor): Student's feature of the second view.
+            s_feats_2 (Tensor): The same of the second view.
             slow_feats (Tensor): Slow student's feature of the first view.
-            slow_feats_2 (Tensor): Slow student's feature of the second view.
+            slow_feats_2 (Tensor): The same of the second view.
             t_feats (Tensor): Teacher's feature of the third view, ``(B, t_channels)`` float.
 
         Returns:
-            Tensor: Scalar float32 (float64 for float64 features), already multiplied by
-            ``loss_weight``.
+            Tensor: Scalar float32 (float64 for float64 features), times ``loss_weight``.
 
         Raises:
             ValueError: If shapes are not as described.
             RuntimeError: If the keys staged before were never committed.
         """
-        given = (s_feats, s_feats_2, slow_feats, slow_feats_2, t_feats)
-        s_feats, s_feats_2, slow_feats, slow_feats_2, t_feats = self._check(*given)
-        query = self.projector(self.connector(s_feats))
-        query_2 = self.projector(self.connector(s_feats_2))
+        views = s_feats, s_feats_2, slow_feats, slow_feats_2
+        pairs = [pair for view in views for pair in self.pair(view, t_feats)]
+        for pair in pairs:
+            self.check([pair])
+        (first, teacher), (second, _), (slow, _), (slow_2, _) = pairs
+        query = self.projector(self.connector(first))
+        query_2 = self.projector(self.connector(second))
         predicted, predicted_2 = self.predictor(query), self.predictor(query_2)
         with torch.no_grad():
-            key = unit_vectors(full_precision(self.teacher_projector(t_feats)), dim=1)
+            key = unit_vectors(full_precision(self.teacher_projector(teacher)), dim=1)
             # The second view first: running statistics depend on the order.
-            target_2 = self.slow_projector(self.slow_connector(slow_feats_2))
-            target = self.slow_projector(self.slow_connector(slow_feats))
+            target_2 = self.slow_projector(self.slow_connector(slow_2))
+            target = self.slow_projector(self.slow_connector(slow))
         unit_query = unit_vectors(full_precision(query), dim=1)
         logits = queue_logits(unit_query, key, self.queue.keys, self.temperature)
         contrast = F.cross_entropy(logits, logits.new_zeros(logits.size(0), dtype=torch.int64))
@@ -168,37 +166,13 @@ class CoCoRDLoss(nn.Module):
         ):
             move_averages(average.parameters(), source.parameters(), momentum)
 
-    def _build(self, s_channels: int, t_channels: int) -> None:
-        """Build the layers that depend on the widths."""
-        equal = s_channels == t_channels
-        self.connector = nn.Identity() if equal else nn.Linear(s_channels, t_channels)
-        self.projector = _mlp(t_channels, self.hidden_dim, self.embed_dim)
+    def build(self, s_size: tuple[int], t_size: tuple[int]) -> None:
+        """Make the layers that depend on the widths."""
+        self.connector = nn.Identity() if s_size == t_size else nn.Linear(*s_size, *t_size)
+        self.projector = _mlp(*t_size, self.hidden_dim, self.embed_dim)
         self.slow_connector = copy.deepcopy(self.connector).requires_grad_(False)
         self.slow_projector = copy.deepcopy(self.projector).requires_grad_(False)
         self.teacher_projector = copy.deepcopy(self.projector).requires_grad_(False)
-
-    def _check(self, *feats: Features) -> list[Tensor]:
-        """Return the features as vectors of the expected shape."""
-        check_built(self, 's_channels', 't_channels')
-        names = ('s_feats', 's_feats_2', 'slow_feats', 'slow_feats_2', 't_feats')
-        vectors = [_vector(name, feature) for name, feature in zip(names, feats, strict=True)]
-        batch = len(vectors[0])
-        for name, feature in zip(names, vectors):
-            argument = 't_channels' if name == 't_feats' else 's_channels'
-            expected = (batch, getattr(self, argument))
-            if feature.shape != expected:
-                raise ValueError(
-                    f'{name} has shape {tuple(feature.shape)}, expected {expected}: one feature '
-                    f'per image, of width {argument}; set {argument}={feature.size(1)}, or leave '
-                    'it out to infer it.'
-                )
-        if self.training and batch < 2:
-            raise ValueError(
-                's_feats has 1 sample, expected at least 2: batch norm in the projectors compares '
-                'the images of a batch; set train_dataloader.drop_last=True, or another '
-                'batch_size.'
-            )
-        return vectors
 
 
 def _mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
@@ -206,14 +180,3 @@ def _mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(
         nn.Linear(inputs, hidden), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Linear(hidden, outputs)
     )
-
-
-def _vector(name: str, feature: Features) -> Tensor:
-    """Return a feature as one vector per sample, float32 (float64 stays)."""
-    feature = single(name, feature)
-    if feature.dim() != 2:
-        raise ValueError(
-            f'{name} has shape {tuple(feature.shape)}, expected (B, channels): the pooled feature; '
-            'record the neck.'
-        )
-    return full_precision(feature)

@@ -21,7 +21,7 @@ from crd_plugin.ops import (
 from crd_plugin.ops.contrast import KnownGradient
 from crd_plugin.registry import MODELS
 
-from .._numbers import count, not_negative, positive
+from .._numbers import count, not_negative, one_of, positive
 from ..memory_bank import MemoryBank, PendingUpdate
 from ..sharded_bank import ShardedBank
 from .captured_step import CapturedStep
@@ -53,8 +53,7 @@ class CRDLoss(nn.Module):
         num_negatives (int, optional): K. Defaults to None: 16384, as published for the 50,000
             images of CIFAR-100, or the same share of a smaller training set.
         temperature (float): tau. Defaults to 0.07.
-        momentum (float, optional): Weight of the OLD row of the bank. Defaults to None: 0.5, as
-            published.
+        momentum (float, optional): Weight of the OLD row of the bank. Defaults to None: 0.5.
         objective (str): ``'nce'`` or ``'infonce'`` (the paper's ablation).
         negatives (str): ``'sampled'``: about K rows for each anchor, weighted to count as K;
             ``'shared'``: one draw of K rows for the batch; ``'all'``: every row weighted K / pool,
@@ -65,21 +64,17 @@ class CRDLoss(nn.Module):
         loss_weight (float): Factor of the loss. Defaults to 1.0.
         sharded (bool): Split the rows of the bank over the ranks. The same loss with
             ``negatives='all'``, the same expectation otherwise. Defaults to False.
-        bank_dtype (str, optional): Type of the rows: ``'float32'``, ``'float16'`` or
-            ``'bfloat16'``; all maths is in float32. Defaults to None: float32.
-        kernel (str): ``'torch'``, or ``'triton'`` for one Triton kernel per direction in place of
-            the loop over the rows; on a GPU, with ``objective='nce'``. Defaults to ``'torch'``.
-        cuda_graph (bool): Replay drawing, objective, gradient and update of the bank as one CUDA
-            graph from the third step on, where a batch is as long as the one before; on a GPU, in
-            one process. The forward pass then writes the rows. Defaults to False.
-
-    Shape:
-        s_feats, t_feats: ``(B, D)`` float with unit L2 norm.
-        sample_idx: ``(B,)`` int64. Output: scalar float32 (float64 for float64 embeddings).
+        bank_dtype (str, optional): Type of the rows, ``'float16'`` or ``'bfloat16'``; all maths is
+            in float32. Defaults to None: ``'float32'``.
+        kernel (str): ``'torch'``, or ``'triton'`` for one Triton kernel per direction; on a GPU,
+            with ``objective='nce'``. Defaults to ``'torch'``.
+        cuda_graph (bool): Replay the objective and the update of the bank as one CUDA graph where a
+            batch is as long as the one before; on a GPU, in one process. The forward pass then
+            writes the rows. Defaults to False.
 
     Raises:
-        ValueError: If an argument is out of range or not one of the allowed values.
-        TypeError: If an argument is not a number where one is expected.
+        ValueError, TypeError: If an argument is out of range, not one of the allowed values or not
+            a number.
     """
 
     bank: MemoryBank
@@ -111,16 +106,11 @@ class CRDLoss(nn.Module):
         super().__init__()
         if num_negatives is not None:
             count('num_negatives', num_negatives, ' (published: 16384)')
-        choices = (
-            ('objective', objective, ('nce', 'infonce')),
-            ('negatives', negatives, ('sampled', 'shared', 'all', 'batch')),
-            ('exclude', exclude, ('class', 'instance')),
-            ('bank_dtype', bank_dtype, (None, 'float32', 'float16', 'bfloat16')),
-            ('kernel', kernel, ('torch', 'triton')),
-        )
-        for name, value, allowed in choices:
-            if value not in allowed:
-                raise ValueError(f'{name} is {value!r}, expected one of {allowed}.')
+        self.objective = one_of('objective', objective, ('nce', 'infonce'))
+        self.negatives = one_of('negatives', negatives, ('sampled', 'shared', 'all', 'batch'))
+        self.exclude = one_of('exclude', exclude, ('class', 'instance'))
+        self.kernel = one_of('kernel', kernel, ('torch', 'triton'))
+        one_of('bank_dtype', bank_dtype, (None, 'float32', 'float16', 'bfloat16'))
         if kernel == 'triton' and objective == 'infonce':
             raise ValueError("kernel='triton' has the objective 'nce' only; leave kernel out.")
         if cuda_graph and sharded:
@@ -131,10 +121,6 @@ class CRDLoss(nn.Module):
         self.embed_dim = count('embed_dim', embed_dim, ' (published: 128)')
         self.temperature = positive('temperature', temperature, 0.07)
         self.loss_weight = not_negative('loss_weight', loss_weight)
-        self.objective = objective
-        self.negatives = negatives
-        self.exclude = exclude
-        self.kernel = kernel
         self.cuda_graph = cuda_graph
         self._num_negatives = num_negatives
         if negatives != 'batch':
@@ -197,7 +183,7 @@ class CRDLoss(nn.Module):
                 samples returned for this batch. Defaults to None: drawn here.
 
         Returns:
-            Tensor: Scalar, already multiplied by ``loss_weight``.
+            Tensor: Scalar float32 (float64 for float64 embeddings), times ``loss_weight``.
 
         Raises:
             ValueError: If shapes, ids or values are not as described.

@@ -42,8 +42,7 @@ class DenseCRDLoss(nn.Module):
         ``exclude='instance'`` need it. labels: ``(B,)`` int64, or maps ``(B, H, W)`` of any size.
 
     Raises:
-        ValueError: If an argument is out of range or not one of the allowed values.
-        TypeError: If an argument is not a number where one is expected.
+        ValueError, TypeError: As :class:`CRDLoss`.
     """
 
     def __init__(self, num_locations: int = 16, ignore_index: int = 255, **crd: Any) -> None:

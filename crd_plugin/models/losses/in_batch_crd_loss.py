@@ -37,7 +37,7 @@ class InBatchCRDLoss(CRDLoss):
         exclude (str): ``'class'``: samples of the anchor's class are not negatives; ``'instance'``:
             copies of the anchor are not.
         loss_weight (float): Factor of the loss. Defaults to 1.0.
-        **bank_arguments: Arguments of :class:`CRDLoss` that need a bank; they are refused.
+        **bank_arguments: Arguments of :class:`CRDLoss` that need a bank are refused.
 
     Shape:
         s_feats, t_feats: ``(b, D)`` float with unit L2 norm. labels: ``(b,)`` int64, for
@@ -47,8 +47,7 @@ class InBatchCRDLoss(CRDLoss):
     anchors; NaN until an ``'nce'`` step has been taken.
 
     Raises:
-        ValueError: If an argument is out of range or needs a bank.
-        TypeError: If an argument is not a number where one is expected.
+        ValueError, TypeError: If an argument is out of range, not a number, or needs a bank.
     """
 
     log_mean: Tensor
@@ -126,8 +125,6 @@ class InBatchCRDLoss(CRDLoss):
         position = torch.arange(total, device=student.device)[own]
         key = position if key is None else key
         keys, (students, teachers) = gather_batches(key, (student, teacher), sizes)
-        if total == 1:
-            return self._no_negative(student, teacher)
         # Samples of the anchor's own key are left out; what remains is weighted to count as K = B -
         # 1 negatives.
         weight = (key[:, None] != keys).to(student.dtype)
@@ -136,6 +133,9 @@ class InBatchCRDLoss(CRDLoss):
         self._alone = ~remaining.any()
         if self._alone.is_cpu:  # Elsewhere MemoryBankHook does so now and then.
             self.warn_if_alone()
+        if total == 1:  # Then h = 1.
+            self._critic = 1, torch.zeros(2, 1, device=student.device)
+            return 0 * (student.sum() + teacher.sum())
         sides = ((student, teachers), (teacher, students))
         scores = [anchors @ keys.t() / self.temperature for anchors, keys in sides]
         means: Any = (None, None)
@@ -165,27 +165,13 @@ class InBatchCRDLoss(CRDLoss):
     def warn_if_alone(self) -> None:
         """Warn once if no sample of the last batch had a negative, which waits for a GPU."""
         if self._alone is not None and not self._warned and bool(self._alone):
-            of_one = 'of one class' if self.exclude == 'class' else 'copies of one sample'
-            self._warn(
-                f'all samples of a global batch are {of_one}, so none has a negative and nothing '
-                'is learned from it; shuffle the training set, enlarge batch_size, or use '
-                "exclude='instance' with distinct samples."
-            )
-
-    def _warn(self, text: str) -> None:
-        """Warn once that there is nothing to contrast with."""
-        if not self._warned:
-            MMLogger.get_current_instance().warning(f"negatives='batch': {text}")
             self._warned = True
-
-    def _no_negative(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """Loss of a global batch of one sample: h = 1, so it is zero."""
-        self._warn(
-            'a global batch of 1 sample has no negative and adds nothing to the loss; give '
-            'batch_size at least 2, and drop_last=True if it is the last batch of an epoch.'
-        )
-        self._critic = 1, torch.zeros(2, 1, device=student.device)
-        return 0 * (student.sum() + teacher.sum())
+            kind = 'class' if self.exclude == 'class' else 'sample'
+            MMLogger.get_current_instance().warning(
+                f"negatives='batch': all samples of a global batch are of one {kind}, so none has "
+                'a negative and nothing is learned from it; shuffle the training set, enlarge '
+                "batch_size, set drop_last=True, or use exclude='instance' with distinct samples."
+            )
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Tensor], prefix: str, *args: Any, **kwargs: Any

@@ -8,6 +8,7 @@ from typing import Any
 from mmrazor.models.task_modules import ModuleOutputsRecorder
 from torch import Tensor, nn
 
+from crd_plugin.models._numbers import one_of
 from crd_plugin.registry import TASK_UTILS
 
 
@@ -63,15 +64,11 @@ class InnerMapsRecorder(ModuleOutputsRecorder):
 
 @TASK_UTILS.register_module()
 class StageOutputsRecorder(InnerMapsRecorder):
-    """Record one map for each stage that a backbone returns.
+    """Record one map for each stage that a backbone returns, a tuple per call.
 
-    Some backbones append the map that the head reads, which is not a stage (``CIFARWideResNet``,
-    ``CIFARMobileNetV2``, ``CIFARShuffleNetV2``, and any of ours with ``pre_activation=True``).
-    This recorder leaves it out, so that index -1 is the last stage everywhere and teacher and
-    student can be paired stage by stage. In a distiller:
+    The map that the head reads, which some backbones append, is no stage and left out, so that
+    index -1 is the last stage everywhere. In a distiller:
     ``dict(type='crd_plugin.StageOutputs', source='backbone')``.
-
-    Each call of the backbone leaves one record, a tuple of tensors.
 
     Args:
         source (str): Name of the backbone in the model. Its ``out_indices`` tell how many stages
@@ -114,21 +111,17 @@ class StageOutputsRecorder(InnerMapsRecorder):
 
 @TASK_UTILS.register_module()
 class BlockOutputsRecorder(InnerMapsRecorder):
-    """Record the output of every block, stage by stage.
+    """Record the output of every block, a tuple with one entry per stage and call.
 
     A backbone names its blocks by a property ``block_names``: for each stage the modules whose
-    last output in a forward pass is a block's. Ours have it where blocks are what kaiqi123/CKTF
-    records: ``CIFARResNet`` and ``CIFARVGG`` after the ReLU, ``CIFARWideResNet`` the residual
-    sum. MMPretrain's ResNets need no such property. In a distiller:
-    ``dict(type='crd_plugin.BlockOutputs', source='backbone')``.
-
-    Each call of the backbone leaves one record, a tuple with one entry per stage.
+    last output in a forward pass is a block's, as kaiqi123/CKTF records them: ``CIFARResNet`` and
+    ``CIFARVGG`` after the ReLU, ``CIFARWideResNet`` the residual sum. MMPretrain's ResNets need no
+    such property. In a distiller: ``dict(type='crd_plugin.BlockOutputs', source='backbone')``.
 
     Args:
         source (str): Name of the backbone in the model.
-        blocks (str): ``'all'``: an entry is the tuple of the maps of all blocks, which are held
-            until the next step. ``'last'``: an entry is the map of the last block, the only one
-            that is held. Defaults to ``'all'``.
+        blocks (str): ``'all'``: an entry is the tuple of the maps of all blocks; ``'last'``: the
+            map of the last one. Defaults to ``'all'``.
 
     Raises:
         ValueError: If ``blocks`` is not one of the allowed values, the model has no such
@@ -138,9 +131,7 @@ class BlockOutputsRecorder(InnerMapsRecorder):
 
     def __init__(self, source: str, blocks: str = 'all') -> None:
         super().__init__(source)
-        if blocks not in ('all', 'last'):
-            raise ValueError(f"blocks is {blocks!r}, expected 'all' or 'last'.")
-        self.blocks = blocks
+        self.blocks = one_of('blocks', blocks, ('all', 'last'))
 
     def inner_names(self, backbone: nn.Module) -> list[str]:
         """Return the names of the blocks, and keep them stage by stage."""

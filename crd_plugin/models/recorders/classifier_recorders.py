@@ -46,8 +46,7 @@ class LogitsRecorder(MemberRecorder):
     """Record the logits ``(B, classes)`` of any classifier of MMPretrain, timm or Hugging Face.
 
     They are what the ``head`` returns, or the wrapped network where a classifier has no head. In a
-    distiller: ``dict(type='crd_plugin.Logits')``. Of an ensemble of teachers it holds one record
-    per member: in a mapping ``record_idx=1`` is the second one, ``record_idx='all'`` a list.
+    distiller: ``dict(type='crd_plugin.Logits')``. Of an ensemble it holds a record per member.
 
     Args:
         source (str, optional): Name of the module that returns the logits, for other networks.
@@ -79,10 +78,9 @@ class PenultimateFeatureRecorder(MemberRecorder):
     """Record the penultimate feature ``(B, C)`` of any classifier of MMPretrain, timm or others.
 
     It is the input of the classification layer, the last layer with as many outputs as there are
-    classes: a pooled map, a class token, or what hidden layers of the head make of it. In a
-    distiller: ``dict(type='crd_plugin.PenultimateFeature')``. Of a network without a head, such as
-    a self-supervised teacher, it is what the neck or else the backbone returns last. Of an ensemble
-    of teachers it holds one record per member, as ``crd_plugin.Logits`` does.
+    classes. Of a network without a head, such as a self-supervised teacher, it is what the neck or
+    else the backbone returns last. In a distiller: ``dict(type='crd_plugin.PenultimateFeature')``.
+    Of an ensemble it holds a record per member.
 
     Args:
         source (str, optional): Name of the module whose last output is the feature, for other

@@ -15,9 +15,8 @@ from crd_plugin.registry import TASK_UTILS
 class SampleFieldRecorder(ModuleOutputsRecorder):
     """Record a field of the batch's data samples as one tensor.
 
-    MMRazor's recorders see modules and functions, not the data samples that the model is called
-    with; this one reads them from the arguments of that call. In a distiller it is written
-    without the suffix: ``dict(type='crd_plugin.SampleField', source='sample_idx')``.
+    It reads them from the arguments of the model's call. In a distiller it is written without the
+    suffix: ``dict(type='crd_plugin.SampleField', source='sample_idx')``.
 
     Args:
         source (str): ``'sample_idx'`` gives ``(B,)`` int64, ``'contrast_idx'`` ``(B, 1 + K)``

@@ -161,7 +161,7 @@ def test_two_banks_are_kept_apart(tmp_path):
 def test_rows_that_a_captured_step_wrote_are_not_written_again(tmp_path, monkeypatch):
     """The hook still looks at the step, logs its bound and clears it."""
     monkeypatch.setattr(crd_loss, 'check_fast_paths', lambda *args: None)
-    monkeypatch.setattr(captured_step, '_Graph', lambda function, inputs: function)
+    monkeypatch.setattr(captured_step, '_capture', lambda function, inputs: function)
     runs, lines = [], []
     for option in (False, True):
         runs.append(_train(tmp_path / str(option), **{f'{LOSS}cuda_graph': option}))

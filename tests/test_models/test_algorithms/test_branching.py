@@ -76,7 +76,6 @@ FAMILIES = {
 
 
 def divide(cfg, stage, size=32):
-    """A network, a branch of it, and images."""
     torch.manual_seed(0)
     net, branch = MODELS.build(cfg), MODELS.build(cfg)
     images = torch.randn(2, 3, size, size)

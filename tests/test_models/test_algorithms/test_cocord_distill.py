@@ -18,7 +18,8 @@ from crd_plugin.engine import CoCoRDHook
 from crd_plugin.models.losses import cocord_loss
 from crd_plugin.registry import MODELS
 from tests import golden, small_runs
-from tests.cocord import distiller, model_config
+from tests.cocord import NETWORKS, model_config
+from tests.config_files import fragment
 
 CASES = ('default', 'nowrap', 'exact_fit')
 # Parts of the public code and of ours.
@@ -44,7 +45,6 @@ class VectorNet(BaseModule):
         self.bn = nn.BatchNorm1d(width)
 
     def forward(self, x: torch.Tensor) -> tuple:
-        """One feature, as backbones return them."""
         return (self.bn(self.lin(x)).relu(),)
 
 
@@ -58,7 +58,6 @@ class TinyInplaceNet(small_runs.TinyNet):
 
 
 def our_name(key):
-    """Name in the public code to ours."""
     part, _, rest = key.partition('.')
     if part in ('queue', 'queue_ptr'):
         return QUEUE + dict(queue='keys', queue_ptr='pointer')[part]
@@ -68,14 +67,12 @@ def our_name(key):
 
 
 def states(arrays, prefix):
-    """Part of a state dict under our names."""
     found = {key[len(prefix) :]: v for key, v in arrays.items() if key.startswith(prefix)}
     ours = dict(queue=lambda value: value.T, queue_ptr=lambda value: value[0])
     return {our_name(key): ours.get(key, lambda v: v)(value) for key, value in found.items()}
 
 
 def reference_model(arrays):
-    """The model of a golden case in its first state."""
     inputs, width, classes = (int(arrays[key]) for key in ('in_dim', 'feat_dim', 'n_cls'))
     net = dict(
         type='mmpretrain.ImageClassifier',
@@ -91,15 +88,8 @@ def reference_model(arrays):
         slow_momentum=float(arrays['b_m']),
         teacher_momentum=float(arrays['m']),
     )
-    model = MODELS.build(
-        dict(
-            type='crd_plugin.CoCoRDDistill',
-            architecture=net,
-            teacher=copy.deepcopy(net),
-            input_shape=(inputs,),
-            distiller=distiller('backbone', **loss),
-        )
-    )
+    networks = dict(architecture=net, teacher=net, input_shape=(inputs,))
+    model = MODELS.build(model_config(networks, **loss))
     # All of it: that no key is left over is the first comparison.
     model.load_state_dict(states(arrays, 'init.'))
     return model.train()
@@ -129,7 +119,6 @@ def assert_states(model, expected):
 
 
 def record_calls(model):
-    """Outputs of the parts in the order of their calls."""
     loss, calls = model.cocord_loss, {}
     parts = dict(s_q_pred=loss.predictor, s_k=loss.slow_projector, s_output=model.student.head.fc)
     for name, part in parts.items():
@@ -264,16 +253,7 @@ def test_slow_student_sees_the_view_of_the_student():
 
 
 def test_kd_beside_it_reads_the_first_view_and_the_teachers():
-    cfg = distiller()
-    logits = dict(type='mmrazor.ModuleOutputs', source='head.fc')
-    for side in ('student', 'teacher'):
-        cfg[f'{side}_recorders']['logits'] = dict(logits)
-    cfg['distill_losses']['loss_kd'] = dict(type='mmrazor.KLDivergence', tau=4, loss_weight=1.0)
-    cfg['loss_forward_mappings']['loss_kd'] = dict(
-        preds_S=dict(recorder='logits', from_student=True),
-        preds_T=dict(recorder='logits', from_student=False),
-    )
-    model = _build(architecture=small_runs.net(6), distiller=cfg).eval()
+    model = MODELS.build(model_config(NETWORKS, fragment('kd'))).eval()
     views, samples = _batch()
     losses = model(views, samples, mode='loss')
     with torch.no_grad():
@@ -301,7 +281,7 @@ def test_stopped_distillation_is_plain_training():
 def test_widths_are_inferred_without_a_trace(width):
     model = _build(teacher=small_runs.net(width))
     loss = model.cocord_loss
-    assert (loss.s_channels, loss.t_channels) == (6, width)
+    assert loss.sizes == dict(s_channels=(6,), t_channels=(width,))
     assert isinstance(loss.connector, nn.Identity) is (width == 6)
     for net in (model.student, model.slow_student):
         assert int(net.backbone.bn.num_batches_tracked) == 0
@@ -324,7 +304,7 @@ def test_number_of_views():
 
 
 def test_distillers_and_networks_that_do_not_fit():
-    two, unmapped, late = (distiller() for _ in '123')
+    two, unmapped, late = (model_config()['distiller'] for _ in '123')
     two['distill_losses']['loss_b'] = two['distill_losses']['loss_cocord']
     unmapped['loss_forward_mappings'] = {}
     late['loss_forward_mappings']['loss_cocord']['slow_feats']['record_idx'] = 4

@@ -5,7 +5,6 @@ from unittest import mock
 
 import pytest
 import torch
-from mmengine.logging import MMLogger
 from mmengine.runner import load_checkpoint
 from mmpretrain.structures import DataSample
 
@@ -82,14 +81,12 @@ def test_teacher_trainable_is_refused():
         _build(teacher_trainable=True)
 
 
-def test_random_teacher_causes_a_warning(monkeypatch, tmp_path, teacher):
-    said = []
-    monkeypatch.setattr(MMLogger, 'warning', lambda self, text: said.append(text))
+def test_random_teacher_causes_a_warning(warned, tmp_path, teacher):
     _build(teacher_ckpt=_save(teacher, tmp_path / 'teacher.pth')).init_weights()
     _build()  # To be tested: its weights come later.
-    assert not said
+    assert not warned
     _build().init_weights()
-    assert said[0].startswith('teacher_ckpt is not given: the teacher has random')
+    assert warned[0].startswith('teacher_ckpt is not given: the teacher has random')
 
 
 @pytest.mark.parametrize('bare', [False, True])

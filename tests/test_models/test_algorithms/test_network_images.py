@@ -59,7 +59,6 @@ def seen_by(model, raw, mode='loss'):
 
 
 def normalised(raw, mean, std):
-    """Raw images with a mean and a std."""
     return (raw.float() - torch.tensor(mean).view(-1, 1, 1)) / torch.tensor(std).view(-1, 1, 1)
 
 
@@ -142,7 +141,6 @@ def test_luminance_and_a_module_of_ones_own():
 
 @pytest.mark.parametrize('own', [preprocessor(), preprocessor(**OWN, to_rgb=True)])
 def test_a_network_brings_its_view(own):
-    """It sees what it saw alone, in predictions too."""
     theirs = dict(type='crd_plugin.ViewPreprocessor', **OTHER, view=channels(2, 2, 0))
     raw = torch.randint(0, 256, (6, 3, 8, 8), dtype=torch.uint8)
     networks = dict(architecture=dict(data_preprocessor=theirs))

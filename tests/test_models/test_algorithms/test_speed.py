@@ -38,14 +38,12 @@ def model(**options):
 
 
 def batch(size=4, seed=1):
-    """Images and samples."""
     torch.manual_seed(seed)
     images, samples = small_runs.batch(size, 16)
     return images.double(), samples
 
 
 def step(net, images, samples):
-    """Losses, gradients and everything that was recorded."""
     # Negatives are drawn.
     torch.manual_seed(5)
     net.zero_grad()
@@ -75,13 +73,11 @@ def recorded(net):
 
 @pytest.fixture(autouse=True)
 def forget_compiled():
-    """Each test traces again."""
     torch._dynamo.reset()
 
 
 @pytest.fixture(scope='module')
 def plain():
-    """The model without options."""
     return model()
 
 

@@ -26,13 +26,11 @@ def build(method='ab', stages=None, **changes):
 
 
 def losses_of(model):
-    """Losses of one batch, always with the same dropout."""
     torch.manual_seed(1)
     return model(*small_runs.batch(), mode='loss')
 
 
 def trained(model):
-    """Names of the parameters that train."""
     return {name for name, p in model.named_parameters() if p.requires_grad}
 
 

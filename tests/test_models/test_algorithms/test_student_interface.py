@@ -31,7 +31,6 @@ VIT = dict(
 
 
 def build(kind, **changes):
-    """Build the model of a config for the digits."""
     init_default_scope('mmpretrain')
     cfg = Config.fromfile(small_runs.REPO / 'configs' / LEAVES[kind]).model
     if 'teacher' in cfg:
@@ -62,7 +61,6 @@ def test_the_student_answers(kind):
 
 
 def rates(model):
-    """Learning rate of each parameter by MMPretrain's constructor."""
     constructor = OPTIM_WRAPPER_CONSTRUCTORS.build(
         dict(
             type='mmpretrain.LearningRateDecayOptimWrapperConstructor',

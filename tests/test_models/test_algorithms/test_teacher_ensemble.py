@@ -11,34 +11,21 @@ from mmengine.config import Config
 
 from crd_plugin.checkpoints.publish import publish_student
 from crd_plugin.cli.dry_run import run_dry
+from crd_plugin.fragments import join
 from crd_plugin.registry import MODELS
 from tests import small_runs
+from tests.config_files import fragment
 
 
-def ensemble(teacher=None, kd=False, **changes):
+def ensemble(teacher=None, method='crd', **changes):
     """CRD, or KD, from teachers of the widths 12 and 9, or from given ones."""
-    cfg = small_runs.model()
-    cfg['teacher'] = [small_runs.net(12), small_runs.net(9)] if teacher is None else teacher
-    distiller = cfg['distiller']
-    del distiller['connectors']
-    kind, source = ('Logits', 'logits') if kd else ('PenultimateFeature', 'feat')
-    for side in ('student', 'teacher'):
-        recorders = distiller[f'{side}_recorders']
-        del recorders['feat']
-        recorders[source] = dict(type=f'crd_plugin.{kind}')
-    mapping = dict(
-        s_feats=dict(recorder=source, from_student=True),
-        t_feats=dict(recorder=source, from_student=False, record_idx='all'),
-    )
-    if kd:
-        distiller['distill_losses'] = dict(loss_kd=dict(type='crd_plugin.EnsembleKDLoss'))
-        distiller['loss_forward_mappings'] = dict(loss_kd=mapping)
-    else:
-        loss = dict(type='crd_plugin.EnsembleCRDLoss', embed_dim=8, num_negatives=8)
-        distiller['distill_losses'] = dict(loss_crd=loss)
-        distiller['loss_forward_mappings']['loss_crd'].update(mapping)
-    cfg.update(changes)
-    return cfg
+    teacher = [small_runs.net(12), small_runs.net(9)] if teacher is None else teacher
+    student, own = small_runs.net(6, dropout=0.2), fragment(f'{method}_ensemble')
+    student['head']['loss'] = dict(type='mmpretrain.CrossEntropyLoss')
+    if method == 'crd':
+        own.distiller.distill_losses.loss_crd.update(embed_dim=8, num_negatives=8)
+    networks = dict(architecture=student, teacher=teacher, input_shape=(3, 8, 8), **changes)
+    return join(networks, own).to_dict()
 
 
 def build(**changes):
@@ -92,12 +79,8 @@ def test_each_member_is_given_the_view_and_its_own_normalisation():
     for teacher, mean in zip(teachers, means):
         teacher['data_preprocessor'].update(mean=mean, std=[2.0] * 3)
     own = dict(type='mmpretrain.ClsDataPreprocessor', mean=[78.0] * 3, std=[81.4] * 3)
-    architecture = small_runs.net(6)
-    del architecture['data_preprocessor']
     view = dict(type='crd_plugin.ChannelView', channels=[2, 1, 0])
-    model = build(
-        teacher=teachers, data_preprocessor=own, architecture=architecture, teacher_view=view
-    )
+    model = build(teacher=teachers, data_preprocessor=own, teacher_view=view)
     seen = []
     for member in model.teacher.members:
         member.backbone.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
@@ -123,7 +106,7 @@ def test_one_member_equals_one_teacher(files):
     single = MODELS.build({**single, 'teacher_ckpt': files[0]}).eval()
     cfg = ensemble(teacher=small_runs.net(12), teacher_ckpt=files[:1])
     loss = cfg['distiller']['distill_losses']['loss_crd']
-    loss.update(num_samples=20, exclude='instance', negatives='all')
+    loss.update(num_samples=20, exclude='instance', negatives='all', loss_weight=1.0)
     one = MODELS.build(cfg).eval()
     one.student.load_state_dict(single.student.state_dict())
     loss, other = one.distiller.distill_losses['loss_crd'], single.distiller
@@ -164,13 +147,13 @@ def test_numbers_of_classes():
     other = small_runs.net(12)
     other['head']['num_classes'] = 7
     build(teacher=[small_runs.net(12), other])
-    build(teacher=[small_runs.net(12)] * 2, kd=True)
+    build(teacher=[small_runs.net(12)] * 2, method='kd')
     with pytest.raises(ValueError, match=r'logits of \[10, 7\] classes by the teachers and 10 by'):
-        build(teacher=[small_runs.net(12), other], kd=True)
+        build(teacher=[small_runs.net(12), other], method='kd')
 
 
 def test_a_loss_for_one_teacher_has_to_name_it():
-    cfg = ensemble(kd=True)
+    cfg = ensemble(method='kd')
     mapping = cfg['distiller']['loss_forward_mappings']['loss_kd']
     del mapping['t_feats']['record_idx']
     with pytest.raises(ValueError, match=r'loss_kd.t_feats does not say which of the 2 teachers'):
@@ -179,15 +162,11 @@ def test_a_loss_for_one_teacher_has_to_name_it():
     MODELS.build(cfg)
 
 
-def test_random_members_cause_a_warning(monkeypatch, files):
-    warnings = []
-    monkeypatch.setattr(
-        'mmengine.logging.MMLogger.warning', lambda self, text: warnings.append(text)
-    )
+def test_random_members_cause_a_warning(warned, files):
     build(teacher=small_runs.net(12), teacher_ckpt=files[:2]).init_weights()
-    assert not warnings
+    assert not warned
     build().init_weights()
-    assert 'the teacher has random weights' in warnings[0]
+    assert 'the teacher has random weights' in warned[0]
 
 
 # --- runs ------------------------------------------------------------------ #
@@ -219,7 +198,6 @@ def test_resumed_run_and_published_student(tmp_path, files):
 
 
 def _train_on_two_ranks(rank, folder):
-    """Train an epoch on two ranks and save the banks."""
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE='2')
     os.environ.update(MASTER_ADDR='127.0.0.1', MASTER_PORT=(Path(folder) / 'port').read_text())
     torch.set_num_threads(1)

@@ -135,7 +135,6 @@ def test_training_is_the_same_with_pre_activations(family):
 
 @torch.no_grad()
 def test_other_image_sizes(family):
-    """64x64, as in Tiny-ImageNet."""
     assert family[1](torch.randn(1, 3, 64, 64), mode='tensor').shape == (1, 100)
 
 

@@ -51,26 +51,6 @@ def test_both_options_agree_with_mmpretrain(depth):
     torch.testing.assert_close(before.relu(), last)
 
 
-@torch.no_grad()
-def test_resnet10_has_one_basic_block_per_stage():
-    net = CIFARFourStageResNet(10, out_indices=(0, 1, 2, 3))
-    net.eval()
-    assert [len(getattr(net, name)) for name in net.res_layers] == [1] * 4
-    assert 10 not in ResNet_CIFAR.arch_settings
-    image = torch.randn(1, 3, 16, 16)
-    features = net(image)
-    assert [tuple(feature.shape[1:]) for feature in features] == [
-        (64, 16, 16),
-        (128, 8, 8),
-        (256, 4, 4),
-        (512, 2, 2),
-    ]
-    net.pre_activation = True
-    *before, last = net(image)
-    torch.testing.assert_close([x.relu() for x in before], list(features))
-    torch.testing.assert_close(last, features[-1])
-
-
 def randomise(net):
     """Statistics and scales that differ, so that a lost one shows."""
     for name, value in net.state_dict().items():
@@ -81,7 +61,6 @@ def randomise(net):
 @pytest.mark.parametrize('depth', [18, 50])
 @torch.no_grad()
 def test_torchvisions_weights_load(depth):
-    """Basic blocks and bottlenecks."""
     theirs = getattr(torchvision.models, f'resnet{depth}')(weights=None)
     randomise(theirs)
     theirs.eval()

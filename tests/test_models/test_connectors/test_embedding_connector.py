@@ -128,11 +128,7 @@ def test_every_location_is_embedded_alone(head):
 @pytest.mark.parametrize(
     'kwargs, message',
     [
-        (dict(embed_dim=0), 'embed_dim is 0, expected at least 1'),
-        (dict(in_channels=-3), 'in_channels is -3, expected at least 1'),
-        (dict(in_channels=2.5), 'in_channels is 2.5, expected an integer'),
-        (dict(embed_dim='a'), "embed_dim is 'a', expected an integer"),
-        (dict(head='conv'), "head is 'conv', expected 'linear', 'mlp' or 'pad'"),
+        (dict(head='conv'), "head is 'conv', expected one of .'linear', 'mlp', 'pad'"),
         (
             dict(in_channels=7, embed_dim=10, head='pad'),
             "7 values to embed_dim=10: the difference must be even; use embed_dim=11 or head='lin",
@@ -162,12 +158,7 @@ def test_arguments(kwargs, message):
         (
             DenseEmbeddingConnector(6),
             torch.ones(2, 6),
-            r'shape \(2, 6\), expected one map .*EmbeddingConnector',
-        ),
-        (
-            DenseEmbeddingConnector(6),
-            (torch.ones(2, 6, 2, 2),) * 2,
-            r'shape \(2, 6, 2, 2\), \(2, 6, 2, 2\), expected one map',
+            r'shape \(2, 6\), expected a map .*EmbeddingConnector',
         ),
         (
             DenseEmbeddingConnector(6),

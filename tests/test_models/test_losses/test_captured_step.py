@@ -47,7 +47,7 @@ class Graph:
 @pytest.fixture
 def graph(monkeypatch):
     monkeypatch.setattr(Graph, 'captured', 0)
-    monkeypatch.setattr(captured_step, '_Graph', Graph)
+    monkeypatch.setattr(captured_step, '_capture', Graph)
     monkeypatch.setattr(crd_loss, 'check_fast_paths', lambda *args: None)
     # On a CPU it looks at numbers.
     monkeypatch.setattr(CRDLoss, '_check_ids', lambda self, ids, given: ids)
@@ -135,7 +135,7 @@ def test_a_shape_is_captured_when_it_comes_again(monkeypatch):
         made.append(len(inputs[0]))
         return function
 
-    monkeypatch.setattr(captured_step, '_Graph', capture)
+    monkeypatch.setattr(captured_step, '_capture', capture)
     step = CapturedStep()
     for size in (4, 4, 4, 2, 4, 2, 2):
         (result,) = step(lambda x: (x + 1,), 'a', torch.zeros(size))

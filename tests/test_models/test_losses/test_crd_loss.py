@@ -200,19 +200,6 @@ def test_a_batch_of_one_and_more_negatives_than_rows():
     assert torch.isfinite(value) and torch.isfinite(s.grad).all()
 
 
-def test_compiled_model_gives_the_same(loss):
-    """Graph breaks are allowed, wrong numbers are not."""
-    loss.negatives = 'all'
-    s, t, ids = batch([4, 9, 11])
-    for _ in range(2):
-        loss.bank.discard()
-        expected = loss(s, t, ids)
-        loss.bank.discard()
-        compiled = torch.compile(loss, backend='eager')(s, t, ids)
-        torch.testing.assert_close(compiled, expected)
-        loss.bank.commit()
-
-
 @pytest.mark.cuda
 @pytest.mark.parametrize('mode', ['sampled', 'all'])
 def test_the_same_on_a_gpu(loss, mode):

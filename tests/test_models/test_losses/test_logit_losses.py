@@ -1,4 +1,4 @@
-"""DKDLoss and LSKDLoss against plain loops and numbers of the published code.
+"""Losses of logits against plain loops and numbers of the published code.
 
 Those are of ``dkd_loss`` of megvii-research/mdistiller @ a08d46f and ``kd_loss`` of
 sunshangquan/logit-standardization-KD @ f6e5aa5, run in float64 on the logits of :func:`logits`.
@@ -8,11 +8,12 @@ import pytest
 import torch
 from mmengine.hooks import Hook
 from mmengine.logging import MessageHub
+from mmrazor.models.losses import KLDivergence
 
 from crd_plugin.cli.dry_run import dry_run_file
-from crd_plugin.models.losses import DKDLoss, LSKDLoss
+from crd_plugin.models.losses import DKDLoss, EnsembleKDLoss, LSKDLoss
 from tests import method_cases, small_runs
-from tests.config_files import BASE, CONFIGS, parsed
+from tests.config_files import CONFIGS, fragment
 
 LABELS = torch.tensor([0, 2, 3])
 # alpha, beta, tau: value and gradient of the second sample.
@@ -50,14 +51,12 @@ def no_run(request):
 
 
 def logits(dtype=torch.float64):
-    """Student's and teacher's logits, three samples of four classes."""
     n = torch.arange(12, dtype=torch.float64)
     student, teacher = (3 * n).sin() * 4, (5 * n).cos() * 6
     return [method_cases.leaves([x.view(3, 4)], dtype)[0] for x in (student, teacher)]
 
 
 def check(value, student, teacher, expected, rtol):
-    """Compare value and gradient with published ones; the teacher has none."""
     value.backward()
     assert value.detach().item() == pytest.approx(expected[0], rel=rtol)
     assert student.grad[1].tolist() == pytest.approx(expected[1], rel=rtol)
@@ -88,6 +87,46 @@ def test_published_dkd(settings):
 def test_published_lskd(tau):
     student, teacher = logits()
     check(LSKDLoss(tau)(student, teacher), student, teacher, LSKD[tau], 1e-6)
+
+
+@pytest.mark.parametrize('members', [1, 2])
+def test_kd_against_a_loop(members):
+    """MMRazor's of one teacher, ours of several."""
+
+    def loop(students, teachers):
+        total = 0.0
+        for s, *rows in zip(students[0], *teachers, strict=True):
+            each = [softmax(t / 3) for t in rows]
+            mean = [sum(column) / members for column in zip(*each)]
+            total = total + divergence(mean, softmax(s / 3))
+        return 0.9 * 9 * total / 3
+
+    student, teacher = logits()
+    teachers = [teacher, teacher.detach().roll(1, 0).requires_grad_()][:members]
+    ours = EnsembleKDLoss(3, 0.9)
+    method_cases.check_against_loop(lambda s, t: ours(s[0], t), loop, [student], teachers)
+    if members == 1:
+        expected = KLDivergence(tau=3, loss_weight=0.9)(student, teacher)
+        torch.testing.assert_close(ours(student, teacher), expected)
+
+
+def test_published_settings_of_kd():
+    kd = fragment('kd')
+    both, alone = (one.distiller.distill_losses.loss_kd for one in (kd, kd.alone))
+    assert (both.tau, both.loss_weight, alone.loss_weight) == (4, 1, 0.9) and 'tau' not in alone
+
+
+def test_ensemble_kd_of_far_logits_and_of_other_classes():
+    student, teacher = logits(torch.float32)
+    loss = EnsembleKDLoss()
+    assert loss(1e4 * student, [1e4 * teacher, -1e4 * teacher]).isfinite()
+    with pytest.raises(ValueError, match=r'\[4, 3\] classes by the teachers and 4 by the stud'):
+        loss.infer_width(student, [teacher, teacher[:, :3]])
+    assert loss.needs_width
+    loss.infer_width(student, teacher)
+    assert not loss.needs_width
+    with pytest.raises(ValueError, match='expected logits'):
+        loss(student, [teacher[:, :3]])
 
 
 def test_dkd_against_a_loop():
@@ -194,7 +233,7 @@ class ShareHook(Hook):
 
 def run(tmp_path, epochs, **changes):
     """Train with DKD alone, warmed up for four epochs; return the shares and the weights."""
-    dkd = parsed(BASE / 'distillers' / 'dkd.py').dkd.to_dict()['distiller']
+    dkd = fragment('dkd').distiller.to_dict()
     dkd['distill_losses']['loss_dkd']['warmup_epochs'] = 4
     hook = ShareHook()
     model = dict(small_runs.model(), distiller=dkd)
@@ -205,7 +244,6 @@ def run(tmp_path, epochs, **changes):
 
 
 def test_resumed_warmup(tmp_path):
-    """It goes on where it was, so the run ends with the same weights."""
     shares, expected = run(tmp_path / 'whole', 5)
     assert shares == [0.25, 0.5, 0.75, 1.0, 1.0]
     changes = dict(load_from=str(tmp_path / 'whole' / 'epoch_2.pth'), resume=True)

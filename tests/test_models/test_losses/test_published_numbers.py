@@ -4,8 +4,10 @@ import pytest
 import torch
 
 from crd_plugin.models import losses
-from crd_plugin.models.losses.ft_loss import factor_loss
+from crd_plugin.models.losses.regressor_losses import factor_loss
+from crd_plugin.registry import MODELS
 from tests import golden, method_cases
+from tests.config_files import fragment
 
 
 def shapes(case, number, single=False):
@@ -24,6 +26,12 @@ def build_ft(case):
     return losses.FTLoss(8, 16, float(case['k']), int(case['p1']), int(case['p2']))
 
 
+def build_kd(case):
+    """The loss of the fragment kd, which is MMRazor's."""
+    loss = fragment('kd').distiller.distill_losses.loss_kd
+    return MODELS.build({**loss, 'tau': float(case['temperature'])})
+
+
 LOSSES = {
     'zoo_ab': lambda case: losses.ABLoss(*shapes(case, 3), margin=float(case['margin'])),
     'zoo_at': lambda case: losses.ATLoss(),
@@ -34,6 +42,7 @@ LOSSES = {
         f'zoo_hint_{kind}': lambda case: losses.FitNetLoss(*shapes(case, 1, single=True))
         for kind in ('same', 'down', 'up', 'shrink')
     },
+    **dict.fromkeys(('zoo_kd', 'zoo_kd_T2'), build_kd),
     'zoo_nst': lambda case: losses.NSTLoss(),
     'zoo_pkt': lambda case: losses.PKTLoss(),
     'zoo_rkd': lambda case: losses.RKDLoss(),
@@ -53,7 +62,6 @@ PARTS = {
 
 
 def published(name):
-    """Golden arrays and the loss with their parameters."""
     case = golden.load(name)
     loss = LOSSES[name](case)
     for part, prefix in PARTS.get(name[:6], {}).items():

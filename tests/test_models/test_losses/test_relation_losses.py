@@ -1,11 +1,10 @@
-"""CCLoss, PKTLoss, RKDLoss and SPLoss against plain loops and MMRazor's."""
+"""CCLoss, PKTLoss, RKDLoss and SPLoss against plain loops."""
 
 import pytest
 import torch
-from mmrazor.models.losses import AngleWiseRKD, DistanceWiseRKD
 
 from crd_plugin.models.losses import CCLoss, PKTLoss, RKDLoss, SPLoss
-from tests import golden, method_cases
+from tests import method_cases
 
 
 def vectors(dtype=torch.float64):
@@ -103,7 +102,6 @@ def test_sp_against_a_loop():
 
 
 def test_one_sample():
-    """These losses compare samples with each other."""
     (s,), (t,) = vectors()
     one_map = [[x[:1] for x in side] for side in maps()]
     for loss in (build_cc(), RKDLoss(), PKTLoss(), SPLoss()):
@@ -118,32 +116,12 @@ def test_maps_are_flattened():
 
 
 def test_cc_heads():
-    """Their width is published, their inputs are flattened, and the order of the batch counts."""
+    """Their width is published, and the order of the batch counts."""
     assert build_cc().embed_s.out_features == 128
-    s, t = method_cases.random_maps((2, 5), (2, 6, 2, 2))
-    loss = CCLoss(embed_dim=7)
-    loss.infer_width(s_feats=(s,), t_feats=t)
-    assert loss.embed_s.weight.shape == (7, 5) and loss.embed_t.weight.shape == (7, 24)
     (s,), (t,) = vectors()
     loss = build_cc().double()
     order = torch.tensor([2, 0, 1, 3])
     assert not torch.isclose(loss(s, t), loss(s[order], t[order]))
-    with pytest.raises(ValueError, match='t_channels is 5, but the .* 3'):
-        loss(s, s)
-
-
-def razor_rkd(w_d=25.0, w_a=50.0):
-    parts = (DistanceWiseRKD(w_d, with_l2_norm=False), AngleWiseRKD(w_a, with_l2_norm=False))
-    return lambda s, t: sum(part(s, t) for part in parts)
-
-
-def test_rkd_is_the_sum_of_mmrazors_parts_in_float32():
-    case = golden.load('zoo_rkd')
-    student, teacher = method_cases.features(case, torch.float32)
-    value, expected = RKDLoss()(student, teacher), razor_rkd()(student[0], teacher[0])
-    torch.testing.assert_close(value, expected)
-    for ours, theirs in zip(*(torch.autograd.grad(v, student) for v in (value, expected))):
-        golden.assert_grad(ours, theirs)
 
 
 def test_rkd_part_of_weight_zero_is_left_out():
@@ -155,14 +133,11 @@ def test_rkd_part_of_weight_zero_is_left_out():
 
 
 def test_sample_given_twice_to_rkd_has_a_gradient_like_the_others():
-    """That of MMRazor's is about 1e12 times as large."""
     (s,), (t,) = vectors(torch.float32)
     s.data[1] = s.data[0]
     RKDLoss(distance_weight=0)(s, t).backward()
     twice, others = s.grad[:2].abs().max(), s.grad[2:].abs().max()
     assert 0 < twice < 100 * others
-    (gradient,) = torch.autograd.grad(AngleWiseRKD()(s, t), s)
-    assert gradient.abs().max() > 1e6 * others
     s = torch.zeros(4, 3, requires_grad=True)
     RKDLoss()(s, t).backward()
     assert torch.isfinite(s.grad).all()

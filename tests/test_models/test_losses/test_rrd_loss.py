@@ -13,7 +13,8 @@ import torch.nn.functional as F
 
 from crd_plugin.models.losses import RRDLoss
 from tests import method_cases, small_runs
-from tests.config_files import BASE, parsed
+from tests.config_files import fragment
+from tests.test_models.test_losses.test_logit_losses import divergence, softmax
 
 N = torch.arange(60, dtype=torch.float64)
 # Temperatures: value, gradients of the student's features and of its layer's first row.
@@ -50,7 +51,6 @@ def build(*temperatures, **kwargs):
 
 
 def features():
-    """Student's and teacher's features of two samples, as leaves."""
     student, teacher = (7 * N[:6]).cos().view(2, 3), (11 * N[:10]).cos().view(2, 5)
     return [method_cases.leaves([x], torch.float64)[0] for x in (student, teacher)]
 
@@ -82,10 +82,6 @@ def test_against_a_loop():
         y = layer(x)
         return y / sum(v**2 for v in y).sqrt()
 
-    def softmax(scores):
-        powers = [x.exp() for x in scores]
-        return [x / sum(powers) for x in powers]
-
     def loop(students, teachers):
         s, t = (
             [unit(e, x) for x in y[0]]
@@ -96,7 +92,7 @@ def test_against_a_loop():
         for a, b in zip(s, t, strict=True):
             p = softmax([(a * row).sum() / 0.3 for row in rows])
             q = softmax([(b * row).sum() / 0.2 for row in rows])
-            total = total + sum(y * (y / x).log() for x, y in zip(p, q, strict=True))
+            total = total + divergence(q, p)
         return 0.7 * total / len(s)
 
     student, teacher = features()
@@ -134,7 +130,7 @@ def test_restored_state_goes_on_exactly():
 
 
 def test_resumed_run_is_exact(tmp_path):
-    distiller = parsed(BASE / 'distillers' / 'rrd.py').rrd.to_dict()['distiller']
+    distiller = fragment('rrd').distiller.to_dict()
     distiller['distill_losses']['loss_rrd'].update(queue_size=16, embed_dim=8)
     changes = dict(
         model=dict(small_runs.model(), distiller=distiller),

@@ -35,14 +35,12 @@ class Net(nn.Module):
 
 
 def net_of(name, recorder=None, **kwargs):
-    """A backbone of the zoo in eval mode."""
     torch.manual_seed(0)
     cfg = build_cifar_classifier_cfg(name, 10, **kwargs)['backbone']
     return Net(MODELS.build(cfg), recorder).eval()
 
 
 def record_of(net, x):
-    """The record of one call, and what the backbone returned."""
     with net.recorder, torch.no_grad():
         output = net(x)
     (record,) = net.recorder.data_buffer
@@ -196,5 +194,5 @@ def test_other_families_are_refused(name):
 
 
 def test_errors_of_blocks():
-    with pytest.raises(ValueError, match="blocks is 'first', expected 'all'"):
+    with pytest.raises(ValueError, match="blocks is 'first', expected one of"):
         recorder_of('first')

@@ -28,7 +28,6 @@ def _samples(count=3):
 
 
 def _recorded(source, call):
-    """Record while a net is called."""
     net, recorder = Net(), SampleFieldRecorder(source)
     recorder.initialize(net)
     with recorder:

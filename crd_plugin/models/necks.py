@@ -1,12 +1,15 @@
-"""A neck that picks one layer."""
+"""Necks: what a head is given of the outputs of a backbone."""
 
 from collections.abc import Sequence
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from crd_plugin.models._numbers import count
 from crd_plugin.registry import MODELS
+
+from ._numbers import count
+
+__all__ = ['LayerFeature']
 
 
 @MODELS.register_module()

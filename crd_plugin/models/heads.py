@@ -1,4 +1,4 @@
-"""A classifier of every pixel."""
+"""Heads that mmpretrain lacks."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,10 +9,12 @@ from mmengine.model import BaseModule
 from mmpretrain.structures import DataSample
 from torch import Tensor, nn
 
-from crd_plugin.models._numbers import count
 from crd_plugin.registry import MODELS
 
-from ..recorders.sample_field_recorder import stack_field
+from ._numbers import count
+from .recorders.sample_field_recorder import stack_field
+
+__all__ = ['SegmentationHead']
 
 
 @MODELS.register_module()
@@ -93,5 +95,4 @@ class SegmentationHead(BaseModule):
 
 
 def _upsample(scores: Tensor, size: Sequence[int]) -> Tensor:
-    """Resize scores ``(B, classes, h, w)`` to ``(B, classes, H, W)``."""
     return F.interpolate(scores, tuple(size), mode='bilinear', align_corners=False)

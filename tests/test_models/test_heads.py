@@ -74,10 +74,3 @@ def test_label_out_of_range(head, value):
 def test_samples_without_a_label_map(head):
     with pytest.raises(ValueError, match=r"no field \"gt_seg_map\".*algorithm_keys=\('gt_seg_map'"):
         head.loss((torch.randn(1, 3, 3, 4),), [DataSample()])
-
-
-@pytest.mark.parametrize('name', ['in_channels', 'num_classes', 'hidden_channels'])
-def test_arguments(name):
-    sizes = {**dict(in_channels=3, num_classes=4), name: 0}
-    with pytest.raises(ValueError, match=f'{name} is 0, expected at least 1'):
-        MODELS.build(dict(type='crd_plugin.SegmentationHead', **sizes))

@@ -1,15 +1,19 @@
-"""Decoupled knowledge distillation."""
+"""Losses that compare logits."""
+
+import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from mmengine.logging import MessageHub, MMLogger
 from torch import Tensor, nn
 
-from crd_plugin.ops import no_autocast, pair_logits
+from crd_plugin.ops import no_autocast, pair_logits, unit_vectors
 from crd_plugin.ops.features import Features
 from crd_plugin.registry import MODELS
 
 from .._numbers import count, not_negative, positive
+from ._common import FeatureLoss
 from .crd_checks import check_column
 
 
@@ -40,8 +44,7 @@ class DKDLoss(nn.Module):
         s_feats, t_feats: logits, ``(B, C)`` float, C at least 2. labels: ``(B,)`` int64.
 
     Raises:
-        ValueError: If an argument is out of range.
-        TypeError: If a number is expected and not given.
+        ValueError, TypeError: If an argument is out of range or not a number.
     """
 
     def __init__(
@@ -112,5 +115,99 @@ def _split(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _divergence(student: Tensor, teacher: Tensor) -> Tensor:
-    """Return the mean KL divergence of log-probabilities over the batch."""
     return F.kl_div(student, teacher, reduction='batchmean', log_target=True)
+
+
+@MODELS.register_module()
+class LSKDLoss(FeatureLoss):
+    """Knowledge distillation of standardised logits.
+
+    ``L = tau^2 mean KL(softmax(z_t / tau) || softmax(z_s / tau))``, ``z = (x - mean(x)) / std(x)``
+    of each sample's logits. The gradient grows as one over the student's standard deviation:
+    ``init_cfg=None`` of the head, torch's initial weights, prevents too large first steps.
+
+    Source: Sun et al., arXiv:2403.01427, algorithm 1; behaviour matched:
+    sunshangquan/logit-standardization-KD ``mdistiller/distillers/KD.py`` @ f6e5aa5, whose standard
+    deviation divides by C - 1. Differs: 1e-7 is not added to it; a sample whose logits are all
+    equal is not divided.
+
+    Args:
+        tau (float): Temperature. Defaults to 2.0 (published: 2, 3 or 4, by the pair of networks).
+        loss_weight (float): Factor of the loss. Defaults to 1.0 (published: 9).
+
+    Shape:
+        s_feats, t_feats: logits, ``(B, C)`` float, C at least 2.
+
+    Raises:
+        ValueError, TypeError: If an argument is out of range or not a number.
+    """
+
+    pairing = staticmethod(pair_logits)
+
+    def __init__(self, tau: float = 2.0, loss_weight: float = 1.0) -> None:
+        super().__init__(loss_weight)
+        self.tau = positive('tau', tau, 2)
+
+    def compare_layer(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """As for :class:`FeatureLoss`."""
+        student, teacher = (
+            (_standardize(logits) / self.tau).log_softmax(1) for logits in (student, teacher)
+        )
+        return self.tau**2 * _divergence(student, teacher)
+
+
+def _standardize(logits: Tensor) -> Tensor:
+    centred = logits - logits.mean(1, keepdim=True)
+    return math.sqrt(logits.size(1) - 1) * unit_vectors(centred, dim=1)
+
+
+@MODELS.register_module()
+class EnsembleKDLoss(nn.Module):
+    """Knowledge distillation from the mean of the teachers' softened probabilities.
+
+    ``L = tau^2 KL(mean over m of softmax(t_m / tau) || softmax(s / tau))``, averaged over the
+    batch. With one teacher it is ``mmrazor.KLDivergence``.
+
+    Source: Hinton et al., arXiv:1503.02531, section 1.
+
+    Args:
+        tau (float): Temperature. Defaults to 4.0.
+        loss_weight (float): Factor of the loss. Defaults to 1.0.
+
+    Shape:
+        s_feats: logits, ``(B, C)`` float. t_feats: one ``(B, C)`` float per teacher; in a mapping
+        ``record_idx='all'``.
+
+    Raises:
+        ValueError, TypeError: If an argument is out of range or not a number.
+    """
+
+    def __init__(self, tau: float = 4.0, loss_weight: float = 1.0) -> None:
+        super().__init__()
+        self.tau = positive('tau', tau, 4)
+        self.loss_weight = not_negative('loss_weight', loss_weight)
+        # Logits are looked at before training, when widths of other losses are inferred.
+        self.needs_width = True
+
+    def infer_width(self, s_feats: Tensor, t_feats: Tensor | Sequence[Tensor]) -> None:
+        """Check that all networks tell the same classes apart; arguments as for :meth:`forward`."""
+        teachers = [t_feats] if isinstance(t_feats, Tensor) else t_feats
+        classes = [logits.size(1) for logits in teachers]
+        if set(classes) != {s_feats.size(1)}:
+            raise ValueError(
+                f'EnsembleKDLoss was given logits of {classes} classes by the teachers and '
+                f'{s_feats.size(1)} by the student; all must tell the same classes apart: leave '
+                'the others out of teacher and teacher_ckpt, or use EnsembleCRDLoss, which reads '
+                'features.'
+            )
+        self.needs_width = False
+
+    def forward(self, s_feats: Tensor, t_feats: Tensor | Sequence[Tensor]) -> Tensor:
+        """Compute the loss of one batch; no gradient reaches the teachers' logits."""
+        teachers = [t_feats] if isinstance(t_feats, Tensor) else t_feats
+        pairs = [pair_logits(s_feats, logits) for logits in teachers]
+        with no_autocast(s_feats):
+            student = (pairs[0][0] / self.tau).log_softmax(1)
+            each = torch.stack([(teacher / self.tau).log_softmax(1) for _, teacher in pairs])
+            value = _divergence(student, each.logsumexp(0) - math.log(len(pairs)))
+        return self.loss_weight * self.tau**2 * value
