@@ -28,6 +28,9 @@ def model(method: str, with_crd: bool = True, **changes: Any) -> dict:
     for part in fragment['distiller'].keys() - {'type'}:
         distiller[part].update(fragment['distiller'][part])
     del distiller['distill_losses'][f'loss_{method}']['loss_weight']  # which is for larger networks
+    if method == 'ab':  # the one stage of these networks, by itself
+        for record in distiller['loss_forward_mappings']['loss_ab'].values():
+            record['data_idx'] = 0
     # As MMEngine sorts the keys of a config that it writes.
     distiller['distill_losses'] = dict(sorted(distiller['distill_losses'].items()))
     networks = small_runs.model()
