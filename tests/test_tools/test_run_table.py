@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -102,6 +103,7 @@ def test_interrupted_and_resumed_runs(call, configs, tmp_path):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        env={**os.environ, 'PYTHONPATH': str(tables.REPO)},  # of the hook that pauses
     )
     try:
         tables.wait_for(lambda: (tmp_path / 'paused').exists() and _is_done(student), process)
