@@ -153,6 +153,20 @@ def turn_off_inplace_layers():
     assert not net.layer[1].inplace, 'the ReLU works in place'
 
 
+def find_default_weight_decay():
+    """Decay the learning rate per layer with an optimizer as it is by default."""
+    import torch
+    from mmpretrain.engine.optimizers import LearningRateDecayOptimWrapperConstructor
+
+    net = torch.nn.Linear(2, 1)
+    net.get_layer_depth = lambda name: (0, 2)
+    constructor = LearningRateDecayOptimWrapperConstructor(
+        dict(optimizer=dict(type='AdamW', lr=1.0)), dict(layer_decay_rate=0.5)
+    )
+    groups = constructor(net).optimizer.param_groups
+    assert [(group['lr'], group['weight_decay']) for group in groups] == [(0.5, 0.01)] * 2
+
+
 def find_soft_cross_entropy():
     import torch
 
@@ -295,6 +309,7 @@ BROKEN = {
     load_log_history: 'Weights only load failed',
     replace_quantization_tables: 'torch>=1.13',
     turn_off_inplace_layers: 'the ReLU works in place',
+    find_default_weight_decay: 'weight_decay',
     find_soft_cross_entropy: 'PlaceHolder',
     wrap_model_on_cpu: 'device_ids',  # the last one, because it leaves a process group behind
 }

@@ -40,6 +40,9 @@ PATCHES: dict[str, Callable[[Any], None]] = {
     'mmengine.runner.checkpoint': checkpoints.load_log_history,
     'mmengine.runner.loops': training.start_data_loading_late,
     'mmengine.utils.package_utils': packages.find_installed_packages,
+    'mmpretrain.engine.optimizers.layer_decay_optim_wrapper_constructor': (
+        training.find_default_weight_decay
+    ),
     'mmrazor': packages.replace_quantization_tables,
     'mmrazor.models.algorithms.base': training.turn_off_inplace_layers,
     'mmrazor.models.losses.kd_soft_ce_loss': packages.find_soft_cross_entropy,

@@ -120,3 +120,27 @@ def turn_off_inplace_layers(algorithms: ModuleType) -> None:
                 module.inplace = False
 
     algorithms.BaseAlgorithm.set_module_inplace_false = set_module_inplace_false
+
+
+def find_default_weight_decay(constructors: ModuleType) -> None:
+    """Let ``LearningRateDecayOptimWrapperConstructor`` take an optimizer without ``weight_decay``.
+
+    Breaks: the constructor logs the weight decay of each parameter, and so raises a KeyError where
+    the config leaves it to the optimizer. The patch looks up the optimizer's default. Upstream
+    report: none known.
+    """
+    from mmengine.registry import OPTIMIZERS
+
+    constructor = constructors.LearningRateDecayOptimWrapperConstructor
+    call = constructor.__call__
+
+    @functools.wraps(call)
+    def __call__(self, model):
+        if self.base_wd is None and isinstance(self.optimizer_cfg.get('type'), str):
+            optimizer = OPTIMIZERS.get(self.optimizer_cfg['type'])
+            default = optimizer and inspect.signature(optimizer).parameters.get('weight_decay')
+            if default is not None and default.default is not default.empty:
+                self.base_wd = default.default
+        return call(self, model)
+
+    constructor.__call__ = __call__

@@ -64,7 +64,7 @@ def rates(model):
     constructor = OPTIM_WRAPPER_CONSTRUCTORS.build(
         dict(
             type='mmpretrain.LearningRateDecayOptimWrapperConstructor',
-            optim_wrapper_cfg=dict(optimizer=dict(type='AdamW', lr=1.0, weight_decay=0.05)),
+            optim_wrapper_cfg=dict(optimizer=dict(type='AdamW', lr=1.0)),
             paramwise_cfg=dict(layer_decay_rate=0.5),
         )
     )
