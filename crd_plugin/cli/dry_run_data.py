@@ -318,7 +318,7 @@ def _check_teachers(model: Mapping[str, Any], report: DryRunReport) -> None:
                 f"{given[1]}, as the student is; set {place}.data_preprocessor=dict(type='Cls"
                 f"DataPreprocessor', mean={mean}, std={std})."
             )
-    report.teacher = '; '.join(files) or 'no checkpoint'
+    report.teacher = '; '.join(files) or 'random weights, unless the network brings some'
 
 
 def _without_downloads(given: Any, place: str, notes: list[str]) -> Any:

@@ -137,7 +137,7 @@ def test_sound_distillation():
         'gradient: student  other parts  teacher\n',
         '4 x 3 x 8 x 8 uint8 (training samples)',
         'SampleIndexDataset, 20 samples, 10 classes',
-        'Teacher  no checkpoint',
+        'Teacher  random weights, unless the network brings some',
     ):
         assert words in text
 
