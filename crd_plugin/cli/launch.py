@@ -70,7 +70,7 @@ class Trainings:
                 errors='replace',
                 env=env,
                 start_new_session=True,  # data workers are in its process group and stop with it
-                pass_fds=() if lock is None else (lock,),
+                pass_fds=() if lock is None or os.name != 'posix' else (lock,),
             ) as process:
                 # Add, then ask: stop() works in the other order.
                 self._processes.add(process)
@@ -107,21 +107,27 @@ def stop(*processes: subprocess.Popen, grace: float = 10.0) -> None:
         try:
             process.wait(max(0.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
-            _signal(process, signal.SIGKILL)
+            _signal(process, getattr(signal, 'SIGKILL', signal.SIGTERM))
             process.wait()
 
 
 def _signal(process: subprocess.Popen, number: int) -> None:
+    if not hasattr(os, 'killpg'):
+        process.send_signal(number)
+        return
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, number)
 
 
 def interrupt_on_signals() -> None:
-    """Let ``kill`` end a tool as Ctrl-C does, by a KeyboardInterrupt.
+    """Let ``kill`` and a closed terminal end a tool as Ctrl-C does, by a KeyboardInterrupt.
 
     Some code turns it into another exception; :func:`received` tells.
     """
-    numbers = (signal.SIGINT, signal.SIGTERM)
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    hangup = getattr(signal, 'SIGHUP', None)
+    if hangup and signal.getsignal(hangup) != signal.SIG_IGN:  # nohup asks to go on
+        numbers.append(hangup)
 
     def interrupt(number: int, _: object) -> None:
         for other in numbers:  # once is enough; stopping must not be interrupted

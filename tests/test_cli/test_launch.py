@@ -139,3 +139,18 @@ def test_a_missing_package_is_named_with_the_fix(monkeypatch):
     monkeypatch.setitem(sys.modules, 'pandas', None)
     with pytest.raises(UsageError, match='needs pandas .*`pip install -r requirements/demo.txt'):
         launch.require('json', 'pandas')
+
+
+@pytest.mark.parametrize(('before', 'status'), [('SIG_DFL', 129), ('SIG_IGN', 0)])
+def test_a_closed_terminal_ends_a_tool_unless_nohup_asks_to_go_on(before, status):
+    code = f"""
+import os, signal
+signal.signal(signal.SIGHUP, signal.{before})
+from crd_plugin.cli import launch
+launch.interrupt_on_signals()
+try:
+    os.kill(os.getpid(), signal.SIGHUP)
+except KeyboardInterrupt:
+    launch.leave()
+"""
+    assert subprocess.run([sys.executable, '-c', code]).returncode == status
