@@ -36,12 +36,12 @@ def read_run(run_dir: str | Path) -> dict[str, Any]:
 
     Returns:
         dict: ``epochs`` that were validated, ascending, from 1; ``top1`` and ``top5``, percent, one
-        per epoch; ``last`` and ``best`` (by top-1, the earliest of equals), each a dict of
-        ``epoch``, ``top1`` and ``top5``.
+        per epoch, None where a run of few classes has no top-5; ``last`` and ``best`` (by top-1,
+        the earliest of equals), each a dict of ``epoch``, ``top1`` and ``top5``.
 
     Raises:
         FileNotFoundError: If there is no ``*/vis_data/scalars.json``.
-        UsageError: If a log is damaged or has no top-1 and top-5.
+        UsageError: If a log is damaged or has no top-1.
     """
     logs = sorted(Path(run_dir).glob('*/vis_data/scalars.json'))
     if not logs:
@@ -52,12 +52,12 @@ def read_run(run_dir: str | Path) -> dict[str, Any]:
     found: dict[int, dict[str, float]] = {}
     for log in logs:
         for entry in _read_log(log):
-            if {TOP1, TOP5, 'step'} <= entry.keys():
+            if {TOP1, 'step'} <= entry.keys():
                 epoch = int(entry['step'])
-                found[epoch] = dict(epoch=epoch, top1=entry[TOP1], top5=entry[TOP5])
+                found[epoch] = dict(epoch=epoch, top1=entry[TOP1], top5=entry.get(TOP5))
     if not found:
         raise UsageError(
-            f"{run_dir} has no {TOP1} and {TOP5}; validate with dict(type='Accuracy', topk=(1, 5))."
+            f"{run_dir} has no {TOP1}, which tables show; validate with dict(type='Accuracy')."
         )
     results = [found[epoch] for epoch in sorted(found)]
     epochs, top1, top5 = ([result[key] for result in results] for key in ('epoch', 'top1', 'top5'))

@@ -24,7 +24,8 @@ def _log(run_dir, start, values, tail=''):
     lines = []
     for epoch, (top1, top5) in values.items():
         lines.append(dict(lr=0.1, loss=2.0, epoch=epoch, iter=5 * epoch, step=5 * epoch))
-        lines.append({'accuracy/top1': top1, 'accuracy/top5': top5, 'step': epoch})
+        more = {} if top5 is None else {'accuracy/top5': top5}
+        lines.append({'accuracy/top1': top1, **more, 'step': epoch})
     text = ''.join(json.dumps(line) + '\n' for line in lines) + tail
     (folder / 'scalars.json').write_text(text)
 
@@ -77,11 +78,19 @@ def test_a_resumed_run_is_read_as_one(tmp_path):
     )
 
 
+def test_a_run_of_few_classes_has_no_top5(tmp_path):
+    _log(tmp_path, 'a', {1: (50.0, None), 2: (80.0, None)})
+    run = read_run(tmp_path)
+    assert run['last'] == run['best'] == dict(epoch=2, top1=80.0, top5=None)
+    row = _summary(dict(run, name='kd', seed=0, seconds=1.0))['kd']
+    assert row['top1_last']['mean'] == 80.0 and row['top5_last'] is None
+
+
 def test_missing_and_damaged_logs_are_told(tmp_path):
     with pytest.raises(FileNotFoundError, match='No .*scalars.json in'):
         read_run(tmp_path)
     for name, text, message in (
-        ('a', '', 'no accuracy/top1 .*topk'),
+        ('a', '', 'no accuracy/top1, .*Accuracy'),
         ('b', '{"half\n{"step": 1}\n', 'line 1 is not JSON'),
         ('c', '{"accuracy/top1": "7"}\n{}', "line 1: accuracy/top1 is '7', expected float"),
     ):
