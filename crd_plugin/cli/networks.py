@@ -56,12 +56,22 @@ def network_cfg(
         FileNotFoundError: If there is no such file.
     """
     if isinstance(network, Mapping):
+        if 'type' not in network:
+            raise ValueError(
+                'a dict is the config of a network, with `type`; weights are given as a file '
+                'beside the network, or within a module.'
+            )
         return copy.deepcopy(dict(network))
     if isinstance(network, nn.Module):
         name = f'given.{type(network).__name__}-{len(GIVEN)}'
         GIVEN[name] = network
         return _plain(num_classes, source=name)
     if callable(network):
+        if not hasattr(network, '__qualname__'):
+            raise ValueError(
+                f'a config cannot name a {type(network).__name__}; give a function or class, or '
+                'the module that it returns.'
+            )
         return _of_constructor(f'{network.__module__}.{network.__qualname__}', num_classes)
     name = str(network)
     kind, _, rest = name.partition('/')

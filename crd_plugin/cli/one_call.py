@@ -4,10 +4,12 @@ import argparse
 import os
 import re
 from collections.abc import Mapping, Sequence
+from itertools import starmap
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from mmengine.config import Config
+from mmpretrain.datasets.custom import find_folders, get_samples
 from torch import nn
 
 from crd_plugin.checkpoints.publish import publish_student
@@ -20,8 +22,6 @@ from .resuming import guarded
 
 _FRAGMENTS = PACKAGE / '.mim' / 'configs' / '_base_' / 'distillers'
 _UNLABELED = '_unlabeled'
-# Endings that MMPretrain's CustomDataset reads.
-_IMAGES = ('.jpg', '.jpeg', '.png', '.ppm', '.bmp', '.pgm', '.tif')
 _RECIPE = """\
 \"\"\"Written by crd_plugin.distill; a config as any other.\"\"\"
 
@@ -109,10 +109,11 @@ def distill(
             raise cli.UsageError(f'{name} is {value!r}, expected an integer of at least 1.')
     names = method.split('+') if isinstance(method, str) else list(method)
     variables = [_check_method(name) for name in names]
-    classes, val_classes = _read_classes('train_data', train_data), None
+    notes: list[str] = []
+    classes, val_classes = _read_classes('train_data', train_data, notes), None
     labeled = classes is not None and not any(name.endswith(_UNLABELED) for name in names)
     if val_data is not None:
-        val_classes = _read_classes('val_data', val_data)
+        val_classes = _read_classes('val_data', val_data, notes)
         if val_classes is None:
             raise cli.UsageError(
                 f'val_data {val_data} has images without classes; give a folder with one folder of '
@@ -136,11 +137,14 @@ def distill(
     if work_dir is None:
         work_dir = Path('work_dirs', '_'.join(['+'.join(names), *map(_name, (teacher, student))]))
     folder = Path(work_dir)
-    path = folder / 'recipe' / f'{folder.name}.py'
+    path = folder / 'recipe' / f'{folder.absolute().name}.py'
+    go_on = f'`python tools/train.py {path} --resume` goes on from'
+    if any(isinstance(network, nn.Module) for network in (student, teacher)):
+        go_on = 'a run with a module as a network cannot be resumed, but the weights are in'
     if (folder / 'last_checkpoint').exists():
         raise cli.UsageError(
-            f'work_dir {folder} has a run already; go on with it by `python tools/train.py {path} '
-            '--resume`, or give another work_dir.'
+            f'work_dir {folder} has a run already: {go_on} its latest checkpoint; for a new run '
+            'give another work_dir.'
         )
     small = image_size <= 64
     rate = batch_size * (0.05 / 64 if small else 0.1 / 256) if lr is None else lr
@@ -167,18 +171,20 @@ def distill(
         else:
             settings[f'{loop}_dataloader.dataset.data_root'] = os.fspath(val_data or '')
             settings |= _sizes(f'{loop}_dataloader.dataset', image_size, small)
-    settings |= cfg_options or {}
     bases = [f'settings/image-folder{"-small" * small}_b64-100e']
     bases += [f'distillers/{name}' for name in names]
     text = _RECIPE.format(
         bases=''.join(f"    'crd_plugin::_base_/{base}.py',\n" for base in bases),
         pair=Config(dict(pair=pair)).pretty_text.strip(),
         methods=', '.join(f'_base_.{name}' for name in variables),
-        settings=''.join(_assign(name, value) for name, value in settings.items()),
+        settings=''.join(starmap(_assign, settings.items())),
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, text)
-    return _train(path)
+    if cfg_options:
+        cli.merge_options(cli.load_config(str(path)), dict(cfg_options))  # checks the names
+        write_whole(path, text + ''.join(starmap(_assign, cfg_options.items())))
+    return _train(path, notes, go_on)
 
 
 def _check_method(name: str) -> str:
@@ -196,20 +202,36 @@ def _check_method(name: str) -> str:
     return variable
 
 
-def _read_classes(argument: str, folder: str | os.PathLike) -> list[str] | None:
+def _read_classes(argument: str, folder: str | os.PathLike, notes: list[str]) -> list[str] | None:
     """Return the folders in a folder of images; None if it has only images."""
     if not isinstance(folder, (str, os.PathLike)) or not Path(folder).is_dir():
         raise cli.UsageError(f'{argument} {folder!r} is not a folder; give a folder of images.')
-    images = [file for file in Path(folder).rglob('*') if file.suffix.lower() in _IMAGES]
+    settings = Config.fromfile(_FRAGMENTS.parent / 'settings' / 'image-folder_b64-100e.py')
+    endings = tuple(settings.val_dataloader.dataset.extensions)
+    # As MMPretrain's CustomDataset finds them, which numbers all folders, empty ones too.
+    files = [Path(name) for name in get_samples(os.fspath(folder), None, lambda _: True)[0]]
+    images = [file for file in files if file.suffix.lower() in endings]
     if not images:
-        raise cli.UsageError(f'{argument} {folder} has no images ({", ".join(_IMAGES)}).')
-    classes = {file.relative_to(folder).parts[0] for file in images if file.parent != Path(folder)}
-    if classes and any(file.parent == Path(folder) for file in images):
+        raise cli.UsageError(f'{argument} {folder} has no images ({", ".join(endings)}).')
+    if len(images) < len(files):
+        kinds = {file.suffix or file.name for file in {*files}.difference(images)}
+        text = f'{len(files) - len(images)} files are passed over ({", ".join(sorted(kinds)[:5])})'
+        notes.append(f'{argument} {folder}: {text}; images end in {", ".join(endings)}.')
+    classes = {file.parts[0] for file in images if len(file.parts) > 1}
+    if not classes:
+        return None
+    if any(len(file.parts) == 1 for file in images):
         raise cli.UsageError(
             f'{argument} {folder} has both images and folders; put each image into the folder of '
             'its class, or none.'
         )
-    return sorted(classes) or None
+    empty = [name for name in find_folders(os.fspath(folder))[0] if name not in classes]
+    if empty:
+        raise cli.UsageError(
+            f'{argument} {folder} has folders without images, each of which would be a class: '
+            f'{", ".join(empty[:5])}; move them away.'
+        )
+    return sorted(classes)
 
 
 def _pair(
@@ -225,6 +247,11 @@ def _pair(
     init = network.get('init_cfg')
     weights = init.get('checkpoint') if isinstance(init, Mapping) else None
     if checkpoint is not None and not pretrained:
+        if not isinstance(checkpoint, (str, os.PathLike)):
+            raise ValueError(
+                f'teacher_checkpoint is a {type(checkpoint).__name__}, expected a file; load '
+                'weights that you have into the module, and leave it out.'
+            )
         weights = os.fspath(checkpoint)
         cli.check_checkpoint(weights, 'teacher_checkpoint')
     elif not (weights or pretrained or isinstance(teacher, (nn.Module, Mapping))):
@@ -263,7 +290,7 @@ def _assign(name: str, value: Any) -> str:
     return f'{"model" if first == "model" else f"_base_.{first}"}{places} = {value!r}\n'
 
 
-def _train(path: Path) -> Distilled:
+def _train(path: Path, notes: Sequence[str], go_on: str) -> Distilled:
     """Train a config as ``tools/train.py`` does, and publish the student."""
     cfg = cli.load_config(str(path))
     parser = argparse.ArgumentParser()
@@ -271,10 +298,10 @@ def _train(path: Path) -> Distilled:
     flags = parser.parse_args([], argparse.Namespace(config=str(path)))
     with cli.explained(cfg):
         cli.merge_common_arguments(cfg, flags)
-        notes = cli.try_out(cfg)
-        with guarded(cfg):
+        found = cli.try_out(cfg)
+        with guarded(cfg, go_on):
             runner = cli.build_runner(cfg)
-            for note in notes:
+            for note in (*notes, *found):
                 runner.logger.warning(note)
             runner.train()
         folder = Path(cfg.work_dir)

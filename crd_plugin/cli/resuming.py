@@ -95,7 +95,9 @@ def _fault(path: Path) -> str:
 
 
 @contextmanager
-def guarded(cfg: Config) -> Iterator[None]:
+def guarded(
+    cfg: Config, go_on: str = 'the same command with --resume goes on from'
+) -> Iterator[None]:
     """Train in a work dir that nobody else uses; end in one line if interrupted or out of space."""
     first = int(os.environ.get(_RANK.get(cfg.launcher, ''), 0)) == 0
     work_dir = Path(cfg.work_dir)
@@ -116,11 +118,11 @@ def guarded(cfg: Config) -> Iterator[None]:
             kept = checkpoints(_folder(cfg), work_dir / POINTER)
             hint = f'{work_dir} has no checkpoint yet, start again'
             if kept:
-                hint = f'the same command with --resume goes on from {kept[0]}'
+                hint = f'{go_on} {kept[0]}'
             launch.leave(f'interrupted; {hint}.\n' if first else '')
         if not isinstance(error, OSError) or error.errno not in _FULL:
             raise
         raise UsageError(
-            f'{error.filename or work_dir} cannot be written: {error.strerror}; free some space, '
-            'then go on with the same command and --resume. The earlier checkpoints are whole.'
+            f'{error.filename or work_dir} cannot be written: {error.strerror}; free some space. '
+            f'The earlier checkpoints are whole; {go_on} the latest.'
         ) from error

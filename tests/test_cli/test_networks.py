@@ -70,8 +70,33 @@ def test_logits_and_feature_of_any_network(network, layer):
     torch.testing.assert_close(model.get_submodule(layer)(feature), logits)
 
 
-def test_module_is_copied_with_its_weights():
-    given = without_classes()
+class SelfInitialised(nn.Sequential):
+    """As models of MMPretrain and timm, it has init_weights."""
+
+    def init_weights(self):
+        for weight in self.parameters():
+            nn.init.zeros_(weight)
+
+
+@pytest.mark.parametrize(
+    'given',
+    [
+        without_classes(),
+        SelfInitialised(nn.Flatten(), nn.Linear(3, 2)),
+        MODELS.build(
+            dict(
+                type='mmpretrain.ResNet_CIFAR',
+                depth=18,
+                num_stages=1,
+                out_indices=(0,),
+                strides=(1,),
+                dilations=(1,),
+            )
+        ),
+    ],
+    ids=lambda module: type(module).__name__,
+)
+def test_module_is_copied_with_its_weights(given):
     cfg = network_cfg(given)
     first, second = build(cfg), build(cfg)
     assert first.backbone is not given and first.backbone is not second.backbone

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -148,20 +149,48 @@ def test_without_labels_and_validation(distil, tmp_path):
     data = Config.fromfile(result.config).train_dataloader.dataset.dataset
     assert data.with_label is False
     assert result.checkpoint.name == 'epoch_1.pth' and result.student.exists()
-    with pytest.raises(UsageError, match='has a run already; go on with it by .*--resume'):
+    with pytest.raises(UsageError, match='has a run already: a run with a module'):
         distil(tmp_path / 'run', 'train')
+
+
+def test_linked_folders_other_endings_and_files_that_are_no_images(
+    distil, images, tmp_path, caplog
+):
+    """A link to the folder of a class is read; .webp too; what is passed over is said."""
+    folder = tmp_path / 'linked'
+    folder.mkdir()
+    for digit in range(10):
+        (folder / str(digit)).symlink_to(images / 'train' / str(digit))
+    own = folder / '9'
+    own.unlink()
+    own.mkdir()
+    for file in (images / 'train' / '9').iterdir():
+        Image.open(file).save(own / f'{file.stem}.webp', lossless=True)
+    (own / 'labels.json').write_text('{}')
+    result = distil(tmp_path / 'run', folder, epochs=1)
+    weights = load_checkpoint_file(result.checkpoint)['state_dict']
+    assert weights['distiller.distill_losses.loss_crd.bank.student'].shape == (40, 128)
+    log = next((tmp_path / 'run').glob('*/*.log')).read_text()
+    assert f'train_data {folder}: 1 files are passed over (.json); images end in .jpg, ' in log
 
 
 def test_wrong_folders(distil, images, tmp_path):
     bad = images / 'bad'
-    for name in ('mixed/0', 'empty', 'other/0', 'other/x'):
+    for name in ('mixed/0', 'empty', 'other/0', 'other/x', 'hidden/0', 'hidden/.ipynb_checkpoints'):
         (bad / name).mkdir(parents=True)
     image = next((images / 'flat_val').iterdir()).read_bytes()
-    for name in ('mixed/0/a.png', 'mixed/a.PNG', 'other/0/a.png', 'other/x/a.png'):
+    for name in (
+        'mixed/0/a.png',
+        'mixed/a.PNG',
+        'other/0/a.png',
+        'other/x/a.png',
+        'hidden/0/a.png',
+    ):
         (bad / name).write_bytes(image)
     for train, val, message in (
         ('none', 'val', 'train_data .*none.* is not a folder'),
         ('bad/empty', 'val', 'empty has no images'),
+        ('bad/hidden', 'val', 'without images, each .* a class: .ipynb_checkpoints; move them'),
         ('bad/mixed', 'val', 'mixed has both images and folders; put each image'),
         ('train', 'flat_val', 'flat_val has images without classes; give'),
         ('flat_train', 'flat_val', 'or leave val_data out'),
@@ -182,17 +211,20 @@ def test_wrong_folders(distil, images, tmp_path):
         (dict(teacher=STUDENT), "Small has no weights; give its file as teacher_checkpoint, or 'p"),
         (dict(teacher='cifar/resnet8'), 'teacher resnet8 has no weights'),
         (dict(teacher_checkpoint='no.pth'), 'teacher_checkpoint no.pth does not exist'),
+        (dict(teacher_checkpoint={}), 'teacher_checkpoint is a dict, expected a file'),
+        (dict(teacher={'conv.weight': 0}), 'a dict is the config of a network, with `type`'),
+        (dict(student=partial(print)), 'a config cannot name a partial'),
         (dict(student='resnet'), "no network 'resnet'; the nearest are"),
         (dict(method='at'), 'stages: Small returns Tensor, expected a tuple with one map per'),
         (dict(lr=-1.0), 'lr is -1.0, expected a finite number that is not negative'),
         (
             dict(cfg_options={'tain_cfg.max_epochs': 1}),
-            "cannot be loaded: 'ConfigDict' object has no attribute 'tain_cfg'",
+            'tain_cfg.max_epochs: nothing reads a setting of this name; the nearest .* train_cfg',
         ),
         (dict(cfg_options={'model.distilller.a': 1}), 'distilller'),
         (
             dict(cfg_options={'val_dataloader.dataset.pipeline.9.a': 1}),
-            'cannot be loaded: list index out of',
+            'val_dataloader.dataset.pipeline.9.a cannot be set: ',
         ),
     ],
     ids=str,
@@ -214,6 +246,8 @@ def test_command_line(images, run, tmp_path, capsys, monkeypatch):
     assert set(found) == set(run._fields) and found['last'].endswith('% top-1')
     folder = f'work_dirs/kd_{run.student.name}_{STUDENT}'
     assert found['config'] == f'{folder}/recipe/{Path(folder).name}.py'
+    with pytest.raises(UsageError, match=f'tools/train.py {found["config"]} --resume. goes on'):
+        command.main(['distill', *map(str, argv)])
     cfg = Config.fromfile(found['config'])
     assert cfg.optim_wrapper.optimizer.lr == 0.1 and cfg.model.teacher_ckpt == str(run.student)
 

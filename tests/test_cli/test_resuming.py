@@ -146,8 +146,8 @@ def test_a_full_disk(work_dir, code):
     with pytest.raises(UsageError) as caught, guarded(config(work_dir)):
         raise OSError(number, 'It is full', str(path))
     assert str(caught.value) == (
-        f'{path} cannot be written: It is full; free some space, then go on with the same command '
-        'and --resume. The earlier checkpoints are whole.'
+        f'{path} cannot be written: It is full; free some space. The earlier checkpoints are '
+        'whole; the same command with --resume goes on from the latest.'
     )
     with pytest.raises(UsageError, match='run cannot be written'), guarded(config(work_dir)):
         raise OSError(number, 'It is full')

@@ -13,6 +13,8 @@ data_preprocessor = dict(
     std=[58.395, 57.12, 57.375],
     to_rgb=True,
 )
+extensions = ('.jpg', '.jpeg', '.png', '.ppm', '.bmp', '.pgm', '.tif', '.tiff', '.webp')
+
 train_dataloader = dict(
     batch_size=64,
     num_workers=2,
@@ -22,6 +24,7 @@ train_dataloader = dict(
         dataset=dict(
             type='CustomDataset',
             data_root='data/images/train',
+            extensions=extensions,
             pipeline=[
                 dict(type='LoadImageFromFile', imdecode_backend='pillow'),
                 dict(type='RandomResizedCrop', scale=224, backend='pillow'),
@@ -38,6 +41,7 @@ val_dataloader = dict(
     dataset=dict(
         type='CustomDataset',
         data_root='data/images/val',
+        extensions=extensions,
         pipeline=[
             dict(type='LoadImageFromFile', imdecode_backend='pillow'),
             dict(type='ResizeEdge', scale=256, edge='short', backend='pillow'),

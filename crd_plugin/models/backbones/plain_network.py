@@ -34,18 +34,20 @@ def plain_network(source: str, **kwargs: Any) -> nn.Module:
         TypeError: If it does not return a module.
     """
     if source in GIVEN:
-        return copy.deepcopy(GIVEN[source])
-    constructor: Callable | None = ROOT.get(source) if '.' in source else None
-    if constructor is None:
-        raise ValueError(
-            f'source={source!r} cannot be imported; give the import path of a class or function, '
-            "such as 'my_package.networks.small', not one that is defined within a function. A "
-            'module that was given to crd_plugin.distill is known to that process only.'
-        )
-    network = constructor(**kwargs)
+        network: Any = copy.deepcopy(GIVEN[source])
+    else:
+        constructor: Callable | None = ROOT.get(source) if '.' in source else None
+        if constructor is None:
+            raise ValueError(
+                f'source={source!r} cannot be imported; give the import path of a class or '
+                "function, such as 'my_package.networks.small', not one that is defined within a "
+                'function. A module that was given to crd_plugin.distill is known to that process '
+                'only.'
+            )
+        network = constructor(**kwargs)
     if not isinstance(network, nn.Module):
         raise TypeError(f'{source} returns {type(network).__name__}, expected an nn.Module.')
-    # MMEngine would call init_weights of timm's transformers, which replaces pretrained weights.
+    # Its weights stay: MMEngine would call the init_weights of models of timm and MMPretrain.
     network.is_init = True  # type: ignore[assignment]
     return network
 
