@@ -139,11 +139,6 @@ def _card(
     """Return the text of the model card."""
     model, name = trained.get('model') or {}, weights.rpartition('-')[0]
     losses = (model.get('distiller') or {}).get('distill_losses') or {}
-    dataset = (trained.get('train_dataloader') or {}).get('dataset') or {}
-    dataset = dataset.get('dataset', dataset)
-    # Of a path no more than may be told to everybody.
-    folder = '/'.join(Path(dataset.get('data_root') or '').parts[-2:])
-    data = f'{dataset.get("type")} {folder}'.strip()
     images = plain['model'].get('data_preprocessor') or plain.get('data_preprocessor') or {}
     order = 'RGB' if images.get('to_rgb') else 'BGR'
     facts = {
@@ -152,7 +147,7 @@ def _card(
             f'{loss["type"]} (weight {loss.get("loss_weight", 1.0)})' for loss in losses.values()
         ),
         'teacher': _teacher(model),
-        'data': data,
+        'data': _data(trained.get('train_dataloader')),
         'epochs': meta.get('epoch'),
         'seed': meta.get('seed'),
         'classes': ', '.join(map(str, (meta.get('dataset_meta') or {}).get('classes', ()))),
@@ -166,7 +161,9 @@ def _card(
     )
     if metrics:
         figures = [dict(type='accuracy', name=k, value=round(v, 2)) for k, v in metrics.items()]
-        task, data_set = dict(type='image-classification'), dict(type='custom', name=data)
+        # What tools/test.py measures on.
+        tested = _data(trained.get('test_dataloader'))
+        task, data_set = dict(type='image-classification'), dict(type='custom', name=tested)
         results = [dict(task=task, dataset=data_set, metrics=figures)]
         header['model-index'] = [dict(name=name, results=results)]
     return _CARD.format(
@@ -175,6 +172,14 @@ def _card(
         facts='\n'.join(f'| {k} | {v} |' for k, v in facts.items() if v not in (None, '')),
         weights=weights,
     )
+
+
+def _data(loader: Mapping[str, Any] | None) -> str:
+    """Name the data set of a loader; of a path no more than may be told to everybody."""
+    dataset = (loader or {}).get('dataset') or {}
+    dataset = dataset.get('dataset', dataset)
+    folder = '/'.join(Path(dataset.get('data_root') or '').parts[-2:])
+    return f'{dataset.get("type", "unknown")} {folder}'.strip()
 
 
 def _describe(network: Any) -> str:

@@ -81,6 +81,20 @@ def test_onnx_that_computes_something_else_is_not_kept(student, tmp_path):
     assert not path.exists()
 
 
+def test_card_says_which_images_were_tested():
+    loaders = {
+        f'{name}_dataloader': dict(
+            dataset=dict(type='CustomDataset', data_root=f'/home/me/x/{name}')
+        )
+        for name in ('train', 'test')
+    }
+    plain = dict(model=net(6))
+    card = hub._card('s-1.pth', plain, loaders, dict(epoch=2), {'accuracy/top1': 1.0})
+    (result,) = huggingface_hub.ModelCard(card).data.eval_results
+    assert result.dataset_name == 'CustomDataset x/test'
+    assert '| data | CustomDataset x/train |' in card and '/home' not in card
+
+
 def test_card(folder, run):
     """The client of the hub reads its head."""
     text = (folder / 'README.md').read_text()
