@@ -182,7 +182,8 @@ def build_runner(cfg: Config) -> Runner:
     cfg = copy.deepcopy(cfg)
     cfg.setdefault('experiment_name', f'{Path(cfg.work_dir).name}-{next(_NUMBERS)}')
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
-    runner.register_hook(dict(type='crd_plugin.StrictLoadingHook'))
+    for hook in ('StrictLoadingHook', 'NamedSamplesHook'):
+        runner.register_hook(dict(type=f'crd_plugin.{hook}'))
     return runner
 
 

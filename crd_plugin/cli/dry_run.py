@@ -24,6 +24,7 @@ from mmengine.registry import MODELS, PARAM_SCHEDULERS, DefaultScope
 from mmengine.runner import Runner
 
 from crd_plugin.compat import load_checkpoint_file
+from crd_plugin.datasets._checks import check_same_classes
 from crd_plugin.engine.hooks.strict_loading_hook import load_run
 from crd_plugin.engine.loops.staged_train_loop import split_epochs
 from crd_plugin.models.algorithms.checkpoints import use_pretrained_init
@@ -132,10 +133,10 @@ def _run(
         return
     if cfg.get('data_preprocessor') is not None:
         model_cfg.setdefault('data_preprocessor', cfg['data_preprocessor'])
-    check_weights(cfg, use_teacher_ckpt, report)
     data = read_data(cfg, 'train_dataloader', report.notes, stand_ins)
     ends_with_one = ends_with_one_sample(cfg, data)
     report.data = str(data)
+    check_weights(cfg, data, use_teacher_ckpt, report)
     use_pretrained_init()
     model = MODELS.build(copy.deepcopy(model_cfg)).to(get_device())
     model.init_weights()
@@ -153,6 +154,12 @@ def _run(
     shape, kind = ' x '.join(map(str, views[0].shape)), str(views[0].dtype).removeprefix('torch.')
     several = f', {len(views)} views' if len(views) > 1 else ''
     report.images = f'{shape} {kind}{several} ({data.origin})'
+    if data.num_samples and all(bool((image == image.max()).all()) for image in views[0]):
+        report.notes.append(
+            f'every image of this batch has one value, such as {float(views[0][0].max()):g}: look '
+            'at the files and the pipeline. Grey images of 16 bits need LoadImageFromFile with '
+            "imdecode_backend='cv2'; Pillow makes them white."
+        )
     if 'contrast_idx' in batch['data_samples'][0] and "'contrast_idx'" not in str(model_cfg):
         raise ValueError(
             'train_dataloader.dataset.num_negatives draws contrast_idx, which no recorder reads; '
@@ -165,7 +172,7 @@ def _run(
     if ends_with_one:
         _try_one_sample(model, data, wrapper)
     # A network may take images of the training's size only.
-    _try_validation(model, cfg, stand_ins, report, views[0].shape[-2:])
+    _try_validation(model, cfg, data, stand_ins, report, views[0].shape[-2:])
     given = cfg.get('param_scheduler') or []
     for scheduler in given if isinstance(given, (list, tuple)) else [given]:
         PARAM_SCHEDULERS.build(scheduler, default_args=dict(optimizer=wrapper, epoch_length=1))
@@ -272,7 +279,12 @@ def _try_one_sample(model: Any, data: Data, wrapper: OptimWrapper) -> None:
 
 @torch.no_grad()
 def _try_validation(
-    model: Any, cfg: Mapping[str, Any], stand_ins: bool, report: DryRunReport, size: Sequence[int]
+    model: Any,
+    cfg: Mapping[str, Any],
+    train: Data,
+    stand_ins: bool,
+    report: DryRunReport,
+    size: Sequence[int],
 ) -> None:
     """Read two samples for validation and for testing, predict and compute the metrics."""
     model.eval()
@@ -283,6 +295,8 @@ def _try_validation(
             continue
         tried.append((loader, metrics))
         data = read_data(cfg, f'{name}_dataloader', report.notes, stand_ins, size)
+        if getattr(model, 'calculate_student_loss', True):  # else it learns no class by its number
+            check_same_classes(data.place, data.classes, train.place, train.classes)
         batch = data.read_batch(2)
         evaluator = Runner.build_evaluator(None, copy.deepcopy(metrics))
         evaluator.dataset_meta = getattr(data.dataset, 'metainfo', None)

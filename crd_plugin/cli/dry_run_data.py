@@ -80,10 +80,14 @@ class Data:
     rows: int = 0  # of the memory banks here; 0 until they are sized
 
     @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes; empty if they have none."""
+        return tuple(getattr(self.dataset, 'metainfo', {}).get('classes') or ())
+
+    @property
     def num_classes(self) -> int | None:
         """Number of classes that have a name."""
-        classes = getattr(self.dataset, 'metainfo', {}).get('classes')
-        return len(classes) if classes else None
+        return len(self.classes) or None
 
     def __str__(self) -> str:
         known = 'not read' if self.num_samples is None else f'{self.num_samples:,} samples'
@@ -270,11 +274,13 @@ def _with_stand_ins(cfg: Mapping[str, Any], shape: tuple[int, ...]) -> dict[str,
     return dict(type=_StandIn, pipeline=pipeline, classes=classes, shape=shape)
 
 
-def check_weights(cfg: dict[str, Any], use_teacher_ckpt: bool, report: DryRunReport) -> None:
+def check_weights(
+    cfg: dict[str, Any], data: Data, use_teacher_ckpt: bool, report: DryRunReport
+) -> None:
     """Say which weights the teacher has; take out those that would be downloaded."""
     model = cfg['model']
     if 'teacher' in model:
-        _check_teachers(model, report)
+        _check_teachers(model, data, report)
     for key in () if use_teacher_ckpt else ('backbone_ckpt', 'teacher_ckpt'):
         if model.get(key):
             model[key] = without_files(model[key])
@@ -286,8 +292,8 @@ def check_weights(cfg: dict[str, Any], use_teacher_ckpt: bool, report: DryRunRep
                 part[key] = _without_downloads(part[key], name, report.notes)
 
 
-def _check_teachers(model: Mapping[str, Any], report: DryRunReport) -> None:
-    """Name the files of teachers; compare the images that they get with those of their training."""
+def _check_teachers(model: Mapping[str, Any], data: Data, report: DryRunReport) -> None:
+    """Name the files of teachers; compare images and classes with those of their training."""
     several = isinstance(model['teacher'], (list, tuple))
     networks = list(model['teacher']) if several else [model['teacher']]
     checkpoints = model.get('teacher_ckpt')
@@ -304,7 +310,14 @@ def _check_teachers(model: Mapping[str, Any], report: DryRunReport) -> None:
         if file.is_file():  # else loading says so
             digest = hashlib.sha256(file.read_bytes()).hexdigest()[:8]
             files.append(f'{file.name}, sha256 {digest}')
-        trained_cfg = _config_of_checkpoint(checkpoint or '')
+        trained_cfg, classes = _training_of(checkpoint or '')
+        if len(classes) == data.num_classes and classes != data.classes:
+            here, there = next(pair for pair in zip(data.classes, classes) if len({*pair}) > 1)
+            report.notes.append(
+                f'model.teacher_ckpt={checkpoint}: the class that is {here!r} in the training set '
+                f"is {there!r} in the teacher's; if they are not the same, its logits teach wrong "
+                'classes.'
+            )
         mean_and_std = _normalisation(trained_cfg.get('model'), trained_cfg)
         # With a data preprocessor of its own a teacher is given what it says.
         fits = bool(_normalisation(networks[number if several else 0]))
@@ -341,16 +354,19 @@ def _normalisation(*parts: Any) -> list[Any]:
     return []
 
 
-def _config_of_checkpoint(path: str) -> dict[str, Any]:
-    """Config that a checkpoint was trained with; empty if it is not known."""
+def _training_of(path: str) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Config and classes that a checkpoint was trained with; empty if they are not known."""
+    classes: tuple[str, ...] = ()
     with suppress(CheckpointError, FileNotFoundError, ValueError):  # told when it is loaded
         meta = {} if '://' in path else load_checkpoint_file(path).get('meta')
-        if isinstance(meta, dict) and meta.get('cfg'):
-            return parse_config_text(meta['cfg'])
+        if isinstance(meta, dict):
+            classes = tuple((meta.get('dataset_meta') or {}).get('classes') or ())
+            if meta.get('cfg'):
+                return parse_config_text(meta['cfg']), classes
     name, root = path.rpartition('/')[2], Path(mmpretrain.__file__).parent / '.mim'
     for index in root.glob('configs/*/metafile.yml') if name else ():
         if name in index.read_text(encoding='utf-8'):
             for entry in load(index)['Models']:
                 if str(entry.get('Weights')).endswith(f'/{name}'):
-                    return Config.fromfile(root / entry['Config']).to_dict()
-    return {}
+                    return Config.fromfile(root / entry['Config']).to_dict(), classes
+    return {}, classes

@@ -49,7 +49,7 @@ def read_run(run_dir: str | Path) -> dict[str, Any]:
             f'No */vis_data/scalars.json in {run_dir}; give the --work-dir of a run whose '
             'visualizer has a LocalVisBackend.'
         )
-    found: dict[int, dict[str, float]] = {}
+    found: dict[int, dict[str, Any]] = {}
     for log in logs:
         for entry in _read_log(log):
             if {TOP1, 'step'} <= entry.keys():

@@ -2,7 +2,7 @@
 
 import os
 import os.path as osp
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -48,6 +48,25 @@ def named_sample(owner: Any, index: int) -> Iterator[None]:
             f'{sample_name(owner, index)} cannot be read: {text.rstrip(".")}; replace the file, '
             'take it out of the data set, or correct the pipeline.'
         ) from error
+
+
+def check_same_classes(
+    place: str, classes: Sequence[str], trained: str, known: Sequence[str]
+) -> None:
+    """Raise a ValueError if a label means another class in a set than where a model was trained."""
+    # Without names nothing is known; names that are not there may be meant.
+    for number, name in enumerate(classes if known else ()):
+        if number >= len(known):
+            found = f'{trained} has {len(known)} classes'
+        elif name in known and name != known[number]:
+            found = f'in {trained} class {known.index(name)}'
+        else:
+            continue
+        raise ValueError(
+            f'{place}: {name!r} is class {number}, {found}, so a label means something else than '
+            'in training; give both the same folders of classes (one without images counts too), '
+            'or annotation files with the same numbers.'
+        )
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from .hooks.cocord_hook import CoCoRDHook
 from .hooks.finite_loss_hook import FiniteLossHook
 from .hooks.live_view_hook import LiveViewHook
 from .hooks.memory_bank_hook import MemoryBankHook
+from .hooks.named_samples_hook import NamedSamplesHook
 from .hooks.random_state_hook import RandomStateHook
 from .hooks.strict_loading_hook import StrictLoadingHook
 from .loops.staged_train_loop import StagedTrainLoop
@@ -16,6 +17,7 @@ __all__ = [
     'FiniteLossHook',
     'LiveViewHook',
     'MemoryBankHook',
+    'NamedSamplesHook',
     'RandomStateHook',
     'SegmentationMetric',
     'StagedTrainLoop',

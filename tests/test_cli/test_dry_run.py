@@ -433,14 +433,43 @@ def test_channels_of_the_images(tmp_path, channels, fits):
     load = dict(type='LoadImageFromFile', color_type='unchanged', imdecode_backend='pillow')
     dataset = dict(type='CustomDataset', data_root=str(tmp_path), data_prefix='')
     dataset['pipeline'] = [load, dict(type='PackInputs')]
-    changes = {'train_dataloader.dataset': dataset, 'val_evaluator.topk': 1}
-    report = check(edited({'model': net(4, 2), **changes}, vanilla()))
+    changes = {f'{loop}_dataloader.dataset': dataset for loop in ('train', 'val')}
+    report = check(edited({'model': net(4, 2), 'val_evaluator.topk': 1, **changes}, vanilla()))
     assert (report.problems == []) == fits
+    assert any('has one value, such as 0: look at the files' in n for n in report.notes)
     if not fits:
         line = only(report)
         assert line.startswith(f'model.data_preprocessor: {tmp_path}/')
         assert f'0.png has {channels} channels, mean and std have 3' in line
         assert "color_type='color'" in line
+
+
+@pytest.mark.parametrize(
+    'val, fault',
+    [
+        ('abc', ''),
+        ('abb', ''),
+        ('ab', ''),
+        ('xyz', ''),  # other names for the same numbers
+        ('aba', "'a' is class 2, in train_dataloader.dataset class 0"),
+        ('ac', "'c' is class 1, in train_dataloader.dataset class 2, so a label"),
+        ('.abc', "'a' is class 1, in train_dataloader.dataset class 0"),
+        ('abcd', "'d' is class 3, train_dataloader.dataset has 3 classes"),
+    ],
+)
+def test_labels_of_validation_mean_the_same_classes(val, fault):
+    sets = {
+        f'{loop}_dataloader.dataset': dict(
+            type='crd_plugin.Digits',
+            digits=[0, 1, 2],
+            metainfo=dict(classes=tuple(classes)),
+            pipeline=[dict(type='PackInputs')],
+        )
+        # Two classes of ImageNet have one name.
+        for loop, classes in (('train', 'abb' if val == 'abb' else 'abc'), ('val', val))
+    }
+    report = check(edited({'model': net(4, 3), 'val_evaluator.topk': 1, **sets}, vanilla()))
+    assert [fault in problem for problem in report.problems] == [True] * bool(fault)
 
 
 def test_error_of_a_worker_is_its_last_line():
@@ -527,6 +556,18 @@ def test_teacher_is_fed_as_it_was_trained(source, teacher):
     for cure in (same, own):
         report = check(edited({**changes, **cure}))
         assert not report.problems and not any('was trained on' in note for note in report.notes)
+
+
+def test_teacher_of_other_classes(tmp_path, teacher):
+    """Of as many classes as the training set, with another name for one."""
+    weights, classes = torch.load(teacher)['state_dict'], [str(number) for number in range(10)]
+    for names, noted in ((classes, False), (classes[:9], False), ([*classes[:8], '9', '8'], True)):
+        meta = dict(dataset_meta=dict(classes=tuple(names)))
+        torch.save(dict(state_dict=weights, meta=meta), tmp_path / 'teacher.pth')
+        report = check(edited({'model.teacher_ckpt': str(tmp_path / 'teacher.pth')}))
+        assert report.problems == []
+        text = "the class that is '8' in the training set is '9' in the teacher's"
+        assert any(text in note for note in report.notes) == noted
 
 
 def test_missing_data_set(tmp_path):

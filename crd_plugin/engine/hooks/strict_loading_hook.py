@@ -7,6 +7,7 @@ from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import BaseLoop
 from torch import Tensor, nn
 
+from crd_plugin.datasets._checks import check_same_classes
 from crd_plugin.models.algorithms.checkpoints import (
     PUBLISH,
     find_weights,
@@ -21,13 +22,13 @@ _SETTINGS = 'data_preprocessor.'
 
 @HOOKS.register_module()
 class StrictLoadingHook(Hook):
-    """Refuse a checkpoint that does not fit the model, of which MMEngine only warns.
+    """Refuse a checkpoint that does not fit the model, or the classes that are tested.
 
     For ``load_from``, resuming and testing. ``tools/train.py`` and ``tools/test.py`` add it.
 
     Raises:
-        ValueError: If weights are missing, unexpected or of other shapes, or a checkpoint without
-            training state is to be resumed.
+        ValueError: If weights are missing, unexpected or of other shapes, a checkpoint without
+            training state is to be resumed, or classes that are tested have other numbers.
     """
 
     # The last one: EMAHook and MemoryBankHook change what is loaded.
@@ -41,7 +42,18 @@ class StrictLoadingHook(Hook):
         role = 'checkpoint'
         if isinstance(runner._train_loop, BaseLoop):
             role = '--resume' if runner._resume else 'load_from'
+        elif getattr(model, 'calculate_student_loss', True):  # it knows classes by their numbers
+            _check_classes(runner, checkpoint.get('meta'))
         checkpoint['state_dict'] = load_run(model, checkpoint, role, runner._load_from or '')
+
+
+def _check_classes(runner: Any, meta: Any) -> None:
+    """Compare the classes of what is tested with those of the training."""
+    trained = isinstance(meta, dict) and (meta.get('dataset_meta') or {}).get('classes') or ()
+    for name, loop in dict(test=runner._test_loop, val=runner._val_loop).items():
+        if isinstance(loop, BaseLoop):
+            tested = getattr(loop.dataloader.dataset, 'metainfo', {}).get('classes') or ()
+            check_same_classes(f'{name}_dataloader.dataset', tested, 'the checkpoint', trained)
 
 
 def load_run(model: nn.Module, checkpoint: dict, role: str, filename: str) -> dict[str, Tensor]:

@@ -61,6 +61,21 @@ def test_testing(tmp_path, run, changes, message):
         build(tmp_path, run, **changes).test()
 
 
+def test_classes_that_are_tested_have_the_numbers_of_the_training(tmp_path, run):
+    """Other names may be meant; a name of the training at another number is not."""
+    for classes, fault in (
+        ('abcdefghij', ''),
+        ('0123456798', "'9' is class 8, in the checkpoint class 9, so a label means something"),
+    ):
+        changes = dict(test_dataloader__dataset__metainfo=dict(classes=tuple(classes)))
+        runner = build(tmp_path / classes, run, **changes)
+        if not fault:
+            runner.test()
+            continue
+        with pytest.raises(ValueError, match=f'^test_dataloader.dataset: {fault}'):
+            runner.test()
+
+
 @pytest.mark.parametrize(
     'changes, message',
     [
