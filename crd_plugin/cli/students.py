@@ -37,8 +37,8 @@ def read_arguments(
         )
     if not isinstance(teacher, str):
         raise cli.UsageError(
-            f'CONFIG {args.config} has {len(teacher)} teachers; give the config of a distillation '
-            'with one.'
+            f'CONFIG {args.config} has a list of {len(teacher)} in model.teacher_ckpt, expected '
+            'one file; give the config of a distillation with one teacher.'
         )
     cli.check_checkpoint(teacher, 'model.teacher_ckpt')
     named = name_checkpoints('CHECKPOINT', args.checkpoints)

@@ -162,7 +162,7 @@ class SampleIndexDataset:
     def _sources(self) -> 'Sources':
         name = type(self.dataset).__name__
         with not_empty(name):
-            sources = _find_sources(self.dataset)
+            sources = find_sources(self.dataset)
         if not len(sources.owner_of):
             raise ValueError(NO_SAMPLES.format(name))
         if any(isinstance(owner, SampleIndexDataset) for owner in sources.owners):
@@ -205,14 +205,14 @@ class Sources(NamedTuple):
     index_of: np.ndarray  # (N,) int64, index in the owner
 
 
-def _find_sources(dataset: Any) -> Sources:
+def find_sources(dataset: Any) -> Sources:
     """Look behind wrappers, to any depth; those that are not known count as owners."""
     if hasattr(dataset, 'full_init'):
         dataset.full_init()
     if _indexes_like(dataset, ConcatDataset, TorchConcatDataset):
         owners: list[Any] = []
         numbers, indices = [], []
-        for part in map(_find_sources, dataset.datasets):
+        for part in map(find_sources, dataset.datasets):
             numbers.append(part.owner_of + len(owners))
             indices.append(part.index_of)
             owners += part.owners
@@ -224,10 +224,10 @@ def _find_sources(dataset: Any) -> Sources:
     elif _indexes_like(dataset, Subset):
         chosen = dataset.indices
     elif _indexes_like(dataset, KFoldDataset):
-        return _find_sources(dataset.dataset)
+        return find_sources(dataset.dataset)
     else:
         return Sources([dataset], np.zeros(len(dataset), np.int64), np.arange(len(dataset)))
-    inner = _find_sources(dataset.dataset)
+    inner = find_sources(dataset.dataset)
     return Sources(inner.owners, inner.owner_of[chosen], inner.index_of[chosen])
 
 
