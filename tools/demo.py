@@ -159,7 +159,7 @@ def plan(args: argparse.Namespace) -> tuple[Run, list[Run]]:
             name = titles.get(method, method.upper().replace('-', '+'))
             # A method without a teacher is named after the student alone.
             has_teacher = table.teacher in config.stem.split('_')
-            options = [f'model.teacher_ckpt={weights}'] if has_teacher else []
+            options = [cli.setting('model.teacher_ckpt', str(weights))] if has_teacher else []
             students.append(run(name, config, seed, f'{method}_seed{seed}', *options))
     return teacher, students
 

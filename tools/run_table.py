@@ -17,7 +17,7 @@ from pathlib import Path
 
 from crd_plugin.cli import arguments as cli
 from crd_plugin.cli import launch
-from crd_plugin.cli.runs import DONE, Run, Settings
+from crd_plugin.cli.runs import DONE, Run, Settings, files_below
 from crd_plugin.cli.sweeps import name_run, plan_probes, read_sweep
 
 
@@ -60,8 +60,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error(f'--seeds {min(args.seeds)}: a seed is at least 0')
     if args.jobs is not None and args.jobs < 1:
         parser.error(f'--jobs {args.jobs}: at least 1 training is needed')
-    if any(option.startswith('randomness.seed=') for option in args.cfg_options):
-        parser.error('--cfg-options randomness.seed: give --seeds instead')
     return args
 
 
@@ -70,7 +68,7 @@ def find_configs(words: Sequence[str]) -> list[Path]:
     found: dict[str, Path] = {}
     for word in words:
         paths = [Path(name) for name in glob.glob(word, recursive=True)] or [Path(word)]
-        files = {file for path in paths for file in (path, *path.rglob('*.py'))}
+        files = {file for path in paths for file in (path, *files_below(path))}
         configs = [path for path in files if path.suffix == '.py' and '_base_' not in path.parts]
         if not configs:
             raise cli.UsageError(

@@ -6,6 +6,7 @@ Only light modules are imported at the top, so that a misspelt argument is answe
 from __future__ import annotations
 
 import argparse
+import ast
 import copy
 import difflib
 import itertools
@@ -36,15 +37,41 @@ _LAUNCHERS = dict(
 _NUMBERS = itertools.count()  # of the runs of this process
 
 
-class SettingAction(DictAction):
-    """``mmengine.config.DictAction`` that answers a setting without a value in one line."""
+class SettingAction(argparse.Action):
+    """Read settings as ``mmengine.config.DictAction`` does, but keep texts whole.
+
+    A single text may have spaces. Texts in quotes stand as they are, alone or in a list. A setting
+    without a value is answered in one line.
+    """
 
     def __call__(self, parser, namespace, values, option_string=None) -> None:
         """Read ``KEY=VALUE`` ..."""
+        settings = dict(getattr(namespace, self.dest, None) or {})
         for setting in values:
-            if '=' not in setting:
+            key, equals, text = setting.partition('=')
+            if not equals:
                 parser.error(f'{option_string} {setting}: expected KEY=VALUE without spaces')
-        super().__call__(parser, namespace, values, option_string)
+            settings[key] = read_value(text)
+        setattr(namespace, self.dest, settings)
+
+
+def read_value(text: str) -> Any:
+    """Read the value of a setting as :class:`SettingAction` does."""
+    if '"' in text or "'" in text:
+        with suppress(ValueError, SyntaxError):  # not all texts in it are in quotes
+            value = ast.literal_eval(text.replace('\\', r'\\'))
+            return list(value) if isinstance(value, tuple) and text[0] != '(' else value
+    with suppress(AssertionError):  # brackets that do not match
+        value = DictAction._parse_iterable(text)
+        return text if value == text.replace(' ', '') else value
+    return text
+
+
+def setting(key: str, text: str) -> str:
+    """Compose ``KEY=VALUE`` that is read as this text."""
+    if read_value(text) != text:
+        text = f"'{text}'" if '"' in text else f'"{text}"'
+    return f'{key}={text}'
 
 
 class UsageError(ValueError):
@@ -59,7 +86,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         action=SettingAction,
         metavar='KEY=VALUE',
         help='replace settings of the config, for example train_cfg.max_epochs=10; a list is '
-        'written key="[a,b]" or key=a,b without spaces',
+        'written key="[a,b]" or key=a,b without spaces; a text with a comma, or in a list with a '
+        """space, in quotes of its own: key='"/my data/a,b.pth"'""",
     )
 
 
@@ -259,9 +287,13 @@ def run(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None
     """Run a tool and return its exit status; a mistake of the user is reported in one line."""
     try:
         main(argv)
-    except (UsageError, CheckpointError, FileNotFoundError) as error:
-        message = ' '.join(str(error).split())
-        sys.stderr.write(f'error: {message}\n')
+    except (UsageError, CheckpointError, OSError) as error:
+        message = str(error)
+        if isinstance(error, OSError) and error.filename is not None:
+            message = f'{error.filename}: {error.strerror}'
+        elif isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
+            raise  # not about a file
+        sys.stderr.write(f'error: {" ".join(message.split())}\n')
         return 1
     _leave_process_group()
     return 0

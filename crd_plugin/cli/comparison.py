@@ -1,7 +1,7 @@
 """Compare the runs of a table with the published figures."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from .arguments import UsageError
 from .launch import LOG, locate
 from .reading import read_text
 from .results import (
+    NoAccuracyError,
     format_mean,
     paired_differences,
     read_run,
@@ -20,7 +21,7 @@ from .results import (
     summarise,
     with_metrics,
 )
-from .runs import RECORD, read_record
+from .runs import RECORD, files_below, read_record
 
 # Between the config of a probe and what it probes, in the name of its runs.
 OF = ' of '
@@ -54,6 +55,11 @@ def read_published(path: str | Path | None = None) -> pd.DataFrame:
         if missing := [name for name in _COLUMNS if name not in table]:
             raise UsageError(f'the column {missing[0]} is missing')
         value = pd.to_numeric(table['value'].mask(table['value'].str.lower() == 'n/a'))
+        if len(infinite := table['value'][value.abs() == float('inf')]):
+            raise UsageError(f'{infinite.iloc[0]} is not a finite number')
+        if not (table['metric'].str.contains('top-1', case=False) & value.notna()).any():
+            found = ', '.join(dict.fromkeys(table['metric'])) or 'no row'
+            raise UsageError(f'no figure is a top-1, such as "top-1 %" or "top-1 error %": {found}')
     except ValueError as error:
         raise UsageError(
             f'{path} is not a table of figures: {" ".join(str(error).split())}; expected the '
@@ -61,7 +67,9 @@ def read_published(path: str | Path | None = None) -> pd.DataFrame:
         ) from error
     tables = table['table'].str.replace(r'^(?=\d)', 'table ', regex=True)
     return table.assign(
-        published=value.mask(table['metric'].str.contains('error'), 100 - value).round(2),
+        published=value.mask(table['metric'].str.contains('error', case=False), 100 - value).round(
+            2
+        ),
         title=(table['source'] + ', ' + tables).str.removesuffix(', '),
         name=[
             OF.join(Path(at).stem for at in pair if at)
@@ -78,23 +86,25 @@ def read_table_runs(work_dirs: Sequence[str | Path]) -> pd.DataFrame:
         DataFrame: One row per run, sorted by seed: the record of what was trained; ``name`` of the
         config, of a probe ``<config> of <network>``; ``run_dir``; ``last`` and ``best`` as from
         :func:`read_run`, or None; ``epoch``, the last that was validated, or 0; ``finished``,
-        whether it counts; ``failed``, the error.
+        whether it counts; ``failed``, the error; ``note``, why a finished run does not count.
 
     Raises:
         UsageError: If there is none, a file is damaged, or two are of one config and seed.
     """
-    records = {
-        path.resolve(): path
-        for work_dir in work_dirs
-        for path in Path(work_dir).rglob(RECORD)
-        if re.fullmatch(r'seed_\d+', path.resolve().parent.name)
-    }
+    records: dict[Path, tuple[Path, Path]] = {}
+    for work_dir in work_dirs:
+        folder = Path(work_dir).resolve()
+        for path in files_below(folder):
+            if path.name == RECORD and re.fullmatch(r'seed_\d+', path.parent.name):
+                # Of a run that links lead to, its own place counts.
+                if path == (real := path.resolve()) or real not in records:
+                    records[real] = (Path(work_dir, path.relative_to(folder)), path)
     if not records:
         raise UsageError(
             f'no run in {", ".join(map(str, work_dirs))}: there is no seed_*/{RECORD}; give the '
             '--work-dir of tools/run_table.py.'
         )
-    runs = pd.DataFrame([_read_table_run(path) for path in sorted(records.values())])
+    runs = pd.DataFrame([_read_table_run(*paths) for paths in sorted(records.values())])
     # Which of two counts is not ours to choose.
     for (name, seed), same in runs.groupby(['name', 'seed']):
         if len(same) > 1:
@@ -105,19 +115,20 @@ def read_table_runs(work_dirs: Sequence[str | Path]) -> pd.DataFrame:
     return runs.sort_values('seed', kind='stable')
 
 
-def _read_table_run(path: Path) -> dict[str, Any]:
-    """One row of :func:`read_table_runs`."""
-    run = read_record(path)
+def _read_table_run(path: Path, place: Path) -> dict[str, Any]:
+    """One row of :func:`read_table_runs`: the record's path, and the same from the root on."""
+    run, note = read_record(path), ''
     try:
         result = read_run(path.parent)
     except (FileNotFoundError, ValueError) as error:
-        if run['finished'] and isinstance(error, ValueError):
+        if run['finished'] and not isinstance(error, (FileNotFoundError, NoAccuracyError)):
             raise
+        note = f'is finished, but not in the numbers: {error}' if run['finished'] else ''
         result = dict(last=None, best=None, epochs=[0])
     epoch = result['epochs'][-1]
     # Killed after the last validation, a run is finished although its record does not say so.
     finished = epoch > 0 and bool(run['finished'] or epoch >= run['epochs'])
-    _, folder, above, *_ = path.resolve().parents
+    _, folder, above, *_ = place.parents
     # The folder of a config is named after it, that of a probe after what it probes.
     name = folder.name
     if above.name == Path(run['config']).stem != name:
@@ -134,6 +145,7 @@ def _read_table_run(path: Path) -> dict[str, Any]:
         epoch=epoch,
         finished=finished,
         failed=line if line.startswith('error: ') and not finished else '',
+        note=note,
     )
     return result | run | more
 
@@ -154,7 +166,9 @@ def compare(runs: pd.DataFrame, figures: pd.DataFrame) -> list[dict[str, Any]]:
         :func:`paired_differences`; ``seeds`` are the finished ones. What is not there is None.
     """
     names = dict.fromkeys(runs['name'])
-    figures = figures[figures['metric'].str.contains('top-1') & figures['published'].notna()]
+    figures = figures[
+        figures['metric'].str.contains('top-1', case=False) & figures['published'].notna()
+    ]
     groups = figures['group'][figures['name'].isin(names)]
     figures = figures[figures['group'].isin(groups)].drop_duplicates('name')
     known = figures.set_index('name').to_dict('index')
@@ -171,7 +185,7 @@ def compare(runs: pd.DataFrame, figures: pd.DataFrame) -> list[dict[str, Any]]:
         )
         to_alone, to_kd = (
             paired_differences(trained[trained['name'].isin((name, other))], other).get(name)
-            for other in _references(name)
+            for other in _references(name, names)
         )
         teachers = dict.fromkeys(map(_short_hash, own['teacher']))
         options = list(dict.fromkeys(map(' '.join, own['options'])))
@@ -203,7 +217,9 @@ def compare(runs: pd.DataFrame, figures: pd.DataFrame) -> list[dict[str, Any]]:
 def _notes(runs: pd.DataFrame, teachers: int, options: Sequence[str]) -> list[str]:
     """What a reader of a row should know about its runs."""
     notes = [
-        f'seed {run["seed"]} {"failed" if run["failed"] else "is"} at epoch {run["epoch"]} of '
+        f'seed {run["seed"]} {run["note"]}'
+        if run['note']
+        else f'seed {run["seed"]} {"failed" if run["failed"] else "is"} at epoch {run["epoch"]} of '
         f'{run["epochs"]}{run["failed"] and ": " + run["failed"]}'
         for run in runs[~runs['finished']].to_dict('records')
     ]
@@ -214,11 +230,15 @@ def _notes(runs: pd.DataFrame, teachers: int, options: Sequence[str]) -> list[st
     return notes + [f'trained with {text}' for text in options if text]
 
 
-def _references(name: str) -> tuple[str, str]:
+def _references(name: str, names: Collection[str]) -> Iterator[str]:
     """Names of the student alone and of KD, named method[_teacher]_student_schedule_data."""
-    config, of, network = name.rpartition(OF)
+    plain, *sweep = name.partition(',')
+    config, of, network = plain.rpartition(OF)
     _, *rest = network.split('_')
-    return config + of + '_'.join(['vanilla', *rest[-3:]]), config + of + '_'.join(['kd', *rest])
+    for parts in (['vanilla', *rest[-3:]], ['kd', *rest]):
+        reference = config + of + '_'.join(parts)
+        swept = reference + ''.join(sweep)  # with the same values, if there are such runs
+        yield swept if swept in names and swept != name else reference
 
 
 def _short_hash(teacher: str) -> str:

@@ -14,8 +14,10 @@ from torch import nn
 
 from crd_plugin.checkpoints.publish import build_student, student_config
 from crd_plugin.compat import load_checkpoint_file
+from crd_plugin.datasets.sample_index import find_sources
 from crd_plugin.models.algorithms.checkpoints import find_weights
 from crd_plugin.models.recorders.classifier_recorders import find_classification_layer
+from crd_plugin.registry import DATASETS
 
 from .arguments import UsageError
 
@@ -54,8 +56,8 @@ def load_network(cfg: Config, filename: str, role: str = 'architecture') -> Any:
 
 
 @torch.inference_mode()
-def run_network(network: Any, dataset: dict[str, Any]) -> Outputs:
-    """Run a network, as from :func:`load_network`, over a data set with labels, in its order."""
+def run_network(network: Any, dataset: Any) -> Outputs:
+    """Run a network, as from :func:`load_network`, over a set with labels, or its config's."""
     loader = dict(
         batch_size=250,
         num_workers=0,
@@ -81,22 +83,34 @@ def run_network(network: Any, dataset: dict[str, Any]) -> Outputs:
         torch.cat(features).numpy(),
         torch.cat(logits).numpy(),
         np.array(labels),
-        tuple(batches.dataset.metainfo.get('classes', ())),
+        tuple(getattr(batches.dataset, 'metainfo', {}).get('classes') or ()),
         tuple(data['inputs'].shape[-2:]),
     )
 
 
-def own_data(cfg: Config) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Configs of the training images, without augmentation, and of the validation images."""
-    found = []
-    for name in ('train_dataloader', 'val_dataloader'):
-        dataset = cfg[name].dataset.to_dict()
-        # Ids, and data that stay on the device, are for training.
-        while isinstance(dataset.get('dataset'), dict):
-            dataset = dataset['dataset']
-        found.append(dataset)
-    train, val = found
-    return {**train, 'pipeline': val['pipeline']}, val
+def own_data(cfg: Config, training: bool = False) -> Any:
+    """Build the validation set of a config, or its training set without augmentation."""
+    if training:
+        train, val = _build_data(cfg, 'train'), own_data(cfg)
+        for owner in find_sources(train).owners:
+            owner.pipeline = find_sources(val).owners[0].pipeline
+        return train
+    return _build_data(cfg, 'val')
+
+
+def _build_data(cfg: Config, split: str) -> Any:
+    """Build a data set with all its wrappers but one that keeps the images on the device."""
+    loader = cfg.get(f'{split}_dataloader')
+    if not loader:
+        raise UsageError(
+            f'the config has no {split}_dataloader, of whose images networks are compared; give a '
+            'config with one.'
+        )
+    dataset = loader.dataset.to_dict()
+    if str(dataset['type']).endswith('ResidentDataset'):
+        dataset = dataset['dataset']
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        return DATASETS.build(dataset)
 
 
 def digits(height: int, width: int) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -145,24 +159,31 @@ def plot_correlation(networks: Mapping[str, Outputs], path: str | Path) -> None:
 
 
 def plot_embedding(networks: Mapping[str, Outputs], path: str | Path, images: int) -> None:
-    """Draw the features of the first images by t-SNE, one panel per network, coloured by class."""
+    """Draw the features of some images by t-SNE, one panel per network, coloured by class.
+
+    The same images for all networks, of each class in proportion.
+    """
     from matplotlib import colormaps
     from sklearn.manifold import TSNE
     from threadpoolctl import threadpool_limits
 
+    labels = next(iter(networks.values())).labels
+    order = np.argsort(labels, kind='stable')
+    chosen = order[np.linspace(0, len(order) - 1, min(images, len(order))).round().astype(int)]
+    number = max(labels.max() + 1, 10)
+    colours = colormaps['tab10' if number == 10 else 'nipy_spectral'].resampled(number)
     figure, panels = _panels(len(networks))
     for panel, (name, outputs) in zip(panels, networks.items()):
-        features = outputs.features[:images]
+        features = outputs.features[chosen]
         tsne = TSNE(perplexity=min(30, (len(features) - 1) / 3), random_state=0)
         with threadpool_limits(1):  # on a busy machine, threads that wait for others take minutes
             places = tsne.fit_transform(features)
-        colours = dict(c=outputs.labels[:images], cmap='tab10', vmin=0, vmax=9)
-        panel.scatter(*places.T, **colours, s=3, linewidths=0)
+        panel.scatter(*places.T, color=colours(labels[chosen]), s=3, linewidths=0)
         panel.set(xticks=[], yticks=[])
         panel.set_title(name, fontsize=9)
-    if len(outputs.classes) <= 10:  # more than tab10 has colours
+    if len(outputs.classes) <= 10:  # more names are not read
         for label, name in enumerate(outputs.classes):
-            panels[-1].scatter([], [], color=colormaps['tab10'](label / 9), s=12, label=name)
+            panels[-1].scatter([], [], color=colours(label), s=12, label=name)
         figure.legend(loc='outside right center', fontsize=8)
     figure.savefig(path, dpi=150)
 

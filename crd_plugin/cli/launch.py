@@ -212,8 +212,12 @@ def processor() -> str:
 def write_whole(path: Path, text: str) -> None:
     """Write a text file whole or not at all."""
     part = path.with_name(path.name + '.part')
-    part.write_text(text, encoding='utf-8')
-    part.replace(path)
+    try:
+        part.write_text(text, encoding='utf-8')
+        part.replace(path)
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
 
 
 def locate(name: str) -> Path:

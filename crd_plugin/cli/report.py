@@ -25,8 +25,9 @@ Student = tuple[str, Config, Path, str]
 # Images in a t-SNE, which takes about a second per network for these.
 _EMBEDDED = 300
 _FEATURES = (
-    f'Features of the first {_EMBEDDED} validation images by t-SNE, coloured by class; the first '
-    'seed of each method, last checkpoint. Distances between clusters mean little.'
+    f'Features of {_EMBEDDED} validation images of all classes, or of all if there are fewer, by '
+    't-SNE, coloured by class; the first seed of each method, last checkpoint. Distances between '
+    'clusters mean little.'
 )
 _LOGITS = (
     'How far the correlation between the logits of two classes, over the validation images, is '
@@ -162,7 +163,7 @@ def _draw_networks(
 ) -> None:
     """Run a teacher, its students and those of the same network that have none; draw them."""
     cfg = next(cfg for _, cfg, _, its_teacher in students if its_teacher == teacher)
-    data, outputs = features.own_data(cfg)[1], {}
+    data, outputs = features.own_data(cfg), {}
 
     def run(name: str, cfg: Config, checkpoint: str, role: str = 'architecture') -> None:
         network = features.load_network(cfg, checkpoint, role)

@@ -31,6 +31,10 @@ LEGEND = (
 )
 
 
+class NoAccuracyError(UsageError):
+    """Logs that are whole, but of a run without validation or with other metrics."""
+
+
 def read_run(run_dir: str | Path) -> dict[str, Any]:
     """Read the validation results of a work dir; of an epoch in several logs the last counts.
 
@@ -41,12 +45,13 @@ def read_run(run_dir: str | Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: If there is no ``*/vis_data/scalars.json``.
-        UsageError: If a log is damaged or has no top-1.
+        NoAccuracyError: If no log has a top-1.
+        UsageError: If a log is damaged.
     """
     logs = sorted(Path(run_dir).glob('*/vis_data/scalars.json'))
     if not logs:
         raise FileNotFoundError(
-            f'No */vis_data/scalars.json in {run_dir}; give the --work-dir of a run whose '
+            f'no */vis_data/scalars.json in {run_dir}; give the --work-dir of a run whose '
             'visualizer has a LocalVisBackend.'
         )
     found: dict[int, dict[str, Any]] = {}
@@ -56,7 +61,7 @@ def read_run(run_dir: str | Path) -> dict[str, Any]:
                 epoch = int(entry['step'])
                 found[epoch] = dict(epoch=epoch, top1=entry[TOP1], top5=entry.get(TOP5))
     if not found:
-        raise UsageError(
+        raise NoAccuracyError(
             f"{run_dir} has no {TOP1}, which tables show; validate with dict(type='Accuracy')."
         )
     results = [found[epoch] for epoch in sorted(found)]
@@ -205,6 +210,18 @@ def _format_difference(difference: Mapping[str, Any] | None) -> str:
     if difference['low'] is not None:
         text += f' [{difference["low"]:+.2f}, {difference["high"]:+.2f}]'
     return f'{text} *' if difference['clear'] else text
+
+
+def prepare(file: Path, flag: str, figure: bool = False) -> None:
+    """Refuse a file that cannot be written, before any work is done for it; make its folder."""
+    if file.is_dir():
+        raise UsageError(f'{flag} {file} is a folder, expected a file.')
+    if figure:
+        kinds = new_axes(1, 1).figure.canvas.get_supported_filetypes()
+        if file.suffix[1:].lower() not in kinds:
+            known = ', '.join(f'.{kind}' for kind in kinds)
+            raise UsageError(f'{flag} {file}: expected a file that ends in one of {known}.')
+    file.parent.mkdir(parents=True, exist_ok=True)
 
 
 def new_axes(width: float, height: float) -> Any:

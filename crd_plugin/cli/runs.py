@@ -9,14 +9,14 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
 
 from . import arguments, launch
-from .arguments import UsageError
+from .arguments import UsageError, check_checkpoint
 from .reading import parse_json, read_text
 from .resuming import POINTER, checkpoints
 
@@ -31,6 +31,14 @@ _KINDS = dict(
     finished=bool,
     seconds=float | int | None,
 )
+# Records that were written earlier do not have them.
+_LATER_KINDS = dict(weights=str)
+# Settings of a model whose values are files of weights. A probe has the network that it probes in
+# the teacher's place.
+_TEACHER = ('teacher_ckpt', 'backbone_ckpt')
+_CHECKPOINTS = (*_TEACHER, 'student_ckpt', 'checkpoint')
+# Settings that each run of a table has for itself.
+_OWN = {'randomness.seed': '--seeds', 'work_dir': '--work-dir'}
 # What is to be done with a run.
 DONE, RESUMED, NEW = 'done', 'resumes', 'new'
 CHANGED, IN_USE = 'settings changed', 'in use'
@@ -58,7 +66,8 @@ class Settings:
         signature (str): Sixteen hex digits that change whenever a setting but the seed does.
 
     Raises:
-        UsageError: If the config does not say how long it trains.
+        UsageError: If the config does not say how long it trains, or its runs would share a seed or
+            a folder.
     """
 
     def __init__(
@@ -66,30 +75,63 @@ class Settings:
     ) -> None:
         self.path, self.sweep = path, dict(sweep or {})
         self.options = [*options, *(f'{key}={value}' for key, value in self.sweep.items())]
+        for option in self.options:
+            key = option.partition('=')[0]
+            if key in _OWN:
+                raise UsageError(f'{option}: each run has its own; give {_OWN[key]} instead.')
         self.config = load_config(path, self.options)
+        hooks = self.config.get('default_hooks') or {}
+        if out_dir := (hooks.get('checkpoint') or {}).get('out_dir'):
+            raise UsageError(
+                f'{path}: runs with one seed would overwrite their checkpoints in default_hooks.'
+                f'checkpoint.out_dir={out_dir}; set it to None and choose a folder by --work-dir.'
+            )
         self.epochs = int((self.config.get('train_cfg') or {}).get('max_epochs') or 0)
         if not self.epochs:
             raise UsageError(
                 f'{path} has no train_cfg.max_epochs; it is needed to tell which runs are finished.'
             )
         (self.config.get('randomness') or {}).pop('seed', None)
-        text = json.dumps(self.config.to_dict(), sort_keys=True, default=str)
+        text = json.dumps(self.config.to_dict(), sort_keys=True, default=_stable)
         self.signature = hashlib.sha256(text.encode()).hexdigest()[:16]
 
-    def teacher(self) -> tuple[str, str]:
-        """Return SHA-256 or URL of each teacher's checkpoint, and the path of a missing one."""
-        model = self.config.get('model') or {}
-        # A probe has the network that it probes in the teacher's place.
-        given = model.get('teacher_ckpt') or model.get('backbone_ckpt') or ''
-        found = []
-        for path in [given] if isinstance(given, str) else given:
-            if path and '://' not in path:
-                path = os.path.expanduser(path)
-                if not os.path.isfile(path):
-                    return '', path
-                path = sha256(path, os.stat(path).st_mtime_ns)
-            found.append(path or '')
-        return ' '.join(found), ''
+    def files(self) -> tuple[str, str, tuple[str, str] | None]:
+        """Hash the checkpoints that training starts from.
+
+        Returns:
+            tuple: SHA-256 or URL of each teacher, or of the network that is probed; SHA-256 of each
+            other file, of which URLs are in the signature; and setting and path of one that is
+            missing, when the two texts are empty.
+        """
+        from .lookup import walk  # imports all of OpenMMLab
+
+        given = {
+            f'{place}.{key}': part[key]
+            for place, part in walk(self.config.get('model') or {}, 'model')
+            for key in _CHECKPOINTS
+            if isinstance(part.get(key), (str, list, tuple))
+        }
+        given['load_from'] = self.config.get('load_from') or ''
+        teacher = next((f'model.{key}' for key in _TEACHER if given.get(f'model.{key}')), '')
+        texts: dict[bool, list[str]] = {True: [], False: []}
+        for place, value in given.items():
+            for path in [value] if isinstance(value, str) else value:
+                is_file = bool(path) and '://' not in path
+                if is_file:
+                    path = os.path.expanduser(path)
+                    if not os.path.isfile(path):
+                        return '', '', (place, path)
+                    path = sha256(path, os.stat(path).st_mtime_ns)
+                if is_file or place == teacher:
+                    texts[place == teacher].append(path or '')
+        return ' '.join(texts[True]), ' '.join(texts[False]), None
+
+
+def _stable(value: Any) -> Any:
+    """What JSON lacks, as a text that is the same in every process."""
+    if isinstance(value, (set, frozenset)):
+        return sorted(map(str, value))
+    return re.sub(r' at 0x[0-9a-fA-F]+', '', str(value))
 
 
 @functools.cache
@@ -105,7 +147,8 @@ class Run:
         state (str): 'done', 'resumes', 'new', 'settings changed' or 'in use'.
         checkpoint (Path, optional): The checkpoint that ``--resume auto`` tries first.
         teacher (str): SHA-256 or URL of the teacher's checkpoint.
-        missing (str): Path of the teacher's checkpoint if it is missing.
+        weights (str): SHA-256 of other files of weights that it starts from.
+        missing (tuple, optional): Setting and path of a checkpoint that is missing.
 
     Raises:
         UsageError: If the folder holds something else.
@@ -122,7 +165,7 @@ class Run:
 
     def examine(self) -> None:
         """Look at the teacher and the run's folder, now; set ``state``."""
-        self.teacher, self.missing = self.settings.teacher()
+        self.teacher, self.weights, self.missing = self.settings.files()
         self.checkpoint: Path | None = None
         self.state = self._state()
 
@@ -141,11 +184,13 @@ class Run:
                 pass
         except UsageError:
             return IN_USE
+        except OSError:  # a folder to look at only
+            pass
         self.checkpoint = next(iter(checkpoints(self.run_dir, self.run_dir / POINTER)), None)
-        # Without the teacher there is nothing to compare.
-        teacher = record['teacher'] if self.missing else self.teacher
-        found = (self.settings.signature, self.seed, teacher)
-        if found != (record['signature'], record['seed'], record['teacher']):
+        found = dict(signature=self.settings.signature, seed=self.seed)
+        if not self.missing:  # else there is nothing to compare
+            found |= dict(teacher=self.teacher, weights=self.weights)
+        if found != {key: record.get(key, self.weights) for key in found}:
             return CHANGED
         if record['finished']:
             return DONE
@@ -168,7 +213,7 @@ class Run:
         elif self.state == CHANGED:
             text += ', starts over'
         if self.missing and self.state != DONE:
-            text += f', teacher {self.missing} is missing'
+            text += ', {} {} is missing'.format(*self.missing)
         return text
 
     def command(self, resume: bool = False) -> list[str]:
@@ -195,9 +240,10 @@ class Run:
         if self.missing:
             from crd_plugin.models.algorithms.checkpoints import how_to_train
 
+            key, checkpoint = self.missing
             raise UsageError(
-                f'the teacher {self.missing} does not exist; {how_to_train(self.missing)} with '
-                '--cfg-options model.teacher_ckpt=FILE.'
+                f'{key} {checkpoint} does not exist; {how_to_train(checkpoint)} with --cfg-options '
+                f'{key}=FILE.'
             )
         if self.state == CHANGED:
             launch.make_room(self.run_dir, keep=self.checkpoint is not None)
@@ -221,6 +267,7 @@ class Run:
             epochs=settings.epochs,
             signature=settings.signature,
             teacher=self.teacher,
+            weights=self.weights,
             finished=finished,
             seconds=seconds,
         )
@@ -230,13 +277,39 @@ class Run:
 def read_record(path: Path) -> dict[str, Any]:
     """Read what was trained in a folder; raise a UsageError if it does not say so."""
     try:
-        record = parse_json(read_text(path), path.name, _KINDS)
+        record = parse_json(read_text(path), path.name, _KINDS | _LATER_KINDS)
         missing = sorted(_KINDS.keys() - record.keys())
         if missing:
             raise ValueError(f'it lacks {", ".join(missing)}')
     except ValueError as error:
         raise UsageError(f'{path} is damaged ({error}); move its folder away.') from error
     return record
+
+
+def name_checkpoints(argument: str, checkpoints: Iterable[str]) -> dict[tuple[str, int], str]:
+    """Find checkpoints that exist, once each, by the name and seed of their runs."""
+    named: dict[tuple[str, int], str] = {}
+    for checkpoint in dict.fromkeys(checkpoints):
+        check_checkpoint(checkpoint, argument)
+        name, seed = run_of(checkpoint)
+        other = named.setdefault((name, seed), checkpoint)
+        if other != checkpoint:
+            raise UsageError(
+                f'{argument} {other} and {checkpoint} are both {name} with seed {seed}, by the '
+                'folders of their runs or their own names; give one of them.'
+            )
+    return named
+
+
+def files_below(folder: Path, above: frozenset[Path] = frozenset()) -> Iterator[Path]:
+    """Find all files of a folder, behind links too, which may lead back ``above``; sorted."""
+    if not folder.is_dir() or (place := folder.resolve()) in above:
+        return
+    for path in sorted(folder.iterdir()):
+        if path.is_dir():
+            yield from files_below(path, above | {place})
+        else:
+            yield path
 
 
 def run_of(checkpoint: str | Path) -> tuple[str, int]:

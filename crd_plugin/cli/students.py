@@ -7,7 +7,7 @@ from pathlib import Path
 from mmengine.config import Config
 
 from . import arguments as cli
-from .runs import run_of
+from .runs import name_checkpoints
 
 # Name, seed, checkpoint, and the key of the network in the model's config.
 Network = tuple[str, int, str, str]
@@ -35,14 +35,18 @@ def read_arguments(
             f'CONFIG {args.config} has no model.teacher_ckpt; give the config of a distillation, '
             'or --cfg-options model.teacher_ckpt=FILE.'
         )
+    if not isinstance(teacher, str):
+        raise cli.UsageError(
+            f'CONFIG {args.config} has a list of {len(teacher)} in model.teacher_ckpt, expected '
+            'one file; give the config of a distillation with one teacher.'
+        )
     cli.check_checkpoint(teacher, 'model.teacher_ckpt')
-    networks = [('teacher', 0, teacher, 'teacher')]
-    for checkpoint in args.checkpoints:
-        cli.check_checkpoint(checkpoint, 'CHECKPOINT')
-        name, seed = run_of(checkpoint)
-        if (name, seed) in [network[:2] for network in networks]:
+    named = name_checkpoints('CHECKPOINT', args.checkpoints)
+    for (name, _), checkpoint in named.items():
+        if name == 'teacher':
             raise cli.UsageError(
-                f'two CHECKPOINTs are {name} with seed {seed}, by their folders; give one.'
+                f'CHECKPOINT {checkpoint} would be shown as the teacher, by the name of its folder '
+                'or file; rename that.'
             )
-        networks.append((name, seed, checkpoint, 'architecture'))
-    return args.out, cfg, networks
+    networks = [(*run, checkpoint, 'architecture') for run, checkpoint in named.items()]
+    return args.out, cfg, [('teacher', 0, teacher, 'teacher'), *networks]

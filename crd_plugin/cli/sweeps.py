@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .arguments import UsageError, check_checkpoint
+from .arguments import UsageError, setting
 from .results import new_axes
-from .runs import Run, Settings, run_of
+from .runs import Run, Settings, name_checkpoints
 
 RANDOM = 'random'
-# Commas within brackets belong to a value.
-_COMMA = re.compile(r',(?![^\[(]*[\])])')
+# Commas within brackets or quotes belong to a value.
+_COMMA = re.compile(r""",(?![^\[(]*[\])])(?=(?:[^"]*"[^"]*")*[^"]*$)(?=(?:[^']*'[^']*')*[^']*$)""")
 
 
 def read_sweep(words: Sequence[str]) -> list[dict[str, str]]:
@@ -22,8 +22,6 @@ def read_sweep(words: Sequence[str]) -> list[dict[str, str]]:
     for word in words:
         key, equals, text = word.partition('=')
         found = _COMMA.split(text)
-        if key == 'randomness.seed':
-            raise UsageError(f'--sweep {word}: give --seeds instead.')
         if not (key and equals and all(found)) or key in values or len({*found}) < len(found):
             raise UsageError(
                 f'--sweep {word}: expected KEY=V1,V2,... with each key and value once.'
@@ -47,20 +45,11 @@ def plan_probes(
     configs: Sequence[Path], checkpoints: Sequence[str], options: Sequence[str], work_dir: Path
 ) -> list[Run]:
     """List a run per config and checkpoint, in ``work_dir/<config>/<checkpoint>/seed_<seed>``."""
-    named: dict[tuple[str, int], str] = {}
-    for checkpoint in dict.fromkeys(checkpoints):
-        if checkpoint == RANDOM:
-            continue
-        check_checkpoint(checkpoint, '--probe')
-        name, seed = run_of(checkpoint)
-        if (name, seed) in named:
-            raise UsageError(
-                f'--probe {named[name, seed]} and {checkpoint} are both {name} with seed {seed}; '
-                'give one of them.'
-            )
-        named[name, seed] = checkpoint
+    key = 'model.backbone_ckpt'
+    found = name_checkpoints('--probe', (word for word in checkpoints if word != RANDOM))
+    named = {run: setting(key, checkpoint) for run, checkpoint in found.items()}
     if RANDOM in checkpoints:
-        named |= {(RANDOM, seed): 'None' for seed in {seed for _, seed in named} or {0}}
+        named |= {(RANDOM, seed): f'{key}=None' for seed in {seed for _, seed in found} or {0}}
     for path in configs:
         if 'backbone_ckpt' not in Settings(path, options).config.get('model', {}):
             raise UsageError(
@@ -70,11 +59,11 @@ def plan_probes(
     return [
         Run(
             f'{path.stem} of {name}',
-            Settings(path, [*options, f'model.backbone_ckpt={checkpoint}']),
+            Settings(path, [*options, option]),
             seed,
             work_dir / path.stem / name / f'seed_{seed}',
         )
-        for (name, seed), checkpoint in named.items()
+        for (name, seed), option in named.items()
         for path in configs
     ]
 

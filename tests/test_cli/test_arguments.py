@@ -169,6 +169,42 @@ def test_no_validate_and_amp_and_auto_scale(folder):
     assert cfg.auto_scale_lr.enable is True
 
 
+@pytest.mark.parametrize(
+    'text, value',
+    [
+        ('3', 3),
+        ('None', None),
+        ('[a,b]', ['a', 'b']),
+        ('a,1', ['a', 1]),
+        ('[(1,2), x]', [(1, 2), 'x']),
+        ('/a b/c.pth', '/a b/c.pth'),
+        ('"/a b/c,d.pth"', '/a b/c,d.pth'),
+        ("'3'", '3'),
+        ("""['/a b/c,d.pth',"e",3]""", ['/a b/c,d.pth', 'e', 3]),
+        ('"a b","c"', ['a b', 'c']),
+        ('("a b",)', ('a b',)),
+        (r'"C:\new"', r'C:\new'),
+        ("o'brien/a.pth", "o'brien/a.pth"),
+        ('a(b,c', 'a(b,c'),
+    ],
+)
+def test_texts_in_quotes_and_single_ones_stand_as_they_are(text, value):
+    parser = argparse.ArgumentParser()
+    cli.add_options(parser)
+    found = parser.parse_args(['--cfg-options', f'load_from={text}']).cfg_options
+    assert found == dict(load_from=value) and type(found['load_from']) is type(value)
+
+
+@pytest.mark.parametrize(
+    'text',
+    ['a/b.pth', '/a b/c.pth', 'a,t=0.1/b.pth', "o'b,c", '"q",', '7', '[x]', 'a(,b', r'C:\t,u'],
+)
+def test_a_composed_setting_is_read_as_its_text(text):
+    key, _, value = cli.setting('load_from', text).partition('=')
+    assert key == 'load_from' and cli.read_value(value) == text
+    assert (value == text) == (text in ('a/b.pth', '/a b/c.pth', 'a(,b'))
+
+
 # --- mistakes -------------------------------------------------------------- #
 
 
@@ -288,12 +324,19 @@ def test_error_before_there_is_a_log_file_has_a_traceback(folder, capsys):
     assert 'Traceback (most recent call last):' in Path('w/error.log').read_text()
 
 
-def test_a_real_bug_keeps_its_traceback():
+@pytest.mark.parametrize('error', [ZeroDivisionError(), OSError('no file is to blame')])
+def test_a_real_bug_keeps_its_traceback(error):
     def main(argv):
-        raise ZeroDivisionError
+        raise error
 
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(type(error)):
         cli.run(main)
+
+
+def test_a_file_that_cannot_be_written_is_one_line(tmp_path, capsys):
+    (tmp_path / 'file').touch()
+    assert cli.run(lambda argv: (tmp_path / 'file' / 'x').mkdir()) == 1
+    assert capsys.readouterr().err == f'error: {tmp_path}/file/x: Not a directory\n'
 
 
 # --- running --------------------------------------------------------------- #
@@ -489,7 +532,7 @@ def test_numbers_are_always_written_to_a_file(built, given, types):
     assert [backend['type'] for backend in cfg.visualizer.vis_backends] == types
 
 
-@pytest.mark.parametrize('wrong', ['[dict(type=TensorboardVisBackend)]', "[{'kind':'a'}]"])
+@pytest.mark.parametrize('wrong', ['[dict(type=TensorboardVisBackend)]', '[{kind:a}]'])
 def test_backends_that_the_command_line_cannot_give(folder, capsys, wrong):
     assert call('train', 'plain.py', '--cfg-options', f'visualizer.vis_backends={wrong}') == 1
     assert 'error: visualizer.vis_backends has ' in capsys.readouterr().err

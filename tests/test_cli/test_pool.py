@@ -62,7 +62,7 @@ sys.exit(f'cause of seed {seed}' if seed == 1 else 0)
     log = tmp_path / 'seed_1' / 'train.log'
     assert f'failed: net, seed 1: training ended with code 1; last lines of {log}:' in error
     assert '\n    cause of seed 1\n' in error
-    assert 'the teacher gone.pth does not exist; give the path of a trained' in error
+    assert 'model.teacher_ckpt gone.pth does not exist; give the path of a trained' in error
     assert 'ZeroDivisionError: division by zero' in error
 
 

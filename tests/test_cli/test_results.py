@@ -87,7 +87,7 @@ def test_a_run_of_few_classes_has_no_top5(tmp_path):
 
 
 def test_missing_and_damaged_logs_are_told(tmp_path):
-    with pytest.raises(FileNotFoundError, match='No .*scalars.json in'):
+    with pytest.raises(FileNotFoundError, match='no .*scalars.json in'):
         read_run(tmp_path)
     for name, text, message in (
         ('a', '', 'no accuracy/top1, .*Accuracy'),

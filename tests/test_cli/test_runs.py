@@ -1,6 +1,7 @@
 """Settings, states and records of runs."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -8,7 +9,7 @@ import pytest
 
 from crd_plugin.cli import launch
 from crd_plugin.cli.arguments import UsageError
-from crd_plugin.cli.runs import Run, Settings, load_config, read_record, run_of
+from crd_plugin.cli.runs import Run, Settings, files_below, load_config, read_record, run_of
 from tests.tables import CRD, REPO, STUDENT
 
 
@@ -48,13 +49,50 @@ def _state(run):
     return run.state, run.checkpoint and run.checkpoint.name
 
 
-def test_the_signature_depends_on_options_but_not_on_the_seed(settings):
+def test_the_signature_depends_on_options_but_not_on_the_seed(settings, tmp_path):
+    seeded = tmp_path / 'seeded.py'
+    seeded.write_text(f"_base_ = '{STUDENT}'\nrandomness = dict(seed=7)\n")
+    assert Settings(seeded, []).signature == settings.signature
     signatures = {
         Settings(STUDENT, options).signature
-        for options in ([], ['randomness.seed=7'], ['randomness.x=1'], ['train_cfg.max_epochs=3'])
+        for options in ([], ['randomness.x=1'], ['train_cfg.max_epochs=3'])
     }
     assert len(signatures) == 3 and settings.signature in signatures
     assert load_config(STUDENT, ['train_cfg.max_epochs=3']).train_cfg.max_epochs == 3
+
+
+def test_the_signature_is_that_of_another_process(tmp_path):
+    """Of sets the order, and of functions the address, differs between processes."""
+    path = tmp_path / 'own.py'
+    path.write_text(
+        f"_base_ = '{STUDENT}'\ntrain_dataloader = dict(dataset=dict(dataset=dict(\n"
+        f"    a=set('abcdefgh'), b=lambda x: x)))\n"
+    )
+    code = f'from crd_plugin.cli.runs import *; print(Settings(Path("{path}"), []).signature)'
+    found = {
+        subprocess.run(
+            [sys.executable, '-c', code],
+            env={**os.environ, 'PYTHONPATH': str(REPO), 'PYTHONHASHSEED': seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in '12'
+    }
+    assert len(found) == 1
+
+
+@pytest.mark.parametrize(
+    'option, message',
+    [
+        ('randomness.seed=1', 'each run has its own; give --seeds instead'),
+        ('work_dir=x', 'each run has its own; give --work-dir instead'),
+        ('default_hooks.checkpoint.out_dir=x', 'would overwrite their checkpoints in .*out_dir=x;'),
+    ],
+)
+def test_what_runs_cannot_share_is_refused(option, message):
+    with pytest.raises(UsageError, match=message):
+        Settings(STUDENT, [option])
 
 
 # --- states of a folder ---------------------------------------------------- #
@@ -102,10 +140,49 @@ def test_changed_settings_seed_and_teacher(run, tmp_path):
         assert _state(crd) == ('done', None) and crd.describe() == 'done'
         _record(crd)
         assert _state(crd) == ('new', None)
-        assert crd.describe() == f'new, teacher {teachers[1]} is missing'
+        assert crd.describe() == f'new, model.teacher_ckpt {teachers[1]} is missing'
         message = 'seed_1.pth does not exist; give the path of a trained'
         with pytest.raises(UsageError, match=message):
             _train(crd)
+
+
+@pytest.mark.parametrize(
+    'key', ['load_from', 'model.student_ckpt', 'model.backbone.init_cfg.checkpoint']
+)
+def test_other_weights_that_were_replaced(tmp_path, key):
+    """Records that were written before these counted stay valid."""
+    file = tmp_path / 'a.pth'
+    file.write_bytes(b'weights')
+    settings = Settings(STUDENT, [f'{key}={file}', 'model.backbone.init_cfg.type=Pretrained'])
+    run = Run('student', settings, 1, tmp_path / 'run')
+    _record(run, finished=True)
+    assert _state(run)[0] == 'done' and run.teacher == ''
+    file.write_bytes(b'other weights')
+    assert _state(run)[0] == 'settings changed'
+    record = json.loads(run.record.read_text())
+    del record['weights']
+    run.record.write_text(json.dumps(record))
+    assert _state(run)[0] == 'done'
+    file.unlink()
+    _record(run)
+    with pytest.raises(UsageError, match=f'^{key} {file} does not exist; .* {key}=FILE'):
+        _train(run)
+
+
+def test_a_folder_that_cannot_be_locked_is_listed(run):
+    _record(run, finished=True)
+    (run.run_dir / launch.LOCK).mkdir()  # cannot be opened, even by root
+    assert _state(run)[0] == 'done'
+
+
+def test_links_are_followed_but_not_in_circles(tmp_path):
+    (tmp_path / 'a' / 'b').mkdir(parents=True)
+    (tmp_path / 'a' / 'b' / 'file').touch()
+    (tmp_path / 'a' / 'link').symlink_to('b')
+    (tmp_path / 'a' / 'b' / 'back').symlink_to(tmp_path / 'a')
+    found = [str(path.relative_to(tmp_path)) for path in files_below(tmp_path / 'a')]
+    assert found == ['a/b/file', 'a/link/file']
+    assert list(files_below(tmp_path / 'gone')) == []
 
 
 def test_a_foreign_folder_is_left_alone(run):
@@ -162,6 +239,7 @@ def test_what_was_trained_is_recorded(tmp_path):
         epochs=100,
         signature=run.settings.signature,
         teacher='',
+        weights='',
         finished=True,
     )
     # The time before an interruption is not known, so the sum is not.

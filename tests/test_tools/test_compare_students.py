@@ -6,15 +6,19 @@ import re
 import numpy as np
 import pytest
 import torch
+from matplotlib.axes import Axes
 from mmengine.registry import DefaultScope
 from PIL import Image
 
 from crd_plugin.cli import arguments as cli
 from crd_plugin.cli import features
+from crd_plugin.datasets.sample_index import find_sources
 from crd_plugin.registry import DATASETS
 from tests import tables
 from tests.config_files import parsed
 from tests.tables import KD
+
+ENSEMBLE = tables.CONFIGS / 'ensemble' / 'crd-ensemble_2xresnet14_resnet8w4_b20-100e_digits.py'
 
 
 @pytest.fixture(scope='module')
@@ -80,7 +84,7 @@ def test_correlation_alone(files, tmp_path, capsys):
     teacher, student = (
         np.corrcoef(
             features.run_network(
-                features.load_network(cfg, files[name], role), features.own_data(cfg)[1]
+                features.load_network(cfg, files[name], role), features.own_data(cfg)
             ).logits.T
         )
         for name, role in (('teacher', 'teacher'), ('kd_seed1', 'architecture'))
@@ -93,15 +97,13 @@ def test_correlation_alone(files, tmp_path, capsys):
         assert image.width > 2 * image.height  # three panels in a row
     words[3] = str(tmp_path)
     assert cli.run(tool.main, [str(KD), *words]) == 1
-    assert 'expected a file that ends in .png, .pdf or .svg' in capsys.readouterr().err
+    assert 'is a folder, expected a file' in capsys.readouterr().err
 
 
 def test_a_network_runs_as_its_config_says(files):
-    """Images of the training set without augmentation; the logits are those of the model."""
+    """The logits are those of the model."""
     cfg = parsed(KD)
-    train, val = features.own_data(cfg)
-    assert train['type'] == 'crd_plugin.Digits' and train['pipeline'] == val['pipeline']
-    assert train['num_train_per_class'] == 10
+    val = cfg.val_dataloader.dataset.to_dict()
     network = features.load_network(cfg, files['kd_seed0'])
     outputs = features.run_network(network, dict(val, indices=7))
     with DefaultScope.overwrite_default_scope('mmpretrain'):
@@ -124,6 +126,52 @@ def test_a_network_runs_as_its_config_says(files):
         assert teacher.backbone.depth == 14
 
 
+@pytest.mark.parametrize('resident', [False, True])
+def test_images_are_those_that_the_config_selects(resident):
+    """Of a fold, of joined and repeated sets, without augmentation."""
+    cfg = parsed(KD)
+    val, ids = cfg.val_dataloader.dataset, cfg.train_dataloader.dataset
+    part = dict(ids.dataset, num_train_per_class=2)
+    fold = dict(type='KFoldDataset', num_splits=5, fold=1, dataset=part)
+    ids.dataset = dict(type='ConcatDataset', datasets=[fold, part])
+    if resident:
+        ids.type = 'crd_plugin.ResidentDataset'
+    cfg.val_dataloader.dataset = dict(fold, dataset=dict(val, indices=50), test_mode=True)
+    train, held = features.own_data(cfg, training=True), features.own_data(cfg)
+    assert (len(train), len(held)) == (16 + 20, 10)
+    sizes = {len(find_sources(data).owners[0].pipeline.transforms) for data in (train, held)}
+    assert sizes == {len(val.pipeline)}
+    first, again = train[0]['inputs'], train[0]['inputs']
+    assert torch.equal(first, again)
+    # Copies inside a repetition share their ids.
+    inner = dict(type='crd_plugin.SampleIndexDataset', dataset=part)
+    cfg.train_dataloader.dataset = dict(type='RepeatDataset', times=2, dataset=inner)
+    assert len(features.own_data(cfg, training=True)) == 40
+    cfg.val_dataloader = None
+    with pytest.raises(cli.UsageError, match='the config has no val_dataloader'):
+        features.own_data(cfg)
+
+
+@pytest.mark.parametrize('classes', [10, 100])
+def test_images_of_all_classes_in_colours_of_their_own(classes, tmp_path, monkeypatch):
+    """Of a set that is sorted by class, as folders of images are."""
+    drawn, scatter = [], Axes.scatter
+
+    def record(self, x, y, **more):
+        drawn.append((len(x), more['color']))
+        return scatter(self, x, y, **more)
+
+    monkeypatch.setattr(Axes, 'scatter', record)
+    monkeypatch.setattr('sklearn.manifold.TSNE.fit_transform', lambda self, x: x[:, :2])
+    labels = np.repeat(np.arange(classes), 5)
+    values = np.stack([labels, labels], 1)
+    outputs = features.Outputs(values, values, labels, tuple(map(str, range(classes))))
+    features.plot_embedding(dict(a=outputs), tmp_path / 'a.png', 2 * classes)
+    (number, colours), *legend = drawn
+    assert number == 2 * classes and len({tuple(colour) for colour in colours}) == classes
+    assert len(legend) == (10 if classes == 10 else 0)
+
+
 def test_measures_of_known_outputs():
     labels = np.arange(40) % 2
     logits = np.stack([labels == 0, labels == 1], 1).astype(float)
@@ -137,12 +185,20 @@ def test_measures_of_known_outputs():
     'config, words, message',
     [
         (KD, ['kd_seed0', 'wide_seed0'], 'epoch_2.pth is not of the architecture of the config'),
-        (KD, ['kd_seed0', 'kd_seed0'], 'two CHECKPOINTs are kd with seed 0'),
+        (KD, ['a/net.pth', 'b/net.pth'], 'b/net.pth are both net with seed 0, by the folders of'),
+        (KD, ['teacher'], 'would be shown as the teacher'),
+        (ENSEMBLE, ['kd_seed0'], 'has a list of 2 in model.teacher_ckpt, expected one file'),
         (KD, ['missing'], 'CHECKPOINT missing does not exist'),
         (tables.STUDENT, ['kd_seed0'], 'has no model.teacher_ckpt; give the config of a distil'),
     ],
 )
-def test_wrong_arguments_end_with_one_line(tool, files, tmp_path, capsys, config, words, message):
+def test_wrong_arguments_end_with_one_line(
+    tool, files, tmp_path, monkeypatch, capsys, config, words, message
+):
+    monkeypatch.chdir(tmp_path)
+    for folder in 'ab':
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / 'net.pth').touch()
     args = [str(config), *(files.get(word, word) for word in words), '--out', str(tmp_path)]
     if config == KD:
         args += ['--cfg-options', f'model.teacher_ckpt={files["teacher"]}']

@@ -64,6 +64,7 @@ def test_seeds_and_methods(demo):
 
 
 def test_one_teacher_serves_all_seeds(demo, tmp_path):
+    tmp_path /= 'my, demo'
     words = ['--methods', 'kd', '--seeds', '4,9', '--work-dir', str(tmp_path)]
     teacher, students = demo.plan(demo.parse_args(words))
     folders = 'teacher vanilla_seed4 kd_seed4 vanilla_seed9 kd_seed9'.split()
@@ -74,8 +75,8 @@ def test_one_teacher_serves_all_seeds(demo, tmp_path):
         ('KD', 9),
     ]
     weights = str(tmp_path / 'teacher' / 'epoch_100.pth')
-    assert [run.missing for run in students] == ['', weights] * 2
-    assert students[1].options == ['randomness.seed=4', f'model.teacher_ckpt={weights}']
+    assert [run.missing for run in students] == [None, ('model.teacher_ckpt', weights)] * 2
+    assert students[1].options == ['randomness.seed=4', f'model.teacher_ckpt="{weights}"']
 
 
 @pytest.mark.parametrize(
@@ -160,7 +161,7 @@ def test_fashion_mnist_is_planned_with_a_teacher_of_its_own_schedule(demo, tmp_p
     titles = 'KD,FitNet,AT,CRD,CRD+KD,CKTF,CoCoRD,CRD in-batch,InfoNCE'.split(',')
     assert [run.name for run in (alone, *students)] == ['student alone (resnet8)', *titles]
     assert not alone.missing
-    assert {run.missing for run in students} == {str(tmp_path / 'teacher' / 'epoch_12.pth')}
+    assert {run.missing[1] for run in students} == {str(tmp_path / 'teacher' / 'epoch_12.pth')}
     data = [run.settings.config.train_dataloader.dataset.dataset for run in (teacher, alone)]
     assert [one.num_train_per_class for one in data] == [None, 500]
     assert demo.parse_args(['--data', 'fashion-mnist']).work_dir.name == 'fashion-mnist'

@@ -62,10 +62,15 @@ def test_figures_of_the_package_are_the_default(tool, tmp_path, monkeypatch, cap
 def test_wrong_arguments_are_told(tool, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     tables.write_run(tmp_path, 'own', 0, (1.0,))
+    Path('file').touch()
     for argv, message in (
         (['gone'], 'no run in gone: there is no seed_'),
         (['.', '--published', 'gone.csv'], 'gone.csv is not a file'),
+        (['.', '--out', 'own'], '--out own is a folder, expected a file'),
+        (['.', '--out', 'file/t.md'], 'file: File exists'),
+        (['.', '--plot', 'x.xyz'], '--plot x.xyz: expected a file that ends in one of .'),
     ):
         assert cli.run(tool.main, argv) == 1
         error = capsys.readouterr().err
         assert error.startswith(f'error: {message}') and error.count('\n') == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['file', 'own']

@@ -32,7 +32,7 @@ def measure(cfg: Any, networks: Sequence[students.Network]) -> list[dict[str, An
     from crd_plugin.cli import features
 
     rows: list[dict[str, Any]] = []
-    train_data, test_data = features.own_data(cfg)
+    train_data, test_data = features.own_data(cfg, training=True), features.own_data(cfg)
     for name, seed, checkpoint, role in networks:
         sys.stderr.write(f'{name}, seed {seed}: {checkpoint}\n')
         network = features.load_network(cfg, checkpoint, role)
@@ -81,10 +81,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     out, cfg, networks = students.read_arguments(__doc__, argv, 'DIR', 'folder for all files')
     from crd_plugin.cli import features
 
+    out.mkdir(parents=True, exist_ok=True)
     rows = measure(cfg, networks)
     text = render(rows)
     sys.stdout.write(f'{text}\n')
-    out.mkdir(parents=True, exist_ok=True)
     keys = ('name', 'seed', 'checkpoint', *MEASURES)
     content = [
         {key: row[key] for key in keys}

@@ -42,13 +42,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     launch.require('pandas')
     if args.plot or args.format == 'html':
         launch.require('matplotlib', 'sklearn', 'markdown_it')
-    from crd_plugin.cli import comparison
+    from crd_plugin.cli import comparison, results
     from crd_plugin.cli.sweeps import plot_rows
 
+    if args.out:
+        results.prepare(args.out, '--out')
+    if args.plot:
+        results.prepare(args.plot, '--plot', figure=True)
     runs = comparison.read_table_runs(args.work_dirs)
     rows = comparison.compare(runs, comparison.read_published(args.published))
     if args.plot:
-        args.plot.parent.mkdir(parents=True, exist_ok=True)
         plot_rows(rows, args.plot)
     if args.format == 'json':
         text = json.dumps(rows, indent=1, ensure_ascii=False) + '\n'
@@ -63,7 +66,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.out is None:
         sys.stdout.write(text)
     else:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
         launch.write_whole(args.out, text)
 
 

@@ -18,15 +18,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the networks, write the figure and its numbers."""
     launch.require('matplotlib', 'sklearn')
     out, cfg, networks = students.read_arguments(__doc__, argv, 'FILE.png', 'figure to write')
-    if out.suffix not in ('.png', '.pdf', '.svg'):
-        raise cli.UsageError(f'--out is {out}, expected a file that ends in .png, .pdf or .svg.')
-    from crd_plugin.cli import features
+    from crd_plugin.cli import features, results
 
-    data, outputs = features.own_data(cfg)[1], {}
+    results.prepare(out, '--out', figure=True)
+
+    data, outputs = features.own_data(cfg), {}
     for name, seed, checkpoint, role in networks:
         title = f'{name}, seed {seed}' if name != 'teacher' else name
         outputs[title] = features.run_network(features.load_network(cfg, checkpoint, role), data)
-    out.parent.mkdir(parents=True, exist_ok=True)
     features.plot_correlation(outputs, out)
     teacher = features.class_correlation(outputs['teacher'])
     content = []
