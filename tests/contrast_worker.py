@@ -12,7 +12,6 @@ from torch.nn.parallel import DistributedDataParallel
 import crd_plugin  # noqa: F401
 from crd_plugin.models.collectives import gather_batches, gather_sizes, own_part
 from crd_plugin.models.losses import CRDLoss
-from crd_plugin.models.memory_bank import gather_updates
 
 from . import small_runs
 
@@ -172,8 +171,12 @@ def contrast_with_bank(loss: CRDLoss, batches: list[dict[str, Tensor]], given: b
         )
         value.backward()
         # Between the ranks embeddings travel as float32: the single process rounds them too.
-        alone = not dist.is_initialized()
-        loss.bank.commit(gather_updates([loss.bank.pending])[0] if alone else None)
+        if not dist.is_initialized():
+            update = loss.bank.pending
+            loss.bank.pending = update._replace(
+                student=update.student.float(), teacher=update.teacher.float()
+            )
+        loss.bank.commit()
         seen.append(
             dict(
                 loss=value.detach(),
