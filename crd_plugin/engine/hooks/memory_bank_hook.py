@@ -12,7 +12,7 @@ from mmengine.runner import BaseLoop
 from torch import Tensor, nn
 
 from crd_plugin.models._numbers import count
-from crd_plugin.models.bank_state import SIDES
+from crd_plugin.models.bank_state import SIDES, check_state
 from crd_plugin.models.losses import CRDLoss, InBatchCRDLoss
 from crd_plugin.models.losses.crd_checks import check_embeddings, check_labels, check_range
 from crd_plugin.models.memory_bank import MemoryBank, commit_all
@@ -156,7 +156,7 @@ class MemoryBankHook(Hook):
                     f'load_from takes weights only: the rows of the memory bank {name} are fresh.'
                 )
             return
-        for name in self._banks:
+        for name, bank in self._banks.items():
             parts = [f'{name}.{start}{side}' for side in SIDES for start in ('', 'log_z_')]
             if not all(any(part in key for key in weights) for part in parts):
                 raise ValueError(
@@ -164,6 +164,8 @@ class MemoryBankHook(Hook):
                     'resumed from it exactly; start from its weights with load_from instead of '
                     '--resume.'
                 )
+            # Before the settings: num_negatives may follow from the number of rows.
+            check_state(bank, weights, f'{name}.')
         saved = checkpoint.get('memory_bank', {})
         for name, settings in self._settings().items():
             for key, value in settings.items():
