@@ -52,6 +52,7 @@ class InBatchCRDLoss(CRDLoss):
     """
 
     log_mean: Tensor
+    _has_bank = False
 
     def __init__(
         self,

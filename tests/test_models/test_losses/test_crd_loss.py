@@ -221,18 +221,26 @@ def test_the_same_on_a_gpu(loss, mode):
             torch.testing.assert_close(found.cpu(), expected)
 
 
+class WithBank(CRDLoss):
+    """A class of one's own."""
+
+
 @pytest.mark.parametrize(
     'kwargs, message',
     [
         (dict(objective='mse'), r"objective is 'mse', expected one of \('nce'"),
         (dict(negatives='none'), "negatives is 'none', expected one of"),
         (dict(exclude='self'), "exclude is 'self', expected one of"),
+        (dict(negatives='batch'), 'InBatchCRDLoss, which WithBank is not; give it .* by keyword'),
         (dict(bank_dtype='int8'), "bank_dtype is 'int8', expected one"),
     ],
 )
 def test_bad_arguments(kwargs, message):
     with pytest.raises((ValueError, TypeError), match=message):
-        CRDLoss(**kwargs)
+        WithBank(**kwargs)
+    if 'negatives' in kwargs:
+        with pytest.raises(ValueError, match=message.replace('WithBank', 'CRDLoss')):
+            CRDLoss(8, None, 0.07, None, 'nce', kwargs['negatives'])
 
 
 def test_second_step_without_a_hook(loss):
@@ -252,6 +260,7 @@ def nan_row(feats):
     [
         (lambda s, t, i: (s, t[:, :5], i), r't_feats has shape \(2, 5\), exp.*EmbeddingConnector'),
         (lambda s, t, i: (s[..., None], t, i), r's_feats has shape \(2, 6, 1\), expected \(2, 6\)'),
+        (lambda s, t, i: (s[:0], t[:0], i[:0]), 'sample_idx holds no sample, expected at least'),
         (lambda s, t, i: (s, t, i[:1]), r's_feats has shape \(2, 6\), expected \(1, 6\)'),
         (lambda s, t, i: (s, t, i.float()), 'sample_idx is torch.float32.*SampleField'),
         (lambda s, t, i: (s, t, i + 36), 'sample_idx 40 is outside the memory bank of 40 rows'),
