@@ -140,6 +140,18 @@ def test_every_mode_trains(objective, negatives, exclude):
     assert history[-1][1] <= math.log(8)
 
 
+@pytest.mark.parametrize('negatives', ['sampled', 'shared'])
+def test_draws_of_info_nce_are_below_all_rows(negatives):
+    """A mean of logarithms is below the logarithm of the mean; NCE's terms are summed."""
+    args = batch(range(24))
+    settings = dict(num_negatives=20, objective='infonce', exclude='instance', num_samples=100)
+    drawn = CRDLoss(6, negatives=negatives, **settings).eval()
+    every = CRDLoss(6, negatives='all', **settings).eval()
+    every.load_state_dict(drawn.state_dict())
+    losses = torch.stack([drawn(*args) for _ in range(100)])
+    assert losses.mean() < every(*args) - 4 * losses.std() / 10
+
+
 def test_bound_is_log_k_plus_log_h():
     case = golden.load('crd_medium')
     loss = build(case)
