@@ -11,8 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import crd_plugin  # noqa: F401
 from crd_plugin.models.collectives import gather_batches, gather_sizes, own_part
-from crd_plugin.models.losses import CRDLoss
-from crd_plugin.models.memory_bank import gather_updates
+from crd_plugin.models.losses import CRDLoss, DenseCRDLoss
 
 from . import small_runs
 
@@ -34,18 +33,18 @@ KEYS = [3, 0x7F800001_7FA00001, 0x80000000, 2**62 + 2**33 + 7, 0x7FC00000_FF8000
 
 
 class Connectors(nn.Module):
-    """Both connectors of CRD without a bank, and its loss."""
+    """Both connectors of CRD without a bank, for vectors or, channels last, maps; its loss."""
 
-    def __init__(self, objective: str, exclude: str) -> None:
+    def __init__(self, objective: str, exclude: str, kind: type = CRDLoss) -> None:
         super().__init__()
         torch.manual_seed(7)
         self.student, self.teacher = nn.Linear(8, D).double(), nn.Linear(8, D).double()
-        self.loss = CRDLoss(D, negatives='batch', objective=objective, exclude=exclude)
+        self.loss = kind(embed_dim=D, negatives='batch', objective=objective, exclude=exclude)
 
     def forward(self, s_feats, t_feats, sample_idx, labels) -> Tensor:
         return self.loss(
-            F.normalize(self.student(s_feats), dim=1),
-            F.normalize(self.teacher(t_feats), dim=1),
+            F.normalize(self.student(s_feats), dim=-1).movedim(-1, 1),
+            F.normalize(self.teacher(t_feats), dim=-1).movedim(-1, 1),
             sample_idx,
             labels,
         )
@@ -74,6 +73,19 @@ def make_steps(name: str) -> list[list[dict[str, Tensor]]]:
     return steps
 
 
+def make_label_maps() -> list[list[dict[str, Tensor]]]:
+    """Two images of 2x2 pixels per rank; one rank or both have no labelled pixel in some steps."""
+    generator = torch.Generator().manual_seed(4)
+    steps = []
+    for labelled in ([1], [0, 1], [0], []):
+        maps = torch.randn(2, 4, 2, 2, 8, generator=generator).double()
+        labels = torch.full((4, 2, 2), 255)
+        for rank in labelled:
+            labels[2 * rank : 2 * rank + 1 + rank] = torch.tensor([[0, 1], [255, 2]])
+        steps.append(split(dict(s_feats=maps[0], t_feats=maps[1], labels=labels), (2, 2)))
+    return steps
+
+
 def join(batches: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     return {key: torch.cat([batch[key] for batch in batches]) for key in batches[0]}
 
@@ -82,9 +94,10 @@ def contrast_batches(model: nn.Module, batches: list[dict[str, Tensor]], ids: bo
     """Losses and gradients of the weights, step by step."""
     seen = []
     inner = getattr(model, 'module', model)
+    crd = getattr(inner.loss, 'crd', inner.loss)
     for given in batches:
         batch = dict(given, sample_idx=given['sample_idx'] if ids else None)
-        if inner.loss.exclude == 'instance':
+        if crd.exclude == 'instance':
             batch['labels'] = None
         model.zero_grad()
         loss = model(**batch)
@@ -92,8 +105,8 @@ def contrast_batches(model: nn.Module, batches: list[dict[str, Tensor]], ids: bo
         seen.append(
             dict(
                 loss=loss.detach(),
-                bound=inner.loss.mi_bound,
-                log_mean=inner.loss.log_mean.clone(),
+                bound=crd.mi_bound,
+                log_mean=crd.log_mean.clone(),
                 grads={key: value.grad.clone() for key, value in inner.named_parameters()},
             )
         )
@@ -107,6 +120,10 @@ def in_batch(rank: int) -> dict[tuple, list[dict]]:
         for objective, exclude, ids in MODES:
             model = DistributedDataParallel(Connectors(objective, exclude))
             found[name, objective, exclude, ids] = contrast_batches(model, batches, ids)
+    for objective in ('nce', 'infonce'):
+        model = DistributedDataParallel(Connectors(objective, 'class', DenseCRDLoss))
+        batches = [step[rank] for step in make_label_maps()]
+        found['label maps', objective] = contrast_batches(model, batches, False)
     return found
 
 
@@ -172,8 +189,12 @@ def contrast_with_bank(loss: CRDLoss, batches: list[dict[str, Tensor]], given: b
         )
         value.backward()
         # Between the ranks embeddings travel as float32: the single process rounds them too.
-        alone = not dist.is_initialized()
-        loss.bank.commit(gather_updates([loss.bank.pending])[0] if alone else None)
+        if not dist.is_initialized():
+            update = loss.bank.pending
+            loss.bank.pending = update._replace(
+                student=update.student.float(), teacher=update.teacher.float()
+            )
+        loss.bank.commit()
         seen.append(
             dict(
                 loss=value.detach(),

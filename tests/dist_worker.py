@@ -72,6 +72,8 @@ def make_steps(world: int) -> list[list[dict[str, Tensor]]]:
         batches(draw(BATCH_SIZE * world).split(BATCH_SIZE)),
         batches([first[[0, 1, 2, 0, 4]], *others]),
         batches([draw(BATCH_SIZE)] * world),  # all ranks have the same ids
+        # More rows than the loader has samples on one rank, none on the others.
+        batches(draw(3 * BATCH_SIZE).split([3 * BATCH_SIZE] + [0] * (world - 1))),
     ]
 
 
@@ -102,15 +104,15 @@ def take_steps(trainer: SimpleNamespace, batches: list[dict[str, Tensor]]) -> li
     """Forward and commit; returns losses and banks after each step."""
     seen = []
     for step, batch in enumerate(batches):
-        losses = {
-            name: loss(
-                batch[f's_{name}'],
-                batch[f't_{name}'],
-                batch['sample_idx'],
-                contrast_idx=batch['contrast_idx'],
-            ).detach()
-            for name, loss in trainer.model.items()
-        }
+        losses = {}
+        for name, loss in trainer.model.items() if len(batch['sample_idx']) else ():
+            # Of more rows loss_b has every second one.
+            several = slice(None, None, 1 + (name == 'loss_b' and step == 4))
+            keys = f's_{name}', f't_{name}', 'sample_idx', 'contrast_idx'
+            s_feats, t_feats, sample_idx, contrast_idx = (
+                batch[key][several].contiguous() for key in keys
+            )
+            losses[name] = loss(s_feats, t_feats, sample_idx, contrast_idx=contrast_idx).detach()
         with mock.patch.object(dist, 'all_gather', wraps=dist.all_gather) as gather:
             trainer.hook.after_train_iter(trainer.runner, step + 1)
         banks = {

@@ -11,7 +11,7 @@ import random
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
@@ -174,8 +174,17 @@ def _run(
     # A network may take images of the training's size only.
     _try_validation(model, cfg, data, stand_ins, report, views[0].shape[-2:])
     given = cfg.get('param_scheduler') or []
-    for scheduler in given if isinstance(given, (list, tuple)) else [given]:
-        PARAM_SCHEDULERS.build(scheduler, default_args=dict(optimizer=wrapper, epoch_length=1))
+    for name, optimizer in _optimizers(wrapper).items():
+        own = given[name] if isinstance(given, dict) and 'type' not in given else given
+        for scheduler in own if isinstance(own, (list, tuple)) else [own]:
+            PARAM_SCHEDULERS.build(
+                dict(scheduler), default_args=dict(optimizer=optimizer, epoch_length=1)
+            )
+
+
+def _optimizers(wrapper: OptimWrapper) -> dict[str, OptimWrapper]:
+    """Return the optimizers by name, each with contexts and schedulers of its own."""
+    return getattr(wrapper, 'optim_wrappers', {'': wrapper})
 
 
 def _try_steps(
@@ -214,7 +223,9 @@ def _try_steps(
 def _one_step(model: Any, batch: Any, wrapper: OptimWrapper) -> dict[str, Any]:
     """Run the forward pass of a training step; no update is left behind."""
     model.train()
-    with wrapper.optim_context(model):
+    with ExitStack() as contexts:
+        for optimizer in _optimizers(wrapper).values():
+            contexts.enter_context(optimizer.optim_context(model))
         data = model.data_preprocessor(copy.deepcopy(batch), True)
         losses = model(**data, mode='loss')
     for module in model.modules():

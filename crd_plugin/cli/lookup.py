@@ -48,11 +48,14 @@ def find_type(kind: Any) -> Any:
 
 
 def arguments_of(cls: Any) -> list[str]:
-    """List the arguments of a function, or of a class and its parents, which ``**kwargs`` go to."""
+    """List the arguments of a function, or of a class and the parents that ``**kwargs`` go to."""
     names: dict[str, Any] = {}
     for base in inspect.getmro(cls) if inspect.isclass(cls) else (cls,):
         with suppress(TypeError, ValueError):  # written in C, or nothing at all
-            names |= inspect.signature(base).parameters
+            own = inspect.signature(base).parameters
+            names |= own
+            if not any(each.kind == each.VAR_KEYWORD for each in own.values()):
+                break
     return list(names)
 
 

@@ -158,6 +158,18 @@ class SampleIndexDataset:
         """Get the class of every position, ``(N,)`` int64, without running pipelines."""
         return self._labels.copy()
 
+    def get_subset(self, indices: Any) -> Any:
+        """Raise a ValueError: ``KFoldDataset`` belongs inside.
+
+        Raises:
+            ValueError: Always.
+        """
+        raise ValueError(
+            'KFoldDataset takes a part of its dataset, but the ids of a SampleIndexDataset count '
+            "all of its samples; swap the two: dict(type='crd_plugin.SampleIndexDataset', "
+            "dataset=dict(type='KFoldDataset', dataset=...))."
+        )
+
     @cached_property
     def _sources(self) -> 'Sources':
         name = type(self.dataset).__name__

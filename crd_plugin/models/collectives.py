@@ -8,23 +8,16 @@ from mmengine.dist import all_gather, all_reduce, get_rank, get_world_size
 from torch import Tensor
 
 
+def gather_counts(counts: Sequence[int], device: torch.device) -> list[list[int]]:
+    """Gather as many counts of each rank, in rank order, to the host, which waits for them."""
+    return torch.stack(all_gather(torch.tensor(counts, device=device))).tolist()
+
+
 def gather_sizes(size: int, device: torch.device) -> list[int]:
     """Gather the batch size of each rank, in rank order: a sampler may give unequal last ones."""
     if get_world_size() == 1:
         return [size]
-    return torch.cat(all_gather(torch.tensor([size], device=device))).tolist()
-
-
-def padding(batch: Tensor, batch_size: int | None) -> int:
-    """Return how many samples fill a batch up to ``batch_size``, None: to the longest rank's."""
-    if batch_size is None:
-        batch_size = max(gather_sizes(len(batch), batch.device))
-    if len(batch) > batch_size:
-        raise RuntimeError(
-            f"A batch has {len(batch)} samples, the data loader's batch_size is {batch_size}; give "
-            'each sample of a batch one embedding.'
-        )
-    return batch_size - len(batch)
+    return [size for (size,) in gather_counts([size], device)]
 
 
 def own_part(sizes: Sequence[int]) -> slice:
@@ -49,7 +42,7 @@ def pack(ids: Tensor, embeddings: Sequence[Tensor]) -> Tensor:
     """Lay int64 ids ``(B,)`` and embeddings ``(B, D)`` of one type side by side."""
     # Ids keep all their bits: an int64 is carried as one float64 or two float32 numbers, which are
     # copied and never computed with.
-    bits = ids.contiguous().view(embeddings[0].dtype).view(len(ids), -1)
+    bits = ids[:, None].contiguous().view(embeddings[0].dtype)
     return torch.cat([bits, *embeddings], dim=1)
 
 

@@ -61,23 +61,20 @@ class KeyQueue(nn.Module):
         """Drop the staged keys, if any."""
         self.pending = None
 
-    def commit(self, keys: Tensor | None = None, is_new: Tensor | None = None) -> None:
-        """Write keys ``(B, D)`` of all ranks; by default the staged ones, which all must call.
-
-        Of ``is_new``, ``(B,)`` bool, False stands for padding.
+    def commit(self) -> None:
+        """Write the staged keys of all ranks, in rank order; all ranks must call it.
 
         Raises:
             RuntimeError: If there is nothing to commit.
         """
-        if keys is None:
-            if self.pending is None:
-                raise RuntimeError(
-                    'The key queue has no pending keys; run a training forward pass of CoCoRDLoss '
-                    'before commit().'
-                )
-            keys = gather_rows(self.pending, gather_sizes(len(self.pending), self.pending.device))
-        self.pending = None
-        enqueue(self.keys, self.pointer, keys, is_new)
+        if self.pending is None:
+            raise RuntimeError(
+                'The key queue has no pending keys; run a training forward pass of CoCoRDLoss '
+                'before commit().'
+            )
+        keys, self.pending = self.pending, None
+        keys = gather_rows(keys, gather_sizes(len(keys), keys.device))
+        enqueue(self.keys, self.pointer, keys)
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Tensor], prefix: str, *args: Any, **kwargs: Any

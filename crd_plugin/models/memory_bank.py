@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from mmengine.dist import all_gather, get_world_size
+from mmengine.dist import get_world_size
 from torch import Tensor, nn
 
 from crd_plugin.ops import (
@@ -21,7 +21,7 @@ from crd_plugin.registry import MODELS
 
 from ._numbers import count, old_weight
 from .bank_state import SIDES, as_labels, check_state
-from .collectives import pack, padding, unpack
+from .collectives import gather_counts, gather_rows, pack, unpack
 
 __all__ = ['MemoryBank']
 
@@ -201,25 +201,24 @@ class MemoryBank(nn.Module):
             sample_idx.detach(), student.detach(), teacher.detach(), log_z, written
         )
 
+    def _empty_update(self) -> PendingUpdate:
+        """Return an update without rows."""
+        rows = self.student.new_empty(0, self.embed_dim)
+        return PendingUpdate(self.labels[:0], rows, rows)
+
     def discard(self) -> None:
         """Drop the staged update, if any."""
         self.pending = None
 
     @torch.no_grad()
-    def commit(self, update: PendingUpdate | None = None) -> None:
-        """Write an update of all ranks; by default the staged one, which all ranks must call."""
-        if update is None:
-            if self.pending is None:
-                raise RuntimeError(
-                    'The memory bank has no staged update; run a training forward pass of CRDLoss '
-                    'before commit().'
-                )
-            update = self.pending
-            if get_world_size() > 1:
-                (update,) = gather_updates([update])
-        self.pending = None
-        if not update.written:
-            self.write(update)
+    def commit(self) -> None:
+        """Write the staged update of all ranks, in rank order; all ranks must call it."""
+        if self.pending is None:
+            raise RuntimeError(
+                'The memory bank has no staged update; run a training forward pass of CRDLoss '
+                'before commit().'
+            )
+        commit_all([self])
 
     @torch.no_grad()
     def write(self, update: PendingUpdate) -> None:
@@ -285,20 +284,31 @@ class MemoryBank(nn.Module):
             self.labels, self._keys = self.labels.new_empty(labels.shape), {}
 
 
-def gather_updates(
-    updates: Sequence[PendingUpdate], batch_size: int | None = None
-) -> list[PendingUpdate]:
-    """Gather staged updates of all ranks, one per bank, in rank order, in one collective."""
-    sample_idx = updates[0].sample_idx
-    # Repeating the last entry does not change what is written.
-    missing = padding(sample_idx, batch_size)
-    embeddings = [e.float() for update in updates for e in (update.student, update.teacher)]
-    packed = pack(sample_idx, embeddings)
-    packed = torch.cat([packed, packed[-1:].expand(missing, -1)])
-    widths = [embedding.size(1) for embedding in embeddings]
-    sample_idx, embeddings = unpack(torch.cat(all_gather(packed)), widths)
-    pairs = zip(embeddings[::2], embeddings[1::2], strict=True)
-    return [
-        PendingUpdate(sample_idx, student, teacher, update.log_z)
-        for update, (student, teacher) in zip(updates, pairs, strict=True)
+@torch.no_grad()
+def commit_all(banks: Sequence[MemoryBank]) -> None:
+    """Write what is staged in the banks, by two collectives; a rank may have staged nothing."""
+    updates = [bank.pending or bank._empty_update() for bank in banks]
+    for bank in banks:
+        bank.pending = None
+    if get_world_size() > 1:
+        updates = _gather(updates)
+    for bank, update in zip(banks, updates, strict=True):
+        if len(update.sample_idx) and not update.written:
+            bank.write(update)
+
+
+def _gather(updates: Sequence[PendingUpdate]) -> list[PendingUpdate]:
+    """Concatenate the updates of all ranks, bank by bank, in rank order."""
+    packed = [
+        pack(each.sample_idx, (each.student.float(), each.teacher.float())) for each in updates
     ]
+    # A loss may give a sample several rows or none, so the ranks and banks differ in their number.
+    counts = gather_counts([part.numel() for part in packed], packed[0].device)
+    flat = gather_rows(torch.cat([part.flatten() for part in packed]), [sum(c) for c in counts])
+    parts = flat.split([count for rank in counts for count in rank])
+    gathered = []
+    for number, update in enumerate(updates):
+        rows = torch.cat(parts[number :: len(updates)]).view(-1, packed[number].size(1))
+        sample_idx, (student, teacher) = unpack(rows, [update.student.size(1)] * 2)
+        gathered.append(PendingUpdate(sample_idx, student, teacher, update.log_z))
+    return gathered

@@ -19,6 +19,12 @@ def no_autocast(tensor: Tensor) -> torch.autocast:
     return torch.autocast(tensor.device.type, enabled=False)
 
 
+def check_samples(name: str, batch: Tensor) -> None:
+    """Raise a ValueError for a batch without samples."""
+    if len(batch) == 0:
+        raise ValueError(f'{name} holds no sample, expected at least one; skip empty batches.')
+
+
 def pair_maps(s_feats: Features, t_feats: Features) -> list[tuple[Tensor, Tensor]]:
     """Pair the feature maps of student and teacher, layer by layer; the teacher's are detached.
 
@@ -169,4 +175,5 @@ def _pair(s_feats: Tensor, t_feats: Tensor, layer: str = '') -> tuple[Tensor, Te
             f's_feats{layer} has {len(s_feats)} samples and t_feats{layer} {len(t_feats)}; both '
             'must come from the same batch.'
         )
+    check_samples(f's_feats{layer}', s_feats)
     return full_precision(s_feats), full_precision(t_feats.detach())

@@ -9,7 +9,7 @@ from .features import full_precision, no_autocast
 
 
 @torch.no_grad()
-def enqueue(rows: Tensor, pointer: Tensor, keys: Tensor, is_new: Tensor | None = None) -> None:
+def enqueue(rows: Tensor, pointer: Tensor, keys: Tensor) -> None:
     """Write keys over the oldest rows, in place, and wrap around at the end.
 
     The result equals writing them one by one: of more keys than rows the last ones stay. Source:
@@ -20,22 +20,11 @@ def enqueue(rows: Tensor, pointer: Tensor, keys: Tensor, is_new: Tensor | None =
         rows (Tensor): The queue, ``(K, D)`` float, changed in place.
         pointer (Tensor): Row that is written next, scalar int64, changed in place.
         keys (Tensor): ``(B, D)`` float.
-        is_new (Tensor, optional): ``(B,)`` bool, False for padding, which is skipped; at least
-            one entry is True. Defaults to None: all keys are written.
     """
-    num_rows = rows.size(0)
-    if is_new is None:
-        is_new = torch.ones(keys.size(0), dtype=torch.bool, device=keys.device)
-    count = is_new.long().cumsum(0)
-    number = count[-1]
-    # Padding is written to the row of the key before it, where that key's value belongs.
-    order = (count - 1).clamp_min(0)
-    # Several keys may share a row; each writes the value of the last of them, so the order in
-    # which a device writes does not matter.
-    last = order + (number - 1 - order) // num_rows * num_rows
-    source = torch.searchsorted(count, last + 1)
-    rows.index_copy_(0, (pointer + order) % num_rows, keys[source].to(rows.dtype))
-    pointer.copy_((pointer + number) % num_rows)
+    first = max(0, len(keys) - len(rows))
+    order = torch.arange(first, len(keys), device=keys.device)
+    rows.index_copy_(0, (pointer + order) % len(rows), keys[first:].to(rows.dtype))
+    pointer.copy_((pointer + len(keys)) % len(rows))
 
 
 def queue_logits(query: Tensor, key: Tensor, rows: Tensor, temperature: float) -> Tensor:

@@ -11,7 +11,8 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.logging import MMLogger
-from mmengine.registry import MODELS, DefaultScope
+from mmengine.optim import OptimWrapper, OptimWrapperDict
+from mmengine.registry import MODELS, OPTIM_WRAPPER_CONSTRUCTORS, DefaultScope
 from PIL import Image
 from torch._utils import ExceptionWrapper
 
@@ -21,6 +22,23 @@ from crd_plugin.cli.dry_run_report import render
 from crd_plugin.cli.lookup import one_line
 from crd_plugin.models import EmbeddingConnector
 from tests import small_runs
+
+
+@OPTIM_WRAPPER_CONSTRUCTORS.register_module()
+class BackboneAndHead:
+    """Two optimizers."""
+
+    def __init__(self, optim_wrapper_cfg, paramwise_cfg=None):
+        """Take what MMEngine gives."""
+
+    def __call__(self, model):
+        parts = dict(backbone=model.backbone, head=model.head)
+        return OptimWrapperDict(
+            **{
+                name: OptimWrapper(torch.optim.SGD(part.parameters(), lr=0.1))
+                for name, part in parts.items()
+            }
+        )
 
 
 def net(width, num_classes=10):
@@ -160,6 +178,18 @@ def test_vanilla():
     assert [row.part for row in report.parts] == ['model']
 
 
+def test_several_optimizers():
+    scheduler = dict(type='CosineAnnealingLR', end=10)
+    changes = dict(optim_wrapper=dict(constructor='BackboneAndHead'), param_scheduler=scheduler)
+    assert check(edited(changes, vanilla())).problems == []
+    own = dict(backbone=scheduler, head=[dict(scheduler, begin=20)])
+    changes['param_scheduler'] = own
+    found = problem(changes, vanilla())
+    assert 'end should be larger than begin' in found
+    own['head'] = []
+    assert check(edited(changes, vanilla())).problems == []
+
+
 def test_leaves_no_trace(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     cfg = Config(distillation())
@@ -197,6 +227,10 @@ model = ...
 
 train_dataloader = ...
 > the config has no train_dataloader.dataset;
+
+model.architecture.backbone.frozen_stages = 1
+> model.architecture.backbone: CIFARResNet.__init__() got an unexpected keyword argument
+> 'frozen_stages'; there are depth, in_channels,
 
 DIST.teacher_recorders.feat.source = 'backbone.layer4'
 > DIST.teacher_recorders.feat.source: the teacher has no module 'backbone.layer4'; the nearest

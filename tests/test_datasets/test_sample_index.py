@@ -223,6 +223,8 @@ def test_wrong_data_sets_are_refused():
     for nested in (inner, dict(type='RepeatDataset', dataset=inner, times=2)):
         with pytest.raises(ValueError, match='contains a SampleIndexDataset already'):
             SampleIndexDataset(nested).full_init()
+    with pytest.raises(ValueError, match='count all of its samples; swap the two'):
+        DATASETS.build(dict(type='mmpretrain.KFoldDataset', dataset=inner))
     with pytest.raises(ValueError, match='list has no samples'):
         SampleIndexDataset([]).full_init()
 

@@ -10,15 +10,15 @@ import torch.distributed as dist
 from mmengine.hooks import Hook
 from torch import Tensor
 
-from crd_plugin.engine.hooks.cocord_hook import CoCoRDHook, gather_keys
+from crd_plugin.engine.hooks.cocord_hook import CoCoRDHook
 from crd_plugin.models import KeyQueue
 from tests import small_runs
 from tests.cocord import run_changes
 from tests.test_ops.test_queue import one_by_one
 
 # Number of keys of each rank in each step, for a queue of seven.
-SIZES = ([4, 4], [4, 1], [2, 3], [3, 4], [4, 4])
-QUEUE_SIZE, BATCH_SIZE = 7, 4
+SIZES = ([4, 4], [4, 1], [2, 3], [3, 4], [4, 4], [0, 2])
+QUEUE_SIZE = 7
 
 
 def make_steps() -> list[list[Tensor]]:
@@ -33,16 +33,13 @@ def fresh_queue() -> KeyQueue:
     return KeyQueue(embed_dim=3, size=QUEUE_SIZE)
 
 
-def take_steps(rank: int, batch_size: int | None, own_loop: bool = False) -> list[dict]:
-    """Gather and commit as the hook does, or as a loop of one's own."""
+def take_steps(rank: int) -> list[dict]:
+    """Stage and commit, as a loop of one's own does."""
     queue, seen = fresh_queue(), []
     for step in make_steps():
         with mock.patch.object(dist, 'all_gather', wraps=dist.all_gather) as gather:
-            if own_loop:
-                queue.stage(step[rank])
-                queue.commit()
-            else:
-                queue.commit(*gather_keys(step[rank], batch_size))
+            queue.stage(step[rank])
+            queue.commit()
         seen.append(dict(copy.deepcopy(queue.state_dict()), collectives=gather.call_count))
     return seen
 
@@ -103,9 +100,7 @@ def train_wrapped(folder: Path, rank: int) -> dict:
 def work(rank: int, folder: str) -> None:
     """Run everything in one process and save what it saw."""
     with small_runs.process_group(rank, folder) as result:
-        result['known'] = take_steps(rank, BATCH_SIZE)
-        result['unknown'] = take_steps(rank, None)
-        result['own_loop'] = take_steps(rank, None, own_loop=True)
+        result['steps'] = take_steps(rank)
         result['wrapped'] = train_wrapped(Path(folder), rank)
 
 
@@ -115,23 +110,21 @@ def ranks(tmp_path_factory):
     return small_runs.run_ranks(work, tmp_path_factory.mktemp('ranks'))
 
 
-@pytest.mark.parametrize('batch_size', ['known', 'unknown', 'own_loop'])
-def test_keys_of_all_ranks_enter_in_rank_order(ranks, batch_size):
+def test_keys_of_all_ranks_enter_in_rank_order(ranks):
     """Batches of unequal sizes, more keys than the queue is long."""
     rows, pointer = fresh_queue().keys, 0
     for i, step in enumerate(make_steps()):
         rows, pointer = one_by_one(rows, pointer, torch.cat(step))
         for rank in ranks:
-            state = rank[batch_size][i]
+            state = rank['steps'][i]
             assert torch.equal(state['keys'], rows)
             assert int(state['pointer']) == pointer
 
 
-def test_one_collective_per_step(ranks):
-    """One more where the sizes of the batches have to be exchanged."""
+def test_two_collectives_per_step(ranks):
+    """How many keys, and the keys."""
     for rank in ranks:
-        assert [step['collectives'] for step in rank['known']] == [1] * 5
-        assert [step['collectives'] for step in rank['unknown']] == [2] * 5
+        assert [step['collectives'] for step in rank['steps']] == [2] * len(SIZES)
 
 
 def test_wrapped_model_keeps_equal_queues_and_averages(ranks):

@@ -4,13 +4,13 @@ import pytest
 import torch
 
 from crd_plugin.models import MemoryBank
-from crd_plugin.models.memory_bank import PendingUpdate, gather_updates
+from crd_plugin.models.memory_bank import PendingUpdate
 from tests import dist_worker, small_runs
 from tests.contrast_worker import join
 from tests.dist_worker import WIDTHS
 
 WORLDS = (2, 4)
-STEPS = range(4)
+STEPS = range(5)
 
 
 @pytest.fixture(scope='module')
@@ -71,9 +71,10 @@ def test_mean_loss_of_the_ranks_is_that_of_a_single_process(results, single, wor
 
 
 @pytest.mark.parametrize('world', WORLDS)
-def test_two_banks_take_one_collective_a_step(results, world):
+def test_two_banks_take_two_collectives_per_step(results, world):
+    """How many rows, and the rows."""
     for rank in results[world]:
-        assert [step['collectives'] for step in rank['steps']] == [1] * 4
+        assert [step['collectives'] for step in rank['steps']] == [2] * 5
 
 
 @pytest.mark.parametrize('world', WORLDS)
@@ -87,14 +88,6 @@ def test_drifted_rank_is_noticed(results, world):
                 'RuntimeError: loss_b.bank differs between rank 0 and rank 1 '
                 f'(seen on rank {rank}); something other than MemoryBankHook'
             )
-
-
-def test_batch_larger_than_the_loader_gives():
-    ids, embedding = torch.arange(5), torch.ones(5, 2)
-    with pytest.raises(
-        RuntimeError, match="A batch has 5 samples, the data loader's batch_size is 4"
-    ):
-        gather_updates([PendingUpdate(ids, embedding, embedding)], 4)
 
 
 @pytest.mark.parametrize('broadcast_buffers', [False, True])
@@ -111,7 +104,7 @@ def test_wrapped_model_keeps_equal_banks(results, broadcast_buffers):
     replay = MemoryBank(embed_dim=8, num_samples=21)
     replay.load_state_dict(first['start'])
     for updates in zip(first['updates'], second['updates']):
-        replay.commit(
+        replay.write(
             PendingUpdate(
                 *(torch.cat(parts) for parts in zip(*(update[:3] for update in updates))),
                 updates[0][3],

@@ -6,6 +6,7 @@ import functools
 import pytest
 import torch
 
+from crd_plugin.models.losses import DenseCRDLoss
 from tests import contrast_worker, small_runs
 from tests.contrast_worker import KEYS, LOSS, MODES, SIZES, WORLD
 
@@ -52,18 +53,37 @@ def test_in_batch_equals_one_process(ranks, sizes, mode):
     )
     for step, alone in enumerate(single):
         seen = [rank['in_batch'][(sizes, *mode)][step] for rank in ranks]
-        loss = torch.stack([each['loss'] for each in seen]).mean()
-        torch.testing.assert_close(loss, alone['loss'], rtol=1e-12, atol=0)
+        assert_like_one_process(seen, alone)
         if sizes == 'even':
             bounds = torch.stack([each['bound'] for each in seen])
             torch.testing.assert_close(bounds.mean(), alone['bound'])
-        for each in seen:
-            torch.testing.assert_close(
-                each['log_mean'], alone['log_mean'], rtol=1e-13, atol=0, equal_nan=True
-            )
-            for key, grad in alone['grads'].items():
-                assert grad.abs().max() > 1e-3
-                torch.testing.assert_close(each['grads'][key], grad, rtol=1e-9, atol=1e-12)
+
+
+def assert_like_one_process(seen, alone):
+    """Compare a step of the ranks with one of all samples; only a loss of 0 has no gradient."""
+    loss = torch.stack([each['loss'] for each in seen]).mean()
+    torch.testing.assert_close(loss, alone['loss'], rtol=1e-12, atol=0)
+    for each in seen:
+        torch.testing.assert_close(
+            each['log_mean'], alone['log_mean'], rtol=1e-13, atol=0, equal_nan=True
+        )
+        for key, grad in alone['grads'].items():
+            assert bool(grad.abs().max() > 1e-3) == bool(alone['loss'] != 0)
+            torch.testing.assert_close(each['grads'][key], grad, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize('objective', ['nce', 'infonce'])
+def test_a_rank_without_labelled_pixels_adds_nothing(ranks, objective, warned):
+    """It takes part in every collective, also of the step that fixes Z."""
+    model = contrast_worker.Connectors(objective, 'class', DenseCRDLoss)
+    steps = [contrast_worker.join(step) for step in contrast_worker.make_label_maps()]
+    single = contrast_worker.contrast_batches(model, steps, False)
+    assert [bool(step['loss'] != 0) for step in single] == [True, True, True, False]
+    assert not warned
+    for step, alone in enumerate(single):
+        seen = [rank['in_batch']['label maps', objective][step] for rank in ranks]
+        assert_like_one_process(seen, alone)
+        assert all(each['bound'] is None or each['bound'].isfinite() for each in seen)
 
 
 def test_a_real_run_with_uneven_last_batches(ranks):

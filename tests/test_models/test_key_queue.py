@@ -41,14 +41,6 @@ def test_staged_keys_are_written_by_commit(queue):
     assert torch.equal(queue.keys, keys[[1, 2, 3, 3, 0]])
 
 
-def test_gathered_keys_replace_the_staged_ones(queue):
-    queue.stage(torch.zeros(1, 3))
-    others = torch.randn(3, 3)
-    queue.commit(others, torch.tensor([True, False, True]))
-    assert queue.pending is None and int(queue.pointer) == 2
-    assert torch.equal(queue.keys[:2], others[[0, 2]])
-
-
 def test_state_dict_round_trip(queue):
     queue.stage(torch.ones(3, 3))
     queue.commit()

@@ -246,8 +246,8 @@ def test_commit_writes_only_its_rows(bank):
 def test_a_repeated_id_counts_once_and_last(bank):
     other = copy.deepcopy(bank)
     student, teacher = unit(3, 4), unit(3, 4)
-    bank.commit(PendingUpdate(torch.tensor([5, 1, 5]), student, teacher))
-    other.commit(PendingUpdate(torch.tensor([1, 5]), student[1:], teacher[1:]))
+    bank.write(PendingUpdate(torch.tensor([5, 1, 5]), student, teacher))
+    other.write(PendingUpdate(torch.tensor([1, 5]), student[1:], teacher[1:]))
     assert torch.equal(bank.student, other.student)
     assert torch.equal(bank.teacher, other.teacher)
 

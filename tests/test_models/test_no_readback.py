@@ -71,8 +71,12 @@ def meta_in_place_of_a_gpu(monkeypatch):
 
 @pytest.fixture
 def two_ranks(monkeypatch):
+    """Two ranks with equal batches; how many rows each has, MemoryBankHook waits for."""
     replace_in_package(
-        monkeypatch, get_world_size=lambda: 2, all_gather=lambda tensor: [tensor, tensor.clone()]
+        monkeypatch,
+        get_world_size=lambda: 2,
+        all_gather=lambda tensor: [tensor, tensor.clone()],
+        gather_counts=lambda counts, device: [counts, counts],
     )
 
 

@@ -71,10 +71,10 @@ def test_each_rank_writes_the_rows_that_it_keeps(be, ids):
         torch.tensor([3.0, 4.0]).double(),
     )
     whole = whole_bank()
-    whole.commit(update)
+    whole.write(update)
     for rank, bank in ranks(be):
         before = copy.deepcopy(bank)
-        bank.commit(update)
+        bank.write(update)
         touched = sorted({i // WORLD for i in ids if i % WORLD == rank})
         for side in SIDES:
             new, old = getattr(bank, side), getattr(before, side)
@@ -97,7 +97,7 @@ def test_rows_are_no_buffers(be):
 
 def test_any_number_of_ranks_loads_the_whole(be):
     whole = whole_bank()
-    whole.commit(
+    whole.write(
         PendingUpdate(
             torch.arange(N), unit(N, D), unit(N, D, seed=1), torch.tensor([3.0, 4.0]).double()
         )

@@ -17,20 +17,8 @@ def one_by_one(rows, pointer, keys):
     return torch.stack(rows), pointer
 
 
-@pytest.fixture(params=[False, True], ids=['in order', 'backwards'])
-def order_of_writing(request, monkeypatch):
-    """A device may write the rows in any order."""
-    write = torch.Tensor.index_copy_
-    if request.param:
-        monkeypatch.setattr(
-            torch.Tensor,
-            'index_copy_',
-            lambda rows, dim, index, source: write(rows, dim, index.flip(0), source.flip(0)),
-        )
-
-
 @pytest.mark.parametrize('seed', range(15))
-def test_enqueue_equals_a_loop(seed, order_of_writing):
+def test_enqueue_equals_a_loop(seed):
     """Wrapping around, exact fits, more keys than rows, several steps."""
     torch.manual_seed(seed)
     draw = random.Random(seed)
@@ -39,26 +27,11 @@ def test_enqueue_equals_a_loop(seed, order_of_writing):
     pointer = torch.tensor(draw.randrange(size))
     expected, place = rows.clone(), int(pointer)
     for _ in range(5):
-        keys = torch.randn(draw.randint(1, 2 * size + 3), 3)
+        keys = torch.randn(draw.randint(0, 2 * size + 3), 3)
         expected, place = one_by_one(expected, place, keys)
         enqueue(rows, pointer, keys)
         assert torch.equal(rows, expected)
         assert int(pointer) == place
-
-
-@pytest.mark.parametrize('seed', range(10))
-def test_padding_is_skipped(seed, order_of_writing):
-    """Batches of unequal ranks, padded with anything, in front too."""
-    torch.manual_seed(seed)
-    draw = random.Random(seed)
-    size, length = draw.randint(1, 20), 5
-    rows, pointer = torch.randn(size, 3), torch.tensor(draw.randrange(size))
-    keys, is_new = torch.randn(3 * length, 3), torch.rand(3 * length) < 0.6
-    is_new[draw.randrange(3 * length)] = True
-    expected, place = one_by_one(rows, int(pointer), keys[is_new])
-    enqueue(rows, pointer, keys, is_new)
-    assert torch.equal(rows, expected)
-    assert int(pointer) == place
 
 
 def test_gradient_reaches_the_query_alone():

@@ -3,7 +3,6 @@
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from mmengine.dist import get_world_size
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
@@ -12,7 +11,6 @@ from torch import Tensor
 
 from crd_plugin.models._numbers import count
 from crd_plugin.models.algorithms import CoCoRDDistill
-from crd_plugin.models.collectives import gather_rows, padding
 from crd_plugin.models.losses.cocord_loss import CoCoRDTerms
 from crd_plugin.registry import HOOKS
 
@@ -25,8 +23,8 @@ class CoCoRDHook(Hook):
 
     Before an iteration the slow student and the averaged projectors move towards the student,
     once per optimizer step: iterations whose gradients are accumulated see the same averages.
-    After every iteration the keys of all ranks enter the queue in rank order, in one collective, so
-    that all ranks hold the queue of a single process, to the bit. With any model other than a
+    After every iteration the keys of all ranks enter the queue in rank order, so that all ranks
+    hold the queue of a single process, to the bit. With any model other than a
     ``CoCoRDDistill``, and outside training, it does nothing, so it can be a default hook.
 
     Source: ShipengFu/CoCoRD ``cocord/builder.py`` @ 645b95d, which is for one GPU; for several,
@@ -84,10 +82,7 @@ class CoCoRDHook(Hook):
             return
         if batch_idx == 0 or self.every_n_inner_iters(batch_idx, self.interval):
             self._log(runner, queue.pending, terms)
-        if get_world_size() == 1:
-            queue.commit()
-        else:
-            queue.commit(*gather_keys(queue.pending, runner.train_loop.dataloader.batch_size))
+        queue.commit()
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         """Refuse to resume without the parts of CoCoRD."""
@@ -112,11 +107,3 @@ class CoCoRDHook(Hook):
             )
         for name, value in zip(('contrast', 'prediction', 'contrast_top1'), terms, strict=True):
             runner.message_hub.update_scalar(f'train/{name}', value)
-
-
-def gather_keys(keys: Tensor, batch_size: int | None) -> tuple[Tensor, Tensor]:
-    """Gather the keys of all ranks, each padded to ``batch_size``, and which are no padding."""
-    size = len(keys) + padding(keys, batch_size)
-    # A last column of ones tells keys from padding.
-    rows = gather_rows(F.pad(keys, (0, 1), value=1), [size] * get_world_size())
-    return rows[:, :-1], rows[:, -1] == 1

@@ -12,10 +12,10 @@ from mmengine.runner import BaseLoop
 from torch import Tensor, nn
 
 from crd_plugin.models._numbers import count
-from crd_plugin.models.bank_state import SIDES
+from crd_plugin.models.bank_state import SIDES, check_state
 from crd_plugin.models.losses import CRDLoss, InBatchCRDLoss
 from crd_plugin.models.losses.crd_checks import check_embeddings, check_labels, check_range
-from crd_plugin.models.memory_bank import MemoryBank, gather_updates
+from crd_plugin.models.memory_bank import MemoryBank, commit_all
 from crd_plugin.models.sharded_bank import ShardedBank
 from crd_plugin.registry import HOOKS
 
@@ -28,9 +28,9 @@ class MemoryBankHook(Hook):
     """Size, commit, check and log every memory bank of the model.
 
     A loss only reads its bank and leaves an update. After each iteration this hook gathers the
-    updates of all ranks with one collective and writes them in rank order, so that all ranks hold
-    the banks of a single process that saw the same embeddings, to the bit. Of a model without a
-    bank it only looks whether an in-batch loss has negatives, so it can be a default hook.
+    updates of all ranks and writes them in rank order, so that all ranks hold the banks of a single
+    process that saw the same embeddings, to the bit; a rank may have left none. Of a model without
+    a bank it only looks whether an in-batch loss has negatives, so it can be a default hook.
 
     Args:
         interval (int): Iterations between two looks at numbers (mutual information bound, norms,
@@ -125,13 +125,9 @@ class MemoryBankHook(Hook):
         staged = [bank for bank in self._banks.values() if bank.pending is not None]
         if batch_idx == 0 or self.every_n_inner_iters(batch_idx, self.interval):
             self._log(runner, staged)
-        if not staged:
-            return
-        updates = [bank.pending for bank in staged if bank.pending is not None]
-        if get_world_size() > 1:
-            updates = gather_updates(updates, runner.train_loop.dataloader.batch_size)
-        for bank, update in zip(staged, updates, strict=True):
-            bank.commit(update)
+        if self._banks:
+            # The host waits for sizes here, but MMEngine has just read the losses anyway.
+            commit_all(list(self._banks.values()))
 
     def before_save_checkpoint(self, runner: Any, checkpoint: dict) -> None:
         """Save the settings of the banks; refuse to save one rank's part of a sharded bank."""
@@ -160,7 +156,7 @@ class MemoryBankHook(Hook):
                     f'load_from takes weights only: the rows of the memory bank {name} are fresh.'
                 )
             return
-        for name in self._banks:
+        for name, bank in self._banks.items():
             parts = [f'{name}.{start}{side}' for side in SIDES for start in ('', 'log_z_')]
             if not all(any(part in key for key in weights) for part in parts):
                 raise ValueError(
@@ -168,6 +164,8 @@ class MemoryBankHook(Hook):
                     'resumed from it exactly; start from its weights with load_from instead of '
                     '--resume.'
                 )
+            # Before the settings: num_negatives may follow from the number of rows.
+            check_state(bank, weights, f'{name}.')
         saved = checkpoint.get('memory_bank', {})
         for name, settings in self._settings().items():
             for key, value in settings.items():

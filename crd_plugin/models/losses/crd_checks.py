@@ -7,6 +7,8 @@ import torch
 from mmengine.dist import get_world_size
 from torch import Tensor
 
+from crd_plugin.ops.features import check_samples
+
 # How far from 1 the norm of an embedding may be: float16 rounding of 128 numbers stays below it, a
 # forgotten normalisation does not.
 _NORM_TOLERANCE = 1e-2
@@ -19,6 +21,7 @@ def check_column(name: str, ids: Tensor, batch: int | None = None) -> None:
             f'{name} is {ids.dtype} of shape {tuple(ids.shape)}, expected int64 of shape '
             f'({"B" if batch is None else batch},); record it with crd_plugin.SampleField.'
         )
+    check_samples(name, ids)
 
 
 def check_range(name: str, ids: Tensor, num_rows: int) -> None:
@@ -73,6 +76,7 @@ def check_feats(s_feats: Tensor, t_feats: Tensor, batch: int, embed_dim: int) ->
                 'embedding of width embed_dim per sample; put a crd_plugin.EmbeddingConnector '
                 f'with embed_dim={embed_dim} in front of it.'
             )
+        check_samples(name, feats)
         if feats.device.type == 'cpu':  # On a GPU MemoryBankHook looks now and then.
             check_embeddings(name, side, feats)
 

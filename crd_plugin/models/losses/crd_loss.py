@@ -57,13 +57,14 @@ class CRDLoss(nn.Module):
         objective (str): ``'nce'`` or ``'infonce'`` (the paper's ablation).
         negatives (str): ``'sampled'``: about K rows for each anchor, weighted to count as K;
             ``'shared'``: one draw of K rows for the batch; ``'all'``: every row weighted K / pool,
-            which is the expectation of ``'sampled'``; ``'batch'``: see :class:`InBatchCRDLoss`.
+            which for ``'nce'`` is the expectation of both; ``'batch'``: see
+            :class:`InBatchCRDLoss`.
         exclude (str): ``'class'``: negatives are of another class; ``'instance'``: any other row,
             for data without labels.
         num_samples (int, optional): Rows N. Defaults to None: set by ``MemoryBankHook``.
         loss_weight (float): Factor of the loss. Defaults to 1.0.
         sharded (bool): Split the rows of the bank over the ranks. The same loss with
-            ``negatives='all'``, the same expectation otherwise. Defaults to False.
+            ``negatives='all'``, for ``'nce'`` the same expectation otherwise. Defaults to False.
         bank_dtype (str, optional): Type of the rows, ``'float16'`` or ``'bfloat16'``; all maths is
             in float32. Defaults to None: ``'float32'``.
         kernel (str): ``'torch'``, or ``'triton'`` for one Triton kernel per direction; on a GPU,
@@ -78,6 +79,7 @@ class CRDLoss(nn.Module):
     """
 
     bank: MemoryBank
+    _has_bank = True
 
     def __new__(cls, *args: Any, **kwargs: Any) -> 'CRDLoss':
         """Choose the class without a bank for the config word 'batch'."""
@@ -111,6 +113,12 @@ class CRDLoss(nn.Module):
         self.exclude = one_of('exclude', exclude, ('class', 'instance'))
         self.kernel = one_of('kernel', kernel, ('torch', 'triton'))
         one_of('bank_dtype', bank_dtype, (None, 'float32', 'float16', 'bfloat16'))
+        if negatives == 'batch' and self._has_bank:
+            raise ValueError(
+                f"negatives='batch' is InBatchCRDLoss, which {type(self).__name__} is not; give it "
+                'to crd_plugin.CRDLoss by keyword, or derive your class from '
+                'crd_plugin.InBatchCRDLoss.'
+            )
         if kernel == 'triton' and objective == 'infonce':
             raise ValueError("kernel='triton' has the objective 'nce' only; leave kernel out.")
         if cuda_graph and sharded:
@@ -123,7 +131,7 @@ class CRDLoss(nn.Module):
         self.loss_weight = not_negative('loss_weight', loss_weight)
         self.cuda_graph = cuda_graph
         self._num_negatives = num_negatives
-        if negatives != 'batch':
+        if self._has_bank:
             momentum = 0.5 if momentum is None else momentum
             dtype = getattr(torch, bank_dtype or 'float32')
             kind = ShardedBank if sharded else MemoryBank

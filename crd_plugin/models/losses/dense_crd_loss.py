@@ -89,12 +89,8 @@ class DenseCRDLoss(nn.Module):
             return x[torch.arange(batch, device=x.device)[:, None], index].flatten(0, 1)
 
         columns = [None if x is None else take(x) for x in (student, teacher, sample_idx, labels)]
-        if labels is not None and of_pixels:
-            known = take(labels) != self.ignore_index
-            if not bool(known.any()):
-                # Nothing to contrast in this batch. The next draw may find labels.
-                return s_feats.sum() * 0
-            columns = [None if x is None else x[known] for x in columns]
+        if of_pixels:
+            return self.crd(*columns, known=columns[-1] != self.ignore_index)
         return self.crd(*columns)
 
     def _label_locations(

@@ -42,6 +42,7 @@ class InBatchCRDLoss(CRDLoss):
     Shape:
         s_feats, t_feats: ``(b, D)`` float with unit L2 norm. labels: ``(b,)`` int64, for
         ``exclude='class'``. sample_idx: ``(b,)`` int64; without it every sample is its own.
+        known: ``(b,)`` bool; False leaves a sample out, after which a rank may have none.
 
     State in checkpoints: ``log_mean`` ``(2,)``, the log of Z / N of student's and teacher's
     anchors; NaN until an ``'nce'`` step has been taken.
@@ -51,6 +52,7 @@ class InBatchCRDLoss(CRDLoss):
     """
 
     log_mean: Tensor
+    _has_bank = False
 
     def __init__(
         self,
@@ -88,6 +90,7 @@ class InBatchCRDLoss(CRDLoss):
         labels: Tensor | None = None,
         contrast_idx: None = None,
         negatives: None = None,
+        known: Tensor | None = None,
     ) -> Tensor:
         """Compute the loss of one batch; in training mode the first one fixes Z / N."""
         _check_left_out(contrast_idx=contrast_idx, negatives=negatives)
@@ -101,11 +104,14 @@ class InBatchCRDLoss(CRDLoss):
             )
         if key is not None:
             check_column(name, key, len(s_feats))
-            if self.exclude == 'class' and key.is_cpu and bool((key < 0).any()):
-                raise ValueError(
-                    f"labels has {int(key.min())}, but exclude='class' needs classes from 0 on; "
-                    "use exclude='instance' for samples without one."
-                )
+        if known is not None:
+            s_feats, t_feats = s_feats[known], t_feats[known]
+            key = None if key is None else key[known]
+        if key is not None and self.exclude == 'class' and key.is_cpu and bool((key < 0).any()):
+            raise ValueError(
+                f"labels has {int(key.min())}, but exclude='class' needs classes from 0 on; "
+                "use exclude='instance' for samples without one."
+            )
         dtype = torch.promote_types(s_feats.dtype, t_feats.dtype)
         student, teacher = (full_precision(feats.to(dtype)) for feats in (s_feats, t_feats))
         with no_autocast(student):
@@ -125,12 +131,14 @@ class InBatchCRDLoss(CRDLoss):
         position = torch.arange(total, device=student.device)[own]
         key = position if key is None else key
         keys, (students, teachers) = gather_batches(key, (student, teacher), sizes)
+        if total == 0:
+            return student.sum() + teacher.sum()
         # Samples of the anchor's own key are left out; what remains is weighted to count as K = B -
         # 1 negatives.
         weight = (key[:, None] != keys).to(student.dtype)
         remaining = weight.sum(1, keepdim=True)
         weight = weight * ((total - 1) / remaining.clamp_min(1))
-        self._alone = ~remaining.any()
+        self._alone = (keys == keys[0]).all()
         if self._alone.is_cpu:  # Elsewhere MemoryBankHook does so now and then.
             self.warn_if_alone()
         if total == 1:  # Then h = 1.
@@ -145,7 +153,8 @@ class InBatchCRDLoss(CRDLoss):
             critic_loss(score, position, weight, mean)
             for score, mean in zip(scores, means, strict=True)
         ]
-        self._critic = total - 1, -torch.stack([log_h for _, log_h in parts])
+        if len(student):
+            self._critic = total - 1, -torch.stack([log_h for _, log_h in parts])
         return torch.stack([loss for loss, _ in parts]).sum() * (len(sizes) / total)
 
     @torch.no_grad()

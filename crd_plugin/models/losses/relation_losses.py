@@ -8,7 +8,6 @@ from crd_plugin.ops import full_precision, no_autocast, pair_vectors, unit_vecto
 from crd_plugin.registry import MODELS
 
 from .._numbers import count, not_negative, positive
-from ..collectives import gather_rows, gather_sizes
 from ..key_queue import KeyQueue
 from ._common import FeatureLoss, SizedLoss
 
@@ -258,7 +257,8 @@ class RRDLoss(SizedLoss):
             student = unit_vectors(self.embed_s(student), dim=1)
             teacher = unit_vectors(self.embed_t(teacher), dim=1)
             if self.training:
-                self.queue.commit(gather_rows(teacher, gather_sizes(len(teacher), teacher.device)))
+                self.queue.stage(teacher)
+                self.queue.commit()
             # A copy: the next batch changes the queue, maybe before the backward pass.
             rows = self.queue.keys.to(student.dtype, copy=True)
             found = (student @ rows.mT / self.s_temperature).log_softmax(1)

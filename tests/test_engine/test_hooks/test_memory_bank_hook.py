@@ -362,7 +362,8 @@ def test_samples_of_other_data(sample, message):
     'changes, message',
     [
         (
-            {f'{INNER}num_train_per_class': 3},
+            # K follows from the number of rows, and is not what is wrong.
+            {f'{INNER}num_train_per_class': 3, f'{LOSS}num_negatives': None},
             'memory bank ".*loss_crd.bank" has 20 rows of width 8, this one 30 of width 8; resume '
             'with the training set',
         ),

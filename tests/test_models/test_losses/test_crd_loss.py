@@ -140,6 +140,18 @@ def test_every_mode_trains(objective, negatives, exclude):
     assert history[-1][1] <= math.log(8)
 
 
+@pytest.mark.parametrize('negatives', ['sampled', 'shared'])
+def test_draws_of_info_nce_are_below_all_rows(negatives):
+    """A mean of logarithms is below the logarithm of the mean; NCE's terms are summed."""
+    args = batch(range(24))
+    settings = dict(num_negatives=20, objective='infonce', exclude='instance', num_samples=100)
+    drawn = CRDLoss(6, negatives=negatives, **settings).eval()
+    every = CRDLoss(6, negatives='all', **settings).eval()
+    every.load_state_dict(drawn.state_dict())
+    losses = torch.stack([drawn(*args) for _ in range(100)])
+    assert losses.mean() < every(*args) - 4 * losses.std() / 10
+
+
 def test_bound_is_log_k_plus_log_h():
     case = golden.load('crd_medium')
     loss = build(case)
@@ -221,18 +233,26 @@ def test_the_same_on_a_gpu(loss, mode):
             torch.testing.assert_close(found.cpu(), expected)
 
 
+class WithBank(CRDLoss):
+    """A class of one's own."""
+
+
 @pytest.mark.parametrize(
     'kwargs, message',
     [
         (dict(objective='mse'), r"objective is 'mse', expected one of \('nce'"),
         (dict(negatives='none'), "negatives is 'none', expected one of"),
         (dict(exclude='self'), "exclude is 'self', expected one of"),
+        (dict(negatives='batch'), 'InBatchCRDLoss, which WithBank is not; give it .* by keyword'),
         (dict(bank_dtype='int8'), "bank_dtype is 'int8', expected one"),
     ],
 )
 def test_bad_arguments(kwargs, message):
     with pytest.raises((ValueError, TypeError), match=message):
-        CRDLoss(**kwargs)
+        WithBank(**kwargs)
+    if 'negatives' in kwargs:
+        with pytest.raises(ValueError, match=message.replace('WithBank', 'CRDLoss')):
+            CRDLoss(8, None, 0.07, None, 'nce', kwargs['negatives'])
 
 
 def test_second_step_without_a_hook(loss):
@@ -252,6 +272,7 @@ def nan_row(feats):
     [
         (lambda s, t, i: (s, t[:, :5], i), r't_feats has shape \(2, 5\), exp.*EmbeddingConnector'),
         (lambda s, t, i: (s[..., None], t, i), r's_feats has shape \(2, 6, 1\), expected \(2, 6\)'),
+        (lambda s, t, i: (s[:0], t[:0], i[:0]), 'sample_idx holds no sample, expected at least'),
         (lambda s, t, i: (s, t, i[:1]), r's_feats has shape \(2, 6\), expected \(1, 6\)'),
         (lambda s, t, i: (s, t, i.float()), 'sample_idx is torch.float32.*SampleField'),
         (lambda s, t, i: (s, t, i + 36), 'sample_idx 40 is outside the memory bank of 40 rows'),

@@ -148,6 +148,7 @@ def test_a_bank_has_one_row_per_image():
             dict(exclude='class'),
             r'labels has shape \(3, 4, 4\), but label maps .* need maps',
         ),
+        ((unit(0, D, 2, 2), unit(0, D), IDS[:0]), {}, 's_feats holds no sample'),
         ((unit(B, 4, 2, 2), unit(B, 4), IDS), {}, r'expected \(6, 5\): one embedding of width'),
     ],
 )

@@ -108,6 +108,8 @@ def test_features_that_cannot_be_paired(name):
         loss([*student, student[0]], teacher)
     with pytest.raises(ValueError, match='has 3 samples and t_feats.* 4'):
         loss([s[:3] for s in student], teacher)
+    with pytest.raises(ValueError, match=r's_feats.* holds no sample, expected at least one'):
+        loss(*([x[:0] for x in side] for side in (student, teacher)))
 
 
 def arguments_of(loss):

@@ -137,6 +137,8 @@ def test_the_word_chooses_the_class():
     """Copied, pickled, and loaded from a checkpoint of the former name."""
     loss = build(exclude='instance')
     assert type(loss) is InBatchCRDLoss and type(CRDLoss(D)) is CRDLoss
+    own = type('Own', (InBatchCRDLoss,), {})(D, negatives='batch', exclude='instance')
+    assert torch.equal(own(*batch()), build(exclude='instance')(*batch()))
     loss(*batch())
     for twin in (copy.deepcopy(loss), pickle.loads(pickle.dumps(loss))):
         assert type(twin) is InBatchCRDLoss and torch.equal(twin.log_mean, loss.log_mean)
@@ -253,9 +255,12 @@ def test_bad_input(kwargs, message):
         build()(*batch(), **kwargs)
 
 
-def test_other_bad_calls():
+def test_other_bad_calls(warned):
     s, t = batch()
     loss = build(exclude='instance')
+    with pytest.raises(ValueError, match='s_feats holds no sample, expected at least one'):
+        loss(s[:0], t[:0])
+    assert not warned
     with pytest.raises(ValueError, match=r't_feats has shape \(5, 5\)'):
         loss(s, t[:5])
     with pytest.raises(ValueError, match='a student embedding has L2 norm 2'):

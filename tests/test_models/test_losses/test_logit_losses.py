@@ -116,6 +116,11 @@ def test_published_settings_of_kd():
     assert (both.tau, both.loss_weight, alone.loss_weight) == (4, 1, 0.9) and 'tau' not in alone
 
 
+def test_ensemble_kd_of_an_empty_batch():
+    with pytest.raises(ValueError, match='s_feats holds no sample'):
+        EnsembleKDLoss()(torch.randn(0, 4), [torch.randn(0, 4)] * 2)
+
+
 def test_ensemble_kd_of_far_logits_and_of_other_classes():
     student, teacher = logits(torch.float32)
     loss = EnsembleKDLoss()
