@@ -11,6 +11,7 @@ from torch import Tensor
 from crd_plugin.ops import critic_loss, full_precision, no_autocast
 from crd_plugin.registry import MODELS
 
+from .._numbers import one_of
 from ..collectives import gather_batches, gather_sizes, own_part
 from .crd_checks import check_column, check_feats
 from .crd_loss import CRDLoss
@@ -70,7 +71,7 @@ class InBatchCRDLoss(CRDLoss):
             embed_dim,
             temperature=temperature,
             objective=objective,
-            negatives='batch',
+            negatives=one_of('negatives', negatives, ('batch',)),
             exclude=exclude,
             loss_weight=loss_weight,
         )

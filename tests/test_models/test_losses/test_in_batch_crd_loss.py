@@ -234,6 +234,8 @@ def test_arguments_of_a_bank_are_refused(given):
         ValueError, match=f"{', '.join(given)} given, but negatives='batch' has no memory bank"
     ):
         build(**given)
+    with pytest.raises(ValueError, match=r"negatives is 'shared', expected one of \('batch',\)"):
+        InBatchCRDLoss(8, negatives='shared')
 
 
 @pytest.mark.parametrize(
