@@ -24,7 +24,7 @@ from crd_plugin.models import EmbeddingConnector
 from tests import small_runs
 
 
-@OPTIM_WRAPPER_CONSTRUCTORS.register_module()
+@OPTIM_WRAPPER_CONSTRUCTORS.register_module(force=True)
 class BackboneAndHead:
     """Two optimizers."""
 
