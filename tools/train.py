@@ -78,5 +78,5 @@ if __name__ == '__main__':
     launch.interrupt_on_signals()
     try:
         sys.exit(cli.run(main))
-    except KeyboardInterrupt:  # before anything was trained
-        launch.leave('interrupted.\n')
+    except KeyboardInterrupt as interrupt:
+        launch.leave(interrupt)

@@ -146,10 +146,12 @@ def received(error: BaseException) -> bool:
     return isinstance(error, KeyboardInterrupt) or bool(_RECEIVED)
 
 
-def leave(message: str = '') -> NoReturn:
+def leave(interrupt: KeyboardInterrupt) -> NoReturn:
     """End this process with a line on stderr and the status of one that a signal has ended."""
     number = (_RECEIVED or [signal.SIGINT])[0]
-    sys.stderr.write(message)
+    # Without a text, nothing was trained yet.
+    line = interrupt.args[0] if interrupt.args else 'interrupted.'
+    sys.stderr.write(f'{line}\n' if line else '')
     sys.stderr.flush()
     torch = sys.modules.get('torch')
     if torch and torch.distributed.is_available() and torch.distributed.is_initialized():

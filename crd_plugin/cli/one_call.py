@@ -1,6 +1,7 @@
 """A distillation in one call: write its config, check it, train, publish the student."""
 
 import argparse
+import ast
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -8,11 +9,13 @@ from itertools import starmap
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from mmengine.config import Config
 from mmpretrain.datasets.custom import find_folders, get_samples
 from torch import nn
 
 from crd_plugin.checkpoints.publish import publish_student
+from crd_plugin.models._numbers import not_negative
 
 from . import arguments as cli
 from .launch import PACKAGE, write_whole
@@ -107,6 +110,15 @@ def distill(
     for name, value in dict(epochs=epochs, batch_size=batch_size, image_size=image_size).items():
         if type(value) is not int or value < 1:
             raise cli.UsageError(f'{name} is {value!r}, expected an integer of at least 1.')
+    try:
+        if lr is not None:
+            not_negative('lr', lr)
+    except (TypeError, ValueError) as error:
+        raise cli.UsageError(str(error)) from error
+    if not method or not isinstance(method, Sequence):
+        raise cli.UsageError(f"method is {method!r}, expected a name such as 'crd', or several.")
+    if not isinstance(cfg_options, Mapping | None):
+        raise cli.UsageError(f'cfg_options is {cfg_options!r}, expected a dict by dotted name.')
     names = method.split('+') if isinstance(method, str) else list(method)
     variables = [_check_method(name) for name in names]
     notes: list[str] = []
@@ -285,6 +297,17 @@ def _sizes(dataset: str, size: int, small: bool) -> dict[str, int]:
 
 def _assign(name: str, value: Any) -> str:
     """Return the line of a config that replaces a setting."""
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    elif isinstance(value, np.generic):
+        value = value.item()
+    try:
+        ast.literal_eval(repr(value))
+    except (SyntaxError, ValueError) as error:
+        raise cli.UsageError(
+            f'{name} is {value!r}, expected what a config can hold: numbers, texts, None, lists '
+            'and dicts of them.'
+        ) from error
     first, *keys = name.split('.')
     places = ''.join(f'[{key}]' if key.isdigit() else f'.{key}' for key in keys)
     return f'{"model" if first == "model" else f"_base_.{first}"}{places} = {value!r}\n'

@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from mmengine.config import Config
+from mmengine.logging import MessageHub
 
 from crd_plugin.compat import CheckpointError, load_checkpoint_file
 
@@ -109,6 +110,8 @@ def guarded(
             # On a full disk, a traceback per line that the log file cannot take helps nobody.
             stack.callback(setattr, logging, 'raiseExceptions', logging.raiseExceptions)
             logging.raiseExceptions = False
+            # MMEngine says that it trains until a training has ended as planned.
+            stack.callback(lambda: MessageHub.get_current_instance().pop_info('loop_stage', None))
             if first and not launch.is_watched():
                 work_dir.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(launch.hold(work_dir))
@@ -119,7 +122,7 @@ def guarded(
             hint = f'{work_dir} has no checkpoint yet, start again'
             if kept:
                 hint = f'{go_on} {kept[0]}'
-            launch.leave(f'interrupted; {hint}.\n' if first else '')
+            raise KeyboardInterrupt(f'interrupted; {hint}.' if first else '') from error
         if not isinstance(error, OSError) or error.errno not in _FULL:
             raise
         raise UsageError(

@@ -142,7 +142,7 @@ def _check_part(part: Mapping[str, Any], path: str) -> Iterator[str]:
         yield from _check_types(part, path, found)
     for key, value in () if ours else part.items():  # ours check ranges when they are built
         expected, number = '', type(value) in (int, float)
-        if key in _LEAST and value is not None:
+        if key in _LEAST and (key, value) != ('batch_size', None):  # None: no batches
             if type(value) is not int or value < _LEAST[key]:
                 expected = f'an integer of at least {_LEAST[key]}'
         elif key == 'interval' and value == 0:

@@ -150,7 +150,7 @@ from crd_plugin.cli import launch
 launch.interrupt_on_signals()
 try:
     os.kill(os.getpid(), signal.SIGHUP)
-except KeyboardInterrupt:
-    launch.leave()
+except KeyboardInterrupt as interrupt:
+    launch.leave(interrupt)
 """
     assert subprocess.run([sys.executable, '-c', code]).returncode == status

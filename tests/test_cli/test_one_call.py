@@ -217,6 +217,11 @@ def test_wrong_folders(distil, images, tmp_path):
         (dict(student='resnet'), "no network 'resnet'; the nearest are"),
         (dict(method='at'), 'stages: Small returns Tensor, expected a tuple with one map per'),
         (dict(lr=-1.0), 'lr is -1.0, expected a finite number that is not negative'),
+        (dict(lr='0.1'), "lr is '0.1', expected a number"),
+        (dict(lr=float('nan')), 'lr is nan, expected a finite number'),
+        (dict(method=None), "method is None, expected a name such as 'crd', or several"),
+        (dict(seed=torch.tensor(3)), 'randomness.seed is tensor.3., expected what a config can'),
+        (dict(cfg_options={'train_cfg.max_epochs': None}), 'max_epochs is None, expected an int'),
         (
             dict(cfg_options={'tain_cfg.max_epochs': 1}),
             'tain_cfg.max_epochs: nothing reads a setting of this name; the nearest .* train_cfg',
@@ -233,6 +238,16 @@ def test_wrong_argument(distil, tmp_path, kwargs, message):
     with pytest.raises(UsageError, match=message):
         distil(tmp_path / 'run', **kwargs)
     assert not list(tmp_path.rglob('*.pth'))
+
+
+def test_numpy_numbers_and_paths(distil, tmp_path, images):
+    load = {'load_from': tmp_path / 'gone.pth'}
+    with pytest.raises(UsageError, match='gone.pth does not exist'):
+        distil(tmp_path / 'run', lr=np.float64(0.1), seed=np.int64(3), cfg_options=load)
+    cfg = Config.fromfile(tmp_path / 'run/recipe/run.py')
+    assert (cfg.optim_wrapper.optimizer.lr, cfg.randomness.seed) == (0.1, 3)
+    with pytest.raises(UsageError, match='cfg_options is .* expected a dict by dotted name'):
+        crd_plugin.distill(STUDENT, STUDENT, images / 'train', cfg_options=['a=1'])
 
 
 def test_command_line(images, run, tmp_path, capsys, monkeypatch):

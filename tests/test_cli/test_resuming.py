@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.logging import MessageHub
 
 from crd_plugin.cli import launch
 from crd_plugin.cli.arguments import UsageError
@@ -97,7 +98,7 @@ def test_a_run_begins_where_there_is_no_checkpoint(tmp_path, work_dir):
         resumed(work_dir, 'gone.pth')
 
 
-def test_checkpoints_in_another_folder(tmp_path, work_dir, capsys):
+def test_checkpoints_in_another_folder(tmp_path, work_dir):
     """As default_hooks.checkpoint.out_dir puts them there."""
     (tmp_path / 'out').mkdir()
     work_dir.rename(tmp_path / 'out' / 'run')
@@ -106,9 +107,9 @@ def test_checkpoints_in_another_folder(tmp_path, work_dir, capsys):
     assert resumed(work_dir, default_hooks=hooks)[0] == 'epoch_10.pth'
     (work_dir / 'last_checkpoint').write_text(f'{tmp_path}/out/run/epoch_9.pth')
     assert resumed(work_dir, default_hooks=hooks)[0] == 'epoch_9.pth'
-    with pytest.raises(SystemExit), guarded(config(work_dir, default_hooks=hooks)):
-        raise KeyboardInterrupt
-    assert capsys.readouterr().err.endswith(f'goes on from {tmp_path}/out/run/epoch_9.pth.\n')
+    with pytest.raises(KeyboardInterrupt, match=f'goes on from {tmp_path}/out/run/epoch_9.pth.$'):
+        with guarded(config(work_dir, default_hooks=hooks)):
+            raise KeyboardInterrupt
 
 
 # --- while it trains -------------------------------------------------------- #
@@ -159,18 +160,37 @@ def test_a_full_disk(work_dir, code):
 
 
 @pytest.mark.parametrize('raised', [KeyboardInterrupt, SyntaxError])
-def test_an_interrupted_training(work_dir, capsys, monkeypatch, raised):
+def test_an_interrupted_training(work_dir, monkeypatch, raised):
     """Some code turns a KeyboardInterrupt into an error of its own."""
     monkeypatch.setattr(launch, '_RECEIVED', [signal.SIGTERM])
-    with pytest.raises(SystemExit) as caught, guarded(config(work_dir)):
+    with pytest.raises(KeyboardInterrupt) as caught, guarded(config(work_dir)):
         raise raised
-    assert caught.value.code == 128 + signal.SIGTERM
     line = f'the same command with --resume goes on from {work_dir}/epoch_10.pth.'
-    assert capsys.readouterr().err == f'interrupted; {line}\n'
+    assert str(caught.value) == f'interrupted; {line}'
     empty = work_dir / 'empty'
-    with pytest.raises(SystemExit), guarded(config(empty)):
+    with pytest.raises(KeyboardInterrupt) as caught, guarded(config(empty)):
         raise KeyboardInterrupt
-    assert capsys.readouterr().err == f'interrupted; {empty} has no checkpoint yet, start again.\n'
+    assert str(caught.value) == f'interrupted; {empty} has no checkpoint yet, start again.'
+
+
+def test_a_tool_ends_by_a_signal_in_one_line(monkeypatch, capsys):
+    monkeypatch.setattr(launch, '_RECEIVED', [signal.SIGTERM])
+    lines = {(): 'interrupted.\n', ('gone on from here.',): 'gone on from here.\n', ('',): ''}
+    for arguments, line in lines.items():
+        with pytest.raises(SystemExit) as caught:
+            launch.leave(KeyboardInterrupt(*arguments))
+        assert caught.value.code == 128 + signal.SIGTERM
+        assert capsys.readouterr().err == line
+
+
+def test_after_a_failed_training_nothing_trains(work_dir):
+    """A loss by hand, as in a notebook, must not go on with the run's epoch."""
+    hub = MessageHub.get_current_instance()
+    for error in (KeyboardInterrupt, ValueError):
+        hub.update_info('loop_stage', 'train')
+        with pytest.raises(error), guarded(config(work_dir)):
+            raise error
+        assert hub.get_info('loop_stage') is None
 
 
 @pytest.mark.slow

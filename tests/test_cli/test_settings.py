@@ -45,6 +45,7 @@ def test_sound_configs():
         ('optim_wrapper.clip_grads', {}, 'OptimWrapper has no such argument; the nearest is clip'),
         ('randomness.sede', 1, 'randomness.sede: set_random_seed has no such argument'),
         ('train_cfg.max_epochs', 2.5, 'max_epochs is 2.5, expected an integer of at least 1.'),
+        ('train_cfg.max_epochs', None, 'max_epochs is None, expected an integer of at least 1.'),
         ('train_cfg.val_interval', 0, 'val_interval is 0, expected an integer of at least 1.'),
         ('train_dataloader.batch_size', 0, 'batch_size is 0, expected an integer of at least 1.'),
         ('val_dataloader.num_workers', -1, 'num_workers is -1, expected an integer of at least 0'),
