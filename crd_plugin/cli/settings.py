@@ -13,12 +13,14 @@ from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper
 from mmengine.runner import (
     EpochBasedTrainLoop,
     IterBasedTrainLoop,
+    LogProcessor,
     Runner,
     TestLoop,
     ValLoop,
     set_random_seed,
 )
-from torch.nn.utils import clip_grad_norm_
+from mmengine.utils.dl_utils import set_multi_processing
+from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 from torch.utils.data import DataLoader
 
 from .lookup import arguments_of, find_type, nearest, unknown_type, walk
@@ -43,10 +45,29 @@ _READ_FROM_CONFIG = (
     'tta_model',
     'tta_pipeline',
 )
+
+
+def _scale_lr(base_batch_size: int, enable: bool = False) -> None:
+    """Stand for what ``Runner.scale_lr`` reads."""
+
+
+def _setup_env(
+    cudnn_benchmark: bool = False,
+    mp_cfg: Mapping | None = None,
+    dist_cfg: Mapping | None = None,
+    resource_limit: int = 4096,
+) -> None:
+    """Stand for what ``Runner.setup_env`` reads."""
+
+
 # Parts without a `type`: what the runner makes of them, and what it reads itself.
 _WITHOUT_TYPE: dict[str, tuple[Any, tuple[str, ...]]] = {
+    'auto_scale_lr': (_scale_lr, ()),
+    'env_cfg': (_setup_env, ()),
+    'env_cfg.mp_cfg': (set_multi_processing, ()),
+    'log_processor': (LogProcessor, ()),
     'optim_wrapper': (OptimWrapper, ()),
-    'optim_wrapper.clip_grad': (clip_grad_norm_, ('clip_value',)),
+    'optim_wrapper.clip_grad': (clip_grad_norm_, ()),
     'randomness': (set_random_seed, ('diff_rank_seed',)),
     'test_cfg': (TestLoop, ()),
     'val_cfg': (ValLoop, ()),
@@ -62,6 +83,7 @@ _LEAST = dict(
 )
 _NOT_NEGATIVE = ('loss_weight', 'lr', 'momentum', 'weight_decay')
 _POSITIVE = ('tau', 'temperature')
+_LIMITS = ('clip_value', 'max_norm')  # of gradients; infinity only watches them
 # What a default constructor of optimizers reads from `paramwise_cfg`.
 _PARAMWISE = re.compile(r"paramwise_cfg(?:\.get\(|\[)\s*'(\w+)'")
 
@@ -75,6 +97,12 @@ def merge_options(cfg: Config, options: Mapping[str, Any]) -> None:
             places = [f'{path}.{key}'.lstrip('.') for path, part in walk(dict(cfg)) for key in part]
             close = nearest(name, [place for place in places if place.partition('.')[0] in known])
             raise ValueError(f'{name}: nothing reads a setting of this name; {close}.')
+        own = (cfg.get('model') or {}).get('data_preprocessor')
+        if name.partition('.')[0] == 'data_preprocessor' and own:
+            raise ValueError(
+                f'{name} has no effect: the model has a data_preprocessor of its own; set '
+                f'model.{name}.'
+            )
     try:
         cfg.merge_from_dict(dict(options))
     except (TypeError, KeyError, IndexError, AssertionError) as error:
@@ -90,7 +118,7 @@ def check_settings(cfg: Mapping[str, Any]) -> Iterator[str]:
             close = nearest(name, known, cutoff=0.85)
             if close.startswith('the nearest'):
                 yield f'{name}: the config has no such setting; {close}.'
-    given = {name: cfg[name] for name in cfg if name in known}
+    given = {name: cfg[name] for name in cfg if name in (*known, 'model_wrapper_cfg')}
     for path, part in walk(given):
         yield from _check_part(part, path)
     yield from _check_types({k: v for k, v in given.items() if k in _PLAIN}, '', Runner)
@@ -117,6 +145,15 @@ def check_settings(cfg: Mapping[str, Any]) -> Iterator[str]:
     model = given.get('model')
     if isinstance(model, Mapping) and isinstance(model.get('distiller'), Mapping):
         yield from _check_mappings(model)
+    own = model.get('data_preprocessor') if isinstance(model, Mapping) else None
+    shared = given.get('data_preprocessor')
+    if own and shared and bool(own.get('to_rgb')) != bool(shared.get('to_rgb')):
+        yield (
+            f'model.data_preprocessor has to_rgb={bool(own.get("to_rgb"))}, but the '
+            f'data_preprocessor of the data set, which is not used beside it, has '
+            f'to_rgb={bool(shared.get("to_rgb"))}; set both to the same, or the network sees red '
+            'as blue.'
+        )
 
 
 def _check_part(part: Mapping[str, Any], path: str) -> Iterator[str]:
@@ -126,6 +163,8 @@ def _check_part(part: Mapping[str, Any], path: str) -> Iterator[str]:
     if path == 'train_cfg' and kind is None:
         found = EpochBasedTrainLoop if part.get('by_epoch') else IterBasedTrainLoop
         taken_out = ('by_epoch',)
+    elif path == 'optim_wrapper.clip_grad':
+        found, kind = clip_grad_value_ if kind == 'value' else clip_grad_norm_, None
     elif isinstance(kind, str):
         found = find_type(kind)
     if path.partition('.')[0] != 'model':  # names within it show when it is built
@@ -135,7 +174,7 @@ def _check_part(part: Mapping[str, Any], path: str) -> Iterator[str]:
         handed_on = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
         for key in part if parameters and not handed_on else ():
             if key not in (*parameters, *_TAKEN_OUT, *taken_out):
-                name = kind or found.__name__
+                name = kind or found.__name__.lstrip('_')
                 yield f'{path}.{key}: {name} has no such argument; {nearest(key, parameters)}.'
     ours = getattr(found, '__module__', '').startswith('crd_plugin.')
     if ours or (path in _WITHOUT_TYPE and kind is None):
@@ -149,6 +188,8 @@ def _check_part(part: Mapping[str, Any], path: str) -> Iterator[str]:
             expected = 'a positive integer, or -1 for never'
         elif key in _POSITIVE and number and not 0 < value < math.inf:
             expected = 'a finite number above zero'
+        elif key in _LIMITS and not (number and value > 0):
+            expected = 'a number above zero'
         elif key in _NOT_NEGATIVE and number and not 0 <= value < math.inf:
             expected = 'a finite number that is not negative'
         if expected:

@@ -1,5 +1,7 @@
 """Settings that nothing reads and values that cannot be meant, before anything is built."""
 
+import math
+
 import pytest
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
@@ -58,6 +60,27 @@ def test_sound_configs():
         ('val_cfg', None, 'val_evaluator: all of them or none is needed, but val_cfg is not given'),
         ('optim_wrapper.paramwise_cfg', dict(bias_lr=2), 'bias_lr: unknown; the nearest are bias'),
         ('optim_wrapper.clip_grad', dict(max_nor=5), 'clip_grad_norm_ has no such argument; the'),
+        ('optim_wrapper.clip_grad', dict(max_norm=-5), 'max_norm is -5, expected a number above z'),
+        ('optim_wrapper.clip_grad', dict(max_norm=float('nan')), 'max_norm is nan, expected a nu'),
+        ('optim_wrapper.clip_grad', dict(max_norm=5, clip_value=5), 'clip_value: clip_grad_norm_'),
+        (
+            'auto_scale_lr',
+            dict(enabled=True, base_batch_size=2),
+            'enabled: scale_lr has no such argument; the nearest is e',
+        ),
+        ('auto_scale_lr', dict(enable='yes', base_batch_size=2), "enable is 'yes', expected bool"),
+        (
+            'env_cfg',
+            dict(cudnn_benchmak=True),
+            'setup_env has no such argument; the nearest is cudnn_be',
+        ),
+        ('env_cfg', dict(mp_cfg=dict(start='fork')), 'env_cfg.mp_cfg.start: set_multi_processing'),
+        (
+            'log_processor',
+            dict(by_epoc=True),
+            'LogProcessor has no such argument; the nearest is by_e',
+        ),
+        ('model_wrapper_cfg', dict(type='MMDistributedDataParalel'), 'MMDistributedDataParalel'),
         ('default_hooks.logger.interval', 0, 'is 0, expected a positive integer, or -1'),
         ('model.architecture.head.loss', dict(loss_weight=-1), 'loss_weight is -1, expected a'),
         ('model.architecture.head.loss', dict(tau=0), 'tau is 0, expected a finite number ab'),
@@ -108,3 +131,22 @@ def test_options_are_merged():
     merge_options(cfg, None)
     with pytest.raises(UsageError, match='cannot be set'):
         merge_options(cfg, {'train_cfg.max_epochs.x': 3})
+
+
+@pytest.mark.parametrize(
+    'clip',
+    [dict(max_norm=math.inf), dict(type='value', clip_value=1), dict(type='norm', max_norm=1)],
+)
+def test_sound_limits_of_gradients(clip):
+    assert found({'optim_wrapper.clip_grad': clip}) == []
+
+
+def test_a_preprocessor_of_the_model_hides_that_of_the_data_set():
+    own = {'model.data_preprocessor': dict(type='mmpretrain.ClsDataPreprocessor', to_rgb=True)}
+    own['data_preprocessor'] = dict(type='mmpretrain.ClsDataPreprocessor')
+    (problem,) = found(own)
+    assert 'model.data_preprocessor has to_rgb=True' in problem and 'has to_rgb=False' in problem
+    assert found({**own, 'data_preprocessor.to_rgb': True}) == []
+    cfg = Config(dict(data_preprocessor={}, model=dict(data_preprocessor=dict(type='A'))))
+    with pytest.raises(UsageError, match='mean has no effect: .* set model.data_preprocessor.mean'):
+        merge_options(cfg, {'data_preprocessor.mean': [1.0]})
