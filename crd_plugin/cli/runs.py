@@ -63,7 +63,9 @@ class Settings:
     Attributes:
         config (Config): The config with the options, without a seed.
         epochs (int): Epochs of a whole training.
-        signature (str): Sixteen hex digits that change whenever a setting but the seed does.
+        signature (str): Sixteen hex digits that change whenever a setting does, but for the seed
+            and the paths of weights.
+        former_signature (str): The same with the paths, as records of version 0.1 have it.
 
     Raises:
         UsageError: If the config does not say how long it trains, or its runs would share a seed or
@@ -92,8 +94,8 @@ class Settings:
                 f'{path} has no train_cfg.max_epochs; it is needed to tell which runs are finished.'
             )
         (self.config.get('randomness') or {}).pop('seed', None)
-        text = json.dumps(self.config.to_dict(), sort_keys=True, default=_stable)
-        self.signature = hashlib.sha256(text.encode()).hexdigest()[:16]
+        self.former_signature = _sign(self.config.to_dict())
+        self.signature = _sign(_without_paths(self.config.to_dict()))
 
     def files(self) -> tuple[str, str, tuple[str, str] | None]:
         """Hash the checkpoints that training starts from.
@@ -125,6 +127,22 @@ class Settings:
                 if is_file or place == teacher:
                     texts[place == teacher].append(path or '')
         return ' '.join(texts[True]), ' '.join(texts[False]), None
+
+
+def _sign(settings: Any) -> str:
+    text = json.dumps(settings, sort_keys=True, default=_stable)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _without_paths(settings: dict[str, Any]) -> dict[str, Any]:
+    """Drop the paths of weights, which are hashed: their folder may be moved."""
+    from .lookup import walk  # imports all of OpenMMLab
+
+    for _, part in (('', settings), *walk(settings.get('model') or {})):
+        for key in {*_CHECKPOINTS, 'load_from'} & part.keys():
+            paths = part[key] if isinstance(part[key], (list, tuple)) else [part[key]]
+            part[key] = [path if '://' in str(path) else bool(path) for path in paths]
+    return settings
 
 
 def _stable(value: Any) -> Any:
@@ -187,6 +205,8 @@ class Run:
         except OSError:  # a folder to look at only
             pass
         self.checkpoint = next(iter(checkpoints(self.run_dir, self.run_dir / POINTER)), None)
+        if record['signature'] == self.settings.former_signature:
+            record['signature'] = self.settings.signature
         found = dict(signature=self.settings.signature, seed=self.seed)
         if not self.missing:  # else there is nothing to compare
             found |= dict(teacher=self.teacher, weights=self.weights)

@@ -135,6 +135,17 @@ def test_changed_settings_seed_and_teacher(run, tmp_path):
         assert _state(crd) == ('done', None)
         teachers[1].write_bytes(b'other weights')
         assert _state(crd) == ('settings changed', None)
+        _record(crd, finished=True)
+        moved = tmp_path / 'moved.pth'
+        moved.write_bytes(b'other weights')
+        crd.settings = Settings(CRD, [f'model.teacher_ckpt={option}'.replace('seed_1', 'moved')])
+        assert _state(crd) == ('done', None)  # the same weights
+        _record(crd, finished=True, signature=crd.settings.former_signature)
+        assert _state(crd) == ('done', None)
+        _record(crd, finished=True, signature=settings.former_signature)
+        assert _state(crd) == ('settings changed', None)
+        crd.settings = settings
+        _record(crd, finished=True)
         # A finished run stays one when its teacher is not at hand.
         teachers[1].unlink()
         assert _state(crd) == ('done', None) and crd.describe() == 'done'
