@@ -223,6 +223,11 @@ def _notes(runs: pd.DataFrame, teachers: int, options: Sequence[str]) -> list[st
         f'{run["epochs"]}{run["failed"] and ": " + run["failed"]}'
         for run in runs[~runs['finished']].to_dict('records')
     ]
+    early = runs[runs['finished'] & (runs['note'] == '') & (runs['epoch'] < runs['epochs'])]
+    notes += [
+        f'the last validation of seed {run["seed"]} is of epoch {run["epoch"]} of {run["epochs"]}'
+        for run in early.to_dict('records')
+    ]
     if runs[runs['finished']]['signature'].nunique() > 1:
         notes.append('the seeds were trained with different settings')
     if teachers > 1:

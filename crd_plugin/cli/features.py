@@ -129,6 +129,11 @@ def linear_probe(train: Outputs, test: Outputs) -> float:
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
+    if len(np.unique(train.labels)) < 2:
+        raise UsageError(
+            f'the {len(train.labels)} training images are of one class, of which a linear probe '
+            'learns nothing; take images of several classes.'
+        )
     probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
     return 100 * probe.fit(train.features, train.labels).score(test.features, test.labels)
 

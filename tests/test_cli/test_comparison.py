@@ -240,12 +240,23 @@ def test_unfinished_runs_do_not_count(tmp_path, published):
     assert [run['last'] and run['last']['top1'] for run in b['runs']] == [None, 3.0]
 
 
+def test_a_finished_run_without_its_last_validation_is_noted(tmp_path, published):
+    log = (
+        write_run(tmp_path, 'crd_a', 0, (60.0, 70.0, 75.0))
+        / '20260101_000000/vis_data/scalars.json'
+    )
+    log.write_text(log.read_text()[:-5])  # cut off
+    row = _rows(tmp_path, published)['crd_a']
+    assert row['last']['mean'] == 70.0
+    assert row['notes'] == ['the last validation of seed 0 is of epoch 2 of 3']
+
+
 def test_what_makes_seeds_differ_is_noted(tmp_path, published):
-    write_run(tmp_path, 'crd_a', 0, (1.0,), options=['a.b=1'], signature='t')
-    write_run(tmp_path, 'crd_a', 1, (1.0,), teacher='9999999999')
+    write_run(tmp_path, 'crd_a', 0, (1.0,) * 3, options=['a.b=1'], signature='t')
+    write_run(tmp_path, 'crd_a', 1, (1.0,) * 3, teacher='9999999999')
     url = 'https://example.com/resnet50_b16x8_20210528-f54bfad9.pth'
-    write_run(tmp_path, 'crd_b', 0, (1.0,), teacher=url)
-    write_run(tmp_path, 'ensemble', 0, (1.0,), teacher=f'9999999999 {url}')
+    write_run(tmp_path, 'crd_b', 0, (1.0,) * 3, teacher=url)
+    write_run(tmp_path, 'ensemble', 0, (1.0,) * 3, teacher=f'9999999999 {url}')
     rows = _rows(tmp_path, published)
     assert rows['crd_a']['notes'] == [
         'the seeds were trained with different settings',

@@ -179,6 +179,8 @@ def test_measures_of_known_outputs():
     assert outputs.top1 == 100 and features.linear_probe(outputs, outputs) == 100
     assert features.class_correlation(outputs) == pytest.approx(np.array([[1, -1], [-1, 1]]))
     assert features.Outputs(logits, logits, 1 - labels).top1 == 0
+    with pytest.raises(cli.UsageError, match='the 40 training images are of one class'):
+        features.linear_probe(outputs._replace(labels=0 * labels), outputs)
 
 
 @pytest.mark.parametrize(
