@@ -48,7 +48,7 @@ def test_settings_of_both_stages(method, pair):
     assert second.default_hooks.checkpoint.save_best == 'accuracy/top1'
 
 
-def test_both_stages(tmp_path, monkeypatch):
+def test_both_stages(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     fake_data.write_stl10('data/stl10_binary', num_train=8, num_test=4, num_unlabeled=8)
     first, second = (
@@ -92,6 +92,9 @@ def test_both_stages(tmp_path, monkeypatch):
     assert moved == {'running_mean', 'running_var', 'num_batches_tracked'}
     assert tuned['head.fc.weight'].shape == (10, 512)
     assert 'accuracy/top1' in small_runs.scalars(work_dir)[-1]
+    whole = fast('train_dataloader.dataset.complete=True')
+    assert call('test', second, work_dir / 'epoch_1.pth', *whole) == 1
+    assert 'The test set of STL10 in data/stl10_binary has 4 images' in capsys.readouterr().err
 
 
 # --- linear probes --------------------------------------------------------- #

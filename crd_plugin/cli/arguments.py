@@ -200,6 +200,8 @@ def build_runner(cfg: Config) -> Runner:
 
     from crd_plugin.models.algorithms.checkpoints import use_pretrained_init
 
+    from .lookup import wants_complete
+
     use_load_checkpoint_file()
     use_pretrained_init()
     _log_to_file(cfg)
@@ -210,8 +212,9 @@ def build_runner(cfg: Config) -> Runner:
     cfg = copy.deepcopy(cfg)
     cfg.setdefault('experiment_name', f'{Path(cfg.work_dir).name}-{next(_NUMBERS)}')
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
-    for hook in ('StrictLoadingHook', 'NamedSamplesHook'):
-        runner.register_hook(dict(type=f'crd_plugin.{hook}'))
+    runner.register_hook(dict(type='crd_plugin.StrictLoadingHook'))
+    named = dict(type='crd_plugin.NamedSamplesHook', complete=wants_complete(cfg))
+    runner.register_hook(named)
     return runner
 
 

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from crd_plugin.checkpoints.publish import parse_config_text
 from crd_plugin.compat import CheckpointError, load_checkpoint_file
+from crd_plugin.datasets.sample_index import check_sources
 from crd_plugin.engine import CoCoRDHook, MemoryBankHook
 from crd_plugin.engine.hooks.memory_bank_hook import index_dataset
 from crd_plugin.models.key_queue import KeyQueue
@@ -31,7 +32,7 @@ from crd_plugin.models.memory_bank import MemoryBank
 
 from .arguments import without_files
 from .dry_run_report import BankRow, DryRunReport
-from .lookup import PlacedError, arguments_of, find_type, one_line, walk
+from .lookup import PlacedError, arguments_of, find_type, one_line, walk, wants_complete
 
 # What widths are inferred with where a config does not say it.
 INPUT_SHAPE = (3, 32, 32)
@@ -129,7 +130,9 @@ def read_data(
         data.dataset = DATASETS.build(dataset_cfg)
         numbered = index_dataset(data.dataset) or data.dataset
         if hasattr(numbered, 'full_init'):
-            numbered.full_init()  # As the data loader does; it checks the set.
+            numbered.full_init()  # As the data loader does; it checks the set for training.
+        if loader != 'train_dataloader' and wants_complete(cfg):
+            check_sources(data.dataset)
         data.num_samples = getattr(numbered, 'num_samples', len(numbered))
         with suppress(AttributeError, KeyError, TypeError, ValueError):  # not one per sample
             labels = torch.as_tensor(np.asarray(numbered.get_gt_labels(), np.int64))

@@ -14,12 +14,13 @@ from torch import nn
 
 from crd_plugin.checkpoints.publish import build_student, student_config
 from crd_plugin.compat import load_checkpoint_file
-from crd_plugin.datasets.sample_index import find_sources
+from crd_plugin.datasets.sample_index import check_sources, find_sources
 from crd_plugin.models.algorithms.checkpoints import find_weights
 from crd_plugin.models.recorders.classifier_recorders import find_classification_layer
 from crd_plugin.registry import DATASETS
 
 from .arguments import UsageError
+from .lookup import wants_complete
 
 
 class Outputs(NamedTuple):
@@ -109,8 +110,14 @@ def _build_data(cfg: Config, split: str) -> Any:
     dataset = loader.dataset.to_dict()
     if str(dataset['type']).endswith('ResidentDataset'):
         dataset = dataset['dataset']
-    with DefaultScope.overwrite_default_scope('mmpretrain'):
-        return DATASETS.build(dataset)
+    try:
+        with DefaultScope.overwrite_default_scope('mmpretrain'):
+            built = DATASETS.build(dataset)
+        if wants_complete(cfg):
+            check_sources(built)
+    except ValueError as error:
+        raise UsageError(f'{split}_dataloader.dataset: {error}') from error
+    return built
 
 
 def digits(height: int, width: int) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -34,6 +34,11 @@ def walk(cfg: Any, path: str = '') -> Iterator[tuple[str, Any]]:
             yield from walk(value, f'{path}[{number}]')
 
 
+def wants_complete(cfg: Mapping[str, Any]) -> bool:
+    """Say whether ``complete`` of the training set asks for whole data sets."""
+    return any(part.get('complete') for _, part in walk(cfg.get('train_dataloader')))
+
+
 def find_type(kind: Any) -> Any:
     """Find what a ``type`` means in the current default scope; None if no registry knows it."""
     if not isinstance(kind, str):

@@ -119,5 +119,6 @@ def check_complete(owner: Any) -> None:
         raise ValueError(
             f'The {split} set of {name} in {owner.data_root} has {len(owner):,} images{short}, '
             f'expected {expected:,}; unpack or download it again. For a part of it on purpose, set '
-            'complete=False in crd_plugin.SampleIndexDataset (train_dataloader.dataset).'
+            'complete=False in crd_plugin.SampleIndexDataset (train_dataloader.dataset), which '
+            'holds for every split.'
         )

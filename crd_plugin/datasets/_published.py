@@ -34,6 +34,22 @@ class PublishedDataset(BaseDataset):
         """List the samples of the split as they lie in the files."""
         raise NotImplementedError
 
+    def filter_data(self) -> list[dict]:
+        """As for ``BaseDataset``; refuse ``indices`` of samples that the split does not have."""
+        samples, given = super().filter_data(), self._indices
+        number = len(samples)
+        if isinstance(given, int):  # the first so many, or the last if it is negative
+            wrong = [given] if abs(given) > number else []
+        else:
+            wrong = [index for index in given or () if not -number <= index < number]
+        if wrong:
+            raise ValueError(
+                f'indices: {wrong[0]} does not fit split={self.split!r} of {type(self).__name__}, '
+                f'which has {number} samples; expected a list of positions from 0 to {number - 1}, '
+                f'or an int of at most {number}.'
+            )
+        return samples
+
     def extra_repr(self) -> list[str]:
         """Return the lines that ``repr`` adds: the split and its folder."""
         root = [f'Root: \t{self.data_root}'] if self.data_root else []

@@ -86,10 +86,10 @@ class NYUDepthV2(PublishedDataset):
             labels = arrays['labels'][row]
             wrong = labels[(labels < 0) | (labels >= len(table))]
             if len(wrong):
-                raise self._misfit(
-                    _DATA,
-                    f'image {row + 1} has the label {wrong[0]}, but {self.mappings[0]} maps '
-                    f'classes from 1 to {len(table) - 1}',
+                raise ValueError(
+                    f'{osp.join(self.data_root, _DATA)}: image {row + 1} has the label {wrong[0]}, '
+                    f'but {self.mappings[0]} maps classes from 1 to {len(table) - 1}; correct '
+                    f'mappings={[*self.mappings]}, or get the file again from {self.SOURCE}.'
                 )
         return [dict(row=row) for row in rows]
 
@@ -106,6 +106,8 @@ class NYUDepthV2(PublishedDataset):
         info['img'] = np.concatenate(stacked, axis=-1, dtype=np.float32)
         info['gt_seg_map'] = np.ascontiguousarray(self._classes[labels])
         info['img_shape'] = labels.shape
+        if not np.isfinite(info['img']).all():
+            raise self._misfit(_DATA, f'image {row + 1} has depths that are not finite')
         return info
 
     def __getstate__(self) -> dict:
@@ -162,22 +164,37 @@ class NYUDepthV2(PublishedDataset):
             else:
                 numbers, labels = content.get('mapClass', []), content.get('className', [])
             table = np.concatenate([[0], np.ravel(numbers)]).astype(int)
+            if names and len(names) != len(table) - 1:
+                raise ValueError(
+                    f'mappings={[*self.mappings]}: {file} maps {len(table) - 1} classes, but the '
+                    f'file before it names {len(names)}; list each file once, in the order of use, '
+                    "such as ['classMapping40.mat', 'class13Mapping.mat']."
+                )
             names = tuple(str(np.ravel(one)[0]) for one in np.ravel(labels))
-            before = joined.max(initial=1)
-            if before >= len(table) or table.min() < 0 or table.max() > len(names):
+            if len(table) < 2 or table.min() < 0 or table.max() > len(names):
                 raise self._misfit(
                     file,
                     f'maps {len(table) - 1} classes to {table.min()} to {table.max()} and names '
-                    f'{len(names)}, expected a number of a name for each of at least {before} '
-                    'classes, under mapClass and className or in classMapping13',
+                    f'{len(names)}, expected a number of a name for each class, under mapClass and '
+                    'className or in classMapping13',
                 )
             joined = table[joined] if joined.size else table
         return joined, names
 
 
 def _open_arrays(path: str) -> dict[str, Any]:
-    """Open images, depths and labels, whose first axis counts images."""
+    """Open images, depths and labels, whose first axis counts images; refuse what does not fit."""
     import h5py
 
     file = h5py.File(path)
-    return {name: file[name] for name in ('images', 'depths', 'labels')}
+    arrays = {name: file[name] for name in ('images', 'depths', 'labels')}
+    images, depths, labels = arrays.values()
+    number, *size = images.shape
+    kinds = images.dtype == np.uint8, depths.dtype.kind == 'f', labels.dtype.kind in 'iu'
+    if size[:1] != [3] or {depths.shape, labels.shape} != {(number, *size[1:])} or not all(kinds):
+        found = ', '.join(f'{name} {a.shape} {a.dtype}' for name, a in arrays.items())
+        raise ValueError(
+            f'{found}; expected images (N, 3, W, H) uint8, depths (N, W, H) in metres as floats, '
+            'labels (N, W, H) as integers'
+        )
+    return arrays

@@ -50,8 +50,9 @@ class SampleIndexDataset:
         mode (str): Positive in ``contrast_idx``. 'exact': the sample itself; 'relax': any sample
             of its class. Defaults to 'exact'.
         complete (bool): Refuse CIFAR-10, CIFAR-100, ImageNet, NYU-Depth, STL-10 or Tiny-ImageNet
-            with another number of images than published, unless ``indices`` shortens it. Defaults
-            to False; the configs of these data sets set it.
+            with another number of images than published, unless ``indices`` shortens it; the tools
+            then also check the sets for validation and testing. Defaults to False; the configs of
+            these data sets set it.
 
     Shape:
         sample_idx: int, [0, N). contrast_idx: ``(1 + K,)`` int64, the positive first.
@@ -241,6 +242,15 @@ def find_sources(dataset: Any) -> Sources:
         return Sources([dataset], np.zeros(len(dataset), np.int64), np.arange(len(dataset)))
     inner = find_sources(dataset.dataset)
     return Sources(inner.owners, inner.owner_of[chosen], inner.index_of[chosen])
+
+
+def check_sources(dataset: Any) -> None:
+    """Refuse a data set if images are missing of a published one in it, to any depth."""
+    for owner in find_sources(dataset).owners:
+        if isinstance(owner, SampleIndexDataset):
+            check_sources(owner.dataset)
+        else:
+            check_complete(owner)
 
 
 class NamedRead:

@@ -36,7 +36,8 @@ class TinyImageNet200(PublishedDataset):
 
     def list_samples(self) -> list[dict]:
         """List ``img_path`` and ``gt_label`` of each image of the split."""
-        wnids = sorted(list_from_file(join_path(self.data_root, 'wnids.txt')))
+        lines = list_from_file(join_path(self.data_root, 'wnids.txt'))
+        wnids = sorted({*map(str.strip, lines)} - {''})  # a blank line is not a class
         labels = {wnid: label for label, wnid in enumerate(wnids)}
         if self.CLASSES is None:
             lines = list_from_file(join_path(self.data_root, 'words.txt'))

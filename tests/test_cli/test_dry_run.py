@@ -20,6 +20,7 @@ from crd_plugin.cli.arguments import UsageError, load_config
 from crd_plugin.cli.dry_run import run_dry
 from crd_plugin.cli.dry_run_report import render
 from crd_plugin.cli.lookup import one_line
+from crd_plugin.datasets import _checks
 from crd_plugin.models import EmbeddingConnector
 from tests import small_runs
 
@@ -504,6 +505,24 @@ def test_labels_of_validation_mean_the_same_classes(val, fault):
     }
     report = check(edited({'model': net(4, 3), 'val_evaluator.topk': 1, **sets}, vanilla()))
     assert [fault in problem for problem in report.problems] == [True] * bool(fault)
+
+
+@pytest.mark.parametrize('name', ['val', 'test'])
+def test_images_that_are_missing_for_validation_or_testing(monkeypatch, name):
+    monkeypatch.setitem(_checks._IMAGES, 'Digits', dict(train=20, test=1001))
+    pack = [dict(type='PackInputs')]
+    changes = {
+        'train_dataloader.dataset.complete': True,
+        f'{name}_dataloader.dataset': dict(type='crd_plugin.Digits', split='test', pipeline=pack),
+    }
+    cfg = small_runs.config('work').to_dict()
+    (line,) = check(edited(changes, cfg)).problems
+    assert (
+        line.startswith(f'{name}_dataloader.dataset: ')
+        and 'has 1,000 images, expected 1,001' in line
+    )
+    changes['train_dataloader.dataset.complete'] = False
+    assert check(edited(changes, cfg)).problems == []
 
 
 def test_error_of_a_worker_is_its_last_line():

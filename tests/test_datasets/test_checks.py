@@ -9,8 +9,10 @@ import torch
 from PIL import Image
 
 import crd_plugin.cli  # noqa: F401  sets a variable
+from crd_plugin.cli.lookup import wants_complete
 from crd_plugin.datasets import SampleIndexDataset, _checks, sample_index
 from crd_plugin.datasets._checks import check_image
+from crd_plugin.datasets.sample_index import check_sources
 from crd_plugin.registry import DATASETS
 from tests.config_files import BASE, parsed
 from tests.test_datasets.toy_dataset import PACK, Numbers, drop_odd, numbers
@@ -191,23 +193,34 @@ def test_parts_are_found_behind_wrappers_and_on_the_device(published):
         cfg = dict(type=f'crd_plugin.{kind}', dataset=repeated, complete=True)
         with pytest.raises(ValueError, match='The train set of Numbers .*has 1 images'):
             DATASETS.build(cfg).full_init()
+        # A set for validation is checked from outside.
+        with pytest.raises(ValueError, match='The train set of Numbers .*has 1 images'):
+            check_sources(
+                DATASETS.build(
+                    dict(type='RepeatDataset', times=2, dataset=dict(cfg, complete=False))
+                )
+            )
 
 
 @pytest.mark.parametrize(
-    'name, text',
+    'name, text, test',
     [
-        ('cifar10', 'train set of CIFAR10 in data/cifar10 has 50 images .* expected 50,000'),
-        ('cifar100', 'train set of CIFAR100 in data/cifar100 has 200 images .* expected 50,000'),
-        ('imagenet', 'train set of ImageNet in data/imagenet has 16 images, expected 1,281,167'),
-        ('stl10', 'train set of STL10 in data/stl10_binary has 40 images .* expected 5,000'),
-        ('stl10_unlabeled', 'unlabeled set of STL10 in .* has 60 images, expected 100,000'),
-        ('tiny_imagenet', 'train set of TinyImageNet200 in .* has 40 images .* expected 100,000'),
+        ('cifar10', 'CIFAR10 in data/cifar10 has 50 images .* 50,000', 'test .* 20 .* 10,000'),
+        ('cifar100', 'CIFAR100 in data/cifar100 has 200 images .* 50,000', 'test .* 100 .* 10,000'),
+        ('imagenet', 'ImageNet in data/imagenet has 16 images, .* 1,281,167', 'val .* 50,000'),
+        ('stl10', 'STL10 in data/stl10_binary has 40 images .* 5,000', 'test .* 20 .* 8,000'),
+        ('stl10_unlabeled', 'STL10 in .* has 60 images, .* 100,000', 'test .* 20 .* 8,000'),
+        ('tiny_imagenet', 'TinyImageNet200 in .* has 40 .* 100,000', 'val .* 20 .* 10,000'),
     ],
 )
-def test_the_configs_ask_for_whole_data_sets(data_files, name, text):
-    loader = parsed(BASE / 'datasets' / f'{name}.py').train_dataloader
-    with pytest.raises(ValueError, match=text):
-        DATASETS.build(loader.dataset).full_init()
+def test_the_configs_ask_for_whole_data_sets(data_files, name, text, test):
+    cfg = parsed(BASE / 'datasets' / f'{name}.py')
+    split = 'unlabeled' if 'unlabeled' in name else 'train'
+    with pytest.raises(ValueError, match=f'The {split} set of {text}'):
+        DATASETS.build(cfg.train_dataloader.dataset).full_init()
+    assert wants_complete(cfg)
+    with pytest.raises(ValueError, match=f'The {test}; unpack'):
+        check_sources(DATASETS.build(cfg.test_dataloader.dataset))
 
 
 @pytest.mark.parametrize('kind', ['SampleIndexDataset', 'ResidentDataset'])

@@ -70,8 +70,6 @@ def test_inputs_and_forty_classes(written):
         info['gt_seg_map'][known], (labels[1][known].astype(int) - 1) % 40
     )
     assert dataset.metainfo['classes'] == tuple(f'of 40 {i}' for i in range(1, 41))
-    chain = ['classMapping40.mat', 'class13Mapping.mat', 'class13Mapping.mat']
-    assert len(NYUDepthV2(str(written[0]), mappings=chain).metainfo['classes']) == 13
 
 
 def test_workers_read_the_same_and_are_sent_no_images(written):
@@ -99,9 +97,29 @@ def test_label_out_of_range_is_told_before_training(files):
         NYUDepthV2(str(files), 'test')
 
 
-def remove_depths(root):
-    with h5py.File(root / DATA, 'r+') as file:
-        del file['depths']
+def test_depths_that_are_not_finite_are_told_when_they_are_read(files):
+    row = int(loadmat(files / 'splits.mat')['trainNdxs'][1, 0])
+    with h5py.File(files / DATA, 'r+') as file:
+        file['depths'][row - 1, 3, 4] = np.nan
+    dataset = SampleIndexDataset(NYUDepthV2(str(files), pipeline=[PACK]))
+    dataset[0]
+    message = f'sample 1 of NYUDepthV2 .*{DATA}: image {row} has depths that are not finite; get it'
+    with pytest.raises(ValueError, match=message):
+        dataset[1]
+    NYUDepthV2(str(files), inputs=['rgb']).get_data_info(1)
+
+
+def edit(name, change):
+    """Replace an array of the file by a changed one; None removes it."""
+
+    def damage(root):
+        with h5py.File(root / DATA, 'r+') as file:
+            array = change(file[name][:])
+            del file[name]
+            if array is not None:
+                file[name] = array
+
+    return damage
 
 
 def replace(name, **content):
@@ -111,7 +129,19 @@ def replace(name, **content):
 @pytest.mark.parametrize(
     'damage, kwargs, message',
     [
-        (remove_depths, {}, f"{DATA}: truncated or another file: .*object 'depths'"),
+        (
+            edit('depths', lambda array: None),
+            {},
+            f"{DATA}: truncated or another file: .*object 'depths'",
+        ),
+        (edit('depths', lambda a: a[:4]), {}, r'depths \(4, 64, 48\) float32, .*; expected images'),
+        (edit('depths', lambda a: a.transpose(0, 2, 1)), {}, r'depths \(5, 48, 64\) float32'),
+        (edit('depths', lambda a: (1000 * a).astype(np.uint16)), {}, r'depths \S+ 64, 48\) uint16'),
+        (edit('labels', lambda a: a[:4]), {}, r'labels \(4, 64, 48\) uint16; expected images'),
+        (edit('labels', lambda a: a[:, 1:]), {}, r'labels \(5, 63, 48\) uint16'),
+        (edit('labels', lambda a: a.astype(float)), {}, r'labels \(5, 64, 48\) float64'),
+        (edit('images', lambda a: a[:, :1]), {}, r'images \(5, 1, 64, 48\) uint8'),
+        (edit('images', lambda a: a / 255), {}, r'images \(5, 3, 64, 48\) float64'),
         (
             replace('splits.mat', trainNdxs=[[1], [6]]),
             {},
@@ -125,7 +155,28 @@ def replace(name, **content):
         (
             replace('class13Mapping.mat', mapClass=[[1, 1]], className=['a']),
             {},
-            'maps 2 classes to 0 to 1 and names 1, .* of at least 40 classes',
+            'class13Mapping.mat maps 2 classes, but the file before it names 40',
+        ),
+        (
+            replace('class13Mapping.mat', mapClass=[[9] * 40], className=['a']),
+            {},
+            'class13Mapping.mat: maps 40 classes to 0 to 9 and names 1, expected',
+        ),
+        (
+            None,
+            dict(mappings=['class13Mapping.mat', 'classMapping40.mat']),
+            r"^mappings=\['class13Mapping.mat', .*\]: classMapping40.mat maps 894 classes, but the "
+            'file before it names 13; list each file once, in the order of use',
+        ),
+        (
+            None,
+            dict(mappings=['classMapping40.mat'] * 2),
+            'classMapping40.mat maps 894 classes, but the file before it names 40',
+        ),
+        (
+            None,
+            dict(mappings=['class13Mapping.mat']),
+            r"has the label \d+, but .* from 1 to 40; correct mappings=\['class13Mapping.mat'\]",
         ),
         (None, dict(mappings=['splits.mat']), 'splits.mat: maps 0 classes'),
     ],

@@ -71,6 +71,24 @@ def test_what_is_missing_is_named_with_its_source(tmp_path, cls, split, missing,
         cls(str(tmp_path), split)
 
 
+@pytest.mark.parametrize('given', [[3, -41], [40], 41, -41])
+def test_indices_of_samples_that_are_not_there(tmp_path, given):
+    WRITERS[STL10](tmp_path)
+    wrong = given[-1] if isinstance(given, list) else given
+    message = (
+        f"indices: {wrong} does not fit split='train' of STL10, which has 40 .* 0 to 39, or an"
+    )
+    with pytest.raises(ValueError, match=message):
+        STL10(str(tmp_path), indices=given)
+    with pytest.raises(ValueError, match='does not fit .* of Digits, which has 40 samples'):
+        Digits(num_train_per_class=4, indices=given)
+
+
+def test_indices_that_are_there():
+    for given, number in (([39, -40, 0], 3), (40, 40), (-40, 40), (0, 0)):
+        assert len(Digits(num_train_per_class=4, indices=given, serialize_data=False)) == number
+
+
 def labels(*values):
     return lambda content: bytes(values)
 

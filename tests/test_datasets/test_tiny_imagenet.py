@@ -45,6 +45,17 @@ def test_classes_are_the_words_in_order_of_the_labels(whole):
     assert own.metainfo['classes'] == letters
 
 
+def test_only_ids_are_classes(whole, broken):
+    """Blank lines, spaces and an id that is listed twice change no label."""
+    (broken / 'wnids.txt').write_text(
+        '\n \n'.join((*fake_data.WNIDS, fake_data.WNIDS[0])) + ' \n\n'
+    )
+    for split in ('train', 'val'):
+        expected, found = (TinyImageNet200(str(root), split) for root in (whole, broken))
+        assert found.metainfo == expected.metainfo and len(found) == len(expected)
+        assert (found.get_gt_labels() == expected.get_gt_labels()).all()
+
+
 def test_subset_lazy_and_below_the_home_directory(whole, monkeypatch):
     monkeypatch.setenv('HOME', str(whole.parent))
     dataset = TinyImageNet200('~/tiny-imagenet-200', 'val', indices=3, lazy_init=True)

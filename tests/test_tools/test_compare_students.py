@@ -12,6 +12,7 @@ from PIL import Image
 
 from crd_plugin.cli import arguments as cli
 from crd_plugin.cli import features
+from crd_plugin.datasets import _checks
 from crd_plugin.datasets.sample_index import find_sources
 from crd_plugin.registry import DATASETS
 from tests import tables
@@ -127,7 +128,7 @@ def test_a_network_runs_as_its_config_says(files):
 
 
 @pytest.mark.parametrize('resident', [False, True])
-def test_images_are_those_that_the_config_selects(resident):
+def test_images_are_those_that_the_config_selects(resident, monkeypatch):
     """Of a fold, of joined and repeated sets, without augmentation."""
     cfg = parsed(KD)
     val, ids = cfg.val_dataloader.dataset, cfg.train_dataloader.dataset
@@ -147,6 +148,12 @@ def test_images_are_those_that_the_config_selects(resident):
     inner = dict(type='crd_plugin.SampleIndexDataset', dataset=part)
     cfg.train_dataloader.dataset = dict(type='RepeatDataset', times=2, dataset=inner)
     assert len(features.own_data(cfg, training=True)) == 40
+    cfg.val_dataloader.dataset = val
+    cfg.train_dataloader.dataset.dataset.complete = True
+    monkeypatch.setitem(_checks._IMAGES, 'Digits', dict(test=1001))
+    message = '^val_dataloader.dataset: The test set of Digits .* has 1,000 images'
+    with pytest.raises(cli.UsageError, match=message):
+        features.own_data(cfg)
     cfg.val_dataloader = None
     with pytest.raises(cli.UsageError, match='the config has no val_dataloader'):
         features.own_data(cfg)

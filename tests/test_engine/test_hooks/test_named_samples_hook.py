@@ -5,6 +5,7 @@ import pytest
 from mmpretrain.datasets import KFoldDataset
 from PIL import Image
 
+from crd_plugin.datasets import _checks
 from crd_plugin.engine import NamedSamplesHook
 from tests import small_runs
 
@@ -24,6 +25,22 @@ def images(tmp_path):
     load = dict(type='LoadImageFromFile', imdecode_backend='pillow')
     pipeline = [load, dict(type='PackInputs')]
     return dict(type='CustomDataset', data_root=str(tmp_path / 'images'), pipeline=pipeline)
+
+
+@pytest.mark.parametrize('loop', ['train', 'test'])
+def test_images_that_are_missing_for_validation_or_testing(tmp_path, monkeypatch, loop):
+    """Before the first step, and only if asked; ``indices`` takes a part on purpose."""
+    monkeypatch.setitem(_checks._IMAGES, 'Digits', dict(test=1001))
+    pack = [dict(type='PackInputs')]
+    digits = dict(type='crd_plugin.Digits', split='test', pipeline=pack, _delete_=True)
+    name = 'val_dataloader__dataset' if loop == 'train' else 'test_dataloader__dataset'
+    runner = small_runs.build(tmp_path / 'run', NamedSamplesHook(complete=True), **{name: digits})
+    message = 'The test set of Digits .* has 1,000 images, expected 1,001; .* holds for every split'
+    with pytest.raises(ValueError, match=message):
+        getattr(runner, loop)()
+    assert runner.iter == 0
+    for hook, changes in ((NamedSamplesHook(), {name: digits}), (NamedSamplesHook(True), {})):
+        getattr(small_runs.build(tmp_path / 'run', hook, **changes), loop)()
 
 
 @pytest.mark.parametrize('workers', [0, 1])
