@@ -32,6 +32,13 @@ _CONFIG = (
     'test_evaluator',
     'test_cfg',
 )
+# Channels of data sets of arrays; those of image files are BGR.
+_ARRAYS = {
+    **dict.fromkeys(('CIFAR10', 'CIFAR100', 'STL10'), 'RGB'),
+    **dict.fromkeys(('Digits', 'MNIST', 'FashionMNIST'), 'grey'),
+}
+_UNKNOWN = 'channels as the data set gives them'
+_FILES_TO_RGB = dict(type='crd_plugin.FilesToRGB')
 
 
 def publish_student(
@@ -73,13 +80,14 @@ def publish_student(
         cfg = Config.fromfile(config) if isinstance(config, str) else config
         plain = student_config(cfg.to_dict())
         build_student(plain, weights, checkpoint)
-    if plain is not None:
-        published['cfg'] = Config(plain).pretty_text
     if not published.get('dataset_meta'):
         logger.warning(
             'The checkpoint does not name its classes (meta.dataset_meta); predictions will be '
             'numbers.'
         )
+    if plain is not None:
+        published['cfg'] = Config(plain).pretty_text
+        _drop_foreign_classes(published, plain['model'])
     content = serialize(weights, published)
     path = Path(out).expanduser()
     if path.is_dir() or os.fspath(out).endswith((os.sep, '/')):
@@ -89,7 +97,8 @@ def publish_student(
     target = write_once(content, path.with_name(name))
     before, after = (os.path.getsize(path) / 2**20 for path in (checkpoint, target))
     logger.info(
-        f'{target}: {len(weights)} tensors, {after:.2f} MiB (the checkpoint has {before:.2f} MiB).'
+        f'{target.name}: {len(weights)} tensors, {after:.2f} MiB '
+        f'(the checkpoint has {before:.2f} MiB).'
     )
     return target
 
@@ -104,7 +113,8 @@ def student_config(cfg: dict[str, Any]) -> dict[str, Any]:
         own = student.get('data_preprocessor') or {}
         shared = model.get('data_preprocessor') or plain.get('data_preprocessor')
         preprocessor = own if own.get('mean') else shared
-        if own.get('view'):  # of images that the distillation has put in this order
+        # Of images that the distillation has put in this order.
+        if own.get('mean') and (own.get('view') or model.get('student_view')):
             preprocessor = dict(own, to_rgb=(shared or {}).get('to_rgb', False))
         if preprocessor:
             student.pop('data_preprocessor', None)
@@ -113,7 +123,53 @@ def student_config(cfg: dict[str, Any]) -> dict[str, Any]:
             plain = {key: plain[key] for key in plain if not key.startswith('test_')}
         plain['model'] = student
     _drop_initial_weights(plain.get('model'))
+    _let_files_in(plain.get('test_dataloader'))
     return plain
+
+
+def innermost(loader: Any) -> dict[str, Any]:
+    """Return the config of a loader's data set without its wrappers, empty if there is none."""
+    while isinstance(loader, dict) and 'dataset' in loader:
+        loader = loader['dataset']
+    return loader if isinstance(loader, dict) else {}
+
+
+def stored_channels(dataset: dict[str, Any]) -> str:
+    """Say what the channels of a data set's images are, before ``data_preprocessor``."""
+    kind, text = str(dataset.get('type')).rpartition('.')[-1], str(dataset)
+    if 'LoadImageFromFile' in text:  # also in a pipeline of views, or of joined data sets
+        return 'grey' if 'grayscale' in text else _UNKNOWN if 'unchanged' in text else 'BGR'
+    if kind == 'NYUDepthV2':
+        names = dict(rgb='RGB', depth='depth in metres')
+        return ', '.join(names[name] for name in dataset.get('inputs', names))
+    return _ARRAYS.get(kind, _UNKNOWN)
+
+
+def _let_files_in(loader: Any) -> None:
+    """Let MMPretrain's inferencers find the pipeline of a test loader, and run it on files.
+
+    Files are BGR; ``data_preprocessor`` is for what the data set has.
+    """
+    dataset = innermost(loader)
+    if dataset is loader or 'pipeline' not in dataset:
+        return
+    if 'ResidentDataset' in loader['dataset']['type']:  # It makes whole batches.
+        loader['dataset'] = dataset
+        loader.pop('collate_fn', None)
+    if stored_channels(dataset) == 'RGB' and dataset['pipeline'][:1] != [_FILES_TO_RGB]:
+        dataset['pipeline'] = [_FILES_TO_RGB, *dataset['pipeline']]
+
+
+def _drop_foreign_classes(meta: dict[str, Any], model: dict[str, Any]) -> None:
+    """Drop the names of classes that are not those of the network's outputs."""
+    known, head = meta.get('dataset_meta') or {}, model.get('head')
+    classes, outputs = known.get('classes'), head.get('num_classes') if head else None
+    if outputs and classes and len(classes) != outputs:
+        meta['dataset_meta'] = {key: known[key] for key in known if key != 'classes'}
+        MMLogger.get_current_instance().warning(
+            f'The network has {outputs} outputs, but its training images {len(classes)} classes; '
+            'it is published without names of classes.'
+        )
 
 
 def parse_config_text(text: str) -> dict[str, Any]:
@@ -157,6 +213,7 @@ def _drop_initial_weights(cfg: Any) -> None:
         init = cfg.get('init_cfg')
         if isinstance(init, dict) and init.get('type') == 'Pretrained':
             del cfg['init_cfg']
+        cfg.pop('backbone_ckpt', None)
         cfg = list(cfg.values())
     for child in cfg if isinstance(cfg, (list, tuple)) else ():
         _drop_initial_weights(child)

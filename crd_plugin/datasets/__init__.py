@@ -2,6 +2,7 @@
 
 from .digits import Digits
 from .fashion_mnist import FashionMNIST
+from .files_to_rgb import FilesToRGB
 from .multi_view_pipeline import MultiViewPipeline
 from .nyu_depth_v2 import NYUDepthV2
 from .resident import ResidentDataset, whole_batch
@@ -12,6 +13,7 @@ from .tiny_imagenet import TinyImageNet200
 __all__ = [
     'Digits',
     'FashionMNIST',
+    'FilesToRGB',
     'MultiViewPipeline',
     'NYUDepthV2',
     'ResidentDataset',

@@ -1,6 +1,8 @@
 """Tests of what a model hub is given."""
 
+import copy
 import hashlib
+import json
 import re
 import sys
 
@@ -9,11 +11,17 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from mmengine.config import Config
 from mmpretrain import ImageClassificationInferencer, get_model
+from mmpretrain.registry import DATASETS, MODELS
+from PIL import Image
 from safetensors.torch import load_file
 
 from crd_plugin.checkpoints import hub
 from crd_plugin.compat import load_checkpoint_file
+from crd_plugin.fragments import keep_on_device
+from tests import fake_data
+from tests.config_files import CONFIGS, parsed
 from tests.small_runs import config, net, student_of
 from tests.test_cli.test_arguments import call
 
@@ -110,7 +118,7 @@ def test_card(folder, run):
         f'| teacher | mmpretrain.TinyNet(dropout=0.0, width=12), teacher.pth (sha256 {digest}) |',
         '| epochs | 2 |',
         '| classes | 0, 1, 2, 3, 4, 5, 6, 7, 8, 9 |',
-        '| normalisation | mean [78.0, 78.0, 78.0], std [81.4, 81.4, 81.4], BGR |',
+        '| normalisation | mean [78.0, 78.0, 78.0], std [81.4, 81.4, 81.4], grey |',
         '| accuracy/top1 in percent | 12.35 |',
     ):
         assert line in text
@@ -165,6 +173,158 @@ def test_upload_only_when_asked_for(client, checkpoint, tmp_path, capsys):
     )
     assert set(files) == set(names) and len(names) == 4
     assert capsys.readouterr().out.endswith('https://hub/commit/1\n')
+
+
+def published(tmp_path, cfg, classes, *flags):
+    """Publish a student of a config with random weights; return its folder and the network."""
+    network, distillation = cfg.model.get('architecture', cfg.model), 'architecture' in cfg.model
+    preprocessor = cfg.get('data_preprocessor') or network.data_preprocessor
+    without_files = copy.deepcopy({'data_preprocessor': preprocessor, **network})
+    without_files.pop('backbone_ckpt', None)  # of another stage, not there when it is published
+    model = MODELS.build(without_files).eval()
+    prefix = 'architecture.' if distillation else ''
+    weights = {f'{prefix}{name}': x for name, x in model.state_dict().items()}
+    meta = dict(cfg=cfg.pretty_text, dataset_meta=dict(classes=classes))
+    torch.save(dict(meta=meta, state_dict=weights), tmp_path / 'source.pth')
+    assert call(TOOL, tmp_path / 'source.pth', tmp_path / 'alone', '--hub', *flags) == 0
+    return tmp_path / 'alone', model
+
+
+def folder_of_images(to_rgb):
+    """A config of a tiny network for colour images in files."""
+    pipeline = [dict(type='LoadImageFromFile'), dict(type='PackInputs')]
+    cfg = config('run', model=dict(net(6), _delete_=True))
+    cfg.model.data_preprocessor.to_rgb = to_rgb
+    cfg.test_dataloader.dataset = dict(
+        type='CustomDataset', data_root='files', with_label=False, pipeline=pipeline
+    )
+    return cfg
+
+
+def cifar(resident=False):
+    cfg = parsed(CONFIGS / 'vanilla/vanilla_resnet20_b64-240e_cifar100.py')
+    if resident:
+        keep_on_device(cfg)
+    return cfg
+
+
+def chrominance():
+    return parsed(CONFIGS / 'cross-modal/finetune_resnet8-ab_b50-40e_photos-few.py')
+
+
+@pytest.mark.parametrize(
+    'make, channels',
+    [
+        (cifar, 'RGB'),
+        (lambda: cifar(resident=True), 'RGB'),
+        (chrominance, "LabView(channels='ab') of RGB"),
+        (lambda: folder_of_images(to_rgb=True), 'RGB'),
+        (lambda: folder_of_images(to_rgb=False), 'BGR'),
+    ],
+)
+@pytest.mark.usefixtures('mmpretrain_scope')
+def test_a_file_is_seen_as_in_training(make, channels, tmp_path, monkeypatch):
+    """The inferencer gives a file the scores that its pixels have in the data set."""
+    monkeypatch.chdir(tmp_path)
+    fake_data.without_md5(monkeypatch)
+    fake_data.write_cifar100('data/cifar100')
+    fake_data.write_stl10('data/photos')
+    (tmp_path / 'files').mkdir()
+    pixels = np.random.default_rng(0).integers(0, [256, 128, 20], (8, 8, 3), np.uint8)
+    Image.fromarray(pixels).save('files/image.png')
+    cfg = make()
+    folder, model = published(tmp_path, cfg, CLASSES)
+    dataset = cfg.test_dataloader.dataset
+    dataset = DATASETS.build(dataset.get('dataset', dataset))
+    info, sample = dataset.get_data_info(0), dataset[0]
+    if 'img' in info:
+        Image.fromarray(info['img']).save('files/image.png')
+    card = (folder / 'README.md').read_text()
+    code = re.search('```python\n(.*)```', card, re.DOTALL).group(1)
+    monkeypatch.chdir(folder)
+    scope = {}
+    exec(code.replace("'image.png'", f"'{tmp_path}/files/image.png'"), scope)
+
+    def scores(images):
+        batch = dict(inputs=images[None], data_samples=[copy.deepcopy(sample['data_samples'])])
+        return model.test_step(batch)[0].pred_score
+
+    found = scope['inferencer'](f'{tmp_path}/files/image.png')[0]['pred_scores']
+    torch.testing.assert_close(torch.tensor(found), scores(sample['inputs']))
+    assert (scores(sample['inputs'].flip(0)) - scores(sample['inputs'])).abs().max() > 1e-4
+    assert re.search(rf'normalisation .*\], {re.escape(channels)} \|', card)
+    # The test of the published config sees what that of the original does.
+    monkeypatch.chdir(tmp_path)
+    alone = DATASETS.build(Config.fromfile(folder / 'config.py').test_dataloader.dataset)
+    assert torch.equal(alone[0]['inputs'], sample['inputs'])
+
+
+@pytest.mark.parametrize(
+    'leaf, sees, outputs, shape',
+    [
+        ('transfer/crd_vgg19_vgg8_b64-240e_stl10-unlabeled', 'RGB', 200, (3, 32, 32)),
+        (
+            'depth/crd_resnet14_conv5_b64-40e_digits-depth',
+            'ChannelView(channels=[3]) of RGB, depth in metres',
+            10,
+            (1, 16, 16),
+        ),
+        (
+            'cross-modal/crd_resnet8-l_resnet8-ab_b50-20e_photos-unlabeled',
+            "LabView(channels='ab') of RGB",
+            10,
+            (2, 32, 32),
+        ),
+        ('depth/vanilla_conv5_b20-100e_digits-depth', 'depth in metres', 11, (1, 16, 16)),
+    ],
+)
+@pytest.mark.usefixtures('mmpretrain_scope')
+def test_students_of_other_images(leaf, sees, outputs, shape, tmp_path, warned):
+    """Images that are not RGB, or classes that are not the teacher's."""
+    cfg, classes = parsed(CONFIGS / f'{leaf}.py'), tuple('abcdefghijk')
+    folder, _ = published(tmp_path, cfg, classes, '--onnx', shape[-1])
+    session = onnxruntime.InferenceSession(str(folder / 'model.onnx'))
+    assert session.get_inputs()[0].shape[1:] == list(shape)
+    card = (folder / 'README.md').read_text()
+    assert re.search(rf'normalisation .*\], {re.escape(sees)} \|', card)
+    named = outputs == len(classes)
+    names = ', '.join(classes) if named else f'{outputs}, without names'
+    assert f'| classes | {names} |' in card
+    assert 'Inferencer' not in card  # There is no test, or no file that shows its images.
+    (file,) = folder.glob('*.pth')
+    assert ('classes' in load_checkpoint_file(file)['meta']['dataset_meta']) == named
+    assert [
+        f'{outputs} outputs, but its training images 11 classes' in text for text in warned
+    ] == ([] if named else [True])
+
+
+@pytest.mark.parametrize(
+    'content, message',
+    [
+        ({'accuracy/top1': 101.0}, 'accuracy/top1 is 101.0, expected a percentage from 0 to 100'),
+        ({'accuracy/top1': 50, 'config': 'a.py'}, "config is 'a.py', expected a percentage"),
+        ({'accuracy/top1': float('nan')}, 'accuracy/top1 is nan'),
+        ({'recall': [1.0]}, r'recall is [1.0]'),
+        ({}, 'content is {}'),
+        ([50.0], 'content is [50.0]'),
+        ('{', 'cannot be read'),
+    ],
+)
+def test_metrics_are_percentages(checkpoint, tmp_path, capsys, content, message):
+    file = tmp_path / 'metrics.json'
+    file.write_text(content if isinstance(content, str) else json.dumps(content))
+    assert call(TOOL, checkpoint, tmp_path / 'out', '--hub', '--metrics', file) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f'error: metrics {file}') and message in line
+    assert not (tmp_path / 'out').exists()
+
+
+@pytest.mark.parametrize('size', [0, -1])
+def test_images_that_the_network_cannot_take(checkpoint, tmp_path, capsys, size):
+    assert call(TOOL, checkpoint, tmp_path / 'out', '--hub', f'--onnx={size}') == 1
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith(f'error: ONNX for images of 3x{size}x{size} fails: ')
+    assert not (tmp_path / 'out').exists()
 
 
 def test_wrong_arguments(checkpoint, tmp_path, capsys, monkeypatch):

@@ -205,8 +205,21 @@ def test_student_config():
     own = model['architecture']['data_preprocessor'] = dict(type='Inner', mean=[1.0])
     assert student_config(cfg) == dict(kept, data_preprocessor=own, model=student)
     model['student_view'] = dict(type='crd_plugin.ChannelView', channels=[3])
+    # Of the images of the distillation, in their order.
+    own['to_rgb'], model['data_preprocessor']['to_rgb'] = False, True
+    own = dict(own, to_rgb=True)
     without_test = dict(default_scope='mmpretrain', data_preprocessor=own, model=student)
     assert student_config(cfg) == without_test
+
+
+def test_student_config_of_what_is_published():
+    """A pipeline that takes files already is left as it is."""
+    dataset = dict(type='CIFAR100', pipeline=[dict(type='PackInputs')])
+    cfg = dict(model=dict(type='Net'), test_dataloader=dict(dataset=dataset))
+    plain = student_config(cfg)
+    pipeline = plain['test_dataloader']['dataset']['pipeline']
+    assert [step['type'] for step in pipeline] == ['crd_plugin.FilesToRGB', 'PackInputs']
+    assert student_config(plain) == plain and len(dataset['pipeline']) == 1
 
 
 def test_command_line(checkpoint, tmp_path, capsys):

@@ -3,9 +3,6 @@
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
-
-from mmengine.fileio import load
 
 from crd_plugin.cli import arguments as cli
 
@@ -48,11 +45,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     from crd_plugin.checkpoints.publish import publish_student
 
     try:
-        metrics = load(args.metrics) if args.metrics else None
-        out = Path(args.out, f'{Path(args.out).name}.pth') if args.hub else args.out
-        target = publish_student(args.checkpoint, out, config)
         if args.hub:
-            hub.export_student(target, args.checkpoint, metrics, args.onnx)
+            target = hub.export_student(args.checkpoint, args.out, config, args.metrics, args.onnx)
+        else:
+            target = publish_student(args.checkpoint, args.out, config)
         sys.stdout.write(f'{target}\n')
         if args.upload:
             sys.stdout.write(f'{hub.upload(target.parent, args.upload)}\n')
