@@ -12,11 +12,12 @@ from crd_plugin.ops import (
     ContrastResult,
     Negatives,
     draw_negatives,
+    full_precision,
     given_negatives,
     info_nce,
-    log_partition,
     nce,
     no_autocast,
+    partition_sums,
 )
 from crd_plugin.ops.contrast import KnownGradient
 from crd_plugin.registry import MODELS
@@ -280,16 +281,17 @@ class CRDLoss(nn.Module):
         log_z, new_log_z = bank.log_z, None
         if not bank.has_z:
             log_z = new_log_z = self._estimate_log_z(anchors, negatives)
+            if bool(log_z.isnan().any()):  # Z waits for a batch with negatives; the bound is 0.
+                log_k = anchors.new_full(anchors.shape[:2], math.log(negatives.num_negatives))
+                return ContrastResult(0 * full_precision(anchors).sum((1, 2)), log_k), None
         return nce(anchors, banks, negatives, log_z, self.temperature, self.kernel), new_log_z
 
     def _estimate_log_z(self, anchors: Tensor, negatives: Negatives) -> Tensor:
-        """Partition constants of the first batch over all ranks, ``(2,)``."""
+        """Partition constants of a batch over all ranks, ``(2,)``; NaN if it has no negative."""
         banks = (self.bank.teacher, self.bank.student)
-        local = log_partition(anchors, banks, negatives, self.temperature)
-        size = local.new_full((1,), anchors.size(1))
-        ranks = torch.stack(all_gather(torch.cat([local, size])))
-        weight = ranks[:, 2:].log()
-        mean = (ranks[:, :2] + weight).logsumexp(0) - weight.logsumexp(0)
+        sums = torch.stack(partition_sums(anchors, banks, negatives, self.temperature))
+        log_sums, numbers = torch.stack(all_gather(sums)).unbind(1)
+        mean = log_sums.logsumexp(0) - numbers.sum(0).log()
         return mean + math.log(self.bank.num_samples)
 
     def _check_ids(self, sample_idx: Tensor | None, contrast_idx: Tensor | None) -> Tensor:

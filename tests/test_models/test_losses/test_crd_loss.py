@@ -212,6 +212,36 @@ def test_a_batch_of_one_and_more_negatives_than_rows():
     assert torch.isfinite(value) and torch.isfinite(s.grad).all()
 
 
+def test_a_draw_without_negatives_leaves_z_unset(loss):
+    *feats, ids = batch([4, 8, 12])
+    drawn = loss.draw(ids)
+    alone = drawn._replace(row_key=torch.zeros_like(drawn.row_key))
+    value = loss(*feats, ids, negatives=alone)
+    value.backward()
+    assert value == 0 and feats[0].grad.abs().sum() == 0 and loss.mi_bound.abs() < 1e-6
+    loss.bank.commit()
+    assert not loss.bank.has_z and loss.bank.log_z.isnan().all()
+    assert loss(*feats, ids) > 0
+    loss.bank.commit()
+    assert loss.bank.has_z and loss.bank.log_z.isfinite().all()
+    assert loss(*feats, ids, negatives=alone) > 0  # Positives pull.
+
+
+def test_z_is_the_mean_over_the_anchors_of_all_ranks(loss, monkeypatch):
+    *feats, ids = batch([4, 9])
+    drawn = loss.draw(ids)
+    # Logarithms of sums, and numbers of terms: a rank with two anchors, one without negatives.
+    others = torch.tensor([[[3.0, 4.0], [18.0, 18.0]], [[-math.inf] * 2, [0.0] * 2]]).double()
+    ranks = []
+    monkeypatch.setattr(
+        'crd_plugin.models.losses.crd_loss.all_gather',
+        lambda own: ranks.extend([own, *others]) or ranks,
+    )
+    loss(*feats, ids, negatives=drawn)
+    mean = sum(log_sum.exp() for log_sum, _ in ranks) / sum(number for _, number in ranks)
+    torch.testing.assert_close(loss.bank.pending.log_z, (40 * mean).log())
+
+
 @pytest.mark.cuda
 @pytest.mark.parametrize('mode', ['sampled', 'all'])
 def test_the_same_on_a_gpu(loss, mode):
