@@ -20,6 +20,7 @@ from .negatives import (
     Negatives,
     RowKeys,
     Shards,
+    check_classes,
     class_keys,
     draw_negatives,
     given_negatives,

@@ -8,7 +8,7 @@ from mmengine.dist import all_gather
 from mmengine.logging import MMLogger
 from torch import Tensor
 
-from crd_plugin.ops import critic_loss, full_precision, no_autocast
+from crd_plugin.ops import check_classes, critic_loss, full_precision, no_autocast
 from crd_plugin.registry import MODELS
 
 from .._numbers import one_of
@@ -108,11 +108,8 @@ class InBatchCRDLoss(CRDLoss):
         if known is not None:
             s_feats, t_feats = s_feats[known], t_feats[known]
             key = None if key is None else key[known]
-        if key is not None and self.exclude == 'class' and key.is_cpu and bool((key < 0).any()):
-            raise ValueError(
-                f"labels has {int(key.min())}, but exclude='class' needs classes from 0 on; "
-                "use exclude='instance' for samples without one."
-            )
+        if key is not None and self.exclude == 'class' and key.is_cpu:
+            check_classes(key)
         dtype = torch.promote_types(s_feats.dtype, t_feats.dtype)
         student, teacher = (full_precision(feats.to(dtype)) for feats in (s_feats, t_feats))
         with no_autocast(student):
