@@ -26,7 +26,14 @@ from .._numbers import count, not_negative, one_of, positive
 from ..memory_bank import MemoryBank, PendingUpdate
 from ..sharded_bank import ShardedBank
 from .captured_step import CapturedStep
-from .crd_checks import check_column, check_fast_paths, check_feats, check_labels, check_range
+from .crd_checks import (
+    check_column,
+    check_fast_paths,
+    check_feats,
+    check_labels,
+    check_positives,
+    check_range,
+)
 
 # Negatives per sample, and the size of the training set, of CIFAR-100 in the paper.
 _PUBLISHED = (16384, 50000)
@@ -186,8 +193,8 @@ class CRDLoss(nn.Module):
             sample_idx (Tensor): Position of each sample in the training set, ``(B,)`` int64.
             labels (Tensor, optional): Class of each sample, ``(B,)`` int64; with
                 ``exclude='class'`` compared with the bank's, on a CPU.
-            contrast_idx (Tensor, optional): Rows to score, ``(B, 1 + K)`` int64, the first column
-                the positive, in place of drawn ones.
+            contrast_idx (Tensor, optional): Rows to score, ``(B, 1 + K)`` int64, in place of drawn
+                ones; the first column is the positive, the sample or one of its class.
             negatives (Negatives, optional): What :meth:`draw` of a loss with a bank of the same
                 samples returned for this batch. Defaults to None: drawn here.
 
@@ -324,6 +331,8 @@ class CRDLoss(nn.Module):
         for name, ids in (('sample_idx', sample_idx), ('contrast_idx', contrast_idx)):
             if ids is not None:
                 check_range(name, ids, num_samples)
+        if contrast_idx is not None:
+            check_positives(contrast_idx, sample_idx, self.bank.labels)
         return sample_idx
 
 

@@ -203,6 +203,30 @@ def test_relaxed_positive(loss):
     assert loss.bank.pending.sample_idx.tolist() == [4]
 
 
+def test_positives_of_another_sample_are_refused(loss):
+    *feats, ids = batch([4, 9])
+    contrast_idx = torch.arange(18).view(2, 9)
+    contrast_idx[:, 0] = torch.tensor([8, 10])  # of the class of 4, but not of 9
+    message = 'contrast_idx: the positive of sample 9 is 10, expected the sample itself or one of'
+    with pytest.raises(ValueError, match=message):
+        loss(*feats, ids, contrast_idx=contrast_idx)
+    # Without labels none but the sample.
+    for labels in (None, torch.full((40,), -1)):
+        loss.bank.resize(40, labels)
+        with pytest.raises(ValueError, match='the positive of sample 4 is 8'):
+            loss.draw(ids, contrast_idx)
+
+
+def test_samples_without_a_class():
+    labels = torch.arange(40) % 4 - 1
+    losses = [CRDLoss(6, 8, exclude=exclude) for exclude in ('class', 'instance')]
+    for loss in losses:
+        loss.bank.resize(40, labels)
+    with pytest.raises(ValueError, match="labels has -1, but exclude='class' needs classes from 0"):
+        losses[0](*batch([4, 9]))
+    assert losses[1](*batch([4, 9])) > 0
+
+
 def test_a_batch_of_one_and_more_negatives_than_rows():
     loss = CRDLoss(6, 1000)
     loss.bank.resize(5, torch.tensor([0, 1, 1, 1, 1]))
