@@ -307,8 +307,8 @@ class CRDLoss(nn.Module):
         if num_samples == 0:
             raise RuntimeError(
                 'CRDLoss has a memory bank without rows: MemoryBankHook is missing; add '
-                "memory_bank=dict(type='crd_plugin.MemoryBankHook') to default_hooks, or give "
-                'num_samples.'
+                "memory_bank=dict(type='crd_plugin.MemoryBankHook') to default_hooks (in a loop "
+                'of your own, call bank.resize(num_samples, labels) before training).'
             )
         if sample_idx is None:
             raise ValueError(
