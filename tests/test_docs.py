@@ -235,6 +235,23 @@ def test_example_of_a_plain_loop_in_two_processes(tmp_path):
             assert torch.equal(value, second[key]), key
 
 
+def test_example_of_other_losses_in_a_plain_loop():
+    """All rows are written, the queue is, and the averages move."""
+    (code,) = (x for x in blocks(DOCS / 'training.md', 'python') if 'EnsembleCRDLoss' in x)
+    torch.manual_seed(0)
+    exec(code, found := {})
+    ones = torch.ones(40)
+    assert len(found['banks']) == 2
+    for bank in found['banks']:
+        torch.testing.assert_close(bank.student.norm(dim=1), ones)
+        assert bank.has_z
+    cocord = found['cocord']
+    assert cocord.queue.pointer == 40
+    torch.testing.assert_close(cocord.queue.keys[:40].norm(dim=1), ones)
+    assert not torch.equal(cocord.slow_projector[0].weight, cocord.projector[0].weight)
+    assert not torch.equal(found['slow_student'].weight, found['student'].weight)
+
+
 def write_files(folder, monkeypatch, **files):
     """Write modules into the working directory, with our configs as bases."""
     for name, code in files.items():

@@ -53,7 +53,7 @@ class KeyQueue(nn.Module):
             raise RuntimeError(
                 'The key queue has keys that were never committed: CoCoRDHook is missing; add '
                 "dict(type='crd_plugin.CoCoRDHook') to custom_hooks (in a loop of your own, call "
-                'model.update_averages() before and queue.commit() after each step).'
+                'update_averages() before and queue.commit() after each step).'
             )
         self.pending = keys.detach()
 

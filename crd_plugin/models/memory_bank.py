@@ -67,7 +67,7 @@ class MemoryBank(nn.Module):
     and ``log_z_student``, ``log_z_teacher`` (NaN until the first step).
 
     Raises:
-        ValueError: If an argument is out of range.
+        ValueError: If an argument is out of range, or ``momentum`` too close to 1 for ``dtype``.
         TypeError: If ``momentum`` is not a number.
     """
 
@@ -89,6 +89,13 @@ class MemoryBank(nn.Module):
             raise ValueError(f'dtype is {dtype}, expected one of {_DTYPES}.')
         self.embed_dim = count('embed_dim', embed_dim, ' (published: 128)')
         self.momentum = old_weight('momentum', momentum, 0.5)
+        smallest = 4 * torch.finfo(dtype).eps
+        if 1 - momentum < smallest:
+            raise ValueError(
+                f'momentum is {momentum}, but rows in {dtype} need at most {1 - smallest:.6g}: '
+                'smaller updates are lost in rounding, and the rows would stop moving; lower '
+                'momentum, or use float32 rows (leave bank_dtype out).'
+            )
         self.num_samples = 0
         for side in SIDES:
             self._hold(side, torch.empty(0, embed_dim, dtype=dtype))
@@ -137,15 +144,14 @@ class MemoryBank(nn.Module):
 
     @torch.inference_mode(False)
     @torch.no_grad()
-    def resize(
-        self, num_samples: int, labels: Tensor | None = None, seed: int | None = None
-    ) -> None:
+    def resize(self, num_samples: int, labels: Tensor | None = None, seed: int = 0) -> None:
         """Reinitialise the rows; clear the partition constants and any staged update.
 
         Args:
             num_samples (int): Rows N, the length of the training set.
             labels (Tensor, optional): Class of each row, ``(N,)`` integer.
-            seed (int, optional): Seed, equal on all ranks. Defaults to that of torch's generator.
+            seed (int): Seed of the rows, equal on all ranks. Defaults to 0, not to that of torch's
+                generator, which ranks may seed differently.
 
         Raises:
             ValueError: If sizes do not fit, or labels are not integers.
@@ -160,7 +166,7 @@ class MemoryBank(nn.Module):
         device, dtype = self.labels.device, self.student.dtype
         labels = as_labels(labels, num_samples)
         generator = torch.Generator()
-        generator.manual_seed(torch.initial_seed() if seed is None else int(seed))
+        generator.manual_seed(int(seed))
         for side in SIDES:
             # Release the current rows before allocating new ones.
             self._hold(side, torch.empty(0, self.embed_dim, dtype=dtype, device=device))

@@ -1,7 +1,7 @@
 """Pure tensor functions of distillation. Needs torch alone."""
 
 from .bank import initial_rows, last_occurrence, momentum_rows
-from .contrast import ContrastResult, critic_loss, info_nce, log_partition, nce
+from .contrast import ContrastResult, critic_loss, info_nce, nce, partition_sums
 from .diagnostics import alignment, gradient_norm, uniformity
 from .features import (
     absolute_power,
@@ -20,6 +20,7 @@ from .negatives import (
     Negatives,
     RowKeys,
     Shards,
+    check_classes,
     class_keys,
     draw_negatives,
     given_negatives,

@@ -106,22 +106,26 @@ def info_nce(
 
 
 @torch.no_grad()
-def log_partition(
+def partition_sums(
     anchor: Tensor, banks: Sequence[Tensor], negatives: Negatives, temperature: float
-) -> Tensor:
-    """Logarithm of Z / N, the mean of exp(s) over the positives and K negatives of each.
+) -> tuple[Tensor, Tensor]:
+    """Sum exp(s), whose mean is Z / N, over the positive and K negatives of each anchor.
 
-    Arguments as for :func:`nce`. Source: HobbitLong/RepDistiller ``crd/memory.py``, which sets
-    ``Z = N * mean(exp(s))`` on the first batch and keeps it.
+    An anchor whose draw holds no negative is left out. Arguments as for :func:`nce`. Source:
+    HobbitLong/RepDistiller ``crd/memory.py``, which sets ``Z = N * mean(exp(s))`` on the first
+    batch and keeps it.
 
     Returns:
-        Tensor: ``(E,)`` float64.
+        tuple[Tensor, Tensor]: Logarithm of the sum, and the number of its terms, both ``(E,)``
+        float64.
     """
     with no_autocast(anchor):
         query = full_precision(anchor) / temperature
         log_sum, _, positive = _softmax_sums(query, banks, negatives)
-        total = torch.logaddexp((query * positive).sum(-1), log_sum).double().logsumexp(-1)
-    return total - math.log(anchor.size(1) * (1 + negatives.num_negatives))
+        total = torch.logaddexp((query * positive).sum(-1), log_sum).double()
+    counted = log_sum != -math.inf
+    log_sum = total.masked_fill(~counted, -math.inf).logsumexp(-1)
+    return log_sum, counted.sum(-1).double() * (1 + negatives.num_negatives)
 
 
 def critic_loss(

@@ -84,8 +84,18 @@ class Negatives(NamedTuple):
         return values.flatten(1, 2)[:, self.slots]
 
 
+def check_classes(labels: Tensor) -> None:
+    """Raise a ValueError for a negative label: samples without a class are not one class."""
+    if (labels < 0).any():
+        raise ValueError(
+            f"labels has {int(labels.min())}, but exclude='class' needs classes from 0 on; use "
+            "exclude='instance' for samples without one."
+        )
+
+
 def class_keys(labels: Tensor) -> RowKeys:
-    """Make the class of each row, any integers ``(N,)``, its key (``exclude='class'``)."""
+    """Make the class of each row, integers ``(N,)`` from 0 on, its key (``exclude='class'``)."""
+    check_classes(labels)
     values, key, count = torch.unique(labels, return_inverse=True, return_counts=True)
     num_rows = labels.numel()
     if len(values) < 2:

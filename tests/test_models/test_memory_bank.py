@@ -292,6 +292,30 @@ def test_labels_are_any_integers():
     assert bank.labels.dtype == torch.int64 and bank.labels.tolist() == [0, 1, 1]
 
 
+def test_rows_of_ranks_that_are_seeded_differently_are_equal():
+    banks = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        banks.append(MemoryBank(4, num_samples=6))
+    assert torch.equal(banks[0].student, banks[1].student)
+    banks[1].resize(6, seed=1)
+    assert not torch.equal(banks[0].student, banks[1].student)
+
+
+@pytest.mark.parametrize('dtype, most', [(torch.bfloat16, 1 - 2**-5), (torch.float16, 1 - 2**-8)])
+def test_rows_reach_what_is_written(dtype, most):
+    """With the largest momentum that the type allows; a larger one is refused."""
+    torch.manual_seed(0)
+    bank = MemoryBank(8, most, 4, dtype)
+    student, teacher = F.normalize(torch.randn(2, 4, 8), dim=2)
+    for _ in range(int(10 / (1 - most))):
+        bank.stage(torch.arange(4), student, teacher)
+        bank.commit()
+    assert F.cosine_similarity(bank.student.float(), student).min() > 0.995
+    with pytest.raises(ValueError, match=f'momentum is .*{dtype} need at most {most:.6g}.*float32'):
+        MemoryBank(8, most + 1e-3, 4, dtype)
+
+
 def test_labels_can_be_shared():
     first, second = MemoryBank(4), MemoryBank(3)
     for bank in (first, second):

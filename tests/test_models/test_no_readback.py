@@ -20,6 +20,7 @@ from mmengine.runner import Runner
 
 from crd_plugin.cli.arguments import without_files
 from crd_plugin.models.key_queue import KeyQueue
+from crd_plugin.models.losses import InBatchCRDLoss
 from crd_plugin.models.memory_bank import MemoryBank
 from crd_plugin.registry import MODELS
 from tests.config_files import APART, CONFIGS, parsed
@@ -103,7 +104,8 @@ def crd_loss(sizes=(60,) * 10, **arguments):
     for bank in banks_of(loss):
         bank.resize(len(labels), labels, seed=0)
     features = (torch.nn.functional.normalize(torch.randn(4, WIDTH)) for _ in '12')
-    loss(*features, torch.arange(4), labels[:4])
+    ids = torch.arange(4) * (len(labels) // 4)  # of several classes
+    loss(*features, ids, labels[ids])
     for bank in banks_of(loss):
         bank.commit()
     return loss.to('meta')
@@ -193,6 +195,12 @@ def train(cfg):
 
     def run():
         runner.call_hook('before_train')
+        for module in runner.model.modules():
+            # As after the first step of a training, which reads whether Z could be set.
+            if isinstance(module, MemoryBank):
+                module.has_z = True
+            elif isinstance(module, InBatchCRDLoss):
+                module._has_z = True
         runner.model.to('meta')
         # The parameters have been replaced.
         runner.optim_wrapper = runner.build_optim_wrapper(copy.deepcopy(cfg.optim_wrapper))

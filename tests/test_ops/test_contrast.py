@@ -13,8 +13,8 @@ from crd_plugin.ops import (
     draw_negatives,
     given_negatives,
     info_nce,
-    log_partition,
     nce,
+    partition_sums,
     row_keys,
 )
 
@@ -129,12 +129,26 @@ def test_equals_loops(path, form, objective):
 
 
 @pytest.mark.parametrize('form', FORMS)
-def test_log_partition_is_the_mean_of_exp(path, form):
+def test_partition_sums_are_sums_of_exp(path, form):
     negatives = make_negatives(form)
     e = torch.exp(ANCHORS @ BANKS.mT / TAU)
     total = (e * weights_of(negatives)).sum((1, 2)) + e[:, range(B), IDS].sum(1)
-    expected = (total / (B * (1 + K))).log()
-    torch.testing.assert_close(log_partition(ANCHORS, list(BANKS), negatives, TAU), expected)
+    log_sum, number = partition_sums(ANCHORS, list(BANKS), negatives, TAU)
+    torch.testing.assert_close(log_sum, total.log())
+    assert number.tolist() == 2 * [B * (1 + K)]
+
+
+def test_partition_sums_leave_out_anchors_without_a_negative():
+    drawn = make_negatives('shared c')
+    counted = drawn.anchor_key != drawn.anchor_key[0]
+    assert 0 < counted.sum() < B
+    drawn = drawn._replace(row_key=drawn.anchor_key[0].expand(N))
+    e = torch.exp(ANCHORS @ BANKS.mT / TAU)
+    total = e[:, counted][:, :, drawn.rows[0]].sum((1, 2))
+    total += e[:, range(B), IDS][:, counted].sum(1)
+    log_sum, number = partition_sums(ANCHORS, list(BANKS), drawn, TAU)
+    torch.testing.assert_close(log_sum, total.log())
+    assert number.tolist() == 2 * [int(counted.sum()) * (1 + K)]
 
 
 @pytest.mark.parametrize('objective', OBJECTIVES)
@@ -192,7 +206,8 @@ def test_extreme_inputs_stay_finite(form, objective, kind):
         anchor = torch.zeros_like(anchor)
     negatives = make_negatives(form, dtype=torch.float32)
     leaf = anchor.clone().requires_grad_()
-    log_z = log_partition(leaf, list(rows), negatives, 0.01) + math.log(N)
+    log_sum, number = partition_sums(leaf, list(rows), negatives, 0.01)
+    log_z = log_sum - number.log() + math.log(N)
     assert torch.isfinite(log_z).all()
     loss = ours(objective, leaf, list(rows), negatives, log_z, 0.01).loss.sum()
     loss.backward()

@@ -132,7 +132,8 @@ class SizedLoss(FeatureLoss):
         for name, size in zip(self.sizes, found):
             check_given(name, self.sizes[name], size)
             self.sizes[name] = size
-        self._build_if_known()
+        if self.needs_width:
+            self._build_if_known()
 
     def forward(self, s_feats: Features, t_feats: Features) -> Tensor:
         """As for :class:`FeatureLoss`, with autocast left to the layers."""

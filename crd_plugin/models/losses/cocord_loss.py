@@ -95,6 +95,7 @@ class CoCoRDLoss(SizedLoss):
         self.predictor = _mlp(embed_dim, count('predictor_dim', predictor_dim), embed_dim)
         self.queue = KeyQueue(embed_dim, queue_size)
         self.terms: CoCoRDTerms | None = None
+        self._follows = False  # The averages have been moved, or loaded.
         self.set_sizes(s_channels=s_channels, t_channels=t_channels)
 
     @property
@@ -128,7 +129,8 @@ class CoCoRDLoss(SizedLoss):
 
         Raises:
             ValueError: If shapes are not as described.
-            RuntimeError: If the keys staged before were never committed.
+            RuntimeError: If the keys staged before were never committed, or the averages never
+                moved since the first pass.
         """
         views = s_feats, s_feats_2, slow_feats, slow_feats_2
         pairs = [pair for view in views for pair in self.pair(view, t_feats)]
@@ -152,6 +154,13 @@ class CoCoRDLoss(SizedLoss):
         ).mean()
         if self.training:
             self.queue.stage(key)
+            if self.terms is not None and not self._follows:
+                raise RuntimeError(
+                    'The averages of CoCoRDLoss were never moved, so its targets and keys are '
+                    'those of random projectors: CoCoRDHook is missing; add '
+                    "dict(type='crd_plugin.CoCoRDHook') to custom_hooks (in a loop of your own, "
+                    "call update_averages() before each optimizer step's first forward pass)."
+                )
         top1 = (logits.detach().argmax(1) == 0).to(logits.dtype).mean() * 100
         self.terms = CoCoRDTerms(contrast.detach(), prediction.detach(), top1)
         total = self.contrast_weight * contrast + self.prediction_weight * prediction
@@ -165,6 +174,12 @@ class CoCoRDLoss(SizedLoss):
             (self.teacher_projector, self.projector, self.teacher_momentum),
         ):
             move_averages(average.parameters(), source.parameters(), momentum)
+        self._follows = True
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        """Take the averages of a run, which may go on between two optimizer steps."""
+        super()._load_from_state_dict(*args, **kwargs)
+        self._follows = True
 
     def build(self, s_size: tuple[int], t_size: tuple[int]) -> None:
         """Make the layers that depend on the widths."""

@@ -47,6 +47,22 @@ def check_labels(given: Tensor, expected: Tensor, sample_idx: Tensor) -> None:
         )
 
 
+def check_positives(contrast_idx: Tensor, sample_idx: Tensor, labels: Tensor) -> None:
+    """Raise a ValueError for positives that are neither the sample nor, with labels, like it."""
+    positive = contrast_idx[:, 0]
+    wrong = positive != sample_idx
+    if labels.numel():  # mode='relax' takes any sample of the class.
+        found = labels[positive]
+        wrong &= (found != labels[sample_idx]) | (found < 0)
+    if wrong.any():
+        at = int(wrong.nonzero()[0])
+        raise ValueError(
+            f'contrast_idx: the positive of sample {int(sample_idx[at])} is {int(positive[at])}, '
+            'expected the sample itself or one of its class; the first column of contrast_idx '
+            'holds the positive, the others the negatives.'
+        )
+
+
 def check_embeddings(name: str, side: str, feats: Tensor) -> None:
     """Raise a ValueError for embeddings ``(B, D)`` whose norm is not finite, or neither 1 nor 0."""
     norm = feats.detach().float().norm(dim=1)

@@ -12,11 +12,12 @@ from crd_plugin.ops import (
     ContrastResult,
     Negatives,
     draw_negatives,
+    full_precision,
     given_negatives,
     info_nce,
-    log_partition,
     nce,
     no_autocast,
+    partition_sums,
 )
 from crd_plugin.ops.contrast import KnownGradient
 from crd_plugin.registry import MODELS
@@ -25,7 +26,14 @@ from .._numbers import count, not_negative, one_of, positive
 from ..memory_bank import MemoryBank, PendingUpdate
 from ..sharded_bank import ShardedBank
 from .captured_step import CapturedStep
-from .crd_checks import check_column, check_fast_paths, check_feats, check_labels, check_range
+from .crd_checks import (
+    check_column,
+    check_fast_paths,
+    check_feats,
+    check_labels,
+    check_positives,
+    check_range,
+)
 
 # Negatives per sample, and the size of the training set, of CIFAR-100 in the paper.
 _PUBLISHED = (16384, 50000)
@@ -185,8 +193,8 @@ class CRDLoss(nn.Module):
             sample_idx (Tensor): Position of each sample in the training set, ``(B,)`` int64.
             labels (Tensor, optional): Class of each sample, ``(B,)`` int64; with
                 ``exclude='class'`` compared with the bank's, on a CPU.
-            contrast_idx (Tensor, optional): Rows to score, ``(B, 1 + K)`` int64, the first column
-                the positive, in place of drawn ones.
+            contrast_idx (Tensor, optional): Rows to score, ``(B, 1 + K)`` int64, in place of drawn
+                ones; the first column is the positive, the sample or one of its class.
             negatives (Negatives, optional): What :meth:`draw` of a loss with a bank of the same
                 samples returned for this batch. Defaults to None: drawn here.
 
@@ -280,16 +288,17 @@ class CRDLoss(nn.Module):
         log_z, new_log_z = bank.log_z, None
         if not bank.has_z:
             log_z = new_log_z = self._estimate_log_z(anchors, negatives)
+            if bool(log_z.isnan().any()):  # Z waits for a batch with negatives; the bound is 0.
+                log_k = anchors.new_full(anchors.shape[:2], math.log(negatives.num_negatives))
+                return ContrastResult(0 * full_precision(anchors).sum((1, 2)), log_k), None
         return nce(anchors, banks, negatives, log_z, self.temperature, self.kernel), new_log_z
 
     def _estimate_log_z(self, anchors: Tensor, negatives: Negatives) -> Tensor:
-        """Partition constants of the first batch over all ranks, ``(2,)``."""
+        """Partition constants of a batch over all ranks, ``(2,)``; NaN if it has no negative."""
         banks = (self.bank.teacher, self.bank.student)
-        local = log_partition(anchors, banks, negatives, self.temperature)
-        size = local.new_full((1,), anchors.size(1))
-        ranks = torch.stack(all_gather(torch.cat([local, size])))
-        weight = ranks[:, 2:].log()
-        mean = (ranks[:, :2] + weight).logsumexp(0) - weight.logsumexp(0)
+        sums = torch.stack(partition_sums(anchors, banks, negatives, self.temperature))
+        log_sums, numbers = torch.stack(all_gather(sums)).unbind(1)
+        mean = log_sums.logsumexp(0) - numbers.sum(0).log()
         return mean + math.log(self.bank.num_samples)
 
     def _check_ids(self, sample_idx: Tensor | None, contrast_idx: Tensor | None) -> Tensor:
@@ -298,8 +307,8 @@ class CRDLoss(nn.Module):
         if num_samples == 0:
             raise RuntimeError(
                 'CRDLoss has a memory bank without rows: MemoryBankHook is missing; add '
-                "memory_bank=dict(type='crd_plugin.MemoryBankHook') to default_hooks, or give "
-                'num_samples.'
+                "memory_bank=dict(type='crd_plugin.MemoryBankHook') to default_hooks (in a loop "
+                'of your own, call bank.resize(num_samples, labels) before training).'
             )
         if sample_idx is None:
             raise ValueError(
@@ -322,6 +331,8 @@ class CRDLoss(nn.Module):
         for name, ids in (('sample_idx', sample_idx), ('contrast_idx', contrast_idx)):
             if ids is not None:
                 check_range(name, ids, num_samples)
+        if contrast_idx is not None:
+            check_positives(contrast_idx, sample_idx, self.bank.labels)
         return sample_idx
 
 

@@ -8,7 +8,7 @@ from mmengine.dist import all_gather
 from mmengine.logging import MMLogger
 from torch import Tensor
 
-from crd_plugin.ops import critic_loss, full_precision, no_autocast
+from crd_plugin.ops import check_classes, critic_loss, full_precision, no_autocast
 from crd_plugin.registry import MODELS
 
 from .._numbers import one_of
@@ -24,7 +24,7 @@ class InBatchCRDLoss(CRDLoss):
     Student embeddings are anchors against the teacher's of the batch of all ranks, and teacher
     embeddings against the student's. The gradient flows through anchors and keys, as in CLIP
     (Radford et al., arXiv:2103.00020). K is the number of other samples, N that of all, and Z / N
-    is fixed by the first batch. Neither ids nor ``MemoryBankHook`` are needed.
+    is fixed by the first batch with negatives. Neither ids nor ``MemoryBankHook`` are needed.
 
     Each rank returns :math:`\frac{W}{B} \sum_i \ell_i` over its own anchors, with W ranks and B
     samples in the global batch: the mean over ranks, which DDP takes of gradients, is that of one
@@ -46,7 +46,7 @@ class InBatchCRDLoss(CRDLoss):
         known: ``(b,)`` bool; False leaves a sample out, after which a rank may have none.
 
     State in checkpoints: ``log_mean`` ``(2,)``, the log of Z / N of student's and teacher's
-    anchors; NaN until an ``'nce'`` step has been taken.
+    anchors; NaN until an ``'nce'`` step with negatives has been taken.
 
     Raises:
         ValueError, TypeError: If an argument is out of range, not a number, or needs a bank.
@@ -108,11 +108,8 @@ class InBatchCRDLoss(CRDLoss):
         if known is not None:
             s_feats, t_feats = s_feats[known], t_feats[known]
             key = None if key is None else key[known]
-        if key is not None and self.exclude == 'class' and key.is_cpu and bool((key < 0).any()):
-            raise ValueError(
-                f"labels has {int(key.min())}, but exclude='class' needs classes from 0 on; "
-                "use exclude='instance' for samples without one."
-            )
+        if key is not None and self.exclude == 'class' and key.is_cpu:
+            check_classes(key)
         dtype = torch.promote_types(s_feats.dtype, t_feats.dtype)
         student, teacher = (full_precision(feats.to(dtype)) for feats in (s_feats, t_feats))
         with no_autocast(student):
@@ -142,7 +139,8 @@ class InBatchCRDLoss(CRDLoss):
         self._alone = (keys == keys[0]).all()
         if self._alone.is_cpu:  # Elsewhere MemoryBankHook does so now and then.
             self.warn_if_alone()
-        if total == 1:  # Then h = 1.
+        unset = self.objective == 'nce' and not self._has_z
+        if total == 1 or (unset and bool(self._alone)):  # h = 1, or no negative to take Z from.
             self._critic = 1, torch.zeros(2, 1, device=student.device)
             return 0 * (student.sum() + teacher.sum())
         sides = ((student, teachers), (teacher, students))
@@ -179,7 +177,7 @@ class InBatchCRDLoss(CRDLoss):
             kind = 'class' if self.exclude == 'class' else 'sample'
             MMLogger.get_current_instance().warning(
                 f"negatives='batch': all samples of a global batch are of one {kind}, so none has "
-                'a negative and nothing is learned from it; shuffle the training set, enlarge '
+                'a negative and nothing is pushed apart; shuffle the training set, enlarge '
                 "batch_size, set drop_last=True, or use exclude='instance' with distinct samples."
             )
 

@@ -21,6 +21,8 @@ def losses(model, images):
     for module in model.modules():
         if hasattr(module, 'discard'):
             module.discard()
+        if hasattr(module, 'update_averages'):
+            module.update_averages()
     torch.manual_seed(3)
     images = [images, images.flip(3), -images] if getattr(model, 'num_views', 1) == 3 else images
     return model(images, small_runs.batch(4)[1], mode='loss')

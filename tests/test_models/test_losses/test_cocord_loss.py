@@ -145,6 +145,22 @@ def test_averages_follow_what_is_trained():
             assert torch.equal(a, b) and b.requires_grad
 
 
+def test_averages_that_never_move_are_an_error():
+    loss = build()
+    loss(**features())  # A step may end with update_averages().
+    loss.queue.commit()
+    with pytest.raises(RuntimeError, match=r'were never moved.*CoCoRDHook.*update_averages\(\)'):
+        loss(**features())
+    loss.queue.commit()
+    resumed = build()
+    resumed.load_state_dict(loss.state_dict())
+    loss.update_averages()
+    for one in (loss, resumed):
+        for _ in range(2):  # Gradients may be accumulated.
+            one(**features())
+            one.queue.commit()
+
+
 def test_connector_is_there_only_for_different_widths():
     assert not any('connector' in key for key in build().state_dict())
     loss = MODELS.build(dict(type='crd_plugin.CoCoRDLoss', s_channels=6, t_channels=9, **SIZES))

@@ -203,6 +203,30 @@ def test_relaxed_positive(loss):
     assert loss.bank.pending.sample_idx.tolist() == [4]
 
 
+def test_positives_of_another_sample_are_refused(loss):
+    *feats, ids = batch([4, 9])
+    contrast_idx = torch.arange(18).view(2, 9)
+    contrast_idx[:, 0] = torch.tensor([8, 10])  # of the class of 4, but not of 9
+    message = 'contrast_idx: the positive of sample 9 is 10, expected the sample itself or one of'
+    with pytest.raises(ValueError, match=message):
+        loss(*feats, ids, contrast_idx=contrast_idx)
+    # Without labels none but the sample.
+    for labels in (None, torch.full((40,), -1)):
+        loss.bank.resize(40, labels)
+        with pytest.raises(ValueError, match='the positive of sample 4 is 8'):
+            loss.draw(ids, contrast_idx)
+
+
+def test_samples_without_a_class():
+    labels = torch.arange(40) % 4 - 1
+    losses = [CRDLoss(6, 8, exclude=exclude) for exclude in ('class', 'instance')]
+    for loss in losses:
+        loss.bank.resize(40, labels)
+    with pytest.raises(ValueError, match="labels has -1, but exclude='class' needs classes from 0"):
+        losses[0](*batch([4, 9]))
+    assert losses[1](*batch([4, 9])) > 0
+
+
 def test_a_batch_of_one_and_more_negatives_than_rows():
     loss = CRDLoss(6, 1000)
     loss.bank.resize(5, torch.tensor([0, 1, 1, 1, 1]))
@@ -210,6 +234,36 @@ def test_a_batch_of_one_and_more_negatives_than_rows():
     value = loss(s, t, ids)
     value.backward()
     assert torch.isfinite(value) and torch.isfinite(s.grad).all()
+
+
+def test_a_draw_without_negatives_leaves_z_unset(loss):
+    *feats, ids = batch([4, 8, 12])
+    drawn = loss.draw(ids)
+    alone = drawn._replace(row_key=torch.zeros_like(drawn.row_key))
+    value = loss(*feats, ids, negatives=alone)
+    value.backward()
+    assert value == 0 and feats[0].grad.abs().sum() == 0 and loss.mi_bound.abs() < 1e-6
+    loss.bank.commit()
+    assert not loss.bank.has_z and loss.bank.log_z.isnan().all()
+    assert loss(*feats, ids) > 0
+    loss.bank.commit()
+    assert loss.bank.has_z and loss.bank.log_z.isfinite().all()
+    assert loss(*feats, ids, negatives=alone) > 0  # Positives pull.
+
+
+def test_z_is_the_mean_over_the_anchors_of_all_ranks(loss, monkeypatch):
+    *feats, ids = batch([4, 9])
+    drawn = loss.draw(ids)
+    # Logarithms of sums, and numbers of terms: a rank with two anchors, one without negatives.
+    others = torch.tensor([[[3.0, 4.0], [18.0, 18.0]], [[-math.inf] * 2, [0.0] * 2]]).double()
+    ranks = []
+    monkeypatch.setattr(
+        'crd_plugin.models.losses.crd_loss.all_gather',
+        lambda own: ranks.extend([own, *others]) or ranks,
+    )
+    loss(*feats, ids, negatives=drawn)
+    mean = sum(log_sum.exp() for log_sum, _ in ranks) / sum(number for _, number in ranks)
+    torch.testing.assert_close(loss.bank.pending.log_z, (40 * mean).log())
 
 
 @pytest.mark.cuda
@@ -325,7 +379,7 @@ def test_drawing_checks_the_ids(loss):
         loss.draw(torch.tensor([40]))
     with pytest.raises(ValueError, match='contrast_idx 41 is outside'):
         loss.draw(torch.tensor([4]), torch.full((1, 9), 41))
-    with pytest.raises(RuntimeError, match='without rows: MemoryBankHook is missing'):
+    with pytest.raises(RuntimeError, match=r'MemoryBankHook is missing.*bank.resize\('):
         CRDLoss(6, 8).draw(torch.tensor([4]))
 
 

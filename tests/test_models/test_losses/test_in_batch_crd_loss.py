@@ -11,7 +11,7 @@ from torch import nn
 
 from crd_plugin.models import CRDLoss
 from crd_plugin.models.losses.in_batch_crd_loss import InBatchCRDLoss
-from crd_plugin.ops import critic_loss, draw_negatives, log_partition, nce, row_keys
+from crd_plugin.ops import critic_loss, draw_negatives, nce, partition_sums, row_keys
 from tests.meta_device import replace_autocast
 
 B, D = 6, 5
@@ -62,7 +62,8 @@ def test_nce_takes_its_constants_from_the_first_batch():
     for s, t in (batch(seed=seed) for seed in range(2)):
         anchors, keys = torch.stack([s, t]), [t.detach(), s.detach()]
         if log_z is None:
-            log_z = log_partition(anchors, keys, others(B), 0.07) + math.log(B)
+            log_sum, number = partition_sums(anchors, keys, others(B), 0.07)
+            log_z = log_sum - number.log() + math.log(B)
         expected = nce(anchors, keys, others(B), log_z, 0.07).loss.sum()
         torch.testing.assert_close(loss(s, t), expected)
         torch.testing.assert_close(loss.log_mean, log_z - math.log(B))
@@ -195,6 +196,32 @@ def test_a_batch_of_one_adds_nothing_and_says_so(objective, warned):
         assert value == 0 and s.grad.abs().sum() == 0
     assert not loss._has_z
     assert len(warned) == 1
+
+
+def test_a_first_batch_without_negatives_leaves_z_unset(warned):
+    loss = build()
+    s, t = batch()
+    value = loss(s, t, labels=torch.full((B,), 3))
+    value.backward()
+    assert value == 0 and s.grad.abs().sum() == 0 and loss.mi_bound == 0
+    assert not loss._has_z and loss.log_mean.isnan().all() and len(warned) == 1
+    fresh = build()
+    assert loss(*batch(), labels=LABELS) == fresh(*batch(), labels=LABELS)
+    assert torch.equal(loss.log_mean, fresh.log_mean)
+    # Later ones have it: positives pull.
+    assert loss(*batch(), labels=torch.full((B,), 3)) > 0
+
+
+def test_constants_of_rare_classes_are_means_over_anchors():
+    """Every anchor counts as one positive and K negatives, however many it has."""
+    loss, labels = build(temperature=0.3), torch.tensor([0, 0, 0, 0, 0, 1])
+    s, t = batch()
+    loss(s, t, labels=labels)
+    e = torch.exp(s @ t.t() / 0.3).detach()
+    for side, found in zip((e, e.t()), loss.log_mean):
+        means = [side[i][labels != labels[i]].mean() for i in range(B)]
+        expected = sum(side[i, i] + (B - 1) * means[i] for i in range(B)) / B**2
+        torch.testing.assert_close(found, expected.log())
 
 
 def test_last_batch_of_another_size():

@@ -230,3 +230,12 @@ def test_maps_that_cannot_be_reconstructed():
         FTLoss().reconstruction(TEACHER[1])
     with pytest.raises(ValueError, match='t_channels is 6, but .* have 4'):
         FT.reconstruction(STUDENT[1])
+
+
+@pytest.mark.parametrize('loss', [AB, FITNET, FT, VID], ids=lambda loss: type(loss).__name__)
+def test_layers_of_known_sizes_stay_when_sizes_are_inferred(loss):
+    """An optimizer may hold their parameters."""
+    layer = slice(1, 2) if isinstance(loss, (FitNetLoss, FTLoss)) else slice(None)
+    before = list(loss.parameters())
+    loss.infer_width(STUDENT[layer], TEACHER[layer])
+    assert list(map(id, loss.parameters())) == list(map(id, before))
