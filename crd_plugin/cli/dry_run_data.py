@@ -18,13 +18,13 @@ from mmengine.config import Config
 from mmengine.dataset import default_collate
 from mmengine.fileio import load
 from mmengine.registry import DATASETS, HOOKS
-from mmengine.runner import BaseLoop
+from mmengine.runner import BaseLoop, EpochBasedTrainLoop, IterBasedTrainLoop
 from mmpretrain.datasets import BaseDataset
 from torch import Tensor, nn
 
 from crd_plugin.checkpoints.publish import parse_config_text
 from crd_plugin.compat import CheckpointError, load_checkpoint_file
-from crd_plugin.engine import CoCoRDHook, MemoryBankHook
+from crd_plugin.engine import CheckpointHook, CoCoRDHook, MemoryBankHook
 from crd_plugin.engine.hooks.memory_bank_hook import index_dataset
 from crd_plugin.models.key_queue import KeyQueue
 from crd_plugin.models.memory_bank import MemoryBank
@@ -58,13 +58,6 @@ class _StandIn(BaseDataset):
         sample = dict(img=image, img_shape=(height, width), img_path=self._file.name)
         sample['gt_seg_map'] = labels
         return [dict(sample, gt_label=i % number) for i in range(_STAND_INS)]
-
-
-class _Loop(BaseLoop):
-    """Stands for the training loop in which hooks find the data set."""
-
-    def run(self) -> None:
-        """Do nothing."""
 
 
 @dataclass
@@ -215,9 +208,9 @@ def prepare(
     remarks: list[str] = []
     logger = SimpleNamespace(info=remarks.append)
     runner = SimpleNamespace(model=model, hooks=hooks, seed=0, logger=logger)
-    runner._train_loop = runner.train_loop = _Loop(runner, SimpleNamespace(dataset=dataset))
+    runner._train_loop = runner.train_loop = _loop(cfg, runner, dataset)
     for hook in hooks:
-        if isinstance(hook, (MemoryBankHook, CoCoRDHook)):
+        if isinstance(hook, (MemoryBankHook, CoCoRDHook, CheckpointHook)):
             hook.before_run(runner)
     if data.rows == known:
         report.notes += [remark for remark in remarks if 'negatives' in remark]
@@ -225,6 +218,16 @@ def prepare(
         mib = known and bank.num_bytes / data.rows * known / 2**20
         report.banks.append(BankRow(name, known, bank.embed_dim, mib, data.rows))
     return batch
+
+
+def _loop(cfg: Mapping[str, Any], runner: Any, dataset: Any) -> BaseLoop:
+    """Stand-in for the training loop, of its class, in which hooks find the data set."""
+    train_cfg = cfg.get('train_cfg') or dict(by_epoch=True)
+    plain = EpochBasedTrainLoop if train_cfg.get('by_epoch') else IterBasedTrainLoop
+    loop = object.__new__(find_type(train_cfg.get('type')) or plain)
+    # A loop of iterations would start the workers of its loader.
+    BaseLoop.__init__(loop, runner, SimpleNamespace(dataset=dataset))
+    return loop
 
 
 def _build_hooks(model: nn.Module, cfg: Mapping[str, Any]) -> list[Any]:

@@ -386,6 +386,12 @@ val_dataloader.dataset.pipeline = [dict(type='Resize', scale='big')]
 default_hooks.checkpoint = dict(type='CheckpointHook', save_best='accuracy/top3', rule='less')
 > 'accuracy/top3', but validation gives accuracy/top1, accuracy/top5.
 
+default_hooks.checkpoint.by_epoch = False
+> by_epoch is False, but the training loop counts epochs
+
+train_cfg = dict(by_epoch=False, max_iters=20)
+> by_epoch is True, but the training loop counts iterations, so a run that is interrupted could not
+
 param_scheduler = dict(type='CosineAnnealingLR', end=10, foo=1)
 > param_scheduler: CosineAnnealingParamScheduler.__init__() got an unexpected keyword argument 'foo'
 

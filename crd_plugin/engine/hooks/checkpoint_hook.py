@@ -13,7 +13,7 @@ from mmengine.config import Config
 from mmengine.dist import is_main_process
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.model import is_model_wrapper
-from mmengine.runner import BaseLoop, Runner
+from mmengine.runner import BaseLoop, EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from torch import Tensor, nn
 
 from crd_plugin.registry import HOOKS
@@ -40,6 +40,8 @@ class CheckpointHook(hooks.CheckpointHook):
 
     Raises:
         TypeError: If it has no such argument.
+        ValueError: Before training, if it counts epochs and the training loop iterations, or the
+            other way round: what it saved could not be resumed.
     """
 
     file_backend: Any
@@ -50,6 +52,18 @@ class CheckpointHook(hooks.CheckpointHook):
         # MMEngine hands the rest to the runner at the first save, which is an epoch late.
         for name in set(self.args) - set(inspect.signature(Runner.save_checkpoint).parameters):
             raise TypeError(f'CheckpointHook got an unexpected keyword argument {name!r}')
+
+    def before_run(self, runner) -> None:
+        """Compare what the hook counts with what the training loop counts."""
+        other, unit = EpochBasedTrainLoop, 'epochs'
+        if self.by_epoch:
+            other, unit = IterBasedTrainLoop, 'iterations'
+        if isinstance(runner._train_loop, other):
+            raise ValueError(
+                f'default_hooks.checkpoint.by_epoch is {self.by_epoch}, but the training loop '
+                f'counts {unit}, so a run that is interrupted could not be resumed; set '
+                f'by_epoch={not self.by_epoch}, and interval in {unit}.'
+            )
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         """Let a run that is resumed follow its config."""
