@@ -10,7 +10,7 @@ from typing import Any
 
 from mmengine import hooks
 from mmengine.config import Config
-from mmengine.dist import is_main_process
+from mmengine.dist import broadcast, is_main_process
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.model import is_model_wrapper
 from mmengine.runner import BaseLoop, EpochBasedTrainLoop, IterBasedTrainLoop, Runner
@@ -32,6 +32,7 @@ class CheckpointHook(hooks.CheckpointHook):
       ``*.part`` and then renamed; outdated ones are removed after that.
     * Every rank enters the ``gather_rows_for_checkpoint()`` of each module that has one, within
       which ``state_dict()`` on rank 0 holds the state of all ranks.
+    * All ranks validate with the running statistics of batch norm that rank 0 saves.
     * A run that is resumed makes up a lost validation, and follows its config where the settings of
       optimizer, schedules or batches differ from the checkpoint's, which is logged.
 
@@ -102,6 +103,13 @@ class CheckpointHook(hooks.CheckpointHook):
         if self._resumed:
             self._resumed = False
             self._go_on(runner)
+
+    def before_val_epoch(self, runner) -> None:
+        """Give all ranks the running statistics of rank 0; training does not read them."""
+        for module in runner.model.modules():
+            if getattr(module, 'running_mean', None) is not None:
+                for statistic in module.buffers(recurse=False):
+                    broadcast(statistic)
 
     def after_val_epoch(self, runner, metrics: dict) -> None:
         """Note that the epoch is validated; save the checkpoint if it is the best."""
