@@ -1,7 +1,6 @@
 """What a dry run reads: data sets, weights, and how the teacher's images were normalised."""
 
 import hashlib
-import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -29,7 +28,7 @@ from crd_plugin.engine.hooks.memory_bank_hook import index_dataset
 from crd_plugin.models.key_queue import KeyQueue
 from crd_plugin.models.memory_bank import MemoryBank
 
-from .arguments import without_files
+from .arguments import rank_and_ranks, without_files
 from .dry_run_report import BankRow, DryRunReport
 from .lookup import PlacedError, arguments_of, find_type, one_line, walk
 
@@ -153,7 +152,8 @@ def ends_with_one_sample(cfg: Mapping[str, Any], data: Data) -> bool:
     sampler, batch_size = (loader.get('sampler') or {}).get('type'), loader.get('batch_size')
     if data.num_samples is None or batch_size is None or sampler != 'DefaultSampler':
         return False  # it is not known
-    samples = -(-len(data.dataset) // int(os.environ.get('WORLD_SIZE', 1)))
+    _, ranks = rank_and_ranks(cfg.get('launcher', 'none'))
+    samples = -(-len(data.dataset) // ranks)
     if loader.get('drop_last') and samples < batch_size:
         raise PlacedError(
             f'train_dataloader: {samples} samples per process, batch_size={batch_size} and '

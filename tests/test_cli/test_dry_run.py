@@ -699,10 +699,15 @@ def test_metrics_that_choose_the_best_checkpoint():
         assert check(edited({'default_hooks.checkpoint': hook})).problems == []
 
 
-def test_number_of_batches(monkeypatch):
+@pytest.mark.parametrize(
+    'launcher, variable',
+    [('pytorch', 'WORLD_SIZE'), ('slurm', 'SLURM_NTASKS'), ('mpi', 'OMPI_COMM_WORLD_SIZE')],
+)
+def test_number_of_batches(monkeypatch, launcher, variable):
     assert sizes(21, drop_last=False).problems == [] and sizes(20).problems == []
-    monkeypatch.setenv('WORLD_SIZE', '2')
-    assert '10 samples per process' in only(sizes(11))
+    monkeypatch.setenv(variable, '2')
+    assert sizes(20).problems == []  # without a launcher there is one process
+    assert '10 samples per process' in only(sizes(11, changes=dict(launcher=launcher)))
 
 
 def sizes(batch_size, drop_last=True, changes=()):
