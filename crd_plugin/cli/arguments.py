@@ -219,7 +219,7 @@ def build_runner(cfg: Config) -> Runner:
 
     use_load_checkpoint_file()
     use_pretrained_init()
-    _log_to_file(cfg)
+    log_to_file(cfg)
     if cfg.get('randomness', {}).get('deterministic'):
         # cuBLAS reads it when it is first used, and is refused without it.
         os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
@@ -232,8 +232,8 @@ def build_runner(cfg: Config) -> Runner:
     return runner
 
 
-def _log_to_file(cfg: Config) -> None:
-    """Keep the file that tables are made of, whatever other backends show the numbers."""
+def log_to_file(cfg: dict[str, Any]) -> None:
+    """Have a config write the file that tables are made of, beside what other backends show."""
     visualizer = cfg.get('visualizer')
     if not isinstance(visualizer, dict):
         return  # MMEngine's own writes the file

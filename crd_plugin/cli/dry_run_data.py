@@ -17,7 +17,7 @@ from mmengine.config import Config
 from mmengine.dataset import default_collate
 from mmengine.fileio import load
 from mmengine.registry import DATASETS, HOOKS
-from mmengine.runner import BaseLoop, EpochBasedTrainLoop, IterBasedTrainLoop
+from mmengine.runner import BaseLoop, EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from mmpretrain.datasets import BaseDataset
 from torch import Tensor, nn
 
@@ -30,7 +30,7 @@ from crd_plugin.models.memory_bank import MemoryBank
 
 from .arguments import rank_and_ranks, without_files
 from .dry_run_report import BankRow, DryRunReport
-from .lookup import PlacedError, arguments_of, find_type, one_line, walk
+from .lookup import PlacedError, arguments_of, find_type, one_line, walk, within
 
 # What widths are inferred with where a config does not say it.
 INPUT_SHAPE = (3, 32, 32)
@@ -143,6 +143,10 @@ def read_data(
             raise PlacedError(text) from error
         data.dataset = _stand_in(dataset_cfg, cfg, size)
         notes.append(f'{text} Random images stand in for it.')
+    # The tools keep no workers where there are none.
+    options = dict(dataset=dict(type=lambda: data.dataset), persistent_workers=False)
+    with within(loader):
+        Runner.build_dataloader({**cfg[loader], **options}, seed=0)
     return data
 
 
@@ -233,10 +237,14 @@ def _loop(cfg: Mapping[str, Any], runner: Any, dataset: Any) -> BaseLoop:
 def _build_hooks(model: nn.Module, cfg: Mapping[str, Any]) -> list[Any]:
     """Build every hook; one must write what a forward pass leaves behind."""
     hooks = []
-    for hook in [*(cfg.get('default_hooks') or {}).values(), *(cfg.get('custom_hooks') or ())]:
-        with suppress(RuntimeError):  # some ask for the runner's visualizer
+    given = {f'default_hooks.{k}': hook for k, hook in (cfg.get('default_hooks') or {}).items()}
+    given |= {f'custom_hooks[{i}]': hook for i, hook in enumerate(cfg.get('custom_hooks') or ())}
+    for place, hook in given.items():
+        with suppress(RuntimeError), within(place):  # some ask for the runner's visualizer
+            if isinstance(hook, Mapping):  # the runner takes out how early it is called
+                hook = {k: v for k, v in hook.items() if k != 'priority'}
             if hook:
-                hooks.append(HOOKS.build({k: v for k, v in hook.items() if k != 'priority'}))
+                hooks.append(HOOKS.build(hook))
     for state, writer in ((MemoryBank, MemoryBankHook), (KeyQueue, CoCoRDHook)):
         is_left = any(isinstance(module, state) for module in model.modules())
         if is_left and not any(isinstance(hook, writer) for hook in hooks):

@@ -40,7 +40,7 @@ class CheckpointHook(hooks.CheckpointHook):
         **kwargs: Arguments of ``mmengine.hooks.CheckpointHook``.
 
     Raises:
-        TypeError: If it has no such argument.
+        TypeError: If it has no such argument, or ``out_dir`` is not a path.
         ValueError: Before training, if it counts epochs and the training loop iterations, or the
             other way round: what it saved could not be resumed.
     """
@@ -53,6 +53,8 @@ class CheckpointHook(hooks.CheckpointHook):
         # MMEngine hands the rest to the runner at the first save, which is an epoch late.
         for name in set(self.args) - set(inspect.signature(Runner.save_checkpoint).parameters):
             raise TypeError(f'CheckpointHook got an unexpected keyword argument {name!r}')
+        if not isinstance(self.out_dir, (str, Path, type(None))):
+            raise TypeError(f'out_dir is {self.out_dir!r}, expected the path of a folder.')
 
     def before_run(self, runner) -> None:
         """Compare what the hook counts with what the training loop counts."""
