@@ -192,6 +192,28 @@ def train_wrapped(folder: Path, broadcast_buffers: bool) -> dict:
     )
 
 
+def validate(folder: Path, name: str, **changes) -> dict:
+    """Train two epochs; returns the statistics that each validation uses and what it gives."""
+    seen: dict = dict(statistics=[], metrics=[])
+
+    def before_val_iter(runner, batch_idx: int, data_batch=None) -> None:
+        seen['statistics'].append(copy.deepcopy(runner.model.module.student.backbone.bn))
+
+    def after_val_epoch(runner, metrics: dict) -> None:
+        seen['metrics'].append(metrics)
+
+    watches = [
+        small_runs.Watch('before_val_iter', before_val_iter),
+        small_runs.Watch('after_val_epoch', after_val_epoch),
+    ]
+    runner = small_runs.build(
+        folder / name, *watches, launcher='pytorch', train_cfg__max_epochs=2, **changes
+    )
+    runner.train()
+    seen['statistics'] = [bn.state_dict() for bn in seen['statistics']]
+    return seen
+
+
 def train_online(folder: Path) -> dict:
     """Two epochs of Online KD, whose branches and gate are trained as well."""
     runner = small_runs.build(
@@ -234,3 +256,6 @@ def work(rank: int, folder: str) -> None:
             if world == 2:
                 result['wrapped'] = [train_wrapped(place, value) for value in (False, True)]
                 result['online'] = train_online(place)
+                result['validated'] = validate(place, 'validated')
+                resume = dict(resume=True, load_from=str(place / 'validated/epoch_1.pth'))
+                result['resumed'] = validate(place, 'resumed', **resume)

@@ -14,6 +14,7 @@ import logging
 import os
 import os.path as osp
 import re
+import shutil
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -28,7 +29,7 @@ from crd_plugin.compat import CheckpointError, use_load_checkpoint_file
 if TYPE_CHECKING:
     from mmengine.runner import Runner
 
-# Variables that a launcher sets, and what starts it.
+# Variables that a launcher sets, rank and number of ranks first, and what starts it.
 _LAUNCHERS = dict(
     pytorch=('RANK WORLD_SIZE MASTER_ADDR MASTER_PORT', 'torchrun or tools/dist_train.sh'),
     slurm=('SLURM_PROCID SLURM_NTASKS SLURM_NODELIST', 'srun or tools/slurm_train.sh'),
@@ -161,13 +162,13 @@ def merge_common_arguments(cfg: Config, args: argparse.Namespace) -> None:
     ``--cfg-options`` has the last word, except that pinned memory and persistent workers are
     switched off where they cannot work.
     """
-    _check_launcher(args)
-    import torch
-
     cfg.launcher = args.launcher
     given = args.work_dir or cfg.get('work_dir')
     cfg.work_dir = given or osp.join('./work_dirs', Path(args.config).stem)
     merge_options(cfg, args.cfg_options)
+    _check_launcher(cfg.launcher, args.local_rank)
+    import torch
+
     # Pinning without a GPU only makes torch warn.
     pin = torch.cuda.is_available() and not args.no_pin_memory
     persist = not getattr(args, 'no_persistent_workers', False)
@@ -179,18 +180,34 @@ def merge_common_arguments(cfg: Config, args: argparse.Namespace) -> None:
         loader.persistent_workers = persistent and loader.get('num_workers', 0) > 0
 
 
-def _check_launcher(args: argparse.Namespace) -> None:
-    """Check the variables that a launcher has to set."""
-    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    if args.launcher == 'none':
+def _check_launcher(launcher: str, local_rank: int) -> None:
+    """Check what a launcher has to set."""
+    os.environ.setdefault('LOCAL_RANK', str(local_rank))
+    if launcher == 'none':
         return
-    variables, program = _LAUNCHERS[args.launcher]
+    if launcher not in _LAUNCHERS:
+        raise UsageError(f'launcher is {launcher!r}, expected none, {", ".join(_LAUNCHERS)}.')
+    variables, program = _LAUNCHERS[launcher]
     missing = [name for name in variables.split() if name not in os.environ]
     if missing:
         raise UsageError(
-            f'--launcher {args.launcher} needs the environment variables {", ".join(missing)}; '
+            f'--launcher {launcher} needs the environment variables {", ".join(missing)}; '
             f'start the script with {program}.'
         )
+    if launcher == 'slurm' and 'MASTER_ADDR' not in os.environ and not shutil.which('scontrol'):
+        raise UsageError(
+            '--launcher slurm asks scontrol for the address of the first node, but there is no '
+            'scontrol here, as in a container; set the environment variable MASTER_ADDR to the '
+            'name of that node.'
+        )
+
+
+def rank_and_ranks(launcher: str) -> tuple[int, int]:
+    """Return the rank of this process and the number of ranks, as its launcher has set them."""
+    if launcher not in _LAUNCHERS:
+        return 0, 1
+    rank, ranks = _LAUNCHERS[launcher][0].split()[:2]
+    return int(os.environ.get(rank, 0)), int(os.environ.get(ranks, 1))
 
 
 def build_runner(cfg: Config) -> Runner:
@@ -204,7 +221,7 @@ def build_runner(cfg: Config) -> Runner:
 
     use_load_checkpoint_file()
     use_pretrained_init()
-    _log_to_file(cfg)
+    log_to_file(cfg)
     if cfg.get('randomness', {}).get('deterministic'):
         # cuBLAS reads it when it is first used, and is refused without it.
         os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
@@ -218,8 +235,8 @@ def build_runner(cfg: Config) -> Runner:
     return runner
 
 
-def _log_to_file(cfg: Config) -> None:
-    """Keep the file that tables are made of, whatever other backends show the numbers."""
+def log_to_file(cfg: dict[str, Any]) -> None:
+    """Have a config write the file that tables are made of, beside what other backends show."""
     visualizer = cfg.get('visualizer')
     if not isinstance(visualizer, dict):
         return  # MMEngine's own writes the file
@@ -240,8 +257,7 @@ def _log_to_file(cfg: Config) -> None:
 
 def try_out(cfg: Config) -> list[str]:
     """Run the dry run before training, on rank 0; return its notes, raise its problem."""
-    ranks = ('RANK', 'SLURM_PROCID', 'OMPI_COMM_WORLD_RANK')
-    if cfg.launcher != 'none' and any(os.environ.get(name, '0') != '0' for name in ranks):
+    if rank_and_ranks(cfg.launcher)[0]:
         return []
     from .dry_run import run_dry
 

@@ -8,6 +8,7 @@ import copy
 import logging
 import os.path as osp
 import random
+import tempfile
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,8 +21,9 @@ from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.logging import MMLogger
 from mmengine.optim import OptimWrapper, build_optim_wrapper
-from mmengine.registry import MODELS, PARAM_SCHEDULERS, DefaultScope
+from mmengine.registry import MODELS, PARAM_SCHEDULERS, VISUALIZERS, DefaultScope
 from mmengine.runner import Runner
+from mmengine.visualization import TensorboardVisBackend
 
 from crd_plugin.compat import load_checkpoint_file
 from crd_plugin.datasets._checks import check_same_classes
@@ -31,7 +33,7 @@ from crd_plugin.models.algorithms.checkpoints import use_pretrained_init
 from crd_plugin.models.key_queue import KeyQueue
 from crd_plugin.models.memory_bank import MemoryBank
 
-from .arguments import UsageError, check_checkpoint, load_config, merge_options
+from .arguments import UsageError, check_checkpoint, load_config, log_to_file, merge_options
 from .dry_run_data import (
     Data,
     check_classes,
@@ -42,7 +44,7 @@ from .dry_run_data import (
 )
 from .dry_run_report import DryRunReport, LossRow, count_parameters, measure, read_recorders, watch
 from .explain import explain
-from .lookup import PlacedError, one_line
+from .lookup import PlacedError, one_line, walk, within
 from .settings import check_settings
 
 _BATCH_SIZE = 4
@@ -128,9 +130,11 @@ def _run(
     model_cfg = cfg.get('model')
     if not isinstance(model_cfg, dict):
         raise ValueError('the config has no `model`; add one, or a _base_ that has it.')
+    log_to_file(cfg)
     report.problems += check_settings(cfg)
     if report.problems:
         return
+    _try_visualizer(cfg.get('visualizer'))
     if cfg.get('data_preprocessor') is not None:
         model_cfg.setdefault('data_preprocessor', cfg['data_preprocessor'])
     data = read_data(cfg, 'train_dataloader', report.notes, stand_ins)
@@ -167,7 +171,8 @@ def _run(
             "source='contrast_idx')."
         )
     optimizer = copy.deepcopy(cfg.get('optim_wrapper') or dict(optimizer=dict(type='SGD', lr=0.1)))
-    wrapper = build_optim_wrapper(model, optimizer)
+    with within('optim_wrapper'):
+        wrapper = build_optim_wrapper(model, optimizer)
     _try_steps(model, cfg, batch, wrapper, report)
     if ends_with_one:
         _try_one_sample(model, data, wrapper)
@@ -177,9 +182,23 @@ def _run(
     for name, optimizer in _optimizers(wrapper).items():
         own = given[name] if isinstance(given, dict) and 'type' not in given else given
         for scheduler in own if isinstance(own, (list, tuple)) else [own]:
-            PARAM_SCHEDULERS.build(
-                dict(scheduler), default_args=dict(optimizer=optimizer, epoch_length=1)
-            )
+            with within('param_scheduler'):
+                PARAM_SCHEDULERS.build(
+                    scheduler, default_args=dict(optimizer=optimizer, epoch_length=1)
+                )
+
+
+def _try_visualizer(given: dict[str, Any] | None) -> None:
+    """Build the visualizer for a temporary folder, and have TensorBoard open its file there."""
+    if given is None:
+        return  # MMEngine's own
+    with within('visualizer'), tempfile.TemporaryDirectory() as folder:
+        visualizer = VISUALIZERS.build({**given, 'name': folder, 'save_dir': folder})
+        del type(visualizer)._instance_dict[folder]
+        # Others open a run on a server.
+        for backend in visualizer._vis_backends.values():
+            if isinstance(backend, TensorboardVisBackend):
+                backend.experiment.close()
 
 
 def _optimizers(wrapper: OptimWrapper) -> dict[str, OptimWrapper]:
@@ -309,17 +328,26 @@ def _try_validation(
         if getattr(model, 'calculate_student_loss', True):  # else it learns no class by its number
             check_same_classes(data.place, data.classes, train.place, train.classes)
         batch = data.read_batch(2)
-        evaluator = Runner.build_evaluator(None, copy.deepcopy(metrics))
-        evaluator.dataset_meta = getattr(data.dataset, 'metainfo', None)
+        with within(f'{name}_evaluator'):
+            evaluator = Runner.build_evaluator(None, copy.deepcopy(metrics))
+            evaluator.dataset_meta = getattr(data.dataset, 'metainfo', None)
         try:
             evaluator.process(model.val_step(batch), batch)
             results = evaluator.evaluate(2)
         except Exception as error:
             raise PlacedError(f'{name}_evaluator: {one_line(error)}') from error
-        best = ((cfg.get('default_hooks') or {}).get('checkpoint') or {}).get('save_best') or 'auto'
-        for key in [best] if isinstance(best, str) else best:
-            if name == 'val' and key not in (*results, 'auto'):
-                raise PlacedError(
-                    f'default_hooks.checkpoint.save_best has {key!r}, but validation gives '
-                    f'{", ".join(results)}.'
-                )
+        if name == 'val':
+            _check_metrics(cfg, results)
+
+
+def _check_metrics(cfg: Mapping[str, Any], results: Mapping[str, Any]) -> None:
+    """Check that hooks and schedulers look at metrics which the validation gives."""
+    watching = {k: cfg.get(k) for k in ('default_hooks', 'custom_hooks', 'param_scheduler')}
+    for place, part in walk(watching):
+        for name in ('save_best', 'monitor'):
+            keys = part.get(name) or ()
+            for key in [keys] if isinstance(keys, str) else keys:
+                if key not in (*results, 'auto'):
+                    raise PlacedError(
+                        f'{place}.{name} has {key!r}, but validation gives {", ".join(results)}.'
+                    )

@@ -1,7 +1,6 @@
 """What a dry run reads: data sets, weights, and how the teacher's images were normalised."""
 
 import hashlib
-import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -18,21 +17,29 @@ from mmengine.config import Config
 from mmengine.dataset import default_collate
 from mmengine.fileio import load
 from mmengine.registry import DATASETS, HOOKS
-from mmengine.runner import BaseLoop
+from mmengine.runner import BaseLoop, EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from mmpretrain.datasets import BaseDataset
 from torch import Tensor, nn
 
 from crd_plugin.checkpoints.publish import parse_config_text
 from crd_plugin.compat import CheckpointError, load_checkpoint_file
 from crd_plugin.datasets.sample_index import check_sources
-from crd_plugin.engine import CoCoRDHook, MemoryBankHook
+from crd_plugin.engine import CheckpointHook, CoCoRDHook, MemoryBankHook
 from crd_plugin.engine.hooks.memory_bank_hook import index_dataset
 from crd_plugin.models.key_queue import KeyQueue
 from crd_plugin.models.memory_bank import MemoryBank
 
-from .arguments import without_files
+from .arguments import rank_and_ranks, without_files
 from .dry_run_report import BankRow, DryRunReport
-from .lookup import PlacedError, arguments_of, find_type, one_line, walk, wants_complete
+from .lookup import (
+    PlacedError,
+    arguments_of,
+    find_type,
+    one_line,
+    walk,
+    wants_complete,
+    within,
+)
 
 # What widths are inferred with where a config does not say it.
 INPUT_SHAPE = (3, 32, 32)
@@ -59,13 +66,6 @@ class _StandIn(BaseDataset):
         sample = dict(img=image, img_shape=(height, width), img_path=self._file.name)
         sample['gt_seg_map'] = labels
         return [dict(sample, gt_label=i % number) for i in range(_STAND_INS)]
-
-
-class _Loop(BaseLoop):
-    """Stands for the training loop in which hooks find the data set."""
-
-    def run(self) -> None:
-        """Do nothing."""
 
 
 @dataclass
@@ -154,6 +154,10 @@ def read_data(
             raise PlacedError(text) from error
         data.dataset = _stand_in(dataset_cfg, cfg, size)
         notes.append(f'{text} Random images stand in for it.')
+    # The tools keep no workers where there are none.
+    options = dict(dataset=dict(type=lambda: data.dataset), persistent_workers=False)
+    with within(loader):
+        Runner.build_dataloader({**cfg[loader], **options}, seed=0)
     return data
 
 
@@ -163,7 +167,8 @@ def ends_with_one_sample(cfg: Mapping[str, Any], data: Data) -> bool:
     sampler, batch_size = (loader.get('sampler') or {}).get('type'), loader.get('batch_size')
     if data.num_samples is None or batch_size is None or sampler != 'DefaultSampler':
         return False  # it is not known
-    samples = -(-len(data.dataset) // int(os.environ.get('WORLD_SIZE', 1)))
+    _, ranks = rank_and_ranks(cfg.get('launcher', 'none'))
+    samples = -(-len(data.dataset) // ranks)
     if loader.get('drop_last') and samples < batch_size:
         raise PlacedError(
             f'train_dataloader: {samples} samples per process, batch_size={batch_size} and '
@@ -218,9 +223,9 @@ def prepare(
     remarks: list[str] = []
     logger = SimpleNamespace(info=remarks.append)
     runner = SimpleNamespace(model=model, hooks=hooks, seed=0, logger=logger)
-    runner._train_loop = runner.train_loop = _Loop(runner, SimpleNamespace(dataset=dataset))
+    runner._train_loop = runner.train_loop = _loop(cfg, runner, dataset)
     for hook in hooks:
-        if isinstance(hook, (MemoryBankHook, CoCoRDHook)):
+        if isinstance(hook, (MemoryBankHook, CoCoRDHook, CheckpointHook)):
             hook.before_run(runner)
     if data.rows == known:
         report.notes += [remark for remark in remarks if 'negatives' in remark]
@@ -230,13 +235,27 @@ def prepare(
     return batch
 
 
+def _loop(cfg: Mapping[str, Any], runner: Any, dataset: Any) -> BaseLoop:
+    """Stand-in for the training loop, of its class, in which hooks find the data set."""
+    train_cfg = cfg.get('train_cfg') or dict(by_epoch=True)
+    plain = EpochBasedTrainLoop if train_cfg.get('by_epoch') else IterBasedTrainLoop
+    loop = object.__new__(find_type(train_cfg.get('type')) or plain)
+    # A loop of iterations would start the workers of its loader.
+    BaseLoop.__init__(loop, runner, SimpleNamespace(dataset=dataset))
+    return loop
+
+
 def _build_hooks(model: nn.Module, cfg: Mapping[str, Any]) -> list[Any]:
     """Build every hook; one must write what a forward pass leaves behind."""
     hooks = []
-    for hook in [*(cfg.get('default_hooks') or {}).values(), *(cfg.get('custom_hooks') or ())]:
-        with suppress(RuntimeError):  # some ask for the runner's visualizer
+    given = {f'default_hooks.{k}': hook for k, hook in (cfg.get('default_hooks') or {}).items()}
+    given |= {f'custom_hooks[{i}]': hook for i, hook in enumerate(cfg.get('custom_hooks') or ())}
+    for place, hook in given.items():
+        with suppress(RuntimeError), within(place):  # some ask for the runner's visualizer
+            if isinstance(hook, Mapping):  # the runner takes out how early it is called
+                hook = {k: v for k, v in hook.items() if k != 'priority'}
             if hook:
-                hooks.append(HOOKS.build({k: v for k, v in hook.items() if k != 'priority'}))
+                hooks.append(HOOKS.build(hook))
     for state, writer in ((MemoryBank, MemoryBankHook), (KeyQueue, CoCoRDHook)):
         is_left = any(isinstance(module, state) for module in model.modules())
         if is_left and not any(isinstance(hook, writer) for hook in hooks):

@@ -4,6 +4,7 @@ Nothing here knows a method, a loss or a hook. The place of an exception is read
 the dicts that were being built and the modules that were running.
 """
 
+import linecache
 import os.path as osp
 import re
 import traceback
@@ -32,6 +33,7 @@ _UNKNOWN_TYPE = re.compile(r'^(\S+) is not in the (?:\S+::)?(.+?) registry')
 _UNKNOWN_ARGUMENT = re.compile(r"got an unexpected keyword argument '(\w+)'")
 # Raised with a sentence; to others the line of code and the shapes given are added.
 _WITH_SENTENCE = (ValueError, TypeError, OSError, ImportError, CheckpointError)
+_BUILDERS = ('build_from_cfg', 'build_scheduler_from_cfg')
 # A function call on the way to an exception: frame, line, and place in the config.
 _Call = tuple[FrameType, int, str]
 
@@ -42,7 +44,13 @@ def explain(error: BaseException, cfg: Mapping[str, Any]) -> str:
         return one_line(error)
     calls = list(_calls(error, cfg))
     frame, line, place = calls[-1]
+    place = place or getattr(error, 'place', '')
     text, kind = one_line(error), _at(cfg, place).get('type')
+    if isinstance(error, AssertionError) and not error.args:
+        text = linecache.getline(frame.f_code.co_filename, line).strip()
+    built = frame.f_locals.get('cfg')
+    if frame.f_code.co_name in _BUILDERS and isinstance(built, str):
+        return f'{place}: {built!r} is not a dict; write dict(type={built!r}).'
     unknown = _UNKNOWN_TYPE.match(text)
     if isinstance(error, KeyError) and unknown:
         asked = kind if unknown[1] in (kind, f'{kind}{SUFFIX}') else unknown[1]
@@ -73,8 +81,8 @@ def _calls(error: BaseException, cfg: Mapping[str, Any]) -> Iterator[_Call]:
     parts: dict[int, str] = {}
     for frame, line in (call for link in links for call in traceback.walk_tb(link.__traceback__)):
         owner = frame.f_locals.get('self')
-        if frame.f_code.co_name in ('build_from_cfg', 'build_scheduler_from_cfg'):
-            built = _place_of(frame.f_locals.get('cfg', {}), cfg)
+        if frame.f_code.co_name in _BUILDERS and isinstance(frame.f_locals.get('cfg'), Mapping):
+            built = _place_of(frame.f_locals['cfg'], cfg)
             if built:
                 base, place, parts = built, built, {}
         parts = parts or _parts(owner) or _parts(frame.f_locals.get('model'))

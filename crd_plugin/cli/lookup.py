@@ -4,7 +4,7 @@ import difflib
 import inspect
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from typing import Any
 
@@ -21,6 +21,16 @@ SUFFIX = 'Recorder'  # MMRazor appends it to the type of a recorder
 
 class PlacedError(ValueError):
     """A mistake in a config whose message begins with its place."""
+
+
+@contextmanager
+def within(place: str) -> Iterator[None]:
+    """Tell :func:`.explain.explain` which part of a config an exception is about."""
+    try:
+        yield
+    except Exception as error:
+        error.place = place  # type: ignore[attr-defined]
+        raise
 
 
 def walk(cfg: Any, path: str = '') -> Iterator[tuple[str, Any]]:

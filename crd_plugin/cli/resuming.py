@@ -2,7 +2,6 @@
 
 import errno
 import logging
-import os
 import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -14,7 +13,7 @@ from mmengine.logging import MessageHub
 from crd_plugin.compat import CheckpointError, load_checkpoint_file
 
 from . import launch
-from .arguments import UsageError, check_checkpoint
+from .arguments import UsageError, check_checkpoint, rank_and_ranks
 
 POINTER = 'last_checkpoint'
 # The disk, or the user's share of it, is full; Windows has no shares.
@@ -22,8 +21,6 @@ _FULL = {errno.ENOSPC, getattr(errno, 'EDQUOT', errno.ENOSPC)}
 # Without these, nothing is resumed.
 _PARTS = {'meta', 'state_dict', 'message_hub', 'optimizer'}
 _NUMBERED = re.compile(r'(\d+)\.(?:pth|pt|ckpt)$')
-# What says which of the processes this is, by launcher.
-_RANK = dict(pytorch='RANK', slurm='SLURM_PROCID', mpi='OMPI_COMM_WORLD_RANK')
 
 
 def checkpoints(folder: Path, pointer: Path) -> list[Path]:
@@ -100,7 +97,7 @@ def guarded(
     cfg: Config, go_on: str = 'the same command with --resume goes on from'
 ) -> Iterator[None]:
     """Train in a work dir that nobody else uses; end in one line if interrupted or out of space."""
-    first = int(os.environ.get(_RANK.get(cfg.launcher, ''), 0)) == 0
+    first = rank_and_ranks(cfg.launcher)[0] == 0
     work_dir = Path(cfg.work_dir)
     # What torchrun or run_table.py started ends when that is gone; Slurm and MPI end their tasks.
     if cfg.launcher == 'pytorch' or launch.is_watched():

@@ -280,6 +280,27 @@ def test_launcher_without_its_variables(folder, capsys, monkeypatch, launcher, v
     error = error_of(capsys, run(f'train plain.py --launcher {launcher}'))
     assert f'--launcher {launcher} needs' in error and variable in error
     assert error.endswith(f'start the script with {program}.')
+    assert error == error_of(capsys, run(f'train plain.py --cfg-options launcher={launcher}'))
+
+
+def test_an_unknown_launcher(folder):
+    with pytest.raises(cli.UsageError, match="is 'rocket', expected none, pytorch, slurm, mpi."):
+        merged('--cfg-options launcher=rocket')
+
+
+def test_slurm_without_the_address_of_its_first_node(folder, monkeypatch):
+    """MMEngine would take what the shell says of a missing scontrol for it, and wait for ever."""
+    for name in ('PROCID', 'NTASKS', 'NODELIST'):
+        monkeypatch.setenv(f'SLURM_{name}', '1')
+    monkeypatch.delenv('MASTER_ADDR', raising=False)
+    monkeypatch.setenv('PATH', str(folder))
+    with pytest.raises(cli.UsageError, match='no scontrol here, .* set the .* MASTER_ADDR to'):
+        merged('--launcher slurm')
+    monkeypatch.setenv('MASTER_ADDR', 'node-1')
+    assert merged('--launcher slurm').launcher == 'slurm'
+    monkeypatch.delenv('MASTER_ADDR')
+    (folder / 'scontrol').touch(0o755)
+    assert merged('--launcher slurm').launcher == 'slurm'
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,8 @@ import hashlib
 import logging
 import random
 import re
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.registry import MODELS, OPTIM_WRAPPER_CONSTRUCTORS, DefaultScope
+from mmpretrain.visualization import UniversalVisualizer
 from PIL import Image
 from torch._utils import ExceptionWrapper
 
@@ -385,7 +388,46 @@ val_dataloader.dataset.pipeline = [dict(type='Resize', scale='big')]
 > val_dataloader.dataset
 
 default_hooks.checkpoint = dict(type='CheckpointHook', save_best='accuracy/top3', rule='less')
-> 'accuracy/top3', but validation gives accuracy/top1, accuracy/top5.
+> default_hooks.checkpoint.save_best has 'accuracy/top3', but validation gives accuracy/top1, acc
+
+default_hooks.stop = dict(type='EarlyStoppingHook', monitor='accuracy/top-1')
+> default_hooks.stop.monitor has 'accuracy/top-1', but validation gives accuracy/top1, acc
+
+param_scheduler = [dict(type='ReduceOnPlateauLR', monitor='accuracy', rule='greater')]
+> param_scheduler[0].monitor has 'accuracy', but validation gives
+
+custom_hooks.0 = 'EMAHook'
+> custom_hooks[0]: 'EMAHook' is not a dict; write dict(type='EMAHook').
+
+default_hooks.checkpoint.out_dir = 5
+> default_hooks.checkpoint: out_dir is 5, expected the path of a folder.
+
+visualizer.vis_backends = ['TensorBordVisBackend']
+> visualizer.vis_backends[1].type: 'TensorBordVisBackend' is not registered; the nearest
+
+visualizer.vis_backends = [dict(type='LocalVisBackend', scalar_save_file='a.txt')]
+> visualizer.vis_backends[0]: assert scalar_save_file.split('.')[-1] == 'json' (AssertionError in
+
+train_dataloader.prefetch_factor = 2
+> train_dataloader: prefetch_factor option could only be specified in multiprocessing
+
+val_dataloader.sampler.foo = 1
+> val_dataloader.sampler
+
+optim_wrapper.optimizer.lr = [0, 1]
+> optim_wrapper.optimizer: '<' not supported between instances of 'list' and 'float'
+
+param_scheduler = ['StepLR']
+> param_scheduler: 'StepLR' is not a dict; write dict(type='StepLR').
+
+val_evaluator = ['Accuracy']
+> val_evaluator: 'str' object has no attribute 'dataset_meta'
+
+default_hooks.checkpoint.by_epoch = False
+> by_epoch is False, but the training loop counts epochs
+
+train_cfg = dict(by_epoch=False, max_iters=20)
+> by_epoch is True, but the training loop counts iterations, so a run that is interrupted could not
 
 param_scheduler = dict(type='CosineAnnealingLR', end=10, foo=1)
 > param_scheduler: CosineAnnealingParamScheduler.__init__() got an unexpected keyword argument 'foo'
@@ -706,16 +748,43 @@ def test_gradient_that_reaches_the_teacher():
     assert rows['teacher.loss'].student == 'none'
 
 
+@pytest.mark.parametrize('missing', [True, False])
+def test_tensorboard_opens_its_file_in_a_folder_that_is_removed(monkeypatch, tmp_path, missing):
+    opened = []
+
+    class Writer:
+        def __init__(self, folder):
+            opened.append(folder)
+
+        close = opened.clear
+
+    module = None if missing else SimpleNamespace(SummaryWriter=Writer)
+    monkeypatch.setitem(sys.modules, 'torch.utils.tensorboard', module)
+    monkeypatch.chdir(tmp_path)
+    before = dict(UniversalVisualizer._instance_dict)
+    report = check(edited({'visualizer.vis_backends': ['TensorboardVisBackend']}, vanilla()))
+    if missing:
+        assert only(report).startswith('visualizer: Please run "pip install future tensorboard"')
+    else:
+        assert report.problems == [] and opened == []
+    assert UniversalVisualizer._instance_dict == before and not list(tmp_path.iterdir())
+
+
 def test_metrics_that_choose_the_best_checkpoint():
     for known in ('accuracy/top5', ['accuracy/top1', 'accuracy/top5'], 'auto', None):
         hook = dict(type='CheckpointHook', save_best=known, rule='greater')
         assert check(edited({'default_hooks.checkpoint': hook})).problems == []
 
 
-def test_number_of_batches(monkeypatch):
+@pytest.mark.parametrize(
+    'launcher, variable',
+    [('pytorch', 'WORLD_SIZE'), ('slurm', 'SLURM_NTASKS'), ('mpi', 'OMPI_COMM_WORLD_SIZE')],
+)
+def test_number_of_batches(monkeypatch, launcher, variable):
     assert sizes(21, drop_last=False).problems == [] and sizes(20).problems == []
-    monkeypatch.setenv('WORLD_SIZE', '2')
-    assert '10 samples per process' in only(sizes(11))
+    monkeypatch.setenv(variable, '2')
+    assert sizes(20).problems == []  # without a launcher there is one process
+    assert '10 samples per process' in only(sizes(11, changes=dict(launcher=launcher)))
 
 
 def sizes(batch_size, drop_last=True, changes=()):

@@ -14,12 +14,18 @@ STEPS = range(5)
 
 
 @pytest.fixture(scope='module')
-def results(tmp_path_factory):
+def pair(tmp_path_factory):
+    """Folder of the group of two ranks, which is in that of the four."""
+    folder = tmp_path_factory.mktemp('ranks') / 'pair'
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture(scope='module')
+def results(pair):
     """What the ranks saw, by world size."""
-    folder = tmp_path_factory.mktemp('ranks')
-    (folder / 'pair').mkdir()
-    four = small_runs.run_ranks(dist_worker.work, folder, 4)
-    return {4: four, 2: [torch.load(folder / f'pair/rank_{rank}.pth') for rank in range(2)]}
+    four = small_runs.run_ranks(dist_worker.work, pair.parent, 4)
+    return {4: four, 2: [torch.load(pair / f'rank_{rank}.pth') for rank in range(2)]}
 
 
 @pytest.fixture(scope='module')
@@ -137,6 +143,28 @@ def test_online_kd_trains_equal_weights(results):
         assert _same_bits(value, second['end'][name]), name
         assert value.isfinite().all()
         assert not torch.equal(value, first['start'][name]), name
+
+
+def test_what_is_validated_is_what_is_saved(results, pair):
+    """Each rank predicts a part of the set, and the file has the statistics of rank 0."""
+    ranks = [rank['validated'] for rank in results[2]]
+    for epoch in (1, 2):
+        path = pair / f'validated/epoch_{epoch}.pth'
+        saved = small_runs.student_of(small_runs.load(path))
+        for rank in ranks:
+            for key, value in rank['statistics'][epoch - 1].items():
+                assert _same_bits(value, saved[f'backbone.bn.{key}']), (epoch, key)
+        tested = small_runs.build(pair / 'tested', load_from=str(path)).test()
+        assert ranks[0]['metrics'][epoch - 1] == tested
+
+
+def test_a_resumed_run_validates_as_an_uninterrupted_one(results):
+    """All its ranks begin with the statistics of rank 0; training does not read them."""
+    for rank in results[2]:
+        whole, resumed = rank['validated'], rank['resumed']
+        assert resumed['metrics'] == whole['metrics']
+        for found, expected in zip(resumed['statistics'], whole['statistics'], strict=True):
+            assert all(_same_bits(found[key], expected[key]) for key in expected)
 
 
 def _same_bits(first: torch.Tensor, second: torch.Tensor) -> bool:

@@ -10,10 +10,10 @@ from typing import Any
 
 from mmengine import hooks
 from mmengine.config import Config
-from mmengine.dist import is_main_process
+from mmengine.dist import broadcast, is_main_process
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.model import is_model_wrapper
-from mmengine.runner import BaseLoop, Runner
+from mmengine.runner import BaseLoop, EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from torch import Tensor, nn
 
 from crd_plugin.registry import HOOKS
@@ -32,6 +32,7 @@ class CheckpointHook(hooks.CheckpointHook):
       ``*.part`` and then renamed; outdated ones are removed after that.
     * Every rank enters the ``gather_rows_for_checkpoint()`` of each module that has one, within
       which ``state_dict()`` on rank 0 holds the state of all ranks.
+    * All ranks validate with the running statistics of batch norm that rank 0 saves.
     * A run that is resumed makes up a lost validation, and follows its config where the settings of
       optimizer, schedules or batches differ from the checkpoint's, which is logged.
 
@@ -39,7 +40,9 @@ class CheckpointHook(hooks.CheckpointHook):
         **kwargs: Arguments of ``mmengine.hooks.CheckpointHook``.
 
     Raises:
-        TypeError: If it has no such argument.
+        TypeError: If it has no such argument, or ``out_dir`` is not a path.
+        ValueError: Before training, if it counts epochs and the training loop iterations, or the
+            other way round: what it saved could not be resumed.
     """
 
     file_backend: Any
@@ -50,6 +53,20 @@ class CheckpointHook(hooks.CheckpointHook):
         # MMEngine hands the rest to the runner at the first save, which is an epoch late.
         for name in set(self.args) - set(inspect.signature(Runner.save_checkpoint).parameters):
             raise TypeError(f'CheckpointHook got an unexpected keyword argument {name!r}')
+        if not isinstance(self.out_dir, (str, Path, type(None))):
+            raise TypeError(f'out_dir is {self.out_dir!r}, expected the path of a folder.')
+
+    def before_run(self, runner) -> None:
+        """Compare what the hook counts with what the training loop counts."""
+        other, unit = EpochBasedTrainLoop, 'epochs'
+        if self.by_epoch:
+            other, unit = IterBasedTrainLoop, 'iterations'
+        if isinstance(runner._train_loop, other):
+            raise ValueError(
+                f'default_hooks.checkpoint.by_epoch is {self.by_epoch}, but the training loop '
+                f'counts {unit}, so a run that is interrupted could not be resumed; set '
+                f'by_epoch={not self.by_epoch}, and interval in {unit}.'
+            )
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         """Let a run that is resumed follow its config."""
@@ -88,6 +105,13 @@ class CheckpointHook(hooks.CheckpointHook):
         if self._resumed:
             self._resumed = False
             self._go_on(runner)
+
+    def before_val_epoch(self, runner) -> None:
+        """Give all ranks the running statistics of rank 0; training does not read them."""
+        for module in runner.model.modules():
+            if getattr(module, 'running_mean', None) is not None:
+                for statistic in module.buffers(recurse=False):
+                    broadcast(statistic)
 
     def after_val_epoch(self, runner, metrics: dict) -> None:
         """Note that the epoch is validated; save the checkpoint if it is the best."""

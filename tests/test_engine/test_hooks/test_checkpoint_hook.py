@@ -263,6 +263,9 @@ BEST = dict(
 )
 
 
+ITERATIONS = dict(_delete_=True, type='IterBasedTrainLoop', max_iters=8, val_interval=4)
+
+
 def die_at(epoch):
     """A hook that ends the run after a number of epochs, before their validation has ended."""
 
@@ -320,7 +323,7 @@ def test_a_lost_validation_is_made_up(tmp_path, whole, after):
 
 def test_a_lost_validation_is_made_up_in_a_loop_of_iterations(tmp_path):
     changes = dict(
-        train_cfg=dict(_delete_=True, type='IterBasedTrainLoop', max_iters=8, val_interval=4),
+        train_cfg=ITERATIONS,
         train_dataloader__sampler=dict(_delete_=True, type='InfiniteSampler', shuffle=True),
         default_hooks__checkpoint=dict(by_epoch=False, interval=2),
         default_hooks__logger__log_metric_by_epoch=False,
@@ -361,6 +364,20 @@ def test_a_finished_run_says_so_and_is_left_as_it_is(tmp_path, whole, caplog):
     runner.train()
     assert 'The run is finished: epoch 3 of 3 is done; raise train_cfg.max_epochs' in caplog.text
     assert {path.name: path.read_bytes() for path in folder.glob('*.pth')} == before
+
+
+@pytest.mark.parametrize(
+    'changes, fix',
+    [
+        (dict(default_hooks__checkpoint__by_epoch=False), 'by_epoch=True, and interval in epochs'),
+        (dict(train_cfg=ITERATIONS), 'by_epoch=False, and interval in iterations'),
+    ],
+)
+def test_a_hook_that_does_not_count_what_the_loop_counts(tmp_path, changes, fix):
+    """Its checkpoints would be in the middle of an epoch, or at the end of training alone."""
+    with pytest.raises(ValueError, match=f'default_hooks.checkpoint.by_epoch is .* set {fix}'):
+        small_runs.train(tmp_path, **changes)
+    assert not list(tmp_path.glob('*.pth'))
 
 
 def test_a_copied_work_dir_leaves_the_best_checkpoint_of_the_other_alone(tmp_path, whole):
