@@ -79,8 +79,15 @@ _WITHOUT_TYPE: dict[str, tuple[Any, tuple[str, ...]]] = {
 _PLAIN = ('experiment_name', 'load_from', 'resume', 'work_dir')
 # The least value of numbers, wherever they stand.
 _LEAST = dict(
-    base_batch_size=1, batch_size=1, max_epochs=1, max_iters=1, num_workers=0, val_interval=1
+    base_batch_size=1,
+    batch_size=1,
+    max_epochs=1,
+    max_iters=1,
+    num_workers=0,
+    prefetch_factor=1,
+    val_interval=1,
 )
+_MAY_BE_NONE = ('batch_size', 'prefetch_factor')
 _NOT_NEGATIVE = ('loss_weight', 'lr', 'momentum', 'weight_decay')
 _POSITIVE = ('tau', 'temperature')
 _LIMITS = ('clip_value', 'max_norm')  # of gradients; infinity only watches them
@@ -181,7 +188,7 @@ def _check_part(part: Mapping[str, Any], path: str) -> Iterator[str]:
         yield from _check_types(part, path, found)
     for key, value in () if ours else part.items():  # ours check ranges when they are built
         expected, number = '', type(value) in (int, float)
-        if key in _LEAST and (key, value) != ('batch_size', None):  # None: no batches
+        if key in _LEAST and (value is not None or key not in _MAY_BE_NONE):
             if type(value) is not int or value < _LEAST[key]:
                 expected = f'an integer of at least {_LEAST[key]}'
         elif key == 'interval' and value == 0:
@@ -190,7 +197,11 @@ def _check_part(part: Mapping[str, Any], path: str) -> Iterator[str]:
             expected = 'a finite number above zero'
         elif key in _LIMITS and not (number and value > 0):
             expected = 'a number above zero'
-        elif key in _NOT_NEGATIVE and number and not 0 <= value < math.inf:
+        elif (
+            key in _NOT_NEGATIVE
+            and (number or key == 'lr')
+            and not (number and 0 <= value < math.inf)
+        ):
             expected = 'a finite number that is not negative'
         if expected:
             yield f'{f"{path}.{key}".lstrip(".")} is {value!r}, expected {expected}.'

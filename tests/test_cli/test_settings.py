@@ -51,6 +51,8 @@ def test_sound_configs():
         ('train_cfg.val_interval', 0, 'val_interval is 0, expected an integer of at least 1.'),
         ('train_dataloader.batch_size', 0, 'batch_size is 0, expected an integer of at least 1.'),
         ('val_dataloader.num_workers', -1, 'num_workers is -1, expected an integer of at least 0'),
+        ('train_dataloader.prefetch_factor', 0, 'is 0, expected an integer of at least 1.'),
+        ('optim_wrapper.optimizer.lr', [0, 1], 'lr is [0, 1], expected a finite number that is no'),
         ('optim_wrapper.optimizer.lr', float('nan'), 'lr is nan, expected a finite number that'),
         ('randomness.seed', -1, 'randomness.seed is -1, expected an integer from 0 to 4294967295'),
         ('randomness.seed', 'x', "randomness.seed is 'x', expected Optional[int]"),
