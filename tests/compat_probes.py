@@ -104,6 +104,17 @@ def scale_gradients_on_cpu():
     assert wrapper.state_dict()['loss_scaler'], 'the scaler is disabled'
 
 
+def copy_parts_of_data_afresh():
+    """Take two parts of a data set."""
+    from mmengine.dataset import BaseDataset
+
+    data = BaseDataset(lazy_init=True)
+    data.data_list, data.serialize_data, data._fully_initialized = [{}, {}], False, True
+    one, other = (data.get_subset([number]) for number in range(2))
+    assert len(one) == len(other) == 1
+    assert one.pipeline is not other.pipeline, 'parts share their pipeline'
+
+
 def start_data_loading_late():
     """Build the iterator of an IterBasedTrainLoop, load a checkpoint, read."""
     from mmengine.runner.loops import _InfiniteDataloaderIterator
@@ -305,6 +316,7 @@ BROKEN = {
     init_dist_on_cpu_pytorch: 'Error',
     init_dist_on_cpu_slurm: 'ZeroDivisionError',
     scale_gradients_on_cpu: 'only available training on gpu',
+    copy_parts_of_data_afresh: 'parts share their pipeline',
     start_data_loading_late: 'started when it was built',
     load_log_history: 'Weights only load failed',
     replace_quantization_tables: 'torch>=1.13',

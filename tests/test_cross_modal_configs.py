@@ -197,7 +197,8 @@ def test_images_that_do_not_fit(files, capsys, name, options, message):
     path = leaf('kd', pair('resnet8'), 'photos-unlabeled')
     if name == 'finetune':
         path = leaf(name, 'resnet8-ab', 'photos-few')
-        options = ['model.backbone_ckpt=None', *options]
+        part = 'train_dataloader.dataset.dataset.indices=8'
+        options = ['model.backbone_ckpt=None', part, *options]
     assert call('train', path, '--cfg-options', *options) == 1
     *_, line = capsys.readouterr().err.splitlines()
     assert re.fullmatch(f'error: {message}', line), line

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -137,6 +138,8 @@ def test_config_loads_and_runs_a_step(code, tmp_path, monkeypatch):
     for prefix in ('../../configs/', 'crd_plugin::', '../'):
         code = code.replace(f"'{prefix}", f"'{REPO}/configs/")
     Path('leaf.py').write_text(code)
+    # TensorBoard is not installed for the tests.
+    monkeypatch.setattr('mmengine.visualization.TensorboardVisBackend.experiment', Mock())
     report = dry_run_file('leaf.py', use_teacher_ckpt=False, batch_size=2)
     assert report.problems == []
     assert all(row.student != 'none' for row in report.losses if row.summed)

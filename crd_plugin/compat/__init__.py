@@ -34,6 +34,7 @@ __all__ = [
 PATCHES: dict[str, Callable[[Any], None]] = {
     'mmengine.config.config': packages.inherit_our_configs,
     'mmengine.config.utils': packages.recognize_standard_library,
+    'mmengine.dataset.base_dataset': training.copy_parts_of_data_afresh,
     'mmengine.dist.utils': training.init_dist_on_cpu,
     'mmengine.model.wrappers.distributed': training.wrap_model_on_cpu,
     'mmengine.optim.optimizer.amp_optimizer_wrapper': training.scale_gradients_on_cpu,

@@ -1,4 +1,4 @@
-"""Patches of training: loops, several processes and mixed precision."""
+"""Patches of training: data, loops, several processes and mixed precision."""
 
 import functools
 import inspect
@@ -7,6 +7,26 @@ from types import ModuleType
 from typing import Any
 
 from .packages import rebind
+
+
+def copy_parts_of_data_afresh(base_dataset: ModuleType) -> None:
+    """Let a part of a data set, as a fold is one, be a copy of that data set alone.
+
+    Breaks: ``BaseDataset.get_subset`` copies with one memory for all copies of a process, which
+    finds an object by its address. So parts share their pipelines, and when a data set is gone and
+    its address used again, the new object is replaced by the old data set. The patch gives each
+    copy a memory of its own. Upstream report: none known.
+    """
+    dataset = base_dataset.BaseDataset
+    copy_without = dataset._copy_without_annotation
+    if not isinstance(inspect.signature(copy_without).parameters['memo'].default, dict):
+        return
+
+    @functools.wraps(copy_without)
+    def _copy_without_annotation(self, memo=None):
+        return copy_without(self, {} if memo is None else memo)
+
+    dataset._copy_without_annotation = _copy_without_annotation
 
 
 def start_data_loading_late(loops: ModuleType) -> None:
