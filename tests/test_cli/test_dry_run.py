@@ -414,7 +414,7 @@ train_dataloader.prefetch_factor = 2
 val_dataloader.sampler.foo = 1
 > val_dataloader.sampler
 
-optim_wrapper.optimizer.lr = [0, 1]
+optim_wrapper.optimizer.weight_decay = [0, 1]
 > optim_wrapper.optimizer: '<' not supported between instances of 'list' and 'float'
 
 param_scheduler = ['StepLR']
