@@ -87,7 +87,6 @@ _LEAST = dict(
     prefetch_factor=1,
     val_interval=1,
 )
-_MAY_BE_NONE = ('batch_size', 'prefetch_factor')
 _NOT_NEGATIVE = ('loss_weight', 'lr', 'momentum', 'weight_decay')
 _POSITIVE = ('tau', 'temperature')
 _LIMITS = ('clip_value', 'max_norm')  # of gradients; infinity only watches them
@@ -154,13 +153,15 @@ def check_settings(cfg: Mapping[str, Any]) -> Iterator[str]:
         yield from _check_mappings(model)
     own = model.get('data_preprocessor') if isinstance(model, Mapping) else None
     shared = given.get('data_preprocessor')
-    if own and shared and bool(own.get('to_rgb')) != bool(shared.get('to_rgb')):
-        yield (
-            f'model.data_preprocessor has to_rgb={bool(own.get("to_rgb"))}, but the '
-            f'data_preprocessor of the data set, which is not used beside it, has '
-            f'to_rgb={bool(shared.get("to_rgb"))}; set both to the same, or the network sees red '
-            'as blue.'
-        )
+    if own and shared:
+        names = ('to_rgb', 'bgr_to_rgb')  # of MMPretrain and of MMEngine
+        ours, theirs = (any(part.get(name) for name in names) for part in (own, shared))
+        if ours != theirs:
+            yield (
+                f'model.data_preprocessor has to_rgb={ours}, but the data_preprocessor of the data '
+                f'set, which is not used beside it, has to_rgb={theirs}; set both to the same, or '
+                'the network sees red as blue.'
+            )
 
 
 def _check_part(part: Mapping[str, Any], path: str) -> Iterator[str]:
@@ -188,18 +189,18 @@ def _check_part(part: Mapping[str, Any], path: str) -> Iterator[str]:
         yield from _check_types(part, path, found)
     for key, value in () if ours else part.items():  # ours check ranges when they are built
         expected, number = '', type(value) in (int, float)
-        if key in _LEAST and (value is not None or key not in _MAY_BE_NONE):
+        if key in _LEAST and (value is not None or path == 'train_cfg'):
             if type(value) is not int or value < _LEAST[key]:
                 expected = f'an integer of at least {_LEAST[key]}'
         elif key == 'interval' and value == 0:
             expected = 'a positive integer, or -1 for never'
         elif key in _POSITIVE and number and not 0 < value < math.inf:
             expected = 'a finite number above zero'
-        elif key in _LIMITS and not (number and value > 0):
+        elif key in _LIMITS and path.endswith('.clip_grad') and not (number and value > 0):
             expected = 'a number above zero'
         elif (
             key in _NOT_NEGATIVE
-            and (number or key == 'lr')
+            and (number or (key == 'lr' and isinstance(value, (list, tuple, str))))
             and not (number and 0 <= value < math.inf)
         ):
             expected = 'a finite number that is not negative'

@@ -143,11 +143,18 @@ def test_sound_limits_of_gradients(clip):
     assert found({'optim_wrapper.clip_grad': clip}) == []
 
 
+def test_none_where_it_is_a_value():
+    changes = {'model.architecture.backbone.max_norm': None, 'optim_wrapper.optimizer.lr': None}
+    assert found({**changes, 'default_hooks.other': dict(max_epochs=None)}) == []
+
+
 def test_a_preprocessor_of_the_model_hides_that_of_the_data_set():
     own = {'model.data_preprocessor': dict(type='mmpretrain.ClsDataPreprocessor', to_rgb=True)}
     own['data_preprocessor'] = dict(type='mmpretrain.ClsDataPreprocessor')
     (problem,) = found(own)
     assert 'model.data_preprocessor has to_rgb=True' in problem and 'has to_rgb=False' in problem
+    assert found({**own, 'data_preprocessor.to_rgb': True}) == []
+    own['model.data_preprocessor'] = dict(type='ImgDataPreprocessor', bgr_to_rgb=True)
     assert found({**own, 'data_preprocessor.to_rgb': True}) == []
     cfg = Config(dict(data_preprocessor={}, model=dict(data_preprocessor=dict(type='A'))))
     with pytest.raises(UsageError, match='mean has no effect: .* set model.data_preprocessor.mean'):
